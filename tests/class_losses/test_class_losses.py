@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Every class loss: scalar formula, numbers of others, and what the registry promises."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests import oracles
+from yolo_lossplug import create_class_loss, list_class_losses
+
+GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "cls_losses.json").read_text(encoding="utf-8"))
+ENTRIES = {entry["name"]: entry for entry in GOLDEN["losses"]}
+COMPARED = {
+    "bce_with_logits": ("bce", {}),
+    "sigmoid_focal_alpha0.25_gamma2": ("focal", {}),
+    "sigmoid_focal_alpha-1_gamma2": ("focal", {"cls_focal_alpha": None}),
+    "sigmoid_focal_alpha0.25_gamma1.5": ("focal", {"cls_focal_gamma": 1.5}),
+    "sigmoid_focal_alpha0.5_gamma0": ("focal", {"cls_focal_alpha": 0.5, "cls_focal_gamma": 0}),
+    "qfl_beta2": ("qfl", {}),
+    "qfl_beta1.5": ("qfl", {"cls_qfl_beta": 1.5}),
+    "varifocal_alpha0.75_gamma2": ("varifocal", {}),
+}
+UNUSUAL = {
+    "focal": {"cls_focal_gamma": 0.7, "cls_focal_alpha": None},
+    "qfl": {"cls_qfl_beta": 0.5},
+    "varifocal": {"cls_vfl_gamma": 0.5, "cls_vfl_alpha": 0.3},
+}
+LOGITS = torch.tensor([-1e4, -200.0, -30, -2, -1e-3, 0, 1e-3, 0.7, 3, 30, 200, 1e4], dtype=torch.float64)
+TARGETS = torch.tensor([0, 1e-6, 0.1, 0.5, 0.9, 1.0], dtype=torch.float64)
+
+
+def grid(dtype=torch.float64, device="cpu"):
+    logits, targets = torch.meshgrid(LOGITS, TARGETS, indexing="ij")
+    return logits.to(device, dtype).clone(), targets.to(device, dtype).clone()
+
+
+@pytest.mark.parametrize("name", list_class_losses())
+def test_equals_the_scalar_formula(name):
+    logits, targets = grid()
+    logits, targets = logits[2:-2], targets[2:-2]
+    for options in ({}, UNUSUAL.get(name, {})):
+        found = create_class_loss(name, **options)(logits, targets)
+        for s, y, value in zip(logits.flatten().tolist(), targets.flatten().tolist(), found.flatten().tolist()):
+            assert value == pytest.approx(oracles.CLASS[name](s, y, **options), rel=1e-9, abs=1e-12), (s, y, options)
+
+
+@pytest.mark.parametrize("entry_name", sorted(COMPARED))
+def test_equals_the_numbers_of_others(entry_name):
+    name, options = COMPARED[entry_name]
+    entry = ENTRIES[entry_name]
+    logits = torch.tensor(GOLDEN["logit"], dtype=torch.float64, requires_grad=True)
+    targets = torch.tensor(GOLDEN["target"], dtype=torch.float64)
+    loss = create_class_loss(name, **options)(logits, targets)
+    loss.sum().backward()
+    expected = torch.tensor(entry["loss"], dtype=torch.float64)
+    expected_gradient = torch.tensor(entry["grad"], dtype=torch.float64)
+    torch.testing.assert_close(loss.detach(), expected, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(logits.grad, expected_gradient, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("name", list_class_losses())
+def test_finite_and_elementwise(name, dtype, device):
+    logits, targets = grid(dtype, device)
+    given = logits.clone(), targets.clone()
+    for options in ({}, UNUSUAL.get(name, {})):
+        logits.requires_grad_().grad = None
+        value = create_class_loss(name, **options)(logits, targets)
+        assert value.shape == logits.shape
+        assert value.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        assert value.isfinite().all() and (value >= 0).all()
+        value.sum().backward()
+        assert logits.grad.isfinite().all()
+        assert torch.equal(logits.detach(), given[0]) and torch.equal(targets, given[1])
+        one_by_one = create_class_loss(name, **options)(logits.detach().flatten()[7:8], targets.flatten()[7:8])
+        torch.testing.assert_close(one_by_one, value.detach().flatten()[7:8])
+
+
+@pytest.mark.parametrize("name", list_class_losses())
+def test_gradcheck_and_no_elements(name):
+    logits = torch.linspace(-3, 3, 8, dtype=torch.float64).requires_grad_()
+    targets = torch.linspace(0, 1, 8, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda x: create_class_loss(name)(x, targets), (logits,))
+    empty = torch.zeros(2, 0, 3, requires_grad=True)
+    create_class_loss(name)(empty, torch.zeros(2, 0, 3)).sum().backward()
+    assert empty.grad.shape == (2, 0, 3)
+
+
+@pytest.mark.parametrize("name", list_class_losses())
+def test_float32_under_autocast_and_no_host_sync(name, device):
+    logits, targets = grid(torch.float32, device)
+    with torch.autocast(device, dtype=torch.bfloat16):
+        half = create_class_loss(name)(logits, targets)
+    assert torch.equal(half, create_class_loss(name)(logits, targets))
+    create_class_loss(name)(logits.to("meta").requires_grad_(), targets.to("meta")).sum().backward()
+
+
+def test_neutral_options_are_bce():
+    logits, targets = grid()
+    expected = create_class_loss("bce")(logits, targets)
+    for name, options in (("focal", {"cls_focal_gamma": 0, "cls_focal_alpha": None}), ("qfl", {"cls_qfl_beta": 0})):
+        torch.testing.assert_close(create_class_loss(name, **options)(logits, targets), expected)
+
+
+def test_calibration_on_soft_targets():
+    """What the notes of `focal` and `qfl` say: only one of them is smallest where the score equals the target."""
+    logits = torch.linspace(-8, 8, 160001, dtype=torch.float64)
+    for target in (0.25, 0.75):
+        targets = torch.full_like(logits, target)
+        best = {n: logits[create_class_loss(n)(logits, targets).argmin()].sigmoid().item() for n in ("qfl", "focal")}
+        assert best["qfl"] == pytest.approx(target, abs=1e-3)
+        assert abs(best["focal"] - target) > 0.1
+
+
+def test_every_loss_has_an_oracle():
+    assert set(list_class_losses()) == set(oracles.CLASS)

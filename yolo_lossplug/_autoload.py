@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""The start-up hook: waits for Ultralytics to be imported, and does nothing until then.
+
+Python runs `start` at every start (see `yolo_lossplug.pth`), so this module imports nothing but `os` and `sys`, never
+raises and never prints. `YOLO_LOSSPLUG=0` switches it off.
+"""
+
+import os
+import sys
+
+WATCHED = (
+    "ultralytics.utils",
+    "ultralytics.utils.torch_utils",
+    "ultralytics.utils.dist",
+    "ultralytics.cfg",
+    "ultralytics.nn.tasks",
+    "ultralytics.engine.model",
+    "ultralytics.engine.trainer",
+)
+problem = ""
+"""Why the plugin could not be enabled on this release of Ultralytics, empty if it could."""
+
+
+class _Loader:
+    """Loads a module as its own loader does, then lets the plugin change it."""
+
+    def __init__(self, loader):
+        self._loader = loader
+
+    def create_module(self, spec):
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module):
+        module.__spec__.loader = module.__loader__ = self._loader
+        self._loader.exec_module(module)
+        _apply(module)
+
+    def __getattr__(self, name):
+        return getattr(self._loader, name)
+
+
+class _Finder:
+    """Finds the watched modules where everybody else would find them."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name not in WATCHED:
+            return None
+        for finder in sys.meta_path:
+            find_spec = None if isinstance(finder, _Finder) else getattr(finder, "find_spec", None)
+            spec = find_spec(name, path, target) if find_spec else None
+            if spec is not None:
+                if hasattr(spec.loader, "exec_module"):
+                    spec.loader = _Loader(spec.loader)
+                return spec
+        return None
+
+
+def start():
+    """Enable the plugin unless `YOLO_LOSSPLUG=0`; what Python calls when it starts."""
+    if os.environ.get("YOLO_LOSSPLUG") != "0":
+        install()
+
+
+def install():
+    """Change what is imported of Ultralytics already, and watch for the rest. A second call does nothing."""
+    global problem
+    if is_installed():
+        return
+    problem = ""
+    sys.meta_path.insert(0, _Finder())
+    for name in WATCHED:
+        module = sys.modules.get(name)
+        if module is not None and not getattr(module.__spec__, "_initializing", False):
+            _apply(module)
+
+
+def uninstall():
+    """Undo every change, and stop watching. A second call does nothing."""
+    sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, _Finder)]
+    patches = sys.modules.get("yolo_lossplug.ultralytics_hook.patches")
+    if patches is not None:
+        patches.revert()
+
+
+def is_installed():
+    """Return whether the plugin is enabled."""
+    return any(isinstance(finder, _Finder) for finder in sys.meta_path)
+
+
+def _apply(module):
+    global problem
+    if not is_installed():
+        return
+    try:
+        from yolo_lossplug.ultralytics_hook import compatibility, patches
+
+        problem = compatibility.unsupported(sys.modules["ultralytics"].__version__)
+        if not problem:
+            patches.apply(module)
+    except Exception as error:  # plain Ultralytics must go on working whatever has happened here
+        problem = f"{type(error).__name__}: {error}"
+    if problem:
+        uninstall()
+        sys.modules.pop("yolo_lossplug", None)  # so that the next `import yolo_lossplug` runs, and says why

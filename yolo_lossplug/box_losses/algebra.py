@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""L = weight · (1 − u + Σ penalties): the form that every IoU-type loss shares, and that modifiers act on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Callable, NamedTuple, Optional
+
+from torch import Tensor
+
+from yolo_lossplug.boxes import Pair
+
+
+class Terms(NamedTuple):
+    """The parts of one overlap loss, before they are put together.
+
+    Attributes:
+        pair: The boxes, as they were given.
+        overlap: u (N,), in [0, 1]; the IoU until a modifier changes it.
+        penalties: What is added to 1 − u, each (N,) and >= 0.
+        weight: Factor of the sum (N,), or None for 1.
+    """
+
+    pair: Pair
+    overlap: Tensor
+    penalties: tuple[Tensor, ...]
+    weight: Optional[Tensor] = None
+
+
+def evaluate(
+    pred: Tensor,
+    target: Tensor,
+    *,
+    base: Callable[[Pair], tuple[Tensor, ...]],
+    modifiers: Sequence[Callable[[Terms], Terms]] = (),
+) -> Tensor:
+    """Return weight · (1 − u + Σ penalties) of each pair.
+
+    Args:
+        pred: Predicted boxes (N, 4), x1 y1 x2 y2, any unit.
+        target: Target boxes (N, 4) in the same unit.
+        base: Gives the penalties of a pair.
+        modifiers: Change the terms, in this order.
+
+    Returns:
+        One loss per pair (N,), >= 0.
+    """
+    pair = Pair(pred, target)
+    terms = Terms(pair, pair.iou, base(pair))
+    for modify in modifiers:
+        terms = modify(terms)
+    loss = sum(terms.penalties, 1 - terms.overlap)
+    return loss if terms.weight is None else terms.weight * loss

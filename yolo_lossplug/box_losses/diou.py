@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Zheng et al., Distance-IoU Loss: Faster and Better Learning for Bounding Box Regression, AAAI 2020."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from yolo_lossplug.boxes import Pair, aspect_angle, ratio
+from yolo_lossplug.registry import overlap_loss
+
+PAPER = "https://arxiv.org/abs/1911.08287"
+
+
+@overlap_loss("diou", formula="1 − IoU + ρ²/c²", paper=PAPER, year=2020)
+def diou(pair: Pair) -> tuple[Tensor, ...]:
+    """DIoU loss = 1 − IoU + ρ²/c², in [0, 2): ρ the distance of the centres, c the enclosing diagonal, Eq. 7.
+
+    Args:
+        pair: Predicted and target boxes.
+
+    Returns:
+        One penalty (N,). Nothing is detached, c² included.
+    """
+    return (pair.centre_distance,)
+
+
+@overlap_loss(
+    "ciou",
+    formula="1 − IoU + ρ²/c² + sg(α)·v",
+    paper=PAPER,
+    year=2020,
+    note="What Ultralytics trains with. The aspect term vanishes for boxes of equal aspect but different size.",
+)
+def ciou(pair: Pair) -> tuple[Tensor, ...]:
+    """CIoU loss = 1 − IoU + ρ²/c² + α·v, in [0, 2.5), Eq. 8 to 11, in the AAAI form: α has no gate at IoU 0.5.
+
+    v = 4/π² · (arctan(W/H) − arctan(w/h))² and α = v / (1 − IoU + v), which is detached.
+
+    Args:
+        pair: Predicted and target boxes.
+
+    Returns:
+        Two penalties (N,): the distance of the centres and the weighted difference of aspect.
+    """
+    v = (4 / math.pi**2) * (aspect_angle(pair.target_size) - aspect_angle(pair.size)).square()
+    alpha = ratio(v, 1 - pair.iou + v).detach()
+    return pair.centre_distance, alpha * v

@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Zhang et al., Focal and Efficient IOU Loss for Accurate Bounding Box Regression, Neurocomputing 2022."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from yolo_lossplug.boxes import Pair, ratio
+from yolo_lossplug.registry import overlap_loss
+
+
+@overlap_loss(
+    "eiou",
+    formula="1 − IoU + ρ²/c² + (w − W)²/cw² + (h − H)²/ch²",
+    paper="https://arxiv.org/abs/2101.08158",
+    year=2022,
+    note="Efficient IoU; other libraries use the same abbreviation for Extended IoU, a different loss.",
+)
+def eiou(pair: Pair) -> tuple[Tensor, ...]:
+    """EIoU loss = 1 − IoU + ρ²/c² + (w − W)²/cw² + (h − H)²/ch², in [0, 4), with cw, ch the enclosing sides.
+
+    Args:
+        pair: Predicted and target boxes.
+
+    Returns:
+        Three penalties (N,): distance of the centres, difference of widths, difference of heights. Nothing is detached.
+    """
+    width, height = ratio((pair.size - pair.target_size).square(), pair.hull_size.square()).unbind(-1)
+    return pair.centre_distance, width, height

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Intersection over union alone, linear and logarithmic."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from yolo_lossplug.boxes import Pair
+from yolo_lossplug.registry import box_loss, overlap_loss
+
+UNITBOX = "https://arxiv.org/abs/1608.01471"
+SMALLEST_IOU = 1e-6
+"""Floor of the IoU under the logarithm: a pair without overlap costs −ln 1e-6 = 13.8155."""
+
+
+@overlap_loss("iou", formula="1 − IoU", paper=UNITBOX, year=2016, note="No gradient for boxes that do not overlap.")
+def iou(pair: Pair) -> tuple[Tensor, ...]:
+    """IoU loss = 1 − IoU, in [0, 1]: the linear form of the loss of Yu et al., UnitBox, ACM MM 2016.
+
+    Args:
+        pair: Predicted and target boxes.
+
+    Returns:
+        No penalties. Nothing is detached.
+    """
+    return ()
+
+
+@box_loss("log-iou", formula="−ln IoU", paper=UNITBOX, year=2016, note="No gradient for boxes that do not overlap.")
+def log_iou(pred: Tensor, target: Tensor) -> Tensor:
+    """Log IoU = −ln max(IoU, 1e-6), in [0, 13.8155]: Yu et al., UnitBox, ACM MM 2016.
+
+    Args:
+        pred: Predicted boxes (N, 4), x1 y1 x2 y2, any unit.
+        target: Target boxes (N, 4), same unit.
+
+    Returns:
+        Loss per pair (N,). Nothing is detached; the gradient is 0 below the floor.
+
+    >>> import torch
+    >>> log_iou(torch.tensor([[1.0, 1, 3, 3]]), torch.tensor([[0.0, 0, 4, 4]]))  # −ln(4/16)
+    tensor([1.3863])
+    """
+    return -Pair(pred, target).iou.clamp(min=SMALLEST_IOU).log()

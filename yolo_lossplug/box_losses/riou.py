@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Wang and Zhang, Single-Shot Two-Pronged Detector with Rectified IoU Loss, ACM MM 2020."""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from typing import Annotated
+
+import torch
+from torch import Tensor
+
+from yolo_lossplug.boxes import Pair
+from yolo_lossplug.registry import Option, box_loss
+
+
+@box_loss(
+    "riou",
+    formula="a(1 − u²)/2 + b(1 − u) − k·ln((c − u)/(c − 1)), u = IoU",
+    paper="https://arxiv.org/abs/2008.03511",
+    year=2020,
+    note="Our reconstruction: the paper gives the shape of the gradient, its constants could not be obtained.",
+)
+def riou(
+    pred: Tensor,
+    target: Tensor,
+    *,
+    riou_beta: Annotated[float, Option("IoU of the largest gradient", above=0.5, below=1)] = 0.95,
+) -> Tensor:
+    """Rectified IoU = a(1 − u²)/2 + b(1 − u) − k·ln((c − u)/(c − 1)) with u = IoU, in [0, 1]. A reconstruction.
+
+    Its gradient −dL/du = a·u + b − k/(c − u) is a hyperbola that rises from 0 at u = 0 to its maximum at u = β and
+    falls to 0 at u = 1, so that pairs of high IoU are emphasised, and those of low IoU damped. That much is from the
+    paper; that L(0) = 1, L(1) = 0 and that the gradient is 0 at u = 0 are our choices, which fix the four constants.
+
+    Args:
+        pred: Predicted boxes (N, 4), x1 y1 x2 y2, any unit.
+        target: Target boxes (N, 4), same unit.
+        riou_beta: β.
+
+    Returns:
+        Loss per pair (N,). Nothing is detached; no gradient for boxes that do not overlap.
+
+    >>> riou(torch.tensor([[0.0, 0, 2, 1]]), torch.tensor([[0.0, 0, 2, 2]]))  # u = 1/2
+    tensor([0.7441])
+    """
+    a, b, c, k = hyperbola(riou_beta)
+    u = Pair(pred, target).iou
+    return a * (1 - u.square()) / 2 + b * (1 - u) - k * torch.log1p((1 - u) / (c - 1))
+
+
+@cache
+def hyperbola(beta: float) -> tuple[float, float, float, float]:
+    """Return a, b, c, k of −dL/du = a·u + b − k/(c − u), largest at u = beta and 0 at u = 0 and u = 1."""
+    delta = 1 - beta
+    s = delta * beta / (beta - delta)  # distance of the pole from beta for which the gradient is 0 at u = 0
+    c = beta + s
+    a = 1 / (1 / 2 + s**2 / (s - delta) - 1 - s**2 * math.log(c / (c - 1)))
+    k = a * s**2
+    return a, k / (c - 1) - a, c, k

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Gevorgyan, SIoU Loss: More Powerful Learning for Bounding Box Regression, 2022."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from torch import Tensor
+
+from yolo_lossplug.boxes import EPS, Pair, power, ratio
+from yolo_lossplug.registry import Option, overlap_loss
+
+
+@overlap_loss(
+    "siou",
+    formula="1 − IoU + Δ/2 + Ω/2",
+    paper="https://arxiv.org/abs/2205.12740",
+    year=2022,
+    note="The angle term couples the axes; the gradient jumps where the centres are aligned.",
+)
+def siou(
+    pair: Pair,
+    *,
+    siou_theta: Annotated[float, Option("exponent of the shape cost; the paper uses 2 to 6", at_least=1)] = 4.0,
+) -> tuple[Tensor, ...]:
+    """SIoU loss = 1 − IoU + (Δ + Ω)/2, in [0, 2): angle-aware distance cost Δ and shape cost Ω.
+
+    Λ = 2·|dx|·|dy|/ρ² = sin(2·arcsin(min(|dx|, |dy|)/ρ)), γ = 2 − Λ,
+    Δ = Σ over axes of 1 − exp(−γ·(d/c)²), Ω = Σ over axes of (1 − exp(−|w − W|/max(w, W)))^θ.
+
+    Args:
+        pair: Predicted and target boxes.
+        siou_theta: θ.
+
+    Returns:
+        Two penalties (N,): Δ/2 and Ω/2. Nothing is detached.
+    """
+    offset = pair.offset.abs()
+    angle = 2 * ratio(offset[:, 0] * offset[:, 1], offset.square().sum(-1))
+    gamma = (2 - angle).unsqueeze(-1)
+    distance = (1 - torch.exp(-gamma * ratio(pair.offset.square(), pair.hull_size.square()))).sum(-1)
+
+    size, target_size = pair.size.clamp(min=0), pair.target_size.clamp(min=0)
+    larger = torch.maximum(size, target_size).clamp(min=EPS**0.5)
+    shape = power(1 - torch.exp(-(size - target_size).abs() / larger), siou_theta).sum(-1)
+    return distance / 2, shape / 2

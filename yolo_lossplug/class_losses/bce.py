@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Binary cross-entropy, what Ultralytics trains with."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from yolo_lossplug.registry import class_loss
+
+
+@class_loss("bce", formula="−y·ln p − (1 − y)·ln(1 − p)")
+def bce(logits: Tensor, targets: Tensor) -> Tensor:
+    """BCE = −y·ln p − (1 − y)·ln(1 − p) with p = sigmoid(logit), in [0, ∞).
+
+    Args:
+        logits: Scores before the sigmoid, any shape.
+        targets: y in [0, 1], same shape.
+
+    Returns:
+        Loss per element, same shape. Smallest at p = y.
+    """
+    return F.binary_cross_entropy_with_logits(logits, targets, reduction="none")

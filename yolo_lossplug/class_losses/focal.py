@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Lin et al., Focal Loss for Dense Object Detection, ICCV 2017."""
+
+from __future__ import annotations
+
+from typing import Annotated, Optional
+
+from torch import Tensor
+
+from yolo_lossplug.boxes import power
+from yolo_lossplug.class_losses.bce import bce
+from yolo_lossplug.registry import Option, class_loss
+
+
+@class_loss(
+    "focal",
+    formula="α_t·(1 − p_t)^γ·BCE",
+    paper="https://arxiv.org/abs/1708.02002",
+    year=2017,
+    note="On the soft targets of the assigner its minimum is not at p = y; qfl is the calibrated form. "
+    "The sum shrinks by one or two orders: raise the gain 'cls'.",
+)
+def focal(
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    cls_focal_gamma: Annotated[float, Option("exponent that damps easy elements; 0 damps none", at_least=0)] = 2.0,
+    cls_focal_alpha: Annotated[
+        Optional[float], Option("weight of positives, null for none", at_least=0, at_most=1)
+    ] = 0.25,
+) -> Tensor:
+    """Focal = α_t·(1 − p_t)^γ·BCE with p_t = y·p + (1 − y)(1 − p), α_t = α·y + (1 − α)(1 − y), in [0, ∞): Eq. 5.
+
+    On soft targets the minimum over p lies beyond y (γ = 2, y = 0.75: at p = 0.923).
+
+    Args:
+        logits: Scores before the sigmoid, any shape.
+        targets: y in [0, 1], same shape.
+        cls_focal_gamma: γ.
+        cls_focal_alpha: α, or None for α_t = 1.
+
+    Returns:
+        Loss per element, same shape. The modulating factor is differentiated.
+    """
+    missed = targets * (-logits).sigmoid() + (1 - targets) * logits.sigmoid()  # 1 − p_t without cancellation
+    loss = power(missed, cls_focal_gamma) * bce(logits, targets)
+    if cls_focal_alpha is None:
+        return loss
+    return (cls_focal_alpha * targets + (1 - cls_focal_alpha) * (1 - targets)) * loss

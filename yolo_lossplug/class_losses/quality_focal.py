@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Li et al., Generalized Focal Loss, NeurIPS 2020."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from torch import Tensor
+
+from yolo_lossplug.boxes import power
+from yolo_lossplug.class_losses.bce import bce
+from yolo_lossplug.registry import Option, class_loss
+
+
+@class_loss(
+    "qfl",
+    formula="|y − p|^β·BCE",
+    paper="https://arxiv.org/abs/2006.04388",
+    year=2020,
+    note="The focal form for soft targets: smallest, and 0, at p = y. The sum shrinks: raise the gain 'cls'.",
+)
+def qfl(
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    cls_qfl_beta: Annotated[float, Option("exponent that damps well-scored elements; 0 damps none", at_least=0)] = 2.0,
+) -> Tensor:
+    """Quality focal = |y − p|^β·BCE, in [0, ∞): Eq. 2.
+
+    Args:
+        logits: Scores before the sigmoid, any shape.
+        targets: y in [0, 1], same shape.
+        cls_qfl_beta: β.
+
+    Returns:
+        Loss per element, same shape. The modulating factor is differentiated.
+    """
+    return power((targets - logits.sigmoid()).abs(), cls_qfl_beta) * bce(logits, targets)

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Zhang et al., VarifocalNet: An IoU-aware Dense Object Detector, CVPR 2021."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from torch import Tensor
+
+from yolo_lossplug.boxes import power
+from yolo_lossplug.class_losses.bce import bce
+from yolo_lossplug.registry import Option, class_loss
+
+
+@class_loss(
+    "varifocal",
+    formula="y·BCE where y > 0, α·p^γ·BCE where y = 0",
+    paper="https://arxiv.org/abs/2008.13367",
+    year=2021,
+    note="Positives are weighted by their target and not damped. The sum shrinks: raise the gain 'cls'.",
+)
+def varifocal(
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    cls_vfl_gamma: Annotated[float, Option("exponent that damps easy negatives; 0 damps none", at_least=0)] = 2.0,
+    cls_vfl_alpha: Annotated[float, Option("weight of negatives", at_least=0)] = 0.75,
+) -> Tensor:
+    """Varifocal = y·BCE where y > 0, α·p^γ·BCE where y = 0, in [0, ∞): Eq. 2.
+
+    Args:
+        logits: Scores before the sigmoid, any shape.
+        targets: y in [0, 1], same shape.
+        cls_vfl_gamma: γ.
+        cls_vfl_alpha: α.
+
+    Returns:
+        Loss per element, same shape. The weight of negatives is differentiated.
+    """
+    weight = torch.where(targets > 0, targets, cls_vfl_alpha * power(logits.sigmoid(), cls_vfl_gamma))
+    return weight * bce(logits, targets)

@@ -1,0 +1,361 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""How losses are declared: one decorator beside the maths, options in the signature, checked when the module loads.
+
+A loss is a plain function. Its keyword-only parameters are its options, and an option is a training key of the same
+name: the word in the signature, in YAML, on the command line and in every message is one word.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import math
+import pkgutil
+import typing
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from numbers import Real
+from typing import Any, Callable, Optional, TypeVar
+
+Function = Callable[..., Any]
+F = TypeVar("F", bound=Function)
+
+BOX, OVERLAP, MODIFIER, CLASS = "box loss", "overlap loss", "modifier", "class loss"
+POSITIONAL = {BOX: ("pred", "target"), OVERLAP: ("pair",), MODIFIER: ("terms",), CLASS: ("logits", "targets")}
+CONTEXT = frozenset({"stride", "imgsz"})
+"""Keyword-only parameters that the caller supplies. They are no options and no keys."""
+
+
+class LossPlugError(ValueError):
+    """A mistake of the user: the message names the key, its value and the remedy."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """What a number may be. The default stands in the signature that the option annotates.
+
+    Args:
+        help: What the option means, in a few words.
+        at_least: Smallest value allowed.
+        above: Bound that the value must exceed.
+        at_most: Largest value allowed.
+        below: Bound that the value must stay under.
+    """
+
+    help: str
+    at_least: Optional[float] = None
+    above: Optional[float] = None
+    at_most: Optional[float] = None
+    below: Optional[float] = None
+
+    @property
+    def range(self) -> str:
+        """The allowed interval in mathematical notation, e.g. ``(0.5, 1)`` or ``[0, ∞)``."""
+        low, high = "(-∞", "∞)"
+        if self.above is not None:
+            low = f"({self.above:g}"
+        elif self.at_least is not None:
+            low = f"[{self.at_least:g}"
+        if self.below is not None:
+            high = f"{self.below:g})"
+        elif self.at_most is not None:
+            high = f"{self.at_most:g}]"
+        return f"{low}, {high}"
+
+    def contains(self, value: float) -> bool:
+        """Return whether a finite number lies within the bounds."""
+        return (
+            math.isfinite(value)
+            and (self.at_least is None or value >= self.at_least)
+            and (self.above is None or value > self.above)
+            and (self.at_most is None or value <= self.at_most)
+            and (self.below is None or value < self.below)
+        )
+
+
+UNSET_NULLABLE = "auto"
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """An option as found in a signature: its key, type and default.
+
+    Attributes:
+        key: Name of the option, and of the training key.
+        type: ``float`` or ``int``.
+        nullable: Whether ``None`` is a value that the option can take.
+        default: Value where the key is not given.
+        option: Meaning and bounds.
+    """
+
+    key: str
+    type: type
+    nullable: bool
+    default: Any
+    option: Option
+
+    @property
+    def unset(self) -> Optional[str]:
+        """What the key holds when the user has not given it: ``None``, or ``"auto"`` where ``None`` is a value."""
+        return UNSET_NULLABLE if self.nullable else None
+
+    def check(self, value: Any) -> Any:
+        """Return the value as the option's own type.
+
+        Raises:
+            LossPlugError: If it is of another type or out of bounds.
+        """
+        if value is None and self.nullable:
+            return None
+        is_number = isinstance(value, Real) and not isinstance(value, bool)
+        if not is_number or (self.type is int and math.isfinite(value) and value != int(value)):
+            kind = "an integer" if self.type is int else "a number"
+            raise LossPlugError(
+                f"{self.key}={value!r} must be {kind} in {self.option.range}"
+                f"{' or None' if self.nullable else ''}: {self.option.help}."
+            )
+        if not self.option.contains(value):
+            raise LossPlugError(
+                f"{self.key}={value:g} is out of range; it must be in {self.option.range}: {self.option.help}."
+            )
+        return self.type(value)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A registered loss or modifier.
+
+    Attributes:
+        name: Name in kebab-case, as in ``loss=name``.
+        kind: ``BOX``, ``OVERLAP``, ``MODIFIER`` or ``CLASS``.
+        function: The function that was decorated.
+        parameters: Its options by key.
+        context: Which of `CONTEXT` it wants.
+        formula: One line.
+        paper: Address of the paper, empty if there is none.
+        year: Year of the paper, 0 if there is none.
+        note: What a user should know before choosing it.
+        bases: For a modifier, the overlap losses it applies to; empty means all.
+        stage: For a modifier, when it acts: a lower stage acts first, on what is nearer to the base.
+    """
+
+    name: str
+    kind: str
+    function: Function
+    parameters: Mapping[str, Parameter]
+    context: frozenset[str]
+    formula: str = ""
+    paper: str = ""
+    year: int = 0
+    note: str = ""
+    bases: frozenset[str] = frozenset()
+    stage: int = 0
+
+    def bind(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return this function's keyword arguments: those of `options` that are its own, checked, else the defaults."""
+        return {
+            key: parameter.check(options[key]) if key in options else parameter.default
+            for key, parameter in self.parameters.items()
+        }
+
+
+@dataclass
+class Registry:
+    """All declared losses by kind and name; iterates over the specs in name order."""
+
+    specs: dict[tuple[str, str], Spec] = field(default_factory=dict)
+    observers: list[Callable[[Spec], None]] = field(default_factory=list)
+
+    def __iter__(self) -> Iterator[Spec]:
+        return iter(sorted(self.specs.values(), key=lambda spec: (spec.kind, spec.name)))
+
+    def get(self, kind: str, name: str) -> Optional[Spec]:
+        """Return the spec of that kind and name, or None."""
+        return self.specs.get((kind, name))
+
+    def names(self, *kinds: str) -> tuple[str, ...]:
+        """Return the sorted names of these kinds."""
+        return tuple(sorted(spec.name for spec in self.specs.values() if spec.kind in kinds))
+
+    def parameters(self) -> dict[str, Parameter]:
+        """Return every option of every loss by key."""
+        return {key: parameter for spec in self for key, parameter in spec.parameters.items()}
+
+    def owners(self, key: str) -> list[Spec]:
+        """Return the losses that have the option."""
+        return [spec for spec in self if key in spec.parameters]
+
+    def add(self, spec: Spec) -> None:
+        """Add a spec and tell the observers.
+
+        Raises:
+            LossPlugError: If the name is taken, or a key is already another option.
+        """
+        rivals = (BOX, OVERLAP) if spec.kind in (BOX, OVERLAP) else (spec.kind,)
+        for kind in rivals:
+            known = self.get(kind, spec.name)
+            if known and not _same_definition(known.function, spec.function):
+                raise LossPlugError(
+                    f"{spec.kind} '{spec.name}' is already registered by {_where(known.function)}; "
+                    f"choose another name for {_where(spec.function)}."
+                )
+        for key, parameter in spec.parameters.items():
+            for owner in self.owners(key):
+                if owner.parameters[key] != parameter and not _same_definition(owner.function, spec.function):
+                    raise LossPlugError(
+                        f"option '{key}' of {_where(spec.function)} differs from the one of '{owner.name}' in type, "
+                        f"range or default; a key has one meaning, so choose another name for it."
+                    )
+        self.specs[spec.kind, spec.name] = spec
+        for observer in list(self.observers):
+            observer(spec)
+
+
+REGISTRY = Registry()
+
+
+def box_loss(name: str, *, formula: str = "", paper: str = "", year: int = 0, note: str = "") -> Callable[[F], F]:
+    """Register ``function(pred, target, *, options) -> (N,)`` as a box loss; the function is returned unchanged.
+
+    `pred` and `target` are (N, 4) boxes as x1, y1, x2, y2, float32 or float64, in grid cells of their own pyramid
+    level during training. The result is one loss per pair, unweighted and unreduced. Keyword-only parameters
+    annotated ``Annotated[float, Option(...)]`` become training keys; ``stride`` (N, 1) and ``imgsz`` (height, width) in
+    pixels are supplied to a function that has these keyword-only parameters.
+
+    Args:
+        name: Name in kebab-case.
+        formula: One line for the table of losses.
+        paper: Address of the paper.
+        year: Year of the paper.
+        note: What a user should know before choosing it.
+
+    Raises:
+        LossPlugError: If the signature is another one, or the name is taken.
+    """
+    return _declare(BOX, name, formula, paper, year, note)
+
+
+def overlap_loss(name: str, *, formula: str = "", paper: str = "", year: int = 0, note: str = "") -> Callable[[F], F]:
+    """Register ``function(pair, *, options) -> tuple of (N,) penalties`` as the loss 1 − IoU + sum of penalties.
+
+    Losses declared this way take modifiers. Arguments and errors are those of `box_loss`.
+    """
+    return _declare(OVERLAP, name, formula, paper, year, note)
+
+
+def modifier(
+    name: str,
+    *,
+    stage: int,
+    formula: str = "",
+    paper: str = "",
+    year: int = 0,
+    note: str = "",
+    bases: Iterable[str] = (),
+) -> Callable[[F], F]:
+    """Register ``function(terms, *, options) -> terms`` as the prefix ``name-`` of overlap losses.
+
+    Arguments and errors are those of `box_loss`; besides, `bases` are the losses it applies to, empty for all, and
+    modifiers of a lower `stage` act first, so that the order in which a user names them does not matter.
+    """
+    return _declare(MODIFIER, name, formula, paper, year, note, bases, stage)
+
+
+def class_loss(name: str, *, formula: str = "", paper: str = "", year: int = 0, note: str = "") -> Callable[[F], F]:
+    """Register ``function(logits, targets, *, options) -> same shape`` as a class loss, elementwise and unreduced.
+
+    `targets` are soft, in [0, 1]. Arguments and errors are those of `box_loss`.
+    """
+    return _declare(CLASS, name, formula, paper, year, note)
+
+
+def spec_of(kind: str, name: str, function: Function, **about: Any) -> Spec:
+    """Read a spec from a function's signature without registering it.
+
+    Raises:
+        LossPlugError: If the signature is not one of this kind.
+    """
+    parameters, context = _read_signature(kind, function)
+    summary = (inspect.getdoc(function) or "").partition("\n")[0]
+    about["formula"] = about.get("formula") or summary
+    return Spec(name, kind, function, parameters, context, **about)
+
+
+def _declare(
+    kind: str,
+    name: str,
+    formula: str,
+    paper: str,
+    year: int,
+    note: str,
+    bases: Iterable[str] = (),
+    stage: int = 0,
+) -> Callable[[F], F]:
+    if name != name.strip().lower().replace("_", "-").replace(" ", "-") or not name or ":" in name:
+        raise LossPlugError(f"'{name}' is no name for a {kind}: use lower-case words joined by '-'.")
+
+    def register(function: F) -> F:
+        about = {"formula": formula, "paper": paper, "year": year, "note": note}
+        REGISTRY.add(spec_of(kind, name, function, bases=frozenset(bases), stage=stage, **about))
+        return function
+
+    return register
+
+
+def _read_signature(kind: str, function: Function) -> tuple[dict[str, Parameter], frozenset[str]]:
+    where, expected = _where(function), POSITIONAL[kind]
+    try:
+        signature = inspect.signature(function)
+        hints = typing.get_type_hints(function, include_extras=True)
+    except (TypeError, ValueError, NameError) as error:
+        raise LossPlugError(f"{where} cannot be a {kind}: its signature cannot be read ({error}).") from error
+
+    named = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.KEYWORD_ONLY]
+    if [p.name for p in named] != list(expected) or any(p.kind is p.VAR_POSITIONAL for p in named):
+        raise LossPlugError(
+            f"{where} cannot be a {kind}: its positional parameters must be exactly ({', '.join(expected)}), "
+            f"not ({', '.join(str(p) for p in named)}); put '*' before the options."
+        )
+    parameters: dict[str, Parameter] = {}
+    context = set()
+    for p in signature.parameters.values():
+        if p.kind is not inspect.Parameter.KEYWORD_ONLY:
+            continue
+        if p.name in CONTEXT and kind == BOX:
+            context.add(p.name)
+            continue
+        parameters[p.name] = _read_option(where, kind, p, hints.get(p.name))
+    return parameters, frozenset(context)
+
+
+def _read_option(where: str, kind: str, p: inspect.Parameter, hint: Any) -> Parameter:
+    arguments = typing.get_args(hint) if hint is not None else ()
+    option = next((a for a in arguments[1:] if isinstance(a, Option)), None)
+    if option is None:
+        raise LossPlugError(
+            f"{where} cannot be a {kind}: annotate its option '{p.name}' as Annotated[float, Option('meaning')]."
+        )
+    base, nullable = arguments[0], False
+    if type(None) in typing.get_args(base):
+        nullable, base = True, next(a for a in typing.get_args(base) if a is not type(None))
+    if base not in (float, int):
+        raise LossPlugError(f"{where} cannot be a {kind}: its option '{p.name}' must be a float or an int, not {base}.")
+    if p.default is p.empty:
+        raise LossPlugError(f"{where} cannot be a {kind}: its option '{p.name}' needs a default.")
+    parameter = Parameter(p.name, base, nullable, p.default, option)
+    return Parameter(p.name, base, nullable, parameter.check(p.default), option)
+
+
+def _same_definition(one: Function, other: Function) -> bool:
+    """Whether the second is the first, read again (a notebook cell run twice, a reloaded module)."""
+    return (one.__module__, one.__qualname__) == (other.__module__, other.__qualname__)
+
+
+def _where(function: Function) -> str:
+    return f"{getattr(function, '__module__', '?')}.{getattr(function, '__qualname__', function)}"
+
+
+def import_siblings(package: str, path: Iterable[str]) -> None:
+    """Import every module of a package, so that a new file of losses needs no list to stand in."""
+    for module in pkgutil.iter_modules(path):
+        importlib.import_module(f"{package}.{module.name}")

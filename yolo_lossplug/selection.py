@@ -1,0 +1,431 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""From training keys to checked and bound loss functions. Pure: no training framework, nothing is changed."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Callable, Optional
+
+import torch
+from torch import Tensor
+
+import yolo_lossplug.box_losses
+import yolo_lossplug.class_losses  # noqa: F401  both imports fill the registry
+from yolo_lossplug import boxes
+from yolo_lossplug.box_losses.algebra import evaluate
+from yolo_lossplug.registry import (
+    BOX,
+    CLASS,
+    MODIFIER,
+    OVERLAP,
+    REGISTRY,
+    LossPlugError,
+    Option,
+    Parameter,
+    Spec,
+    spec_of,
+)
+
+STOCK_BOX, STOCK_CLASS = "ciou", "bce"
+ENGINES = ("auto", "reference")
+ASSIGNER_OVERLAPS = ("ciou", "diou", "eiou", "giou", "iou", "siou")
+
+NUMBERS = {
+    p.key: p
+    for p in (
+        Parameter("tal_topk", int, False, 10, Option("anchors assigned to an object at most", at_least=1)),
+        Parameter("tal_alpha", float, False, 0.5, Option("exponent of the score in the assigner's metric", at_least=0)),
+        Parameter(
+            "tal_beta", float, False, 6.0, Option("exponent of the overlap in the assigner's metric", at_least=0)
+        ),
+        Parameter("cls_smoothing", float, False, 0.0, Option("smoothing of assigned targets", at_least=0, below=1)),
+    )
+}
+NAMES = {"loss": STOCK_BOX, "cls_loss": STOCK_CLASS, "tal_iou": "ciou", "loss_engine": "auto"}
+"""Keys that take a name, with their defaults."""
+
+BOX_KEYS = frozenset({"loss", "tal_iou"})
+ROTATED_ERROR = "its boxes are rotated, and this loss is one of horizontal boxes"
+TASKS = {"detect": "", "segment": "", "pose": "", "obb": ROTATED_ERROR}
+"""Tasks that take our keys, and why some take no key of horizontal boxes."""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A loss with its options bound: callable, comparable, picklable.
+
+    Attributes:
+        name: Name as the user would write it, in canonical form.
+        function: ``(pred, target)`` or ``(logits, targets)``, and the context.
+        options: Values of its options by key.
+        context: The context that the function wants.
+        kind: ``BOX`` or ``CLASS``.
+    """
+
+    name: str
+    kind: str
+    function: Callable[..., Tensor] = field(compare=False, repr=False)
+    options: dict[str, Any]
+    context: frozenset[str] = frozenset()
+
+    def __call__(
+        self, pred: Tensor, target: Tensor, *, stride: Optional[Tensor] = None, imgsz: Optional[Tensor] = None
+    ) -> Tensor:
+        """Return the loss, computed in float32 (float64 stays) whatever autocast says.
+
+        Args:
+            pred: Boxes (N, 4) x1 y1 x2 y2, or logits of any shape.
+            target: Boxes (N, 4) in the same unit, or soft targets in [0, 1] of the same shape.
+            stride: Pixels per box unit (N, 1); None where boxes are in pixels. For box losses that want it.
+            imgsz: Height and width of the network input in pixels (2,). For box losses that want it.
+
+        Returns:
+            One loss per pair (N,), or per element.
+        """
+        context = {key: value for key, value in (("stride", stride), ("imgsz", imgsz)) if key in self.context}
+        raise_dtype = boxes.promote if self.kind == BOX else boxes.as_float
+        with _no_autocast(pred.device.type):
+            return self.function(raise_dtype(pred), raise_dtype(target), **context)
+
+    def __str__(self) -> str:
+        options = ", ".join(f"{key}={value}" for key, value in self.options.items())
+        return f"{self.name}({options})" if options else self.name
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What one run trains with.
+
+    Attributes:
+        box: The box loss.
+        cls: The class loss.
+        cls_smoothing: Label smoothing of assigned targets.
+        tal_topk: Anchors per object.
+        tal_alpha: Exponent of the score.
+        tal_beta: Exponent of the overlap.
+        tal_iou: Overlap inside the assigner.
+        loss_engine: Requested engine.
+        given: Keys that the user has given; without any, the run is stock.
+        task: Task of the run.
+    """
+
+    box: Loss
+    cls: Loss
+    cls_smoothing: float
+    tal_topk: int
+    tal_alpha: float
+    tal_beta: float
+    tal_iou: str
+    loss_engine: str
+    given: frozenset[str] = field(compare=False)
+    task: str
+
+    @property
+    def is_active(self) -> bool:
+        """Whether the user asked for anything."""
+        return bool(self.given)
+
+    def resolved(self) -> dict[str, Any]:
+        """Return every key that this run depends on with its value, defaults included; empty for a stock run."""
+        if not self.is_active:
+            return {}
+        values = {
+            "loss": self.box.name,
+            **self.box.options,
+            "cls_loss": self.cls.name,
+            **self.cls.options,
+            **{key: getattr(self, key) for key in ("cls_smoothing", "tal_topk", "tal_alpha", "tal_beta", "tal_iou")},
+            "loss_engine": self.loss_engine,
+        }
+        return {key: value for key, value in values.items() if not (key in BOX_KEYS and TASKS.get(self.task))}
+
+
+def keys() -> dict[str, Optional[str]]:
+    """Return every training key with the value that means 'not given'."""
+    options = {**NUMBERS, **REGISTRY.parameters()}
+    return {**dict.fromkeys(NAMES), **{key: parameter.unset for key, parameter in options.items()}}
+
+
+def select(args: Mapping[str, Any]) -> Selection:
+    """Return what a run with these arguments trains with. Keys of others are ignored.
+
+    Args:
+        args: Arguments of a run, merged from every source.
+
+    Raises:
+        LossPlugError: If a value is unknown, of another type, out of range, or without effect.
+    """
+    task = args.get("task") or "detect"
+    box = _bound(BOX, _named(args, "loss"), args)
+    cls = _bound(CLASS, _named(args, "cls_loss"), args)
+    unset = keys()
+    given = {key: args[key] for key in unset if key in args and args[key] != unset[key]}
+    _refuse_unfit_task(task, given)
+
+    values = {key: p.check(given[key]) if key in given else p.default for key, p in NUMBERS.items()}
+    tal_iou = _choice("tal_iou", args, ASSIGNER_OVERLAPS)
+    engine = _choice("loss_engine", args, ENGINES)
+    for key, value in given.items():
+        if key not in NUMBERS and key not in NAMES and key not in box.options and key not in cls.options:
+            raise LossPlugError(_no_effect(key, value, box, cls))
+    return Selection(box, cls, **values, tal_iou=tal_iou, loss_engine=engine, given=frozenset(given), task=task)
+
+
+def create_box_loss(name: str, **options: Any) -> Loss:
+    """Return a box loss by name, e.g. ``create_box_loss("focal-eiou", focal_gamma=0.5)``.
+
+    Args:
+        name: Name as in ``loss=name``.
+        **options: Options of that loss.
+
+    Returns:
+        A callable ``(pred, target, *, stride=None, imgsz=None) -> (N,)``; see `Loss`.
+
+    Raises:
+        LossPlugError: If the name or an option is unknown, or a value is out of range.
+
+    >>> import torch
+    >>> create_box_loss("focal-eiou")(torch.tensor([[1.0, 1, 3, 3]]), torch.tensor([[0.0, 0, 4, 4]]))  # √¼ · 1.25
+    tensor([0.6250])
+    """
+    return _created(BOX, name, options)
+
+
+def create_class_loss(name: str, **options: Any) -> Loss:
+    """Return a class loss by name, e.g. ``create_class_loss("focal", cls_focal_gamma=1.5)``.
+
+    Args:
+        name: Name as in ``cls_loss=name``.
+        **options: Options of that loss.
+
+    Returns:
+        A callable ``(logits, targets) -> same shape``; see `Loss`.
+
+    Raises:
+        LossPlugError: If the name or an option is unknown, or a value is out of range.
+    """
+    return _created(CLASS, name, options)
+
+
+def list_box_losses() -> tuple[str, ...]:
+    """Return the names that ``loss=`` takes, sorted: every loss, and every loss with one modifier."""
+    singles = (f"{m.name}-{base}" for m in _modifiers() for base in REGISTRY.names(OVERLAP) if _fits(m, base))
+    return tuple(sorted({*REGISTRY.names(BOX, OVERLAP), *singles}))
+
+
+def list_class_losses() -> tuple[str, ...]:
+    """Return the names that ``cls_loss=`` takes, sorted."""
+    return REGISTRY.names(CLASS)
+
+
+def assigner_overlap(name: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return ``(boxes, boxes) -> (N,)``: 1 − loss, clamped at 0, for the metric of the assigner."""
+    return partial(_overlap, create_box_loss(name))
+
+
+def load_own(reference: str, kind: str) -> Spec:
+    """Return the spec of a user's own function, named as ``package.module:name`` or ``path/to/file.py:name``.
+
+    Raises:
+        LossPlugError: If the file, module or function is not there, or its signature is unfit.
+    """
+    key = "loss" if kind == BOX else "cls_loss"
+    place, _, name = reference.rpartition(":")
+    module = load_module(place, f"{key}={reference}")
+    function = getattr(module, name, None)
+    if not callable(function):
+        functions = [n for n, f in vars(module).items() if getattr(f, "__module__", None) == module.__name__]
+        raise LossPlugError(f"{key}={reference}: {place} has no function '{name}'.{_suggest(name, functions)}")
+    for spec in REGISTRY:
+        if spec.function is function and spec.kind == kind:
+            return spec
+    spec = spec_of(kind, reference, function)
+    REGISTRY.add(spec)
+    return spec
+
+
+def load_module(place: str, asked: str) -> ModuleType:
+    """Return the module of that dotted name or ``.py`` file; a file that is loaded already is not loaded again.
+
+    Args:
+        place: ``package.module`` or a path that ends in ``.py``.
+        asked: The key and value that asked for it, for the message.
+
+    Raises:
+        LossPlugError: If it is not there or fails when loaded.
+    """
+    if not place.endswith(".py"):
+        if str(Path.cwd()) not in sys.path and "" not in sys.path:
+            sys.path.append(
+                str(Path.cwd())
+            )  # as `python -m` would: a project's own package is importable from its folder
+        try:
+            return importlib.import_module(place)
+        except ImportError as error:
+            raise LossPlugError(f"{asked}: module '{place}' cannot be imported ({error}).") from error
+    path = Path(place).resolve()
+    if not path.is_file():
+        raise LossPlugError(f"{asked}: there is no file {path}.")
+    for module in list(sys.modules.values()):
+        if getattr(module, "__file__", None) and Path(str(module.__file__)).resolve() == path:
+            return module
+    name = f"yolo_lossplug_own_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise LossPlugError(f"{asked}: {path} cannot be loaded as Python.")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise LossPlugError(f"{asked}: {path} fails when loaded ({type(error).__name__}: {error}).") from error
+    return module
+
+
+def _no_autocast(device_type: str) -> AbstractContextManager[Any]:
+    try:
+        return torch.autocast(device_type, enabled=False)
+    except RuntimeError:  # a kind of device that has none
+        return nullcontext()
+
+
+def _overlap(loss: Loss, one: Tensor, other: Tensor) -> Tensor:
+    return (1 - loss(one, other)).clamp_(0)
+
+
+def _created(kind: str, name: str, options: Mapping[str, Any]) -> Loss:
+    loss = _bound(kind, name, options)
+    for key, value in options.items():
+        if key not in loss.options:
+            takes = f"it takes {', '.join(loss.options)}" if loss.options else "it takes none"
+            raise LossPlugError(f"{key}={value} is no option of '{loss.name}'; {takes}.")
+    return loss
+
+
+def _named(args: Mapping[str, Any], key: str) -> str:
+    value = args.get(key)
+    if value is None:
+        return NAMES[key]
+    if not isinstance(value, str):
+        raise LossPlugError(f"{key}={value!r} must be a name, e.g. {key}={NAMES[key]}.")
+    return value
+
+
+def _choice(key: str, args: Mapping[str, Any], choices: tuple[str, ...]) -> str:
+    name = _normalise(_named(args, key))
+    if name not in choices:
+        raise LossPlugError(f"{key}={name} is unknown.{_suggest(name, choices)} Known: {', '.join(choices)}.")
+    return name
+
+
+def _normalise(name: str) -> str:
+    return "-".join(name.strip().lower().replace("_", " ").replace("-", " ").split())
+
+
+def _bound(kind: str, name: str, options: Mapping[str, Any]) -> Loss:
+    """Resolve a name into its parts and bind their options."""
+    modifiers: list[Spec] = []
+    if ":" in name:
+        spec = load_own(name.strip(), kind)
+        canonical = name.strip()
+    else:
+        spec, modifiers = _resolve(kind, name)
+        canonical = "-".join([*(m.name for m in modifiers), spec.name])
+    used = [*modifiers, spec]
+    unset = keys()
+    given = {k: v for k, v in options.items() if k in unset and v != unset[k]}
+    values = {key: value for part in used for key, value in part.bind(given).items()}
+
+    if spec.kind == OVERLAP:
+        # Outermost is named first and acts last.
+        acting = tuple(partial(m.function, **m.bind(given)) for m in reversed(modifiers))
+        function: Callable[..., Tensor] = partial(
+            evaluate, base=partial(spec.function, **spec.bind(given)), modifiers=acting
+        )
+    else:
+        function = partial(spec.function, **values)
+    return Loss(canonical, kind, function, values, spec.context)
+
+
+def _resolve(kind: str, name: str) -> tuple[Spec, list[Spec]]:
+    """Return the spec of a name, and its modifiers, outermost first."""
+    wanted = (BOX, OVERLAP) if kind == BOX else (kind,)
+    modifiers: list[Spec] = []
+    rest = _normalise(name)
+    while True:
+        spec = next((s for s in (REGISTRY.get(k, rest) for k in wanted) if s), None)
+        if spec:
+            break
+        prefix = next((m for m in _modifiers() if kind == BOX and rest.startswith(f"{m.name}-")), None)
+        if prefix is None:
+            key, known = ("loss", list_box_losses()) if kind == BOX else ("cls_loss", list_class_losses())
+            raise LossPlugError(
+                f"{key}={name} is unknown.{_suggest(_normalise(name), known)} "
+                f"Known: {', '.join(REGISTRY.names(*wanted))}{_prefixes() if kind == BOX else ''}."
+            )
+        modifiers.append(prefix)
+        rest = rest[len(prefix.name) + 1 :]
+
+    for position, m in enumerate(modifiers):
+        if m in modifiers[:position]:
+            raise LossPlugError(f"loss={name} has '{m.name}-' twice; name it once.")
+        if not _fits(m, spec.name) or spec.kind == BOX:
+            bases = sorted(m.bases) or REGISTRY.names(OVERLAP)
+            raise LossPlugError(
+                f"loss={name} has no meaning: '{m.name}-' acts on {m.formula}, and '{spec.name}' is "
+                f"{'not of the form 1 − u + penalties' if spec.kind == BOX else 'not defined for it'}. "
+                f"It goes before {', '.join(bases)}."
+            )
+    return spec, [m for m in _modifiers() if m in modifiers]
+
+
+def _modifiers() -> list[Spec]:
+    """Return all modifiers, outermost first: those of the highest stage."""
+    return sorted((s for s in REGISTRY if s.kind == MODIFIER), key=lambda s: (-s.stage, s.name))
+
+
+def _fits(m: Spec, base: str) -> bool:
+    return not m.bases or base in m.bases
+
+
+def _prefixes() -> str:
+    return "; with prefixes " + ", ".join(f"{m.name}-" for m in _modifiers())
+
+
+def _suggest(word: str, known: Iterable[str]) -> str:
+    matches = get_close_matches(word, list(known), n=1)
+    return f" Did you mean '{matches[0]}'?" if matches else ""
+
+
+def _no_effect(key: str, value: Any, box: Loss, cls: Loss) -> str:
+    owners = REGISTRY.owners(key)
+    is_class = any(owner.kind == CLASS for owner in owners)
+    chosen = f"cls_loss={cls.name}" if is_class else f"loss={box.name}"
+    places = [f"{o.name}-*" if o.kind == MODIFIER else f"{'cls_loss' if is_class else 'loss'}={o.name}" for o in owners]
+    return f"{key}={value} has no effect with {chosen}; it belongs to {', '.join(places)}."
+
+
+def _refuse_unfit_task(task: str, given: Mapping[str, Any]) -> None:
+    if not given:
+        return
+    if task not in TASKS:
+        key, value = next(iter(given.items()))
+        raise LossPlugError(
+            f"{key}={value} has no effect with task={task}, whose loss has no boxes to assign; remove it. "
+            f"Tasks that take it: {', '.join(TASKS)}."
+        )
+    for key in sorted(BOX_KEYS & given.keys()):
+        if TASKS[task]:
+            raise LossPlugError(
+                f"{key}={given[key]} cannot be used with task={task}: {TASKS[task]}. Remove it; "
+                f"{task} takes cls_loss, cls_smoothing, tal_topk, tal_alpha and tal_beta."
+            )
