@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""The ``lossplug`` command."""
+
+from __future__ import annotations
+
+import sys
+
+import yolo_lossplug
+
+HELP = """\
+usage: lossplug list            what loss= and cls_loss= take, with options, defaults and ranges
+       lossplug doctor          whether the plugin is active here, and with which Ultralytics
+       lossplug train ...       `yolo train ...` with the plugin enabled; likewise every other command of yolo\
+"""
+
+
+def main() -> None:
+    """Run a command of ours, or hand the arguments to Ultralytics with the plugin enabled."""
+    command = sys.argv[1] if len(sys.argv) > 1 else "help"
+    own = {"list": show_losses, "doctor": show_state, "help": show_help, "-h": show_help, "--help": show_help}
+    if command in own:
+        own[command]()
+    elif command == "--version":
+        print(yolo_lossplug.__version__)
+    else:
+        yolo_lossplug.enable()
+        from ultralytics.cfg import entrypoint
+
+        entrypoint()
+
+
+def show_help() -> None:
+    """Print how to use the command."""
+    print(HELP)
+
+
+def show_losses() -> None:
+    """Print every loss with its formula and options."""
+    from yolo_lossplug.registry import BOX, CLASS, MODIFIER, OVERLAP, REGISTRY
+    from yolo_lossplug.selection import NUMBERS
+
+    sections = {"loss=": (BOX, OVERLAP), "loss= prefixes": (MODIFIER,), "cls_loss=": (CLASS,)}
+    for title, kinds in sections.items():
+        print(title)
+        for spec in sorted((s for s in REGISTRY if s.kind in kinds), key=lambda s: s.name):
+            name = f"{spec.name}-" if spec.kind == MODIFIER else spec.name
+            print(f"  {name:<11}{spec.formula}")
+            for p in spec.parameters.values():
+                print(f"  {'':<11}  {p.key}={p.default} in {p.option.range}: {p.option.help}")
+    print("any loss")
+    for p in NUMBERS.values():
+        print(f"  {p.key}={p.default} in {p.option.range}: {p.option.help}")
+
+
+def show_state() -> None:
+    """Print whether the plugin is active, and exit with 1 if it is not."""
+    import ultralytics
+    import ultralytics.engine.trainer  # the last module that is changed: shows a seam that has moved
+
+    from yolo_lossplug import _autoload
+
+    print(f"yolo-lossplug {yolo_lossplug.__version__} · ultralytics {ultralytics.__version__}")
+    if yolo_lossplug.is_enabled():
+        print("active: the keys of yolo-lossplug are known")
+    else:
+        print(f"not active: {_autoload.problem or 'switched off by YOLO_LOSSPLUG=0'}")
+        raise SystemExit(1)

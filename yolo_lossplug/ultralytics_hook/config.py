@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Our keys in the configuration of Ultralytics: known everywhere, checked before data or model are loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from yolo_lossplug.registry import BOX, CLASS, LossPlugError, Spec
+from yolo_lossplug.selection import keys, load_own, select
+
+TRAINING = "train"
+FOREIGN_FAMILIES = {"rtdetr": "RT-DETR", "-world": "YOLO-World", "yoloe": "YOLOE"}
+"""What Ultralytics looks for in a file name, and the family it takes the model for."""
+
+
+def register_own(custom: dict[str, Any], *bases: dict[str, Any]) -> None:
+    """Load the user's own losses that the arguments name, so that their options are keys when keys are checked.
+
+    Args:
+        custom: What the user gave.
+        *bases: Configurations that should know the keys.
+
+    Raises:
+        LossPlugError: If one cannot be loaded.
+    """
+    for key, kind in (("loss", BOX), ("cls_loss", CLASS)):
+        name = custom.get(key)
+        if isinstance(name, str) and ":" in name:
+            spec = load_own(name.strip(), kind)
+            for base in bases:
+                for parameter in spec.parameters.values():
+                    base.setdefault(parameter.key, parameter.unset)
+
+
+def check_given(base: dict[str, Any], custom: dict[str, Any]) -> None:
+    """Check what the user gave on the command line, before the model is built or downloaded.
+
+    Args:
+        base: The defaults.
+        custom: What the user gave.
+
+    Raises:
+        LossPlugError: If a value is wrong, or has no effect in this mode or on this model.
+    """
+    unset = keys()
+    given = {key: value for key, value in custom.items() if key in unset and value != unset[key]}
+    if not given:
+        return
+    key, value = next(iter(given.items()))
+    mode = custom.get("mode") or base.get("mode")
+    if mode != TRAINING:
+        raise LossPlugError(f"{key}={value} has no effect with mode={mode}: it is a key of training. Remove it.")
+    if custom.get("resume"):
+        return  # the checkpoint decides; the trainer says so
+    task, family = guess_model(custom)
+    if family:
+        raise LossPlugError(
+            f"{key}={value} cannot be used with model={custom['model']}: {family} has a loss of its own."
+        )
+    select({**base, **custom, "task": task})
+
+
+def check_merged(cfg: dict[str, Any]) -> None:
+    """Check merged arguments, if they are those of a training run.
+
+    Raises:
+        LossPlugError: If a value is wrong or has no effect.
+    """
+    if (cfg.get("mode") or TRAINING) == TRAINING and not cfg.get("resume"):
+        select(cfg)
+
+
+def guess_model(custom: dict[str, Any]) -> tuple[str, str]:
+    """Return the task, and the family if it is one with another criterion, as far as arguments and file name tell."""
+    from ultralytics.cfg import TASK2MODEL
+
+    model = custom.get("model")
+    stem = Path(model).stem.lower() if isinstance(model, (str, Path)) else ""
+    family = next((name for part, name in FOREIGN_FAMILIES.items() if part in stem), "")
+    suffixes = {Path(name).stem.partition("-")[2]: task for task, name in TASK2MODEL.items()}
+    guessed = next((task for suffix, task in suffixes.items() if suffix and stem.endswith(f"-{suffix}")), "detect")
+    return custom.get("task") or guessed, family
+
+
+def add_keys(defaults: dict[str, Any], namespace: Any) -> None:
+    """Add our keys to Ultralytics' defaults, in place: other modules hold the same objects."""
+    for key, value in keys().items():
+        defaults.setdefault(key, value)
+        if not hasattr(namespace, key):
+            setattr(namespace, key, value)
+
+
+def key_adder(defaults: dict[str, Any], namespace: Any) -> Any:
+    """Return an observer that adds the keys of a loss registered later."""
+
+    def add(spec: Spec) -> None:
+        add_keys(defaults, namespace)
+
+    return add
+
+
+def remove_keys(defaults: dict[str, Any], namespace: Any) -> None:
+    """Take our keys out of Ultralytics' defaults."""
+    for key in keys():
+        defaults.pop(key, None)
+        vars(namespace).pop(key, None)

@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Our losses in the three members of an Ultralytics criterion: `bbox_loss`, `bce`, `assigner`.
+
+These members, and how the criterion calls them, are the same in every supported release, while the methods around them
+have changed many times. So the members are replaced, and no method of the criterion is overridden or copied.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from typing import Any, Callable, Optional
+
+import torch
+from torch import Tensor, nn
+from ultralytics.utils import tal
+from ultralytics.utils.loss import BboxLoss, v8DetectionLoss, v8OBBLoss, v8PoseLoss, v8SegmentationLoss
+
+from yolo_lossplug.registry import LossPlugError
+from yolo_lossplug.selection import STOCK_BOX, STOCK_CLASS, Loss, Selection, assigner_overlap, select
+
+STOCK_TOPK = inspect.signature(v8DetectionLoss.__init__).parameters["tal_topk"].default
+
+BRANCHES = ("one2many", "one2one", "vp_criterion")
+"""Attributes under which a compound criterion holds others."""
+
+
+class PluggedBboxLoss(nn.Module):
+    """The host's box loss with another IoU term; its DFL (or L1) term stays the host's.
+
+    Args:
+        stock: The host's module.
+        loss: Box loss to use.
+        stride: Strides of the pyramid levels in pixels.
+    """
+
+    def __init__(self, stock: BboxLoss, loss: Loss, stride: Tensor) -> None:
+        super().__init__()
+        self.stock, self.loss, self.stride = stock, loss, stride
+
+    def forward(
+        self,
+        pred_dist: Tensor,
+        pred_bboxes: Tensor,
+        anchor_points: Tensor,
+        target_bboxes: Tensor,
+        target_scores: Tensor,
+        target_scores_sum: Tensor,
+        fg_mask: Tensor,
+        *extra: Any,
+    ) -> tuple[Tensor, Tensor]:
+        """Return the IoU and the DFL term, as the host's module does; boxes are in grid cells of their level."""
+        # The host computes its CIoU of the detached boxes in vain: cheaper than a copy of its DFL for every release.
+        dfl = self.stock(
+            pred_dist,
+            pred_bboxes.detach(),
+            anchor_points,
+            target_bboxes,
+            target_scores,
+            target_scores_sum,
+            fg_mask,
+            *extra,
+        )[1]
+        rows = fg_mask.nonzero(as_tuple=True)
+        weight = target_scores[rows].sum(-1)
+        per_box = self.loss(pred_bboxes[rows], target_bboxes[rows], **self._context(anchor_points, rows[1]))
+        return (per_box * weight).sum() / target_scores_sum, dfl
+
+    def _context(self, anchor_points: Tensor, anchors: Tensor) -> dict[str, Tensor]:
+        """Return stride (N, 1) and network input size (2,) in pixels, read off the anchors, if the loss wants them."""
+        if not self.loss.context:
+            return {}
+        # Older releases do not pass them. Every level starts at the cell centre (0.5, 0.5), and only there.
+        level = (anchor_points == 0.5).all(-1).cumsum(0) - 1
+        stride = self.stride.to(anchor_points.device)[level].unsqueeze(-1)
+        imgsz = ((anchor_points + 0.5) * stride).amax(0).flip(0)
+        return {"stride": stride[anchors], "imgsz": imgsz}
+
+
+class PluggedClassLoss(nn.Module):
+    """A class loss in place of the host's elementwise BCE.
+
+    Args:
+        loss: Class loss to use.
+        smoothing: ε of label smoothing: targets of assigned anchors become y·(1 − ε/2) + (1 − y)·ε/2.
+        is_weighted: Whether the host multiplies class weights into the result.
+    """
+
+    def __init__(self, loss: Loss, smoothing: float, is_weighted: bool) -> None:
+        super().__init__()
+        self.loss, self.smoothing, self.is_weighted = loss, smoothing, is_weighted
+
+    def forward(self, pred: Tensor, target: Tensor) -> Tensor:
+        """Return the loss of each element; `pred` are logits (b, anchors, classes), `target` their soft targets."""
+        if self.smoothing:
+            # Only assigned anchors: lifting the other 8,000 negatives of every class would swamp the sum.
+            assigned = target.amax(-1, keepdim=True) > 0
+            target = torch.where(assigned, target * (1 - self.smoothing) + self.smoothing / 2, target)
+        result = self.loss(pred, target)
+        # The host multiplies in place, which autograd forbids on a result that backward reads, as that of an exp.
+        return result.clone() if self.is_weighted else result
+
+
+class OverlapMixin:
+    """An assigner that measures overlap with another IoU."""
+
+    overlap: Optional[Callable[[Tensor, Tensor], Tensor]] = None
+
+    def iou_calculation(self, gt_bboxes: Tensor, pd_bboxes: Tensor) -> Tensor:
+        """Return the overlap (N,) >= 0 of boxes (N, 4), x1 y1 x2 y2 in pixels; the host's own CIoU unless replaced."""
+        if self.overlap is None:
+            return super().iou_calculation(gt_bboxes, pd_bboxes)  # type: ignore[misc]
+        return self.overlap(pd_bboxes, gt_bboxes).to(pd_bboxes.dtype)
+
+
+class TaskAlignedAssigner(OverlapMixin, tal.TaskAlignedAssigner):
+    """Ultralytics' task-aligned assigner, with the overlap of its metric to choose.
+
+    Args:
+        *args: Arguments of Ultralytics' assigner.
+        iou: Overlap: ``ciou`` (the host's own), ``iou``, ``giou``, ``diou``, ``eiou`` or ``siou``, clamped at 0.
+        **kwargs: Keyword arguments of Ultralytics' assigner.
+
+    Raises:
+        LossPlugError: If the overlap is unknown.
+    """
+
+    def __init__(self, *args: Any, iou: str = "ciou", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        set_overlap(self, select({"tal_iou": iou}).tal_iou)
+
+
+class PluggedCriterion:
+    """A criterion of Ultralytics that trains with the losses that its model's arguments, or its own, name.
+
+    Args:
+        model: The model, de-paralleled; ``model.args`` may hold our keys.
+        *args: Further arguments of the host's criterion.
+        **kwargs: Our keys, which go before those of ``model.args``, and keyword arguments of the host's criterion.
+
+    Raises:
+        LossPlugError: If a key is wrong, or cannot be used with this criterion.
+    """
+
+    task = "detect"
+
+    def __init__(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
+        host = {}
+        if kwargs.get("tal_topk2") is not None:  # a one-to-one head, which keeps the numbers that the host gives it
+            host = {key: kwargs.pop(key) for key in ("tal_topk", "tal_topk2") if key in kwargs}
+        elif kwargs.get("tal_topk") == STOCK_TOPK:  # the host's compound criteria spell their default out
+            del kwargs["tal_topk"]
+        super().__init__(model, *args, **host)  # type: ignore[call-arg]
+        plug(self, select({**arguments(model), "task": self.task, **kwargs}))
+
+
+class DetectionLoss(PluggedCriterion, v8DetectionLoss):
+    """Detection criterion: ``DetectionLoss(model, loss="eiou", cls_loss="qfl")``."""
+
+
+class SegmentationLoss(PluggedCriterion, v8SegmentationLoss):
+    """Instance segmentation criterion; the mask terms are the host's."""
+
+    task = "segment"
+
+
+class PoseLoss(PluggedCriterion, v8PoseLoss):
+    """Pose criterion; the keypoint terms are the host's."""
+
+    task = "pose"
+
+
+class OBBLoss(PluggedCriterion, v8OBBLoss):
+    """Criterion of rotated boxes: takes the keys of the class loss and of the assigner."""
+
+    task = "obb"
+
+
+def arguments(model: Any) -> dict[str, Any]:
+    """Return a model's training arguments, which are a dict on a loaded model and a namespace in training."""
+    args = getattr(model, "args", None) or {}
+    return dict(args) if isinstance(args, dict) else dict(vars(args))
+
+
+def leaves(criterion: Any) -> Iterator[v8DetectionLoss]:
+    """Yield every criterion inside one that holds a box loss, a class loss and an assigner."""
+    if isinstance(criterion, v8DetectionLoss):
+        yield criterion
+        return
+    for branch in BRANCHES:
+        if hasattr(criterion, branch):
+            yield from leaves(getattr(criterion, branch))
+
+
+def plug(criterion: Any, selection: Selection) -> Any:
+    """Put the selected losses into a host criterion, in place; without any key nothing is touched.
+
+    Args:
+        criterion: Any criterion of the host.
+        selection: What to train with.
+
+    Returns:
+        The criterion.
+
+    Raises:
+        LossPlugError: If it has no place for what is selected.
+    """
+    if not selection.is_active:
+        return criterion
+    found = list(leaves(criterion))
+    if not found:
+        raise LossPlugError(
+            f"{', '.join(sorted(selection.given))} cannot be used with {type(criterion).__name__}, which has no box "
+            f"and class loss of the kind that detect, segment, pose and obb models train with; remove it."
+        )
+    for leaf in found:
+        _plug_leaf(leaf, selection)
+    return criterion
+
+
+def is_plugged(criterion: Any, selection: Selection) -> bool:
+    """Return whether every part of a criterion runs what is selected."""
+    found = list(leaves(criterion))
+    return bool(found) and all(_runs(leaf, selection) for leaf in found)
+
+
+def set_overlap(assigner: tal.TaskAlignedAssigner, name: str) -> None:
+    """Make an assigner measure overlap with another IoU; its class stays, and what else it overrides stays too."""
+    if not isinstance(assigner, OverlapMixin):
+        cls = type(assigner)
+        assigner.__class__ = type(f"Plugged{cls.__name__}", (OverlapMixin, cls), {})
+    assigner.overlap = None if name == STOCK_BOX else assigner_overlap(name)
+
+
+def _plug_leaf(leaf: v8DetectionLoss, selection: Selection) -> None:
+    is_rotated = isinstance(leaf.assigner, tal.RotatedTaskAlignedAssigner)
+    if is_rotated and (selection.box.name != STOCK_BOX or selection.tal_iou != STOCK_BOX):
+        select({**selection.resolved(), "task": "obb"})  # raises, and says what obb takes
+    if selection.box.name != STOCK_BOX:
+        stock = leaf.bbox_loss.stock if isinstance(leaf.bbox_loss, PluggedBboxLoss) else leaf.bbox_loss
+        leaf.bbox_loss = PluggedBboxLoss(stock, selection.box, leaf.stride)
+    if selection.cls.name != STOCK_CLASS or selection.cls_smoothing:
+        is_weighted = getattr(leaf, "class_weights", None) is not None
+        leaf.bce = PluggedClassLoss(selection.cls, selection.cls_smoothing, is_weighted)
+    assigner = leaf.assigner
+    if not hasattr(leaf, "is_one_to_many"):
+        leaf.is_one_to_many = _is_one_to_many(assigner)
+    if leaf.is_one_to_many:
+        assigner.topk, assigner.alpha, assigner.beta = selection.tal_topk, selection.tal_alpha, selection.tal_beta
+        if hasattr(assigner, "topk2"):
+            assigner.topk2 = selection.tal_topk
+    if selection.tal_iou != STOCK_BOX:
+        set_overlap(assigner, selection.tal_iou)
+    leaf.lossplug = selection
+
+
+def _is_one_to_many(assigner: tal.TaskAlignedAssigner) -> bool:
+    """Whether an assigner has the host's default number of anchors per object; one-to-one heads are given their own."""
+    return assigner.topk == STOCK_TOPK and getattr(assigner, "topk2", assigner.topk) == assigner.topk
+
+
+def _runs(leaf: v8DetectionLoss, selection: Selection) -> bool:
+    """Whether the members of a leaf are the selected ones, whatever it claims."""
+    if getattr(leaf, "lossplug", None) != selection:
+        return False
+    box, cls, assigner = getattr(leaf.bbox_loss, "loss", None), getattr(leaf.bce, "loss", None), leaf.assigner
+    numbers = (selection.tal_topk, selection.tal_alpha, selection.tal_beta)
+    return (
+        (not leaf.is_one_to_many or (assigner.topk, assigner.alpha, assigner.beta) == numbers)
+        and (selection.box.name == STOCK_BOX if box is None else box == selection.box)
+        and (
+            (selection.cls.name == STOCK_CLASS and not selection.cls_smoothing)
+            if cls is None
+            else (cls == selection.cls and leaf.bce.smoothing == selection.cls_smoothing)
+        )
+        and (getattr(assigner, "overlap", None) is None) == (selection.tal_iou == STOCK_BOX)
+    )

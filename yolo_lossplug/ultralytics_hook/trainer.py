@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""What a trainer does with our keys: checks them, records them, shows them, and makes sure that they run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ultralytics
+from ultralytics.utils import LOGGER, RANK, colorstr
+from ultralytics.utils.checks import check_version
+
+import yolo_lossplug
+from yolo_lossplug.registry import LossPlugError
+from yolo_lossplug.selection import STOCK_BOX, STOCK_CLASS, Selection, keys, select
+from yolo_lossplug.ultralytics_hook import patches
+from yolo_lossplug.ultralytics_hook.criterion import arguments, is_plugged, leaves, plug
+
+PREFIX = colorstr("LossPlug: ")
+
+FOREIGN = (
+    ("ultralytics.models.rtdetr", "RT-DETR matches queries to objects and has no box loss of this kind"),
+    ("ultralytics.models.yolo.world", "YOLO-World trains on text prompts"),
+    ("ultralytics.models.yolo.yoloe", "YOLOE trains on prompts"),
+)
+"""Modules of trainers whose criterion is another one, and why."""
+
+
+def settle(trainer: Any, overrides: dict[str, Any]) -> None:
+    """Write the resolved choice into a new trainer's arguments, and take our keys out of those of a stock run.
+
+    Args:
+        trainer: A trainer whose arguments are merged, and taken from the checkpoint if it resumes.
+        overrides: What the user gave.
+
+    Raises:
+        LossPlugError: If the choice is wrong, or cannot be used with this trainer.
+    """
+    args = vars(trainer.args)
+    selection = select(args)
+    if selection.is_active:
+        refuse_foreign_trainer(type(trainer), selection)
+    if trainer.args.resume:
+        _warn_of_ignored(overrides, selection)
+    for key in keys():
+        args.pop(key, None)
+    args.update(selection.resolved())
+
+
+def refuse_foreign_trainer(trainer: type, selection: Selection) -> None:
+    """Raise an error if a trainer's criterion has no place for our losses.
+
+    Raises:
+        LossPlugError: If it has none.
+    """
+    for cls in trainer.__mro__:
+        for module, reason in FOREIGN:
+            if cls.__module__ == module or cls.__module__.startswith(f"{module}."):
+                raise LossPlugError(
+                    f"{', '.join(sorted(selection.given))} cannot be used with {trainer.__name__}: {reason}. Remove it."
+                )
+
+
+def selection_of(trainer: Any) -> Selection:
+    """Return what a trainer trains with."""
+    return select(vars(trainer.args))
+
+
+def banner(selection: Selection) -> str:
+    """Return the line that says what runs."""
+    stock = selection.task == "obb"
+    return (
+        f"box {'probiou' if stock else selection.box} · class {selection.cls}"
+        f"{f' smoothing={selection.cls_smoothing:g}' if selection.cls_smoothing else ''} · "
+        f"assigner tal(topk={selection.tal_topk}, alpha={selection.tal_alpha:g}, beta={selection.tal_beta:g}, "
+        f"iou={'probiou' if stock else selection.tal_iou}) · engine reference · ultralytics {ultralytics.__version__}"
+    )
+
+
+def announce(trainer: Any) -> None:
+    """Callback before training: reach a model class of the user's own, and print the banner on the first rank."""
+    selection = selection_of(trainer)
+    if not selection.is_active:
+        return
+    if yolo_lossplug.is_enabled():
+        patches.wrap_model_class(type(_unwrap(trainer.model)))
+    if RANK in {-1, 0}:
+        LOGGER.info(f"{PREFIX}{banner(selection)}")
+
+
+def guard(trainer: Any) -> None:
+    """Callback after a batch and after an epoch: stop a run that does not train, or validate, with what was asked for.
+
+    Raises:
+        LossPlugError: If the criterion of the model, or of its moving average, is another one.
+    """
+    selection = selection_of(trainer)
+    if not selection.is_active:
+        return
+    averaged = getattr(trainer.ema, "ema", None)
+    for role, model in (("training", trainer.model), ("validation", averaged)):
+        criterion = getattr(_unwrap(model), "criterion", None)
+        if criterion is None and role == "validation":
+            continue  # the moving average makes its criterion at the first validation
+        if not is_plugged(criterion, selection):
+            found = ", ".join(sorted({type(leaf.bbox_loss).__name__ for leaf in leaves(criterion)})) or "no box loss"
+            raise LossPlugError(
+                f"loss={selection.box.name} cls_loss={selection.cls.name} was requested, but {role} runs "
+                f"{type(criterion).__name__} with {found}. The run is stopped. Something has replaced the criterion "
+                f"of the model: remove it, or build it from yolo_lossplug.DetectionLoss."
+            )
+
+
+CALLBACKS = (
+    ("on_pretrain_routine_end", announce),
+    ("on_train_batch_end", guard),
+    ("on_fit_epoch_end", guard),
+)
+
+
+def add_callbacks(trainer: Any) -> None:
+    """Give a trainer our callbacks, once."""
+    for event, callback in CALLBACKS:
+        callbacks = trainer.callbacks.setdefault(event, [])
+        if callback not in callbacks:
+            callbacks.append(callback)
+
+
+def models_with_criterion(model: Any) -> list[Any]:
+    """Return a model, and the student inside it if it distils, where either holds a criterion."""
+    candidates = (model, getattr(model, "student_model", None))
+    return [m for m in candidates if m is not None and "criterion" in vars(m)]
+
+
+def init_criterion(stock: Any, model: Any) -> Any:
+    """Return the criterion that a model makes, with our losses in it."""
+    return plug(stock(model), select(arguments(model)))
+
+
+def _unwrap(model: Any) -> Any:
+    """Return the model inside a distributed or compiled one."""
+    while model is not None and "criterion" not in vars(model):
+        inner = getattr(model, "module", None) or getattr(model, "_orig_mod", None)
+        if inner is None:
+            break
+        model = inner
+    return model
+
+
+def _warn_of_ignored(overrides: dict[str, Any], selection: Selection) -> None:
+    if check_version(ultralytics.__version__, "8.4.164"):
+        return  # warns of every ignored key itself
+    resolved = {"loss": STOCK_BOX, "cls_loss": STOCK_CLASS, **selection.resolved()}
+    unset = keys()
+    for key, value in (overrides or {}).items():
+        if key in unset and value != unset[key] and value != resolved.get(key):
+            LOGGER.warning(
+                f"{PREFIX}{key}={value} is ignored: a resumed run goes on with {key}={resolved.get(key)}. "
+                f"Start a new run to change it."
+            )
