@@ -1,12 +1,81 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
+import atexit
+import os
+import shutil
+import tempfile
 from pathlib import Path
 
+import pytest
 import torch
 
-ROOT = Path(__file__).parent.parent
+# Ultralytics reads its settings when it is imported: tests have their own, and leave nothing behind.
+HOME = Path(tempfile.mkdtemp(prefix="yolo-tests-"))
+atexit.register(shutil.rmtree, HOME, ignore_errors=True)
+os.environ.update(YOLO_CONFIG_DIR=str(HOME), YOLO_AUTOINSTALL="false", YOLO_OFFLINE="true")
+os.environ.pop("YOLO_LOSSPLUG", None)
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
 def pytest_generate_tests(metafunc):
     if "device" in metafunc.fixturenames:
         metafunc.parametrize("device", DEVICES)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def settings():
+    from ultralytics.utils import SETTINGS
+
+    folders = {f"{name}_dir": str(HOME / name) for name in ("datasets", "weights", "runs")}
+    SETTINGS.update({**folders, "sync": False})
+
+
+@pytest.fixture(scope="session")
+def data(settings):
+    """A dataset of 12 tiny images."""
+    return dataset("tiny")
+
+
+@pytest.fixture(scope="session")
+def other_data(settings):
+    """Another one."""
+    return dataset("other", seed=1)
+
+
+def dataset(name, seed=0):
+    from yolo_lossplug.shapes import CLASSES, write
+
+    folder = write(HOME / "datasets" / name, images=12, size=64, validation=4, seed=seed)
+    names = "".join(f"  {i}: {label}\n" for i, label in enumerate(CLASSES))
+    file = HOME / f"{name}.yaml"
+    file.write_text(f"path: {folder}\ntrain: images/train\nval: images/val\nnames:\n{names}")
+    return str(file)
+
+
+@pytest.fixture
+def enabled():
+    """Leave the plugin as it should be, whatever the test does."""
+    import yolo_lossplug
+
+    yolo_lossplug.enable()
+    yield yolo_lossplug
+    yolo_lossplug.disable()
+    yolo_lossplug.enable()
+
+
+@pytest.fixture(scope="session")
+def interrupted(data, tmp_path_factory):
+    """The folder of a run with losses of ours, stopped by Ctrl-C in its second epoch of three."""
+    from tests.runs import interrupt
+
+    keys = {"loss": "focal-eiou", "focal_gamma": 0.4, "cls_loss": "qfl", "tal_topk": 7}
+    return interrupt("yolov8n.yaml", data=data, project=tmp_path_factory.mktemp("interrupted"), **keys)
+
+
+@pytest.fixture(scope="session")
+def interrupted_stock(data, tmp_path_factory):
+    """The folder of a stock run that the plugin saw, stopped the same way."""
+    from tests.runs import interrupt
+
+    return interrupt("yolov8n.yaml", data=data, project=tmp_path_factory.mktemp("interrupted_stock"))

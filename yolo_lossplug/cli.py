@@ -9,6 +9,7 @@ import yolo_lossplug
 
 HELP = """\
 usage: lossplug list            what loss= and cls_loss= take, with options, defaults and ranges
+       lossplug list --markdown the same as tables, for the README
        lossplug doctor          whether the plugin is active here, and with which Ultralytics
        lossplug train ...       `yolo train ...` with the plugin enabled; likewise every other command of yolo\
 """
@@ -36,6 +37,9 @@ def show_help() -> None:
 
 def show_losses() -> None:
     """Print every loss with its formula and options."""
+    if "--markdown" in sys.argv:
+        print(markdown())
+        return
     from yolo_lossplug.registry import BOX, CLASS, MODIFIER, OVERLAP, REGISTRY
     from yolo_lossplug.selection import NUMBERS
 
@@ -50,6 +54,24 @@ def show_losses() -> None:
     print("any loss")
     for p in NUMBERS.values():
         print(f"  {p.key}={p.default} in {p.option.range}: {p.option.help}")
+
+
+def markdown() -> str:
+    """Return the tables of losses of the README."""
+    import yolo_lossplug.selection  # noqa: F401  fills the registry
+    from yolo_lossplug.registry import BOX, CLASS, MODIFIER, OVERLAP, REGISTRY
+
+    parts = []
+    for title, kinds in (("`loss=`", (BOX, OVERLAP)), ("prefix", (MODIFIER,)), ("`cls_loss=`", (CLASS,))):
+        parts.append(f"| {title} | formula | options = default in range | source | note |\n|---|---|---|---|---|")
+        for spec in sorted((s for s in REGISTRY if s.kind in kinds), key=lambda s: s.name):
+            name = f"`{spec.name}{'-' if spec.kind == MODIFIER else ''}`{' ∘' if spec.kind == OVERLAP else ''}"
+            options = "<br>".join(f"`{p.key}` = {p.default} in {p.option.range}" for p in spec.parameters.values())
+            source = f"[{spec.year}]({spec.paper})" if spec.paper else ""
+            formula = spec.formula.replace("|", "\\|")
+            parts.append(f"| {name} | {formula} | {options} | {source} | {spec.note} |")
+        parts.append("")
+    return "\n".join(parts)
 
 
 def show_state() -> None:

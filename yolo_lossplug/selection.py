@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+import zlib
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -264,10 +265,8 @@ def load_module(place: str, asked: str) -> ModuleType:
         LossPlugError: If it is not there or fails when loaded.
     """
     if not place.endswith(".py"):
-        if str(Path.cwd()) not in sys.path and "" not in sys.path:
-            sys.path.append(
-                str(Path.cwd())
-            )  # as `python -m` would: a project's own package is importable from its folder
+        if not {"", str(Path.cwd())} & set(sys.path):
+            sys.path.append(str(Path.cwd()))  # so that a project's own package is found from its folder, by `yolo` too
         try:
             return importlib.import_module(place)
         except ImportError as error:
@@ -278,7 +277,7 @@ def load_module(place: str, asked: str) -> ModuleType:
     for module in list(sys.modules.values()):
         if getattr(module, "__file__", None) and Path(str(module.__file__)).resolve() == path:
             return module
-    name = f"yolo_lossplug_own_{path.stem}"
+    name = f"yolo_lossplug_own_{path.stem}_{zlib.crc32(str(path).encode()):08x}"  # two folders may hold one name
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise LossPlugError(f"{asked}: {path} cannot be loaded as Python.")

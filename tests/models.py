@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Small models with batches for them, made once."""
+
+import functools
+
+import torch
+
+
+@functools.cache
+def model(name, nc=3):
+    """Return a model from its YAML with training arguments, in training mode."""
+    from ultralytics.cfg import get_cfg
+    from ultralytics.nn import tasks
+
+    torch.manual_seed(0)
+    kinds = {"-seg": tasks.SegmentationModel, "-pose": tasks.PoseModel, "-obb": tasks.OBBModel}
+    cls = next((kind for suffix, kind in kinds.items() if suffix in name), tasks.DetectionModel)
+    made = cls(f"{name}.yaml", nc=1 if "-pose" in name else nc, verbose=False)
+    made.args = get_cfg()
+    return made.train()
+
+
+def batch(name, nc=3, empty=False, size=64, device="cpu"):
+    """Return a batch of two images with five objects, or none, for the task of a model."""
+    rng = torch.Generator().manual_seed(7)
+    n = 0 if empty else 5
+    nc = 1 if "-pose" in name else nc
+    made = {
+        "img": torch.rand(2, 3, size, size, generator=rng),
+        "batch_idx": torch.tensor([0.0, 0, 0, 1, 1])[:n],
+        "cls": torch.randint(nc, (n, 1), generator=rng).float(),
+        "bboxes": torch.rand(n, 4, generator=rng) * 0.4 + torch.tensor([0.3, 0.3, 0.2, 0.2]),
+    }
+    if "-obb" in name:
+        made["bboxes"] = torch.cat((made["bboxes"], torch.rand(n, 1, generator=rng)), 1)
+    if "-seg" in name:
+        made["masks"] = torch.randint(0, 4, (2, size // 4, size // 4), generator=rng).float() * (not empty)
+        made["sem_masks"] = torch.randint(0, nc, (2, size // 4, size // 4), generator=rng)
+    if "-pose" in name:
+        made["keypoints"] = torch.rand(n, 17, 3, generator=rng)
+        made["keypoints"][..., 2] = 2
+    return {key: value.to(device) for key, value in made.items()}
+
+
+def with_keys(made, **keys):
+    """Return the criterion that a model makes when its arguments have these keys."""
+    from ultralytics.utils import IterableSimpleNamespace
+
+    stock = made.args
+    task = {"Segment": "segment", "Pose": "pose", "OBB": "obb"}
+    head = type(made.model[-1]).__name__
+    kind = next((name for part, name in task.items() if part in head), "detect")
+    try:
+        made.args = IterableSimpleNamespace(**{**vars(stock), "task": kind, **keys})
+        return made.init_criterion()
+    finally:
+        made.args = stock
+
+
+def evaluate(criterion, preds, batch):
+    """Return the loss parts of a criterion on given predictions, and the items that it logs."""
+    loss, items = criterion(preds, batch)
+    return loss, items if isinstance(items, dict) else dict(enumerate(items.tolist()))

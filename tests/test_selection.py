@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""From keys to losses, and every message about a mistake."""
+
+import pickle
+import sys
+from typing import Annotated
+
+import pytest
+import torch
+
+from yolo_lossplug import LossPlugError, Option, create_box_loss, create_class_loss, list_box_losses, list_class_losses
+from yolo_lossplug.registry import BOX, REGISTRY, Parameter, box_loss, class_loss
+from yolo_lossplug.selection import keys, load_own, select
+
+MISTAKES = [
+    ({"loss": "eiuo"}, "loss=eiuo is unknown. Did you mean 'eiou'?"),
+    ({"loss": "focal-eiuo"}, "loss=focal-eiuo is unknown. Did you mean 'focal-eiou'?"),
+    ({"loss": "focl-eiou"}, "Did you mean 'focal-eiou'?"),
+    ({"loss": "nothing like it"}, "Known: ciou, diou, eiou,"),
+    ({"loss": ""}, "loss= is unknown"),
+    ({"loss": 3}, "loss=3 must be a name, e.g. loss=ciou"),
+    ({"loss": True}, "loss=True must be a name"),
+    ({"loss": "focal-focal-iou"}, "loss=focal-focal-iou has 'focal-' twice"),
+    ({"loss": "focal-l1"}, "'l1' is not of the form 1 − u + penalties. It goes before ciou, diou, eiou, giou, iou"),
+    ({"loss": "alpha-siou"}, "'siou' is not defined for it. It goes before ciou, diou, eiou, giou, iou."),
+    ({"loss": "focal-"}, "loss=focal- is unknown"),
+    ({"cls_loss": "focl"}, "cls_loss=focl is unknown. Did you mean 'focal'?"),
+    ({"cls_loss": "eiou"}, "cls_loss=eiou is unknown. Known: bce, focal, qfl, varifocal"),
+    ({"cls_loss": "focal-bce"}, "cls_loss=focal-bce is unknown"),
+    ({"tal_iou": "goiu"}, "tal_iou=goiu is unknown. Did you mean 'giou'?"),
+    ({"loss_engine": "fast"}, "loss_engine=fast is unknown. Known: auto, reference"),
+    ({"focal_gamma": 0.5}, "focal_gamma=0.5 has no effect with loss=ciou; it belongs to focal-*."),
+    ({"loss": "eiou", "alpha_power": 2}, "alpha_power=2 has no effect with loss=eiou; it belongs to alpha-*."),
+    ({"smooth_l1_beta": 1}, "it belongs to loss=smooth-l1."),
+    ({"cls_focal_gamma": 2}, "cls_focal_gamma=2 has no effect with cls_loss=bce; it belongs to cls_loss=focal."),
+    ({"cls_focal_alpha": None}, "cls_focal_alpha=None has no effect with cls_loss=bce"),
+    ({"loss": "focal-eiou", "focal_gamma": -1}, "focal_gamma=-1 is out of range; it must be in [0, ∞)"),
+    ({"loss": "focal-eiou", "focal_gamma": "x"}, "focal_gamma='x' must be a number in [0, ∞)"),
+    ({"loss": "focal-eiou", "focal_gamma": True}, "focal_gamma=True must be a number"),
+    ({"loss": "focal-eiou", "focal_gamma": float("nan")}, "focal_gamma=nan is out of range"),
+    ({"loss": "focal-eiou", "focal_gamma": float("inf")}, "focal_gamma=inf is out of range"),
+    ({"loss": "riou", "riou_beta": 0.5}, "riou_beta=0.5 is out of range; it must be in (0.5, 1)"),
+    ({"loss": "riou", "riou_beta": 1}, "riou_beta=1 is out of range"),
+    ({"cls_loss": "focal", "cls_focal_alpha": 2}, "it must be in [0, 1]"),
+    ({"cls_loss": "focal", "cls_focal_alpha": "x"}, "must be a number in [0, 1] or None"),
+    ({"cls_smoothing": 1.0}, "cls_smoothing=1 is out of range; it must be in [0, 1)"),
+    ({"tal_topk": 0}, "tal_topk=0 is out of range; it must be in [1, ∞)"),
+    ({"tal_topk": 2.5}, "tal_topk=2.5 must be an integer in [1, ∞)"),
+    ({"tal_topk": "many"}, "tal_topk='many' must be an integer"),
+    ({"loss": "eiou", "task": "obb"}, "loss=eiou cannot be used with task=obb: its boxes are rotated"),
+    ({"tal_iou": "giou", "task": "obb"}, "tal_iou=giou cannot be used with task=obb"),
+    ({"loss": "eiou", "task": "classify"}, "loss=eiou has no effect with task=classify"),
+    ({"cls_loss": "focal", "task": "semantic"}, "cls_loss=focal has no effect with task=semantic"),
+    ({"loss": "no/such/file.py:name"}, "there is no file"),
+    ({"loss": "no_such_module:name"}, "module 'no_such_module' cannot be imported"),
+    ({"loss": "math:sqroot"}, "math has no function 'sqroot'"),
+    ({"loss": "math:sqrt"}, "math.sqrt cannot be a box loss: its positional parameters must be exactly (pred, target)"),
+]
+
+
+@pytest.mark.parametrize(("args", "message"), MISTAKES, ids=[str(args) for args, _ in MISTAKES])
+def test_mistakes(args, message):
+    with pytest.raises(LossPlugError) as caught:
+        select(args)
+    assert message in str(caught.value)
+    assert isinstance(caught.value, ValueError)
+
+
+@pytest.mark.parametrize("spelling", ["focal-eiou", "Focal-EIoU", "focal_eiou", " focal eiou ", "FOCAL_EIOU"])
+def test_spelling_does_not_matter(spelling):
+    assert select({"loss": spelling}).box == create_box_loss("focal-eiou")
+
+
+def test_modifiers_in_any_order_are_one_loss():
+    assert select({"loss": "alpha-focal-ciou"}).box == select({"loss": "focal-alpha-ciou"}).box
+    assert select({"loss": "alpha-focal-ciou"}).box.name == "focal-alpha-ciou"
+
+
+def test_nothing_asked_for_is_stock():
+    for args in ({}, keys(), {"epochs": 3, "iou": 0.7, "box": 7.5}, {"task": "classify", **keys()}):
+        selection = select(args)
+        assert not selection.is_active
+        assert selection.resolved() == {}
+
+
+def test_resolved_is_complete_and_a_fixed_point():
+    chosen = {"loss": "focal_EIoU", "cls_loss": "focal", "cls_focal_alpha": None, "tal_topk": 13.0}
+    resolved = select(chosen).resolved()
+    assert resolved == {
+        "loss": "focal-eiou",
+        "focal_gamma": 0.5,
+        "cls_loss": "focal",
+        "cls_focal_gamma": 2.0,
+        "cls_focal_alpha": None,
+        "cls_smoothing": 0.0,
+        "tal_topk": 13,
+        "tal_alpha": 0.5,
+        "tal_beta": 6.0,
+        "tal_iou": "ciou",
+        "loss_engine": "auto",
+    }
+    assert type(resolved["tal_topk"]) is int
+    assert select(resolved).resolved() == resolved
+    assert select(resolved) == select(chosen)
+
+
+def test_resolved_of_rotated_boxes_can_be_given_again():
+    resolved = select({"cls_loss": "qfl", "task": "obb"}).resolved()
+    assert "loss" not in resolved and "tal_iou" not in resolved
+    assert select({**resolved, "task": "obb"}).resolved() == resolved
+
+
+def test_selection_pickles():
+    selection = select({"loss": "focal-alpha-ciou", "cls_loss": "varifocal", "tal_iou": "siou"})
+    copied = pickle.loads(pickle.dumps(selection))
+    assert copied == selection
+    pred, target = torch.tensor([[0.0, 0, 4, 2]]), torch.tensor([[1.0, 0, 4, 4]])
+    assert torch.equal(copied.box(pred, target), selection.box(pred, target))
+
+
+def test_create():
+    assert create_box_loss("focal-eiou", focal_gamma=1).options == {"focal_gamma": 1.0}
+    assert str(create_box_loss("focal-eiou")) == "focal-eiou(focal_gamma=0.5)"
+    assert str(create_class_loss("bce")) == "bce"
+    with pytest.raises(LossPlugError, match=r"alpha_power=2 is no option of 'focal-eiou'; it takes focal_gamma"):
+        create_box_loss("focal-eiou", alpha_power=2)
+    with pytest.raises(LossPlugError, match=r"gamma=2 is no option of 'bce'; it takes none"):
+        create_class_loss("bce", gamma=2)
+    with pytest.raises(LossPlugError, match="Did you mean 'qfl'"):
+        create_class_loss("qfll")
+
+
+def test_lists():
+    assert list_class_losses() == ("bce", "focal", "qfl", "varifocal")
+    assert {"ciou", "eiou", "focal-eiou", "alpha-ciou", "riou", "log-iou", "smooth-l1"} <= set(list_box_losses())
+    assert list(list_box_losses()) == sorted(list_box_losses())
+
+
+OWN = """
+from typing import Annotated
+
+from yolo_lossplug import Option, box_loss
+
+
+def plain(pred, target):
+    return (pred - target).square().mean(-1)
+
+
+@box_loss("own-decorated")
+def decorated(pred, target, *, own_scale: Annotated[float, Option("factor", above=0)] = 2.0):
+    return own_scale * plain(pred, target)
+"""
+
+
+@pytest.fixture
+def clean_registry():
+    before = dict(REGISTRY.specs)
+    yield
+    REGISTRY.specs.clear()
+    REGISTRY.specs.update(before)
+
+
+def test_own_file(tmp_path, clean_registry):
+    file = tmp_path / "own_losses.py"
+    file.write_text(OWN)
+    selection = select({"loss": f"{file}:decorated", "own_scale": 3})
+    pred, target = torch.tensor([[0.0, 0, 4, 2]]), torch.tensor([[0.0, 0, 4, 6]])
+    assert selection.box(pred, target).tolist() == [12.0]
+    assert selection.resolved()["own_scale"] == 3.0
+    assert "own_scale" in keys()
+    assert select({"loss": f"{file}:plain"}).box(pred, target).tolist() == [4.0]
+    assert create_box_loss("own-decorated")(pred, target).tolist() == [8.0]
+    with pytest.raises(LossPlugError, match="own_scale=-1 is out of range"):
+        select({"loss": f"{file}:decorated", "own_scale": -1})
+    with pytest.raises(LossPlugError, match=r"has no function 'decorate'. Did you mean 'decorated'\?"):
+        select({"loss": f"{file}:decorate"})
+
+
+def test_files_of_one_name_in_two_folders(tmp_path, clean_registry):
+    for folder, factor in (("a", 1), ("b", 10)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "mine.py").write_text(
+            f"def l(pred, target):\n    return {factor} * (pred - target).sum(-1)\n"
+        )
+    values = [
+        create_box_loss(f"{tmp_path / folder / 'mine.py'}:l")(torch.ones(1, 4), torch.zeros(1, 4)) for folder in "aba"
+    ]
+    assert [value.item() for value in values] == [4, 40, 4]
+
+
+def test_own_module(tmp_path, monkeypatch, clean_registry):
+    (tmp_path / "own_module_for_test.py").write_text(
+        "def cubed(pred, target):\n    return (pred - target).abs().pow(3).sum(-1)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    loss = create_box_loss("own_module_for_test:cubed")
+    assert loss(torch.zeros(1, 4), torch.ones(1, 4)).tolist() == [4.0]
+    assert pickle.loads(pickle.dumps(loss)) == loss
+
+
+def test_own_file_that_fails(tmp_path):
+    (tmp_path / "broken_for_test.py").write_text("1 / 0\n")
+    with pytest.raises(
+        LossPlugError, match=r"broken_for_test.py fails when loaded \(ZeroDivisionError: division by zero\)"
+    ):
+        load_own(f"{tmp_path / 'broken_for_test.py'}:loss", BOX)
+    assert not [name for name in sys.modules if "broken_for_test" in name]
+
+
+def refused(decorator, function):
+    with pytest.raises(LossPlugError) as caught:
+        decorator(function)
+    return str(caught.value)
+
+
+def test_bad_signatures_are_refused_with_the_reason():
+    def swapped(target, pred): ...
+    def starred(pred, target, *args): ...
+    def positional(pred, target, gamma=1.0): ...
+    def bare(pred, target, *, gamma=1.0): ...
+    def no_default(pred, target, *, gamma: Annotated[float, Option("g")]): ...
+    def text(pred, target, *, gamma: Annotated[str, Option("g")] = "x"): ...
+    def out_of_range(pred, target, *, gamma: Annotated[float, Option("g", above=1)] = 0.5): ...
+
+    exactly = "positional parameters must be exactly (pred, target)"
+    for function, reason in (
+        (swapped, exactly),
+        (starred, exactly),
+        (positional, "put '*' before the options"),
+        (bare, "annotate its option 'gamma' as Annotated[float, Option('meaning')]"),
+        (no_default, "its option 'gamma' needs a default"),
+        (text, "must be a float or an int"),
+        (out_of_range, "gamma=0.5 is out of range"),
+    ):
+        message = refused(box_loss("bad-signature"), function)
+        assert reason in message
+        assert REGISTRY.get(BOX, "bad-signature") is None
+    assert "must be exactly (logits, targets)" in refused(class_loss("bad-signature"), swapped)
+    for name in ("", "Upper", "under_score", "a:b"):
+        with pytest.raises(LossPlugError, match="is no name for a box loss"):
+            box_loss(name)
+
+
+def test_names_and_keys_are_not_taken_twice():
+    def mine(pred, target): ...
+    def stealing(pred, target, *, focal_gamma: Annotated[float, Option("another meaning")] = 7.0): ...
+
+    assert "box loss 'ciou' is already registered by yolo_lossplug.box_losses.diou.ciou" in refused(
+        box_loss("ciou"), mine
+    )
+    assert "option 'focal_gamma'" in refused(box_loss("stealing"), stealing)
+
+
+def test_a_definition_read_again_replaces_itself(clean_registry):
+    def version(factor):
+        @box_loss("redefined")
+        def redefined(pred, target):
+            return factor * (pred - target).abs().sum(-1)
+
+    version(1)
+    version(2)
+    assert create_box_loss("redefined")(torch.zeros(1, 4), torch.ones(1, 4)).tolist() == [8.0]
+
+
+def test_ranges_as_text():
+    for option, text in (
+        (Option("", above=0.5, below=1), "(0.5, 1)"),
+        (Option("", at_least=0, at_most=1), "[0, 1]"),
+        (Option(""), "(-∞, ∞)"),
+    ):
+        assert option.range == text
+        assert Parameter("k", float, False, 0.7, option).check(0.7) == 0.7

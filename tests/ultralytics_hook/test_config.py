@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Keys in the host's configuration: known, checked in time, and absent from stock runs."""
+
+import pytest
+from ultralytics import YOLO
+from ultralytics.cfg import get_cfg
+from ultralytics.utils import DEFAULT_CFG, DEFAULT_CFG_DICT
+
+from tests.runs import ROOT, TINY, yolo
+from yolo_lossplug import LossPlugError
+from yolo_lossplug.selection import keys
+from yolo_lossplug.ultralytics_hook.config import guess_model
+
+NOWHERE = "no-such-dataset.yaml"
+"""A run that reaches its dataset fails with another error than ours."""
+
+
+def trainers():
+    from ultralytics.models.rtdetr.train import RTDETRTrainer
+    from ultralytics.models.yolo.classify import ClassificationTrainer
+    from ultralytics.models.yolo.obb import OBBTrainer
+    from ultralytics.models.yolo.world import WorldTrainer
+    from ultralytics.models.yolo.yoloe import YOLOETrainer
+
+    return {
+        "obb": (OBBTrainer, "loss=eiou cannot be used with task=obb.*takes cls_loss"),
+        "classify": (ClassificationTrainer, "loss=eiou has no effect with task=classify"),
+        "rtdetr": (RTDETRTrainer, "loss cannot be used with RTDETRTrainer: RT-DETR matches queries"),
+        "world": (WorldTrainer, "loss cannot be used with WorldTrainer: YOLO-World trains on text prompts"),
+        "yoloe": (YOLOETrainer, "loss cannot be used with YOLOETrainer: YOLOE trains on prompts"),
+    }
+
+
+def test_keys_are_in_the_defaults_and_mean_nothing():
+    for key, value in keys().items():
+        assert DEFAULT_CFG_DICT[key] == value
+        assert getattr(DEFAULT_CFG, key) == value
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ({"loss": "eiuo"}, "loss=eiuo is unknown. Did you mean 'eiou'"),
+        ({"loss": "eiou", "focal_gamma": 0.5}, "focal_gamma=0.5 has no effect with loss=eiou"),
+        ({"loss": "focal-eiou", "focal_gamma": "abc"}, "focal_gamma='abc' must be a number"),
+        ({"tal_topk": 0}, "tal_topk=0 is out of range"),
+    ],
+    ids=str,
+)
+def test_mistakes_before_data_and_model(args, message, tmp_path):
+    with pytest.raises(LossPlugError, match=message):
+        get_cfg(overrides=args)
+    with pytest.raises(LossPlugError, match=message):
+        YOLO("yolov8n.yaml").train(data=NOWHERE, project=str(tmp_path), **args)
+    assert not list(tmp_path.iterdir()), "a run was begun"
+
+
+@pytest.mark.parametrize("kind", ["obb", "classify", "rtdetr", "world", "yoloe"])
+def test_tasks_and_families_that_cannot_use_it(kind, tmp_path):
+    trainer, message = trainers()[kind]
+    overrides = {**TINY, "data": NOWHERE, "model": "some.yaml", "project": str(tmp_path), "loss": "eiou"}
+    with pytest.raises(LossPlugError, match=message):
+        trainer(overrides=overrides)
+    assert not list(tmp_path.iterdir()), "a run was begun"
+
+
+def test_a_sequence_of_datasets_is_checked_before_the_first(tmp_path):
+    with pytest.raises(LossPlugError, match="loss=eiuo is unknown"):
+        YOLO("yolov8n.yaml").train(data=[NOWHERE, NOWHERE], project=str(tmp_path), loss="eiuo")
+
+
+def test_unknown_key_is_the_hosts_error_with_our_keys_suggested():
+    with pytest.raises(SyntaxError, match=r"'focal_gama' is not a valid YOLO argument.*focal_gamma"):
+        get_cfg(overrides={"loss": "focal-eiou", "focal_gama": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train", "model=yolov8n.pt", "loss=eiuo"], "loss=eiuo is unknown. Did you mean 'eiou'?"),
+        (["train", "model=yolov8n-obb.pt", "loss=eiou"], "loss=eiou cannot be used with task=obb"),
+        (["train", "model=yolov8n-cls.pt", "cls_loss=focal"], "cls_loss=focal has no effect with task=classify"),
+        (["train", "model=rtdetr-l.pt", "loss=eiou"], "loss=eiou cannot be used with model=rtdetr-l.pt: RT-DETR"),
+        (["val", "model=yolov8n.pt", "loss=eiou"], "loss=eiou has no effect with mode=val: it is a key of training"),
+        (["train", "model=yolov8n.pt", "loss=no.py:name"], "there is no file"),
+    ],
+    ids=str,
+)
+def test_command_line_refuses_before_the_model_is_fetched(words, message, tmp_path):
+    done = yolo(*words, "data=no-such-dataset.yaml", cwd=tmp_path, check=False)
+    assert done.returncode == 1
+    assert message in done.stdout.strip().splitlines()[-1]
+    assert "Traceback" not in done.stdout and "Downloading" not in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_switched_off_the_key_is_the_hosts_error(tmp_path):
+    done = yolo("train", "model=yolov8n.yaml", "loss=eiou", cwd=tmp_path, env={"YOLO_LOSSPLUG": "0"}, check=False)
+    assert done.returncode != 0
+    assert "'loss' is not a valid YOLO argument" in done.stdout
+
+
+def test_what_a_file_name_tells():
+    for name, expected in {
+        "yolov8n.yaml": ("detect", ""),
+        "yolo26x-obb.pt": ("obb", ""),
+        "yolo11s-cls.pt": ("classify", ""),
+        "yolov8n-seg.yaml": ("segment", ""),
+        "yolov8s-worldv2.pt": ("detect", "YOLO-World"),
+        "world-cup.pt": ("detect", ""),
+        "rtdetr-x.pt": ("detect", "RT-DETR"),
+    }.items():
+        assert guess_model({"model": name}) == expected
+    assert guess_model({"task": "pose", "model": "mine.pt"}) == ("pose", "")
+    assert guess_model({}) == ("detect", "")
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda file: file.stem)
+def test_shipped_recipes_are_valid(file):
+    """Their keys are known and their values fit; they are trained elsewhere."""
+    from ultralytics.utils.checks import check_yaml
+
+    args = get_cfg(overrides=check_yaml(str(file)))
+    assert args.loss or args.cls_loss

@@ -1,0 +1,382 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""The members of a criterion: what runs in them, and that nothing else changes."""
+
+import copy
+import math
+from typing import Annotated
+
+import pytest
+import torch
+from ultralytics.utils.loss import BboxLoss
+from ultralytics.utils.tal import TaskAlignedAssigner as StockAssigner
+
+import yolo_lossplug
+from tests import oracles
+from tests.models import batch, evaluate, model, with_keys
+from yolo_lossplug import LossPlugError, Option, create_box_loss
+from yolo_lossplug.registry import CLASS, REGISTRY, box_loss, class_loss
+from yolo_lossplug.selection import keys, list_box_losses, select
+from yolo_lossplug.ultralytics_hook.criterion import PluggedBboxLoss, is_plugged, leaves, plug
+
+UNUSUAL = {
+    "loss": [{"loss": name} for name in list_box_losses() if name != "ciou"],
+    "cls_loss": [{"cls_loss": name} for name in ("focal", "qfl", "varifocal")],
+    "tal_iou": [{"tal_iou": name} for name in ("iou", "giou", "diou", "eiou", "siou")],
+    "tal_topk": [{"tal_topk": 3}],
+    "tal_alpha": [{"tal_alpha": 1.5}],
+    "tal_beta": [{"tal_beta": 2.0}],
+    "cls_smoothing": [{"cls_smoothing": 0.1}],
+    "smooth_l1_beta": [{"loss": "smooth-l1", "smooth_l1_beta": 0.2}],
+    "riou_beta": [{"loss": "riou", "riou_beta": 0.7}],
+    "siou_theta": [{"loss": "siou", "siou_theta": 2.0}],
+    "focal_gamma": [{"loss": "focal-eiou", "focal_gamma": 1.5}],
+    "alpha_power": [{"loss": "alpha-iou", "alpha_power": 1.2}],
+    "cls_focal_gamma": [{"cls_loss": "focal", "cls_focal_gamma": 1.0}],
+    "cls_focal_alpha": [{"cls_loss": "focal", "cls_focal_alpha": None}, {"cls_loss": "focal", "cls_focal_alpha": 0.5}],
+    "cls_qfl_beta": [{"cls_loss": "qfl", "cls_qfl_beta": 1.0}],
+    "cls_vfl_gamma": [{"cls_loss": "varifocal", "cls_vfl_gamma": 1.0}],
+    "cls_vfl_alpha": [{"cls_loss": "varifocal", "cls_vfl_alpha": 0.5}],
+}
+WITHOUT_EFFECT = {"loss_engine"}  # of this release: there is one engine
+
+
+@pytest.fixture(scope="module")
+def v8():
+    """A detection model, its predictions on a batch with gradient, and the batch."""
+    made, given = model("yolov8n"), batch("yolov8n")
+    torch.manual_seed(1)
+    preds = made(given["img"])
+    preds["boxes"] = (preds["boxes"].detach() * 3).requires_grad_()
+    preds["scores"] = (torch.randn(preds["scores"].shape) * 2 - 2).requires_grad_()  # those of a trained model vary
+    return made, preds, given
+
+
+def losses(criterion, preds, given):
+    return evaluate(criterion, preds, {k: v.clone() for k, v in given.items()})[0].detach()
+
+
+def assignment(criterion, preds, given):
+    """Return what the criterion hands to its box loss."""
+    (leaf,) = leaves(criterion)
+    seen, stock = [], leaf.bbox_loss
+    leaf.bbox_loss = lambda *args: (seen.append(args), stock(*args))[1]
+    try:
+        losses(criterion, preds, given)
+    finally:
+        leaf.bbox_loss = stock
+    return seen[0]
+
+
+def test_no_key_leaves_the_criterion_alone(v8):
+    criterion = with_keys(v8[0])
+    assert type(criterion.bbox_loss) is BboxLoss
+    assert type(criterion.bce) is torch.nn.BCEWithLogitsLoss
+    assert type(criterion.assigner) is StockAssigner
+    assert not any("lossplug" in name for name in vars(criterion))
+
+
+def test_named_stock_loss_is_the_stock_loss(v8):
+    made, preds, given = v8
+    assert torch.equal(losses(with_keys(made, loss="ciou"), preds, given), losses(with_keys(made), preds, given))
+
+
+def test_our_ciou_equals_the_hosts(v8):
+    made, preds, given = v8
+    args = assignment(with_keys(made), preds, given)
+    stock, ours = BboxLoss(16), PluggedBboxLoss(BboxLoss(16), create_box_loss("ciou"), made.stride)
+    gradients = []
+    for module in (stock, ours):
+        box, dfl = module(*args)
+        gradients.append((box, dfl, *torch.autograd.grad(box + dfl, [args[0], args[1]], retain_graph=True)))
+    for theirs, found in zip(*gradients):
+        torch.testing.assert_close(found, theirs, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", list_box_losses())
+def test_box_term_is_the_requested_formula(v8, name):
+    """An independent scalar evaluation of the formula on the boxes that the host has assigned."""
+    made, preds, given = v8
+    criterion = with_keys(made, loss=name)
+    _, pred, _, target, scores, total, foreground, *_ = assignment(criterion, preds, given)
+    rows = foreground.nonzero(as_tuple=True)
+    assert len(rows[0]) > 20
+    values = zip(pred[rows].double().tolist(), target[rows].double().tolist(), scores[rows].sum(-1).tolist())
+    expected = sum(oracles.BOX[name](p, t) * weight for p, t, weight in values) / float(total) * 7.5 * 2
+    found, stock = losses(criterion, preds, given), losses(with_keys(made), preds, given)
+    assert found[0].item() == pytest.approx(expected, rel=2e-5)
+    assert torch.equal(found[1:], stock[1:]), "another term than the box term changed"
+
+
+@pytest.mark.parametrize("name", ["focal", "qfl", "varifocal"])
+def test_class_term_is_the_requested_formula(v8, name):
+    made, preds, given = v8
+    criterion = with_keys(made, cls_loss=name)
+    *_, scores, total, _, _, _ = assignment(criterion, preds, given)
+    logits = preds["scores"].permute(0, 2, 1)
+    values = zip(logits.flatten().tolist(), scores.flatten().tolist())
+    expected = sum(oracles.CLASS[name](s, y) for s, y in values) / float(total) * 0.5 * 2
+    found, stock = losses(criterion, preds, given), losses(with_keys(made), preds, given)
+    assert found[1].item() == pytest.approx(expected, rel=2e-5)
+    assert torch.equal(found[[0, 2]], stock[[0, 2]])
+
+
+def test_smoothing_moves_the_targets_of_assigned_anchors_only(v8):
+    made, preds, given = v8
+    criterion = with_keys(made, cls_smoothing=0.2)
+    seen = []
+    loss = criterion.bce.loss
+    criterion.bce.loss = lambda pred, target: (seen.append(target), loss(pred, target))[1]
+    losses(criterion, preds, given)
+    *_, scores, _, foreground, _, _ = assignment(with_keys(made), preds, given)
+    assigned = foreground & (scores.amax(-1) > 0)
+    torch.testing.assert_close(seen[0][assigned], scores[assigned] * 0.8 + 0.1)
+    assert torch.equal(seen[0][~assigned], scores[~assigned])
+
+
+@pytest.mark.parametrize(("key", "given_keys"), [(key, one) for key, many in UNUSUAL.items() for one in many], ids=str)
+def test_every_key_changes_the_loss_and_trains(v8, key, given_keys):
+    made, preds, given = v8
+    neutral = {k: v for k, v in given_keys.items() if k != key and k in ("loss", "cls_loss")}
+    changed = with_keys(made, **given_keys)
+    assert not torch.equal(losses(changed, preds, given), losses(with_keys(made, **neutral), preds, given))
+    loss, _ = evaluate(changed, preds, given)
+    gradients = torch.autograd.grad(loss.sum(), [preds["boxes"], preds["scores"]])
+    assert all(g.isfinite().all() for g in gradients)
+    assert gradients[1].abs().sum() > 0
+    if key != "tal_iou":  # a severe overlap gives every one of these random boxes 0, and so no box any weight
+        assert gradients[0].abs().sum() > 0
+
+
+def test_every_key_is_among_those_tested():
+    ours = {
+        key
+        for key in keys()
+        if not any(owner.function.__module__.startswith("tests") for owner in REGISTRY.owners(key))
+    }
+    assert ours == {*UNUSUAL, *WITHOUT_EFFECT}
+
+
+MODELS = ["yolov8n", "yolo11n", "yolov10n", "yolo26n", "yolov8n-seg", "yolo26n-seg", "yolov8n-pose", "yolo26n-pose"]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_head_runs_it(name):
+    """Both branches of end-to-end heads, and the heads that bring assigners of their own."""
+    made, given = model(name), batch(name)
+    torch.manual_seed(2)
+    preds = made(given["img"])
+    chosen = {"loss": "focal-eiou", "cls_loss": "qfl", "tal_topk": 6, "tal_beta": 5.0, "tal_iou": "giou"}
+    stock, criterion = with_keys(made), with_keys(made, **chosen)
+    parts = list(leaves(criterion))
+    assert len(parts) == (2 if name in ("yolov10n", "yolo26n", "yolo26n-seg", "yolo26n-pose") else 1)
+    assert is_plugged(criterion, select({**chosen, "task": parts[0].lossplug.task}))
+    for part, plain in zip(parts, leaves(stock)):
+        assert isinstance(part.assigner, type(plain.assigner)), "another kind of assigner than the host's"
+        one_to_one = plain.assigner.topk != 10 or getattr(plain.assigner, "topk2", 10) != 10
+        expected = (plain.assigner.topk, plain.assigner.beta) if one_to_one else (6, 5.0)
+        assert (part.assigner.topk, part.assigner.beta) == expected
+    loss, _ = evaluate(criterion, preds, given)
+    loss.sum().backward()
+    assert loss.isfinite().all()
+    assert not torch.equal(loss, losses(stock, preds, given))
+    if hasattr(criterion, "update"):
+        before = criterion.o2m
+        criterion.update()
+        assert criterion.o2m != before
+
+
+@pytest.mark.parametrize("name", ["yolov8n", "yolo26n", "yolov8n-seg", "yolov8n-pose"])
+def test_a_batch_without_objects(name):
+    made, given = model(name), batch(name, empty=True)
+    loss, _ = evaluate(with_keys(made, loss="eiou", cls_loss="focal", cls_smoothing=0.1), made(given["img"]), given)
+    loss.sum().backward()
+    assert loss.isfinite().all()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in made.parameters())
+
+
+def test_rotated_boxes_take_class_loss_and_assigner_numbers():
+    made, given = model("yolov8n-obb"), batch("yolov8n-obb")
+    preds = made(given["img"])
+    criterion = with_keys(made, cls_loss="focal", tal_topk=4)
+    loss, _ = evaluate(criterion, preds, given)
+    loss.sum().backward()
+    assert loss.isfinite().all() and criterion.assigner.topk == 4
+    for refused in ({"loss": "eiou"}, {"tal_iou": "giou"}):
+        with pytest.raises(LossPlugError, match="task=obb.*takes cls_loss"):
+            with_keys(made, **refused)
+        with pytest.raises(LossPlugError, match="task=obb.*takes cls_loss"):
+            plug(with_keys(made), select(refused))  # also where nobody has said which task it is
+
+
+@pytest.mark.parametrize(
+    ("name", "cls"),
+    [
+        ("yolov8n", "DetectionLoss"),
+        ("yolov8n-seg", "SegmentationLoss"),
+        ("yolov8n-pose", "PoseLoss"),
+        ("yolov8n-obb", "OBBLoss"),
+    ],
+)
+def test_by_hand_equals_by_key(name, cls):
+    made, given = model(name), batch(name)
+    preds = made(given["img"])
+    chosen = {"cls_loss": "qfl", "tal_topk": 6} if cls == "OBBLoss" else {"loss": "eiou", "tal_topk": 6}
+    by_hand = getattr(yolo_lossplug, cls)(made, **chosen)
+    stock = with_keys(made)
+    assert isinstance(by_hand, type(stock))
+    by_key = losses(with_keys(made, **chosen), preds, given)
+    assert torch.equal(losses(by_hand, preds, given), by_key)
+    assert not torch.equal(losses(stock, preds, given), by_key)
+    with pytest.raises(LossPlugError, match="focal_gamma=0.5 has no effect"):
+        getattr(yolo_lossplug, cls)(made, focal_gamma=0.5)
+
+
+def test_by_hand_in_a_compound_criterion():
+    from ultralytics.utils.loss import E2ELoss
+
+    made, given = model("yolo26n"), batch("yolo26n")
+    made.args.loss, made.args.tal_topk = "eiou", 6
+    try:
+        by_hand = E2ELoss(made, yolo_lossplug.DetectionLoss)
+    finally:
+        made.args.loss = made.args.tal_topk = None
+    assert [leaf.assigner.topk for leaf in leaves(by_hand)] == [6, 7]
+    preds = made(given["img"])
+    assert torch.equal(losses(by_hand, preds, given), losses(with_keys(made, loss="eiou", tal_topk=6), preds, given))
+
+
+def test_assigner_by_hand(v8):
+    made, preds, given = v8
+    ours = yolo_lossplug.TaskAlignedAssigner(topk=10, num_classes=3, alpha=0.5, beta=6.0)
+    stock = StockAssigner(topk=10, num_classes=3, alpha=0.5, beta=6.0)
+    giou = yolo_lossplug.TaskAlignedAssigner(topk=10, num_classes=3, alpha=0.5, beta=6.0, iou="giou")
+    seen = []
+    criterion = with_keys(made)
+    criterion.assigner.register_forward_pre_hook(lambda module, args: seen.append(args))
+    losses(criterion, preds, given)
+    outputs = [module(*seen[0]) for module in (stock, ours, giou)]
+    assert all(torch.equal(a, b) for a, b in zip(outputs[0], outputs[1]))
+    assert not all(torch.equal(a, b) for a, b in zip(outputs[0], outputs[2]))
+    boxes = seen[0][4][0]
+    assert giou.iou_calculation(boxes, boxes + 1000).min() == 0
+    with pytest.raises(LossPlugError, match="tal_iou=gi0u is unknown. Did you mean 'giou'"):
+        yolo_lossplug.TaskAlignedAssigner(iou="gi0u")
+
+
+def test_stride_and_image_size_reach_a_loss_that_wants_them(v8):
+    made, preds, given = v8
+    seen = []
+
+    @box_loss("wants-context")
+    def wants_context(pred, target, *, stride, imgsz):
+        seen.append((pred, stride, imgsz))
+        return (pred - target).abs().mean(-1) * stride.squeeze(-1)
+
+    try:
+        criterion = with_keys(made, loss="wants-context")
+        anchors = assignment(criterion, preds, given)
+    finally:
+        del REGISTRY.specs["box loss", "wants-context"]
+    pred, stride, imgsz = seen[-1]
+    expected = anchors[-1][
+        anchors[6].nonzero(as_tuple=True)[1]
+    ]  # the newest hosts hand over the strides of all anchors
+    assert torch.equal(stride, expected) and stride.shape == (len(pred), 1)
+    assert imgsz.tolist() == [64, 64]
+
+
+def test_context_of_an_image_that_is_not_square():
+    given = batch("yolov8n")
+    given["img"] = torch.rand(2, 3, 64, 96)
+    made, sizes = model("yolov8n"), []
+
+    @box_loss("sees-size")
+    def sees_size(pred, target, *, imgsz):
+        sizes.append(imgsz.tolist())
+        return (pred - target).square().mean(-1)
+
+    try:
+        evaluate(with_keys(made, loss="sees-size"), made(given["img"]), given)
+    finally:
+        del REGISTRY.specs["box loss", "sees-size"]
+    assert sizes == [[64, 96]]
+
+
+def test_class_weights_multiply_any_class_loss():
+    made, given = copy.copy(model("yolov8n")), batch("yolov8n")
+    preds = made(given["img"])
+
+    @class_loss("ends-in-exp")
+    def ends_in_exp(
+        logits: torch.Tensor, targets: torch.Tensor, *, exp_scale: Annotated[float, Option("scale", above=0)] = 0.5
+    ) -> torch.Tensor:
+        return torch.exp(exp_scale * (logits - targets))
+
+    try:
+        plain = losses(with_keys(made, cls_loss="ends-in-exp"), preds, given)
+        made.class_weights = torch.full((3,), 2.0)
+        loss, _ = evaluate(with_keys(made, cls_loss="ends-in-exp"), preds, given)
+        loss.sum().backward()
+    finally:
+        del REGISTRY.specs[CLASS, "ends-in-exp"]
+    assert loss[1].item() == pytest.approx(2 * plain[1].item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_under_autocast(dtype, device):
+    """Predictions arrive in half precision; losses are those of the same boxes in float32."""
+    made = copy.deepcopy(model("yolov8n")).to(device)
+    given = batch("yolov8n", device=device)
+    criterion = with_keys(made, loss="eiou", cls_loss="qfl", cls_smoothing=0.05)
+    with torch.autocast(device, dtype=dtype):
+        preds = made(given["img"])
+        loss, _ = evaluate(criterion, preds, given)
+    assert loss.dtype == torch.float32
+    loss.sum().backward()
+    assert loss.isfinite().all()
+    assert all(p.grad.isfinite().all() for p in made.parameters() if p.grad is not None)
+
+
+def test_huge_boxes_in_half_precision(v8):
+    """A 2,040 pixel box overflows the squares of float16; the box loss computes in float32."""
+    made = v8[0]
+    module = PluggedBboxLoss(BboxLoss(16), create_box_loss("eiou"), made.stride)
+    pred = torch.tensor([[[0.0, 0, 300, 290]]], dtype=torch.float16, requires_grad=True)
+    target = torch.tensor([[[0.0, 0, 310, 300]]])
+    scores, mask = torch.ones(1, 1, 1), torch.ones(1, 1, dtype=torch.bool)
+    extra = (torch.tensor([4096.0, 4096.0]), torch.tensor([[8.0]]))
+    distances = torch.zeros(1, 1, 64, dtype=torch.float16)
+    box, _ = module(distances, pred, torch.tensor([[150.0, 150.0]]), target, scores, scores.sum(), mask, *extra)
+    box.backward()
+    expected = oracles.BOX["eiou"]((0, 0, 300, 290), (0, 0, 310, 300))
+    assert box.item() == pytest.approx(expected, rel=1e-3)
+    assert pred.grad.isfinite().all() and math.isfinite(box.item())
+
+
+def test_a_criterion_can_be_copied_and_plugged_again(v8):
+    made, preds, given = v8
+    criterion = with_keys(made, loss="eiou", cls_loss="qfl", tal_iou="giou", tal_topk=5)
+    expected = losses(criterion, preds, given)
+    assert torch.equal(losses(copy.deepcopy(criterion), preds, given), expected)
+    plug(criterion, select({"loss": "siou", "tal_topk": 8}))
+    assert criterion.assigner.topk == 8
+    assert type(criterion.bbox_loss.stock) is BboxLoss
+    assert is_plugged(criterion, select({"loss": "siou", "tal_topk": 8})) is False, "cls_loss and tal_iou are still set"
+
+
+def test_is_plugged_looks_at_what_runs(v8):
+    chosen = {"loss": "eiou", "cls_loss": "qfl", "tal_topk": 5, "tal_iou": "giou", "cls_smoothing": 0.1}
+    selection = select(chosen)
+    for damage in (
+        lambda c: setattr(c, "bbox_loss", BboxLoss(16)),
+        lambda c: setattr(c, "bce", torch.nn.BCEWithLogitsLoss(reduction="none")),
+        lambda c: setattr(c.assigner, "topk", 10),
+        lambda c: setattr(c, "assigner", StockAssigner(topk=5, alpha=0.5)),
+        lambda c: setattr(c.bce, "smoothing", 0.0),
+        lambda c: delattr(c, "lossplug"),
+    ):
+        criterion = with_keys(v8[0], **chosen)
+        assert is_plugged(criterion, selection)
+        damage(criterion)
+        assert not is_plugged(criterion, selection)
+    assert not is_plugged(object(), selection)

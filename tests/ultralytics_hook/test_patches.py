@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Changes to the host: complete, undone exactly, refused where a seam has moved."""
+
+import importlib
+import inspect
+import sys
+
+import pytest
+
+from tests.runs import python
+from yolo_lossplug import _autoload
+from yolo_lossplug.ultralytics_hook import compatibility, patches
+
+
+def snapshot():
+    """Return the objects that the host's modules and classes hold, by name, and the contents of its defaults."""
+    held = {"meta_path": [id(finder) for finder in sys.meta_path]}
+    for name in patches.modules():
+        module = importlib.import_module(name)
+        held.update({f"{name}.{key}": id(value) for key, value in vars(module).items() if not key.startswith("__")})
+        for cls in (value for value in vars(module).values() if inspect.isclass(value)):
+            held.update({f"{name}.{cls.__name__}.{key}": id(value) for key, value in vars(cls).items()})
+    utils = sys.modules["ultralytics.utils"]
+    held["defaults"] = list(utils.DEFAULT_CFG_DICT.items())
+    held["namespace"] = list(vars(utils.DEFAULT_CFG).items())
+    return held
+
+
+def test_enable_and_disable_are_idempotent_and_exact(enabled):
+    enabled.disable()
+    snapshot()  # imports what is not imported yet
+    before = snapshot()
+    assert not enabled.is_enabled()
+    for _ in range(2):
+        enabled.enable()
+    during = snapshot()
+    assert enabled.is_enabled()
+    for _ in range(2):
+        enabled.disable()
+    assert snapshot() == before
+    assert _autoload.problem == ""
+    for patch in patches.PATCHES:
+        changed = [
+            key for key in before if key.startswith(f"{patch.module}.") and key.endswith(patch.attribute.split(".")[-1])
+        ]
+        assert any(before[key] != during.get(key) for key in changed), (
+            f"{patch.module}.{patch.attribute} was not changed"
+        )
+    assert len(during["defaults"]) > len(before["defaults"])
+
+
+def test_every_change_says_why():
+    assert set(patches.modules()) == set(_autoload.WATCHED)
+    for patch in patches.PATCHES:
+        assert len(patch.reason) > 30, patch.attribute
+
+
+@pytest.mark.parametrize(
+    ("version", "supported"),
+    [("8.3.0", True), ("8.3.253", True), ("8.4.999", True), ("8.2.103", False), ("8.5.0", False), ("9.0", False)],
+)
+def test_supported_releases(version, supported):
+    reason = compatibility.unsupported(version)
+    assert (reason == "") is supported
+    if not supported:
+        assert version in reason and ">=8.3.0, <8.5" in reason
+
+
+FAKE = """
+import sys
+import ultralytics
+{damage}
+import ultralytics.engine.trainer, ultralytics.nn.tasks, ultralytics.utils.dist
+from ultralytics.utils import DEFAULT_CFG_DICT
+assert "loss" not in DEFAULT_CFG_DICT
+from ultralytics import YOLO
+model = YOLO("yolov8n.yaml")
+import numpy as np
+print("PREDICTED", len(model.predict(np.zeros((64, 64, 3), np.uint8), imgsz=64, verbose=False)))
+assert not hasattr(ultralytics.engine.trainer.BaseTrainer.check_resume, "__wrapped__")
+try:
+    import yolo_lossplug
+except ImportError as error:
+    print("REASON", error)
+else:
+    print("ENABLED", yolo_lossplug.is_enabled())
+"""
+DAMAGES = {
+    "version": ("ultralytics.__version__ = '8.5.0'", "ultralytics 8.5.0 is not supported"),
+    "gone": (
+        "import ultralytics.utils.tal as tal\ndel tal.TaskAlignedAssigner.iou_calculation",
+        "ultralytics.utils.tal.TaskAlignedAssigner.iou_calculation is gone",
+    ),
+    "signature": (
+        "import ultralytics.utils.loss as loss\nloss.BboxLoss.forward = lambda self, boxes, scores: None",
+        "ultralytics.utils.loss.BboxLoss.forward takes (self, boxes, scores, …) where (self, pred_dist,",
+    ),
+    "taken": ("", "ultralytics has keys of its own named loss"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_release_that_moved_a_seam_is_left_alone(damage, tmp_path):
+    """Nothing is printed, everything but our keys works, and an explicit import says what moved."""
+    code, reason = DAMAGES[damage]
+    source = FAKE.format(damage=code)
+    if damage == "taken":
+        source = source.replace("import ultralytics\n", TAKEN, 1).replace('assert "loss" not in DEFAULT_CFG_DICT\n', "")
+    done = python(source, cwd=tmp_path)
+    assert "PREDICTED 1" in done.stdout
+    (line,) = [line for line in done.stdout.splitlines() if "REASON" in line]
+    assert "yolo-lossplug is not enabled: " in line and reason in line
+    assert "LossPlug" not in done.stdout
+
+
+TAKEN = """
+import importlib.abc, importlib.util
+import yolo_lossplug._autoload as hook
+stock = hook._apply
+def apply(module):
+    if module.__name__ == "ultralytics.utils":
+        module.DEFAULT_CFG_DICT["loss"] = "theirs"
+    stock(module)
+hook._apply = apply
+import ultralytics
+"""

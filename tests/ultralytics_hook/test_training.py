@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Whole training runs in this process, by every route that leads to a trainer."""
+
+import types
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from ultralytics import YOLO
+from ultralytics.models.yolo.detect import DetectionTrainer
+from ultralytics.nn.tasks import DetectionModel
+from ultralytics.utils.loss import v8DetectionLoss
+
+from tests.runs import ROOT, STILL, TINY, Log, results, train
+from yolo_lossplug import DetectionLoss, LossPlugError, list_box_losses
+from yolo_lossplug.selection import keys
+from yolo_lossplug.ultralytics_hook import patches
+from yolo_lossplug.ultralytics_hook import trainer as hook
+
+CHOICE = {"loss": "focal-eiou", "focal_gamma": 0.4, "cls_loss": "qfl", "tal_topk": 7}
+
+
+@pytest.fixture(scope="module")
+def stock(data, tmp_path_factory):
+    """Two stock runs with weights that do not move, the second with the dataset's cache in place."""
+    project = tmp_path_factory.mktemp("stock")
+    train(data=data, project=str(project), **STILL)
+    return train(data=data, project=str(project), **STILL)
+
+
+@pytest.fixture(scope="module")
+def plugged(data, stock, tmp_path_factory):
+    """A run with losses of ours on the same weights, and what was logged."""
+    with Log() as log:
+        trainer = train(data=data, project=str(tmp_path_factory.mktemp("plugged")), **STILL, **CHOICE)
+    return trainer, log.text
+
+
+def test_validation_loss_is_the_chosen_one_too(stock, data, tmp_path):
+    """A callback that sets the model's criterion trains with it, and validates with the host's."""
+    eiou = results(train(data=data, project=str(tmp_path), **STILL, loss="eiou").save_dir)[-1]
+    plain = results(stock.save_dir)[-1]
+    for part in ("train", "val"):
+        assert eiou[f"{part}/box_loss"] > 1.2 * plain[f"{part}/box_loss"]
+        assert eiou[f"{part}/cls_loss"] == plain[f"{part}/cls_loss"]
+        assert eiou[f"{part}/dfl_loss"] == plain[f"{part}/dfl_loss"]
+
+
+def test_naming_the_stock_loss_changes_nothing(stock, data, tmp_path):
+    named = train(data=data, project=str(tmp_path), **STILL, loss="CIoU")
+    assert results(named.save_dir) == results(stock.save_dir)
+    assert named.args.loss == "ciou"
+
+
+def test_banner(plugged):
+    _, text = plugged
+    (line,) = [line for line in text.splitlines() if "LossPlug: " in line]
+    for part in ("box focal-eiou(focal_gamma=0.4)", "class qfl", "tal(topk=7,", "engine reference", "ultralytics 8."):
+        assert part in line
+
+
+def test_the_choice_is_recorded(plugged):
+    trainer, _ = plugged
+    recorded = yaml.safe_load((trainer.save_dir / "args.yaml").read_text())
+    checkpoint = torch.load(trainer.best, map_location="cpu", weights_only=False)
+    expected = {**CHOICE, "cls_qfl_beta": 2.0, "tal_alpha": 0.5, "tal_iou": "ciou", "loss_engine": "auto"}
+    for place in (recorded, checkpoint["train_args"], vars(trainer.args)):
+        assert {key: place[key] for key in expected} == expected
+        assert "alpha_power" not in place and "cls_focal_alpha" not in place, "keys without effect"
+
+
+def test_a_stock_run_records_nothing(stock):
+    ours = set(keys())
+    recorded = yaml.safe_load((stock.save_dir / "args.yaml").read_text())
+    checkpoint = torch.load(stock.best, map_location="cpu", weights_only=False)
+    loaded = YOLO(stock.best)
+    fresh = YOLO("yolov8n.yaml")
+    for place in (recorded, checkpoint["train_args"], vars(stock.args), loaded.model.args, fresh.model.args):
+        assert not ours & set(place)
+
+
+def test_callbacks_are_there_once_and_pickle_by_reference(plugged):
+    import pickle
+
+    for event, callback in hook.CALLBACKS:
+        assert plugged[0].callbacks[event].count(callback) == 1
+        assert pickle.loads(pickle.dumps(callback)) is callback
+
+
+def test_two_losses_one_after_the_other(data, tmp_path):
+    model = YOLO("yolov8n.yaml")
+    for name in ("eiou", "giou"):
+        with Log() as log:
+            model.train(**TINY, data=data, project=str(tmp_path), loss=name)
+        assert f"box {name} " in log.text
+        assert model.trainer.args.loss == name
+    with Log() as log:
+        model.train(**TINY, data=data, project=str(tmp_path))
+    assert "LossPlug" not in log.text
+
+
+@pytest.mark.parametrize("name", [n for n in list_box_losses() if n != "ciou"] + ["focal-alpha-ciou"])
+def test_every_loss_trains(name, data, tmp_path):
+    trainer = train(data=data, project=str(tmp_path), loss=name, val=False)
+    row = results(trainer.save_dir)[-1]
+    assert 0 < row["train/box_loss"] < 1e4
+    assert all(p.isfinite().all() for p in trainer.model.parameters())
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_recipe_trains(file, data, tmp_path):
+    trainer = train(cfg=str(file), data=data, project=str(tmp_path), val=False)
+    recipe = yaml.safe_load(file.read_text())
+    for key in set(keys()) & set(recipe):
+        assert vars(trainer.args)[key] == recipe[key]
+
+
+class OwnModel(DetectionModel):
+    """A user's model whose criterion is made by hand."""
+
+    def init_criterion(self):
+        return DetectionLoss(self, loss="giou")
+
+
+class OwnStockModel(DetectionModel):
+    """A user's model that overrides the seam after the plugin was enabled, with the host's criterion."""
+
+    def init_criterion(self):
+        return v8DetectionLoss(self)
+
+
+class ByHand(DetectionTrainer):
+    model_class = OwnModel
+
+    def get_model(self, cfg=None, weights=None, verbose=True):
+        return self.model_class(cfg, nc=self.data["nc"], verbose=False)
+
+
+class ReachedByCallback(ByHand):
+    model_class = OwnStockModel
+
+
+def test_custom_trainer(data, tmp_path):
+    class Custom(DetectionTrainer):
+        pass
+
+    with Log() as log:
+        trainer = train(trainer=Custom, data=data, project=str(tmp_path), loss="eiou")
+    assert type(trainer) is Custom and "box eiou" in log.text
+    assert trainer.model.criterion.bbox_loss.loss.name == "eiou"
+
+
+def test_criterion_by_hand_in_a_custom_trainer(data, tmp_path):
+    trainer = train(trainer=ByHand, data=data, project=str(tmp_path))
+    assert trainer.model.criterion.bbox_loss.loss.name == "giou"
+    assert trainer.ema.ema.criterion.bbox_loss.loss.name == "giou"
+
+
+def test_a_model_class_of_the_users_own(data, tmp_path, enabled):
+    trainer = train(trainer=ReachedByCallback, data=data, project=str(tmp_path), loss="eiou")
+    assert trainer.ema.ema.criterion.bbox_loss.loss.name == "eiou"
+    enabled.disable()
+    assert not hasattr(OwnStockModel.init_criterion, patches.MARK)
+
+
+def test_trainer_without_a_model_object(data, tmp_path):
+    """A trainer made directly, with callbacks of the user's that name few events."""
+    overrides = {**TINY, "model": "yolov8n.yaml", "data": data, "project": str(tmp_path), "loss": "eiou"}
+    trainer = DetectionTrainer(overrides=overrides)
+    trainer.train()
+    assert trainer.model.criterion.bbox_loss.loss.name == "eiou"
+
+
+def replace_training(trainer):
+    trainer.model.criterion = v8DetectionLoss(trainer.model)
+
+
+def replace_validation(trainer):
+    trainer.ema.ema.criterion = v8DetectionLoss(trainer.ema.ema)
+
+
+@pytest.mark.parametrize(
+    ("event", "replace", "role"),
+    [("on_train_start", replace_training, "training"), ("on_train_epoch_end", replace_validation, "validation")],
+    ids=["training", "validation"],
+)
+def test_a_replaced_criterion_stops_the_run(event, replace, role, data, tmp_path):
+    message = f"loss=eiou cls_loss=bce was requested, but {role} runs v8DetectionLoss with BboxLoss"
+    with pytest.raises(LossPlugError, match=message):
+        train(data=data, project=str(tmp_path), loss="eiou", callbacks=[(event, replace)])
+
+
+def test_disabled_in_between_stops_the_run(data, tmp_path, enabled):
+    with pytest.raises(LossPlugError, match="was requested, but training runs v8DetectionLoss"):
+        train(
+            data=data,
+            project=str(tmp_path),
+            loss="eiou",
+            callbacks=[("on_train_start", lambda trainer: enabled.disable())],
+        )
+
+
+def test_criterion_is_out_of_the_way_while_a_checkpoint_is_written():
+    """Releases before 8.4.95 would pickle it."""
+    model = types.SimpleNamespace(criterion="criterion", student_model=types.SimpleNamespace(criterion="student's"))
+    trainer = types.SimpleNamespace(ema=types.SimpleNamespace(ema=model))
+
+    def write(self):
+        assert not hasattr(model, "criterion") and not hasattr(model.student_model, "criterion")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError):
+        patches._wrap_save_model(write)(trainer)
+    assert (model.criterion, model.student_model.criterion) == ("criterion", "student's")
+
+
+def test_several_datasets_in_this_process(data, other_data, tmp_path):
+    model = YOLO("yolov8n.yaml")
+    with Log() as log:
+        model.train(**TINY, data=[data, other_data], project=str(tmp_path), loss="eiou", trainer=DetectionTrainer)
+    assert log.text.count("box eiou") == 2
+    saved = [yaml.safe_load(file.read_text())["loss"] for file in Path(tmp_path).rglob("args.yaml")]
+    assert saved == ["eiou", "eiou"]
+
+
+def test_stacked_with_the_hosts_class_weights(data, tmp_path):
+    trainer = train(data=data, project=str(tmp_path), loss="focal-siou", epochs=2, cls_loss="varifocal", cls_pw=0.5)
+    assert trainer.model.criterion.bce.is_weighted
+    assert results(trainer.save_dir)[-1]["epoch"] == 2
