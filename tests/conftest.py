@@ -12,7 +12,8 @@ import torch
 HOME = Path(tempfile.mkdtemp(prefix="yolo-tests-"))
 atexit.register(shutil.rmtree, HOME, ignore_errors=True)
 os.environ.update(YOLO_CONFIG_DIR=str(HOME), YOLO_AUTOINSTALL="false", YOLO_OFFLINE="true")
-os.environ.pop("YOLO_LOSSPLUG", None)
+for variable in ("YOLO_LOSSPLUG", "PYTHONPATH"):
+    os.environ.pop(variable, None)
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -61,6 +62,20 @@ def enabled():
     yolo_lossplug.enable()
     yield yolo_lossplug
     yolo_lossplug.disable()
+    yolo_lossplug.enable()
+
+
+@pytest.fixture
+def registry():
+    """The registry, which forgets what the test registers."""
+    import yolo_lossplug
+    from yolo_lossplug.registry import REGISTRY
+
+    before = dict(REGISTRY.specs)
+    yield REGISTRY
+    yolo_lossplug.disable()  # takes the keys of the new losses along
+    REGISTRY.specs.clear()
+    REGISTRY.specs.update(before)
     yolo_lossplug.enable()
 
 

@@ -77,7 +77,7 @@ def python(code, *words, cwd, env=None, check=True, flags=()):
 
 
 def run(command, cwd, env=None, check=True):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **(env or {})}
+    environment = {**os.environ, **(env or {})}
     done = subprocess.run(
         command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600
     )

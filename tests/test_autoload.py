@@ -16,7 +16,7 @@ IMPORTED = "import sys; print(*sorted(sys.modules))"
 
 
 def modules(tmp_path, **env):
-    return set(python(IMPORTED, cwd=tmp_path, env={"PYTHONPATH": "", **env}).stdout.split())
+    return set(python(IMPORTED, cwd=tmp_path, env=env).stdout.split())
 
 
 def test_a_start_imports_nothing_but_the_hook(tmp_path):
@@ -114,14 +114,14 @@ def test_install_and_uninstall(kind, built, tmp_path):
     venv.create(tmp_path / "venv", with_pip=False)
     interpreter = tmp_path / "venv" / ("Scripts" if os.name == "nt" else "bin") / "python"
     purelib = [str(interpreter), "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])"]
-    site = Path(run(purelib, tmp_path, {"PYTHONPATH": ""}).stdout.strip())
+    site = Path(run(purelib, tmp_path).stdout.strip())
     before = content(site)
     pip = [sys.executable, "-m", "pip", "--python", str(interpreter), "--disable-pip-version-check"]
     source = [str(built[kind])] if kind in built else ["--no-build-isolation", "-e", str(ROOT)]
     backend = next(path for path in sys.path if path.endswith("site-packages"))
-    run([*pip, "install", "--no-deps", "--no-index", *source], tmp_path, {"PYTHONPATH": backend})
+    run([*pip, "install", "--ignore-installed", "--no-deps", "--no-index", *source], tmp_path, {"PYTHONPATH": backend})
 
-    bare = {"PYTHONPATH": "", "PYTHONNOUSERSITE": "1"}
+    bare = {"PYTHONNOUSERSITE": "1"}
     started = [str(interpreter), "-c", IMPORTED]
     assert "yolo_lossplug._autoload" in run(started, tmp_path, bare).stdout.split()
     assert "yolo_lossplug" not in run(started, tmp_path, {**bare, "YOLO_LOSSPLUG": "0"}).stdout.split()
@@ -131,7 +131,7 @@ def test_install_and_uninstall(kind, built, tmp_path):
         package.rename(site / "moved")
         assert "Error" not in run(started, tmp_path, bare).stdout
         (site / "moved").rename(package)
-    run([*pip, "uninstall", "-y", "yolo-lossplug"], tmp_path, {"PYTHONPATH": ""})
+    run([*pip, "uninstall", "-y", "yolo-lossplug"], tmp_path)
     assert content(site) == before
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import yolo_lossplug
+from tests.runs import ROOT
 
 PACKAGE = Path(yolo_lossplug.__file__).parent
 LAYERS = [
@@ -62,8 +63,7 @@ def test_no_branch_on_the_name_of_a_loss(path):
 
 
 def test_every_source_file_names_its_licence():
-    root = PACKAGE.parent
-    files = [p for folder in ("yolo_lossplug", "tests", "examples", "configs") for p in (root / folder).rglob("*")]
+    files = [p for folder in ("yolo_lossplug", "tests", "examples", "configs") for p in (ROOT / folder).rglob("*")]
     for path in files:
         if path.suffix in (".py", ".yaml"):
             assert path.read_text(encoding="utf-8").startswith("# SPDX-License-Identifier: AGPL-3.0-or-later"), path

@@ -42,14 +42,7 @@ def test_messages_are_real():
         assert str(caught.value).startswith(line.removeprefix("LossPlug: ").removesuffix("..."))
 
 
-def test_the_loss_of_ones_own_is_registered_as_written():
+def test_the_loss_of_ones_own_is_registered_as_written(registry):
     code = README.partition("## A loss of your own\n\n```python\n")[2].partition("```")[0]
-    from yolo_lossplug.registry import REGISTRY
-
-    before = dict(REGISTRY.specs)
-    try:
-        exec(compile(code, "README", "exec"), {"__name__": "readme"})
-        assert select({"loss": "scaled-l1", "l1_scale": 2.0}).resolved()["l1_scale"] == 2.0
-    finally:
-        REGISTRY.specs.clear()
-        REGISTRY.specs.update(before)
+    exec(compile(code, "README", "exec"), {"__name__": "readme"})
+    assert select({"loss": "scaled-l1", "l1_scale": 2.0}).resolved()["l1_scale"] == 2.0

@@ -152,15 +152,7 @@ def decorated(pred, target, *, own_scale: Annotated[float, Option("factor", abov
 """
 
 
-@pytest.fixture
-def clean_registry():
-    before = dict(REGISTRY.specs)
-    yield
-    REGISTRY.specs.clear()
-    REGISTRY.specs.update(before)
-
-
-def test_own_file(tmp_path, clean_registry):
+def test_own_file(tmp_path, registry):
     file = tmp_path / "own_losses.py"
     file.write_text(OWN)
     selection = select({"loss": f"{file}:decorated", "own_scale": 3})
@@ -176,7 +168,7 @@ def test_own_file(tmp_path, clean_registry):
         select({"loss": f"{file}:decorate"})
 
 
-def test_files_of_one_name_in_two_folders(tmp_path, clean_registry):
+def test_files_of_one_name_in_two_folders(tmp_path, registry):
     for folder, factor in (("a", 1), ("b", 10)):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "mine.py").write_text(
@@ -188,7 +180,7 @@ def test_files_of_one_name_in_two_folders(tmp_path, clean_registry):
     assert [value.item() for value in values] == [4, 40, 4]
 
 
-def test_own_module(tmp_path, monkeypatch, clean_registry):
+def test_own_module(tmp_path, monkeypatch, registry):
     (tmp_path / "own_module_for_test.py").write_text(
         "def cubed(pred, target):\n    return (pred - target).abs().pow(3).sum(-1)\n"
     )
@@ -251,7 +243,7 @@ def test_names_and_keys_are_not_taken_twice():
     assert "option 'focal_gamma'" in refused(box_loss("stealing"), stealing)
 
 
-def test_a_definition_read_again_replaces_itself(clean_registry):
+def test_a_definition_read_again_replaces_itself(registry):
     def version(factor):
         @box_loss("redefined")
         def redefined(pred, target):

@@ -181,6 +181,18 @@ def select(args: Mapping[str, Any]) -> Selection:
     return Selection(box, cls, **values, tal_iou=tal_iou, loss_engine=engine, given=frozenset(given), task=task)
 
 
+def refuse_unknown(given: Mapping[str, Any]) -> None:
+    """Raise an error for a key that is none of ours.
+
+    Raises:
+        LossPlugError: If there is one.
+    """
+    known = keys()
+    for key, value in given.items():
+        if key not in known:
+            raise LossPlugError(f"{key}={value} is unknown.{_suggest(key, known)} Known: {', '.join(known)}.")
+
+
 def create_box_loss(name: str, **options: Any) -> Loss:
     """Return a box loss by name, e.g. ``create_box_loss("focal-eiou", focal_gamma=0.5)``.
 

@@ -224,6 +224,16 @@ def test_several_datasets_in_this_process(data, other_data, tmp_path):
     assert saved == ["eiou", "eiou"]
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="mixed precision is trained on a GPU")
+@pytest.mark.parametrize("amp", [True, "bf16"])
+def test_mixed_precision(amp, data, tmp_path):
+    keys = {"epochs": 2, "device": 0, "amp": amp, "loss": "focal-eiou", "cls_loss": "qfl"}
+    trainer = train(data=data, project=str(tmp_path), **keys)
+    rows = results(trainer.save_dir)
+    assert len(rows) == 2 and all(0 < row["train/box_loss"] < 1e3 for row in rows)
+    assert all(p.isfinite().all() for p in trainer.model.parameters())
+
+
 def test_stacked_with_the_hosts_class_weights(data, tmp_path):
     trainer = train(data=data, project=str(tmp_path), loss="focal-siou", epochs=2, cls_loss="varifocal", cls_pw=0.5)
     assert trainer.model.criterion.bce.is_weighted

@@ -17,7 +17,15 @@ from ultralytics.utils import tal
 from ultralytics.utils.loss import BboxLoss, v8DetectionLoss, v8OBBLoss, v8PoseLoss, v8SegmentationLoss
 
 from yolo_lossplug.registry import LossPlugError
-from yolo_lossplug.selection import STOCK_BOX, STOCK_CLASS, Loss, Selection, assigner_overlap, select
+from yolo_lossplug.selection import (
+    STOCK_BOX,
+    STOCK_CLASS,
+    Loss,
+    Selection,
+    assigner_overlap,
+    refuse_unknown,
+    select,
+)
 
 STOCK_TOPK = inspect.signature(v8DetectionLoss.__init__).parameters["tal_topk"].default
 
@@ -150,8 +158,10 @@ class PluggedCriterion:
             host = {key: kwargs.pop(key) for key in ("tal_topk", "tal_topk2") if key in kwargs}
         elif kwargs.get("tal_topk") == STOCK_TOPK:  # the host's compound criteria spell their default out
             del kwargs["tal_topk"]
+        selection = select({**arguments(model), "task": self.task, **kwargs})
+        refuse_unknown(kwargs)
         super().__init__(model, *args, **host)  # type: ignore[call-arg]
-        plug(self, select({**arguments(model), "task": self.task, **kwargs}))
+        plug(self, selection)
 
 
 class DetectionLoss(PluggedCriterion, v8DetectionLoss):

@@ -70,8 +70,8 @@ def banner(selection: Selection) -> str:
     stock = selection.task == "obb"
     return (
         f"box {'probiou' if stock else selection.box} · class {selection.cls}"
-        f"{f' smoothing={selection.cls_smoothing:g}' if selection.cls_smoothing else ''} · "
-        f"assigner tal(topk={selection.tal_topk}, alpha={selection.tal_alpha:g}, beta={selection.tal_beta:g}, "
+        f"{f' smoothing={selection.cls_smoothing}' if selection.cls_smoothing else ''} · "
+        f"assigner tal(topk={selection.tal_topk}, alpha={selection.tal_alpha}, beta={selection.tal_beta}, "
         f"iou={'probiou' if stock else selection.tal_iou}) · engine reference · ultralytics {ultralytics.__version__}"
     )
 
