@@ -3,7 +3,7 @@
 
 import pickle
 import sys
-from typing import Annotated
+from typing import Annotated, Optional
 
 import pytest
 import torch
@@ -199,6 +199,21 @@ def test_own_file_that_fails(tmp_path):
     assert not [name for name in sys.modules if "broken_for_test" in name]
 
 
+@pytest.mark.parametrize(
+    ("reduce", "shape"),
+    [(lambda d: d.sum(-1, keepdim=True), "(3, 1)"), (lambda d: d.mean(), "()"), (lambda d: d, "(3, 4)")],
+    ids=["column", "scalar", "coordinates"],
+)
+def test_an_own_loss_of_another_shape_is_an_error(reduce, shape, registry):
+    @box_loss("misshapen")
+    def misshapen(pred, target):
+        return reduce(pred - target)
+
+    with pytest.raises(LossPlugError, match="loss 'misshapen' must return shape") as caught:
+        create_box_loss("misshapen")(torch.zeros(3, 4), torch.ones(3, 4))
+    assert f"but returned {shape}." in str(caught.value)
+
+
 def refused(decorator, function):
     with pytest.raises(LossPlugError) as caught:
         decorator(function)
@@ -252,6 +267,17 @@ def test_a_definition_read_again_replaces_itself(registry):
     version(1)
     version(2)
     assert create_box_loss("redefined")(torch.zeros(1, 4), torch.ones(1, 4)).tolist() == [8.0]
+
+
+def test_an_option_that_none_is_the_default_of(registry):
+    @box_loss("clipped")
+    def clipped(pred, target, *, clip_at: Annotated[Optional[float], Option("largest loss", above=0)] = None):
+        loss = (pred - target).abs().sum(-1)
+        return loss if clip_at is None else loss.clamp(max=clip_at)
+
+    assert keys()["clip_at"] == "auto"
+    for given, value in (({}, 4), ({"clip_at": "auto"}, 4), ({"clip_at": None}, 4), ({"clip_at": 3}, 3)):
+        assert select({"loss": "clipped", **given}).box(torch.zeros(1, 4), torch.ones(1, 4)).item() == value
 
 
 def test_ranges_as_text():

@@ -329,6 +329,8 @@ def _read_signature(kind: str, function: Function) -> tuple[dict[str, Parameter]
 
 
 def _read_option(where: str, kind: str, p: inspect.Parameter, hint: Any) -> Parameter:
+    if hint is not None and not hasattr(hint, "__metadata__"):  # before 3.11 a default of None wraps it in Optional
+        hint = next((a for a in typing.get_args(hint) if hasattr(a, "__metadata__")), hint)
     arguments = typing.get_args(hint) if hint is not None else ()
     option = next((a for a in arguments[1:] if isinstance(a, Option)), None)
     if option is None:

@@ -91,11 +91,21 @@ class Loss:
 
         Returns:
             One loss per pair (N,), or per element.
+
+        Raises:
+            LossPlugError: If a function of the user's own returns another shape.
         """
         context = {key: value for key, value in (("stride", stride), ("imgsz", imgsz)) if key in self.context}
         raise_dtype = boxes.promote if self.kind == BOX else boxes.as_float
         with _no_autocast(pred.device.type):
-            return self.function(raise_dtype(pred), raise_dtype(target), **context)
+            loss = self.function(raise_dtype(pred), raise_dtype(target), **context)
+        expected = pred.shape[:1] if self.kind == BOX else pred.shape
+        if loss.shape != expected:  # (N, 1) would be multiplied with weights (N,) into N x N losses, without an error
+            raise LossPlugError(
+                f"loss '{self.name}' must return shape {tuple(expected)} for inputs {tuple(pred.shape)}, one loss per "
+                f"{'pair' if self.kind == BOX else 'element'}, but returned {tuple(loss.shape)}."
+            )
+        return loss
 
     def __str__(self) -> str:
         options = ", ".join(f"{key}={value}" for key, value in self.options.items())
