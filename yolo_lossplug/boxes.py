@@ -12,8 +12,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-EPS = 1e-12
-"""Smallest denominator, in squared box units: a square of one millionth of a unit is still measured exactly."""
+EPS = 1e-16
+"""Smallest denominator, in squared box units: a square of a millionth of a unit is far above it."""
 
 LIMIT = 1e8
 """Largest coordinate, in box units. Areas, and the squares of areas in gradients, of larger boxes overflow float32."""
@@ -108,6 +108,10 @@ class Pair:
         """Area of the enclosing box (N,)."""
         return _area(self.hull_size)
 
+    def scaled(self, factor: float) -> Pair:
+        """Return the pair with both boxes scaled by a factor about their own centres."""
+        return Pair(*(_scale(*corners, factor) for corners in (self._corners, self._target_corners)))
+
     @cached_property
     def centre_distance(self) -> Tensor:
         """Squared distance of the centres over the squared diagonal of the enclosing box (N,), in [0, 1]."""
@@ -119,6 +123,17 @@ def aspect_angle(size: Tensor) -> Tensor:
     width, height = size.unbind(-1)
     is_point = size.square().sum(-1) < EPS * EPS
     return torch.atan2(width, torch.where(is_point, torch.ones_like(height), height))
+
+
+def relative_difference(size: Tensor, target_size: Tensor) -> Tensor:
+    """Return |w − W| / max(w, W) and |h − H| / max(h, H) (N, 2), in [0, 1]; an inverted side counts as 0."""
+    size, target_size = size.clamp(min=0), target_size.clamp(min=0)
+    return (size - target_size).abs() / torch.maximum(size, target_size).clamp(min=EPS**0.5)
+
+
+def _scale(top_left: Tensor, bottom_right: Tensor, factor: float) -> Tensor:
+    centre, half = (top_left + bottom_right) / 2, (bottom_right - top_left) * (factor / 2)
+    return torch.cat((centre - half, centre + half), -1)
 
 
 def _area(size: Tensor) -> Tensor:

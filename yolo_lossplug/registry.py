@@ -22,8 +22,13 @@ F = TypeVar("F", bound=Function)
 
 BOX, OVERLAP, MODIFIER, CLASS = "box loss", "overlap loss", "modifier", "class loss"
 POSITIONAL = {BOX: ("pred", "target"), OVERLAP: ("pair",), MODIFIER: ("terms",), CLASS: ("logits", "targets")}
-CONTEXT = frozenset({"stride", "imgsz"})
-"""Keyword-only parameters that the caller supplies. They are no options and no keys."""
+CONTEXT = {
+    BOX: frozenset({"stride", "imgsz", "state"}),
+    OVERLAP: frozenset({"stride", "imgsz", "state"}),
+    MODIFIER: frozenset({"state"}),
+    CLASS: frozenset({"state"}),
+}
+"""Keyword-only parameters that the caller supplies, by kind. They are no options and no keys."""
 
 
 class LossPlugError(ValueError):
@@ -137,6 +142,7 @@ class Spec:
         note: What a user should know before choosing it.
         bases: For a modifier, the overlap losses it applies to; empty means all.
         stage: For a modifier, when it acts: a lower stage acts first, on what is nearer to the base.
+        increasing: Options whose values must increase in this order.
     """
 
     name: str
@@ -150,13 +156,25 @@ class Spec:
     note: str = ""
     bases: frozenset[str] = frozenset()
     stage: int = 0
+    increasing: tuple[str, ...] = ()
 
     def bind(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Return this function's keyword arguments: those of `options` that are its own, checked, else the defaults."""
-        return {
+        """Return this function's keyword arguments: those of `options` that are its own, checked, else the defaults.
+
+        Raises:
+            LossPlugError: If a value is of another type, out of bounds, or not in order with another.
+        """
+        values = {
             key: parameter.check(options[key]) if key in options else parameter.default
             for key, parameter in self.parameters.items()
         }
+        for lower, upper in zip(self.increasing, self.increasing[1:]):
+            if values[lower] >= values[upper]:
+                raise LossPlugError(
+                    f"{lower}={values[lower]:g} must be below {upper}={values[upper]:g}: "
+                    f"{self.parameters[lower].option.help}; {self.parameters[upper].option.help}."
+                )
+        return values
 
 
 @dataclass
@@ -214,59 +232,48 @@ class Registry:
 REGISTRY = Registry()
 
 
-def box_loss(name: str, *, formula: str = "", paper: str = "", year: int = 0, note: str = "") -> Callable[[F], F]:
+def box_loss(name: str, **about: Any) -> Callable[[F], F]:
     """Register ``function(pred, target, *, options) -> (N,)`` as a box loss; the function is returned unchanged.
 
     `pred` and `target` are (N, 4) boxes as x1, y1, x2, y2, float32 or float64, in grid cells of their own pyramid
     level during training. The result is one loss per pair, unweighted and unreduced. Keyword-only parameters
     annotated ``Annotated[float, Option(...)]`` become training keys; ``stride`` (N, 1) and ``imgsz`` (height, width) in
-    pixels are supplied to a function that has these keyword-only parameters.
+    pixels are supplied to a function that has these keyword-only parameters, as None in a call that gives none.
 
     Args:
         name: Name in kebab-case.
-        formula: One line for the table of losses.
-        paper: Address of the paper.
-        year: Year of the paper.
-        note: What a user should know before choosing it.
+        **about: Attributes of `Spec` for the table of losses: ``formula`` in one line, ``paper`` address, ``year``,
+            ``note`` for users; and ``increasing``, options whose values must increase in that order.
 
     Raises:
         LossPlugError: If the signature is another one, or the name is taken.
     """
-    return _declare(BOX, name, formula, paper, year, note)
+    return _declare(BOX, name, about)
 
 
-def overlap_loss(name: str, *, formula: str = "", paper: str = "", year: int = 0, note: str = "") -> Callable[[F], F]:
+def overlap_loss(name: str, **about: Any) -> Callable[[F], F]:
     """Register ``function(pair, *, options) -> tuple of (N,) penalties`` as the loss 1 − IoU + sum of penalties.
 
     Losses declared this way take modifiers. Arguments and errors are those of `box_loss`.
     """
-    return _declare(OVERLAP, name, formula, paper, year, note)
+    return _declare(OVERLAP, name, about)
 
 
-def modifier(
-    name: str,
-    *,
-    stage: int,
-    formula: str = "",
-    paper: str = "",
-    year: int = 0,
-    note: str = "",
-    bases: Iterable[str] = (),
-) -> Callable[[F], F]:
+def modifier(name: str, *, stage: int, bases: Iterable[str] = (), **about: Any) -> Callable[[F], F]:
     """Register ``function(terms, *, options) -> terms`` as the prefix ``name-`` of overlap losses.
 
     Arguments and errors are those of `box_loss`; besides, `bases` are the losses it applies to, empty for all, and
     modifiers of a lower `stage` act first, so that the order in which a user names them does not matter.
     """
-    return _declare(MODIFIER, name, formula, paper, year, note, bases, stage)
+    return _declare(MODIFIER, name, {**about, "stage": stage, "bases": frozenset(bases)})
 
 
-def class_loss(name: str, *, formula: str = "", paper: str = "", year: int = 0, note: str = "") -> Callable[[F], F]:
+def class_loss(name: str, **about: Any) -> Callable[[F], F]:
     """Register ``function(logits, targets, *, options) -> same shape`` as a class loss, elementwise and unreduced.
 
     `targets` are soft, in [0, 1]. Arguments and errors are those of `box_loss`.
     """
-    return _declare(CLASS, name, formula, paper, year, note)
+    return _declare(CLASS, name, about)
 
 
 def spec_of(kind: str, name: str, function: Function, **about: Any) -> Spec:
@@ -281,22 +288,12 @@ def spec_of(kind: str, name: str, function: Function, **about: Any) -> Spec:
     return Spec(name, kind, function, parameters, context, **about)
 
 
-def _declare(
-    kind: str,
-    name: str,
-    formula: str,
-    paper: str,
-    year: int,
-    note: str,
-    bases: Iterable[str] = (),
-    stage: int = 0,
-) -> Callable[[F], F]:
+def _declare(kind: str, name: str, about: Mapping[str, Any]) -> Callable[[F], F]:
     if name != name.strip().lower().replace("_", "-").replace(" ", "-") or not name or ":" in name:
         raise LossPlugError(f"'{name}' is no name for a {kind}: use lower-case words joined by '-'.")
 
     def register(function: F) -> F:
-        about = {"formula": formula, "paper": paper, "year": year, "note": note}
-        REGISTRY.add(spec_of(kind, name, function, bases=frozenset(bases), stage=stage, **about))
+        REGISTRY.add(spec_of(kind, name, function, **about))
         return function
 
     return register
@@ -321,7 +318,7 @@ def _read_signature(kind: str, function: Function) -> tuple[dict[str, Parameter]
     for p in signature.parameters.values():
         if p.kind is not inspect.Parameter.KEYWORD_ONLY:
             continue
-        if p.name in CONTEXT and kind == BOX:
+        if p.name in CONTEXT[kind]:
             context.add(p.name)
             continue
         parameters[p.name] = _read_option(where, kind, p, hints.get(p.name))

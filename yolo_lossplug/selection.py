@@ -9,7 +9,7 @@ import sys
 import zlib
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from torch import Tensor
 import yolo_lossplug.box_losses
 import yolo_lossplug.class_losses  # noqa: F401  both imports fill the registry
 from yolo_lossplug import boxes
-from yolo_lossplug.box_losses.algebra import evaluate
+from yolo_lossplug.box_losses.algebra import Part, evaluate
 from yolo_lossplug.registry import (
     BOX,
     CLASS,
@@ -35,6 +35,7 @@ from yolo_lossplug.registry import (
     Spec,
     spec_of,
 )
+from yolo_lossplug.state import Scope, State
 
 STOCK_BOX, STOCK_CLASS = "ciou", "bce"
 ENGINES = ("auto", "reference")
@@ -69,6 +70,7 @@ class Loss:
         function: ``(pred, target)`` or ``(logits, targets)``, and the context.
         options: Values of its options by key.
         context: The context that the function wants.
+        state: What the loss remembers, its own until it joins a run; None for a loss that remembers nothing.
         kind: ``BOX`` or ``CLASS``.
     """
 
@@ -77,6 +79,7 @@ class Loss:
     function: Callable[..., Tensor] = field(compare=False, repr=False)
     options: dict[str, Any]
     context: frozenset[str] = frozenset()
+    state: Optional[Scope] = field(default=None, compare=False, repr=False)
 
     def __call__(
         self, pred: Tensor, target: Tensor, *, stride: Optional[Tensor] = None, imgsz: Optional[Tensor] = None
@@ -95,7 +98,8 @@ class Loss:
         Raises:
             LossPlugError: If a function of the user's own returns another shape.
         """
-        context = {key: value for key, value in (("stride", stride), ("imgsz", imgsz)) if key in self.context}
+        known = {"stride": stride, "imgsz": imgsz, "state": self.state}
+        context = {key: known[key] for key in self.context}
         raise_dtype = boxes.promote if self.kind == BOX else boxes.as_float
         with _no_autocast(pred.device.type):
             loss = self.function(raise_dtype(pred), raise_dtype(target), **context)
@@ -106,6 +110,10 @@ class Loss:
                 f"{'pair' if self.kind == BOX else 'element'}, but returned {tuple(loss.shape)}."
             )
         return loss
+
+    def within(self, scope: Scope) -> Loss:
+        """Return this loss with the memory of a run, if it remembers anything."""
+        return self if self.state is None else replace(self, state=scope)
 
     def __str__(self) -> str:
         options = ", ".join(f"{key}={value}" for key, value in self.options.items())
@@ -368,13 +376,12 @@ def _bound(kind: str, name: str, options: Mapping[str, Any]) -> Loss:
 
     if spec.kind == OVERLAP:
         # Outermost is named first and acts last.
-        acting = tuple(partial(m.function, **m.bind(given)) for m in reversed(modifiers))
-        function: Callable[..., Tensor] = partial(
-            evaluate, base=partial(spec.function, **spec.bind(given)), modifiers=acting
-        )
+        base, *acting = (Part(partial(s.function, **s.bind(given)), s.context) for s in reversed(used))
+        function: Callable[..., Tensor] = partial(evaluate, base=base, modifiers=tuple(acting))
     else:
         function = partial(spec.function, **values)
-    return Loss(canonical, kind, function, values, spec.context)
+    context = frozenset().union(*(s.context for s in used))
+    return Loss(canonical, kind, function, values, context, State().scoped("own") if "state" in context else None)
 
 
 def _resolve(kind: str, name: str) -> tuple[Spec, list[Spec]]:

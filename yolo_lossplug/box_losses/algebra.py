@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Callable, NamedTuple, Optional
+from collections.abc import Mapping, Sequence
+from typing import Any, Callable, NamedTuple, Optional
 
 from torch import Tensor
 
@@ -27,12 +27,29 @@ class Terms(NamedTuple):
     weight: Optional[Tensor] = None
 
 
+class Part(NamedTuple):
+    """A base or a modifier with its options bound.
+
+    Attributes:
+        function: Takes the pair or the terms.
+        wants: Which of the context it takes besides.
+    """
+
+    function: Callable[..., Any]
+    wants: frozenset[str] = frozenset()
+
+    def __call__(self, subject: Any, context: Mapping[str, Any]) -> Any:
+        """Return the penalties of a pair, or changed terms."""
+        return self.function(subject, **{key: context[key] for key in self.wants})
+
+
 def evaluate(
     pred: Tensor,
     target: Tensor,
     *,
-    base: Callable[[Pair], tuple[Tensor, ...]],
-    modifiers: Sequence[Callable[[Terms], Terms]] = (),
+    base: Part,
+    modifiers: Sequence[Part] = (),
+    **context: Any,
 ) -> Tensor:
     """Return weight · (1 − u + Σ penalties) of each pair.
 
@@ -41,13 +58,14 @@ def evaluate(
         target: Target boxes (N, 4) in the same unit.
         base: Gives the penalties of a pair.
         modifiers: Change the terms, in this order.
+        **context: What the base and the modifiers want besides.
 
     Returns:
         One loss per pair (N,), >= 0.
     """
     pair = Pair(pred, target)
-    terms = Terms(pair, pair.iou, base(pair))
+    terms = Terms(pair, pair.iou, base(pair, context))
     for modify in modifiers:
-        terms = modify(terms)
+        terms = modify(terms, context)
     loss = sum(terms.penalties, 1 - terms.overlap)
     return loss if terms.weight is None else terms.weight * loss

@@ -5,12 +5,71 @@ from __future__ import annotations
 
 from typing import Annotated
 
+from torch import Tensor
+
 from yolo_lossplug.box_losses.algebra import Terms
 from yolo_lossplug.boxes import power
 from yolo_lossplug.registry import Option, modifier
 
-RAISE, WEIGHT = 1, 2
-"""Stages: the terms are raised before their sum is weighted."""
+MEASURE, REMAP, RAISE, WEIGHT = range(4)
+"""Stages: the overlap is measured, remapped and raised, then the sum of the terms is weighted."""
+
+
+@modifier(
+    "inner",
+    stage=MEASURE,
+    formula="u → IoU of both boxes scaled by r about their centres",
+    paper="https://arxiv.org/abs/2311.02877",
+    year=2023,
+    note="r < 1 for data of high IoU, r > 1 for low; boxes that overlap may not when they are scaled down.",
+)
+def inner(
+    terms: Terms,
+    *,
+    inner_ratio: Annotated[float, Option("factor of the sides; 1 changes nothing", above=0)] = 0.7,
+) -> Terms:
+    """Measure the overlap on boxes scaled about their own centres; the penalties stay those of the boxes.
+
+    Zhang et al., Inner-IoU: More Effective Intersection over Union Loss with Auxiliary Bounding Box, 2023.
+
+    Args:
+        terms: The terms of a loss.
+        inner_ratio: r; the authors use 0.5 to 1.5.
+
+    Returns:
+        The terms with another overlap.
+    """
+    return terms._replace(overlap=terms.pair.scaled(inner_ratio).iou)
+
+
+@modifier(
+    "focaler",
+    stage=REMAP,
+    formula="u → clip((u − d)/(e − d), 0, 1)",
+    paper="https://arxiv.org/abs/2401.10525",
+    year=2024,
+    note="No gradient of the overlap outside (d, e): with e = 0.95 a box stops improving there.",
+    increasing=("focaler_d", "focaler_u"),
+)
+def focaler(
+    terms: Terms,
+    *,
+    focaler_d: Annotated[float, Option("overlap d that counts as 0", at_least=0, below=1)] = 0.0,
+    focaler_u: Annotated[float, Option("overlap e that counts as 1", above=0, at_most=1)] = 0.95,
+) -> Terms:
+    """Map the overlap linearly from [d, e] to [0, 1].
+
+    Zhang and Zhang, Focaler-IoU: More Focused Intersection over Union Loss, 2024.
+
+    Args:
+        terms: The terms of a loss.
+        focaler_d: d.
+        focaler_u: e.
+
+    Returns:
+        The terms with another overlap.
+    """
+    return terms._replace(overlap=((terms.overlap - focaler_d) / (focaler_u - focaler_d)).clamp(0, 1))
 
 
 @modifier(
@@ -71,5 +130,9 @@ def focal(
     Returns:
         The terms, weighted.
     """
-    weight = terms.pair.iou.detach().pow(focal_gamma)
+    return weigh(terms, terms.pair.iou.detach().pow(focal_gamma))
+
+
+def weigh(terms: Terms, weight: Tensor) -> Terms:
+    """Return the terms with another factor (N,) of their sum."""
     return terms._replace(weight=weight if terms.weight is None else terms.weight * weight)

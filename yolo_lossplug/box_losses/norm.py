@@ -1,52 +1,61 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Distances of coordinates. They grow with the size of the boxes; in training the unit is the level's grid cell."""
+"""Distances of coordinates, which grow with the size of the boxes.
+
+In training they are measured in cells of 8 pixels on every pyramid level, so that an error of as many pixels costs the
+same on all of them. In a call without strides they are measured in the unit of the boxes.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Optional
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from yolo_lossplug.registry import Option, box_loss
 
+CELL = 8
+"""Side in pixels of the cell that distances are measured in: that of the finest level of most models."""
+
 NOTE = "Not scale-invariant: counts a large box's error for more than a small one's, and knows nothing of overlap."
 
 
 @box_loss("l1", formula="mean |p − t| over x1, y1, x2, y2", note=NOTE)
-def l1(pred: Tensor, target: Tensor) -> Tensor:
+def l1(pred: Tensor, target: Tensor, *, stride: Optional[Tensor] = None) -> Tensor:
     """L1 = mean over the four coordinates of |p − t|, in [0, ∞).
 
     Args:
         pred: Predicted boxes (N, 4), x1 y1 x2 y2.
         target: Target boxes (N, 4), same unit.
+        stride: Pixels per box unit (N, 1), or None.
 
     Returns:
-        Loss per pair (N,), in box units. Nothing is detached.
+        Loss per pair (N,), in cells. Nothing is detached.
 
     >>> import torch
     >>> l1(torch.tensor([[1.0, 1, 3, 3]]), torch.tensor([[0.0, 0, 4, 6]]))
     tensor([1.5000])
     """
-    return F.l1_loss(pred, target, reduction="none").mean(-1)
+    return F.l1_loss(*_in_cells(pred, target, stride), reduction="none").mean(-1)
 
 
 @box_loss("l2", formula="mean (p − t)² over x1, y1, x2, y2", note=NOTE)
-def l2(pred: Tensor, target: Tensor) -> Tensor:
+def l2(pred: Tensor, target: Tensor, *, stride: Optional[Tensor] = None) -> Tensor:
     """L2 = mean over the four coordinates of (p − t)², in [0, ∞); also known as MSE.
 
     Args:
         pred: Predicted boxes (N, 4), x1 y1 x2 y2.
         target: Target boxes (N, 4), same unit.
+        stride: Pixels per box unit (N, 1), or None.
 
     Returns:
-        Loss per pair (N,), in squared box units. Nothing is detached.
+        Loss per pair (N,), in squared cells. Nothing is detached.
 
     >>> import torch
     >>> l2(torch.tensor([[1.0, 1, 3, 3]]), torch.tensor([[0.0, 0, 4, 6]]))
     tensor([3.])
     """
-    return F.mse_loss(pred, target, reduction="none").mean(-1)
+    return F.mse_loss(*_in_cells(pred, target, stride), reduction="none").mean(-1)
 
 
 @box_loss(
@@ -60,7 +69,10 @@ def smooth_l1(
     pred: Tensor,
     target: Tensor,
     *,
-    smooth_l1_beta: Annotated[float, Option("distance in grid cells where the square turns linear", above=0)] = 1.0,
+    stride: Optional[Tensor] = None,
+    smooth_l1_beta: Annotated[
+        float, Option("distance in cells of 8 pixels where the square turns linear", above=0)
+    ] = 1.0,
 ) -> Tensor:
     """Smooth L1 = mean over the four coordinates of d²/2β where d = |p − t| < β, else d − β/2, in [0, ∞).
 
@@ -69,13 +81,18 @@ def smooth_l1(
     Args:
         pred: Predicted boxes (N, 4), x1 y1 x2 y2.
         target: Target boxes (N, 4), same unit.
-        smooth_l1_beta: β, in box units.
+        stride: Pixels per box unit (N, 1), or None.
+        smooth_l1_beta: β, in cells.
 
     Returns:
-        Loss per pair (N,), in box units. Nothing is detached.
+        Loss per pair (N,), in cells. Nothing is detached.
 
     >>> import torch
     >>> smooth_l1(torch.tensor([[1.0, 1, 3, 3]]), torch.tensor([[0.0, 0, 3, 6]]))
     tensor([0.8750])
     """
-    return F.smooth_l1_loss(pred, target, beta=smooth_l1_beta, reduction="none").mean(-1)
+    return F.smooth_l1_loss(*_in_cells(pred, target, stride), beta=smooth_l1_beta, reduction="none").mean(-1)
+
+
+def _in_cells(pred: Tensor, target: Tensor, stride: Optional[Tensor]) -> tuple[Tensor, Tensor]:
+    return (pred, target) if stride is None else (pred * (stride / CELL), target * (stride / CELL))

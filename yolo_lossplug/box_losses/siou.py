@@ -8,7 +8,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from yolo_lossplug.boxes import EPS, Pair, power, ratio
+from yolo_lossplug.boxes import Pair, power, ratio, relative_difference
 from yolo_lossplug.registry import Option, overlap_loss
 
 
@@ -41,7 +41,5 @@ def siou(
     gamma = (2 - angle).unsqueeze(-1)
     distance = (1 - torch.exp(-gamma * ratio(pair.offset.square(), pair.hull_size.square()))).sum(-1)
 
-    size, target_size = pair.size.clamp(min=0), pair.target_size.clamp(min=0)
-    larger = torch.maximum(size, target_size).clamp(min=EPS**0.5)
-    shape = power(1 - torch.exp(-(size - target_size).abs() / larger), siou_theta).sum(-1)
+    shape = power(1 - torch.exp(-relative_difference(pair.size, pair.target_size)), siou_theta).sum(-1)
     return distance / 2, shape / 2

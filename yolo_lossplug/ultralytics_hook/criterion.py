@@ -26,6 +26,7 @@ from yolo_lossplug.selection import (
     refuse_unknown,
     select,
 )
+from yolo_lossplug.state import Scope, State
 
 STOCK_TOPK = inspect.signature(v8DetectionLoss.__init__).parameters["tal_topk"].default
 
@@ -45,6 +46,10 @@ class PluggedBboxLoss(nn.Module):
     def __init__(self, stock: BboxLoss, loss: Loss, stride: Tensor) -> None:
         super().__init__()
         self.stock, self.loss, self.stride = stock, loss, stride
+        if loss.state is not None:  # ranks agree about what is remembered from the first step on
+            empty = stride.new_zeros((0, 4)).float()
+            with torch.no_grad():
+                loss(empty, empty)
 
     def forward(
         self,
@@ -192,22 +197,18 @@ def arguments(model: Any) -> dict[str, Any]:
     return dict(args) if isinstance(args, dict) else dict(vars(args))
 
 
-def leaves(criterion: Any) -> Iterator[v8DetectionLoss]:
-    """Yield every criterion inside one that holds a box loss, a class loss and an assigner."""
-    if isinstance(criterion, v8DetectionLoss):
-        yield criterion
-        return
-    for branch in BRANCHES:
-        if hasattr(criterion, branch):
-            yield from leaves(getattr(criterion, branch))
+def leaves(criterion: Any) -> list[v8DetectionLoss]:
+    """Return every criterion inside one that holds a box loss, a class loss and an assigner."""
+    return [leaf for _, leaf in _branches(criterion)]
 
 
-def plug(criterion: Any, selection: Selection) -> Any:
+def plug(criterion: Any, selection: Selection, state: Optional[State] = None) -> Any:
     """Put the selected losses into a host criterion, in place; without any key nothing is touched.
 
     Args:
         criterion: Any criterion of the host.
         selection: What to train with.
+        state: What the run remembers; None for a state of the criterion's own.
 
     Returns:
         The criterion.
@@ -217,20 +218,21 @@ def plug(criterion: Any, selection: Selection) -> Any:
     """
     if not selection.is_active:
         return criterion
-    found = list(leaves(criterion))
+    found = list(_branches(criterion))
     if not found:
         raise LossPlugError(
             f"{', '.join(sorted(selection.given))} cannot be used with {type(criterion).__name__}, which has no box "
             f"and class loss of the kind that detect, segment, pose and obb models train with; remove it."
         )
-    for leaf in found:
-        _plug_leaf(leaf, selection)
+    state = State() if state is None else state
+    for branch, leaf in found:
+        _plug_leaf(leaf, selection, state.scoped(branch))
     return criterion
 
 
 def is_plugged(criterion: Any, selection: Selection) -> bool:
     """Return whether every part of a criterion runs what is selected."""
-    found = list(leaves(criterion))
+    found = leaves(criterion)
     return bool(found) and all(_runs(leaf, selection) for leaf in found)
 
 
@@ -242,16 +244,26 @@ def set_overlap(assigner: tal.TaskAlignedAssigner, name: str) -> None:
     assigner.overlap = None if name == STOCK_BOX else assigner_overlap(name)
 
 
-def _plug_leaf(leaf: v8DetectionLoss, selection: Selection) -> None:
+def _branches(criterion: Any, name: str = "main") -> Iterator[tuple[str, v8DetectionLoss]]:
+    """Yield the leaves of a criterion with the name of their branch."""
+    if isinstance(criterion, v8DetectionLoss):
+        yield name, criterion
+        return
+    for branch in BRANCHES:
+        if hasattr(criterion, branch):
+            yield from _branches(getattr(criterion, branch), branch)
+
+
+def _plug_leaf(leaf: v8DetectionLoss, selection: Selection, scope: Scope) -> None:
     is_rotated = isinstance(leaf.assigner, tal.RotatedTaskAlignedAssigner)
     if is_rotated and (selection.box.name != STOCK_BOX or selection.tal_iou != STOCK_BOX):
         select({**selection.resolved(), "task": "obb"})  # raises, and says what obb takes
     if selection.box.name != STOCK_BOX:
         stock = leaf.bbox_loss.stock if isinstance(leaf.bbox_loss, PluggedBboxLoss) else leaf.bbox_loss
-        leaf.bbox_loss = PluggedBboxLoss(stock, selection.box, leaf.stride)
+        leaf.bbox_loss = PluggedBboxLoss(stock, selection.box.within(scope), leaf.stride)
     if selection.cls.name != STOCK_CLASS or selection.cls_smoothing:
         is_weighted = getattr(leaf, "class_weights", None) is not None
-        leaf.bce = PluggedClassLoss(selection.cls, selection.cls_smoothing, is_weighted)
+        leaf.bce = PluggedClassLoss(selection.cls.within(scope), selection.cls_smoothing, is_weighted)
     assigner = leaf.assigner
     if not hasattr(leaf, "is_one_to_many"):
         leaf.is_one_to_many = _is_one_to_many(assigner)

@@ -121,7 +121,7 @@ def _wrap_trainer_init(stock: Callable[..., None]) -> Callable[..., None]:
         from yolo_lossplug.ultralytics_hook import trainer
 
         stock(self, *args, **kwargs)
-        trainer.add_callbacks(self)
+        trainer.join(self)
 
     return __init__
 
@@ -129,15 +129,17 @@ def _wrap_trainer_init(stock: Callable[..., None]) -> Callable[..., None]:
 def _wrap_save_model(stock: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(stock)
     def save_model(self: Any, *args: Any, **kwargs: Any) -> Any:
-        from yolo_lossplug.ultralytics_hook import trainer
+        from yolo_lossplug.ultralytics_hook import memory, trainer
 
         models = trainer.models_with_criterion(self.ema.ema)
         criteria = [vars(model).pop("criterion") for model in models]
         try:
-            return stock(self, *args, **kwargs)
+            saved = stock(self, *args, **kwargs)
         finally:
             for model, criterion in zip(models, criteria):
                 model.criterion = criterion
+        memory.save(self)
+        return saved
 
     return save_model
 
@@ -258,7 +260,7 @@ PATCHES = (
         "ultralytics.engine.trainer",
         "BaseTrainer.save_model",
         _wrap_save_model,
-        "releases before 8.4.95 pickle the criterion into last.pt",
+        "releases before 8.4.95 pickle the criterion into last.pt; what losses remember is saved beside it",
         ("self",),
     ),
     Patch(

@@ -12,7 +12,7 @@ from ultralytics.utils.checks import check_version
 import yolo_lossplug
 from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.selection import STOCK_BOX, STOCK_CLASS, Selection, keys, select
-from yolo_lossplug.ultralytics_hook import patches
+from yolo_lossplug.ultralytics_hook import memory, patches
 from yolo_lossplug.ultralytics_hook.criterion import arguments, is_plugged, leaves, plug
 
 PREFIX = colorstr("LossPlug: ")
@@ -111,14 +111,20 @@ def guard(trainer: Any) -> None:
 
 
 CALLBACKS = (
+    ("on_pretrain_routine_end", memory.check),
     ("on_pretrain_routine_end", announce),
+    ("on_train_epoch_start", memory.count_epoch),
     ("on_train_batch_end", guard),
+    ("on_train_batch_end", memory.commit),
     ("on_fit_epoch_end", guard),
+    ("teardown", memory.end),
 )
 
 
-def add_callbacks(trainer: Any) -> None:
-    """Give a trainer our callbacks, once."""
+def join(trainer: Any) -> None:
+    """Give a trainer our callbacks, once, and its run a memory."""
+    if selection_of(trainer).is_active:
+        memory.begin(trainer)
     for event, callback in CALLBACKS:
         callbacks = trainer.callbacks.setdefault(event, [])
         if callback not in callbacks:
@@ -133,7 +139,8 @@ def models_with_criterion(model: Any) -> list[Any]:
 
 def init_criterion(stock: Any, model: Any) -> Any:
     """Return the criterion that a model makes, with our losses in it."""
-    return plug(stock(model), select(arguments(model)))
+    args = arguments(model)
+    return plug(stock(model), select(args), memory.state_of(args))
 
 
 def _unwrap(model: Any) -> Any:

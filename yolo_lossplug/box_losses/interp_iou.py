@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Liu and Watanabe, InterpIoU: Rethinking Bounding Box Regression with Interpolation-Based IoU Optimization, 2025."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from torch import Tensor
+
+from yolo_lossplug.boxes import Pair
+from yolo_lossplug.registry import Option, box_loss
+
+PAPER = "https://arxiv.org/abs/2507.12420"
+UNSURE = "Source uncertain: no code of the authors was found, and copies of others disagree about the coefficient."
+
+
+@box_loss(
+    "interp-iou", formula="(1 − IoU(p, t)) + (1 − IoU(q, t)), q = (1 − α)·p + α·t", paper=PAPER, year=2025, note=UNSURE
+)
+def interp_iou(
+    pred: Tensor,
+    target: Tensor,
+    *,
+    interp_alpha: Annotated[
+        float, Option("place of the interpolated box between prediction and target", above=0, below=1)
+    ] = 0.98,
+) -> Tensor:
+    """InterpIoU = (1 − IoU(p, t)) + (1 − IoU(q, t)) with q = (1 − α)·p + α·t, in [0, 2].
+
+    Args:
+        pred: Predicted boxes (N, 4), x1 y1 x2 y2, any unit.
+        target: Target boxes (N, 4), same unit.
+        interp_alpha: α; near 1 the interpolated box overlaps the target, and so pulls boxes that do not.
+
+    Returns:
+        Loss per pair (N,). Nothing is detached.
+    """
+    between = (1 - interp_alpha) * pred + interp_alpha * target
+    return 2 - Pair(pred, target).iou - Pair(between, target).iou
+
+
+@box_loss(
+    "d-interp-iou",
+    formula="interp-iou with α = clamp(1 − sg(IoU), low, high)",
+    paper=PAPER,
+    year=2025,
+    note=UNSURE,
+    increasing=("interp_low", "interp_high"),
+)
+def d_interp_iou(
+    pred: Tensor,
+    target: Tensor,
+    *,
+    interp_low: Annotated[float, Option("smallest α", above=0, below=1)] = 0.6,
+    interp_high: Annotated[float, Option("largest α", above=0, below=1)] = 0.99,
+) -> Tensor:
+    """Dynamic InterpIoU = (1 − IoU(p, t)) + (1 − IoU(q, t)), q = (1 − α)·p + α·t, α = clamp(1 − sg(IoU), low, high).
+
+    Args:
+        pred: Predicted boxes (N, 4), x1 y1 x2 y2, any unit.
+        target: Target boxes (N, 4), same unit.
+        interp_low: Smallest α.
+        interp_high: Largest α.
+
+    Returns:
+        Loss per pair (N,), in [0, 2]. α is detached.
+    """
+    iou = Pair(pred, target).iou
+    alpha = (1 - iou.detach()).clamp(interp_low, interp_high).unsqueeze(-1)
+    between = torch.lerp(pred, target, alpha)
+    return 2 - iou - Pair(between, target).iou

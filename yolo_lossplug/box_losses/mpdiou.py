@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Ma and Xu, MPDIoU: A Loss for Efficient and Accurate Bounding Box Regression, 2023."""
+
+from __future__ import annotations
+
+from typing import Optional
+
+from torch import Tensor
+
+from yolo_lossplug.boxes import Pair
+from yolo_lossplug.registry import overlap_loss
+
+DEFAULT_IMGSZ = 640
+"""Side in pixels of the image where a call by hand gives none: Ultralytics' own default."""
+
+
+@overlap_loss(
+    "mpdiou",
+    formula="1 − IoU + d₁²/(w² + h²) + d₂²/(w² + h²), w and h of the image",
+    paper="https://arxiv.org/abs/2307.07662",
+    year=2023,
+    note="The penalties of small boxes in a large image are tiny: close to plain iou there.",
+)
+def mpdiou(pair: Pair, *, stride: Optional[Tensor], imgsz: Optional[Tensor]) -> tuple[Tensor, ...]:
+    """MPDIoU loss = 1 − IoU + (d₁² + d₂²)/(w² + h²), in [0, 3) inside the image.
+
+    d₁ and d₂ are the distances of the top left and of the bottom right corners, w and h the sides of the network
+    input, all in pixels.
+
+    Args:
+        pair: Predicted and target boxes.
+        stride: Pixels per box unit (N, 1), or None where boxes are in pixels.
+        imgsz: Height and width of the network input in pixels (2,), or None for 640 x 640.
+
+    Returns:
+        Two penalties (N,), of the two corners. Nothing is detached.
+    """
+    squares = (pair.pred - pair.target).square()
+    if stride is not None:
+        squares = squares * stride.square()
+    diagonal = 2 * DEFAULT_IMGSZ**2 if imgsz is None else imgsz.square().sum()
+    return squares[:, :2].sum(-1) / diagonal, squares[:, 2:].sum(-1) / diagonal

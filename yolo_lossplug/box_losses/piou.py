@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Liu et al., Powerful-IoU, Neural Networks 170 (2024) 276-284."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from torch import Tensor
+
+from yolo_lossplug.boxes import EPS, Pair
+from yolo_lossplug.registry import Option, box_loss, overlap_loss
+
+PAPER = "https://doi.org/10.1016/j.neunet.2023.11.041"
+
+
+@overlap_loss(
+    "piou",
+    formula="1 − IoU + 1 − exp(−P²)",
+    paper=PAPER,
+    year=2024,
+    note="The penalty is measured in target sizes, so it does not grow when the prediction is enlarged.",
+)
+def piou(pair: Pair) -> tuple[Tensor, ...]:
+    """PIoU loss = 1 − IoU + 1 − exp(−P²), in [0, 2].
+
+    P = ((|x1 − a1| + |x2 − a2|)/W + (|y1 − b1| + |y2 − b2|)/H)/4 with W, H the size of the target.
+
+    Args:
+        pair: Predicted and target boxes.
+
+    Returns:
+        One penalty (N,). Nothing is detached.
+    """
+    return (1 - torch.exp(-edge_distance(pair).square()),)
+
+
+@box_loss(
+    "piou-v2",
+    formula="3x·exp(−x²)·piou, x = λ·exp(−P)",
+    paper=PAPER,
+    year=2024,
+    note="The attention 3x·exp(−x²) is detached: differentiated, as in the authors' code, it pushes far boxes away.",
+)
+def piou_v2(
+    pred: Tensor,
+    target: Tensor,
+    *,
+    piou_lambda: Annotated[float, Option("which quality of boxes gets the most attention", above=0)] = 1.3,
+) -> Tensor:
+    """PIoU v2 = sg(3x·exp(−x²))·(1 − IoU + 1 − exp(−P²)) with x = λ·exp(−P), in [0, 2.6).
+
+    The attention is a constant of the gradient. In the authors' code it is not, and then the loss of a box without
+    overlap falls with its distance from P = 0.943 on.
+
+    Args:
+        pred: Predicted boxes (N, 4), x1 y1 x2 y2, any unit.
+        target: Target boxes (N, 4), same unit.
+        piou_lambda: λ.
+
+    Returns:
+        Loss per pair (N,).
+    """
+    pair = Pair(pred, target)
+    x = piou_lambda * torch.exp(-edge_distance(pair).detach())
+    return 3 * x * torch.exp(-x.square()) * (1 - pair.iou + sum(piou(pair)))
+
+
+def edge_distance(pair: Pair) -> Tensor:
+    """Return the mean distance of the four edges in units of the target's size (N,)."""
+    edges = (pair.pred - pair.target).abs()
+    return ((edges[:, :2] + edges[:, 2:]) / pair.target_size.clamp(min=EPS**0.5)).sum(-1) / 4

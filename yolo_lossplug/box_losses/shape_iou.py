@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Zhang and Zhang, Shape-IoU: More Accurate Metric considering Bounding Box Shape and Scale, 2023."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from torch import Tensor
+
+from yolo_lossplug.boxes import Pair, power, ratio, relative_difference
+from yolo_lossplug.registry import Option, overlap_loss
+
+
+@overlap_loss(
+    "shape-iou",
+    formula="1 − IoU + hh·dx²/c² + ww·dy²/c² + Ω/2",
+    paper="https://arxiv.org/abs/2312.17663",
+    year=2023,
+    note="With shape_scale=0 the shape of the target has no influence; the authors choose it for each dataset.",
+)
+def shape_iou(
+    pair: Pair,
+    *,
+    shape_scale: Annotated[float, Option("influence of the target's shape; 0 for none", at_least=0)] = 0.0,
+) -> tuple[Tensor, ...]:
+    """Shape-IoU loss = 1 − IoU + hh·dx²/c² + ww·dy²/c² + Ω/2.
+
+    ww = 2W^s/(W^s + H^s) and hh = 2H^s/(W^s + H^s) of the target; they weigh the other axis on purpose.
+    Ω = (1 − exp(−hh·|w − W|/max(w, W)))⁴ + (1 − exp(−ww·|h − H|/max(h, H)))⁴.
+
+    Args:
+        pair: Predicted and target boxes.
+        shape_scale: s.
+
+    Returns:
+        Two penalties (N,): the distance and half the shape cost. Nothing is detached.
+    """
+    powers = power(pair.target_size, shape_scale)
+    crossed = ratio(2 * powers, powers.sum(-1, keepdim=True)).flip(-1)
+    distance = ratio((crossed * pair.offset.square()).sum(-1), pair.hull_size.square().sum(-1))
+    shape = (1 - torch.exp(-crossed * relative_difference(pair.size, pair.target_size))).pow(4).sum(-1)
+    return distance, shape / 2

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Luo et al., Unified-IoU: For High-Quality Object Detection, 2024."""
+
+from __future__ import annotations
+
+from typing import Annotated, Optional
+
+from torch import Tensor
+
+from yolo_lossplug import state as states
+from yolo_lossplug.box_losses.diou import ciou
+from yolo_lossplug.boxes import Pair
+from yolo_lossplug.registry import Option, box_loss
+
+
+@box_loss(
+    "uiou",
+    formula="ciou of both boxes scaled by r about their centres, r from 2 to 0.5 over the epochs",
+    paper="https://arxiv.org/abs/2408.06636",
+    year=2024,
+    note="Needs the epoch of the run. Our reading: the linear schedule, without the weights that the paper adds.",
+)
+def uiou(
+    pred: Tensor,
+    target: Tensor,
+    *,
+    state: Optional[states.Scope] = None,
+    uiou_start: Annotated[float, Option("factor of the sides in the first epoch", above=0)] = 2.0,
+    uiou_end: Annotated[float, Option("factor of the sides after the last epoch", above=0)] = 0.5,
+) -> Tensor:
+    """UIoU = CIoU loss of both boxes scaled by r about their own centres, in [0, 2.5), r linear in the epochs.
+
+    Enlarged boxes overlap earlier and tell apart less: first the far boxes count, at the end the exact ones.
+
+    Args:
+        pred: Predicted boxes (N, 4), x1 y1 x2 y2, any unit.
+        target: Target boxes (N, 4), same unit.
+        state: Knows how far the run is; a call by hand is at the start.
+        uiou_start: r at the start.
+        uiou_end: r at the end.
+
+    Returns:
+        Loss per pair (N,). The trade-off α of CIoU is detached.
+    """
+    ratio = uiou_start + (uiou_end - uiou_start) * states.of(state).progress
+    scaled = Pair(pred, target).scaled(ratio)
+    return sum(ciou(scaled), 1 - scaled.iou)

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Ben-Baruch et al., Asymmetric Loss For Multi-Label Classification, ICCV 2021."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from yolo_lossplug.boxes import EPS, power
+from yolo_lossplug.registry import Option, class_loss
+
+
+@class_loss(
+    "asl",
+    formula="−y·(1 − p)^γ₊·ln p − (1 − y)·p_m^γ₋·ln(1 − p_m), p_m = max(p − m, 0)",
+    paper="https://arxiv.org/abs/2009.14119",
+    year=2021,
+    note="Made for hard labels; a soft target is a mixture of the two terms. Negatives below the clip cost nothing.",
+)
+def asl(
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    cls_asl_gamma_pos: Annotated[float, Option("exponent that damps easy positives", at_least=0)] = 1.0,
+    cls_asl_gamma_neg: Annotated[float, Option("exponent that damps easy negatives", at_least=0)] = 4.0,
+    cls_asl_clip: Annotated[float, Option("score m below which a negative costs nothing", at_least=0, below=1)] = 0.05,
+) -> Tensor:
+    """ASL = −y·(1 − p)^γ₊·ln p − (1 − y)·p_m^γ₋·ln(1 − p_m) with p_m = max(p − m, 0), in [0, ∞).
+
+    Args:
+        logits: Scores before the sigmoid, any shape.
+        targets: y in [0, 1], same shape.
+        cls_asl_gamma_pos: γ₊.
+        cls_asl_gamma_neg: γ₋.
+        cls_asl_clip: m.
+
+    Returns:
+        Loss per element, same shape. The weights are differentiated.
+    """
+    shifted = (logits.sigmoid() - cls_asl_clip).clamp(min=0)
+    # With m = 0 the logarithm of a saturated score is taken from the logit, with m > 0 it is at least ln m.
+    missed = F.softplus(logits) if cls_asl_clip == 0 else -(1 - shifted).clamp(min=EPS).log()
+    positive = power((-logits).sigmoid(), cls_asl_gamma_pos) * F.softplus(-logits)
+    return targets * positive + (1 - targets) * power(shifted, cls_asl_gamma_neg) * missed

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Leng et al., PolyLoss: A Polynomial Expansion Perspective of Classification Loss Functions, ICLR 2022."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from torch import Tensor
+
+from yolo_lossplug.class_losses.bce import bce
+from yolo_lossplug.registry import Option, class_loss
+
+
+@class_loss(
+    "poly",
+    formula="BCE + ε·(1 − p_t)",
+    paper="https://arxiv.org/abs/2204.12511",
+    year=2022,
+    note="Poly-1 of the binary cross-entropy. The paper's value for detection is −1.",
+)
+def poly(
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    cls_poly_epsilon: Annotated[float, Option("weight of the first polynomial; 0 is bce", at_least=-1)] = 1.0,
+) -> Tensor:
+    """Poly-1 = BCE + ε·(1 − p_t) with p_t = y·p + (1 − y)(1 − p), in [0, ∞).
+
+    Args:
+        logits: Scores before the sigmoid, any shape.
+        targets: y in [0, 1], same shape.
+        cls_poly_epsilon: ε.
+
+    Returns:
+        Loss per element, same shape. Nothing is detached.
+    """
+    missed = targets * (-logits).sigmoid() + (1 - targets) * logits.sigmoid()
+    return bce(logits, targets) + cls_poly_epsilon * missed

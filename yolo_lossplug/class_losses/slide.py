@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Yu et al., YOLO-FaceV2: A Scale and Occlusion Aware Face Detector, 2022."""
+
+from __future__ import annotations
+
+from typing import Optional
+
+import torch
+from torch import Tensor
+
+from yolo_lossplug import state as states
+from yolo_lossplug.class_losses.bce import bce
+from yolo_lossplug.registry import class_loss
+
+PAPER = "https://arxiv.org/abs/2208.02019"
+FLOOR, BAND = 0.2, 0.1
+DECAY, WARM_UP = 0.999, 2000
+
+
+@class_loss(
+    "slide",
+    formula="f(y)·BCE, f = 1 below μ − 0.1, e^(1 − μ) below μ, else e^(1 − y); μ the mean target of assigned anchors",
+    paper=PAPER,
+    year=2022,
+    note="Raises elements whose target lies near the mean, the hard ones.",
+)
+def slide(logits: Tensor, targets: Tensor) -> Tensor:
+    """Slide = f(y)·BCE, in [0, ∞): f raises targets from just below their mean μ on, most next to it.
+
+    Args:
+        logits: Scores before the sigmoid, any shape.
+        targets: y in [0, 1], same shape; μ is the mean of those above 0, and at least 0.2.
+
+    Returns:
+        Loss per element, same shape.
+    """
+    total, count = _assigned(targets)
+    return weights(targets, total / count.clamp(min=1)) * bce(logits, targets)
+
+
+@class_loss(
+    "ema-slide",
+    formula="slide with μ a moving average over the steps",
+    note="Community practice, no paper behind it. Has a state; μ starts at 1.",
+)
+def ema_slide(logits: Tensor, targets: Tensor, *, state: Optional[states.Scope] = None) -> Tensor:
+    """EMA-Slide = slide with μ ← d·μ + (1 − d)·mean, d = 0.999·(1 − e^(−n/2000)) at step n, μ = 1 at the start.
+
+    Args:
+        logits: Scores before the sigmoid, any shape.
+        targets: y in [0, 1], same shape.
+        state: What the run remembers, μ and n among it.
+
+    Returns:
+        Loss per element, same shape.
+    """
+    remembered = states.of(state)
+    total, count = _assigned(targets)
+    mean, steps = remembered.get("target", total.new_ones(())), remembered.get("steps", total.new_zeros(()))
+    if remembered.is_training:
+        total, count = states.reduce(torch.stack((total, count))).unbind()
+        seen = (count > 0).to(steps.dtype)
+        steps = steps + seen
+        decay = 1 - (1 - DECAY * (1 - torch.exp(-steps / WARM_UP))) * seen  # no object, no step
+        mean = decay * mean + (1 - decay) * total / count.clamp(min=1)
+        remembered.put("target", mean)
+        remembered.put("steps", steps)
+    return weights(targets, mean) * bce(logits, targets)
+
+
+def weights(targets: Tensor, mean: Tensor) -> Tensor:
+    """Return f(y), same shape; the authors' corrected form, which is continuous at μ."""
+    mean = mean.to(targets.dtype).clamp(min=FLOOR)
+    near = torch.where(targets < mean, torch.exp(1 - mean), torch.exp(1 - targets))
+    return torch.where(targets <= mean - BAND, torch.ones_like(targets), near)
+
+
+def _assigned(targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Return sum and number of the targets above 0."""
+    return targets.sum(), (targets > 0).sum().to(targets.dtype)
