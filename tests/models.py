@@ -17,6 +17,7 @@ def model(name, nc=3):
     cls = next((kind for suffix, kind in kinds.items() if suffix in name), tasks.DetectionModel)
     made = cls(f"{name}.yaml", nc=1 if "-pose" in name else nc, verbose=False)
     made.args = get_cfg()
+    made.names = dict(enumerate("abc"))
     return made.train()
 
 

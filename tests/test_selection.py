@@ -21,11 +21,17 @@ MISTAKES = [
     ({"loss": 3}, "loss=3 must be a name, e.g. loss=ciou"),
     ({"loss": True}, "loss=True must be a name"),
     ({"loss": "focal-focal-iou"}, "loss=focal-focal-iou has 'focal-' twice"),
-    ({"loss": "focal-l1"}, "'l1' is not of the form 1 − u + penalties. It goes before ciou, diou, eiou, giou, iou"),
+    (
+        {"loss": "focal-l1"},
+        "'l1' is not of the form 1 − u + penalties. It goes before ciou, diou, eiou, giou, iou, mpdiou, piou",
+    ),
     ({"loss": "alpha-siou"}, "'siou' is not defined for it. It goes before ciou, diou, eiou, giou, iou."),
     ({"loss": "focal-"}, "loss=focal- is unknown"),
     ({"cls_loss": "focl"}, "cls_loss=focl is unknown. Did you mean 'focal'?"),
-    ({"cls_loss": "eiou"}, "cls_loss=eiou is unknown. Known: bce, focal, qfl, varifocal"),
+    (
+        {"cls_loss": "eiou"},
+        "cls_loss=eiou is unknown. Known: asl, bce, ema-slide, focal, ghm, poly, qfl, slide, varifocal",
+    ),
     ({"cls_loss": "focal-bce"}, "cls_loss=focal-bce is unknown"),
     ({"tal_iou": "goiu"}, "tal_iou=goiu is unknown. Did you mean 'giou'?"),
     ({"loss_engine": "fast"}, "loss_engine=fast is unknown. Known: auto, reference"),
@@ -44,6 +50,12 @@ MISTAKES = [
     ({"cls_loss": "focal", "cls_focal_alpha": 2}, "it must be in [0, 1]"),
     ({"cls_loss": "focal", "cls_focal_alpha": "x"}, "must be a number in [0, 1] or None"),
     ({"cls_smoothing": 1.0}, "cls_smoothing=1 is out of range; it must be in [0, 1)"),
+    ({"cls_weights": 2}, "cls_weights=2 must be a list of one number for each class, or a mapping"),
+    ({"cls_weights": []}, "cls_weights=[] must be a list"),
+    ({"cls_weights": [1, -1]}, "cls_weights=-1 is out of range; it must be in [0, ∞)"),
+    ({"cls_weights": {"car": "x"}}, "cls_weights='x' must be a number"),
+    ({"loss": "focaler-iou", "focaler_d": 0.95}, "focaler_d=0.95 must be below focaler_u=0.95"),
+    ({"loss": "inner-nwd"}, "'nwd' is not of the form 1 − u + penalties"),
     ({"tal_topk": 0}, "tal_topk=0 is out of range; it must be in [1, ∞)"),
     ({"tal_topk": 2.5}, "tal_topk=2.5 must be an integer in [1, ∞)"),
     ({"tal_topk": "many"}, "tal_topk='many' must be an integer"),
@@ -131,8 +143,8 @@ def test_create():
 
 
 def test_lists():
-    assert list_class_losses() == ("bce", "focal", "qfl", "varifocal")
-    assert {"ciou", "eiou", "focal-eiou", "alpha-ciou", "riou", "log-iou", "smooth-l1"} <= set(list_box_losses())
+    assert list_class_losses() == ("asl", "bce", "ema-slide", "focal", "ghm", "poly", "qfl", "slide", "varifocal")
+    assert {"ciou", "focal-eiou", "alpha-ciou", "riou", "wiou-v3", "inner-siou", "wise-piou"} <= set(list_box_losses())
     assert list(list_box_losses()) == sorted(list_box_losses())
 
 

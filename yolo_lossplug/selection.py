@@ -14,7 +14,7 @@ from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Callable, Optional
+from typing import Any, Callable, Optional, Union
 
 import torch
 from torch import Tensor
@@ -54,6 +54,8 @@ NUMBERS = {
 }
 NAMES = {"loss": STOCK_BOX, "cls_loss": STOCK_CLASS, "tal_iou": "ciou", "loss_engine": "auto"}
 """Keys that take a name, with their defaults."""
+
+WEIGHTS = "cls_weights"
 
 BOX_KEYS = frozenset({"loss", "tal_iou"})
 ROTATED_ERROR = "its boxes are rotated, and this loss is one of horizontal boxes"
@@ -128,6 +130,7 @@ class Selection:
         box: The box loss.
         cls: The class loss.
         cls_smoothing: Label smoothing of assigned targets.
+        cls_weights: Weights of the classes, by index or by name; None for none.
         tal_topk: Anchors per object.
         tal_alpha: Exponent of the score.
         tal_beta: Exponent of the overlap.
@@ -140,6 +143,7 @@ class Selection:
     box: Loss
     cls: Loss
     cls_smoothing: float
+    cls_weights: Optional[Union[dict[str, float], list[float]]]
     tal_topk: int
     tal_alpha: float
     tal_beta: float
@@ -153,6 +157,11 @@ class Selection:
         """Whether the user asked for anything."""
         return bool(self.given)
 
+    @property
+    def has_stock_class_loss(self) -> bool:
+        """Whether the class term is the host's own."""
+        return self.cls.name == STOCK_CLASS and not self.cls_smoothing and self.cls_weights is None
+
     def resolved(self) -> dict[str, Any]:
         """Return every key that this run depends on with its value, defaults included; empty for a stock run."""
         if not self.is_active:
@@ -164,6 +173,7 @@ class Selection:
             **self.cls.options,
             **{key: getattr(self, key) for key in ("cls_smoothing", "tal_topk", "tal_alpha", "tal_beta", "tal_iou")},
             "loss_engine": self.loss_engine,
+            **({} if self.cls_weights is None else {"cls_weights": self.cls_weights}),
         }
         return {key: value for key, value in values.items() if not (key in BOX_KEYS and TASKS.get(self.task))}
 
@@ -171,7 +181,7 @@ class Selection:
 def keys() -> dict[str, Optional[str]]:
     """Return every training key with the value that means 'not given'."""
     options = {**NUMBERS, **REGISTRY.parameters()}
-    return {**dict.fromkeys(NAMES), **{key: parameter.unset for key, parameter in options.items()}}
+    return {**dict.fromkeys((*NAMES, WEIGHTS)), **{key: parameter.unset for key, parameter in options.items()}}
 
 
 def select(args: Mapping[str, Any]) -> Selection:
@@ -194,9 +204,18 @@ def select(args: Mapping[str, Any]) -> Selection:
     tal_iou = _choice("tal_iou", args, ASSIGNER_OVERLAPS)
     engine = _choice("loss_engine", args, ENGINES)
     for key, value in given.items():
-        if key not in NUMBERS and key not in NAMES and key not in box.options and key not in cls.options:
+        if key not in NUMBERS and key not in (*NAMES, WEIGHTS) and key not in box.options and key not in cls.options:
             raise LossPlugError(_no_effect(key, value, box, cls))
-    return Selection(box, cls, **values, tal_iou=tal_iou, loss_engine=engine, given=frozenset(given), task=task)
+    return Selection(
+        box,
+        cls,
+        **values,
+        cls_weights=_weights(given.get(WEIGHTS)),
+        tal_iou=tal_iou,
+        loss_engine=engine,
+        given=frozenset(given),
+        task=task,
+    )
 
 
 def refuse_unknown(given: Mapping[str, Any]) -> None:
@@ -354,6 +373,45 @@ def _choice(key: str, args: Mapping[str, Any], choices: tuple[str, ...]) -> str:
     if name not in choices:
         raise LossPlugError(f"{key}={name} is unknown.{_suggest(name, choices)} Known: {', '.join(choices)}.")
     return name
+
+
+def _weights(value: Any) -> Optional[Union[dict[str, float], list[float]]]:
+    if value is None:
+        return None
+    numbers = list(value.values()) if isinstance(value, Mapping) else value
+    kind = "a list of one number for each class, or a mapping from names of classes to numbers"
+    if not isinstance(numbers, (list, tuple)) or not numbers:
+        raise LossPlugError(f"{WEIGHTS}={value!r} must be {kind}, e.g. {WEIGHTS}=[1,2.5,1].")
+    parameter = Parameter(WEIGHTS, float, False, 1.0, Option("weight of a class", at_least=0))
+    checked = [parameter.check(number) for number in numbers]
+    return dict(zip(map(str, value), checked)) if isinstance(value, Mapping) else checked
+
+
+def class_weights(selection: Selection, count: int, names: Mapping[int, str]) -> Optional[list[float]]:
+    """Return the weight of each class of a model, None if none are selected.
+
+    Args:
+        selection: What to train with.
+        count: Number of classes.
+        names: Their names by index.
+
+    Raises:
+        LossPlugError: If there are more or fewer weights than classes, or a name is that of no class.
+    """
+    weights = selection.cls_weights
+    if weights is None:
+        return None
+    if isinstance(weights, dict):
+        known = [names.get(i, "") for i in range(count)]
+        for name in weights:
+            if name not in known:
+                raise LossPlugError(
+                    f"{WEIGHTS}: the data has no class '{name}'.{_suggest(name, known)} Known: {', '.join(known)}."
+                )
+        return [weights.get(name, 1.0) for name in known]
+    if len(weights) != count:
+        raise LossPlugError(f"{WEIGHTS}={weights} has {len(weights)} values for {count} classes; give one for each.")
+    return weights
 
 
 def _normalise(name: str) -> str:

@@ -17,28 +17,56 @@ from tests.models import batch, evaluate, model, with_keys
 from tests.runs import ROOT
 from yolo_lossplug import LossPlugError, Option, create_box_loss, create_class_loss
 from yolo_lossplug.registry import box_loss, class_loss
-from yolo_lossplug.selection import keys, list_box_losses, select
+from yolo_lossplug.selection import keys, list_box_losses, list_class_losses, select
 from yolo_lossplug.ultralytics_hook.criterion import PluggedBboxLoss, PluggedClassLoss, is_plugged, leaves, plug
 
 UNUSUAL = {
     "loss": [{"loss": name} for name in list_box_losses() if name != "ciou"],
-    "cls_loss": [{"cls_loss": name} for name in ("focal", "qfl", "varifocal")],
+    "cls_loss": [{"cls_loss": name} for name in list_class_losses() if name != "bce"],
     "tal_iou": [{"tal_iou": name} for name in ("iou", "giou", "diou", "eiou", "siou")],
     "tal_topk": [{"tal_topk": 3}],
     "tal_alpha": [{"tal_alpha": 1.5}],
     "tal_beta": [{"tal_beta": 2.0}],
     "cls_smoothing": [{"cls_smoothing": 0.1}],
+    "cls_weights": [
+        {"cls_weights": [1, 2, 3]},
+        {"cls_weights": {"b": 2.0}},
+        {"cls_loss": "qfl", "cls_weights": [0, 1, 1]},
+    ],
     "smooth_l1_beta": [{"loss": "smooth-l1", "smooth_l1_beta": 0.2}],
     "riou_beta": [{"loss": "riou", "riou_beta": 0.7}],
     "siou_theta": [{"loss": "siou", "siou_theta": 2.0}],
     "focal_gamma": [{"loss": "focal-eiou", "focal_gamma": 1.5}],
     "alpha_power": [{"loss": "alpha-iou", "alpha_power": 1.2}],
+    "inner_ratio": [{"loss": "inner-siou", "inner_ratio": 1.2}],
+    "focaler_d": [{"loss": "focaler-iou", "focaler_d": 0.1}],
+    "focaler_u": [{"loss": "focaler-iou", "focaler_u": 0.5}],
+    "shape_scale": [{"loss": "shape-iou", "shape_scale": 1.0}],
+    "piou_lambda": [{"loss": "piou-v2", "piou_lambda": 1.0}],
+    "nwd_constant": [{"loss": "nwd", "nwd_constant": 20}],
+    "interp_alpha": [{"loss": "interp-iou", "interp_alpha": 0.5}],
+    "interp_low": [{"loss": "d-interp-iou", "interp_low": 0.95}],
+    "interp_high": [{"loss": "d-interp-iou", "interp_high": 0.7}],
+    "wiou_gamma": [{"loss": "wiou-v2", "wiou_gamma": 1.5}],
+    "wiou_alpha": [{"loss": "wiou-v3", "wiou_alpha": 1.5}, {"loss": "wise-eiou", "wiou_alpha": 1.5}],
+    "wiou_delta": [{"loss": "wiou-v3", "wiou_delta": 2.0}],
+    "wiou_momentum": [{"loss": "wiou-v3", "wiou_momentum": 0.9}, {"loss": "wise-ciou", "wiou_momentum": 0.9}],
+    "uiou_start": [{"loss": "uiou", "uiou_start": 1.5}],
+    "uiou_end": [{"loss": "uiou", "uiou_end": 1.0}],
     "cls_focal_gamma": [{"cls_loss": "focal", "cls_focal_gamma": 1.0}],
     "cls_focal_alpha": [{"cls_loss": "focal", "cls_focal_alpha": None}, {"cls_loss": "focal", "cls_focal_alpha": 0.5}],
     "cls_qfl_beta": [{"cls_loss": "qfl", "cls_qfl_beta": 1.0}],
     "cls_vfl_gamma": [{"cls_loss": "varifocal", "cls_vfl_gamma": 1.0}],
     "cls_vfl_alpha": [{"cls_loss": "varifocal", "cls_vfl_alpha": 0.5}],
+    "cls_poly_epsilon": [{"cls_loss": "poly", "cls_poly_epsilon": -0.5}],
+    "cls_asl_gamma_pos": [{"cls_loss": "asl", "cls_asl_gamma_pos": 0}],
+    "cls_asl_gamma_neg": [{"cls_loss": "asl", "cls_asl_gamma_neg": 2}],
+    "cls_asl_clip": [{"cls_loss": "asl", "cls_asl_clip": 0}],
+    "cls_ghm_bins": [{"cls_loss": "ghm", "cls_ghm_bins": 5}],
+    "cls_ghm_momentum": [{"cls_loss": "ghm", "cls_ghm_momentum": 0.1}],
 }
+LATER = {"wiou_momentum", "uiou_end", "cls_ghm_momentum"}
+"""Keys that show in the second step, in the middle of a run."""
 WITHOUT_EFFECT = {"loss_engine"}  # of this release: there is one engine
 
 
@@ -98,27 +126,35 @@ def test_our_ciou_equals_the_hosts(v8):
 def test_box_term_is_the_requested_formula(v8, name):
     """An independent scalar evaluation of the formula on the boxes that the host has assigned."""
     made, preds, given = v8
-    criterion = with_keys(made, loss=name)
-    _, pred, _, target, scores, total, foreground, *_ = assignment(criterion, preds, given)
+    _, pred, _, target, scores, total, foreground, _, stride = assignment(with_keys(made), preds, given)
     rows = foreground.nonzero(as_tuple=True)
     assert len(rows[0]) > 20
-    values = zip(pred[rows].double().tolist(), target[rows].double().tolist(), scores[rows].sum(-1).tolist())
-    expected = sum(oracles.BOX[name](p, t) * weight for p, t, weight in values) / float(total) * 7.5 * 2
-    found, stock = losses(criterion, preds, given), losses(with_keys(made), preds, given)
+    unit = 1.0
+    if name in ("l1", "l2", "smooth-l1"):
+        unit = stride[rows[1]] / 8  # cells of 8 pixels
+    elif name == "nwd" or "mpdiou" in name:
+        unit = stride[rows[1]] * (640 / 64 if "mpdiou" in name else 1)  # the oracle's image is 10 times as large
+    preds_in_unit, targets_in_unit = ((unit * boxes[rows]).double().tolist() for boxes in (pred, target))
+    weights = scores[rows].sum(-1).tolist()
+    terms = (oracles.box(name)(p, t) * w for p, t, w in zip(preds_in_unit, targets_in_unit, weights))
+    expected = sum(terms) / float(total) * 7.5 * 2
+    found, stock = losses(with_keys(made, loss=name), preds, given), losses(with_keys(made), preds, given)
     assert found[0].item() == pytest.approx(expected, rel=2e-5)
     assert torch.equal(found[1:], stock[1:]), "another term than the box term changed"
 
 
-@pytest.mark.parametrize("name", ["focal", "qfl", "varifocal"])
+@pytest.mark.parametrize("name", sorted({*oracles.CLASS, *oracles.BATCH} - {"bce"}))
 def test_class_term_is_the_requested_formula(v8, name):
     made, preds, given = v8
-    criterion = with_keys(made, cls_loss=name)
-    *_, scores, total, _, _, _ = assignment(criterion, preds, given)
-    logits = preds["scores"].permute(0, 2, 1)
-    values = zip(logits.flatten().tolist(), scores.flatten().tolist())
-    expected = sum(oracles.CLASS[name](s, y) for s, y in values) / float(total) * 0.5 * 2
-    found, stock = losses(criterion, preds, given), losses(with_keys(made), preds, given)
-    assert found[1].item() == pytest.approx(expected, rel=2e-5)
+    *_, scores, total, _, _, _ = assignment(with_keys(made), preds, given)
+    logits, scores = preds["scores"].permute(0, 2, 1).flatten().tolist(), scores.flatten().tolist()
+    if name in oracles.BATCH:  # the moving average of ema-slide has hardly moved from 1 after one step
+        values = oracles.BATCH[name](logits, scores, **({"mean": 1.0} if name == "ema-slide" else {}))
+    else:
+        values = [oracles.CLASS[name](s, y) for s, y in zip(logits, scores)]
+    expected = sum(values) / float(total) * 0.5 * 2
+    found, stock = losses(with_keys(made, cls_loss=name), preds, given), losses(with_keys(made), preds, given)
+    assert found[1].item() == pytest.approx(expected, rel=1e-2 if name in ("ghm", "ema-slide") else 2e-5)
     assert torch.equal(found[[0, 2]], stock[[0, 2]])
 
 
@@ -141,7 +177,7 @@ def test_smoothing_equals_the_numbers_of_others():
     logits = torch.tensor(golden["logit"], dtype=torch.float64).view(1, -1, 1).expand(-1, -1, 2)
     targets = torch.tensor(golden["target"], dtype=torch.float64).view(1, -1, 1)
     targets = torch.cat((targets, torch.ones_like(targets)), -1)  # a second class makes every anchor an assigned one
-    found = PluggedClassLoss(create_class_loss("bce"), 0.1, False)(logits, targets)[0, :, 0]
+    found = PluggedClassLoss(create_class_loss("bce"), 0.1)(logits, targets)[0, :, 0]
     torch.testing.assert_close(found, torch.tensor(entry["loss"], dtype=torch.float64), rtol=1e-9, atol=1e-12)
 
 
@@ -149,8 +185,13 @@ def test_smoothing_equals_the_numbers_of_others():
 def test_every_key_changes_the_loss_and_trains(v8, key, given_keys):
     made, preds, given = v8
     neutral = {k: v for k, v in given_keys.items() if k != key and k in ("loss", "cls_loss")}
-    changed = with_keys(made, **given_keys)
-    assert not torch.equal(losses(changed, preds, given), losses(with_keys(made, **neutral), preds, given))
+    changed, unchanged = with_keys(made, **given_keys), with_keys(made, **neutral)
+    if key in LATER:
+        for criterion in (changed, unchanged):
+            run = (criterion.bbox_loss if "loss" in given_keys else criterion.bce).loss.state.state
+            run.epoch, run.epochs = 3, 6
+            losses(criterion, preds, given)
+    assert not torch.equal(losses(changed, preds, given), losses(unchanged, preds, given))
     loss, _ = evaluate(changed, preds, given)
     gradients = torch.autograd.grad(loss.sum(), [preds["boxes"], preds["scores"]])
     assert all(g.isfinite().all() for g in gradients)
@@ -347,7 +388,7 @@ def test_huge_boxes_in_half_precision(v8):
     distances = torch.zeros(1, 1, 64, dtype=torch.float16)
     box, _ = module(distances, pred, torch.tensor([[150.0, 150.0]]), target, scores, scores.sum(), mask, *extra)
     box.backward()
-    expected = oracles.BOX["eiou"]((0, 0, 300, 290), (0, 0, 310, 300))
+    expected = oracles.box("eiou")((0, 0, 300, 290), (0, 0, 310, 300))
     assert box.item() == pytest.approx(expected, rel=1e-3)
     assert pred.grad.isfinite().all() and math.isfinite(box.item())
 
@@ -379,3 +420,38 @@ def test_is_plugged_looks_at_what_runs(v8):
         damage(criterion)
         assert not is_plugged(criterion, selection)
     assert not is_plugged(object(), selection)
+
+
+def test_class_weights_by_list_and_by_name(v8):
+    made, preds, given = v8
+    assert made.names == {0: "a", 1: "b", 2: "c"}
+    plain = losses(with_keys(made), preds, given)[1]
+    parts = [losses(with_keys(made, cls_weights=[float(i == j) for j in range(3)]), preds, given)[1] for i in range(3)]
+    torch.testing.assert_close(sum(parts), plain)
+    by_list = losses(with_keys(made, cls_weights=[1, 4, 1]), preds, given)[1]
+    torch.testing.assert_close(by_list, plain + 3 * parts[1])
+    assert torch.equal(losses(with_keys(made, cls_weights={"b": 4}), preds, given)[1], by_list)
+    with pytest.raises(LossPlugError, match=r"cls_weights=\[1.0, 2.0\] has 2 values for 3 classes"):
+        with_keys(made, cls_weights=[1, 2])
+    with pytest.raises(LossPlugError, match=r"the data has no class 'd'. Known: a, b, c"):
+        with_keys(made, cls_weights={"d": 2})
+
+
+def test_branches_remember_apart_and_validation_remembers_nothing():
+    made, given = model("yolo26n"), batch("yolo26n")
+    preds = made(given["img"])
+    criterion = with_keys(made, loss="wiou-v3", cls_loss="ema-slide", wiou_momentum=0.5)
+    many, one = (leaf.bbox_loss.loss.state for leaf in leaves(criterion))
+    assert many.state is one.state
+    run = many.state
+    with torch.no_grad():
+        losses(criterion, preds, given)
+        run.commit()
+    start = {key: value.clone() for key, value in run.tensors.items()}
+    assert set(start) == {f"one2{n}.{key}" for n in ("many", "one") for key in ("iou_loss.mean", "target", "steps")}
+    assert start["one2many.iou_loss.mean"] == 1 and start["one2one.target"] == 1
+    evaluate(criterion, preds, given)
+    run.commit()
+    assert all(run.tensors[key] != start[key] for key in start)
+    assert run.tensors["one2many.iou_loss.mean"] != run.tensors["one2one.iou_loss.mean"]
+    assert copy.deepcopy(criterion).one2one.bbox_loss.loss.state.state is run, "the moving average belongs to the run"

@@ -8,7 +8,7 @@ have changed many times. So the members are replaced, and no method of the crite
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Callable, Optional
 
 import torch
@@ -19,10 +19,10 @@ from ultralytics.utils.loss import BboxLoss, v8DetectionLoss, v8OBBLoss, v8PoseL
 from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.selection import (
     STOCK_BOX,
-    STOCK_CLASS,
     Loss,
     Selection,
     assigner_overlap,
+    class_weights,
     refuse_unknown,
     select,
 )
@@ -96,12 +96,15 @@ class PluggedClassLoss(nn.Module):
     Args:
         loss: Class loss to use.
         smoothing: ε of label smoothing: targets of assigned anchors become y·(1 − ε/2) + (1 − y)·ε/2.
-        is_weighted: Whether the host multiplies class weights into the result.
+        is_weighted: Whether the host multiplies class weights of its own into the result.
+        weights: Weights of the classes (classes,), None for none.
     """
 
-    def __init__(self, loss: Loss, smoothing: float, is_weighted: bool) -> None:
+    def __init__(
+        self, loss: Loss, smoothing: float = 0.0, is_weighted: bool = False, weights: Optional[Tensor] = None
+    ) -> None:
         super().__init__()
-        self.loss, self.smoothing, self.is_weighted = loss, smoothing, is_weighted
+        self.loss, self.smoothing, self.is_weighted, self.weights = loss, smoothing, is_weighted, weights
 
     def forward(self, pred: Tensor, target: Tensor) -> Tensor:
         """Return the loss of each element; `pred` are logits (b, anchors, classes), `target` their soft targets."""
@@ -110,6 +113,8 @@ class PluggedClassLoss(nn.Module):
             assigned = target.amax(-1, keepdim=True) > 0
             target = torch.where(assigned, target * (1 - self.smoothing) + self.smoothing / 2, target)
         result = self.loss(pred, target)
+        if self.weights is not None:
+            return result * self.weights
         # The host multiplies in place, which autograd forbids on a result that backward reads, as that of an exp.
         return result.clone() if self.is_weighted else result
 
@@ -166,7 +171,7 @@ class PluggedCriterion:
         selection = select({**arguments(model), "task": self.task, **kwargs})
         refuse_unknown(kwargs)
         super().__init__(model, *args, **host)  # type: ignore[call-arg]
-        plug(self, selection)
+        plug(self, selection, names=class_names(model))
 
 
 class DetectionLoss(PluggedCriterion, v8DetectionLoss):
@@ -197,18 +202,27 @@ def arguments(model: Any) -> dict[str, Any]:
     return dict(args) if isinstance(args, dict) else dict(vars(args))
 
 
+def class_names(model: Any) -> dict[int, str]:
+    """Return the names of a model's classes by index."""
+    names = getattr(model, "names", None) or {}
+    return {int(i): str(name) for i, name in (names.items() if isinstance(names, dict) else enumerate(names))}
+
+
 def leaves(criterion: Any) -> list[v8DetectionLoss]:
     """Return every criterion inside one that holds a box loss, a class loss and an assigner."""
     return [leaf for _, leaf in _branches(criterion)]
 
 
-def plug(criterion: Any, selection: Selection, state: Optional[State] = None) -> Any:
+def plug(
+    criterion: Any, selection: Selection, state: Optional[State] = None, names: Optional[Mapping[int, str]] = None
+) -> Any:
     """Put the selected losses into a host criterion, in place; without any key nothing is touched.
 
     Args:
         criterion: Any criterion of the host.
         selection: What to train with.
         state: What the run remembers; None for a state of the criterion's own.
+        names: Names of the classes by index.
 
     Returns:
         The criterion.
@@ -226,7 +240,7 @@ def plug(criterion: Any, selection: Selection, state: Optional[State] = None) ->
         )
     state = State() if state is None else state
     for branch, leaf in found:
-        _plug_leaf(leaf, selection, state.scoped(branch))
+        _plug_leaf(leaf, selection, state.scoped(branch), names or {})
     return criterion
 
 
@@ -254,16 +268,22 @@ def _branches(criterion: Any, name: str = "main") -> Iterator[tuple[str, v8Detec
             yield from _branches(getattr(criterion, branch), branch)
 
 
-def _plug_leaf(leaf: v8DetectionLoss, selection: Selection, scope: Scope) -> None:
+def _plug_leaf(leaf: v8DetectionLoss, selection: Selection, scope: Scope, names: Mapping[int, str]) -> None:
     is_rotated = isinstance(leaf.assigner, tal.RotatedTaskAlignedAssigner)
     if is_rotated and (selection.box.name != STOCK_BOX or selection.tal_iou != STOCK_BOX):
         select({**selection.resolved(), "task": "obb"})  # raises, and says what obb takes
     if selection.box.name != STOCK_BOX:
         stock = leaf.bbox_loss.stock if isinstance(leaf.bbox_loss, PluggedBboxLoss) else leaf.bbox_loss
         leaf.bbox_loss = PluggedBboxLoss(stock, selection.box.within(scope), leaf.stride)
-    if selection.cls.name != STOCK_CLASS or selection.cls_smoothing:
+    if not selection.has_stock_class_loss:
         is_weighted = getattr(leaf, "class_weights", None) is not None
-        leaf.bce = PluggedClassLoss(selection.cls.within(scope), selection.cls_smoothing, is_weighted)
+        weights = class_weights(selection, leaf.nc, names)
+        leaf.bce = PluggedClassLoss(
+            selection.cls.within(scope),
+            selection.cls_smoothing,
+            is_weighted,
+            None if weights is None else torch.tensor(weights, device=leaf.device),
+        )
     assigner = leaf.assigner
     if not hasattr(leaf, "is_one_to_many"):
         leaf.is_one_to_many = _is_one_to_many(assigner)
@@ -291,7 +311,7 @@ def _runs(leaf: v8DetectionLoss, selection: Selection) -> bool:
         (not leaf.is_one_to_many or (assigner.topk, assigner.alpha, assigner.beta) == numbers)
         and (selection.box.name == STOCK_BOX if box is None else box == selection.box)
         and (
-            (selection.cls.name == STOCK_CLASS and not selection.cls_smoothing)
+            selection.has_stock_class_loss
             if cls is None
             else (cls == selection.cls and leaf.bce.smoothing == selection.cls_smoothing)
         )

@@ -11,9 +11,9 @@ from ultralytics.utils.checks import check_version
 
 import yolo_lossplug
 from yolo_lossplug.registry import LossPlugError
-from yolo_lossplug.selection import STOCK_BOX, STOCK_CLASS, Selection, keys, select
+from yolo_lossplug.selection import STOCK_BOX, STOCK_CLASS, Selection, class_weights, keys, select
 from yolo_lossplug.ultralytics_hook import memory, patches
-from yolo_lossplug.ultralytics_hook.criterion import arguments, is_plugged, leaves, plug
+from yolo_lossplug.ultralytics_hook.criterion import arguments, class_names, is_plugged, leaves, plug
 
 PREFIX = colorstr("LossPlug: ")
 
@@ -70,7 +70,8 @@ def banner(selection: Selection) -> str:
     stock = selection.task == "obb"
     return (
         f"box {'probiou' if stock else selection.box} · class {selection.cls}"
-        f"{f' smoothing={selection.cls_smoothing}' if selection.cls_smoothing else ''} · "
+        f"{f' smoothing={selection.cls_smoothing}' if selection.cls_smoothing else ''}"
+        f"{f' weights={selection.cls_weights}' if selection.cls_weights else ''} · "
         f"assigner tal(topk={selection.tal_topk}, alpha={selection.tal_alpha}, beta={selection.tal_beta}, "
         f"iou={'probiou' if stock else selection.tal_iou}) · engine reference · ultralytics {ultralytics.__version__}"
     )
@@ -83,6 +84,10 @@ def announce(trainer: Any) -> None:
         return
     if yolo_lossplug.is_enabled():
         patches.wrap_model_class(type(_unwrap(trainer.model)))
+    if "nc" in trainer.data:
+        class_weights(
+            selection, trainer.data["nc"], class_names(_unwrap(trainer.model))
+        )  # raises before the first batch
     if RANK in {-1, 0}:
         LOGGER.info(f"{PREFIX}{banner(selection)}")
 
@@ -140,7 +145,7 @@ def models_with_criterion(model: Any) -> list[Any]:
 def init_criterion(stock: Any, model: Any) -> Any:
     """Return the criterion that a model makes, with our losses in it."""
     args = arguments(model)
-    return plug(stock(model), select(args), memory.state_of(args))
+    return plug(stock(model), select(args), memory.state_of(args), class_names(model))
 
 
 def _unwrap(model: Any) -> Any:
