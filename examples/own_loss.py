@@ -4,7 +4,8 @@
     python examples/own_loss.py
     yolo train model=yolov8n.yaml data=coco128.yaml loss=examples/own_loss.py:log_cosh log_cosh_scale=2
 
-You should see `LossPlug: box log-cosh(log_cosh_scale=2.0) · ...` before the first epoch.
+You should see `LossPlug: box log-cosh(log_cosh_scale=2.0) · ...` before the first epoch, with the second command the
+path of the file in place of the name.
 """
 
 import math

@@ -2,6 +2,8 @@
 import atexit
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -16,6 +18,10 @@ for variable in ("YOLO_LOSSPLUG", "PYTHONPATH"):
     os.environ.pop(variable, None)
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+FOLDERS = {f"{name}_dir": str(HOME / name) for name in ("datasets", "weights", "runs")}
+CODE = f"from ultralytics.utils import SETTINGS; SETTINGS.update({ {**FOLDERS, 'sync': False}!r})"
+subprocess.run([sys.executable, "-c", CODE], check=True, stdout=subprocess.DEVNULL, cwd=HOME)
+
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
@@ -24,22 +30,14 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("device", DEVICES)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def settings():
-    from ultralytics.utils import SETTINGS
-
-    folders = {f"{name}_dir": str(HOME / name) for name in ("datasets", "weights", "runs")}
-    SETTINGS.update({**folders, "sync": False})
-
-
 @pytest.fixture(scope="session")
-def data(settings):
+def data():
     """A dataset of 12 tiny images."""
     return dataset("tiny")
 
 
 @pytest.fixture(scope="session")
-def other_data(settings):
+def other_data():
     """Another one."""
     return dataset("other", seed=1)
 

@@ -33,6 +33,16 @@ def test_import_takes_no_framework_along(tmp_path):
     assert python(code, cwd=tmp_path).stdout.split() == ["False"]
 
 
+def test_doctor_tells_where_no_hook_is_read(tmp_path):
+    """A folder on the path is no place whose hooks Python reads."""
+    site = [path for path in sys.path if path.endswith("site-packages")]
+    code = f"import sys; sys.path += {site!r}; sys.argv = ['', 'doctor']; from yolo_lossplug.cli import main; main()"
+    bare = venv.create(tmp_path / "bare", with_pip=False) or tmp_path / "bare"
+    interpreter = bare / ("Scripts" if os.name == "nt" else "bin") / "python"
+    done = run([str(interpreter), "-c", code], tmp_path, check=False)
+    assert done.returncode == 1 and "not active in plain `yolo`" in done.stdout
+
+
 def test_public_names():
     import yolo_lossplug
 
@@ -64,9 +74,13 @@ def test_own_command(tmp_path):
     for text in ("eiou", "focal_gamma=0.5 in [0, ∞)", "cls_loss=", "tal_topk=10"):
         assert text in listing
     state = run([sys.executable, "-m", "yolo_lossplug", "doctor"], tmp_path)
-    assert "active: the keys of yolo-lossplug are known" in state.stdout
+    assert "active: `yolo` and Python know the keys of yolo-lossplug" in state.stdout
     off = run([sys.executable, "-m", "yolo_lossplug", "doctor"], tmp_path, {"YOLO_LOSSPLUG": "0"}, check=False)
     assert off.returncode == 1 and "switched off by YOLO_LOSSPLUG=0" in off.stdout
+    stock = run(
+        [sys.executable, "-m", "yolo_lossplug", "train", "loss=eiou"], tmp_path, {"YOLO_LOSSPLUG": "off"}, False
+    )
+    assert "'loss' is not a valid YOLO argument" in stock.stdout
     refused = run([sys.executable, "-m", "yolo_lossplug", "train", "loss=eiuo"], tmp_path, check=False)
     assert "Did you mean 'eiou'?" in refused.stdout
     assert "usage: lossplug list" in run([sys.executable, "-m", "yolo_lossplug"], tmp_path).stdout

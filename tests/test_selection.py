@@ -16,21 +16,21 @@ MISTAKES = [
     ({"loss": "eiuo"}, "loss=eiuo is unknown. Did you mean 'eiou'?"),
     ({"loss": "focal-eiuo"}, "loss=focal-eiuo is unknown. Did you mean 'focal-eiou'?"),
     ({"loss": "focl-eiou"}, "Did you mean 'focal-eiou'?"),
-    ({"loss": "nothing like it"}, "Known: ciou, diou, eiou,"),
+    ({"loss": "nothing like it"}, "Known: ciou, d-interp-iou, diou, eiou,"),
     ({"loss": ""}, "loss= is unknown"),
     ({"loss": 3}, "loss=3 must be a name, e.g. loss=ciou"),
     ({"loss": True}, "loss=True must be a name"),
     ({"loss": "focal-focal-iou"}, "loss=focal-focal-iou has 'focal-' twice"),
     (
         {"loss": "focal-l1"},
-        "'l1' is not of the form 1 − u + penalties. It goes before ciou, diou, eiou, giou, iou, mpdiou, piou",
+        "'l1' is not of the form 1 − u + penalties. It goes before ciou, diou, eiou, giou",
     ),
     ({"loss": "alpha-siou"}, "'siou' is not defined for it. It goes before ciou, diou, eiou, giou, iou."),
     ({"loss": "focal-"}, "loss=focal- is unknown"),
     ({"cls_loss": "focl"}, "cls_loss=focl is unknown. Did you mean 'focal'?"),
     (
         {"cls_loss": "eiou"},
-        "cls_loss=eiou is unknown. Known: asl, bce, ema-slide, focal, ghm, poly, qfl, slide, varifocal",
+        "cls_loss=eiou is unknown. Known: asl, bce, ema-slide, focal",
     ),
     ({"cls_loss": "focal-bce"}, "cls_loss=focal-bce is unknown"),
     ({"tal_iou": "goiu"}, "tal_iou=goiu is unknown. Did you mean 'giou'?"),
@@ -180,6 +180,15 @@ def test_own_file(tmp_path, registry):
         select({"loss": f"{file}:decorate"})
 
 
+def test_an_own_file_is_recorded_with_its_whole_path(tmp_path, registry, monkeypatch):
+    (tmp_path / "own_losses.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    resolved = select({"loss": "own_losses.py:decorated"}).resolved()
+    assert resolved["loss"] == f"{tmp_path / 'own_losses.py'}:decorated"
+    monkeypatch.chdir("/")
+    assert select(resolved).resolved() == resolved
+
+
 def test_files_of_one_name_in_two_folders(tmp_path, registry):
     for folder, factor in (("a", 1), ("b", 10)):
         (tmp_path / folder).mkdir()
@@ -224,6 +233,32 @@ def test_an_own_loss_of_another_shape_is_an_error(reduce, shape, registry):
     with pytest.raises(LossPlugError, match="loss 'misshapen' must return shape") as caught:
         create_box_loss("misshapen")(torch.zeros(3, 4), torch.ones(3, 4))
     assert f"but returned {shape}." in str(caught.value)
+
+
+def test_an_own_loss_that_changes_its_inputs_or_returns_nothing_is_an_error(registry):
+    @class_loss("in-place")
+    def in_place(logits, targets):
+        return (logits - targets.clamp_(0.1)).square()
+
+    with pytest.raises(LossPlugError, match="loss 'in-place' changes its inputs in place"):
+        create_class_loss("in-place")(torch.zeros(3), torch.zeros(3))
+
+    @class_loss("nothing")
+    def nothing(logits, targets):
+        pass
+
+    with pytest.raises(LossPlugError, match="loss 'nothing' must return a tensor, not None"):
+        create_class_loss("nothing")(torch.zeros(3), torch.zeros(3))
+
+
+def test_an_own_loss_without_gradient_is_an_error(registry):
+    @box_loss("constant")
+    def constant(pred, target):
+        return (pred - target).detach().abs().sum(-1)
+
+    with pytest.raises(LossPlugError, match="loss 'constant' has no gradient"):
+        create_box_loss("constant")(torch.zeros(3, 4, requires_grad=True), torch.ones(3, 4))
+    assert create_box_loss("constant")(torch.zeros(3, 4), torch.ones(3, 4)).tolist() == [4, 4, 4]
 
 
 def refused(decorator, function):

@@ -64,7 +64,7 @@ def test_an_empty_folder_in_the_way(tmp_path):
     assert len(list((tmp_path / "data" / "images" / "train").iterdir())) == 4
 
 
-def test_dataset_file(settings):
+def test_dataset_file():
     """Ultralytics writes the dataset through the file's own script, on first use."""
     from ultralytics.data.utils import check_det_dataset
 

@@ -5,8 +5,6 @@ Importing this package enables the plugin; `disable` undoes it. Names are import
 the import itself costs next to nothing.
 """
 
-import os
-
 from yolo_lossplug import _autoload
 
 __version__ = "0.1.0"
@@ -63,5 +61,5 @@ def __dir__() -> list:
     return sorted({*globals(), *_HOMES})
 
 
-if os.environ.get("YOLO_LOSSPLUG") != "0":
+if not _autoload.is_switched_off():
     enable()

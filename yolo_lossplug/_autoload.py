@@ -16,6 +16,7 @@ WATCHED = (
     "ultralytics.nn.tasks",
     "ultralytics.engine.model",
     "ultralytics.engine.trainer",
+    "ultralytics.engine.tuner",
 )
 problem = ""
 """Why the plugin could not be enabled on this release of Ultralytics, empty if it could."""
@@ -57,8 +58,13 @@ class _Finder:
 
 def start():
     """Enable the plugin unless `YOLO_LOSSPLUG=0`; what Python calls when it starts."""
-    if os.environ.get("YOLO_LOSSPLUG") != "0":
+    if not is_switched_off():
         install()
+
+
+def is_switched_off():
+    """Return whether the environment says so."""
+    return os.environ.get("YOLO_LOSSPLUG", "").strip().lower() in ("0", "false", "no", "off")
 
 
 def install():

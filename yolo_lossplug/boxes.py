@@ -8,20 +8,37 @@ Nothing here is biased by an epsilon: a guard acts only where a denominator is s
 from __future__ import annotations
 
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
-EPS = 1e-16
+EPS = 1e-14
 """Smallest denominator, in squared box units: a square of a millionth of a unit is far above it."""
 
 LIMIT = 1e8
 """Largest coordinate, in box units. Areas, and the squares of areas in gradients, of larger boxes overflow float32."""
 
 
+class _Float32(torch.autograd.Function):
+    """A half precision tensor as float32, whose gradient saturates where half precision would overflow."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        ctx.dtype = tensor.dtype
+        return tensor.float()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        limit = torch.finfo(ctx.dtype).max
+        return gradients[0].clamp(-limit, limit).to(ctx.dtype)
+
+
 def as_float(tensor: Tensor) -> Tensor:
     """Return a tensor as float32; float64 stays."""
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
+    if tensor.dtype in (torch.float32, torch.float64):
+        return tensor
+    return _Float32.apply(tensor) if tensor.is_floating_point() else tensor.float()
 
 
 def promote(boxes: Tensor) -> Tensor:
@@ -30,8 +47,8 @@ def promote(boxes: Tensor) -> Tensor:
 
 
 def ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """Return numerator / denominator, where a denominator below `EPS` counts as the constant `EPS`."""
-    return numerator / denominator.clamp(min=EPS)
+    """Return numerator / denominator, and 0 with gradient 0 where the denominator is not above `EPS`."""
+    return torch.where(denominator > EPS, numerator / denominator.clamp(min=EPS), torch.zeros_like(denominator))
 
 
 def power(base: Tensor, exponent: float) -> Tensor:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 
 import yolo_lossplug
@@ -24,7 +25,6 @@ def main() -> None:
     elif command == "--version":
         print(yolo_lossplug.__version__)
     else:
-        yolo_lossplug.enable()
         from ultralytics.cfg import entrypoint
 
         entrypoint()
@@ -41,19 +41,24 @@ def show_losses() -> None:
         print(markdown())
         return
     from yolo_lossplug.registry import BOX, CLASS, MODIFIER, OVERLAP, REGISTRY
-    from yolo_lossplug.selection import NUMBERS
+    from yolo_lossplug.selection import ASSIGNER_OVERLAPS, ENGINES, NAMES, NUMBERS
 
     sections = {"loss=": (BOX, OVERLAP), "loss= prefixes": (MODIFIER,), "cls_loss=": (CLASS,)}
     for title, kinds in sections.items():
         print(title)
         for spec in sorted((s for s in REGISTRY if s.kind in kinds), key=lambda s: s.name):
             name = f"{spec.name}-" if spec.kind == MODIFIER else spec.name
-            print(f"  {name:<11}{spec.formula}")
+            print(f"  {name:<13}{spec.formula}")
+            if spec.note:
+                print(f"  {'':<13}{spec.note}")
             for p in spec.parameters.values():
-                print(f"  {'':<11}  {p.key}={p.default} in {p.option.range}: {p.option.help}")
+                print(f"  {'':<13}  {p.key}={p.default} in {p.option.range}: {p.option.help}")
     print("any loss")
     for p in NUMBERS.values():
         print(f"  {p.key}={p.default} in {p.option.range}: {p.option.help}")
+    print(f"  tal_iou={NAMES['tal_iou']}: overlap inside the assigner, one of {', '.join(ASSIGNER_OVERLAPS)}")
+    print(f"  loss_engine={NAMES['loss_engine']}: one of {', '.join(ENGINES)}")
+    print("  cls_weights: a list of one weight for each class, or a mapping from names of classes to weights")
 
 
 def markdown() -> str:
@@ -75,15 +80,21 @@ def markdown() -> str:
 
 
 def show_state() -> None:
-    """Print whether the plugin is active, and exit with 1 if it is not."""
+    """Print whether the plugin is active in plain Python and `yolo`, and exit with 1 if it is not."""
     import ultralytics
-    import ultralytics.engine.trainer  # the last module that is changed: shows a seam that has moved
+    import ultralytics.engine.tuner  # with it every module that is changed: shows a seam that has moved
 
     from yolo_lossplug import _autoload
 
     print(f"yolo-lossplug {yolo_lossplug.__version__} · ultralytics {ultralytics.__version__}")
-    if yolo_lossplug.is_enabled():
-        print("active: the keys of yolo-lossplug are known")
-    else:
+    if not yolo_lossplug.is_enabled():
         print(f"not active: {_autoload.problem or 'switched off by YOLO_LOSSPLUG=0'}")
         raise SystemExit(1)
+    code = "import sys; sys.exit('yolo_lossplug' not in sys.modules)"
+    if subprocess.run([sys.executable, "-c", code], check=False).returncode:
+        print(
+            "not active in plain `yolo`: this Python reads no start-up hook from where the package is installed. "
+            "Use `lossplug train ...`, or `import yolo_lossplug` in Python."
+        )
+        raise SystemExit(1)
+    print("active: `yolo` and Python know the keys of yolo-lossplug")

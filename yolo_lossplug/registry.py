@@ -179,10 +179,19 @@ class Spec:
 
 @dataclass
 class Registry:
-    """All declared losses by kind and name; iterates over the specs in name order."""
+    """All declared losses by kind and name; iterates over the specs in name order.
+
+    Attributes:
+        specs: The losses.
+        observers: Told of every loss that is added.
+        reserved: Keys that no option may be named like, since the host has them.
+        refused: Why losses that were added before the reserved keys were known are not there any more, by name.
+    """
 
     specs: dict[tuple[str, str], Spec] = field(default_factory=dict)
     observers: list[Callable[[Spec], None]] = field(default_factory=list)
+    reserved: frozenset[str] = frozenset()
+    refused: dict[str, str] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[Spec]:
         return iter(sorted(self.specs.values(), key=lambda spec: (spec.kind, spec.name)))
@@ -203,6 +212,15 @@ class Registry:
         """Return the losses that have the option."""
         return [spec for spec in self if key in spec.parameters]
 
+    def reserve(self, reserved: Iterable[str]) -> None:
+        """Refuse options that are named like a key of the host, of losses to come and of those that are here."""
+        self.reserved = frozenset(reserved)
+        for place, spec in list(self.specs.items()):
+            for key in self.reserved & spec.parameters.keys():
+                del self.specs[place]
+                self.refused[spec.name] = _reserved(key, spec.function)
+                break
+
     def add(self, spec: Spec) -> None:
         """Add a spec and tell the observers.
 
@@ -218,6 +236,8 @@ class Registry:
                     f"choose another name for {_where(spec.function)}."
                 )
         for key, parameter in spec.parameters.items():
+            if key in self.reserved:
+                raise LossPlugError(_reserved(key, spec.function))
             for owner in self.owners(key):
                 if owner.parameters[key] != parameter and not _same_definition(owner.function, spec.function):
                     raise LossPlugError(
@@ -311,7 +331,7 @@ def _read_signature(kind: str, function: Function) -> tuple[dict[str, Parameter]
     if [p.name for p in named] != list(expected) or any(p.kind is p.VAR_POSITIONAL for p in named):
         raise LossPlugError(
             f"{where} cannot be a {kind}: its positional parameters must be exactly ({', '.join(expected)}), "
-            f"not ({', '.join(str(p) for p in named)}); put '*' before the options."
+            f"not ({', '.join(p.name for p in named)}); put '*' before the options."
         )
     parameters: dict[str, Parameter] = {}
     context = set()
@@ -350,8 +370,16 @@ def _same_definition(one: Function, other: Function) -> bool:
     return (one.__module__, one.__qualname__) == (other.__module__, other.__qualname__)
 
 
+def _reserved(key: str, function: Function) -> str:
+    return f"option '{key}' of {_where(function)} is a key of Ultralytics already; choose another name for the option."
+
+
 def _where(function: Function) -> str:
-    return f"{getattr(function, '__module__', '?')}.{getattr(function, '__qualname__', function)}"
+    name = getattr(function, "__qualname__", str(function))
+    code = getattr(function, "__code__", None)
+    if code is not None and not function.__module__.startswith("yolo_lossplug."):
+        return f"{name} in {code.co_filename}, line {code.co_firstlineno},"
+    return f"{getattr(function, '__module__', '?')}.{name}"
 
 
 def import_siblings(package: str, path: Iterable[str]) -> None:

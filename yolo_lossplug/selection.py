@@ -98,19 +98,29 @@ class Loss:
             One loss per pair (N,), or per element.
 
         Raises:
-            LossPlugError: If a function of the user's own returns another shape.
+            LossPlugError: If a function of the user's own returns something else, or a result without gradient, or
+                changes its inputs.
         """
         known = {"stride": stride, "imgsz": imgsz, "state": self.state}
         context = {key: known[key] for key in self.context}
         raise_dtype = boxes.promote if self.kind == BOX else boxes.as_float
+        before = _versions(pred, target)
         with _no_autocast(pred.device.type):
             loss = self.function(raise_dtype(pred), raise_dtype(target), **context)
+        if _versions(pred, target) != before:
+            raise LossPlugError(
+                f"loss '{self.name}' changes its inputs in place; the other losses need them as they were."
+            )
+        if not isinstance(loss, Tensor):
+            raise LossPlugError(f"loss '{self.name}' must return a tensor, not {loss!r}.")
         expected = pred.shape[:1] if self.kind == BOX else pred.shape
         if loss.shape != expected:  # (N, 1) would be multiplied with weights (N,) into N x N losses, without an error
             raise LossPlugError(
                 f"loss '{self.name}' must return shape {tuple(expected)} for inputs {tuple(pred.shape)}, one loss per "
                 f"{'pair' if self.kind == BOX else 'element'}, but returned {tuple(loss.shape)}."
             )
+        if torch.is_grad_enabled() and pred.requires_grad and not loss.requires_grad:
+            raise LossPlugError(f"loss '{self.name}' has no gradient: it must not detach what it computes.")
         return loss
 
     def within(self, scope: Scope) -> Loss:
@@ -216,6 +226,18 @@ def select(args: Mapping[str, Any]) -> Selection:
         given=frozenset(given),
         task=task,
     )
+
+
+def refuse_unknown_names(given: Mapping[str, Any]) -> None:
+    """Raise an error for a loss that is unknown, whatever else is given.
+
+    Raises:
+        LossPlugError: If there is one.
+    """
+    for key, kind in (("loss", BOX), ("cls_loss", CLASS)):
+        name = _named(given, key)
+        if ":" not in name:
+            _resolve(kind, name)
 
 
 def refuse_unknown(given: Mapping[str, Any]) -> None:
@@ -339,6 +361,11 @@ def load_module(place: str, asked: str) -> ModuleType:
     return module
 
 
+def _versions(*tensors: Tensor) -> list[int]:
+    """Return how often each tensor was changed in place; tensors of inference mode do not know."""
+    return [-1 if tensor.is_inference() else tensor._version for tensor in tensors]
+
+
 def _no_autocast(device_type: str) -> AbstractContextManager[Any]:
     try:
         return torch.autocast(device_type, enabled=False)
@@ -423,7 +450,9 @@ def _bound(kind: str, name: str, options: Mapping[str, Any]) -> Loss:
     modifiers: list[Spec] = []
     if ":" in name:
         spec = load_own(name.strip(), kind)
-        canonical = name.strip()
+        place, _, function_name = name.strip().rpartition(":")
+        # The whole path, so that a run is resumed, and its workers start, from any folder.
+        canonical = f"{Path(place).resolve()}:{function_name}" if place.endswith(".py") else name.strip()
     else:
         spec, modifiers = _resolve(kind, name)
         canonical = "-".join([*(m.name for m in modifiers), spec.name])
@@ -453,10 +482,14 @@ def _resolve(kind: str, name: str) -> tuple[Spec, list[Spec]]:
             break
         prefix = next((m for m in _modifiers() if kind == BOX and rest.startswith(f"{m.name}-")), None)
         if prefix is None:
+            if rest in REGISTRY.refused:
+                raise LossPlugError(REGISTRY.refused[rest])
             key, known = ("loss", list_box_losses()) if kind == BOX else ("cls_loss", list_class_losses())
+            own = f"{name.strip()}:function" if name.strip().endswith(".py") else "file.py:function"
             raise LossPlugError(
                 f"{key}={name} is unknown.{_suggest(_normalise(name), known)} "
-                f"Known: {', '.join(REGISTRY.names(*wanted))}{_prefixes() if kind == BOX else ''}."
+                f"Known: {', '.join(REGISTRY.names(*wanted))}{_prefixes() if kind == BOX else ''}; "
+                f"or one of your own as {key}={own}."
             )
         modifiers.append(prefix)
         rest = rest[len(prefix.name) + 1 :]

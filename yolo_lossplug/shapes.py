@@ -82,7 +82,8 @@ def draw(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
         if any(hidden):
             continue
         owner[mask] = len(rows)
-        colour = rng.integers(0, 2, 3) * 200 + rng.integers(0, 56, 3)
+        colour = rng.integers(0, 80, 3)
+        colour[label] += rng.integers(150, 176)  # a hint, so that a short training learns to tell the classes apart
         image[mask] = colour
         y, x = np.nonzero(mask)
         x1, y1, x2, y2 = x.min(), y.min(), x.max() + 1, y.max() + 1

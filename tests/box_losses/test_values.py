@@ -176,7 +176,8 @@ def test_float32_keeps_the_value(entry_name):
 
 
 def test_riou_has_the_published_shape():
-    a, b, c, k = hyperbola(0.95)
+    a, b, gap, k = hyperbola(0.95)
+    c = 1 + gap
     assert c == pytest.approx(361 / 360, abs=1e-12)
     assert (a, b, k) == pytest.approx((2.05602949899, 0.00571119305276, 0.0057270574779), abs=1e-11)
     u = torch.linspace(0, 1, 100001, dtype=torch.float64)
@@ -185,6 +186,15 @@ def test_riou_has_the_published_shape():
     assert gradient[0].item() == pytest.approx(0, abs=1e-9)
     assert gradient[-1].item() == pytest.approx(0, abs=1e-9)
     assert u[gradient.argmax()].item() == pytest.approx(0.95, abs=1e-4)
+
+
+@pytest.mark.parametrize("beta", [0.5001, 0.6, 0.999, 0.99999999])
+def test_riou_keeps_its_shape_at_the_ends_of_its_range(beta):
+    sides = torch.linspace(0, 1, 1001)
+    pred = torch.stack((torch.zeros(1001), torch.zeros(1001), sides, torch.ones(1001)), -1)
+    loss = create_box_loss("riou", riou_beta=beta)(pred, torch.tensor([0.0, 0, 1, 1]).expand(1001, 4))
+    assert loss[0].item() == pytest.approx(1, abs=1e-5) and loss[-1].item() == pytest.approx(0, abs=1e-5)
+    assert (loss.diff() <= 1e-6).all()
 
 
 def test_neutral_options_change_nothing():

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Keys in the host's configuration: known, checked in time, and absent from stock runs."""
 
+from typing import Annotated
+
 import pytest
 from ultralytics import YOLO
 from ultralytics.cfg import get_cfg
 from ultralytics.utils import DEFAULT_CFG, DEFAULT_CFG_DICT
 
 from tests.runs import ROOT, TINY, yolo
-from yolo_lossplug import LossPlugError
+from yolo_lossplug import LossPlugError, Option, box_loss
 from yolo_lossplug.selection import keys
 from yolo_lossplug.ultralytics_hook.config import guess_model
 
@@ -69,6 +71,44 @@ def test_a_sequence_of_datasets_is_checked_before_the_first(tmp_path):
         YOLO("yolov8n.yaml").train(data=[NOWHERE, NOWHERE], project=str(tmp_path), loss="eiuo")
 
 
+def test_an_unknown_loss_is_reported_before_its_unknown_options():
+    with pytest.raises(LossPlugError, match="loss=scaled-l1 is unknown.*or one of your own as loss=file.py:function"):
+        get_cfg(overrides={"loss": "scaled-l1", "l1_scale": 2.0})
+    with pytest.raises(LossPlugError, match="or one of your own as loss=mine.py:function"):
+        get_cfg(overrides={"loss": "mine.py"})
+
+
+@pytest.mark.parametrize("early", [True, False], ids=["before the host", "after it"])
+def test_an_option_named_like_a_key_of_the_host_is_refused(early, registry, enabled):
+    def boxed(pred, target, *, box: Annotated[float, Option("factor")] = 1.0):
+        return box * (pred - target).abs().sum(-1)
+
+    if not early:
+        with pytest.raises(LossPlugError, match="option 'box' of .*boxed in .* is a key of Ultralytics already"):
+            box_loss("boxed")(boxed)
+        return
+    enabled.disable()
+    box_loss("boxed")(boxed)
+    enabled.enable()
+    assert get_cfg().box == 7.5
+    with pytest.raises(LossPlugError, match="option 'box' of .*boxed in .* is a key of Ultralytics already"):
+        get_cfg(overrides={"loss": "boxed"})
+
+
+def test_a_tuner_starts_from_the_defaults_of_our_keys(data, tmp_path):
+    from ultralytics.engine.tuner import Tuner
+
+    def tuner(**args):
+        return Tuner({"model": "yolov8n.yaml", "data": data, "project": str(tmp_path), "task": "detect", **args})
+
+    made = tuner(loss="focal-eiou", space={"focal_gamma": (0.1, 1.5), "tal_beta": (2.0, 8.0)})
+    assert made.args.focal_gamma == 0.5 and made.args.tal_beta == 6.0
+    with pytest.raises(LossPlugError, match="focal_gamma=0.5 has no effect with loss=ciou"):
+        tuner(space={"focal_gamma": (0.1, 1.5)})
+    with pytest.raises(LossPlugError, match="loss cannot be tuned: it is not a number"):
+        tuner(space={"loss": (0, 1)})
+
+
 def test_unknown_key_is_the_hosts_error_with_our_keys_suggested():
     with pytest.raises(SyntaxError, match=r"'focal_gama' is not a valid YOLO argument.*focal_gamma"):
         get_cfg(overrides={"loss": "focal-eiou", "focal_gama": 1.0})
@@ -113,6 +153,19 @@ def test_what_a_file_name_tells():
         assert guess_model({"model": name}) == expected
     assert guess_model({"task": "pose", "model": "mine.pt"}) == ("pose", "")
     assert guess_model({}) == ("detect", "")
+
+
+def test_a_checkpoint_knows_its_task_whatever_its_name(tmp_path):
+    (tmp_path / "small-obb.pt").touch()
+    assert guess_model({"model": str(tmp_path / "small-obb.pt")}) == ("detect", "")
+    assert guess_model({"model": str(tmp_path / "other-obb.pt")}) == ("obb", "")
+
+
+@pytest.mark.parametrize("mode", ["val", "predict", "track", "export", "benchmark"])
+def test_keys_of_training_are_refused_elsewhere(mode):
+    model = YOLO("yolov8n.yaml")
+    with pytest.raises(LossPlugError, match=f"loss=eiou has no effect with mode={mode}"):
+        getattr(model, mode)(loss="eiou")
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda file: file.stem)

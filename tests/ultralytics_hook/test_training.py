@@ -2,6 +2,7 @@
 """Whole training runs in this process, by every route that leads to a trainer."""
 
 import types
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -170,6 +171,39 @@ def test_trainer_without_a_model_object(data, tmp_path):
     trainer = DetectionTrainer(overrides=overrides)
     trainer.train()
     assert trainer.model.criterion.bbox_loss.loss.name == "eiou"
+
+
+class Careless(DetectionTrainer):
+    """A trainer that overrides what the plugin wraps, without calling it."""
+
+    def check_resume(self, overrides):
+        self.resume = False
+
+    def save_model(self):
+        content = {
+            "epoch": self.epoch,
+            "ema": deepcopy(self.ema.ema).half(),
+            "train_args": vars(self.args),
+            "model": None,
+        }
+        torch.save(content, self.last)
+
+
+@pytest.mark.parametrize(
+    "keys_given", [{}, {"loss": "eiou", "cls_loss": "qfl", "tal_iou": "giou"}], ids=["stock", "ours"]
+)
+def test_a_careless_trainer_writes_nothing_of_ours(keys_given, data, tmp_path):
+    from tests.ultralytics_hook.test_routes import globals_of
+
+    trainer = Careless(
+        overrides={**TINY, "model": "yolov8n.yaml", "data": data, "project": str(tmp_path), **keys_given}
+    )
+    saved = []
+    trainer.add_callback("on_fit_epoch_end", lambda t: saved.append(globals_of(t.last)))
+    trainer.train()
+    assert not [word for word in saved[0] if "lossplug" in word.lower() or "Plugged" in word]
+    recorded = yaml.safe_load((trainer.save_dir / "args.yaml").read_text())
+    assert ("loss" in recorded) is bool(keys_given) and "focal_gamma" not in recorded
 
 
 def replace_training(trainer):

@@ -85,7 +85,7 @@ def alpha(
     terms: Terms,
     *,
     alpha_power: Annotated[
-        float, Option("exponent of the overlap and of each penalty; 1 changes nothing", above=0)
+        float, Option("exponent of the overlap and of each penalty; 1 changes nothing", above=0, at_most=20)
     ] = 3.0,
 ) -> Terms:
     """Raise the overlap and each penalty to the power α.

@@ -44,17 +44,20 @@ def riou(
     >>> riou(torch.tensor([[0.0, 0, 2, 1]]), torch.tensor([[0.0, 0, 2, 2]]))  # u = 1/2
     tensor([0.7441])
     """
-    a, b, c, k = hyperbola(riou_beta)
+    a, b, gap, k = hyperbola(riou_beta)
     u = Pair(pred, target).iou
-    return a * (1 - u.square()) / 2 + b * (1 - u) - k * torch.log1p((1 - u) / (c - 1))
+    # The terms are large and cancel where beta is near 1/2. One kind of device has no float64.
+    exact = u if u.device.type == "mps" else u.double()
+    loss = a * (1 - exact.square()) / 2 + b * (1 - exact) - k * torch.log1p((1 - exact) / gap)
+    return loss.to(u.dtype)
 
 
 @cache
 def hyperbola(beta: float) -> tuple[float, float, float, float]:
-    """Return a, b, c, k of −dL/du = a·u + b − k/(c − u), largest at u = beta and 0 at u = 0 and u = 1."""
+    """Return a, b, c − 1, k of −dL/du = a·u + b − k/(c − u), largest at u = beta and 0 at u = 0 and u = 1."""
     delta = 1 - beta
-    s = delta * beta / (beta - delta)  # distance of the pole from beta for which the gradient is 0 at u = 0
-    c = beta + s
-    a = 1 / (1 / 2 + s**2 / (s - delta) - 1 - s**2 * math.log(c / (c - 1)))
+    s = delta * beta / (beta - delta)  # distance of the pole c from beta for which the gradient is 0 at u = 0
+    gap = delta**2 / (beta - delta)  # c − 1 = s − delta, without the cancellation
+    a = 1 / (beta**2 / (beta - delta) - 1 / 2 - s**2 * math.log1p(1 / gap))
     k = a * s**2
-    return a, k / (c - 1) - a, c, k
+    return a, k / gap - a, gap, k

@@ -6,8 +6,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from yolo_lossplug.registry import BOX, CLASS, LossPlugError, Spec
-from yolo_lossplug.selection import keys, load_own, select
+from yolo_lossplug.registry import BOX, CLASS, REGISTRY, LossPlugError, Spec
+from yolo_lossplug.selection import NAMES, NUMBERS, WEIGHTS, keys, load_own, refuse_unknown_names, select
 
 TRAINING = "train"
 FOREIGN_FAMILIES = {"rtdetr": "RT-DETR", "-world": "YOLO-World", "yoloe": "YOLOE"}
@@ -24,6 +24,8 @@ def register_own(custom: dict[str, Any], *bases: dict[str, Any]) -> None:
     Raises:
         LossPlugError: If one cannot be loaded.
     """
+    if (custom.get("mode") or TRAINING) == TRAINING and not custom.get("resume"):
+        refuse_unknown_names(custom)  # first, or the host would complain about an option of a loss that nobody knows
     for key, kind in (("loss", BOX), ("cls_loss", CLASS)):
         name = custom.get(key)
         if isinstance(name, str) and ":" in name:
@@ -48,9 +50,9 @@ def check_given(base: dict[str, Any], custom: dict[str, Any]) -> None:
     if not given:
         return
     key, value = next(iter(given.items()))
-    mode = custom.get("mode") or base.get("mode")
+    mode = str(custom.get("mode") or base.get("mode"))
     if mode != TRAINING:
-        raise LossPlugError(f"{key}={value} has no effect with mode={mode}: it is a key of training. Remove it.")
+        refuse_keys_of_training(mode, given)
     if custom.get("resume"):
         return  # the checkpoint decides; the trainer says so
     task, family = guess_model(custom)
@@ -59,6 +61,18 @@ def check_given(base: dict[str, Any], custom: dict[str, Any]) -> None:
             f"{key}={value} cannot be used with model={custom['model']}: {family} has a loss of its own."
         )
     select({**base, **custom, "task": task})
+
+
+def refuse_keys_of_training(mode: str, given: dict[str, Any]) -> None:
+    """Check what the user gave to another mode than training.
+
+    Raises:
+        LossPlugError: If a key of ours is among it.
+    """
+    unset = keys()
+    for key, value in given.items():
+        if key in unset and value != unset[key]:
+            raise LossPlugError(f"{key}={value} has no effect with mode={mode}: it is a key of training. Remove it.")
 
 
 def check_merged(cfg: dict[str, Any]) -> None:
@@ -79,6 +93,8 @@ def guess_model(custom: dict[str, Any]) -> tuple[str, str]:
     stem = Path(model).stem.lower() if isinstance(model, (str, Path)) else ""
     family = next((name for part, name in FOREIGN_FAMILIES.items() if part in stem), "")
     suffixes = {Path(name).stem.partition("-")[2]: task for task, name in TASK2MODEL.items()}
+    if isinstance(model, (str, Path)) and Path(model).suffix == ".pt" and Path(model).is_file():
+        suffixes = {}  # the checkpoint knows its task, whatever its name
     guessed = next((task for suffix, task in suffixes.items() if suffix and stem.endswith(f"-{suffix}")), "detect")
     return custom.get("task") or guessed, family
 
@@ -89,6 +105,25 @@ def add_keys(defaults: dict[str, Any], namespace: Any) -> None:
         defaults.setdefault(key, value)
         if not hasattr(namespace, key):
             setattr(namespace, key, value)
+
+
+def settle_space(tuner: Any) -> None:
+    """Give the keys that a tuner varies the values they start from: it cannot vary what is not given.
+
+    Args:
+        tuner: A new tuner of Ultralytics.
+
+    Raises:
+        LossPlugError: If a key has no effect with the losses that are chosen, or takes a name.
+    """
+    args, unset = vars(tuner.args), keys()
+    parameters = {**REGISTRY.parameters(), **NUMBERS}
+    for key in tuner.space:
+        if key in NAMES or key == WEIGHTS:
+            raise LossPlugError(f"{key} cannot be tuned: it is not a number. Train once with each value instead.")
+        if key in parameters and args.get(key) == unset[key]:
+            args[key] = parameters[key].default
+    select(args)
 
 
 def key_adder(defaults: dict[str, Any], namespace: Any) -> Any:

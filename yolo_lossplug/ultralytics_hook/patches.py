@@ -6,8 +6,10 @@ A row wraps one attribute of one module as soon as that module is imported, and 
 
 from __future__ import annotations
 
+import ast
 import functools
 import importlib
+import importlib.util
 import inspect
 import sys
 from collections.abc import Iterator
@@ -89,6 +91,17 @@ def _wrap_entrypoint(stock: Callable[..., None]) -> Callable[..., None]:
     return entrypoint
 
 
+def _wrap_mode(stock: Callable[..., Any], mode: str) -> Callable[..., Any]:
+    @functools.wraps(stock)
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        from yolo_lossplug.ultralytics_hook import config
+
+        config.refuse_keys_of_training(mode, kwargs)
+        return stock(self, *args, **kwargs)
+
+    return method
+
+
 def _own_command(stock: list[str]) -> list[str]:
     return [stock[0], "-m", "yolo_lossplug"]
 
@@ -104,13 +117,23 @@ def _wrap_init_criterion(stock: Callable[..., Any]) -> Callable[..., Any]:
     return init_criterion
 
 
+def _wrap_get_cfg(stock: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(stock)
+    def get_cfg(*args: Any, **kwargs: Any) -> Any:
+        from yolo_lossplug.ultralytics_hook import trainer
+
+        return trainer.settle(stock(*args, **kwargs))
+
+    return get_cfg
+
+
 def _wrap_check_resume(stock: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(stock)
     def check_resume(self: Any, overrides: Any) -> None:
         from yolo_lossplug.ultralytics_hook import trainer
 
         stock(self, overrides)
-        trainer.settle(self, overrides)
+        trainer.check(self, overrides)
 
     return check_resume
 
@@ -127,6 +150,9 @@ def _wrap_trainer_init(stock: Callable[..., None]) -> Callable[..., None]:
 
 
 def _wrap_save_model(stock: Callable[..., Any]) -> Callable[..., Any]:
+    if hasattr(stock, MARK):
+        return stock
+
     @functools.wraps(stock)
     def save_model(self: Any, *args: Any, **kwargs: Any) -> Any:
         from yolo_lossplug.ultralytics_hook import memory, trainer
@@ -141,7 +167,15 @@ def _wrap_save_model(stock: Callable[..., Any]) -> Callable[..., Any]:
         memory.save(self)
         return saved
 
+    setattr(save_model, MARK, True)
     return save_model
+
+
+def wrap_own_save_model(trainer: Any) -> None:
+    """Keep the criterion out of what a trainer class of the user's own writes in place of the host's checkpoints."""
+    own = type(trainer).save_model
+    if not hasattr(own, MARK):
+        trainer.save_model = functools.partial(_wrap_save_model(own), trainer)
 
 
 def _wrap_multi_trainer(stock: Callable[..., None]) -> Callable[..., None]:
@@ -156,37 +190,71 @@ def _wrap_multi_trainer(stock: Callable[..., None]) -> Callable[..., None]:
     return __init__
 
 
+def _wrap_tuner(stock: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(stock)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        from yolo_lossplug.ultralytics_hook import config
+
+        stock(self, *args, **kwargs)
+        config.settle_space(self)
+
+    return __init__
+
+
 def _wrap_ddp_file(stock: Callable[..., str]) -> Callable[..., str]:
     @functools.wraps(stock)
     def generate_ddp_file(trainer: Any) -> str:
+        from yolo_lossplug.ultralytics_hook.trainer import selection_of
+
+        header = _worker_header(selection_of(trainer))
         path = stock(trainer)
         script = Path(path)
-        script.write_text(_worker_header() + script.read_text(encoding="utf-8"), encoding="utf-8")
+        script.write_text(header + script.read_text(encoding="utf-8"), encoding="utf-8")
         return path
 
     return generate_ddp_file
 
 
-def _worker_header() -> str:
-    """Return the lines that make a worker know our keys, and the losses that the user's script has registered."""
-    own = sorted({file for spec in REGISTRY if (file := _own_file(spec.function))})
+def _worker_header(selection: Any) -> str:
+    """Return the lines that make a worker know our keys, and the run's losses if the user has registered them.
+
+    Raises:
+        LossPlugError: If a worker cannot get hold of such a loss.
+    """
     lines = [
         "import sys",
         f"sys.path.extend(path for path in {sys.path!r} if path not in sys.path)",
         "import yolo_lossplug",
         "yolo_lossplug.enable()",
     ]
-    if own:
-        lines.append("from yolo_lossplug.selection import load_module")
-        lines += [f"load_module({file!r}, 'loss')" for file in own]
+    for loss in (selection.box, selection.cls):
+        spec = REGISTRY.get(loss.kind, loss.name)
+        if spec is not None and _is_own(spec.function):
+            lines.append(_import_of(loss.name, spec.function))
     return "\n".join(lines) + "\n"
 
 
-def _own_file(function: Callable[..., Any]) -> str:
-    """Return the file of a function that the user has registered, empty if it is ours or has none."""
-    if function.__module__.partition(".")[0] == "yolo_lossplug":
-        return ""
-    return inspect.getsourcefile(function) or ""
+def _is_own(function: Callable[..., Any]) -> bool:
+    """Whether the user has registered a function."""
+    return function.__module__.partition(".")[0] != "yolo_lossplug"
+
+
+def _import_of(name: str, function: Callable[..., Any]) -> str:
+    """Return the line that registers a loss in another process."""
+    module = function.__module__
+    if module != "__main__" and importlib.util.find_spec(module):
+        return f"import {module}"
+    file = Path(inspect.getsourcefile(function) or "")
+    if file.is_file() and any(_asks_for_main(node) for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))):
+        return f"from yolo_lossplug.selection import load_module; load_module({str(file)!r}, 'loss')"
+    raise LossPlugError(
+        f"loss={name} is registered where the workers of multi-GPU training cannot load it from ({file}): put it into "
+        f"a file of its own and give loss=file.py:{function.__name__}, or train below `if __name__ == '__main__':`."
+    )
+
+
+def _asks_for_main(node: ast.AST) -> bool:
+    return isinstance(node, ast.Compare) and isinstance(node.left, ast.Name) and node.left.id == "__name__"
 
 
 BBOX_LOSS = (
@@ -235,6 +303,16 @@ PATCHES = (
     Patch("ultralytics.utils.torch_utils", "DEFAULT_CFG_DICT", _known_values, f"strip_optimizer {DEFAULTS_REASON}"),
     Patch("ultralytics.nn.tasks", "DEFAULT_CFG_DICT", _known_values, f"load_checkpoint {DEFAULTS_REASON}"),
     Patch("ultralytics.engine.model", "DEFAULT_CFG_DICT", _known_values, f"a new model {DEFAULTS_REASON}"),
+    *(
+        Patch(
+            "ultralytics.engine.model",
+            f"Model.{mode}",
+            functools.partial(_wrap_mode, mode=mode),
+            "keys of training would be accepted there, and have no effect",
+            ("self",),
+        )
+        for mode in ("val", "predict", "track", "export", "benchmark")
+    ),
     Patch(
         "ultralytics.nn.tasks",
         "*.init_criterion",
@@ -244,9 +322,15 @@ PATCHES = (
     ),
     Patch(
         "ultralytics.engine.trainer",
+        "get_cfg",
+        _wrap_get_cfg,
+        "where a trainer gets its arguments, new and resumed, before it writes args.yaml or loads anything",
+    ),
+    Patch(
+        "ultralytics.engine.trainer",
         "BaseTrainer.check_resume",
         _wrap_check_resume,
-        "runs when a trainer's arguments are final, before it writes args.yaml or loads anything",
+        "runs when a trainer's arguments are final: it may be of a kind that has no use for them",
         ("self", "overrides"),
     ),
     Patch(
@@ -270,6 +354,13 @@ PATCHES = (
         "it starts one run after another, each of which would fail on a mistake",
         ("self",),
         is_optional=True,
+    ),
+    Patch(
+        "ultralytics.engine.tuner",
+        "Tuner.__init__",
+        _wrap_tuner,
+        "it starts from the values of the keys that it varies, and one that is not given has none",
+        ("self",),
     ),
     Patch(
         "ultralytics.utils.dist",
@@ -328,6 +419,10 @@ def wrap_model_class(cls: type) -> None:
 
 def _replace(owner: Any, attribute: str, make: Callable[[Any], Any]) -> None:
     original = vars(owner)[attribute]
+    if isinstance(original, list):  # other modules hold the same list
+        _undo.append(functools.partial(original.__setitem__, slice(None), list(original)))
+        original[:] = make(original)
+        return
     _undo.append(functools.partial(setattr, owner, attribute, original))
     setattr(owner, attribute, make(original))
 
@@ -336,13 +431,17 @@ def _add_keys(utils: ModuleType) -> None:
     from yolo_lossplug.ultralytics_hook import config
 
     defaults, namespace = utils.DEFAULT_CFG_DICT, utils.DEFAULT_CFG
-    taken = sorted(set(defaults) & set(config.keys()))
+    known = config.keys()
+    ours = {key for key in known if not any(_is_own(spec.function) for spec in REGISTRY.owners(key))}
+    taken = sorted(set(defaults) & ours)
     if taken:
         raise SeamMoved(f"ultralytics has keys of its own named {', '.join(taken)}")
+    REGISTRY.reserve(defaults)
     observer = config.key_adder(defaults, namespace)
 
     def undo() -> None:
         REGISTRY.observers.remove(observer)
+        REGISTRY.reserve(())
         config.remove_keys(defaults, namespace)
 
     _undo.append(undo)

@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import ultralytics
 from ultralytics.utils import LOGGER, RANK, colorstr
-from ultralytics.utils.checks import check_version
 
 import yolo_lossplug
 from yolo_lossplug.registry import LossPlugError
@@ -25,28 +26,50 @@ FOREIGN = (
 """Modules of trainers whose criterion is another one, and why."""
 
 
-def settle(trainer: Any, overrides: dict[str, Any]) -> None:
-    """Write the resolved choice into a new trainer's arguments, and take our keys out of those of a stock run.
+def settle(args: Any) -> Any:
+    """Write the resolved choice into a trainer's arguments, and take our keys out of those of a stock run.
 
     Args:
-        trainer: A trainer whose arguments are merged, and taken from the checkpoint if it resumes.
+        args: Merged arguments of a trainer, or those of the checkpoint that it resumes.
+
+    Returns:
+        The arguments.
+
+    Raises:
+        LossPlugError: If the choice is wrong.
+    """
+    values = vars(args)
+    if values.get("resume"):
+        return args  # those of the checkpoint come next
+    selection = select(values)
+    for key in keys():
+        values.pop(key, None)
+    values.update(selection.resolved())
+    return args
+
+
+def check(trainer: Any, overrides: dict[str, Any]) -> None:
+    """Check what a new trainer trains with, before it loads anything.
+
+    Args:
+        trainer: A trainer whose arguments are final.
         overrides: What the user gave.
 
     Raises:
-        LossPlugError: If the choice is wrong, or cannot be used with this trainer.
+        LossPlugError: If it cannot be used with this trainer.
     """
-    args = vars(trainer.args)
-    selection = select(args)
+    selection = select(vars(trainer.args))
     if selection.is_active:
-        refuse_foreign_trainer(type(trainer), selection)
+        unset = keys()
+        given = [key for key, value in (overrides or {}).items() if key in unset and value != unset[key]]
+        refuse_foreign_trainer(type(trainer), given or selection.given)
     if trainer.args.resume:
         _warn_of_ignored(overrides, selection)
-    for key in keys():
-        args.pop(key, None)
-    args.update(selection.resolved())
+        for key in keys().keys() - selection.resolved().keys():
+            vars(trainer.args).pop(key, None)
 
 
-def refuse_foreign_trainer(trainer: type, selection: Selection) -> None:
+def refuse_foreign_trainer(trainer: type, given: Iterable[str]) -> None:
     """Raise an error if a trainer's criterion has no place for our losses.
 
     Raises:
@@ -56,13 +79,16 @@ def refuse_foreign_trainer(trainer: type, selection: Selection) -> None:
         for module, reason in FOREIGN:
             if cls.__module__ == module or cls.__module__.startswith(f"{module}."):
                 raise LossPlugError(
-                    f"{', '.join(sorted(selection.given))} cannot be used with {trainer.__name__}: {reason}. Remove it."
+                    f"{', '.join(sorted(given))} cannot be used with {trainer.__name__}: {reason}. Remove it."
                 )
 
 
+_selections: WeakKeyDictionary[Any, Selection] = WeakKeyDictionary()
+
+
 def selection_of(trainer: Any) -> Selection:
-    """Return what a trainer trains with."""
-    return select(vars(trainer.args))
+    """Return what a trainer trains with; it was settled when the trainer was made."""
+    return _selections.get(trainer) or select(vars(trainer.args))
 
 
 def banner(selection: Selection) -> str:
@@ -107,12 +133,17 @@ def guard(trainer: Any) -> None:
         if criterion is None and role == "validation":
             continue  # the moving average makes its criterion at the first validation
         if not is_plugged(criterion, selection):
-            found = ", ".join(sorted({type(leaf.bbox_loss).__name__ for leaf in leaves(criterion)})) or "no box loss"
+            found = ", ".join(sorted({describe(leaf) for leaf in leaves(criterion)})) or "no box loss"
             raise LossPlugError(
                 f"loss={selection.box.name} cls_loss={selection.cls.name} was requested, but {role} runs "
                 f"{type(criterion).__name__} with {found}. The run is stopped. Something has replaced the criterion "
-                f"of the model: remove it, or build it from yolo_lossplug.DetectionLoss."
+                f"of the model, or made it by hand: remove that, or the keys of the run."
             )
+
+
+def describe(leaf: Any) -> str:
+    """Return what a criterion runs as its box loss."""
+    return f"box loss {leaf.bbox_loss.loss}" if hasattr(leaf.bbox_loss, "loss") else type(leaf.bbox_loss).__name__
 
 
 CALLBACKS = (
@@ -128,8 +159,10 @@ CALLBACKS = (
 
 def join(trainer: Any) -> None:
     """Give a trainer our callbacks, once, and its run a memory."""
-    if selection_of(trainer).is_active:
+    selection = _selections[trainer] = select(vars(trainer.args))
+    if selection.is_active:
         memory.begin(trainer)
+        patches.wrap_own_save_model(trainer)
     for event, callback in CALLBACKS:
         callbacks = trainer.callbacks.setdefault(event, [])
         if callback not in callbacks:
@@ -159,8 +192,6 @@ def _unwrap(model: Any) -> Any:
 
 
 def _warn_of_ignored(overrides: dict[str, Any], selection: Selection) -> None:
-    if check_version(ultralytics.__version__, "8.4.164"):
-        return  # warns of every ignored key itself
     resolved = {"loss": STOCK_BOX, "cls_loss": STOCK_CLASS, **selection.resolved()}
     unset = keys()
     for key, value in (overrides or {}).items():
