@@ -7,10 +7,13 @@ import subprocess
 import sys
 
 import yolo_lossplug
+from yolo_lossplug.registry import LossPlugError, Spec
 
 HELP = """\
 usage: lossplug list            what loss= and cls_loss= take, with options, defaults and ranges
        lossplug list --markdown the same as tables, for the README
+       lossplug explain NAME    the parts of a name such as focal-inner-eiou, their formulas, options and papers
+       lossplug explain NAME --bibtex   the citations alone
        lossplug doctor          whether the plugin is active here, and with which Ultralytics
        lossplug train ...       `yolo train ...` with the plugin enabled; likewise every other command of yolo\
 """
@@ -19,7 +22,14 @@ usage: lossplug list            what loss= and cls_loss= take, with options, def
 def main() -> None:
     """Run a command of ours, or hand the arguments to Ultralytics with the plugin enabled."""
     command = sys.argv[1] if len(sys.argv) > 1 else "help"
-    own = {"list": show_losses, "doctor": show_state, "help": show_help, "-h": show_help, "--help": show_help}
+    own = {
+        "list": show_losses,
+        "explain": show_parts,
+        "doctor": show_state,
+        "help": show_help,
+        "-h": show_help,
+        "--help": show_help,
+    }
     if command in own:
         own[command]()
     elif command == "--version":
@@ -59,6 +69,69 @@ def show_losses() -> None:
     print(f"  tal_iou={NAMES['tal_iou']}: overlap inside the assigner, one of {', '.join(ASSIGNER_OVERLAPS)}")
     print(f"  loss_engine={NAMES['loss_engine']}: one of {', '.join(ENGINES)}")
     print("  cls_weights: a list of one weight for each class, or a mapping from names of classes to weights")
+
+
+def show_parts() -> None:
+    """Print what a name of a loss is made of, or the citations of its parts."""
+    names = [word for word in sys.argv[2:] if not word.startswith("-")]
+    if len(names) != 1:
+        raise SystemExit(f"lossplug explain takes one name, not {len(names)}: lossplug explain focal-inner-eiou")
+    try:
+        print(bibtex(names[0]) if "--bibtex" in sys.argv else explanation(names[0]))
+    except LossPlugError as error:
+        raise SystemExit(f"LossPlug: {error}") from error
+
+
+def explanation(name: str) -> str:
+    """Return the parts of a box or class loss, with formulas, options, sources and weaknesses.
+
+    Args:
+        name: Name as in ``loss=name`` or ``cls_loss=name``.
+
+    Raises:
+        LossPlugError: If there is no such loss.
+    """
+    from yolo_lossplug.papers import PAPERS
+    from yolo_lossplug.registry import CLASS, MODIFIER
+
+    specs = _parts(name)
+    is_class = specs[-1].kind == CLASS
+    title = "-".join(spec.name for spec in specs)
+    lines = [f"{'cls_loss' if is_class else 'loss'}={title}"]
+    if not is_class:
+        lines.append("L = weight · (1 − u + Σ penalties), u = IoU unless a part changes it" if specs[:-1] else "")
+    for spec in specs:
+        lines += ["", f"{spec.name}{'-' if spec.kind == MODIFIER else ''}: {spec.formula}"]
+        lines += [f"  {p.key}={p.default} in {p.option.range}: {p.option.help}" for p in spec.parameters.values()]
+        if spec.paper:
+            paper = PAPERS.get(spec.paper)
+            cited = f"{paper.authors}: {paper.title}. {paper.venue} {paper.year}. " if paper else ""
+            lines.append(f"  {cited}{spec.paper}")
+        if spec.note:
+            lines.append(f"  Note: {spec.note}")
+    return "\n".join(line for i, line in enumerate(lines) if line or i > 1)
+
+
+def bibtex(name: str) -> str:
+    """Return the BibTeX entries of a loss's parts, each paper once.
+
+    Raises:
+        LossPlugError: If there is no such loss.
+    """
+    from yolo_lossplug.papers import PAPERS
+
+    addresses = dict.fromkeys(spec.paper for spec in _parts(name) if spec.paper in PAPERS)
+    return "\n\n".join(PAPERS[address].bibtex(address) for address in addresses)
+
+
+def _parts(name: str) -> list[Spec]:
+    """Return the specs of a name, outermost first; a name of both kinds is the box loss."""
+    from yolo_lossplug.registry import BOX, CLASS
+    from yolo_lossplug.selection import list_class_losses, resolve
+
+    kind = CLASS if name in list_class_losses() else BOX
+    spec, modifiers = resolve(kind, name)
+    return [*modifiers, spec]
 
 
 def markdown() -> str:

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import importlib.util
 import sys
+import warnings
 import zlib
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -56,6 +58,8 @@ NAMES = {"loss": STOCK_BOX, "cls_loss": STOCK_CLASS, "tal_iou": "ciou", "loss_en
 """Keys that take a name, with their defaults."""
 
 WEIGHTS = "cls_weights"
+GROUP = "yolo_lossplug.losses"
+"""Entry points of packages with losses: each names a module, or a function in it."""
 
 BOX_KEYS = frozenset({"loss", "tal_iou"})
 ROTATED_ERROR = "its boxes are rotated, and this loss is one of horizontal boxes"
@@ -237,7 +241,7 @@ def refuse_unknown_names(given: Mapping[str, Any]) -> None:
     for key, kind in (("loss", BOX), ("cls_loss", CLASS)):
         name = _named(given, key)
         if ":" not in name:
-            _resolve(kind, name)
+            resolve(kind, name)
 
 
 def refuse_unknown(given: Mapping[str, Any]) -> None:
@@ -302,6 +306,50 @@ def list_class_losses() -> tuple[str, ...]:
 def assigner_overlap(name: str) -> Callable[[Tensor, Tensor], Tensor]:
     """Return ``(boxes, boxes) -> (N,)``: 1 − loss, clamped at 0, for the metric of the assigner."""
     return partial(_overlap, create_box_loss(name))
+
+
+def resolve(kind: str, name: str) -> tuple[Spec, list[Spec]]:
+    """Return the spec of a name, and its modifiers, outermost first.
+
+    Args:
+        kind: ``BOX`` or ``CLASS``.
+        name: Name as the user writes it.
+
+    Raises:
+        LossPlugError: If there is no such loss, or the parts do not fit.
+    """
+    wanted = (BOX, OVERLAP) if kind == BOX else (kind,)
+    modifiers: list[Spec] = []
+    rest = _normalise(name)
+    while True:
+        spec = next((s for s in (REGISTRY.get(k, rest) for k in wanted) if s), None)
+        if spec:
+            break
+        prefix = next((m for m in _modifiers() if kind == BOX and rest.startswith(f"{m.name}-")), None)
+        if prefix is None:
+            if rest in REGISTRY.refused:
+                raise LossPlugError(REGISTRY.refused[rest])
+            key, known = ("loss", list_box_losses()) if kind == BOX else ("cls_loss", list_class_losses())
+            own = f"{name.strip()}:function" if name.strip().endswith(".py") else "file.py:function"
+            raise LossPlugError(
+                f"{key}={name} is unknown.{_suggest(_normalise(name), known)} "
+                f"Known: {', '.join(REGISTRY.names(*wanted))}{_prefixes() if kind == BOX else ''}; "
+                f"or one of your own as {key}={own}."
+            )
+        modifiers.append(prefix)
+        rest = rest[len(prefix.name) + 1 :]
+
+    for position, m in enumerate(modifiers):
+        if m in modifiers[:position]:
+            raise LossPlugError(f"loss={name} has '{m.name}-' twice; name it once.")
+        if not _fits(m, spec.name) or spec.kind == BOX:
+            bases = sorted(m.bases) or REGISTRY.names(OVERLAP)
+            raise LossPlugError(
+                f"loss={name} has no meaning: '{m.name}-' acts on {m.formula}, and '{spec.name}' is "
+                f"{'not of the form 1 − u + penalties' if spec.kind == BOX else 'not defined for it'}. "
+                f"It goes before {', '.join(bases)}."
+            )
+    return spec, [m for m in _modifiers() if m in modifiers]
 
 
 def load_own(reference: str, kind: str) -> Spec:
@@ -371,6 +419,17 @@ def _no_autocast(device_type: str) -> AbstractContextManager[Any]:
         return torch.autocast(device_type, enabled=False)
     except RuntimeError:  # a kind of device that has none
         return nullcontext()
+
+
+def load_third_party() -> None:
+    """Let installed packages register their losses: those with an entry point of the group ``yolo_lossplug.losses``."""
+    found = importlib.metadata.entry_points()
+    chosen = found.select(group=GROUP) if hasattr(found, "select") else found.get(GROUP, ())
+    for entry in chosen:
+        try:
+            entry.load()
+        except Exception as error:  # somebody else's package must not break a training that does not use it
+            warnings.warn(f"yolo-lossplug: the losses of '{entry.value}' are not available: {error}", stacklevel=2)
 
 
 def _overlap(loss: Loss, one: Tensor, other: Tensor) -> Tensor:
@@ -454,7 +513,7 @@ def _bound(kind: str, name: str, options: Mapping[str, Any]) -> Loss:
         # The whole path, so that a run is resumed, and its workers start, from any folder.
         canonical = f"{Path(place).resolve()}:{function_name}" if place.endswith(".py") else name.strip()
     else:
-        spec, modifiers = _resolve(kind, name)
+        spec, modifiers = resolve(kind, name)
         canonical = "-".join([*(m.name for m in modifiers), spec.name])
     used = [*modifiers, spec]
     unset = keys()
@@ -469,42 +528,6 @@ def _bound(kind: str, name: str, options: Mapping[str, Any]) -> Loss:
         function = partial(spec.function, **values)
     context = frozenset().union(*(s.context for s in used))
     return Loss(canonical, kind, function, values, context, State().scoped("own") if "state" in context else None)
-
-
-def _resolve(kind: str, name: str) -> tuple[Spec, list[Spec]]:
-    """Return the spec of a name, and its modifiers, outermost first."""
-    wanted = (BOX, OVERLAP) if kind == BOX else (kind,)
-    modifiers: list[Spec] = []
-    rest = _normalise(name)
-    while True:
-        spec = next((s for s in (REGISTRY.get(k, rest) for k in wanted) if s), None)
-        if spec:
-            break
-        prefix = next((m for m in _modifiers() if kind == BOX and rest.startswith(f"{m.name}-")), None)
-        if prefix is None:
-            if rest in REGISTRY.refused:
-                raise LossPlugError(REGISTRY.refused[rest])
-            key, known = ("loss", list_box_losses()) if kind == BOX else ("cls_loss", list_class_losses())
-            own = f"{name.strip()}:function" if name.strip().endswith(".py") else "file.py:function"
-            raise LossPlugError(
-                f"{key}={name} is unknown.{_suggest(_normalise(name), known)} "
-                f"Known: {', '.join(REGISTRY.names(*wanted))}{_prefixes() if kind == BOX else ''}; "
-                f"or one of your own as {key}={own}."
-            )
-        modifiers.append(prefix)
-        rest = rest[len(prefix.name) + 1 :]
-
-    for position, m in enumerate(modifiers):
-        if m in modifiers[:position]:
-            raise LossPlugError(f"loss={name} has '{m.name}-' twice; name it once.")
-        if not _fits(m, spec.name) or spec.kind == BOX:
-            bases = sorted(m.bases) or REGISTRY.names(OVERLAP)
-            raise LossPlugError(
-                f"loss={name} has no meaning: '{m.name}-' acts on {m.formula}, and '{spec.name}' is "
-                f"{'not of the form 1 − u + penalties' if spec.kind == BOX else 'not defined for it'}. "
-                f"It goes before {', '.join(bases)}."
-            )
-    return spec, [m for m in _modifiers() if m in modifiers]
 
 
 def _modifiers() -> list[Spec]:
@@ -548,3 +571,6 @@ def _refuse_unfit_task(task: str, given: Mapping[str, Any]) -> None:
                 f"{key}={given[key]} cannot be used with task={task}: {TASKS[task]}. Remove it; "
                 f"{task} takes cls_loss, cls_smoothing, tal_topk, tal_alpha and tal_beta."
             )
+
+
+load_third_party()

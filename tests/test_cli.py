@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""The `lossplug` command: explanations, citations, and losses of other packages."""
+
+import sys
+
+import pytest
+
+from tests.runs import python, run
+from yolo_lossplug import LossPlugError, list_box_losses, list_class_losses
+from yolo_lossplug.cli import bibtex, explanation
+from yolo_lossplug.papers import PAPERS
+from yolo_lossplug.registry import REGISTRY
+
+
+def test_explain_resolves_a_name_into_its_parts():
+    text = explanation("inner-focal-EIoU")
+    assert text.splitlines()[0] == "loss=focal-inner-eiou"
+    for part in (
+        "focal-: weight = sg(IoU^γ)",
+        "focal_gamma=0.5 in [0, ∞)",
+        "inner-: u → IoU of both boxes scaled by r",
+        "inner_ratio=0.7 in (0, ∞)",
+        "eiou: 1 − IoU + ρ²/c² + (w − W)²/cw² + (h − H)²/ch²",
+        "Zhang and Ren and Zhang and Jia and Wang and Tan: Focal and Efficient IOU Loss",
+        "Note: Boxes that do not overlap their target get loss 0 and gradient 0.",
+    ):
+        assert part in text
+    assert explanation("focal").startswith("cls_loss=focal\n")
+    assert "is not at p = y" in explanation("focal")
+    with pytest.raises(LossPlugError, match="Did you mean 'inner-eiou'"):
+        explanation("iner-eiou")
+
+
+def test_every_loss_can_be_explained_and_every_paper_cited():
+    for name in (*list_box_losses(), *list_class_losses()):
+        assert explanation(name)
+        bibtex(name)
+    ours = [spec for spec in REGISTRY if spec.function.__module__.startswith("yolo_lossplug.")]
+    assert {spec.paper for spec in ours if spec.paper} == set(PAPERS)
+    assert all(PAPERS[spec.paper].year == spec.year for spec in ours if spec.paper)
+
+
+def test_bibtex_names_each_paper_once():
+    text = bibtex("focal-inner-eiou")
+    assert text.count("@misc{") == 2 and text.count("2101.08158") == 1
+    assert "@misc{zhang2022focal,\n  author = {Zhang and Ren" in text
+    assert bibtex("l1") == ""
+
+
+def test_commands(tmp_path):
+    command = [sys.executable, "-m", "yolo_lossplug", "explain"]
+    assert "loss=wise-siou" in run([*command, "wise-siou"], tmp_path).stdout
+    assert "@misc{" in run([*command, "wise-siou", "--bibtex"], tmp_path).stdout
+    for words, message in ((["wse-siou"], "Did you mean 'wise-siou'?"), ([], "takes one name, not 0")):
+        done = run([*command, *words], tmp_path, check=False)
+        assert done.returncode == 1 and message in done.stdout and "Traceback" not in done.stdout
+
+
+MODULE = """
+from typing import Annotated
+from yolo_lossplug import Option, box_loss
+
+@box_loss("third-party")
+def third_party(pred, target, *, third_scale: Annotated[float, Option("factor", above=0)] = 2.0):
+    return third_scale * (pred - target).abs().sum(-1)
+"""
+
+
+def test_losses_of_other_packages(tmp_path):
+    """An installed package registers its losses; a broken one is named in a warning, and breaks nothing."""
+    (tmp_path / "third_losses.py").write_text(MODULE)
+    metadata = tmp_path / "third-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: third\nVersion: 1.0\n")
+    entries = "[yolo_lossplug.losses]\ngood = third_losses\nbad = no_such_module_of_losses\n"
+    (metadata / "entry_points.txt").write_text(entries)
+    code = (
+        "from ultralytics.cfg import get_cfg\n"
+        "print('SCALE', get_cfg(overrides={'loss': 'third-party', 'third_scale': 3}).third_scale)\n"
+        "import yolo_lossplug; print(yolo_lossplug.is_enabled(), 'third-party' in yolo_lossplug.list_box_losses())\n"
+    )
+    done = python(code, cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)})
+    assert "SCALE 3" in done.stdout and "True True" in done.stdout
+    assert "the losses of 'no_such_module_of_losses' are not available: No module named" in done.stdout
