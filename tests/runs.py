@@ -9,7 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import yolo_lossplug
+
 ROOT = Path(__file__).parent.parent
+PLACE = str(Path(yolo_lossplug.__file__).parent.parent)
+"""Folder that the package is imported from, which is ROOT where it is installed editable."""
 TINY = {
     "epochs": 1,
     "imgsz": 64,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs import ROOT, python, run
+from tests.runs import PLACE, ROOT, python, run
 
 IMPORTED = "import sys; print(*sorted(sys.modules))"
 
@@ -35,7 +35,7 @@ def test_import_takes_no_framework_along(tmp_path):
 
 def test_doctor_tells_where_no_hook_is_read(tmp_path):
     """A folder on the path is no place whose hooks Python reads."""
-    site = [path for path in sys.path if path.endswith("site-packages")]
+    site = [PLACE, *(path for path in sys.path if path.endswith("site-packages"))]
     code = f"import sys; sys.path += {site!r}; sys.argv = ['', 'doctor']; from yolo_lossplug.cli import main; main()"
     bare = venv.create(tmp_path / "bare", with_pip=False) or tmp_path / "bare"
     interpreter = bare / ("Scripts" if os.name == "nt" else "bin") / "python"

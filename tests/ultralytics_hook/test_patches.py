@@ -17,7 +17,9 @@ def snapshot():
     held = {"meta_path": [id(finder) for finder in sys.meta_path]}
     for name in patches.modules():
         module = importlib.import_module(name)
-        held.update({f"{name}.{key}": id(value) for key, value in vars(module).items() if not key.startswith("__")})
+        values = {key: value for key, value in vars(module).items() if not key.startswith("__")}
+        held.update({f"{name}.{key}": id(value) for key, value in values.items()})
+        held.update({f"{name}.{key}": repr(value) for key, value in values.items() if isinstance(value, list)})
         for cls in (value for value in vars(module).values() if inspect.isclass(value)):
             held.update({f"{name}.{cls.__name__}.{key}": id(value) for key, value in vars(cls).items()})
     utils = sys.modules["ultralytics.utils"]

@@ -10,14 +10,14 @@ import pytest
 import torch
 import yaml
 
-from tests.runs import ABSENT, ROOT, TINY, WITHOUT_PLUGIN, interrupt, python, results, run, yolo
+from tests.runs import ABSENT, PLACE, ROOT, TINY, WITHOUT_PLUGIN, interrupt, python, results, run, yolo
 
 BANNER = "LossPlug: "
 
 
 def banner(text):
     """Return the one banner in an output."""
-    (line,) = [line for line in text.replace("\x1b[0m", "").splitlines() if BANNER in line]
+    (line,) = [line for line in text.replace("\x1b[0m", "").splitlines() if f"{BANNER}box " in line]
     return line
 
 
@@ -63,7 +63,7 @@ IMPORTS = {
 def test_python_imports(order, tmp_path):
     """Without the start-up hook (-S) the import alone is enough, in any order; with the hook, no import is needed."""
     hook = order == "not at all"
-    path = "" if hook else f"import sys; sys.path[:] = {[p for p in sys.path if p != str(ROOT)]!r}\n"
+    path = "" if hook else f"import sys; sys.path[:] = {[PLACE, *(p for p in sys.path if p != str(ROOT))]!r}\n"
     code = (
         f"{path}import sys\nassert ('yolo_lossplug' in sys.modules) is {hook}\n{IMPORTS[order]}\n"
         "try:\n    YOLO('yolov8n.yaml').train(data='none.yaml', loss='eiuo')\n"
