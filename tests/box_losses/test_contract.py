@@ -3,6 +3,7 @@
 
 import copy
 import pickle
+import random
 
 import pytest
 import torch
@@ -33,6 +34,7 @@ SHARP = {
     "uiou_start": 100.0,
     "uiou_end": 0.01,
 }
+PREFIXES = ("focal", "wise", "alpha", "focaler", "inner")
 SCALE_BOUND = ("l1", "l2", "smooth-l1", "nwd")
 """Losses whose value depends on the unit of the boxes."""
 
@@ -182,3 +184,34 @@ def test_no_host_sync(name, device):
     finally:
         if device == "cuda":
             torch.cuda.set_sync_debug_mode("default")
+
+
+def test_random_stacks_of_random_boxes_are_finite():
+    """Ten thousand draws of a stack, its options, and a pair of boxes of any size, place and kind."""
+    rng = random.Random(0)
+    singles = [name.split("-", 1)[0] for name in list_box_losses() if name.split("-", 1)[0] in PREFIXES]
+    bases = sorted({name.split("-", 1)[1] for name in list_box_losses() if name.split("-", 1)[0] in PREFIXES})
+    assert set(singles) == set(PREFIXES)
+    for _ in range(250):
+        base = rng.choice(bases)
+        usable = [p for p in PREFIXES if f"{p}-{base}" in list_box_losses()]
+        name = "-".join([*rng.sample(usable, rng.randint(0, len(usable))), base])
+        options = {key: SHARP[key] for key in create_box_loss(name).options if rng.random() < 0.5}
+        if options.get("focaler_d"):
+            options["focaler_u"] = SHARP["focaler_u"]
+        pred, target = (draw_boxes(rng, 40) for _ in range(2))
+        for row in range(0, 40, 8):
+            target[row] = pred[row]
+        loss = create_box_loss(name, **options)(pred.requires_grad_(), target)
+        loss.sum().backward()
+        assert loss.isfinite().all() and pred.grad.isfinite().all(), (name, options)
+
+
+def draw_boxes(rng, count):
+    """Return boxes whose sides span thirty orders of magnitude, some of them empty or inverted."""
+    rows = []
+    for _ in range(count):
+        x, y = (rng.choice((0.0, rng.uniform(-1, 1))) * 10 ** rng.uniform(-8, 8) for _ in range(2))
+        w, h = (rng.choice((0.0, 1.0, 1.0, 1.0, -1.0)) * 10 ** rng.uniform(-15, 15) for _ in range(2))
+        rows.append((x, y, x + w, y + h))
+    return torch.tensor(rows)

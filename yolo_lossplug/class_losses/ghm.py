@@ -18,7 +18,8 @@ from yolo_lossplug.registry import Option, class_loss
     formula="N/(R·n)·BCE, R the number of elements with a like |p − y|, n of bins in use",
     paper="https://arxiv.org/abs/1811.05181",
     year=2019,
-    note="Has a state. Made for hard labels. Elements with a common gradient count little, outliers too.",
+    note="Has a state. Made for hard labels, and for a mean over all elements: here they are summed, so lower the gain "
+    "'cls' by the number of anchors and classes per assigned one, two to four orders.",
 )
 def ghm(
     logits: Tensor,
