@@ -110,10 +110,8 @@ def announce(trainer: Any) -> None:
         return
     if yolo_lossplug.is_enabled():
         patches.wrap_model_class(type(_unwrap(trainer.model)))
-    if "nc" in trainer.data:
-        class_weights(
-            selection, trainer.data["nc"], class_names(_unwrap(trainer.model))
-        )  # raises before the first batch
+    if "nc" in trainer.data:  # a wrong name or number is reported before the first batch
+        class_weights(selection, trainer.data["nc"], class_names(_unwrap(trainer.model)))
     if RANK in {-1, 0}:
         LOGGER.info(f"{PREFIX}{banner(selection)}")
 
