@@ -59,7 +59,14 @@ MISTAKES = [
     ({"tal_topk": 0}, "tal_topk=0 is out of range; it must be in [1, ∞)"),
     ({"tal_topk": 2.5}, "tal_topk=2.5 must be an integer in [1, ∞)"),
     ({"tal_topk": "many"}, "tal_topk='many' must be an integer"),
-    ({"loss": "eiou", "task": "obb"}, "loss=eiou cannot be used with task=obb: its boxes are rotated"),
+    (
+        {"loss": "eiou", "task": "obb"},
+        "loss=eiou cannot be used with task=obb: its boxes are rotated",
+    ),
+    ({"loss": "focal-eiou", "task": "obb"}, "horizontal boxes. obb takes gwd, kfiou, kld, probiou."),
+    ({"loss": "kldd", "task": "obb"}, "loss=kldd is unknown. Did you mean 'kld'? Known: gwd, kfiou, kld, probiou"),
+    ({"loss": "kld"}, "loss=kld is one of rotated boxes: it needs task=obb"),
+    ({"loss": "gwd", "task": "obb", "gwd_tau": 0.5}, "gwd_tau=0.5 is out of range; it must be in [1, ∞)"),
     ({"tal_iou": "giou", "task": "obb"}, "tal_iou=giou cannot be used with task=obb"),
     ({"loss": "eiou", "task": "classify"}, "loss=eiou has no effect with task=classify"),
     ({"cls_loss": "focal", "task": "semantic"}, "cls_loss=focal has no effect with task=semantic"),
@@ -118,7 +125,7 @@ def test_resolved_is_complete_and_a_fixed_point():
 
 def test_resolved_of_rotated_boxes_can_be_given_again():
     resolved = select({"cls_loss": "qfl", "task": "obb"}).resolved()
-    assert "loss" not in resolved and "tal_iou" not in resolved
+    assert resolved["loss"] == "probiou" and "tal_iou" not in resolved
     assert select({**resolved, "task": "obb"}).resolved() == resolved
 
 

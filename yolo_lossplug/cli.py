@@ -50,10 +50,15 @@ def show_losses() -> None:
     if "--markdown" in sys.argv:
         print(markdown())
         return
-    from yolo_lossplug.registry import BOX, CLASS, MODIFIER, OVERLAP, REGISTRY
+    from yolo_lossplug.registry import BOX, CLASS, MODIFIER, OVERLAP, REGISTRY, ROTATED
     from yolo_lossplug.selection import ASSIGNER_OVERLAPS, ENGINES, NAMES, NUMBERS
 
-    sections = {"loss=": (BOX, OVERLAP), "loss= prefixes": (MODIFIER,), "cls_loss=": (CLASS,)}
+    sections = {
+        "loss=": (BOX, OVERLAP),
+        "loss= prefixes": (MODIFIER,),
+        "loss= of task=obb": (ROTATED,),
+        "cls_loss=": (CLASS,),
+    }
     for title, kinds in sections.items():
         print(title)
         for spec in sorted((s for s in REGISTRY if s.kind in kinds), key=lambda s: s.name):
@@ -92,14 +97,14 @@ def explanation(name: str) -> str:
         LossPlugError: If there is no such loss.
     """
     from yolo_lossplug.papers import PAPERS
-    from yolo_lossplug.registry import CLASS, MODIFIER
+    from yolo_lossplug.registry import CLASS, MODIFIER, OVERLAP
 
     specs = _parts(name)
     is_class = specs[-1].kind == CLASS
     title = "-".join(spec.name for spec in specs)
     lines = [f"{'cls_loss' if is_class else 'loss'}={title}"]
-    if not is_class:
-        lines.append("L = weight · (1 − u + Σ penalties), u = IoU unless a part changes it" if specs[:-1] else "")
+    if specs[:-1] or specs[-1].kind == OVERLAP:
+        lines.append("L = weight · (1 − u + Σ penalties), u = IoU unless a part changes it")
     for spec in specs:
         lines += ["", f"{spec.name}{'-' if spec.kind == MODIFIER else ''}: {spec.formula}"]
         lines += [f"  {p.key}={p.default} in {p.option.range}: {p.option.help}" for p in spec.parameters.values()]
@@ -126,10 +131,10 @@ def bibtex(name: str) -> str:
 
 def _parts(name: str) -> list[Spec]:
     """Return the specs of a name, outermost first; a name of both kinds is the box loss."""
-    from yolo_lossplug.registry import BOX, CLASS
+    from yolo_lossplug.registry import BOX, CLASS, REGISTRY, ROTATED
     from yolo_lossplug.selection import list_class_losses, resolve
 
-    kind = CLASS if name in list_class_losses() else BOX
+    kind = CLASS if name in list_class_losses() else ROTATED if name in REGISTRY.names(ROTATED) else BOX
     spec, modifiers = resolve(kind, name)
     return [*modifiers, spec]
 
@@ -137,10 +142,11 @@ def _parts(name: str) -> list[Spec]:
 def markdown() -> str:
     """Return the tables of losses of the README."""
     import yolo_lossplug.selection  # noqa: F401  fills the registry
-    from yolo_lossplug.registry import BOX, CLASS, MODIFIER, OVERLAP, REGISTRY
+    from yolo_lossplug.registry import BOX, CLASS, MODIFIER, OVERLAP, REGISTRY, ROTATED
 
     parts = []
-    for title, kinds in (("`loss=`", (BOX, OVERLAP)), ("prefix", (MODIFIER,)), ("`cls_loss=`", (CLASS,))):
+    tables = {"`loss=`": (BOX, OVERLAP), "prefix": (MODIFIER,), "`loss=` of obb": (ROTATED,), "`cls_loss=`": (CLASS,)}
+    for title, kinds in tables.items():
         parts.append(f"| {title} | formula | options = default in range | source | note |\n|---|---|---|---|---|")
         for spec in sorted((s for s in REGISTRY if s.kind in kinds), key=lambda s: s.name):
             name = f"`{spec.name}{'-' if spec.kind == MODIFIER else ''}`{' ∘' if spec.kind == OVERLAP else ''}"

@@ -71,6 +71,30 @@ PAPERS = {
         "ICCV",
         2021,
     ),
+    f"{ARXIV}2101.11952": Paper(
+        "Yang and Yan and Ming and Wang and Zhang and Tian",
+        "Rethinking Rotated Object Detection with Gaussian Wasserstein Distance Loss",
+        "ICML",
+        2021,
+    ),
+    f"{ARXIV}2106.01883": Paper(
+        "Yang and Yang and Yang and Ming and Wang and Tian and Yan",
+        "Learning High-Precision Bounding Box for Rotated Object Detection via Kullback-Leibler Divergence",
+        "NeurIPS",
+        2021,
+    ),
+    f"{ARXIV}2106.06072": Paper(
+        "Llerena and Zeni and Kristen and Jung",
+        "Gaussian Bounding Boxes and Probabilistic Intersection-over-Union for Object Detection",
+        "arXiv",
+        2021,
+    ),
+    f"{ARXIV}2201.12558": Paper(
+        "Yang and Zhou and Zhang and Yang and Wang and Yan and Zhang and Tian",
+        "The KFIoU Loss for Rotated Object Detection",
+        "ICLR",
+        2023,
+    ),
     f"{ARXIV}2101.08158": Paper(
         "Zhang and Ren and Zhang and Jia and Wang and Tan",
         "Focal and Efficient IOU Loss for Accurate Bounding Box Regression",

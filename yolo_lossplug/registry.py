@@ -21,12 +21,20 @@ Function = Callable[..., Any]
 F = TypeVar("F", bound=Function)
 
 BOX, OVERLAP, MODIFIER, CLASS = "box loss", "overlap loss", "modifier", "class loss"
-POSITIONAL = {BOX: ("pred", "target"), OVERLAP: ("pair",), MODIFIER: ("terms",), CLASS: ("logits", "targets")}
+ROTATED = "rotated box loss"
+POSITIONAL = {
+    BOX: ("pred", "target"),
+    OVERLAP: ("pair",),
+    MODIFIER: ("terms",),
+    CLASS: ("logits", "targets"),
+    ROTATED: ("pred", "target"),
+}
 CONTEXT = {
     BOX: frozenset({"stride", "imgsz", "state"}),
     OVERLAP: frozenset({"stride", "imgsz", "state"}),
     MODIFIER: frozenset({"state"}),
     CLASS: frozenset({"state"}),
+    ROTATED: frozenset({"stride", "imgsz"}),
 }
 """Keyword-only parameters that the caller supplies, by kind. They are no options and no keys."""
 
@@ -286,6 +294,14 @@ def modifier(name: str, *, stage: int, bases: Iterable[str] = (), **about: Any) 
     modifiers of a lower `stage` act first, so that the order in which a user names them does not matter.
     """
     return _declare(MODIFIER, name, {**about, "stage": stage, "bases": frozenset(bases)})
+
+
+def rotated_box_loss(name: str, **about: Any) -> Callable[[F], F]:
+    """Register ``function(pred, target, *, options) -> (N,)`` as a box loss of the obb task.
+
+    Boxes are (N, 5): centre x, centre y, width, height, angle in radians. Arguments and errors are those of `box_loss`.
+    """
+    return _declare(ROTATED, name, about)
 
 
 def class_loss(name: str, **about: Any) -> Callable[[F], F]:

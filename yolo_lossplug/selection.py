@@ -31,6 +31,7 @@ from yolo_lossplug.registry import (
     MODIFIER,
     OVERLAP,
     REGISTRY,
+    ROTATED,
     LossPlugError,
     Option,
     Parameter,
@@ -39,7 +40,7 @@ from yolo_lossplug.registry import (
 )
 from yolo_lossplug.state import Scope, State
 
-STOCK_BOX, STOCK_CLASS = "ciou", "bce"
+STOCK_BOX, STOCK_CLASS, STOCK_ROTATED = "ciou", "bce", "probiou"
 ENGINES = ("auto", "reference")
 ASSIGNER_OVERLAPS = ("ciou", "diou", "eiou", "giou", "iou", "siou")
 
@@ -61,10 +62,8 @@ WEIGHTS = "cls_weights"
 GROUP = "yolo_lossplug.losses"
 """Entry points of packages with losses: each names a module, or a function in it."""
 
-BOX_KEYS = frozenset({"loss", "tal_iou"})
-ROTATED_ERROR = "its boxes are rotated, and this loss is one of horizontal boxes"
-TASKS = {"detect": "", "segment": "", "pose": "", "obb": ROTATED_ERROR}
-"""Tasks that take our keys, and why some take no key of horizontal boxes."""
+TASKS = {"detect": BOX, "segment": BOX, "pose": BOX, "obb": ROTATED}
+"""Tasks that take our keys, and the kind of their boxes."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,7 @@ class Loss:
         """
         known = {"stride": stride, "imgsz": imgsz, "state": self.state}
         context = {key: known[key] for key in self.context}
-        raise_dtype = boxes.promote if self.kind == BOX else boxes.as_float
+        raise_dtype = boxes.as_float if self.kind == CLASS else boxes.promote
         before = _versions(pred, target)
         with _no_autocast(pred.device.type):
             loss = self.function(raise_dtype(pred), raise_dtype(target), **context)
@@ -117,11 +116,11 @@ class Loss:
             )
         if not isinstance(loss, Tensor):
             raise LossPlugError(f"loss '{self.name}' must return a tensor, not {loss!r}.")
-        expected = pred.shape[:1] if self.kind == BOX else pred.shape
+        expected = pred.shape if self.kind == CLASS else pred.shape[:1]
         if loss.shape != expected:  # (N, 1) would be multiplied with weights (N,) into N x N losses, without an error
             raise LossPlugError(
                 f"loss '{self.name}' must return shape {tuple(expected)} for inputs {tuple(pred.shape)}, one loss per "
-                f"{'pair' if self.kind == BOX else 'element'}, but returned {tuple(loss.shape)}."
+                f"{'element' if self.kind == CLASS else 'pair'}, but returned {tuple(loss.shape)}."
             )
         if torch.is_grad_enabled() and pred.requires_grad and not loss.requires_grad:
             raise LossPlugError(f"loss '{self.name}' has no gradient: it must not detach what it computes.")
@@ -172,6 +171,11 @@ class Selection:
         return bool(self.given)
 
     @property
+    def has_stock_box_loss(self) -> bool:
+        """Whether the box term is the host's own."""
+        return self.box.name in (STOCK_BOX, STOCK_ROTATED)
+
+    @property
     def has_stock_class_loss(self) -> bool:
         """Whether the class term is the host's own."""
         return self.cls.name == STOCK_CLASS and not self.cls_smoothing and self.cls_weights is None
@@ -189,7 +193,9 @@ class Selection:
             "loss_engine": self.loss_engine,
             **({} if self.cls_weights is None else {"cls_weights": self.cls_weights}),
         }
-        return {key: value for key, value in values.items() if not (key in BOX_KEYS and TASKS.get(self.task))}
+        if self.box.kind == ROTATED:  # the overlap of its assigner is the host's
+            del values["tal_iou"]
+        return values
 
 
 def keys() -> dict[str, Optional[str]]:
@@ -208,7 +214,9 @@ def select(args: Mapping[str, Any]) -> Selection:
         LossPlugError: If a value is unknown, of another type, out of range, or without effect.
     """
     task = args.get("task") or "detect"
-    box = _bound(BOX, _named(args, "loss"), args)
+    kind = TASKS.get(task, BOX)
+    name = args.get("loss") or STOCK_ROTATED if kind == ROTATED else _named(args, "loss")
+    box = _bound(kind, name, args)
     cls = _bound(CLASS, _named(args, "cls_loss"), args)
     unset = keys()
     given = {key: args[key] for key in unset if key in args and args[key] != unset[key]}
@@ -238,9 +246,11 @@ def refuse_unknown_names(given: Mapping[str, Any]) -> None:
     Raises:
         LossPlugError: If there is one.
     """
-    for key, kind in (("loss", BOX), ("cls_loss", CLASS)):
+    task = given.get("task")
+    for key, kind in (("loss", TASKS.get(str(task), BOX)), ("cls_loss", CLASS)):
         name = _named(given, key)
-        if ":" not in name:
+        # Without a task the loss may be one of any: the trainer knows, and is asked next.
+        if given.get(key) is not None and ":" not in name and not (task is None and _is_known(ROTATED, name)):
             resolve(kind, name)
 
 
@@ -264,7 +274,8 @@ def create_box_loss(name: str, **options: Any) -> Loss:
         **options: Options of that loss.
 
     Returns:
-        A callable ``(pred, target, *, stride=None, imgsz=None) -> (N,)``; see `Loss`.
+        A callable ``(pred, target, *, stride=None, imgsz=None) -> (N,)``; see `Loss`. Boxes are (N, 4), or (N, 5) for
+        a loss of rotated boxes.
 
     Raises:
         LossPlugError: If the name or an option is unknown, or a value is out of range.
@@ -273,7 +284,7 @@ def create_box_loss(name: str, **options: Any) -> Loss:
     >>> create_box_loss("focal-eiou")(torch.tensor([[1.0, 1, 3, 3]]), torch.tensor([[0.0, 0, 4, 4]]))  # √¼ · 1.25
     tensor([0.6250])
     """
-    return _created(BOX, name, options)
+    return _created(ROTATED if _is_known(ROTATED, name) else BOX, name, options)
 
 
 def create_class_loss(name: str, **options: Any) -> Loss:
@@ -329,7 +340,16 @@ def resolve(kind: str, name: str) -> tuple[Spec, list[Spec]]:
         if prefix is None:
             if rest in REGISTRY.refused:
                 raise LossPlugError(REGISTRY.refused[rest])
-            key, known = ("loss", list_box_losses()) if kind == BOX else ("cls_loss", list_class_losses())
+            key, known = ("cls_loss", list_class_losses()) if kind == CLASS else ("loss", REGISTRY.names(*wanted))
+            if kind == BOX:
+                known = list_box_losses()
+            if kind == ROTATED and _is_known(BOX, name):
+                raise LossPlugError(
+                    f"loss={name} cannot be used with task=obb: its boxes are rotated, and this loss is one of "
+                    f"horizontal boxes. obb takes {', '.join(known)}."
+                )
+            if kind == BOX and _is_known(ROTATED, name):
+                raise LossPlugError(f"loss={name} is one of rotated boxes: it needs task=obb and a model of that task.")
             own = f"{name.strip()}:function" if name.strip().endswith(".py") else "file.py:function"
             raise LossPlugError(
                 f"{key}={name} is unknown.{_suggest(_normalise(name), known)} "
@@ -358,7 +378,7 @@ def load_own(reference: str, kind: str) -> Spec:
     Raises:
         LossPlugError: If the file, module or function is not there, or its signature is unfit.
     """
-    key = "loss" if kind == BOX else "cls_loss"
+    key = "cls_loss" if kind == CLASS else "loss"
     place, _, name = reference.rpartition(":")
     module = load_module(place, f"{key}={reference}")
     function = getattr(module, name, None)
@@ -412,6 +432,15 @@ def load_module(place: str, asked: str) -> ModuleType:
 def _versions(*tensors: Tensor) -> list[int]:
     """Return how often each tensor was changed in place; tensors of inference mode do not know."""
     return [-1 if tensor.is_inference() else tensor._version for tensor in tensors]
+
+
+def _is_known(kind: str, name: str) -> bool:
+    if kind == ROTATED:
+        return REGISTRY.get(ROTATED, _normalise(name)) is not None
+    try:
+        return bool(resolve(kind, name))
+    except LossPlugError:
+        return False
 
 
 def _no_autocast(device_type: str) -> AbstractContextManager[Any]:
@@ -565,12 +594,11 @@ def _refuse_unfit_task(task: str, given: Mapping[str, Any]) -> None:
             f"{key}={value} has no effect with task={task}, whose loss has no boxes to assign; remove it. "
             f"Tasks that take it: {', '.join(TASKS)}."
         )
-    for key in sorted(BOX_KEYS & given.keys()):
-        if TASKS[task]:
-            raise LossPlugError(
-                f"{key}={given[key]} cannot be used with task={task}: {TASKS[task]}. Remove it; "
-                f"{task} takes cls_loss, cls_smoothing, tal_topk, tal_alpha and tal_beta."
-            )
+    if TASKS[task] == ROTATED and "tal_iou" in given:
+        raise LossPlugError(
+            f"tal_iou={given['tal_iou']} cannot be used with task={task}: its boxes are rotated, and this overlap is "
+            f"one of horizontal boxes. Remove it; {task} takes loss, cls_loss, tal_topk, tal_alpha and tal_beta."
+        )
 
 
 load_third_party()

@@ -63,9 +63,12 @@ UNUSUAL = {
     "cls_asl_gamma_pos": [{"cls_loss": "asl", "cls_asl_gamma_pos": 0}],
     "cls_asl_gamma_neg": [{"cls_loss": "asl", "cls_asl_gamma_neg": 2}],
     "cls_asl_clip": [{"cls_loss": "asl", "cls_asl_clip": 0}],
+    "gwd_tau": [{"loss": "gwd", "gwd_tau": 2.0}],
+    "kld_tau": [{"loss": "kld", "kld_tau": 2.0}],
     "cls_ghm_bins": [{"cls_loss": "ghm", "cls_ghm_bins": 5}],
     "cls_ghm_momentum": [{"cls_loss": "ghm", "cls_ghm_momentum": 0.1}],
 }
+ROTATED_KEYS = {"gwd_tau", "kld_tau"}
 LATER = {"wiou_momentum", "uiou_end", "cls_ghm_momentum"}
 """Keys that show in the second step, in the middle of a run."""
 WITHOUT_EFFECT = {"loss_engine"}  # of this release: there is one engine
@@ -185,6 +188,9 @@ def test_smoothing_equals_the_numbers_of_others():
 @pytest.mark.parametrize(("key", "given_keys"), [(key, one) for key, many in UNUSUAL.items() for one in many], ids=str)
 def test_every_key_changes_the_loss_and_trains(v8, key, given_keys):
     made, preds, given = v8
+    if key in ROTATED_KEYS:
+        made, given = model("yolov8n-obb"), batch("yolov8n-obb")
+        preds = made(given["img"])
     neutral = {k: v for k, v in given_keys.items() if k != key and k in ("loss", "cls_loss", "cls_smoothing")}
     changed, unchanged = with_keys(made, **given_keys), with_keys(made, **neutral)
     if key in LATER:
@@ -243,17 +249,29 @@ def test_a_batch_without_objects(name):
     assert all(p.grad is None or p.grad.isfinite().all() for p in made.parameters())
 
 
-def test_rotated_boxes_take_class_loss_and_assigner_numbers():
-    made, given = model("yolov8n-obb"), batch("yolov8n-obb")
+@pytest.mark.parametrize("name", ["yolov8n-obb", "yolo26n-obb"])
+@pytest.mark.parametrize("loss", ["probiou", "gwd", "kld", "kfiou"])
+def test_rotated_boxes_take_losses_of_their_own(loss, name):
+    made, given = model(name), batch(name)
     preds = made(given["img"])
+    stock, criterion = with_keys(made), with_keys(made, loss=loss)
+    found, _ = evaluate(criterion, preds, given)
+    expected = losses(stock, preds, given)
+    assert (found[0] == expected[0]) == (loss == "probiou"), "the stock loss is the host's own"
+    assert torch.equal(found[1:], expected[1:])
+    found.sum().backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in made.parameters())
+    made.zero_grad()
+
+
+def test_rotated_boxes_refuse_what_is_horizontal():
+    made = model("yolov8n-obb")
     criterion = with_keys(made, cls_loss="focal", tal_topk=4)
-    loss, _ = evaluate(criterion, preds, given)
-    loss.sum().backward()
-    assert loss.isfinite().all() and criterion.assigner.topk == 4
-    for refused in ({"loss": "eiou"}, {"tal_iou": "giou"}):
-        with pytest.raises(LossPlugError, match="task=obb.*takes cls_loss"):
+    assert criterion.assigner.topk == 4
+    for refused, message in (({"loss": "eiou"}, "obb takes gwd"), ({"tal_iou": "giou"}, "obb takes loss")):
+        with pytest.raises(LossPlugError, match=f"task=obb.*{message}"):
             with_keys(made, **refused)
-        with pytest.raises(LossPlugError, match="task=obb.*takes cls_loss"):
+        with pytest.raises(LossPlugError, match=f"task=obb.*{message}"):
             plug(with_keys(made), select(refused))  # also where nobody has said which task it is
 
 
@@ -269,7 +287,7 @@ def test_rotated_boxes_take_class_loss_and_assigner_numbers():
 def test_by_hand_equals_by_key(name, cls):
     made, given = model(name), batch(name)
     preds = made(given["img"])
-    chosen = {"cls_loss": "qfl", "tal_topk": 6} if cls == "OBBLoss" else {"loss": "eiou", "tal_topk": 6}
+    chosen = {"loss": "kld" if cls == "OBBLoss" else "eiou", "tal_topk": 6}
     by_hand = getattr(yolo_lossplug, cls)(made, **chosen)
     stock = with_keys(made)
     assert isinstance(by_hand, type(stock))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ultralytics.utils import tal
 from ultralytics.utils.loss import BboxLoss, v8DetectionLoss, v8OBBLoss, v8PoseLoss, v8SegmentationLoss
 
-from yolo_lossplug.registry import LossPlugError
+from yolo_lossplug.registry import ROTATED, LossPlugError
 from yolo_lossplug.selection import (
     STOCK_BOX,
     Loss,
@@ -191,7 +191,7 @@ class PoseLoss(PluggedCriterion, v8PoseLoss):
 
 
 class OBBLoss(PluggedCriterion, v8OBBLoss):
-    """Criterion of rotated boxes: takes the keys of the class loss and of the assigner."""
+    """Criterion of rotated boxes: takes losses of rotated boxes, ``OBBLoss(model, loss="kld")``."""
 
     task = "obb"
 
@@ -270,9 +270,10 @@ def _branches(criterion: Any, name: str = "main") -> Iterator[tuple[str, v8Detec
 
 def _plug_leaf(leaf: v8DetectionLoss, selection: Selection, scope: Scope, names: Mapping[int, str]) -> None:
     is_rotated = isinstance(leaf.assigner, tal.RotatedTaskAlignedAssigner)
-    if is_rotated and (selection.box.name != STOCK_BOX or selection.tal_iou != STOCK_BOX):
-        select({**selection.resolved(), "task": "obb"})  # raises, and says what obb takes
-    if selection.box.name != STOCK_BOX:
+    if is_rotated != (selection.box.kind == ROTATED):  # nobody has said which task it is
+        given = {key: value for key, value in selection.resolved().items() if key in selection.given}
+        selection = select({**given, "task": "obb" if is_rotated else "detect"})
+    if not selection.has_stock_box_loss:
         stock = leaf.bbox_loss.stock if isinstance(leaf.bbox_loss, PluggedBboxLoss) else leaf.bbox_loss
         leaf.bbox_loss = PluggedBboxLoss(stock, selection.box.within(scope), leaf.stride)
     if not selection.has_stock_class_loss:
@@ -309,7 +310,7 @@ def _runs(leaf: v8DetectionLoss, selection: Selection) -> bool:
     numbers = (selection.tal_topk, selection.tal_alpha, selection.tal_beta)
     return (
         (not leaf.is_one_to_many or (assigner.topk, assigner.alpha, assigner.beta) == numbers)
-        and (selection.box.name == STOCK_BOX if box is None else box == selection.box)
+        and (selection.has_stock_box_loss if box is None else box == selection.box)
         and (
             selection.has_stock_class_loss
             if cls is None

@@ -11,8 +11,8 @@ import ultralytics
 from ultralytics.utils import LOGGER, RANK, colorstr
 
 import yolo_lossplug
-from yolo_lossplug.registry import LossPlugError
-from yolo_lossplug.selection import STOCK_BOX, STOCK_CLASS, Selection, class_weights, keys, select
+from yolo_lossplug.registry import ROTATED, LossPlugError
+from yolo_lossplug.selection import STOCK_BOX, STOCK_CLASS, STOCK_ROTATED, Selection, class_weights, keys, select
 from yolo_lossplug.ultralytics_hook import memory, patches
 from yolo_lossplug.ultralytics_hook.criterion import arguments, class_names, is_plugged, leaves, plug
 
@@ -93,13 +93,13 @@ def selection_of(trainer: Any) -> Selection:
 
 def banner(selection: Selection) -> str:
     """Return the line that says what runs."""
-    stock = selection.task == "obb"
+    overlap = STOCK_ROTATED if selection.box.kind == ROTATED else selection.tal_iou
     return (
-        f"box {'probiou' if stock else selection.box} · class {selection.cls}"
+        f"box {selection.box} · class {selection.cls}"
         f"{f' smoothing={selection.cls_smoothing}' if selection.cls_smoothing else ''}"
         f"{f' weights={selection.cls_weights}' if selection.cls_weights else ''} · "
         f"assigner tal(topk={selection.tal_topk}, alpha={selection.tal_alpha}, beta={selection.tal_beta}, "
-        f"iou={'probiou' if stock else selection.tal_iou}) · engine reference · ultralytics {ultralytics.__version__}"
+        f"iou={overlap}) · engine reference · ultralytics {ultralytics.__version__}"
     )
 
 

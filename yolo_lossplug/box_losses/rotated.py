@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Rotated boxes as Gaussian distributions: losses of the obb task.
+
+A box is (x, y, w, h, angle), and its Gaussian has the mean (x, y) and the covariance R·diag(w², h²)/k·Rᵀ, with k = 12
+in ProbIoU, the variance of a uniform density, and k = 4 in the others. Sides below a hundredth of a unit count as that.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, NamedTuple
+
+import torch
+from torch import Tensor
+
+from yolo_lossplug.boxes import power
+from yolo_lossplug.registry import Option, rotated_box_loss
+
+SMALLEST_SIDE = 1e-2
+LARGEST_SIDE = 1e6
+"""Sides beyond are clamped: the squares of determinants of larger ones overflow float32."""
+LARGEST_DISTANCE = 100.0
+"""Largest Bhattacharyya distance that is told from larger ones, as in Ultralytics."""
+
+Tau = Annotated[float, Option("τ of 1 − 1/(τ + f): 1 gives the loss the range [0, 1)", at_least=1)]
+
+
+class Gaussian(NamedTuple):
+    """Means and covariances of boxes, by their axes: sums of products of these do not cancel for long thin boxes.
+
+    Attributes:
+        x: Mean (N,).
+        y: Mean (N,).
+        angle: Direction of the first axis in radians (N,).
+        first: Variance along the first axis (N,).
+        second: Variance along the second axis (N,).
+    """
+
+    x: Tensor
+    y: Tensor
+    angle: Tensor
+    first: Tensor
+    second: Tensor
+
+    @property
+    def root(self) -> Tensor:
+        """Square root of the determinant (N,)."""
+        return (self.first * self.second).sqrt()
+
+    def spread(self, dx: Tensor, dy: Tensor) -> Tensor:
+        """Return dᵀ·adj(Σ)·d (N,), which is dᵀ·Σ⁻¹·d times the determinant."""
+        cos, sin = torch.cos(self.angle), torch.sin(self.angle)
+        return self.second * (dx * cos + dy * sin).square() + self.first * (dy * cos - dx * sin).square()
+
+
+def gaussian(boxes: Tensor, k: float) -> Gaussian:
+    """Return the Gaussians of boxes (N, 5) with covariance R·diag(w², h²)/k·Rᵀ."""
+    x, y, w, h, angle = boxes.unbind(-1)
+    first, second = (side.clamp(SMALLEST_SIDE, LARGEST_SIDE).square() / k for side in (w, h))
+    return Gaussian(x, y, angle, first, second)
+
+
+def mixed(p: Gaussian, t: Gaussian) -> tuple[Tensor, Tensor]:
+    """Return tr(Σₚ·Σₜ) and tr(adj(Σₜ)·Σₚ), each (N,)."""
+    like, unlike = p.first * t.first + p.second * t.second, p.first * t.second + p.second * t.first
+    cos2 = torch.cos(p.angle - t.angle).square()
+    return cos2 * like + (1 - cos2) * unlike, cos2 * unlike + (1 - cos2) * like
+
+
+def determinant_of_sum(p: Gaussian, t: Gaussian) -> Tensor:
+    """Return |Σₚ + Σₜ| (N,)."""
+    return p.first * p.second + t.first * t.second + mixed(p, t)[1]
+
+
+@rotated_box_loss(
+    "probiou",
+    formula="√(1 − exp(−B)), B the Bhattacharyya distance",
+    paper="https://arxiv.org/abs/2106.06072",
+    year=2021,
+    note="What Ultralytics trains with. A square says nothing about its angle.",
+)
+def probiou(pred: Tensor, target: Tensor) -> Tensor:
+    """ProbIoU loss = Hellinger distance = √(1 − exp(−B)), in [0, 1], B the Bhattacharyya distance of the Gaussians.
+
+    Llerena et al., Gaussian Bounding Boxes and Probabilistic Intersection-over-Union for Object Detection, 2021.
+
+    Args:
+        pred: Predicted boxes (N, 5), x y w h angle in radians, any unit.
+        target: Target boxes (N, 5), same unit.
+
+    Returns:
+        Loss per pair (N,). Nothing is detached.
+    """
+    p, t = gaussian(pred, 12), gaussian(target, 12)
+    dx, dy = p.x - t.x, p.y - t.y
+    determinant = determinant_of_sum(p, t)
+    shift = (p.spread(dx, dy) + t.spread(dx, dy)) / determinant / 4
+    shape = (determinant / (4 * p.root * t.root)).log() / 2
+    return power(1 - torch.exp(-(shift + shape).clamp(0, LARGEST_DISTANCE)), 0.5)
+
+
+@rotated_box_loss(
+    "gwd",
+    formula="1 − 1/(τ + ln(1 + d)), d the Wasserstein distance over 2·⁸√(|Σₚ|·|Σₜ|)",
+    paper="https://arxiv.org/abs/2101.11952",
+    year=2021,
+    note="Normalised by the size of the boxes, as is usual in practice, and not in the paper: so it has no unit.",
+)
+def gwd(pred: Tensor, target: Tensor, *, gwd_tau: Tau = 1.0) -> Tensor:
+    """GWD loss = 1 − 1/(τ + ln(1 + d)), in [0, 1) for τ = 1.
+
+    d² = |μₚ − μₜ|² + tr(Σₚ + Σₜ − 2(Σₚ^½ Σₜ Σₚ^½)^½), divided by 4·⁴√(|Σₚ|·|Σₜ|).
+    Yang et al., Rethinking Rotated Object Detection with Gaussian Wasserstein Distance Loss, ICML 2021.
+
+    Args:
+        pred: Predicted boxes (N, 5), x y w h angle in radians, any unit.
+        target: Target boxes (N, 5), same unit.
+        gwd_tau: τ.
+
+    Returns:
+        Loss per pair (N,). Nothing is detached.
+    """
+    p, t = gaussian(pred, 4), gaussian(target, 4)
+    centre = (p.x - t.x).square() + (p.y - t.y).square()
+    root = p.root * t.root
+    shape = p.first + p.second + t.first + t.second - 2 * power(mixed(p, t)[0] + 2 * root, 0.5)
+    distance = power(centre + shape.clamp(min=0), 0.5) / (2 * root.pow(0.25))
+    return 1 - 1 / (gwd_tau + torch.log1p(distance))
+
+
+@rotated_box_loss(
+    "kld",
+    formula="1 − 1/(τ + ln(1 + √D)), D the Kullback-Leibler divergence",
+    paper="https://arxiv.org/abs/2106.01883",
+    year=2021,
+    note="Has no unit. The divergence of the prediction from the target; it is not symmetric.",
+)
+def kld(pred: Tensor, target: Tensor, *, kld_tau: Tau = 1.0) -> Tensor:
+    """KLD loss = 1 − 1/(τ + ln(1 + √D)), in [0, 1) for τ = 1.
+
+    D = ½·((μₚ − μₜ)ᵀ Σₜ⁻¹ (μₚ − μₜ) + tr(Σₜ⁻¹ Σₚ) + ln(|Σₜ|/|Σₚ|)) − 1.
+    Yang et al., Learning High-Precision Bounding Box for Rotated Object Detection via Kullback-Leibler Divergence,
+    NeurIPS 2021; the root is that of the authors' code.
+
+    Args:
+        pred: Predicted boxes (N, 5), x y w h angle in radians, any unit.
+        target: Target boxes (N, 5), same unit.
+        kld_tau: τ.
+
+    Returns:
+        Loss per pair (N,). Nothing is detached.
+    """
+    p, t = gaussian(pred, 4), gaussian(target, 4)
+    spread = t.spread(p.x - t.x, p.y - t.y) + mixed(p, t)[1]
+    divergence = spread / (2 * t.first * t.second) + (t.root / p.root).log() - 1
+    return 1 - 1 / (kld_tau + torch.log1p(power(divergence.clamp(min=0), 0.5)))
+
+
+@rotated_box_loss(
+    "kfiou",
+    formula="exp(1 − 3·KFIoU) − 1 + mean smooth L1 of the centres",
+    paper="https://arxiv.org/abs/2201.12558",
+    year=2023,
+    note="The overlap of the Kalman-filtered Gaussian, at most 1/3, times 3 so that a perfect box costs nothing.",
+)
+def kfiou(pred: Tensor, target: Tensor) -> Tensor:
+    """KFIoU loss = exp(1 − 3·KFIoU) − 1 + L_c, KFIoU = V/(Vₚ + Vₜ − V), in [0, ∞).
+
+    V are the areas 4·√|Σ|, that of the overlap from Σ = Σₚ − Σₚ(Σₚ + Σₜ)⁻¹Σₚ, which does not know the centres; L_c is
+    the mean smooth L1 distance of the centres in units of the target's mean side.
+    Yang et al., The KFIoU Loss for Rotated Object Detection, ICLR 2023; the factor 3 is ours.
+
+    Args:
+        pred: Predicted boxes (N, 5), x y w h angle in radians, any unit.
+        target: Target boxes (N, 5), same unit.
+
+    Returns:
+        Loss per pair (N,). Nothing is detached.
+    """
+    p, t = gaussian(pred, 4), gaussian(target, 4)
+    overlap = p.root * t.root / determinant_of_sum(p, t).sqrt()  # |Σₚ − Σₚ(Σₚ + Σₜ)⁻¹Σₚ| = |Σₚ|·|Σₜ|/|Σₚ + Σₜ|
+    kf = overlap / (p.root + t.root - overlap)
+    side = 2 * t.root.sqrt().unsqueeze(-1)
+    centres = torch.nn.functional.smooth_l1_loss(pred[:, :2] / side, target[:, :2] / side, reduction="none")
+    return torch.exp(1 - 3 * kf) - 1 + centres.mean(-1)
