@@ -42,10 +42,10 @@ def other_data():
     return dataset("other", seed=1)
 
 
-def dataset(name, seed=0):
+def dataset(name, seed=0, rotated=False):
     from yolo_lossplug.shapes import CLASSES, write
 
-    folder = write(HOME / "datasets" / name, images=12, size=64, validation=4, seed=seed)
+    folder = write(HOME / "datasets" / name, images=12, size=64, validation=4, seed=seed, rotated=rotated)
     names = "".join(f"  {i}: {label}\n" for i, label in enumerate(CLASSES))
     file = HOME / f"{name}.yaml"
     file.write_text(f"path: {folder}\ntrain: images/train\nval: images/val\nnames:\n{names}")

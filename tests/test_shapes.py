@@ -5,6 +5,7 @@ import concurrent.futures
 
 import cv2
 import numpy as np
+import pytest
 import yaml
 
 from tests.runs import ROOT
@@ -64,11 +65,24 @@ def test_an_empty_folder_in_the_way(tmp_path):
     assert len(list((tmp_path / "data" / "images" / "train").iterdir())) == 4
 
 
-def test_dataset_file():
+def test_corners_are_those_of_the_drawn_objects():
+    rng = np.random.default_rng(5)
+    for _ in range(20):
+        image, rows = draw(rng, 160, rotated=True)
+        assert rows.shape[1] == 9
+        inside = np.zeros((160, 160), np.uint8)
+        for row in rows:
+            cv2.fillPoly(inside, [np.round(row[1:].reshape(4, 2) * 160).astype(np.int32)], 1)
+        away = np.abs(image.astype(float) - 128).max(-1) > 70
+        assert not (cv2.erode(away.astype(np.uint8), np.ones((3, 3))) & ~cv2.dilate(inside, np.ones((5, 5)))).any()
+
+
+@pytest.mark.parametrize("name", ["shapes128", "shapes128-obb"])
+def test_dataset_file(name):
     """Ultralytics writes the dataset through the file's own script, on first use."""
     from ultralytics.data.utils import check_det_dataset
 
-    file = ROOT / "configs" / "data" / "shapes128.yaml"
+    file = ROOT / "configs" / "data" / f"{name}.yaml"
     found = check_det_dataset(str(file))
     assert tuple(yaml.safe_load(file.read_text())["names"].values()) == CLASSES
     assert found["nc"] == 3

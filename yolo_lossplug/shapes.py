@@ -16,8 +16,15 @@ VISIBLE = 0.3
 """Least share of an object that later ones may leave visible."""
 
 
-def write(folder: Union[str, Path], images: int = 128, size: int = 160, validation: int = 32, seed: int = 0) -> Path:
-    """Write a detection dataset in Ultralytics' layout; the same arguments give the same files.
+def write(
+    folder: Union[str, Path],
+    images: int = 128,
+    size: int = 160,
+    validation: int = 32,
+    seed: int = 0,
+    rotated: bool = False,
+) -> Path:
+    """Write a dataset in Ultralytics' layout; the same arguments give the same files.
 
     The folder appears complete or not at all, also when several processes write it at once.
 
@@ -27,6 +34,7 @@ def write(folder: Union[str, Path], images: int = 128, size: int = 160, validati
         size: Side of an image in pixels.
         validation: How many of the images are for validation.
         seed: Seed of the drawings.
+        rotated: Whether the objects are turned, and labelled for the obb task by their four corners.
 
     Returns:
         The folder.
@@ -42,7 +50,7 @@ def write(folder: Union[str, Path], images: int = 128, size: int = 160, validati
             (unfinished / "labels" / split).mkdir(parents=True)
         for index in range(images):
             split = "train" if index < images - validation else "val"
-            image, rows = draw(np.random.default_rng((seed, index)), size)
+            image, rows = draw(np.random.default_rng((seed, index)), size, rotated)
             cv2.imwrite(str(unfinished / "images" / split / f"{index:06d}.png"), image)
             text = "".join(f"{int(row[0])} " + " ".join(f"{v:.6f}" for v in row[1:]) + "\n" for row in rows)
             (unfinished / "labels" / split / f"{index:06d}.txt").write_text(text)
@@ -57,16 +65,18 @@ def write(folder: Union[str, Path], images: int = 128, size: int = 160, validati
     return folder
 
 
-def draw(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
+def draw(rng: np.random.Generator, size: int, rotated: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Draw one image of 1 to 12 objects, some partly behind others.
 
     Args:
         rng: Source of randomness.
         size: Side of the image in pixels.
+        rotated: Whether the objects are turned.
 
     Returns:
         image: (size, size, 3) uint8, BGR.
-        rows: (n, 5) class, and centre x, centre y, width, height as shares of the side.
+        rows: (n, 5) class, and centre x, centre y, width, height as shares of the side; of turned objects (n, 9) class,
+            and x, y of four corners as shares of the side.
     """
     coarse = rng.integers(90, 166, (size // 16 + 1, size // 16 + 1, 3), dtype=np.uint8)
     image = cv2.resize(coarse, (size, size), interpolation=cv2.INTER_CUBIC)
@@ -74,10 +84,10 @@ def draw(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
     rows: list[tuple[float, ...]] = []
     areas: list[int] = []
     for _ in range(int(rng.integers(1, 13))):
-        placed = _shape(rng, size)
+        placed = _shape(rng, size, rotated)
         if placed is None:
             continue
-        label, mask = placed
+        label, mask, corners = placed
         hidden = [np.count_nonzero((owner == i) & ~mask) < VISIBLE * area for i, area in enumerate(areas)]
         if any(hidden):
             continue
@@ -85,25 +95,35 @@ def draw(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
         colour = rng.integers(0, 80, 3)
         colour[label] += rng.integers(150, 176)  # a hint, so that a short training learns to tell the classes apart
         image[mask] = colour
-        y, x = np.nonzero(mask)
-        x1, y1, x2, y2 = x.min(), y.min(), x.max() + 1, y.max() + 1
-        rows.append((label, (x1 + x2) / 2 / size, (y1 + y2) / 2 / size, (x2 - x1) / size, (y2 - y1) / size))
+        if rotated:
+            rows.append((label, *(corners / size).clip(0, 1).flatten()))
+        else:
+            y, x = np.nonzero(mask)
+            x1, y1, x2, y2 = x.min(), y.min(), x.max() + 1, y.max() + 1
+            rows.append((label, (x1 + x2) / 2 / size, (y1 + y2) / 2 / size, (x2 - x1) / size, (y2 - y1) / size))
         areas.append(int(mask.sum()))
     noise = rng.normal(0, 6, image.shape)
     return np.clip(image + noise, 0, 255).astype(np.uint8), np.array(rows)
 
 
-def _shape(rng: np.random.Generator, size: int) -> Optional[tuple[int, np.ndarray]]:
-    """Return a class and a mask (size, size) inside the image."""
+def _shape(rng: np.random.Generator, size: int, rotated: bool) -> Optional[tuple[int, np.ndarray, np.ndarray]]:
+    """Return a class, a mask (size, size) inside the image, and the corners of the box (4, 2) in pixels."""
     label = int(rng.integers(len(CLASSES)))
     width, height = np.exp(rng.uniform(np.log(size / 10), np.log(size / 2.5))) * rng.uniform(0.7, 1.4, 2) / 2
-    x, y = rng.uniform(width, size - width), rng.uniform(height, size - height)
+    angle = rng.uniform(0, np.pi) if rotated else 0.0
+    reach = float(np.hypot(width, height)) if rotated else None
+    x, y = (rng.uniform(reach or side, size - (reach or side)) for side in (width, height))
+    turn = np.array([(np.cos(angle), -np.sin(angle)), (np.sin(angle), np.cos(angle))])
+
+    def place(*points: tuple[float, float]) -> np.ndarray:
+        return np.array(points) * (width, height) @ turn.T + (x, y)
+
+    box = place((-1, -1), (1, -1), (1, 1), (-1, 1))
     mask = np.zeros((size, size), np.uint8)
     if label == 0:
-        cv2.ellipse(mask, (round(x), round(y)), (round(width), round(height)), 0, 0, 360, 1, -1)
-    elif label == 1:
-        cv2.rectangle(mask, (round(x - width), round(y - height)), (round(x + width), round(y + height)), 1, -1)
+        axes = round(width), round(height)
+        cv2.ellipse(mask, (round(x), round(y)), axes, float(np.degrees(angle)), 0, 360, 1, -1)
     else:
-        corners = np.array([(x, y - height), (x - width, y + height), (x + width, y + height)])
-        cv2.fillPoly(mask, [np.round(corners).astype(np.int32)], 1)
-    return (label, mask.astype(bool)) if mask.any() else None
+        outline = box if label == 1 else place((0, -1), (-1, 1), (1, 1))
+        cv2.fillPoly(mask, [np.round(outline).astype(np.int32)], 1)
+    return (label, mask.astype(bool), box) if mask.any() else None

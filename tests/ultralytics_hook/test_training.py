@@ -13,6 +13,7 @@ from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils.loss import v8DetectionLoss
 
+from tests.conftest import dataset
 from tests.runs import ROOT, STILL, TINY, Log, results, train
 from yolo_lossplug import DetectionLoss, LossPlugError, list_box_losses
 from yolo_lossplug.selection import keys
@@ -266,6 +267,17 @@ def test_mixed_precision(amp, data, tmp_path):
     rows = results(trainer.save_dir)
     assert len(rows) == 2 and all(0 < row["train/box_loss"] < 1e3 for row in rows)
     assert all(p.isfinite().all() for p in trainer.model.parameters())
+
+
+@pytest.mark.parametrize("loss", ["gwd", "kld", "kfiou"])
+def test_rotated_boxes_train(loss, tmp_path):
+    data = dataset("turned", rotated=True)
+    with Log() as log:
+        trainer = train("yolov8n-obb.yaml", data=data, project=str(tmp_path), loss=loss, cls_loss="qfl")
+    assert f"box {loss}" in log.text and "iou=probiou) · engine" in log.text
+    row = results(trainer.save_dir)[-1]
+    assert 0 < row["train/box_loss"] < 100 and 0 < row["val/box_loss"] < 100
+    assert trainer.ema.ema.criterion.bbox_loss.loss.name == loss
 
 
 def test_stacked_with_the_hosts_class_weights(data, tmp_path):
