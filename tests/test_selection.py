@@ -68,7 +68,19 @@ MISTAKES = [
     ({"loss": "kld"}, "loss=kld is one of rotated boxes: it needs task=obb"),
     ({"loss": "gwd", "task": "obb", "gwd_tau": 0.5}, "gwd_tau=0.5 is out of range; it must be in [1, ∞)"),
     ({"tal_iou": "giou", "task": "obb"}, "tal_iou=giou cannot be used with task=obb"),
-    ({"loss": "eiou", "task": "classify"}, "loss=eiou has no effect with task=classify"),
+    (
+        {"loss": "eiou", "task": "classify"},
+        "loss=eiou has no effect with task=classify, which has no boxes",
+    ),
+    ({"tal_topk": 3, "task": "classify"}, "It takes cls_loss (ce, focal, poly), their options, cls_smoothing and"),
+    (
+        {"cls_loss": "qfl", "task": "classify"},
+        "cls_loss=qfl is one of tasks with boxes, and not of classify.",
+    ),
+    ({"cls_loss": "ce"}, "cls_loss=ce is one of the task classify. Take one of asl, bce,"),
+    ({"cls_focal_alpha": 0.5, "task": "classify"}, "cls_focal_alpha=0.5 has no effect with task=classify"),
+    ({"cls_focal_gamma": 1, "task": "classify"}, "cls_focal_gamma=1 has no effect with cls_loss=ce; it belongs to"),
+    ({"loss": 3, "task": "obb"}, "loss=3 must be a name, e.g. loss=probiou"),
     ({"cls_loss": "focal", "task": "semantic"}, "cls_loss=focal has no effect with task=semantic"),
     ({"loss": "no/such/file.py:name"}, "there is no file"),
     ({"loss": "no_such_module:name"}, "module 'no_such_module' cannot be imported"),
@@ -127,6 +139,12 @@ def test_resolved_of_rotated_boxes_can_be_given_again():
     resolved = select({"cls_loss": "qfl", "task": "obb"}).resolved()
     assert resolved["loss"] == "probiou" and "tal_iou" not in resolved
     assert select({**resolved, "task": "obb"}).resolved() == resolved
+
+
+def test_resolved_of_a_classifier_can_be_given_again():
+    resolved = select({"cls_loss": "focal", "cls_weights": [1, 2], "task": "classify"}).resolved()
+    assert set(resolved) == {"cls_loss", "cls_focal_gamma", "cls_smoothing", "cls_weights", "loss_engine"}
+    assert select({**resolved, "task": "classify"}).resolved() == resolved
 
 
 def test_selection_pickles():

@@ -50,15 +50,11 @@ def show_losses() -> None:
     if "--markdown" in sys.argv:
         print(markdown())
         return
-    from yolo_lossplug.registry import BOX, CLASS, MODIFIER, OVERLAP, REGISTRY, ROTATED
+    from yolo_lossplug.registry import BOX, CLASS, MODIFIER, OVERLAP, REGISTRY, ROTATED, SOFTMAX
     from yolo_lossplug.selection import ASSIGNER_OVERLAPS, ENGINES, NAMES, NUMBERS
 
-    sections = {
-        "loss=": (BOX, OVERLAP),
-        "loss= prefixes": (MODIFIER,),
-        "loss= of task=obb": (ROTATED,),
-        "cls_loss=": (CLASS,),
-    }
+    sections = {"loss=": (BOX, OVERLAP), "loss= prefixes": (MODIFIER,), "loss= of task=obb": (ROTATED,)}
+    sections.update({"cls_loss=": (CLASS,), "cls_loss= of task=classify": (SOFTMAX,)})
     for title, kinds in sections.items():
         print(title)
         for spec in sorted((s for s in REGISTRY if s.kind in kinds), key=lambda s: s.name):
@@ -97,10 +93,10 @@ def explanation(name: str) -> str:
         LossPlugError: If there is no such loss.
     """
     from yolo_lossplug.papers import PAPERS
-    from yolo_lossplug.registry import CLASS, MODIFIER, OVERLAP
+    from yolo_lossplug.registry import CLASS, MODIFIER, OVERLAP, SOFTMAX
 
     specs = _parts(name)
-    is_class = specs[-1].kind == CLASS
+    is_class = specs[-1].kind in (CLASS, SOFTMAX)
     title = "-".join(spec.name for spec in specs)
     lines = [f"{'cls_loss' if is_class else 'loss'}={title}"]
     if specs[:-1] or specs[-1].kind == OVERLAP:
@@ -131,10 +127,10 @@ def bibtex(name: str) -> str:
 
 def _parts(name: str) -> list[Spec]:
     """Return the specs of a name, outermost first; a name of both kinds is the box loss."""
-    from yolo_lossplug.registry import BOX, CLASS, REGISTRY, ROTATED
-    from yolo_lossplug.selection import list_class_losses, resolve
+    from yolo_lossplug.registry import BOX, CLASS, REGISTRY, ROTATED, SOFTMAX
+    from yolo_lossplug.selection import resolve
 
-    kind = CLASS if name in list_class_losses() else ROTATED if name in REGISTRY.names(ROTATED) else BOX
+    kind = next((kind for kind in (CLASS, ROTATED, SOFTMAX) if name in REGISTRY.names(kind)), BOX)
     spec, modifiers = resolve(kind, name)
     return [*modifiers, spec]
 
@@ -142,10 +138,11 @@ def _parts(name: str) -> list[Spec]:
 def markdown() -> str:
     """Return the tables of losses of the README."""
     import yolo_lossplug.selection  # noqa: F401  fills the registry
-    from yolo_lossplug.registry import BOX, CLASS, MODIFIER, OVERLAP, REGISTRY, ROTATED
+    from yolo_lossplug.registry import BOX, CLASS, MODIFIER, OVERLAP, REGISTRY, ROTATED, SOFTMAX
 
     parts = []
     tables = {"`loss=`": (BOX, OVERLAP), "prefix": (MODIFIER,), "`loss=` of obb": (ROTATED,), "`cls_loss=`": (CLASS,)}
+    tables["`cls_loss=` of classify"] = (SOFTMAX,)
     for title, kinds in tables.items():
         parts.append(f"| {title} | formula | options = default in range | source | note |\n|---|---|---|---|---|")
         for spec in sorted((s for s in REGISTRY if s.kind in kinds), key=lambda s: s.name):

@@ -21,13 +21,14 @@ Function = Callable[..., Any]
 F = TypeVar("F", bound=Function)
 
 BOX, OVERLAP, MODIFIER, CLASS = "box loss", "overlap loss", "modifier", "class loss"
-ROTATED = "rotated box loss"
+ROTATED, SOFTMAX = "rotated box loss", "softmax loss"
 POSITIONAL = {
     BOX: ("pred", "target"),
     OVERLAP: ("pair",),
     MODIFIER: ("terms",),
     CLASS: ("logits", "targets"),
     ROTATED: ("pred", "target"),
+    SOFTMAX: ("logits", "targets"),
 }
 CONTEXT = {
     BOX: frozenset({"stride", "imgsz", "state"}),
@@ -35,6 +36,7 @@ CONTEXT = {
     MODIFIER: frozenset({"state"}),
     CLASS: frozenset({"state"}),
     ROTATED: frozenset({"stride", "imgsz"}),
+    SOFTMAX: frozenset(),
 }
 """Keyword-only parameters that the caller supplies, by kind. They are no options and no keys."""
 
@@ -310,6 +312,15 @@ def class_loss(name: str, **about: Any) -> Callable[[F], F]:
     `targets` are soft, in [0, 1]. Arguments and errors are those of `box_loss`.
     """
     return _declare(CLASS, name, about)
+
+
+def softmax_loss(name: str, **about: Any) -> Callable[[F], F]:
+    """Register ``function(logits, targets, *, options) -> same shape`` as a loss of the classify task.
+
+    Both are (N, classes), and the loss of an image is the sum over its classes. Arguments and errors are those of
+    `box_loss`.
+    """
+    return _declare(SOFTMAX, name, about)
 
 
 def spec_of(kind: str, name: str, function: Function, **about: Any) -> Spec:

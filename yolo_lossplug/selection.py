@@ -32,6 +32,7 @@ from yolo_lossplug.registry import (
     OVERLAP,
     REGISTRY,
     ROTATED,
+    SOFTMAX,
     LossPlugError,
     Option,
     Parameter,
@@ -40,7 +41,7 @@ from yolo_lossplug.registry import (
 )
 from yolo_lossplug.state import Scope, State
 
-STOCK_BOX, STOCK_CLASS, STOCK_ROTATED = "ciou", "bce", "probiou"
+STOCK_BOX, STOCK_CLASS, STOCK_ROTATED, STOCK_SOFTMAX = "ciou", "bce", "probiou", "ce"
 ENGINES = ("auto", "reference")
 ASSIGNER_OVERLAPS = ("ciou", "diou", "eiou", "giou", "iou", "siou")
 
@@ -63,7 +64,11 @@ GROUP = "yolo_lossplug.losses"
 """Entry points of packages with losses: each names a module, or a function in it."""
 
 TASKS = {"detect": BOX, "segment": BOX, "pose": BOX, "obb": ROTATED}
-"""Tasks that take our keys, and the kind of their boxes."""
+"""Tasks with boxes, and their kind."""
+
+CLASSIFY = "classify"
+"""The task without boxes that takes keys of the class loss."""
+CLASSIFY_KEYS = frozenset({"cls_loss", "cls_smoothing", "cls_weights", "loss_engine"})
 
 
 @dataclass(frozen=True)
@@ -106,7 +111,8 @@ class Loss:
         """
         known = {"stride": stride, "imgsz": imgsz, "state": self.state}
         context = {key: known[key] for key in self.context}
-        raise_dtype = boxes.as_float if self.kind == CLASS else boxes.promote
+        is_elementwise = self.kind in (CLASS, SOFTMAX)
+        raise_dtype = boxes.as_float if is_elementwise else boxes.promote
         before = _versions(pred, target)
         with _no_autocast(pred.device.type):
             loss = self.function(raise_dtype(pred), raise_dtype(target), **context)
@@ -116,11 +122,11 @@ class Loss:
             )
         if not isinstance(loss, Tensor):
             raise LossPlugError(f"loss '{self.name}' must return a tensor, not {loss!r}.")
-        expected = pred.shape if self.kind == CLASS else pred.shape[:1]
+        expected = pred.shape if is_elementwise else pred.shape[:1]
         if loss.shape != expected:  # (N, 1) would be multiplied with weights (N,) into N x N losses, without an error
             raise LossPlugError(
                 f"loss '{self.name}' must return shape {tuple(expected)} for inputs {tuple(pred.shape)}, one loss per "
-                f"{'element' if self.kind == CLASS else 'pair'}, but returned {tuple(loss.shape)}."
+                f"{'element' if is_elementwise else 'pair'}, but returned {tuple(loss.shape)}."
             )
         if torch.is_grad_enabled() and pred.requires_grad and not loss.requires_grad:
             raise LossPlugError(f"loss '{self.name}' has no gradient: it must not detach what it computes.")
@@ -178,7 +184,7 @@ class Selection:
     @property
     def has_stock_class_loss(self) -> bool:
         """Whether the class term is the host's own."""
-        return self.cls.name == STOCK_CLASS and not self.cls_smoothing and self.cls_weights is None
+        return self.cls.name in (STOCK_CLASS, STOCK_SOFTMAX) and not self.cls_smoothing and self.cls_weights is None
 
     def resolved(self) -> dict[str, Any]:
         """Return every key that this run depends on with its value, defaults included; empty for a stock run."""
@@ -193,6 +199,8 @@ class Selection:
             "loss_engine": self.loss_engine,
             **({} if self.cls_weights is None else {"cls_weights": self.cls_weights}),
         }
+        if self.task == CLASSIFY:
+            return {key: values[key] for key in values if key in CLASSIFY_KEYS or key in self.cls.options}
         if self.box.kind == ROTATED:  # the overlap of its assigner is the host's
             del values["tal_iou"]
         return values
@@ -214,13 +222,13 @@ def select(args: Mapping[str, Any]) -> Selection:
         LossPlugError: If a value is unknown, of another type, out of range, or without effect.
     """
     task = args.get("task") or "detect"
-    kind = TASKS.get(task, BOX)
-    name = args.get("loss") or STOCK_ROTATED if kind == ROTATED else _named(args, "loss")
-    box = _bound(kind, name, args)
-    cls = _bound(CLASS, _named(args, "cls_loss"), args)
     unset = keys()
     given = {key: args[key] for key in unset if key in args and args[key] != unset[key]}
     _refuse_unfit_task(task, given)
+    kinds = _kinds(task)
+    box, cls = (_bound(kinds[key], _named(args, key, task), args) for key in ("loss", "cls_loss"))
+    unset = keys()  # with the options of losses of the user's own, which are loaded now
+    given = {key: args[key] for key in unset if key in args and args[key] != unset[key]}
 
     values = {key: p.check(given[key]) if key in given else p.default for key, p in NUMBERS.items()}
     tal_iou = _choice("tal_iou", args, ASSIGNER_OVERLAPS)
@@ -247,10 +255,11 @@ def refuse_unknown_names(given: Mapping[str, Any]) -> None:
         LossPlugError: If there is one.
     """
     task = given.get("task")
-    for key, kind in (("loss", TASKS.get(str(task), BOX)), ("cls_loss", CLASS)):
-        name = _named(given, key)
+    for key, kind in _kinds(str(task)).items():
+        name = _named(given, key, str(task))
         # Without a task the loss may be one of any: the trainer knows, and is asked next.
-        if given.get(key) is not None and ":" not in name and not (task is None and _is_known(ROTATED, name)):
+        is_of_another = task is None and any(_is_known(other, name) for other in (ROTATED, SOFTMAX))
+        if given.get(key) is not None and ":" not in name and not is_of_another:
             resolve(kind, name)
 
 
@@ -300,7 +309,7 @@ def create_class_loss(name: str, **options: Any) -> Loss:
     Raises:
         LossPlugError: If the name or an option is unknown, or a value is out of range.
     """
-    return _created(CLASS, name, options)
+    return _created(CLASS if _is_known(CLASS, name) or not _is_known(SOFTMAX, name) else SOFTMAX, name, options)
 
 
 def list_box_losses() -> tuple[str, ...]:
@@ -340,7 +349,7 @@ def resolve(kind: str, name: str) -> tuple[Spec, list[Spec]]:
         if prefix is None:
             if rest in REGISTRY.refused:
                 raise LossPlugError(REGISTRY.refused[rest])
-            key, known = ("cls_loss", list_class_losses()) if kind == CLASS else ("loss", REGISTRY.names(*wanted))
+            key, known = "cls_loss" if kind in (CLASS, SOFTMAX) else "loss", REGISTRY.names(*wanted)
             if kind == BOX:
                 known = list_box_losses()
             if kind == ROTATED and _is_known(BOX, name):
@@ -350,6 +359,9 @@ def resolve(kind: str, name: str) -> tuple[Spec, list[Spec]]:
                 )
             if kind == BOX and _is_known(ROTATED, name):
                 raise LossPlugError(f"loss={name} is one of rotated boxes: it needs task=obb and a model of that task.")
+            if kind in (CLASS, SOFTMAX) and _is_known(CLASS if kind == SOFTMAX else SOFTMAX, name):
+                other = "of the task classify" if kind == CLASS else "of tasks with boxes, and not of classify"
+                raise LossPlugError(f"cls_loss={name} is one {other}. Take one of {', '.join(known)}.")
             own = f"{name.strip()}:function" if name.strip().endswith(".py") else "file.py:function"
             raise LossPlugError(
                 f"{key}={name} is unknown.{_suggest(_normalise(name), known)} "
@@ -378,7 +390,7 @@ def load_own(reference: str, kind: str) -> Spec:
     Raises:
         LossPlugError: If the file, module or function is not there, or its signature is unfit.
     """
-    key = "cls_loss" if kind == CLASS else "loss"
+    key = "cls_loss" if kind in (CLASS, SOFTMAX) else "loss"
     place, _, name = reference.rpartition(":")
     module = load_module(place, f"{key}={reference}")
     function = getattr(module, name, None)
@@ -435,8 +447,8 @@ def _versions(*tensors: Tensor) -> list[int]:
 
 
 def _is_known(kind: str, name: str) -> bool:
-    if kind == ROTATED:
-        return REGISTRY.get(ROTATED, _normalise(name)) is not None
+    if kind != BOX:
+        return REGISTRY.get(kind, _normalise(name)) is not None
     try:
         return bool(resolve(kind, name))
     except LossPlugError:
@@ -474,12 +486,19 @@ def _created(kind: str, name: str, options: Mapping[str, Any]) -> Loss:
     return loss
 
 
-def _named(args: Mapping[str, Any], key: str) -> str:
-    value = args.get(key)
+def _kinds(task: str) -> dict[str, str]:
+    """Return the kinds of losses that a task has, by the key that names them."""
+    return {"loss": TASKS.get(task, BOX), "cls_loss": SOFTMAX if task == CLASSIFY else CLASS}
+
+
+def _named(args: Mapping[str, Any], key: str, task: str = "detect") -> str:
+    value, default = args.get(key), NAMES[key]
+    if key in _kinds(task):
+        default = {ROTATED: STOCK_ROTATED, SOFTMAX: STOCK_SOFTMAX}.get(_kinds(task)[key], default)
     if value is None:
-        return NAMES[key]
+        return default
     if not isinstance(value, str):
-        raise LossPlugError(f"{key}={value!r} must be a name, e.g. {key}={NAMES[key]}.")
+        raise LossPlugError(f"{key}={value!r} must be a name, e.g. {key}={default}.")
     return value
 
 
@@ -579,19 +598,29 @@ def _suggest(word: str, known: Iterable[str]) -> str:
 
 def _no_effect(key: str, value: Any, box: Loss, cls: Loss) -> str:
     owners = REGISTRY.owners(key)
-    is_class = any(owner.kind == CLASS for owner in owners)
+    is_class = any(owner.kind in (CLASS, SOFTMAX) for owner in owners)
     chosen = f"cls_loss={cls.name}" if is_class else f"loss={box.name}"
     places = [f"{o.name}-*" if o.kind == MODIFIER else f"{'cls_loss' if is_class else 'loss'}={o.name}" for o in owners]
-    return f"{key}={value} has no effect with {chosen}; it belongs to {', '.join(places)}."
+    return f"{key}={value} has no effect with {chosen}; it belongs to {', '.join(dict.fromkeys(places))}."
 
 
 def _refuse_unfit_task(task: str, given: Mapping[str, Any]) -> None:
     if not given:
         return
+    if task == CLASSIFY:
+        names = REGISTRY.names(SOFTMAX)
+        takes = CLASSIFY_KEYS | {key for name in names for key in REGISTRY.specs[SOFTMAX, name].parameters}
+        for key, value in given.items():
+            if key not in takes:
+                raise LossPlugError(
+                    f"{key}={value} has no effect with task={task}, which has no boxes; remove it. It takes cls_loss "
+                    f"({', '.join(names)}), their options, cls_smoothing and cls_weights."
+                )
+        return
     if task not in TASKS:
         key, value = next(iter(given.items()))
         raise LossPlugError(
-            f"{key}={value} has no effect with task={task}, whose loss has no boxes to assign; remove it. "
+            f"{key}={value} has no effect with task={task}, whose loss is another one; remove it. "
             f"Tasks that take it: {', '.join(TASKS)}."
         )
     if TASKS[task] == ROTATED and "tal_iou" in given:

@@ -119,7 +119,7 @@ def test_unknown_key_is_the_hosts_error_with_our_keys_suggested():
     [
         (["train", "model=yolov8n.pt", "loss=eiuo"], "loss=eiuo is unknown. Did you mean 'eiou'?"),
         (["train", "model=yolov8n-obb.pt", "loss=eiou"], "loss=eiou cannot be used with task=obb"),
-        (["train", "model=yolov8n-cls.pt", "cls_loss=focal"], "cls_loss=focal has no effect with task=classify"),
+        (["train", "model=yolov8n-cls.pt", "tal_topk=3"], "tal_topk=3 has no effect with task=classify"),
         (["train", "model=rtdetr-l.pt", "loss=eiou"], "loss=eiou cannot be used with model=rtdetr-l.pt: RT-DETR"),
         (["val", "model=yolov8n.pt", "loss=eiou"], "loss=eiou has no effect with mode=val: it is a key of training"),
         (["train", "model=yolov8n.pt", "loss=no.py:name"], "there is no file"),

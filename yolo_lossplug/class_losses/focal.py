@@ -11,6 +11,8 @@ from yolo_lossplug.boxes import power
 from yolo_lossplug.class_losses.bce import bce
 from yolo_lossplug.registry import Option, class_loss
 
+Gamma = Annotated[float, Option("exponent that damps easy elements; 0 damps none", at_least=0)]
+
 
 @class_loss(
     "focal",
@@ -24,7 +26,7 @@ def focal(
     logits: Tensor,
     targets: Tensor,
     *,
-    cls_focal_gamma: Annotated[float, Option("exponent that damps easy elements; 0 damps none", at_least=0)] = 2.0,
+    cls_focal_gamma: Gamma = 2.0,
     cls_focal_alpha: Annotated[
         Optional[float], Option("weight of positives, null for none", at_least=0, at_most=1)
     ] = 0.25,

@@ -10,6 +10,8 @@ from torch import Tensor
 from yolo_lossplug.class_losses.bce import bce
 from yolo_lossplug.registry import Option, class_loss
 
+Epsilon = Annotated[float, Option("weight of the first polynomial; 0 is none", at_least=-1)]
+
 
 @class_loss(
     "poly",
@@ -22,7 +24,7 @@ def poly(
     logits: Tensor,
     targets: Tensor,
     *,
-    cls_poly_epsilon: Annotated[float, Option("weight of the first polynomial; 0 is bce", at_least=-1)] = 1.0,
+    cls_poly_epsilon: Epsilon = 1.0,
 ) -> Tensor:
     """Poly-1 = BCE + ε·(1 − p_t) with p_t = y·p + (1 − y)(1 − p), in [0, ∞).
 

@@ -14,9 +14,16 @@ from typing import Any, Callable, Optional
 import torch
 from torch import Tensor, nn
 from ultralytics.utils import tal
-from ultralytics.utils.loss import BboxLoss, v8DetectionLoss, v8OBBLoss, v8PoseLoss, v8SegmentationLoss
+from ultralytics.utils.loss import (
+    BboxLoss,
+    v8ClassificationLoss,
+    v8DetectionLoss,
+    v8OBBLoss,
+    v8PoseLoss,
+    v8SegmentationLoss,
+)
 
-from yolo_lossplug.registry import ROTATED, LossPlugError
+from yolo_lossplug.registry import ROTATED, SOFTMAX, LossPlugError
 from yolo_lossplug.selection import (
     STOCK_BOX,
     Loss,
@@ -117,6 +124,33 @@ class PluggedClassLoss(nn.Module):
             return result * self.weights
         # The host multiplies in place, which autograd forbids on a result that backward reads, as that of an exp.
         return result.clone() if self.is_weighted else result
+
+
+class PluggedSoftmaxLoss:
+    """The criterion of the classify task with another loss.
+
+    Args:
+        stock: The host's criterion.
+        selection: What to train with.
+        weights: Weights of the classes (classes,), None for none.
+    """
+
+    def __init__(self, stock: Any, selection: Selection, weights: Optional[list[float]]) -> None:
+        self.stock, self.lossplug, self.loss, self.weights = stock, selection, selection.cls, weights
+
+    def __call__(self, preds: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Any]:
+        """Return the mean loss of the images, weighted as `torch.nn.CrossEntropyLoss` does, and what is logged."""
+        items = self.stock(preds, batch)[1]
+        logits, labels = preds[1] if isinstance(preds, (list, tuple)) else preds, batch["cls"]
+        count, smoothing = logits.shape[-1], self.lossplug.cls_smoothing
+        targets = torch.nn.functional.one_hot(labels.long(), count) * (1 - smoothing) + smoothing / count
+        terms = self.loss(logits, targets.to(logits.dtype))
+        if self.weights is None:
+            loss = terms.sum(-1).mean()
+        else:
+            weights = torch.tensor(self.weights, dtype=terms.dtype, device=terms.device)
+            loss = (terms * weights).sum() / weights[labels.long()].sum().clamp(min=1e-12)
+        return loss, dict.fromkeys(items, loss.detach()) if isinstance(items, dict) else loss.detach()
 
 
 class OverlapMixin:
@@ -232,11 +266,17 @@ def plug(
     """
     if not selection.is_active:
         return criterion
+    if isinstance(criterion, v8ClassificationLoss):
+        if selection.cls.kind != SOFTMAX:  # nobody has said which task it is
+            given = {key: value for key, value in selection.resolved().items() if key in selection.given}
+            selection = select({**given, "task": "classify"})
+        count = max(names or {}, default=-1) + 1
+        return PluggedSoftmaxLoss(criterion, selection, class_weights(selection, count, names or {}))
     found = list(_branches(criterion))
     if not found:
         raise LossPlugError(
             f"{', '.join(sorted(selection.given))} cannot be used with {type(criterion).__name__}, which has no box "
-            f"and class loss of the kind that detect, segment, pose and obb models train with; remove it."
+            f"and class loss of the kind that detect, segment, pose, obb and classify models train with; remove it."
         )
     state = State() if state is None else state
     for branch, leaf in found:
@@ -246,6 +286,8 @@ def plug(
 
 def is_plugged(criterion: Any, selection: Selection) -> bool:
     """Return whether every part of a criterion runs what is selected."""
+    if isinstance(criterion, PluggedSoftmaxLoss):
+        return criterion.lossplug == selection and criterion.loss == selection.cls
     found = leaves(criterion)
     return bool(found) and all(_runs(leaf, selection) for leaf in found)
 

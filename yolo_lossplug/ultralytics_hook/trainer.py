@@ -12,7 +12,16 @@ from ultralytics.utils import LOGGER, RANK, colorstr
 
 import yolo_lossplug
 from yolo_lossplug.registry import ROTATED, LossPlugError
-from yolo_lossplug.selection import STOCK_BOX, STOCK_CLASS, STOCK_ROTATED, Selection, class_weights, keys, select
+from yolo_lossplug.selection import (
+    CLASSIFY,
+    STOCK_BOX,
+    STOCK_CLASS,
+    STOCK_ROTATED,
+    Selection,
+    class_weights,
+    keys,
+    select,
+)
 from yolo_lossplug.ultralytics_hook import memory, patches
 from yolo_lossplug.ultralytics_hook.criterion import arguments, class_names, is_plugged, leaves, plug
 
@@ -93,6 +102,10 @@ def selection_of(trainer: Any) -> Selection:
 
 def banner(selection: Selection) -> str:
     """Return the line that says what runs."""
+    if selection.task == CLASSIFY:
+        smoothing = f" smoothing={selection.cls_smoothing}" if selection.cls_smoothing else ""
+        weights = f" weights={selection.cls_weights}" if selection.cls_weights else ""
+        return f"class {selection.cls}{smoothing}{weights} · engine reference · ultralytics {ultralytics.__version__}"
     overlap = STOCK_ROTATED if selection.box.kind == ROTATED else selection.tal_iou
     return (
         f"box {selection.box} · class {selection.cls}"
@@ -108,6 +121,9 @@ def announce(trainer: Any) -> None:
     selection = selection_of(trainer)
     if not selection.is_active:
         return
+    for model in (_unwrap(trainer.model), getattr(trainer.ema, "ema", None)):
+        if model is not None and not hasattr(model, "args"):  # the trainer of classify does not hand them on
+            model.args = trainer.args
     if yolo_lossplug.is_enabled():
         patches.wrap_model_class(type(_unwrap(trainer.model)))
     if "nc" in trainer.data:  # a wrong name or number is reported before the first batch
@@ -132,8 +148,9 @@ def guard(trainer: Any) -> None:
             continue  # the moving average makes its criterion at the first validation
         if not is_plugged(criterion, selection):
             found = ", ".join(sorted({describe(leaf) for leaf in leaves(criterion)})) or "no box loss"
+            box = "" if selection.task == CLASSIFY else f"loss={selection.box.name} "
             raise LossPlugError(
-                f"loss={selection.box.name} cls_loss={selection.cls.name} was requested, but {role} runs "
+                f"{box}cls_loss={selection.cls.name} was requested, but {role} runs "
                 f"{type(criterion).__name__} with {found}. The run is stopped. Something has replaced the criterion "
                 f"of the model, or made it by hand: remove that, or the keys of the run."
             )

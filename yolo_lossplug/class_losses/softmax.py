@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Losses over mutually exclusive classes: those of the classify task."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from yolo_lossplug.boxes import power
+from yolo_lossplug.class_losses.focal import Gamma
+from yolo_lossplug.class_losses.poly import Epsilon
+from yolo_lossplug.registry import softmax_loss
+
+
+@softmax_loss("ce", formula="−Σ t·ln p, p = softmax", note="What Ultralytics trains with.")
+def ce(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy = −Σ over classes of t·ln p with p = softmax(logits), in [0, ∞).
+
+    Args:
+        logits: Scores before the softmax (N, classes).
+        targets: t (N, classes), which sum to 1; one-hot, or smoothed.
+
+    Returns:
+        The terms of the sum (N, classes). Smallest at p = t.
+    """
+    return -targets * logits.log_softmax(-1)
+
+
+@softmax_loss(
+    "focal",
+    formula="−Σ t·(1 − p)^γ·ln p, p = softmax",
+    paper="https://arxiv.org/abs/1708.02002",
+    year=2017,
+    note="Damps images that are classified well.",
+)
+def focal(logits: Tensor, targets: Tensor, *, cls_focal_gamma: Gamma = 2.0) -> Tensor:
+    """Focal = −Σ over classes of t·(1 − p)^γ·ln p with p = softmax(logits), in [0, ∞).
+
+    Args:
+        logits: Scores before the softmax (N, classes).
+        targets: t (N, classes), which sum to 1.
+        cls_focal_gamma: γ.
+
+    Returns:
+        The terms of the sum (N, classes). The modulating factor is differentiated.
+    """
+    logarithm = logits.log_softmax(-1)
+    return -targets * power(1 - logarithm.exp(), cls_focal_gamma) * logarithm
+
+
+@softmax_loss(
+    "poly",
+    formula="Σ t·(−ln p + ε·(1 − p)), p = softmax",
+    paper="https://arxiv.org/abs/2204.12511",
+    year=2022,
+    note="Poly-1 of the cross-entropy.",
+)
+def poly(logits: Tensor, targets: Tensor, *, cls_poly_epsilon: Epsilon = 1.0) -> Tensor:
+    """Poly-1 = Σ over classes of t·(−ln p + ε·(1 − p)) with p = softmax(logits), in [0, ∞).
+
+    Args:
+        logits: Scores before the softmax (N, classes).
+        targets: t (N, classes), which sum to 1.
+        cls_poly_epsilon: ε.
+
+    Returns:
+        The terms of the sum (N, classes). Nothing is detached.
+    """
+    logarithm = logits.log_softmax(-1)
+    return targets * (cls_poly_epsilon * (1 - logarithm.exp()) - logarithm)
