@@ -17,6 +17,10 @@ WATCHED = (
     "ultralytics.engine.model",
     "ultralytics.engine.trainer",
     "ultralytics.engine.tuner",
+    "ultralytics.utils.nms",
+    "ultralytics.utils.ops",
+    "ultralytics.models.yolo.detect.predict",
+    "ultralytics.models.yolo.detect.val",
 )
 problem = ""
 """Why the plugin could not be enabled on this release of Ultralytics, empty if it could."""

@@ -68,6 +68,7 @@ def show_losses() -> None:
     for p in NUMBERS.values():
         print(f"  {p.key}={p.default} in {p.option.range}: {p.option.help}")
     print(f"  tal_iou={NAMES['tal_iou']}: overlap inside the assigner, one of {', '.join(ASSIGNER_OVERLAPS)}")
+    print(f"  nms_iou={NAMES['nms_iou']}: overlap in the suppression of val, predict and track, or diou")
     print(f"  loss_engine={NAMES['loss_engine']}: one of {', '.join(ENGINES)}")
     print("  cls_weights: a list of one weight for each class, or a mapping from names of classes to weights")
 

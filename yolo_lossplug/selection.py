@@ -43,6 +43,7 @@ from yolo_lossplug.state import Scope, State
 
 STOCK_BOX, STOCK_CLASS, STOCK_ROTATED, STOCK_SOFTMAX = "ciou", "bce", "probiou", "ce"
 ENGINES = ("auto", "reference")
+NMS_OVERLAPS = ("iou", "diou")
 ASSIGNER_OVERLAPS = ("ciou", "diou", "eiou", "giou", "iou", "siou")
 
 NUMBERS = {
@@ -56,7 +57,7 @@ NUMBERS = {
         Parameter("cls_smoothing", float, False, 0.0, Option("smoothing of assigned targets", at_least=0, below=1)),
     )
 }
-NAMES = {"loss": STOCK_BOX, "cls_loss": STOCK_CLASS, "tal_iou": "ciou", "loss_engine": "auto"}
+NAMES = {"loss": STOCK_BOX, "cls_loss": STOCK_CLASS, "tal_iou": "ciou", "loss_engine": "auto", "nms_iou": "iou"}
 """Keys that take a name, with their defaults."""
 
 WEIGHTS = "cls_weights"
@@ -155,6 +156,7 @@ class Selection:
         tal_beta: Exponent of the overlap.
         tal_iou: Overlap inside the assigner.
         loss_engine: Requested engine.
+        nms_iou: Overlap in the suppression of validation.
         given: Keys that the user has given; without any, the run is stock.
         task: Task of the run.
     """
@@ -168,6 +170,7 @@ class Selection:
     tal_beta: float
     tal_iou: str
     loss_engine: str
+    nms_iou: str
     given: frozenset[str] = field(compare=False)
     task: str
 
@@ -197,6 +200,7 @@ class Selection:
             **self.cls.options,
             **{key: getattr(self, key) for key in ("cls_smoothing", "tal_topk", "tal_alpha", "tal_beta", "tal_iou")},
             "loss_engine": self.loss_engine,
+            **({} if self.nms_iou == NAMES["nms_iou"] else {"nms_iou": self.nms_iou}),
             **({} if self.cls_weights is None else {"cls_weights": self.cls_weights}),
         }
         if self.task == CLASSIFY:
@@ -231,8 +235,8 @@ def select(args: Mapping[str, Any]) -> Selection:
     given = {key: args[key] for key in unset if key in args and args[key] != unset[key]}
 
     values = {key: p.check(given[key]) if key in given else p.default for key, p in NUMBERS.items()}
-    tal_iou = _choice("tal_iou", args, ASSIGNER_OVERLAPS)
-    engine = _choice("loss_engine", args, ENGINES)
+    tal_iou = choose("tal_iou", args, ASSIGNER_OVERLAPS)
+    engine = choose("loss_engine", args, ENGINES)
     for key, value in given.items():
         if key not in NUMBERS and key not in (*NAMES, WEIGHTS) and key not in box.options and key not in cls.options:
             raise LossPlugError(_no_effect(key, value, box, cls))
@@ -243,6 +247,7 @@ def select(args: Mapping[str, Any]) -> Selection:
         cls_weights=_weights(given.get(WEIGHTS)),
         tal_iou=tal_iou,
         loss_engine=engine,
+        nms_iou=choose("nms_iou", args, NMS_OVERLAPS),
         given=frozenset(given),
         task=task,
     )
@@ -502,7 +507,17 @@ def _named(args: Mapping[str, Any], key: str, task: str = "detect") -> str:
     return value
 
 
-def _choice(key: str, args: Mapping[str, Any], choices: tuple[str, ...]) -> str:
+def choose(key: str, args: Mapping[str, Any], choices: tuple[str, ...]) -> str:
+    """Return the value of a key that takes one of a few names, its default if it is not given.
+
+    Args:
+        key: The key.
+        args: What is given.
+        choices: The names.
+
+    Raises:
+        LossPlugError: If the value is none of them.
+    """
     name = _normalise(_named(args, key))
     if name not in choices:
         raise LossPlugError(f"{key}={name} is unknown.{_suggest(name, choices)} Known: {', '.join(choices)}.")
@@ -623,9 +638,11 @@ def _refuse_unfit_task(task: str, given: Mapping[str, Any]) -> None:
             f"{key}={value} has no effect with task={task}, whose loss is another one; remove it. "
             f"Tasks that take it: {', '.join(TASKS)}."
         )
-    if TASKS[task] == ROTATED and "tal_iou" in given:
+    for key in ("tal_iou", "nms_iou"):
+        if TASKS[task] != ROTATED or key not in given:
+            continue
         raise LossPlugError(
-            f"tal_iou={given['tal_iou']} cannot be used with task={task}: its boxes are rotated, and this overlap is "
+            f"{key}={given[key]} cannot be used with task={task}: its boxes are rotated, and this overlap is "
             f"one of horizontal boxes. Remove it; {task} takes loss, cls_loss, tal_topk, tal_alpha and tal_beta."
         )
 

@@ -35,6 +35,13 @@ def register_own(custom: dict[str, Any], *bases: dict[str, Any]) -> None:
                     base.setdefault(parameter.key, parameter.unset)
 
 
+def know(custom: dict[str, Any], base: dict[str, Any]) -> None:
+    """Let a configuration know those of our keys that are given, as that of a predictor that is asked again."""
+    for key, value in keys().items():
+        if key in custom:
+            base.setdefault(key, value)
+
+
 def check_given(base: dict[str, Any], custom: dict[str, Any]) -> None:
     """Check what the user gave on the command line, before the model is built or downloaded.
 
@@ -53,6 +60,7 @@ def check_given(base: dict[str, Any], custom: dict[str, Any]) -> None:
     mode = str(custom.get("mode") or base.get("mode"))
     if mode != TRAINING:
         refuse_keys_of_training(mode, given)
+        return
     if custom.get("resume"):
         return  # the checkpoint decides; the trainer says so
     task, family = guess_model(custom)
@@ -71,7 +79,12 @@ def refuse_keys_of_training(mode: str, given: dict[str, Any]) -> None:
     """
     unset = keys()
     for key, value in given.items():
-        if key in unset and value != unset[key]:
+        if key == "nms_iou" and value is not None and mode in ("export", "benchmark"):
+            raise LossPlugError(
+                f"nms_iou={value} has no effect with mode={mode}: an exported model brings a suppression of its own, "
+                f"or none. Remove it."
+            )
+        if key in unset and value != unset[key] and key != "nms_iou":
             raise LossPlugError(f"{key}={value} has no effect with mode={mode}: it is a key of training. Remove it.")
 
 

@@ -62,6 +62,7 @@ def _wrap_alignment(stock: Callable[..., None]) -> Callable[..., None]:
         from yolo_lossplug.ultralytics_hook import config
 
         config.register_own(custom, base, DEFAULT_CFG_DICT)
+        config.know(custom, base)
         stock(base, custom, *args, **kwargs)
         if config.TRAINING in base:  # only the command line adds the names of modes to the keys
             config.check_given(base, custom)
@@ -94,12 +95,33 @@ def _wrap_entrypoint(stock: Callable[..., None]) -> Callable[..., None]:
 def _wrap_mode(stock: Callable[..., Any], mode: str) -> Callable[..., Any]:
     @functools.wraps(stock)
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        from yolo_lossplug.ultralytics_hook import config
+        from yolo_lossplug.ultralytics_hook import config, suppression
 
         config.refuse_keys_of_training(mode, kwargs)
+        suppression.check(self, mode, kwargs)
         return stock(self, *args, **kwargs)
 
     return method
+
+
+def _wrap_postprocess(stock: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(stock)
+    def postprocess(self: Any, *args: Any, **kwargs: Any) -> Any:
+        from yolo_lossplug.ultralytics_hook import suppression
+
+        return suppression.postprocess(stock, self, *args, **kwargs)
+
+    return postprocess
+
+
+def _wrap_suppression(stock: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(stock)
+    def non_max_suppression(*args: Any, **kwargs: Any) -> Any:
+        from yolo_lossplug.ultralytics_hook import suppression
+
+        return suppression.suppress(stock, *args, **kwargs)
+
+    return non_max_suppression
 
 
 def _own_command(stock: list[str]) -> list[str]:
@@ -303,6 +325,27 @@ PATCHES = (
     Patch("ultralytics.utils.torch_utils", "DEFAULT_CFG_DICT", _known_values, f"strip_optimizer {DEFAULTS_REASON}"),
     Patch("ultralytics.nn.tasks", "DEFAULT_CFG_DICT", _known_values, f"load_checkpoint {DEFAULTS_REASON}"),
     Patch("ultralytics.engine.model", "DEFAULT_CFG_DICT", _known_values, f"a new model {DEFAULTS_REASON}"),
+    *(
+        Patch(
+            f"ultralytics.models.yolo.detect.{module}",
+            f"{owner}.postprocess",
+            _wrap_postprocess,
+            "knows the arguments, and calls the suppression; those of segment and pose call it",
+            ("self", "preds"),
+        )
+        for module, owner in (("predict", "DetectionPredictor"), ("val", "DetectionValidator"))
+    ),
+    *(
+        Patch(
+            f"ultralytics.utils.{module}",
+            "non_max_suppression",
+            _wrap_suppression,
+            "measures the overlap that nms_iou names; the stock function runs where it is iou",
+            ("prediction",),
+            is_optional=True,
+        )
+        for module in ("nms", "ops")  # it has moved
+    ),
     *(
         Patch(
             "ultralytics.engine.model",

@@ -14,6 +14,7 @@ import yolo_lossplug
 from yolo_lossplug.registry import ROTATED, LossPlugError
 from yolo_lossplug.selection import (
     CLASSIFY,
+    NAMES,
     STOCK_BOX,
     STOCK_CLASS,
     STOCK_ROTATED,
@@ -106,13 +107,14 @@ def banner(selection: Selection) -> str:
         smoothing = f" smoothing={selection.cls_smoothing}" if selection.cls_smoothing else ""
         weights = f" weights={selection.cls_weights}" if selection.cls_weights else ""
         return f"class {selection.cls}{smoothing}{weights} · engine reference · ultralytics {ultralytics.__version__}"
+    suppression = "" if selection.nms_iou == NAMES["nms_iou"] else f" · nms {selection.nms_iou}"
     overlap = STOCK_ROTATED if selection.box.kind == ROTATED else selection.tal_iou
     return (
         f"box {selection.box} · class {selection.cls}"
         f"{f' smoothing={selection.cls_smoothing}' if selection.cls_smoothing else ''}"
         f"{f' weights={selection.cls_weights}' if selection.cls_weights else ''} · "
         f"assigner tal(topk={selection.tal_topk}, alpha={selection.tal_alpha}, beta={selection.tal_beta}, "
-        f"iou={overlap}) · engine reference · ultralytics {ultralytics.__version__}"
+        f"iou={overlap}){suppression} · engine reference · ultralytics {ultralytics.__version__}"
     )
 
 

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Which overlap the host's non-maximum suppression measures: the key `nms_iou` of predict, val and track."""
+
+from __future__ import annotations
+
+import inspect
+from contextvars import ContextVar
+from typing import Any, Callable
+
+from yolo_lossplug.nms import diou_nms
+from yolo_lossplug.registry import LossPlugError
+from yolo_lossplug.selection import NMS_OVERLAPS, choose
+
+STOCK = NMS_OVERLAPS[0]
+KEEP_ALL = 1.0
+"""A threshold that no IoU exceeds: the host filters and sorts, and suppresses nothing."""
+FOREIGN = ("ultralytics.models.rtdetr", "ultralytics.models.sam", "ultralytics.models.nas")
+TASKS = ("detect", "segment", "pose")
+
+_overlap: ContextVar[str] = ContextVar("nms_iou", default=STOCK)
+
+
+def postprocess(stock: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+    """Run a predictor's or validator's own post-processing with the overlap that its arguments name."""
+    token = _overlap.set(choose("nms_iou", vars(self.args), NMS_OVERLAPS))
+    try:
+        return stock(self, *args, **kwargs)
+    finally:
+        _overlap.reset(token)
+
+
+def suppress(stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Run the host's suppression; with another overlap its filters alone, and then ours.
+
+    Raises:
+        LossPlugError: If the predictions are those of an end-to-end head, or rotated.
+    """
+    if _overlap.get() == STOCK:
+        return stock(*args, **kwargs)
+    bound = inspect.signature(stock).bind(*args, **kwargs)
+    bound.apply_defaults()
+    given = bound.arguments
+    prediction = given["prediction"][0] if isinstance(given["prediction"], (list, tuple)) else given["prediction"]
+    if given.get("end2end") or prediction.shape[-1] == 6:
+        raise LossPlugError("nms_iou=diou has no effect with an end-to-end head, which suppresses nothing. Remove it.")
+    if given.get("rotated"):
+        raise LossPlugError("nms_iou=diou cannot be used with rotated boxes. Remove it.")
+    threshold, limit = given["iou_thres"], given["max_det"]
+    given["iou_thres"], given["max_det"] = KEEP_ALL, given["max_nms"]
+    result = stock(*bound.args, **bound.kwargs)
+    images, indices = result if given.get("return_idxs") else (result, None)
+    for i, rows in enumerate(images):
+        apart = rows[:, :4] + rows[:, 5:6] * (0 if given["agnostic"] else given["max_wh"])
+        kept = diou_nms(apart, rows[:, 4], threshold)[:limit]
+        images[i] = rows[kept]
+        if indices is not None:
+            indices[i] = indices[i][kept]
+    return result
+
+
+def check(model: Any, mode: str, given: dict[str, Any]) -> None:
+    """Check the key where a model is asked to predict, validate or track.
+
+    Raises:
+        LossPlugError: If the value is unknown, or the model has no such suppression.
+    """
+    value = given.get("nms_iou")
+    if value is None:
+        return
+    choose("nms_iou", given, NMS_OVERLAPS)
+    head = (getattr(getattr(model, "model", None), "model", None) or [None])[-1]
+    is_end_to_end = getattr(head, "end2end", False) or getattr(head, "one2one_cv2", None) is not None
+    reason = ""
+    if type(model).__module__.startswith(FOREIGN):
+        reason = f"{type(model).__name__} has no suppression of this kind"
+    elif model.task not in TASKS:
+        reason = f"the task {model.task} suppresses no horizontal boxes"
+    elif is_end_to_end and not given.get("nms"):  # with nms=True newer releases use the other head
+        reason = "an end-to-end head suppresses nothing"
+    if reason:
+        raise LossPlugError(f"nms_iou={value} has no effect with mode={mode} here: {reason}. Remove it.")
