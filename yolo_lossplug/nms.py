@@ -6,7 +6,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from yolo_lossplug.boxes import Pair
+from yolo_lossplug.boxes import ratio
+
+BLOCK = 256
+"""Boxes that are decided upon together: large enough for few steps, small enough for a small matrix."""
 
 
 def diou_nms(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
@@ -20,11 +23,33 @@ def diou_nms(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
     Returns:
         Indices of the kept boxes, best first (K,).
     """
-    order = scores.argsort(descending=True)
-    boxes, kept = boxes.float(), []
+    order, boxes = scores.argsort(descending=True), boxes.float()
+    kept = [order[:0]]
     while order.numel():
-        best, order = order[:1], order[1:]
-        kept.append(best)
-        pair = Pair(boxes[best].expand(len(order), 4), boxes[order])
-        order = order[pair.iou - pair.centre_distance <= threshold]
-    return torch.cat(kept) if kept else order
+        block, order = order[:BLOCK], order[BLOCK:]
+        block = block[_survivors(diou(boxes[block], boxes[block]) > threshold)]
+        order = order[~(diou(boxes[block], boxes[order]) > threshold).any(0)]
+        kept.append(block)
+    return torch.cat(kept)
+
+
+def diou(one: Tensor, other: Tensor) -> Tensor:
+    """Return IoU − ρ²/c² of every box (N, 4) with every other (M, 4): (N, M), in [-1, 1]."""
+    (x1, y1, x2, y2), (a1, b1, a2, b2) = (column.unbind(-1) for column in (one.unsqueeze(1), other.unsqueeze(0)))
+    inter = (torch.minimum(x2, a2) - torch.maximum(x1, a1)).relu_()
+    inter *= (torch.minimum(y2, b2) - torch.maximum(y1, b1)).relu_()
+    union = (x2 - x1) * (y2 - y1) + (a2 - a1) * (b2 - b1) - inter
+    distance = (x1 + x2 - a1 - a2).square_().add_((y1 + y2 - b1 - b2).square_()).div_(4)
+    diagonal = (torch.maximum(x2, a2) - torch.minimum(x1, a1)).square_()
+    diagonal += (torch.maximum(y2, b2) - torch.minimum(y1, b1)).square_()
+    return ratio(inter, union) - ratio(distance, diagonal)
+
+
+def _survivors(drops: Tensor) -> Tensor:
+    """Return which of some boxes (B,), best first, remain, if each that remains drops those that its row names."""
+    rows, alive = drops.cpu().numpy(), torch.ones(len(drops), dtype=torch.bool)
+    flags = alive.numpy()
+    for i in range(len(rows)):
+        if flags[i]:
+            flags[i + 1 :] &= ~rows[i, i + 1 :]
+    return alive.to(drops.device)
