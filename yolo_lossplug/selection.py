@@ -216,6 +216,11 @@ def keys() -> dict[str, Optional[str]]:
     return {**dict.fromkeys((*NAMES, WEIGHTS)), **{key: parameter.unset for key, parameter in options.items()}}
 
 
+def given_keys(args: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of our keys that arguments give a value, with the values."""
+    return {key: args[key] for key, unset in keys().items() if key in args and args[key] != unset}
+
+
 def select(args: Mapping[str, Any]) -> Selection:
     """Return what a run with these arguments trains with. Keys of others are ignored.
 
@@ -226,13 +231,10 @@ def select(args: Mapping[str, Any]) -> Selection:
         LossPlugError: If a value is unknown, of another type, out of range, or without effect.
     """
     task = args.get("task") or "detect"
-    unset = keys()
-    given = {key: args[key] for key in unset if key in args and args[key] != unset[key]}
-    _refuse_unfit_task(task, given)
+    _refuse_unfit_task(task, given_keys(args))
     kinds = _kinds(task)
     box, cls = (_bound(kinds[key], _named(args, key, task), args) for key in ("loss", "cls_loss"))
-    unset = keys()  # with the options of losses of the user's own, which are loaded now
-    given = {key: args[key] for key in unset if key in args and args[key] != unset[key]}
+    given = given_keys(args)  # with the options of losses of the user's own, which are loaded now
 
     values = {key: p.check(given[key]) if key in given else p.default for key, p in NUMBERS.items()}
     tal_iou = choose("tal_iou", args, ASSIGNER_OVERLAPS)
@@ -579,8 +581,7 @@ def _bound(kind: str, name: str, options: Mapping[str, Any]) -> Loss:
         spec, modifiers = resolve(kind, name)
         canonical = "-".join([*(m.name for m in modifiers), spec.name])
     used = [*modifiers, spec]
-    unset = keys()
-    given = {k: v for k, v in options.items() if k in unset and v != unset[k]}
+    given = given_keys(options)
     values = {key: value for part in used for key, value in part.bind(given).items()}
 
     if spec.kind == OVERLAP:

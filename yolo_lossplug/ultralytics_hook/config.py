@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from yolo_lossplug.registry import BOX, CLASS, REGISTRY, LossPlugError, Spec
-from yolo_lossplug.selection import NAMES, NUMBERS, WEIGHTS, keys, load_own, refuse_unknown_names, select
+from yolo_lossplug.selection import NAMES, NUMBERS, WEIGHTS, given_keys, keys, load_own, refuse_unknown_names, select
 
 TRAINING = "train"
 FOREIGN_FAMILIES = {"rtdetr": "RT-DETR", "-world": "YOLO-World", "yoloe": "YOLOE"}
@@ -52,11 +52,9 @@ def check_given(base: dict[str, Any], custom: dict[str, Any]) -> None:
     Raises:
         LossPlugError: If a value is wrong, or has no effect in this mode or on this model.
     """
-    unset = keys()
-    given = {key: value for key, value in custom.items() if key in unset and value != unset[key]}
+    given = given_keys(custom)
     if not given:
         return
-    key, value = next(iter(given.items()))
     mode = str(custom.get("mode") or base.get("mode"))
     if mode != TRAINING:
         refuse_keys_of_training(mode, given)
@@ -65,6 +63,7 @@ def check_given(base: dict[str, Any], custom: dict[str, Any]) -> None:
         return  # the checkpoint decides; the trainer says so
     task, family = guess_model(custom)
     if family:
+        key, value = next((key, custom[key]) for key in custom if key in given)
         raise LossPlugError(
             f"{key}={value} cannot be used with model={custom['model']}: {family} has a loss of its own."
         )
@@ -77,14 +76,16 @@ def refuse_keys_of_training(mode: str, given: dict[str, Any]) -> None:
     Raises:
         LossPlugError: If a key of ours is among it.
     """
-    unset = keys()
+    ours = given_keys(given)
     for key, value in given.items():
-        if key == "nms_iou" and value is not None and mode in ("export", "benchmark"):
+        if key not in ours:
+            continue
+        if key == "nms_iou" and mode in ("export", "benchmark"):
             raise LossPlugError(
                 f"nms_iou={value} has no effect with mode={mode}: an exported model brings a suppression of its own, "
                 f"or none. Remove it."
             )
-        if key in unset and value != unset[key] and key != "nms_iou":
+        if key != "nms_iou":
             raise LossPlugError(f"{key}={value} has no effect with mode={mode}: it is a key of training. Remove it.")
 
 

@@ -88,7 +88,7 @@ class PluggedBboxLoss(nn.Module):
 
     def _context(self, anchor_points: Tensor, anchors: Tensor) -> dict[str, Tensor]:
         """Return stride (N, 1) and network input size (2,) in pixels, read off the anchors, if the loss wants them."""
-        if not self.loss.context:
+        if not self.loss.context & {"stride", "imgsz"}:
             return {}
         # Older releases do not pass them. Every level starts at the cell centre (0.5, 0.5), and only there.
         level = (anchor_points == 0.5).all(-1).cumsum(0) - 1
@@ -267,9 +267,8 @@ def plug(
     if not selection.is_active:
         return criterion
     if isinstance(criterion, v8ClassificationLoss):
-        if selection.cls.kind != SOFTMAX:  # nobody has said which task it is
-            given = {key: value for key, value in selection.resolved().items() if key in selection.given}
-            selection = select({**given, "task": "classify"})
+        if selection.cls.kind != SOFTMAX:
+            selection = _of_task(selection, "classify")
         count = max(names or {}, default=-1) + 1
         return PluggedSoftmaxLoss(criterion, selection, class_weights(selection, count, names or {}))
     found = list(_branches(criterion))
@@ -312,9 +311,8 @@ def _branches(criterion: Any, name: str = "main") -> Iterator[tuple[str, v8Detec
 
 def _plug_leaf(leaf: v8DetectionLoss, selection: Selection, scope: Scope, names: Mapping[int, str]) -> None:
     is_rotated = isinstance(leaf.assigner, tal.RotatedTaskAlignedAssigner)
-    if is_rotated != (selection.box.kind == ROTATED):  # nobody has said which task it is
-        given = {key: value for key, value in selection.resolved().items() if key in selection.given}
-        selection = select({**given, "task": "obb" if is_rotated else "detect"})
+    if is_rotated != (selection.box.kind == ROTATED):
+        selection = _of_task(selection, "obb" if is_rotated else "detect")
     if not selection.has_stock_box_loss:
         stock = leaf.bbox_loss.stock if isinstance(leaf.bbox_loss, PluggedBboxLoss) else leaf.bbox_loss
         leaf.bbox_loss = PluggedBboxLoss(stock, selection.box.within(scope), leaf.stride)
@@ -337,6 +335,12 @@ def _plug_leaf(leaf: v8DetectionLoss, selection: Selection, scope: Scope, names:
     if selection.tal_iou != STOCK_BOX:
         set_overlap(assigner, selection.tal_iou)
     leaf.lossplug = selection
+
+
+def _of_task(selection: Selection, task: str) -> Selection:
+    """Return what was asked for as the task of a criterion takes it, where nobody has said which task it is."""
+    given = {key: value for key, value in selection.resolved().items() if key in selection.given}
+    return select({**given, "task": task})
 
 
 def _is_one_to_many(assigner: tal.TaskAlignedAssigner) -> bool:

@@ -20,6 +20,7 @@ from yolo_lossplug.selection import (
     STOCK_ROTATED,
     Selection,
     class_weights,
+    given_keys,
     keys,
     select,
 )
@@ -70,9 +71,7 @@ def check(trainer: Any, overrides: dict[str, Any]) -> None:
     """
     selection = select(vars(trainer.args))
     if selection.is_active:
-        unset = keys()
-        given = [key for key, value in (overrides or {}).items() if key in unset and value != unset[key]]
-        refuse_foreign_trainer(type(trainer), given or selection.given)
+        refuse_foreign_trainer(type(trainer), given_keys(overrides or {}) or selection.given)
     if trainer.args.resume:
         _warn_of_ignored(overrides, selection)
         for key in keys().keys() - selection.resolved().keys():
@@ -210,9 +209,8 @@ def _unwrap(model: Any) -> Any:
 
 def _warn_of_ignored(overrides: dict[str, Any], selection: Selection) -> None:
     resolved = {"loss": STOCK_BOX, "cls_loss": STOCK_CLASS, **selection.resolved()}
-    unset = keys()
-    for key, value in (overrides or {}).items():
-        if key in unset and value != unset[key] and value != resolved.get(key):
+    for key, value in given_keys(overrides or {}).items():
+        if value != resolved.get(key):
             LOGGER.warning(
                 f"{PREFIX}{key}={value} is ignored: a resumed run goes on with {key}={resolved.get(key)}. "
                 f"Start a new run to change it."
