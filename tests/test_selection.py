@@ -63,7 +63,7 @@ MISTAKES = [
         {"loss": "eiou", "task": "obb"},
         "loss=eiou cannot be used with task=obb: its boxes are rotated",
     ),
-    ({"loss": "focal-eiou", "task": "obb"}, "horizontal boxes. obb takes gwd, kfiou, kld, probiou."),
+    ({"loss": "focal-eiou", "task": "obb"}, "horizontal boxes. obb takes alpha-gwd, alpha-kld,"),
     ({"loss": "kldd", "task": "obb"}, "loss=kldd is unknown. Did you mean 'kld'? Known: gwd, kfiou, kld, probiou"),
     ({"loss": "kld"}, "loss=kld is one of rotated boxes: it needs task=obb"),
     ({"loss": "gwd", "task": "obb", "gwd_tau": 0.5}, "gwd_tau=0.5 is out of range; it must be in [1, ∞)"),

@@ -50,16 +50,13 @@ def show_losses() -> None:
     if "--markdown" in sys.argv:
         print(markdown())
         return
-    from yolo_lossplug.registry import BOX, CLASS, MODIFIER, OVERLAP, REGISTRY, ROTATED, SOFTMAX
     from yolo_lossplug.selection import ASSIGNER_OVERLAPS, ENGINES, NAMES, NUMBERS
 
-    sections = {"loss=": (BOX, OVERLAP), "loss= prefixes": (MODIFIER,), "loss= of task=obb": (ROTATED,)}
-    sections.update({"cls_loss=": (CLASS,), "cls_loss= of task=classify": (SOFTMAX,)})
-    for title, kinds in sections.items():
+    for title, _, specs in _sections():
         print(title)
-        for spec in sorted((s for s in REGISTRY if s.kind in kinds), key=lambda s: s.name):
-            name = f"{spec.name}-" if spec.kind == MODIFIER else spec.name
-            print(f"  {name:<13}{spec.formula}")
+        for spec in specs:
+            source = f"  [{spec.paper}, {spec.year}]" if spec.paper else ""
+            print(f"  {_shown(spec):<13}{spec.formula}{source}")
             if spec.note:
                 print(f"  {'':<13}{spec.note}")
             for p in spec.parameters.values():
@@ -94,16 +91,16 @@ def explanation(name: str) -> str:
         LossPlugError: If there is no such loss.
     """
     from yolo_lossplug.papers import PAPERS
-    from yolo_lossplug.registry import CLASS, MODIFIER, OVERLAP, SOFTMAX
+    from yolo_lossplug.registry import CLASS, OVERLAP, SOFTMAX
 
     specs = _parts(name)
     is_class = specs[-1].kind in (CLASS, SOFTMAX)
     title = "-".join(spec.name for spec in specs)
     lines = [f"{'cls_loss' if is_class else 'loss'}={title}"]
-    if specs[:-1] or specs[-1].kind == OVERLAP:
+    if specs[-1].kind == OVERLAP:
         lines.append("L = weight · (1 − u + Σ penalties), u = IoU unless a part changes it")
     for spec in specs:
-        lines += ["", f"{spec.name}{'-' if spec.kind == MODIFIER else ''}: {spec.formula}"]
+        lines += ["", f"{_shown(spec)}: {spec.formula}"]
         lines += [f"  {p.key}={p.default} in {p.option.range}: {p.option.help}" for p in spec.parameters.values()]
         if spec.paper:
             paper = PAPERS.get(spec.paper)
@@ -131,23 +128,48 @@ def _parts(name: str) -> list[Spec]:
     from yolo_lossplug.registry import BOX, CLASS, REGISTRY, ROTATED, SOFTMAX
     from yolo_lossplug.selection import resolve
 
-    kind = next((kind for kind in (CLASS, ROTATED, SOFTMAX) if name in REGISTRY.names(kind)), BOX)
+    kind = next((kind for kind in (CLASS, SOFTMAX) if name in REGISTRY.names(kind)), BOX)
+    if name.strip().lower().endswith(REGISTRY.names(ROTATED)):
+        kind = ROTATED
     spec, modifiers = resolve(kind, name)
     return [*modifiers, spec]
 
 
+def _shown(spec: Spec) -> str:
+    """Return a name as it is written before or after others."""
+    from yolo_lossplug.selection import PREFIXES
+
+    return f"{spec.name}-" if spec.kind in PREFIXES.values() else spec.name
+
+
+def _sections() -> list[tuple[str, str, list[Spec]]]:
+    """Return what there is to list: title, title in Markdown, and the specs by name."""
+    import yolo_lossplug.selection  # noqa: F401  fills the registry
+    from yolo_lossplug.registry import BOX, CLASS, MODIFIER, OVERLAP, REGISTRY, ROTATED, ROTATED_MODIFIER, SOFTMAX
+
+    sections = (
+        ("loss=", "`loss=`", (BOX, OVERLAP)),
+        ("loss= prefixes", "prefix", (MODIFIER,)),
+        ("loss= of task=obb", "`loss=` of obb", (ROTATED,)),
+        ("loss= prefixes of task=obb", "prefix of obb", (ROTATED_MODIFIER,)),
+        ("cls_loss=", "`cls_loss=`", (CLASS,)),
+        ("cls_loss= of task=classify", "`cls_loss=` of classify", (SOFTMAX,)),
+    )
+    return [
+        (title, marked, sorted((spec for spec in REGISTRY if spec.kind in kinds), key=lambda spec: spec.name))
+        for title, marked, kinds in sections
+    ]
+
+
 def markdown() -> str:
     """Return the tables of losses of the README."""
-    import yolo_lossplug.selection  # noqa: F401  fills the registry
-    from yolo_lossplug.registry import BOX, CLASS, MODIFIER, OVERLAP, REGISTRY, ROTATED, SOFTMAX
+    from yolo_lossplug.registry import OVERLAP
 
     parts = []
-    tables = {"`loss=`": (BOX, OVERLAP), "prefix": (MODIFIER,), "`loss=` of obb": (ROTATED,), "`cls_loss=`": (CLASS,)}
-    tables["`cls_loss=` of classify"] = (SOFTMAX,)
-    for title, kinds in tables.items():
+    for _, title, specs in _sections():
         parts.append(f"| {title} | formula | options = default in range | source | note |\n|---|---|---|---|---|")
-        for spec in sorted((s for s in REGISTRY if s.kind in kinds), key=lambda s: s.name):
-            name = f"`{spec.name}{'-' if spec.kind == MODIFIER else ''}`{' ∘' if spec.kind == OVERLAP else ''}"
+        for spec in specs:
+            name = f"`{_shown(spec)}`{' ∘' if spec.kind == OVERLAP else ''}"
             options = "<br>".join(f"`{p.key}` = {p.default} in {p.option.range}" for p in spec.parameters.values())
             source = f"[{spec.year}]({spec.paper})" if spec.paper else ""
             formula = spec.formula.replace("|", "\\|")

@@ -21,13 +21,14 @@ Function = Callable[..., Any]
 F = TypeVar("F", bound=Function)
 
 BOX, OVERLAP, MODIFIER, CLASS = "box loss", "overlap loss", "modifier", "class loss"
-ROTATED, SOFTMAX = "rotated box loss", "softmax loss"
+ROTATED, ROTATED_MODIFIER, SOFTMAX = "rotated box loss", "modifier of rotated box losses", "softmax loss"
 POSITIONAL = {
     BOX: ("pred", "target"),
     OVERLAP: ("pair",),
     MODIFIER: ("terms",),
     CLASS: ("logits", "targets"),
     ROTATED: ("pred", "target"),
+    ROTATED_MODIFIER: ("loss", "pred", "target"),
     SOFTMAX: ("logits", "targets"),
 }
 CONTEXT = {
@@ -36,6 +37,7 @@ CONTEXT = {
     MODIFIER: frozenset({"state"}),
     CLASS: frozenset({"state"}),
     ROTATED: frozenset({"stride", "imgsz"}),
+    ROTATED_MODIFIER: frozenset(),
     SOFTMAX: frozenset(),
 }
 """Keyword-only parameters that the caller supplies, by kind. They are no options and no keys."""
@@ -304,6 +306,14 @@ def rotated_box_loss(name: str, **about: Any) -> Callable[[F], F]:
     Boxes are (N, 5): centre x, centre y, width, height, angle in radians. Arguments and errors are those of `box_loss`.
     """
     return _declare(ROTATED, name, about)
+
+
+def rotated_modifier(name: str, *, stage: int, bases: Iterable[str] = (), **about: Any) -> Callable[[F], F]:
+    """Register ``function(loss, pred, target, *, options) -> (N,)`` as the prefix ``name-`` of rotated box losses.
+
+    Arguments and errors are those of `modifier`.
+    """
+    return _declare(ROTATED_MODIFIER, name, {**about, "stage": stage, "bases": frozenset(bases)})
 
 
 def class_loss(name: str, **about: Any) -> Callable[[F], F]:

@@ -24,7 +24,8 @@ from torch import Tensor
 import yolo_lossplug.box_losses
 import yolo_lossplug.class_losses  # noqa: F401  both imports fill the registry
 from yolo_lossplug import boxes
-from yolo_lossplug.box_losses.algebra import Part, evaluate
+from yolo_lossplug.box_losses import algebra, rotated
+from yolo_lossplug.box_losses.algebra import Part
 from yolo_lossplug.registry import (
     BOX,
     CLASS,
@@ -32,6 +33,7 @@ from yolo_lossplug.registry import (
     OVERLAP,
     REGISTRY,
     ROTATED,
+    ROTATED_MODIFIER,
     SOFTMAX,
     LossPlugError,
     Option,
@@ -63,6 +65,9 @@ NAMES = {"loss": STOCK_BOX, "cls_loss": STOCK_CLASS, "tal_iou": "ciou", "loss_en
 WEIGHTS = "cls_weights"
 GROUP = "yolo_lossplug.losses"
 """Entry points of packages with losses: each names a module, or a function in it."""
+
+PREFIXES = {BOX: MODIFIER, ROTATED: ROTATED_MODIFIER}
+"""Kinds of losses that take prefixes, and the kind of these."""
 
 TASKS = {"detect": BOX, "segment": BOX, "pose": BOX, "obb": ROTATED}
 """Tasks with boxes, and their kind."""
@@ -321,8 +326,7 @@ def create_class_loss(name: str, **options: Any) -> Loss:
 
 def list_box_losses() -> tuple[str, ...]:
     """Return the names that ``loss=`` takes, sorted: every loss, and every loss with one modifier."""
-    singles = (f"{m.name}-{base}" for m in _modifiers() for base in REGISTRY.names(OVERLAP) if _fits(m, base))
-    return tuple(sorted({*REGISTRY.names(BOX, OVERLAP), *singles}))
+    return _with_prefixes(BOX)
 
 
 def list_class_losses() -> tuple[str, ...]:
@@ -345,50 +349,58 @@ def resolve(kind: str, name: str) -> tuple[Spec, list[Spec]]:
     Raises:
         LossPlugError: If there is no such loss, or the parts do not fit.
     """
-    wanted = (BOX, OVERLAP) if kind == BOX else (kind,)
-    modifiers: list[Spec] = []
-    rest = _normalise(name)
-    while True:
-        spec = next((s for s in (REGISTRY.get(k, rest) for k in wanted) if s), None)
-        if spec:
-            break
-        prefix = next((m for m in _modifiers() if kind == BOX and rest.startswith(f"{m.name}-")), None)
-        if prefix is None:
-            if rest in REGISTRY.refused:
-                raise LossPlugError(REGISTRY.refused[rest])
-            key, known = "cls_loss" if kind in (CLASS, SOFTMAX) else "loss", REGISTRY.names(*wanted)
-            if kind == BOX:
-                known = list_box_losses()
-            if kind == ROTATED and _is_known(BOX, name):
-                raise LossPlugError(
-                    f"loss={name} cannot be used with task=obb: its boxes are rotated, and this loss is one of "
-                    f"horizontal boxes. obb takes {', '.join(known)}."
-                )
-            if kind == BOX and _is_known(ROTATED, name):
-                raise LossPlugError(f"loss={name} is one of rotated boxes: it needs task=obb and a model of that task.")
-            if kind in (CLASS, SOFTMAX) and _is_known(CLASS if kind == SOFTMAX else SOFTMAX, name):
-                other = "of the task classify" if kind == CLASS else "of tasks with boxes, and not of classify"
-                raise LossPlugError(f"cls_loss={name} is one {other}. Take one of {', '.join(known)}.")
-            own = f"{name.strip()}:function" if name.strip().endswith(".py") else "file.py:function"
-            raise LossPlugError(
-                f"{key}={name} is unknown.{_suggest(_normalise(name), known)} "
-                f"Known: {', '.join(REGISTRY.names(*wanted))}{_prefixes() if kind == BOX else ''}; "
-                f"or one of your own as {key}={own}."
-            )
-        modifiers.append(prefix)
-        rest = rest[len(prefix.name) + 1 :]
-
+    parts = _split(kind, name)
+    if parts is None:
+        raise LossPlugError(_unknown(kind, name))
+    spec, modifiers = parts
     for position, m in enumerate(modifiers):
         if m in modifiers[:position]:
             raise LossPlugError(f"loss={name} has '{m.name}-' twice; name it once.")
         if not _fits(m, spec.name) or spec.kind == BOX:
-            bases = sorted(m.bases) or REGISTRY.names(OVERLAP)
+            bases = sorted(m.bases) or REGISTRY.names(OVERLAP if kind == BOX else kind)
             raise LossPlugError(
                 f"loss={name} has no meaning: '{m.name}-' acts on {m.formula}, and '{spec.name}' is "
                 f"{'not of the form 1 − u + penalties' if spec.kind == BOX else 'not defined for it'}. "
                 f"It goes before {', '.join(bases)}."
             )
-    return spec, [m for m in _modifiers() if m in modifiers]
+    return spec, [m for m in _modifiers(kind) if m in modifiers]
+
+
+def _split(kind: str, name: str) -> Optional[tuple[Spec, list[Spec]]]:
+    """Return the spec of a name and its modifiers as they are named, whether or not they fit; None if it is unknown."""
+    modifiers: list[Spec] = []
+    rest = _normalise(name)
+    while True:
+        spec = next((s for s in (REGISTRY.get(k, rest) for k in _wanted(kind)) if s), None)
+        if spec:
+            return spec, modifiers
+        prefix = next((m for m in _modifiers(kind) if rest.startswith(f"{m.name}-")), None)
+        if prefix is None:
+            return None
+        modifiers.append(prefix)
+        rest = rest[len(prefix.name) + 1 :]
+
+
+def _unknown(kind: str, name: str) -> str:
+    """Return why a name is none of that kind, and what to take instead."""
+    if _normalise(name) in REGISTRY.refused:
+        return REGISTRY.refused[_normalise(name)]
+    key, known = "cls_loss" if kind in (CLASS, SOFTMAX) else "loss", _with_prefixes(kind)
+    if kind == ROTATED and _is_known(BOX, name):
+        return (
+            f"loss={name} cannot be used with task=obb: its boxes are rotated, and this loss is one of "
+            f"horizontal boxes. obb takes {', '.join(known)}."
+        )
+    if kind == BOX and _is_known(ROTATED, name):
+        return f"loss={name} is one of rotated boxes: it needs task=obb and a model of that task."
+    if kind in (CLASS, SOFTMAX) and _is_known(CLASS if kind == SOFTMAX else SOFTMAX, name):
+        other = "of the task classify" if kind == CLASS else "of tasks with boxes, and not of classify"
+        return f"cls_loss={name} is one {other}. Take one of {', '.join(known)}."
+    own = f"{name.strip()}:function" if name.strip().endswith(".py") else "file.py:function"
+    return (
+        f"{key}={name} is unknown.{_suggest(_normalise(name), known)} "
+        f"Known: {', '.join(REGISTRY.names(*_wanted(kind)))}{_prefixes(kind)}; or one of your own as {key}={own}."
+    )
 
 
 def load_own(reference: str, kind: str) -> Spec:
@@ -454,12 +466,7 @@ def _versions(*tensors: Tensor) -> list[int]:
 
 
 def _is_known(kind: str, name: str) -> bool:
-    if kind != BOX:
-        return REGISTRY.get(kind, _normalise(name)) is not None
-    try:
-        return bool(resolve(kind, name))
-    except LossPlugError:
-        return False
+    return _split(kind, name) is not None
 
 
 def _no_autocast(device_type: str) -> AbstractContextManager[Any]:
@@ -587,24 +594,40 @@ def _bound(kind: str, name: str, options: Mapping[str, Any]) -> Loss:
     if spec.kind == OVERLAP:
         # Outermost is named first and acts last.
         base, *acting = (Part(partial(s.function, **s.bind(given)), s.context) for s in reversed(used))
-        function: Callable[..., Tensor] = partial(evaluate, base=base, modifiers=tuple(acting))
+        function: Callable[..., Tensor] = partial(algebra.evaluate, base=base, modifiers=tuple(acting))
+    elif modifiers:
+        first, *others = (partial(s.function, **s.bind(given)) for s in reversed(used))
+        function = partial(rotated.evaluate, base=first, modifiers=tuple(others))
     else:
         function = partial(spec.function, **values)
     context = frozenset().union(*(s.context for s in used))
     return Loss(canonical, kind, function, values, context, State().scoped("own") if "state" in context else None)
 
 
-def _modifiers() -> list[Spec]:
-    """Return all modifiers, outermost first: those of the highest stage."""
-    return sorted((s for s in REGISTRY if s.kind == MODIFIER), key=lambda s: (-s.stage, s.name))
+def _modifiers(kind: str) -> list[Spec]:
+    """Return all modifiers of a kind of loss, outermost first: those of the highest stage."""
+    return sorted((s for s in REGISTRY if s.kind == PREFIXES.get(kind)), key=lambda s: (-s.stage, s.name))
+
+
+def _with_prefixes(kind: str) -> tuple[str, ...]:
+    """Return the names of a kind of loss, sorted: every loss, and every loss with one modifier."""
+    bases = REGISTRY.names(OVERLAP if kind == BOX else kind)
+    singles = (f"{m.name}-{base}" for m in _modifiers(kind) for base in bases if _fits(m, base))
+    return tuple(sorted({*REGISTRY.names(*_wanted(kind)), *singles}))
+
+
+def _wanted(kind: str) -> tuple[str, ...]:
+    """Return the kinds of specs that a key of this kind names."""
+    return (BOX, OVERLAP) if kind == BOX else (kind,)
 
 
 def _fits(m: Spec, base: str) -> bool:
     return not m.bases or base in m.bases
 
 
-def _prefixes() -> str:
-    return "; with prefixes " + ", ".join(f"{m.name}-" for m in _modifiers())
+def _prefixes(kind: str) -> str:
+    modifiers = _modifiers(kind)
+    return "; with prefixes " + ", ".join(f"{m.name}-" for m in modifiers) if modifiers else ""
 
 
 def _suggest(word: str, known: Iterable[str]) -> str:
@@ -616,7 +639,10 @@ def _no_effect(key: str, value: Any, box: Loss, cls: Loss) -> str:
     owners = REGISTRY.owners(key)
     is_class = any(owner.kind in (CLASS, SOFTMAX) for owner in owners)
     chosen = f"cls_loss={cls.name}" if is_class else f"loss={box.name}"
-    places = [f"{o.name}-*" if o.kind == MODIFIER else f"{'cls_loss' if is_class else 'loss'}={o.name}" for o in owners]
+    places = [
+        f"{o.name}-*" if o.kind in PREFIXES.values() else f"{'cls_loss' if is_class else 'loss'}={o.name}"
+        for o in owners
+    ]
     return f"{key}={value} has no effect with {chosen}; it belongs to {', '.join(dict.fromkeys(places))}."
 
 

@@ -269,7 +269,7 @@ def test_mixed_precision(amp, data, tmp_path):
     assert all(p.isfinite().all() for p in trainer.model.parameters())
 
 
-@pytest.mark.parametrize("loss", ["gwd", "kld", "kfiou"])
+@pytest.mark.parametrize("loss", ["gwd", "focal-alpha-kld", "kfiou"])
 def test_rotated_boxes_train(loss, tmp_path):
     data = dataset("turned", rotated=True)
     with Log() as log:

@@ -14,6 +14,11 @@ from yolo_lossplug.registry import Option, modifier
 MEASURE, REMAP, RAISE, WEIGHT = range(4)
 """Stages: the overlap is measured, remapped and raised, then the sum of the terms is weighted."""
 
+AlphaPower = Annotated[
+    float, Option("exponent of the overlap and of each penalty; 1 changes nothing", above=0, at_most=20)
+]
+FocalGamma = Annotated[float, Option("exponent of the overlap in the weight; 0 changes nothing", at_least=0)]
+
 
 @modifier(
     "inner",
@@ -81,13 +86,7 @@ def focaler(
     note="α > 1 raises the weight of pairs of high IoU.",
     bases=("iou", "giou", "diou", "ciou", "eiou"),
 )
-def alpha(
-    terms: Terms,
-    *,
-    alpha_power: Annotated[
-        float, Option("exponent of the overlap and of each penalty; 1 changes nothing", above=0, at_most=20)
-    ] = 3.0,
-) -> Terms:
+def alpha(terms: Terms, *, alpha_power: AlphaPower = 3.0) -> Terms:
     """Raise the overlap and each penalty to the power α.
 
     He et al., Alpha-IoU: A Family of Power IoU Losses for Bounding Box Regression, NeurIPS 2021. CIoU's own
@@ -114,11 +113,7 @@ def alpha(
     year=2022,
     note="Boxes that do not overlap their target get loss 0 and gradient 0.",
 )
-def focal(
-    terms: Terms,
-    *,
-    focal_gamma: Annotated[float, Option("exponent of the IoU in the weight; 0 changes nothing", at_least=0)] = 0.5,
-) -> Terms:
+def focal(terms: Terms, *, focal_gamma: FocalGamma = 0.5) -> Terms:
     """Weight each pair by its detached IoU to the power γ.
 
     Zhang et al., Focal and Efficient IOU Loss for Accurate Bounding Box Regression, Neurocomputing 2022.

@@ -7,13 +7,15 @@ in ProbIoU, the variance of a uniform density, and k = 4 in the others. Sides be
 
 from __future__ import annotations
 
-from typing import Annotated, NamedTuple
+from collections.abc import Sequence
+from typing import Annotated, Any, Callable, NamedTuple
 
 import torch
 from torch import Tensor
 
+from yolo_lossplug.box_losses.modifiers import RAISE, WEIGHT, AlphaPower, FocalGamma
 from yolo_lossplug.boxes import power
-from yolo_lossplug.registry import Option, rotated_box_loss
+from yolo_lossplug.registry import Option, rotated_box_loss, rotated_modifier
 
 SMALLEST_SIDE = 1e-2
 LARGEST_SIDE = 1e6
@@ -71,6 +73,38 @@ def determinant_of_sum(p: Gaussian, t: Gaussian) -> Tensor:
     return p.first * p.second + t.first * t.second + mixed(p, t)[1]
 
 
+def hellinger(p: Gaussian, t: Gaussian) -> Tensor:
+    """Return √(1 − exp(−B)) (N,), in [0, 1], B the Bhattacharyya distance."""
+    dx, dy = p.x - t.x, p.y - t.y
+    determinant = determinant_of_sum(p, t)
+    shift = (p.spread(dx, dy) + t.spread(dx, dy)) / determinant / 4
+    shape = (determinant / (4 * p.root * t.root)).log() / 2
+    return power(1 - torch.exp(-(shift + shape).clamp(0, LARGEST_DISTANCE)), 0.5)
+
+
+def wasserstein(p: Gaussian, t: Gaussian) -> Tensor:
+    """Return the 2-Wasserstein distance (N,): the root of |μₚ − μₜ|² + tr(Σₚ + Σₜ − 2(Σₚ^½ Σₜ Σₚ^½)^½)."""
+    centre = (p.x - t.x).square() + (p.y - t.y).square()
+    cross = power(mixed(p, t)[0] + 2 * p.root * t.root, 0.5)
+    shape = p.first + p.second + t.first + t.second - 2 * cross
+    return power(centre + shape.clamp(min=0), 0.5)
+
+
+def evaluate(
+    pred: Tensor,
+    target: Tensor,
+    *,
+    base: Callable[..., Tensor],
+    modifiers: Sequence[Callable[..., Tensor]] = (),
+    **context: Any,
+) -> Tensor:
+    """Return a loss after its modifiers, innermost first, each of which takes the loss (N,) and the boxes (N, 5)."""
+    loss = base(pred, target, **context)
+    for modify in modifiers:
+        loss = modify(loss, pred, target)
+    return loss
+
+
 @rotated_box_loss(
     "probiou",
     formula="√(1 − exp(−B)), B the Bhattacharyya distance",
@@ -90,12 +124,7 @@ def probiou(pred: Tensor, target: Tensor) -> Tensor:
     Returns:
         Loss per pair (N,). Nothing is detached.
     """
-    p, t = gaussian(pred, 12), gaussian(target, 12)
-    dx, dy = p.x - t.x, p.y - t.y
-    determinant = determinant_of_sum(p, t)
-    shift = (p.spread(dx, dy) + t.spread(dx, dy)) / determinant / 4
-    shape = (determinant / (4 * p.root * t.root)).log() / 2
-    return power(1 - torch.exp(-(shift + shape).clamp(0, LARGEST_DISTANCE)), 0.5)
+    return hellinger(gaussian(pred, 12), gaussian(target, 12))
 
 
 @rotated_box_loss(
@@ -120,10 +149,7 @@ def gwd(pred: Tensor, target: Tensor, *, gwd_tau: Tau = 1.0) -> Tensor:
         Loss per pair (N,). Nothing is detached.
     """
     p, t = gaussian(pred, 4), gaussian(target, 4)
-    centre = (p.x - t.x).square() + (p.y - t.y).square()
-    root = p.root * t.root
-    shape = p.first + p.second + t.first + t.second - 2 * power(mixed(p, t)[0] + 2 * root, 0.5)
-    distance = power(centre + shape.clamp(min=0), 0.5) / (2 * root.pow(0.25))
+    distance = wasserstein(p, t) / (2 * (p.root * t.root).pow(0.25))
     return 1 - 1 / (gwd_tau + torch.log1p(distance))
 
 
@@ -182,3 +208,54 @@ def kfiou(pred: Tensor, target: Tensor) -> Tensor:
     side = 2 * t.root.sqrt().unsqueeze(-1)
     centres = torch.nn.functional.smooth_l1_loss(pred[:, :2] / side, target[:, :2] / side, reduction="none")
     return torch.exp(1 - 3 * kf) - 1 + centres.mean(-1)
+
+
+@rotated_modifier(
+    "alpha",
+    stage=RAISE,
+    formula="1 − u → 1 − u^α",
+    paper="https://arxiv.org/abs/2110.13675",
+    year=2021,
+    note="α > 1 raises the weight of pairs of high overlap. For losses of the form 1 − u.",
+    bases=("probiou", "gwd", "kld"),
+)
+def alpha(loss: Tensor, pred: Tensor, target: Tensor, *, alpha_power: AlphaPower = 3.0) -> Tensor:
+    """Raise the overlap u of a loss 1 − u to the power α.
+
+    He et al., Alpha-IoU: A Family of Power IoU Losses for Bounding Box Regression, NeurIPS 2021.
+
+    Args:
+        loss: Loss (N,), in [0, 1].
+        pred: Predicted boxes (N, 5), x y w h angle in radians, any unit.
+        target: Target boxes (N, 5), same unit.
+        alpha_power: α.
+
+    Returns:
+        Loss per pair (N,), in [0, 1]. Nothing is detached.
+    """
+    return 1 - power((1 - loss).clamp(min=0), alpha_power)
+
+
+@rotated_modifier(
+    "focal",
+    stage=WEIGHT,
+    formula="weight = sg(ProbIoU^γ)",
+    paper="https://arxiv.org/abs/2101.08158",
+    year=2022,
+    note="ProbIoU, the overlap that Ultralytics assigns rotated boxes by, in the place of the paper's IoU.",
+)
+def focal(loss: Tensor, pred: Tensor, target: Tensor, *, focal_gamma: FocalGamma = 0.5) -> Tensor:
+    """Weight each pair by its detached overlap, 1 − the Hellinger distance, to the power γ.
+
+    Zhang et al., Focal and Efficient IOU Loss for Accurate Bounding Box Regression, Neurocomputing 2022.
+
+    Args:
+        loss: Loss (N,).
+        pred: Predicted boxes (N, 5), x y w h angle in radians, any unit.
+        target: Target boxes (N, 5), same unit.
+        focal_gamma: γ.
+
+    Returns:
+        Loss per pair (N,). The weight is detached.
+    """
+    return loss * (1 - probiou(pred.detach(), target)).clamp(min=0).pow(focal_gamma)
