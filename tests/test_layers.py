@@ -13,7 +13,7 @@ PACKAGE = Path(yolo_lossplug.__file__).parent
 LAYERS = [
     {"boxes", "shapes", "state", "papers", "_autoload"},
     {"registry"},
-    {"box_losses", "class_losses", "nms"},
+    {"box_losses", "class_losses", "nms", "assigner", "engine"},
     {"selection"},
     {"ultralytics_hook"},
     {"cli", "__main__"},

@@ -34,7 +34,8 @@ MISTAKES = [
     ),
     ({"cls_loss": "focal-bce"}, "cls_loss=focal-bce is unknown"),
     ({"tal_iou": "goiu"}, "tal_iou=goiu is unknown. Did you mean 'giou'?"),
-    ({"loss_engine": "fast"}, "loss_engine=fast is unknown. Known: auto, reference"),
+    ({"loss_engine": "fastest"}, "loss_engine=fastest is unknown. Did you mean 'fast'? Known: auto, fast, reference"),
+    ({"loss_engine": "fast", "task": "obb"}, "loss_engine=fast cannot be used with task=obb"),
     ({"focal_gamma": 0.5}, "focal_gamma=0.5 has no effect with loss=ciou; it belongs to focal-*."),
     ({"loss": "eiou", "alpha_power": 2}, "alpha_power=2 has no effect with loss=eiou; it belongs to alpha-*."),
     ({"smooth_l1_beta": 1}, "it belongs to loss=smooth-l1."),
@@ -133,6 +134,12 @@ def test_resolved_is_complete_and_a_fixed_point():
     assert type(resolved["tal_topk"]) is int
     assert select(resolved).resolved() == resolved
     assert select(resolved) == select(chosen)
+
+
+def test_the_engine_of_stock_numbers_is_the_reference():
+    assert select({"loss": "ciou", "cls_loss": "bce"}).resolved()["loss_engine"] == "reference"
+    for asked in ({"loss_engine": "auto"}, {"loss": "eiou"}, {"tal_beta": 5.0}, {"cls_smoothing": 0.1}):
+        assert select({"loss": "ciou", **asked}).resolved()["loss_engine"] == "auto"
 
 
 def test_resolved_of_rotated_boxes_can_be_given_again():

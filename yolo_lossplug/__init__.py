@@ -22,7 +22,7 @@ _HOMES = {
     "OBBLoss": "ultralytics_hook.criterion",
     "PoseLoss": "ultralytics_hook.criterion",
     "SegmentationLoss": "ultralytics_hook.criterion",
-    "TaskAlignedAssigner": "ultralytics_hook.criterion",
+    "TaskAlignedAssigner": "ultralytics_hook.assigner",
 }
 __all__ = ["__version__", "disable", "enable", "is_enabled", *sorted(_HOMES)]
 

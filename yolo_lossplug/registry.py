@@ -15,7 +15,7 @@ import typing
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from numbers import Real
-from typing import Any, Callable, Optional, TypeVar
+from typing import Any, Callable, NamedTuple, Optional, TypeVar
 
 Function = Callable[..., Any]
 F = TypeVar("F", bound=Function)
@@ -90,6 +90,13 @@ class Option:
         )
 
 
+class Background(NamedTuple):
+    """An elementwise class loss at target 0, where nearly all elements are: weight·p^exponent·softplus(x), p = σ(x)."""
+
+    weight: float
+    exponent: float
+
+
 UNSET_NULLABLE = "auto"
 
 
@@ -155,6 +162,7 @@ class Spec:
         bases: For a modifier, the overlap losses it applies to; empty means all.
         stage: For a modifier, when it acts: a lower stage acts first, on what is nearer to the base.
         increasing: Options whose values must increase in this order.
+        background: For a class loss, takes its options and returns its closed form at target 0; None if it has none.
     """
 
     name: str
@@ -169,6 +177,7 @@ class Spec:
     bases: frozenset[str] = frozenset()
     stage: int = 0
     increasing: tuple[str, ...] = ()
+    background: Optional[Callable[..., Background]] = None
 
     def bind(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Return this function's keyword arguments: those of `options` that are its own, checked, else the defaults.

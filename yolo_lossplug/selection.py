@@ -35,6 +35,7 @@ from yolo_lossplug.registry import (
     ROTATED,
     ROTATED_MODIFIER,
     SOFTMAX,
+    Background,
     LossPlugError,
     Option,
     Parameter,
@@ -44,7 +45,7 @@ from yolo_lossplug.registry import (
 from yolo_lossplug.state import Scope, State
 
 STOCK_BOX, STOCK_CLASS, STOCK_ROTATED, STOCK_SOFTMAX = "ciou", "bce", "probiou", "ce"
-ENGINES = ("auto", "reference")
+ENGINES = ("auto", "fast", "reference")
 NMS_OVERLAPS = ("iou", "diou")
 ASSIGNER_OVERLAPS = ("ciou", "diou", "eiou", "giou", "iou", "siou")
 
@@ -72,6 +73,9 @@ PREFIXES = {BOX: MODIFIER, ROTATED: ROTATED_MODIFIER}
 TASKS = {"detect": BOX, "segment": BOX, "pose": BOX, "obb": ROTATED}
 """Tasks with boxes, and their kind."""
 
+UNSPED = {"obb": "its boxes are rotated", "classify": "it has no boxes"}
+"""Tasks that the fast engine does not run, and why."""
+
 CLASSIFY = "classify"
 """The task without boxes that takes keys of the class loss."""
 CLASSIFY_KEYS = frozenset({"cls_loss", "cls_smoothing", "cls_weights", "loss_engine"})
@@ -88,6 +92,7 @@ class Loss:
         context: The context that the function wants.
         state: What the loss remembers, its own until it joins a run; None for a loss that remembers nothing.
         kind: ``BOX`` or ``CLASS``.
+        background: A class loss at target 0 in closed form, None if it has none.
     """
 
     name: str
@@ -96,6 +101,7 @@ class Loss:
     options: dict[str, Any]
     context: frozenset[str] = frozenset()
     state: Optional[Scope] = field(default=None, compare=False, repr=False)
+    background: Optional[Background] = field(default=None, compare=False, repr=False)
 
     def __call__(
         self, pred: Tensor, target: Tensor, *, stride: Optional[Tensor] = None, imgsz: Optional[Tensor] = None
@@ -194,6 +200,13 @@ class Selection:
         """Whether the class term is the host's own."""
         return self.cls.name in (STOCK_CLASS, STOCK_SOFTMAX) and not self.cls_smoothing and self.cls_weights is None
 
+    @property
+    def has_stock_numbers(self) -> bool:
+        """Whether everything that is selected is the host's own."""
+        stock = {**{key: parameter.default for key, parameter in NUMBERS.items()}, "tal_iou": NAMES["tal_iou"]}
+        is_stock = all(getattr(self, key) == value for key, value in stock.items())
+        return self.has_stock_box_loss and self.has_stock_class_loss and is_stock
+
     def resolved(self) -> dict[str, Any]:
         """Return every key that this run depends on with its value, defaults included; empty for a stock run."""
         if not self.is_active:
@@ -244,10 +257,12 @@ def select(args: Mapping[str, Any]) -> Selection:
     values = {key: p.check(given[key]) if key in given else p.default for key, p in NUMBERS.items()}
     tal_iou = choose("tal_iou", args, ASSIGNER_OVERLAPS)
     engine = choose("loss_engine", args, ENGINES)
+    if engine == "fast" and task in UNSPED:
+        raise LossPlugError(f"loss_engine=fast cannot be used with task={task}: {UNSPED[task]}. Remove it.")
     for key, value in given.items():
         if key not in NUMBERS and key not in (*NAMES, WEIGHTS) and key not in box.options and key not in cls.options:
             raise LossPlugError(_no_effect(key, value, box, cls))
-    return Selection(
+    selection = Selection(
         box,
         cls,
         **values,
@@ -258,6 +273,9 @@ def select(args: Mapping[str, Any]) -> Selection:
         given=frozenset(given),
         task=task,
     )
+    if "loss_engine" not in given and selection.has_stock_numbers:  # to the last digit, and the fast engine rounds
+        return replace(selection, loss_engine="reference")
+    return selection
 
 
 def refuse_unknown_names(given: Mapping[str, Any]) -> None:
@@ -601,7 +619,9 @@ def _bound(kind: str, name: str, options: Mapping[str, Any]) -> Loss:
     else:
         function = partial(spec.function, **values)
     context = frozenset().union(*(s.context for s in used))
-    return Loss(canonical, kind, function, values, context, State().scoped("own") if "state" in context else None)
+    state = State().scoped("own") if "state" in context else None
+    background = spec.background(**values) if spec.background else None
+    return Loss(canonical, kind, function, values, context, state, background)
 
 
 def _modifiers(kind: str) -> list[Spec]:

@@ -45,8 +45,8 @@ def test_validation_loss_is_the_chosen_one_too(stock, data, tmp_path):
     plain = results(stock.save_dir)[-1]
     for part in ("train", "val"):
         assert eiou[f"{part}/box_loss"] > 1.2 * plain[f"{part}/box_loss"]
-        assert eiou[f"{part}/cls_loss"] == plain[f"{part}/cls_loss"]
-        assert eiou[f"{part}/dfl_loss"] == plain[f"{part}/dfl_loss"]
+        for other in ("cls_loss", "dfl_loss"):
+            assert eiou[f"{part}/{other}"] == pytest.approx(plain[f"{part}/{other}"], rel=1e-4)
 
 
 def test_naming_the_stock_loss_changes_nothing(stock, data, tmp_path):
@@ -58,7 +58,7 @@ def test_naming_the_stock_loss_changes_nothing(stock, data, tmp_path):
 def test_banner(plugged):
     _, text = plugged
     (line,) = [line for line in text.splitlines() if "LossPlug: " in line]
-    for part in ("box focal-eiou(focal_gamma=0.4)", "class qfl", "tal(topk=7,", "engine reference", "ultralytics 8."):
+    for part in ("box focal-eiou(focal_gamma=0.4)", "class qfl", "tal(topk=7,", "engine fast", "ultralytics 8."):
         assert part in line
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from yolo_lossplug.boxes import power
 from yolo_lossplug.class_losses.bce import bce
-from yolo_lossplug.registry import Option, class_loss
+from yolo_lossplug.registry import Background, Option, class_loss
 
 Gamma = Annotated[float, Option("exponent that damps easy elements; 0 damps none", at_least=0)]
 
@@ -21,6 +21,9 @@ Gamma = Annotated[float, Option("exponent that damps easy elements; 0 damps none
     year=2017,
     note="On the soft targets of the assigner its minimum is not at p = y; qfl is the calibrated form. "
     "The sum shrinks by one or two orders: raise the gain 'cls'.",
+    background=lambda cls_focal_gamma, cls_focal_alpha: Background(
+        1 if cls_focal_alpha is None else 1 - cls_focal_alpha, cls_focal_gamma
+    ),
 )
 def focal(
     logits: Tensor,

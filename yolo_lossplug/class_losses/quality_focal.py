@@ -9,7 +9,7 @@ from torch import Tensor
 
 from yolo_lossplug.boxes import power
 from yolo_lossplug.class_losses.bce import bce
-from yolo_lossplug.registry import Option, class_loss
+from yolo_lossplug.registry import Background, Option, class_loss
 
 
 @class_loss(
@@ -18,6 +18,7 @@ from yolo_lossplug.registry import Option, class_loss
     paper="https://arxiv.org/abs/2006.04388",
     year=2020,
     note="The focal form for soft targets: smallest, and 0, at p = y. The sum shrinks: raise the gain 'cls'.",
+    background=lambda cls_qfl_beta: Background(1, cls_qfl_beta),
 )
 def qfl(
     logits: Tensor,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from yolo_lossplug.boxes import power
 from yolo_lossplug.class_losses.bce import bce
-from yolo_lossplug.registry import Option, class_loss
+from yolo_lossplug.registry import Background, Option, class_loss
 
 
 @class_loss(
@@ -19,6 +19,7 @@ from yolo_lossplug.registry import Option, class_loss
     paper="https://arxiv.org/abs/2008.13367",
     year=2021,
     note="Positives are weighted by their target and not damped. The sum shrinks: raise the gain 'cls'.",
+    background=lambda cls_vfl_gamma, cls_vfl_alpha: Background(cls_vfl_alpha, cls_vfl_gamma),
 )
 def varifocal(
     logits: Tensor,

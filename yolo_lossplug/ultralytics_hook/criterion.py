@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping
-from typing import Any, Callable, Optional
+from typing import Any, Optional
 
 import torch
 from torch import Tensor, nn
@@ -28,12 +28,13 @@ from yolo_lossplug.selection import (
     STOCK_BOX,
     Loss,
     Selection,
-    assigner_overlap,
     class_weights,
     refuse_unknown,
     select,
 )
 from yolo_lossplug.state import Scope, State
+from yolo_lossplug.ultralytics_hook import engine
+from yolo_lossplug.ultralytics_hook.assigner import set_overlap
 
 STOCK_TOPK = inspect.signature(v8DetectionLoss.__init__).parameters["tal_topk"].default
 
@@ -153,35 +154,6 @@ class PluggedSoftmaxLoss:
         return loss, dict.fromkeys(items, loss.detach()) if isinstance(items, dict) else loss.detach()
 
 
-class OverlapMixin:
-    """An assigner that measures overlap with another IoU."""
-
-    overlap: Optional[Callable[[Tensor, Tensor], Tensor]] = None
-
-    def iou_calculation(self, gt_bboxes: Tensor, pd_bboxes: Tensor) -> Tensor:
-        """Return the overlap (N,) >= 0 of boxes (N, 4), x1 y1 x2 y2 in pixels; the host's own CIoU unless replaced."""
-        if self.overlap is None:
-            return super().iou_calculation(gt_bboxes, pd_bboxes)  # type: ignore[misc]
-        return self.overlap(pd_bboxes, gt_bboxes).to(pd_bboxes.dtype)
-
-
-class TaskAlignedAssigner(OverlapMixin, tal.TaskAlignedAssigner):
-    """Ultralytics' task-aligned assigner, with the overlap of its metric to choose.
-
-    Args:
-        *args: Arguments of Ultralytics' assigner.
-        iou: Overlap: ``ciou`` (the host's own), ``iou``, ``giou``, ``diou``, ``eiou`` or ``siou``, clamped at 0.
-        **kwargs: Keyword arguments of Ultralytics' assigner.
-
-    Raises:
-        LossPlugError: If the overlap is unknown.
-    """
-
-    def __init__(self, *args: Any, iou: str = "ciou", **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        set_overlap(self, select({"tal_iou": iou}).tal_iou)
-
-
 class PluggedCriterion:
     """A criterion of Ultralytics that trains with the losses that its model's arguments, or its own, name.
 
@@ -291,14 +263,6 @@ def is_plugged(criterion: Any, selection: Selection) -> bool:
     return bool(found) and all(_runs(leaf, selection) for leaf in found)
 
 
-def set_overlap(assigner: tal.TaskAlignedAssigner, name: str) -> None:
-    """Make an assigner measure overlap with another IoU; its class stays, and what else it overrides stays too."""
-    if not isinstance(assigner, OverlapMixin):
-        cls = type(assigner)
-        assigner.__class__ = type(f"Plugged{cls.__name__}", (OverlapMixin, cls), {})
-    assigner.overlap = None if name == STOCK_BOX else assigner_overlap(name)
-
-
 def _branches(criterion: Any, name: str = "main") -> Iterator[tuple[str, v8DetectionLoss]]:
     """Yield the leaves of a criterion with the name of their branch."""
     if isinstance(criterion, v8DetectionLoss):
@@ -334,6 +298,7 @@ def _plug_leaf(leaf: v8DetectionLoss, selection: Selection, scope: Scope, names:
             assigner.topk2 = selection.tal_topk
     if selection.tal_iou != STOCK_BOX:
         set_overlap(assigner, selection.tal_iou)
+    leaf.is_fast = engine.settle(leaf, selection.loss_engine)
     leaf.lossplug = selection
 
 
@@ -363,4 +328,5 @@ def _runs(leaf: v8DetectionLoss, selection: Selection) -> bool:
             else (cls == selection.cls and leaf.bce.smoothing == selection.cls_smoothing)
         )
         and (getattr(assigner, "overlap", None) is None) == (selection.tal_iou == STOCK_BOX)
+        and isinstance(leaf, engine.FastMixin) == leaf.is_fast
     )

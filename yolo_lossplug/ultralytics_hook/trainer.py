@@ -24,7 +24,7 @@ from yolo_lossplug.selection import (
     keys,
     select,
 )
-from yolo_lossplug.ultralytics_hook import memory, patches
+from yolo_lossplug.ultralytics_hook import engine, memory, patches
 from yolo_lossplug.ultralytics_hook.criterion import arguments, class_names, is_plugged, leaves, plug
 
 PREFIX = colorstr("LossPlug: ")
@@ -100,12 +100,14 @@ def selection_of(trainer: Any) -> Selection:
     return _selections.get(trainer) or select(vars(trainer.args))
 
 
-def banner(selection: Selection) -> str:
+def banner(selection: Selection, engine_name: str) -> str:
     """Return the line that says what runs."""
     if selection.task == CLASSIFY:
         smoothing = f" smoothing={selection.cls_smoothing}" if selection.cls_smoothing else ""
         weights = f" weights={selection.cls_weights}" if selection.cls_weights else ""
-        return f"class {selection.cls}{smoothing}{weights} · engine reference · ultralytics {ultralytics.__version__}"
+        return (
+            f"class {selection.cls}{smoothing}{weights} · engine {engine_name} · ultralytics {ultralytics.__version__}"
+        )
     suppression = "" if selection.nms_iou == NAMES["nms_iou"] else f" · nms {selection.nms_iou}"
     overlap = STOCK_ROTATED if selection.box.kind == ROTATED else selection.tal_iou
     return (
@@ -113,8 +115,15 @@ def banner(selection: Selection) -> str:
         f"{f' smoothing={selection.cls_smoothing}' if selection.cls_smoothing else ''}"
         f"{f' weights={selection.cls_weights}' if selection.cls_weights else ''} · "
         f"assigner tal(topk={selection.tal_topk}, alpha={selection.tal_alpha}, beta={selection.tal_beta}, "
-        f"iou={overlap}){suppression} · engine reference · ultralytics {ultralytics.__version__}"
+        f"iou={overlap}){suppression} · engine {engine_name} · ultralytics {ultralytics.__version__}"
     )
+
+
+def engine_name(selection: Selection, model: Any) -> str:
+    """Return the engine that a model's criterion runs, and why if it is not the fast one."""
+    if selection.task == CLASSIFY:
+        return engine.REFERENCE
+    return engine.description(selection.loss_engine, model.model[-1], next(model.parameters()).device)
 
 
 def announce(trainer: Any) -> None:
@@ -130,7 +139,7 @@ def announce(trainer: Any) -> None:
     if "nc" in trainer.data:  # a wrong name or number is reported before the first batch
         class_weights(selection, trainer.data["nc"], class_names(_unwrap(trainer.model)))
     if RANK in {-1, 0}:
-        LOGGER.info(f"{PREFIX}{banner(selection)}")
+        LOGGER.info(f"{PREFIX}{banner(selection, engine_name(selection, _unwrap(trainer.model)))}")
 
 
 def guard(trainer: Any) -> None:

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Terms of the fast engine against the dense form, by value, by gradient and by what they hold."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from ultralytics.utils.loss import DFLoss
+
+from yolo_lossplug import create_class_loss, list_class_losses
+from yolo_lossplug.engine import class_sum as class_sums
+from yolo_lossplug.engine import distances as box_distances
+from yolo_lossplug.engine import memory
+from yolo_lossplug.engine.class_sum import class_sum
+from yolo_lossplug.engine.distances import distances, gather
+from yolo_lossplug.registry import CLASS, REGISTRY
+
+OPTIONS = {
+    "bce": [{}],
+    "focal": [
+        {},
+        {"cls_focal_gamma": 1.5},
+        {"cls_focal_gamma": 0},
+        {"cls_focal_alpha": None},
+        {"cls_focal_alpha": 0.0},
+    ],
+    "qfl": [{}, {"cls_qfl_beta": 0}, {"cls_qfl_beta": 1.3}],
+    "varifocal": [{}, {"cls_vfl_gamma": 0, "cls_vfl_alpha": 0.4}, {"cls_vfl_gamma": 0.5}],
+}
+CHOICES = [(name, options) for name, several in OPTIONS.items() for options in several]
+
+
+class Sizes(TorchDispatchMode):
+    """Notes the size of everything that is computed."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        views = function.is_view or function in (torch.ops.aten.split.Tensor, torch.ops.aten._unsafe_view.default)
+        for tensor in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(tensor, torch.Tensor) and not views:
+                self.sizes.append(tensor.numel())
+        return result
+
+
+def draw(b=3, classes=5, anchors=70, n=20, dtype=torch.float32, device="cpu"):
+    """Return logits (b, classes, anchors), and a few elements of them with targets."""
+    rng = torch.Generator().manual_seed(3)
+    logits = torch.randn(b, classes, anchors, generator=rng) * 4
+    index = torch.randperm(logits.numel(), generator=rng)[:n]
+    targets = torch.rand(n, generator=rng)
+    targets[0] = 0
+    return logits.to(device, dtype).requires_grad_(), index.to(device), targets.to(device, dtype)
+
+
+def dense(logits, index, targets, loss, weights=None):
+    """The sum with a target for every element."""
+    full = torch.zeros_like(logits).flatten().scatter(0, index, targets).view_as(logits)
+    value = loss(logits, full)
+    return (value if weights is None else value * weights.view(1, -1, 1)).sum()
+
+
+def test_every_closed_form_is_tested():
+    assert {spec.name for spec in REGISTRY if spec.kind == CLASS and spec.background} == set(OPTIONS)
+
+
+@pytest.mark.parametrize(("name", "options"), CHOICES, ids=str)
+def test_closed_form_at_target_zero(name, options):
+    loss = create_class_loss(name, **options)
+    x = torch.linspace(-40, 40, 400, dtype=torch.float64).float().view(1, 2, 200)
+    exact = x.double()  # in float32 the elementwise form cancels far from 0
+    expected, slope = loss(exact, torch.zeros_like(exact)), class_sums._slope(exact, torch.zeros_like(exact), loss)
+    found = class_sums._at_zero(x, loss, loss.background, torch.empty_like(x))
+    torch.testing.assert_close(found.double(), expected, rtol=2e-5, atol=2e-8)
+    found = class_sums._slope_at_zero(x, loss, loss.background, torch.empty_like(x))
+    torch.testing.assert_close(found.double(), slope, rtol=1e-4, atol=2e-8)
+
+
+ELEMENTWISE = [name for name in list_class_losses() if create_class_loss(name).state is None and name != "slide"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("name", ELEMENTWISE)
+def test_class_sum_equals_the_dense_sum(name, weighted, dtype, device, monkeypatch):
+    monkeypatch.setattr(class_sums, "PART", {"cpu": 400, "cuda": 400})  # parts of an image, and of the targets
+    loss = create_class_loss(name)
+    weights = torch.tensor([0.0, 1, 2, 0.5, 3], device=device) if weighted else None
+    given = draw(dtype=dtype, device=device)
+    expected = dense(*given, loss, weights)
+    found = class_sum(*given, loss, background=loss.background, weights=weights)
+    torch.testing.assert_close(found, expected.float(), rtol=2e-6, atol=1e-5)
+    slopes = [torch.autograd.grad(value * 0.3, given[0])[0] for value in (expected, found)]
+    assert slopes[1].dtype == dtype
+    tolerance = {torch.float32: 2e-6, torch.bfloat16: 1e-2, torch.float16: 1e-3}[dtype]
+    torch.testing.assert_close(slopes[1], slopes[0], rtol=tolerance, atol=tolerance)
+
+
+def test_class_sum_without_targets_and_without_gradient():
+    loss = create_class_loss("bce")
+    logits, _, _ = draw()
+    none = torch.zeros(0, dtype=torch.long), torch.zeros(0)
+    torch.testing.assert_close(class_sum(logits, *none, loss, background=loss.background), F.softplus(logits).sum())
+    with torch.no_grad():
+        assert not class_sum(logits, *none, loss).requires_grad
+    strided = logits.detach().permute(0, 2, 1).contiguous().permute(0, 2, 1).requires_grad_()
+    value = class_sum(strided, *none, loss, background=loss.background)
+    torch.testing.assert_close(torch.autograd.grad(value, strided)[0], strided.detach().sigmoid())
+
+
+def test_distances_equal_those_of_the_dense_form(device, monkeypatch):
+    monkeypatch.setattr(box_distances, "PART", {"cpu": 7, "cuda": 7})
+    rng = torch.Generator().manual_seed(1)
+    features = torch.randn(2, 64, 50, generator=rng).mul(3).to(device).requires_grad_()
+    anchor = torch.randperm(100, generator=rng)[:30].sort().values.to(device)
+    targets = (torch.rand(30, 4, generator=rng) * 18 - 2).clamp(0, 14.99).to(device)
+    targets[0] = torch.tensor([0, 1, 14, 14.99])
+
+    rows = features.permute(0, 2, 1).reshape(100, 64)[anchor].view(30, 4, 16)
+    expected = rows.softmax(-1) @ torch.arange(16.0, device=device)
+    dfl = DFLoss(16)(rows.view(-1, 16), targets.clone()).squeeze(-1)
+    found = distances(features, anchor, targets)
+    torch.testing.assert_close(found[0], expected)
+    torch.testing.assert_close(found[1], dfl)
+    weights = torch.rand(30, 4, generator=rng).to(device), torch.rand(30, generator=rng).to(device)
+    slopes = [
+        torch.autograd.grad((weights[0] * one.sin()).sum() + (weights[1] * other).sum(), features)[0]
+        for one, other in ((expected, dfl), found)
+    ]
+    torch.testing.assert_close(slopes[1], slopes[0], rtol=1e-4, atol=1e-6)
+    only = torch.autograd.grad(distances(features, anchor, targets)[1].sum(), features)[0]
+    torch.testing.assert_close(
+        only,
+        torch.autograd.grad(
+            DFLoss(16)(features.permute(0, 2, 1).reshape(100, 64)[anchor].view(-1, 16), targets.clone()).sum(), features
+        )[0],
+        rtol=1e-4,
+        atol=1e-6,
+    )
+
+
+def test_distances_and_features_of_no_anchor():
+    features = torch.randn(2, 64, 50, requires_grad=True)
+    none = torch.zeros(0, dtype=torch.long)
+    expected, dfl = distances(features, none, torch.zeros(0, 4))
+    assert expected.shape == (0, 4) and dfl.shape == (0,)
+    assert not torch.autograd.grad(expected.sum() + dfl.sum(), features)[0].any()
+    assert not torch.autograd.grad(gather(features, none).sum(), features)[0].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_gathered_features(dtype, device):
+    features = torch.randn(2, 4, 50).to(device, dtype).requires_grad_()
+    anchor = torch.tensor([0, 3, 49, 50, 99], device=device)
+    rows = features.permute(0, 2, 1).reshape(100, 4)[anchor]
+    found = gather(features, anchor)
+    assert torch.equal(found, rows)
+    weights = torch.arange(20.0, device=device).view(5, 4).to(dtype)
+    assert torch.equal(*(torch.autograd.grad((x * weights).sum(), features)[0] for x in (found, rows)))
+
+
+def test_nothing_as_large_as_the_logits_is_held_but_their_gradient():
+    loss = create_class_loss("focal")
+    logits, index, targets = draw(b=16, classes=40, anchors=2000, n=50)
+    features, anchor = torch.randn(16, 64, 2000, requires_grad=True), torch.arange(0, 32000, 640)
+    with Sizes() as forward:
+        total = class_sum(logits, index, targets, loss, background=loss.background)
+        found, dfl = distances(features, anchor, torch.rand(50, 4))
+        total = total + found.sum() + dfl.sum()
+    assert max(forward.sizes) <= class_sums.PART["cpu"] < logits.numel() / 2
+    with Sizes() as backward:
+        total.backward()
+    large = [size for size in backward.sizes if size > class_sums.PART["cpu"]]
+    assert set(large) == {logits.numel(), features.numel()}
+
+
+def test_large_pages_change_nothing(monkeypatch):
+    given = torch.randn(1500, 1500)
+    assert given.numel() * 4 > memory.SMALLEST
+    assert memory.empty_like(given.t()).is_contiguous()
+    assert torch.equal(memory.zeros_like(given), torch.zeros(1500, 1500))
+    monkeypatch.setattr(memory.sys, "platform", "other")
+    memory._madvise.cache_clear()
+    assert torch.equal(memory.zeros_like(given), torch.zeros(1500, 1500))
+    memory._madvise.cache_clear()

@@ -1,0 +1,302 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""The fast engine against the reference: every model, loss and key, and when it does not run."""
+
+import copy
+from typing import Annotated
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from ultralytics.utils.loss import v8DetectionLoss
+
+from tests.models import batch, model, with_keys
+from tests.runs import Log, results, train
+from yolo_lossplug import LossPlugError, Option, class_loss, create_class_loss
+from yolo_lossplug.selection import list_box_losses, list_class_losses, select
+from yolo_lossplug.ultralytics_hook import engine
+from yolo_lossplug.ultralytics_hook.criterion import leaves, plug
+from yolo_lossplug.ultralytics_hook.engine import FastMixin
+
+MODELS = ["yolov8n", "yolo11n", "yolov10n", "yolo26n", "yolov8n-seg", "yolo26n-seg", "yolov8n-pose", "yolo26n-pose"]
+
+
+@pytest.fixture(scope="module")
+def given():
+    """Predictions of a model for images on which the sparse assignment runs, and their batch."""
+    made = model("yolov8n")
+    data = batch("yolov8n", size=256)
+    with torch.no_grad():
+        preds = made(data["img"])
+    return made, preds, data
+
+
+def outputs(preds):
+    """Return the outputs of every branch of a head, as leaves."""
+    branches = [preds[key] for key in ("one2many", "one2one") if key in preds] or [preds]
+    for branch in branches:
+        for key in ("boxes", "scores"):
+            branch[key] = branch[key].detach().requires_grad_()
+    return [branch[key] for branch in branches for key in ("boxes", "scores")]
+
+
+def compared(made, preds, data, n_steps=1, rtol=1e-5, **keys):
+    """Assert that both engines give the same loss, items and gradients; return the criterion of the fast one."""
+    found = []
+    for name in ("reference", "fast"):
+        criterion = with_keys(made, loss_engine=name, **keys)
+        run = copy.copy(preds) if "boxes" in preds else {key: copy.copy(value) for key, value in preds.items()}
+        inputs = outputs(run)
+        for _ in range(n_steps):
+            loss, items = criterion(dict(run), data)
+        found.append((loss, items, torch.autograd.grad(loss.sum(), inputs, allow_unused=True)))
+    (expected, expected_items, slopes), (loss, items, other_slopes) = found
+    torch.testing.assert_close(loss, expected, rtol=rtol, atol=1e-6)
+    assert list(items) == list(expected_items)
+    for one, other in zip(slopes, other_slopes):
+        if one is None:  # a host that does not reach the boxes where there is no object
+            assert other is None or not other.any()
+            continue
+        assert (other - one).norm() <= 1e-4 * one.norm()
+    assert all(isinstance(leaf, FastMixin) for leaf in leaves(criterion))
+    return criterion
+
+
+@pytest.mark.parametrize("empty", [False, True])
+@pytest.mark.parametrize("size", [64, 256])
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model(name, size, empty):
+    made, data = model(name), batch(name, size=size, empty=empty)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        preds = made(data["img"])
+    compared(made, preds, data, loss="eiou", cls_loss="qfl")
+    # Elementwise, BCE cancels at the logits that a head starts with, which shows where there are a few hundred.
+    compared(made, preds, data, rtol=1e-4 if size == 64 and empty else 1e-5)
+
+
+@pytest.mark.parametrize("loss", list_box_losses())
+def test_every_box_loss(given, loss):
+    compared(*given, loss=loss, n_steps=2)
+
+
+@pytest.mark.parametrize("keys", [{}, {"cls_smoothing": 0.2}, {"cls_weights": [0, 1, 2]}], ids=str)
+@pytest.mark.parametrize("cls_loss", list_class_losses())
+def test_every_class_loss(given, cls_loss, keys):
+    criterion = compared(*given, cls_loss=cls_loss, n_steps=2, **keys)
+    loss = create_class_loss(cls_loss)
+    assert criterion.is_class_loss_pointwise == (loss.state is None and cls_loss != "slide")
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [{}, {"cls_loss": "focal", "cls_smoothing": 0.1}, {"cls_loss": "slide"}, {"cls_weights": [1, 2, 3]}],
+    ids=str,
+)
+def test_the_hosts_class_weights(given, keys):
+    made, preds, data = given
+    made.class_weights = torch.tensor([0.5, 1, 2])
+    try:
+        compared(made, preds, data, **keys)
+    finally:
+        del made.class_weights
+
+
+@pytest.mark.parametrize("keys", [{"tal_topk": 3}, {"tal_alpha": 1.0, "tal_beta": 1.0}, {"tal_iou": "giou"}], ids=str)
+def test_keys_of_the_assigner(given, keys):
+    compared(*given, **keys)
+
+
+@pytest.mark.parametrize("n", [0, 40])
+def test_crowds_and_emptiness_without_dense_tensors(n, given):
+    made, preds, data = given
+    rng = torch.Generator().manual_seed(5)
+    data = {
+        "img": data["img"],
+        "batch_idx": torch.arange(2).repeat_interleave(n),
+        "cls": torch.randint(3, (2 * n, 1), generator=rng).float(),
+        "bboxes": torch.rand(2 * n, 4, generator=rng) * torch.tensor([0.8, 0.8, 0.1, 0.1]) + 0.05,
+    }
+    criterion = compared(made, preds, data)
+    n_dense = 2 * n * preds["scores"].shape[2]
+
+    class NoDense(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            if isinstance(result, torch.Tensor) and n and not function.is_view:
+                assert result.numel() < n_dense, function
+            return result
+
+    with NoDense(), torch.no_grad():
+        criterion(dict(preds), data)
+
+
+def test_predictions_that_are_not_finite_go_the_hosts_way(given):
+    made, preds, data = given
+    preds = {**preds, "scores": preds["scores"].clone()}
+    preds["scores"][0, :, 100:140] = float("nan")
+    losses = [with_keys(made, loss_engine=name)(dict(preds), data)[0] for name in ("reference", "fast")]
+    torch.testing.assert_close(losses[1], losses[0], equal_nan=True, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_mixed_precision(given, dtype):
+    made, preds, data = given
+    preds = {key: preds[key].to(dtype) for key in ("boxes", "scores")} | {
+        "feats": [f.to(dtype) for f in preds["feats"]]
+    }
+    found = []
+    for name in ("reference", "fast"):
+        run = copy.copy(preds)
+        inputs = outputs(run)
+        with torch.autocast("cpu", dtype):
+            loss, _ = with_keys(made, loss_engine=name, loss="giou")(dict(run), data)
+        found.append((loss, torch.autograd.grad(loss.sum(), inputs)))
+    (expected, slopes), (loss, other_slopes) = found
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-6)
+    for one, other in zip(slopes, other_slopes):
+        assert other.dtype == dtype
+        assert (other.float() - one.float()).norm() <= 1e-2 * one.float().norm()
+
+
+def test_a_class_loss_that_reads_the_whole_batch_is_given_the_whole_batch(given, registry):
+    shapes = set()
+
+    @class_loss("centred")
+    def centred(logits, targets, *, centred_by: Annotated[float, Option("factor", above=0)] = 1.0):
+        shapes.add(tuple(logits.shape))
+        return (logits - logits.mean() * centred_by).square() + targets
+
+    criterion = compared(*given, cls_loss="centred")
+    assert not criterion.is_class_loss_pointwise
+    assert tuple(given[1]["scores"].permute(0, 2, 1).shape) in shapes
+
+
+def test_state_is_that_of_the_reference(given):
+    made, preds, data = given
+    states = []
+    for name in ("reference", "fast"):
+        criterion = with_keys(made, loss_engine=name, loss="wiou-v3", cls_loss="ema-slide")
+        for _ in range(3):
+            criterion(dict(preds), data)
+        states.append([vars(module.loss.state.state) for module in (criterion.bbox_loss, criterion.bce)])
+    assert str(states[0]) == str(states[1])
+
+
+# Whether it runs.
+
+
+def test_engines_by_name(given):
+    made, _, _ = given
+    assert isinstance(with_keys(made, loss="eiou"), FastMixin)
+    fast, reference = (with_keys(made, loss_engine=name) for name in ("fast", "reference"))
+    assert isinstance(fast, FastMixin) and isinstance(fast, v8DetectionLoss) and not fast.is_lazy
+    assert not isinstance(reference, FastMixin)
+    plug(fast, select({"loss_engine": "reference"}))
+    assert type(fast) is v8DetectionLoss
+    assert type(with_keys(made)) is v8DetectionLoss  # without a key nothing is touched
+    # Naming what the host does anyway gives its numbers to the last digit, until the engine is asked for.
+    assert type(with_keys(made, loss="ciou", tal_topk=10)) is v8DetectionLoss
+    assert isinstance(with_keys(made, loss="ciou", loss_engine="auto"), FastMixin)
+    assert isinstance(with_keys(made, tal_topk=9), FastMixin)
+
+
+def test_every_kind_of_criterion_stays_what_it_is():
+    for name in MODELS:
+        made = model(name)
+        for leaf in leaves(with_keys(made, loss_engine="fast")):
+            stock = type(leaf).__mro__[1]
+            assert isinstance(leaf, v8DetectionLoss) and isinstance(leaf, stock)
+            engine.slow_down(leaf)
+            assert type(leaf) is (v8DetectionLoss if stock is FastMixin else stock)
+
+
+@pytest.mark.parametrize("task", ["obb", "classify"])
+def test_tasks_that_have_no_fast_engine(task):
+    with pytest.raises(LossPlugError, match=f"loss_engine=fast cannot be used with task={task}: it"):
+        select({"task": task, "loss_engine": "fast"})
+    assert select({"task": task, "loss_engine": "auto"}).loss_engine == "auto"
+
+
+@pytest.mark.parametrize("errors", [(1e-3, 0.0), (0.0, 1e-3), (float("inf"), float("inf"))], ids=str)
+def test_a_host_that_computes_something_else(given, monkeypatch, errors):
+    made, preds, data = given
+    monkeypatch.setattr(engine, "self_test", lambda *args: errors)
+    criterion = with_keys(made, loss="eiou")
+    assert not isinstance(criterion, FastMixin)
+    assert criterion(dict(preds), data)[0].isfinite().all()
+    described = engine.description("auto", made.model[-1], torch.device("cpu"))
+    assert described.startswith("reference (its loss would differ by ")
+    with pytest.raises(LossPlugError, match="loss_engine=fast cannot be used: its loss would differ"):
+        with_keys(made, loss_engine="fast")
+
+
+def test_the_self_test_sees_a_host_that_has_changed(monkeypatch):
+    strides = (8.0, 16.0, 32.0)
+    assert max(engine.self_test.__wrapped__("cpu", 16, strides)) < 1e-6
+    stock = v8DetectionLoss.get_assigned_targets_and_loss
+
+    def other(self, preds, batch, **kwargs):
+        first, loss, items = stock(self, preds, batch, **kwargs)
+        return first, loss * torch.tensor([1.0, 1.001, 1.0]), items
+
+    monkeypatch.setattr(v8DetectionLoss, "get_assigned_targets_and_loss", other)
+    error, slope_error = engine.self_test.__wrapped__("cpu", 16, strides)
+    assert error > engine.TOLERANCE and slope_error > engine.SLOPE_TOLERANCE
+    monkeypatch.undo()
+    monkeypatch.setattr(engine, "step", lambda *args: 1 / 0)
+    assert engine.self_test.__wrapped__("cpu", 1, strides) == (float("inf"), float("inf"))
+
+
+def test_a_release_without_the_step(monkeypatch, given):
+    monkeypatch.setattr(engine, "METHOD", "gone")
+    head = given[0].model[-1]
+    assert engine.description("auto", head, torch.device("cpu")) == (
+        "reference (this release of Ultralytics has no step to replace)"
+    )
+    assert engine.description("auto", head, torch.device("mps")) == "reference (it is not tested on mps)"
+    assert engine.description("reference", head, torch.device("cpu")) == "reference"
+
+
+def test_rotated_boxes_have_the_reference():
+    made = model("yolov8n-obb")
+    assert not isinstance(with_keys(made, loss="kld"), FastMixin)
+    assert engine.description("auto", made.model[-1], torch.device("cpu")) == "reference (boxes are rotated)"
+
+
+def test_a_step_that_was_taken_away_stops_the_run(given):
+    from yolo_lossplug.ultralytics_hook.criterion import is_plugged
+
+    criterion, selection = with_keys(given[0], loss="eiou"), select({"loss": "eiou"})
+    assert is_plugged(criterion, selection)
+    engine.slow_down(criterion)
+    assert not is_plugged(criterion, selection)
+
+
+def test_a_gpu_takes_the_dense_form_where_it_is_small(given, monkeypatch):
+    made, preds, data = given
+    criterion = with_keys(made, loss="eiou")
+
+    class OnGPU(torch.Tensor):
+        is_cuda = True
+
+    monkeypatch.setattr(engine, "assigned_by", lambda *args: 1 / 0)
+    lazy = {**preds, "scores": preds["scores"].as_subclass(OnGPU)}
+    assert engine.step(criterion, lazy, data, {}) is None
+    monkeypatch.setattr(engine, "DENSE_ON_GPU", 10)
+    with pytest.raises(ZeroDivisionError):
+        engine.step(criterion, lazy, data, {})
+
+
+def test_both_engines_train_to_the_same_results(data, tmp_path):
+    rows = []
+    for name in ("reference", "fast"):
+        with Log() as log:
+            trainer = train(
+                data=data, project=str(tmp_path), name=name, epochs=2, imgsz=160, loss="eiou", loss_engine=name
+            )
+        assert f"engine {name}" in log.text
+        rows.append(results(trainer.save_dir))
+    for one, other in zip(*rows):
+        for key in one:
+            if key != "time":
+                assert other[key] == pytest.approx(one[key], rel=1e-3, abs=1e-5), key

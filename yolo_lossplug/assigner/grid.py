@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Levels of a feature pyramid, and the cells of each that lie inside boxes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple, Optional
+
+import torch
+from torch import Tensor
+
+LARGEST_LEVELS = 16
+"""Points that fall into more grids than this are not those of a pyramid."""
+
+
+class Level(NamedTuple):
+    """A grid of anchors, row by row.
+
+    Attributes:
+        x: Column centres (w,), ascending, in pixels.
+        y: Row centres (h,), ascending, in pixels.
+        offset: Index of its first anchor.
+    """
+
+    x: Tensor
+    y: Tensor
+    offset: int
+
+
+def levels_of_shapes(points: Tensor, shapes: Iterable[tuple[int, int]]) -> tuple[Level, ...]:
+    """Return the levels of anchors whose (height, width) are known.
+
+    Args:
+        points: Anchor centres (A, 2) in pixels, level after level, row after row.
+        shapes: Height and width of each level in cells.
+    """
+    levels, offset = [], 0
+    for height, width in shapes:
+        end = offset + height * width
+        levels.append(
+            Level(points[offset : offset + width, 0].contiguous(), points[offset:end:width, 1].contiguous(), offset)
+        )
+        offset = end
+    return tuple(levels)
+
+
+def shapes_of_points(points: Tensor) -> Optional[tuple[tuple[int, int], ...]]:
+    """Recover the height and width of each level from anchor centres (A, 2), None if they form no grids."""
+    xs, ys = points.detach().cpu().double().unbind(-1)
+    if len(points) == 0:
+        return None
+    starts = torch.cat((torch.ones(1, dtype=torch.bool), (xs.diff() <= 0) | (ys.diff() != 0))).nonzero().squeeze(1)
+    widths = torch.cat((starts, torch.tensor([len(points)]))).diff()
+    lefts, tops = xs[starts], ys[starts]
+    is_new = (widths.diff() != 0) | (lefts.diff() != 0) | (tops.diff() <= 0)
+    firsts = torch.cat((torch.ones(1, dtype=torch.bool), is_new)).nonzero().squeeze(1)
+    if len(firsts) > LARGEST_LEVELS:
+        return None
+    heights = torch.cat((firsts, torch.tensor([len(starts)]))).diff()
+    return tuple(zip(heights.tolist(), widths[firsts].tolist()))
+
+
+def points_of_levels(levels: tuple[Level, ...]) -> Tensor:
+    """Return the anchor centres (A, 2) that the levels stand for."""
+    return torch.cat([torch.cartesian_prod(level.y, level.x).flip(-1) for level in levels])
+
+
+def rectangles(boxes: Tensor, levels: tuple[Level, ...]) -> Tensor:
+    """Return the cells of each level whose centre lies inside boxes, edges excluded.
+
+    A centre is compared with an edge, as the dense form compares their difference with 1e-9: of two float32 numbers of
+    which one is at least ½, no difference is smaller than that and not 0.
+
+    Args:
+        boxes: Boxes (G, 4), x1 y1 x2 y2 in pixels. One with a NaN has no cells.
+        levels: L levels.
+
+    Returns:
+        First column and row, last column and row plus 1 (G, L, 4), int64.
+    """
+    left, top, right, bottom = (side.contiguous() for side in boxes.unbind(-1))
+    is_box = (boxes == boxes).all(-1)
+    found = []
+    for level in levels:
+        columns = torch.searchsorted(level.x, left, right=True), torch.searchsorted(level.x, right)
+        rows = torch.searchsorted(level.y, top, right=True), torch.searchsorted(level.y, bottom)
+        found.append(torch.stack((columns[0], rows[0], columns[1], rows[1]), -1))
+    return torch.stack(found, 1) * is_box[:, None, None]

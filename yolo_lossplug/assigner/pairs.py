@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""All pairs of an object and an anchor inside its box, as one ragged list."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from yolo_lossplug.assigner.grid import Level
+
+
+class Pairs(NamedTuple):
+    """Pairs in the order of objects and, of one object, of anchors: that of `nonzero` of the dense mask.
+
+    Attributes:
+        row: Object of each pair (P,).
+        anchor: Anchor of each pair in its image (P,).
+        first: First pair of each object (G,).
+        length: Number of pairs of each object (G,).
+    """
+
+    row: Tensor
+    anchor: Tensor
+    first: Tensor
+    length: Tensor
+
+
+def counts(rectangles: Tensor) -> Tensor:
+    """Return the number of cells (G,) in the rectangles (G, L, 4) of each object."""
+    return _sides(rectangles).prod(-1).sum(-1)
+
+
+def enumerate_pairs(rectangles: Tensor, levels: tuple[Level, ...]) -> Pairs:
+    """Return the cells of the rectangles (G, L, 4) of G objects as pairs."""
+    sides = _sides(rectangles)
+    widths, heights = sides.flatten(0, 1).unbind(-1)
+    steps = torch.tensor([len(level.x) for level in levels], device=rectangles.device)
+    offsets = torch.tensor([level.offset for level in levels], device=rectangles.device)
+    corner = (offsets + rectangles[..., 1] * steps + rectangles[..., 0]).flatten()
+
+    # Rectangles are spread into lines, and lines into cells.
+    part = _repeat(heights)
+    line = torch.arange(len(part), device=part.device) - _starts(heights)[part]
+    begin, length = corner[part] + line * steps.repeat(len(rectangles))[part], widths[part]
+    cells = _repeat(length)
+    anchor = (begin - _starts(length))[cells] + torch.arange(len(cells), device=cells.device)
+    count = sides.prod(-1).sum(-1)
+    return Pairs(_repeat(count), anchor, _starts(count), count)
+
+
+def members(pairs: Pairs, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the pairs (M,) of some objects (R,), and the place (M,) of each one's object among these."""
+    count = pairs.length[rows]
+    place = _repeat(count)
+    return (pairs.first[rows] - _starts(count))[place] + torch.arange(len(place), device=place.device), place
+
+
+def _sides(rectangles: Tensor) -> Tensor:
+    """Return width and height in cells (G, L, 2), both 0 where there is no cell."""
+    sides = (rectangles[..., 2:] - rectangles[..., :2]).clamp(min=0)
+    return sides * (sides.prod(-1, keepdim=True) > 0)
+
+
+def _repeat(counts: Tensor) -> Tensor:
+    return torch.repeat_interleave(counts)
+
+
+def _starts(counts: Tensor) -> Tensor:
+    return counts.cumsum(0) - counts

@@ -1,0 +1,276 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Ultralytics' task-aligned assigner on candidates only, and with an overlap to choose."""
+
+from __future__ import annotations
+
+import functools
+from types import SimpleNamespace
+from typing import Any, Callable, Optional
+
+import torch
+from torch import Tensor
+from ultralytics.utils import tal
+from ultralytics.utils.ops import xywh2xyxy, xyxy2xywh
+
+from yolo_lossplug.assigner.assign import Assignment, Measure, assign
+from yolo_lossplug.assigner.grid import Level, levels_of_shapes, points_of_levels, shapes_of_points
+from yolo_lossplug.assigner.selection import Objects, is_exact
+from yolo_lossplug.selection import STOCK_BOX, assigner_overlap, select
+
+SMALLEST = {"cpu": 300_000}
+"""Elements of (images, objects, anchors) below which the dense form takes less time, by kind of device."""
+DENSE_ON_GPU = 30_000_000
+"""The same for a GPU: up to there it holds the dense form easily, and is faster with it."""
+
+
+class OverlapMixin:
+    """An assigner that measures overlap with another IoU."""
+
+    overlap: Optional[Callable[[Tensor, Tensor], Tensor]] = None
+
+    def iou_calculation(self, gt_bboxes: Tensor, pd_bboxes: Tensor) -> Tensor:
+        """Return the overlap (N,) >= 0 of boxes (N, 4), x1 y1 x2 y2 in pixels; the host's own CIoU unless replaced."""
+        if self.overlap is None:
+            return super().iou_calculation(gt_bboxes, pd_bboxes)  # type: ignore[misc]
+        return self.overlap(pd_bboxes, gt_bboxes).to(pd_bboxes.dtype)
+
+
+class TaskAlignedAssigner(OverlapMixin, tal.TaskAlignedAssigner):
+    """Ultralytics' task-aligned assigner, which looks only at anchors inside boxes: same results, less of everything.
+
+    Takes the host's own way where that is faster (tiny problems) and where its result depends on more than the
+    candidates: anchors that form no grids, boxes other than float32, metrics that are not finite, images so small that
+    ties are broken in another way.
+
+    Args:
+        *args: Arguments of Ultralytics' assigner.
+        iou: Overlap: ``ciou`` (the host's own), ``iou``, ``giou``, ``diou``, ``eiou`` or ``siou``, clamped at 0.
+        **kwargs: Keyword arguments of Ultralytics' assigner.
+
+    Raises:
+        LossPlugError: If the overlap is unknown.
+    """
+
+    def __init__(self, *args: Any, iou: str = "ciou", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        set_overlap(self, select({"tal_iou": iou}).tal_iou)
+        self._shapes: Optional[tuple[tuple[int, int], ...]] = None
+
+    @torch.no_grad()
+    def forward(
+        self,
+        pd_scores: Tensor,
+        pd_bboxes: Tensor,
+        anc_points: Tensor,
+        gt_labels: Tensor,
+        gt_bboxes: Tensor,
+        mask_gt: Tensor,
+        **extra: Any,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Assign anchors to objects.
+
+        Args:
+            pd_scores: Scores (b, A, classes) in [0, 1].
+            pd_bboxes: Boxes (b, A, 4), x1 y1 x2 y2 in pixels.
+            anc_points: Anchor centres (A, 2) in pixels.
+            gt_labels: Classes (b, n, 1).
+            gt_bboxes: Boxes (b, n, 4) in pixels.
+            mask_gt: Which of them are objects (b, n, 1).
+            **extra: What a subclass of the host's assigner takes besides.
+
+        Returns:
+            Classes (b, A), boxes (b, A, 4), scores (b, A, classes), foreground (b, A) and objects (b, A) of anchors.
+        """
+        found = None
+        n_dense = pd_scores.shape[0] * gt_bboxes.shape[1] * len(anc_points)
+        if (
+            n_dense >= SMALLEST.get(pd_scores.device.type, DENSE_ON_GPU)
+            and not extra
+            and is_sparse(self, {pd_bboxes.dtype, gt_bboxes.dtype}, anc_points)
+        ):
+            levels = self._levels(anc_points)
+            if levels is not None:
+                objects = objects_of(mask_gt, len(anc_points))
+                place = objects.image * objects.n_places + objects.place
+                scores, boxes, gts = pd_scores.flatten(), pd_bboxes.flatten(0, 1), gt_bboxes.flatten(0, 1)[place]
+                n_classes, begin = pd_scores.shape[-1], objects.image * objects.n_anchors
+                first = begin * n_classes + gt_labels.flatten().long()[place]
+
+                def measure(row: Tensor, anchor: Tensor) -> tuple[Tensor, Tensor]:
+                    return metric_of(
+                        self, scores[first[row] + anchor * n_classes], gts[row], boxes[begin[row] + anchor]
+                    )
+
+                found = sparse_assignment(self, objects, measure, levels, gt_bboxes, mask_gt)
+        if found is None:
+            return super().forward(pd_scores, pd_bboxes, anc_points, gt_labels, gt_bboxes, mask_gt, **extra)
+        self.bs, self.n_max_boxes = gt_bboxes.shape[:2]
+        return dense_outputs(found, gt_labels, gt_bboxes, pd_scores.shape)
+
+    def _levels(self, points: Tensor) -> Optional[tuple[Level, ...]]:
+        """Return the grids that the points form. Those of the last call are tried first, and compared."""
+        for known in (True, False):
+            if not known:
+                self._shapes = shapes_of_points(points)
+            if self._shapes is None or sum(h * w for h, w in self._shapes) != len(points):
+                continue
+            levels = levels_of_shapes(points, self._shapes)
+            is_sorted = all((side.diff() > 0).all() for level in levels for side in (level.x, level.y))
+            if is_sorted and torch.equal(points_of_levels(levels), points):
+                return levels
+        return None
+
+
+def set_overlap(assigner: tal.TaskAlignedAssigner, name: str) -> None:
+    """Make an assigner measure overlap with another IoU; its class stays, and what else it overrides stays too."""
+    if not isinstance(assigner, OverlapMixin):
+        cls = type(assigner)
+        assigner.__class__ = type(f"Plugged{cls.__name__}", (OverlapMixin, cls), {})
+    assigner.overlap = None if name == STOCK_BOX else assigner_overlap(name)
+
+
+HOOKS = (
+    "_forward",
+    "get_box_metrics",
+    "get_pos_mask",
+    "get_targets",
+    "pair_overlaps",
+    "select_candidates_in_gts",
+    "select_highest_overlaps",
+    "select_topk_candidates",
+)
+"""Methods that make the host's assignment what it is; those that a release lacks are left out."""
+
+
+def is_sparse(assigner: Any, dtypes: set[torch.dtype], points: Tensor) -> bool:
+    """Return whether the sparse assignment is that of an assigner.
+
+    Args:
+        assigner: Any assigner of the host, or one derived from it.
+        dtypes: Types of the boxes.
+        points: Anchor centres (A, 2).
+    """
+    cls, k = type(assigner), max(assigner.topk, topk2_of(assigner))
+    return (
+        all(getattr(cls, name, None) is getattr(tal.TaskAlignedAssigner, name, None) for name in HOOKS)
+        and cls.iou_calculation in (tal.TaskAlignedAssigner.iou_calculation, OverlapMixin.iou_calculation)
+        and cls.forward in (tal.TaskAlignedAssigner.forward, TaskAlignedAssigner.forward)
+        and dtypes == {torch.float32}
+        and is_exact(k, len(points), points.device.type)
+        and fills_up_in_order(points.device.type)
+    )
+
+
+def topk2_of(assigner: Any) -> int:
+    """Return how many anchors an object keeps at last; older releases have no such number."""
+    return getattr(assigner, "topk2", assigner.topk)
+
+
+@functools.cache
+def fills_up_in_order(device_type: str) -> bool:
+    """Return whether `torch.topk` of this build fills up with zeros of the first k places, as the assignment needs."""
+    rows = torch.zeros(8, 1024, device=device_type)
+    rows[torch.arange(8), torch.arange(100, 900, 100)] = 1
+    return bool((rows.topk(10).indices.sort().values[:, :9] < 10).all())
+
+
+def floor_of(assigner: Any) -> tuple[float, float]:
+    """Return the side below which an assigner widens an object's box, and to what; found out by asking it.
+
+    Releases differ: none before 8.4, the first stride until it became the second.
+    """
+    strides = tuple(float(stride) for stride in getattr(assigner, "stride", ()))
+    return _floor_of(type(assigner).select_candidates_in_gts, strides, float(getattr(assigner, "stride_val", 0)))
+
+
+@functools.lru_cache(maxsize=16)
+def _floor_of(select_candidates: Callable[..., Tensor], strides: tuple[float, ...], size: float) -> tuple[float, float]:
+    asked = SimpleNamespace(stride=list(strides), stride_val=size)
+    centre, points = 512.0, torch.arange(1024).unsqueeze(1).add(0.5).expand(-1, 2).contiguous()
+    floor = (0.0, 0.0)
+    for stride in strides[:2]:
+        side = stride - 1
+        box = torch.tensor([centre - side / 2, centre - side / 2, centre + side / 2, centre + side / 2]).view(1, 1, 4)
+        try:
+            inside = select_candidates(asked, points, box, torch.ones(1, 1, 1))
+        except (TypeError, AttributeError):  # the method takes no mask where it has no floor
+            return floor
+        if inside.sum() >= stride:
+            floor = (stride, float(inside.sum()))
+    return floor
+
+
+def candidate_boxes(gt_bboxes: Tensor, mask_gt: Tensor, floor: tuple[float, float]) -> Tensor:
+    """Return the boxes (b, n, 4) inside which objects look for anchors, by the host's operations in their order."""
+    threshold, size = floor
+    if not threshold:
+        return gt_bboxes
+    boxes = xyxy2xywh(gt_bboxes)
+    is_small = (boxes[..., 2:] < threshold) & mask_gt.bool()
+    boxes[..., 2:] = boxes[..., 2:].masked_fill(is_small, size)
+    return xywh2xyxy(boxes)
+
+
+def objects_of(mask_gt: Tensor, n_anchors: int) -> Objects:
+    """Return the objects that a mask (b, n, 1) names; there may be holes in it."""
+    image, place = mask_gt.squeeze(-1).nonzero(as_tuple=True)
+    return Objects(image, place, mask_gt.shape[0], mask_gt.shape[1], n_anchors)
+
+
+def sparse_assignment(
+    assigner: Any,
+    objects: Objects,
+    measure: Measure,
+    levels: tuple[Level, ...],
+    gt_bboxes: Tensor,
+    mask_gt: Tensor,
+) -> Optional[Assignment]:
+    """Return what an assigner assigns, None if it depends on more than the candidates.
+
+    Args:
+        assigner: The assigner.
+        objects: The G objects.
+        measure: Takes objects (P,) and anchors (P,) of their images; returns metric and overlap (P,).
+        levels: The anchors.
+        gt_bboxes: Boxes (b, n, 4).
+        mask_gt: Which of them are objects (b, n, 1).
+    """
+    boxes = candidate_boxes(gt_bboxes, mask_gt, floor_of(assigner))
+    return assign(
+        boxes[objects.image, objects.place],
+        objects,
+        levels,
+        measure,
+        topk=assigner.topk,
+        topk2=topk2_of(assigner),
+        eps=assigner.eps,
+    )
+
+
+def metric_of(assigner: Any, scores: Tensor, gt_bboxes: Tensor, pd_bboxes: Tensor) -> tuple[Tensor, Tensor]:
+    """Return metric and overlap (P,) of pairs, from scores (P,), boxes of objects (P, 4) and of anchors (P, 4)."""
+    overlap = assigner.iou_calculation(gt_bboxes, pd_bboxes)
+    return scores.pow(assigner.alpha) * overlap.pow(assigner.beta), overlap
+
+
+def dense_outputs(
+    found: Assignment, gt_labels: Tensor, gt_bboxes: Tensor, shape: torch.Size
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return an assignment as the five tensors of the host's assigner; `shape` is (b, A, classes)."""
+    b, n_anchors, n_classes = shape
+    n_places = gt_bboxes.shape[1]
+    gt_index = found.anchor.new_zeros(b * n_anchors)
+    gt_index[found.anchor] = found.object % n_places
+    foreground = torch.zeros(b * n_anchors, dtype=torch.bool, device=gt_index.device)
+    foreground[found.anchor] = True
+    place = gt_index.view(b, -1) + torch.arange(b, device=gt_index.device).unsqueeze(1) * n_places
+    labels = gt_labels.long().flatten()[place].clamp_(0)
+    scores = found.score.new_zeros(b * n_anchors, n_classes)
+    scores[found.anchor, labels.flatten()[found.anchor]] = found.score
+    return (
+        labels,
+        gt_bboxes.flatten(0, 1)[place],
+        scores.view(shape),
+        foreground.view(b, -1),
+        gt_index.view(b, -1),
+    )

@@ -1,0 +1,446 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""The fast engine: a criterion's step on candidates and positives, with the reference, the host's own, as its oracle.
+
+It stands in for one method of the criterion, `get_assigned_targets_and_loss`, and returns what that returns. Preparing
+targets, decoding and measuring boxes stay with the host; what is another is which anchors they are asked about.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from types import SimpleNamespace
+from typing import Any, NamedTuple, Optional
+
+import torch
+from torch import Tensor
+from ultralytics.utils import IterableSimpleNamespace, tal
+from ultralytics.utils.loss import v8DetectionLoss
+from ultralytics.utils.metrics import bbox_iou
+
+from yolo_lossplug.assigner.assign import Measure
+from yolo_lossplug.assigner.grid import levels_of_shapes
+from yolo_lossplug.assigner.selection import Objects
+from yolo_lossplug.engine.class_sum import class_sum
+from yolo_lossplug.engine.distances import distances, gather
+from yolo_lossplug.registry import LossPlugError
+from yolo_lossplug.selection import STOCK_CLASS, Loss, create_class_loss
+from yolo_lossplug.ultralytics_hook.assigner import DENSE_ON_GPU, is_sparse, metric_of, objects_of, sparse_assignment
+
+FAST, REFERENCE = "fast", "reference"
+METHOD = "get_assigned_targets_and_loss"
+DECODED = {"cpu": 4096}
+"""Anchors that are decoded at a time, by kind of device: on a CPU as many as its cache holds."""
+LARGEST_DECODED = 2**20
+TOLERANCE, SLOPE_TOLERANCE = 1e-5, 1e-4
+"""Largest relative error of the loss, and of its gradients in norm, with which the engine may run."""
+
+
+class Targets(NamedTuple):
+    """Objects of a batch as the host prepares them.
+
+    Attributes:
+        labels: Classes (b, n, 1).
+        boxes: Boxes (b, n, 4), x1 y1 x2 y2 in pixels.
+        mask: Which of them are objects (b, n, 1).
+    """
+
+    labels: Tensor
+    boxes: Tensor
+    mask: Tensor
+
+
+class Anchors(NamedTuple):
+    """Anchors of an image.
+
+    Attributes:
+        points: Centres (A, 2) in cells.
+        strides: Pixels per cell (A, 1).
+        imgsz: Height and width of the network input in pixels (2,).
+        shapes: Height and width of each level in cells.
+    """
+
+    points: Tensor
+    strides: Tensor
+    imgsz: Tensor
+    shapes: tuple[tuple[int, int], ...]
+
+
+class Assigned(NamedTuple):
+    """Assigned anchors, each once, in ascending order.
+
+    Attributes:
+        anchor: Index (n,) among the anchors of all images.
+        object: Index (n,) among the places for objects of all images.
+        score: Target (n,) of the object's class.
+    """
+
+    anchor: Tensor
+    object: Tensor
+    score: Tensor
+
+
+class FastMixin(v8DetectionLoss):
+    """A criterion whose step is the fast one wherever that is defined."""
+
+    is_lazy = True
+    """Whether the engine may leave a step to the host where the host is faster."""
+    is_class_loss_pointwise = True
+    """Whether the class loss may be evaluated on parts."""
+
+    def get_assigned_targets_and_loss(self, preds: dict[str, Tensor], batch: dict[str, Any], **extra: Any) -> tuple:
+        """Return the assigned targets, the loss by box, class and DFL, and its items, as the host's method does."""
+        result = step(self, preds, batch, extra)
+        return super().get_assigned_targets_and_loss(preds, batch, **extra) if result is None else result
+
+
+def speed_up(criterion: v8DetectionLoss, is_lazy: bool) -> None:
+    """Make a criterion take fast steps; its class stays, and what else that overrides stays too."""
+    cls = type(criterion)
+    if not isinstance(criterion, FastMixin):
+        bases = (FastMixin,) if cls is v8DetectionLoss else (cls, FastMixin)
+        criterion.__class__ = type(f"Fast{cls.__name__}", bases, {})
+    criterion.is_lazy = is_lazy
+    criterion.is_class_loss_pointwise = is_pointwise(class_loss_of(criterion))
+
+
+def slow_down(criterion: v8DetectionLoss) -> None:
+    """Undo `speed_up`."""
+    cls = type(criterion)
+    if isinstance(criterion, FastMixin):
+        criterion.__class__ = v8DetectionLoss if cls.__bases__ == (FastMixin,) else cls.__bases__[0]
+
+
+def settle(criterion: Any, engine: str) -> bool:
+    """Make a criterion take the steps of an engine: ``auto``, ``fast`` or ``reference``; return whether it is fast.
+
+    Raises:
+        LossPlugError: If it is to be ``fast``, and cannot be.
+    """
+    why = None if engine == REFERENCE else obstacle(criterion, criterion.device)
+    if engine == FAST and why:
+        raise LossPlugError(f"loss_engine=fast cannot be used: {why}. Remove it, or take loss_engine=auto.")
+    if engine == REFERENCE or why:
+        slow_down(criterion)
+        return False
+    speed_up(criterion, is_lazy=engine != FAST)
+    return True
+
+
+def description(engine: str, head: Any, device: torch.device) -> str:
+    """Return the engine that runs, and why if it is not the fast one, for the banner."""
+    if engine == REFERENCE:
+        return REFERENCE
+    why = obstacle(head, device)
+    if why:
+        return f"{REFERENCE} ({why})"
+    return f"{FAST} in crowds, else {REFERENCE}" if device.type == "cuda" and engine != FAST else FAST
+
+
+def obstacle(head: Any, device: torch.device) -> Optional[str]:
+    """Return why the fast engine cannot run, None if it can.
+
+    The engine takes some steps on random problems and is compared with the host's own step.
+
+    Args:
+        head: A criterion or a head, with its strides and the number of its bins, `reg_max`.
+        device: Where it runs.
+    """
+    if device.type not in ("cpu", "cuda"):
+        return f"it is not tested on {device.type}"
+    if not hasattr(v8DetectionLoss, METHOD):
+        return "this release of Ultralytics has no step to replace"
+    if (hasattr(head, "assigner") and isinstance(head.assigner, tal.RotatedTaskAlignedAssigner)) or hasattr(head, "ne"):
+        return "boxes are rotated"
+    strides = tuple(float(stride) for stride in head.stride)
+    error, slope_error = self_test(str(device), int(head.reg_max), strides)
+    if error > TOLERANCE or slope_error > SLOPE_TOLERANCE:
+        return f"its loss would differ by {error:.0e} and its gradients by {slope_error:.0e} from those of the host"
+    return None
+
+
+@functools.cache
+def self_test(device: str, reg_max: int, strides: tuple[float, ...]) -> tuple[float, float]:
+    """Take fast steps on random problems, and compare them with the steps of the host.
+
+    Args:
+        device: Where.
+        reg_max: Bins of the distance distribution; 1 for none.
+        strides: Strides of the levels in pixels.
+
+    Returns:
+        Largest relative error of the loss, and of its gradients in norm; infinite where the host's step has changed so
+        that the fast one fails.
+    """
+    rng = torch.Generator().manual_seed(0)
+    head = SimpleNamespace(stride=torch.tensor(strides, device=device), nc=4, reg_max=reg_max)
+    gains = IterableSimpleNamespace(box=7.5, cls=0.5, dfl=1.5, overlap_mask=True)
+    parameter = torch.zeros(1, device=device)
+    model = SimpleNamespace(parameters=lambda: iter((parameter,)), args=gains, model=[head])
+    errors = []
+    for topk, n in ((10, 5), (7, 40), (10, 0)):
+        criterion = v8DetectionLoss(model, topk, **({"tal_topk2": 1} if topk == 7 else {}))
+        size = [round(10 * max(strides)), round(12 * max(strides))]
+        shapes = [(round(size[0] / stride), round(size[1] / stride)) for stride in strides]
+        n_anchors = sum(h * w for h, w in shapes)
+        given = [torch.randn(2, 4 * reg_max, n_anchors, generator=rng), torch.randn(2, 4, n_anchors, generator=rng) - 3]
+        if reg_max == 1:
+            given[0] = given[0].abs()
+        batch = {
+            "batch_idx": torch.arange(2 * n) // max(1, n),
+            "cls": torch.randint(4, (2 * n, 1), generator=rng),
+            "bboxes": torch.rand(2 * n, 4, generator=rng) * 0.3 + torch.tensor([0.3, 0.3, 0.02, 0.02]),
+        }
+        found = []
+        for is_fast in (False, True):
+            boxes, scores = (tensor.to(device).requires_grad_() for tensor in given)
+            preds = {"boxes": boxes, "scores": scores, "feats": [boxes.new_zeros(2, 1, h, w) for h, w in shapes]}
+            if is_fast:
+                speed_up(criterion, is_lazy=False)
+            try:
+                loss = criterion.get_assigned_targets_and_loss(preds, batch)[1]
+                found.append((loss.detach(), *torch.autograd.grad(loss.sum(), (boxes, scores), allow_unused=True)))
+            except Exception:
+                if not is_fast:
+                    raise
+                return math.inf, math.inf
+        errors.append([_relative_error(one, other) for one, other in zip(*found)])
+    return max(error[0] for error in errors), max(max(error[1:]) for error in errors)
+
+
+def _relative_error(stock: Optional[Tensor], found: Optional[Tensor]) -> float:
+    if stock is None or found is None:  # a host that does not reach the boxes where there is no object
+        return 0.0 if found is None else float(found.norm())
+    return float((found - stock).norm() / stock.norm().clamp(min=1e-9))
+
+
+def class_loss_of(criterion: Any) -> Loss:
+    """Return the class loss of a criterion; where it has the host's own module, that of the same name."""
+    return getattr(criterion.bce, "loss", None) or create_class_loss(STOCK_CLASS)
+
+
+def unplugged(bbox_loss: Any) -> Any:
+    """Return the host's box loss module inside ours."""
+    return getattr(bbox_loss, "stock", bbox_loss)
+
+
+@torch.compiler.disable
+def step(criterion: Any, preds: dict[str, Tensor], batch: dict[str, Any], extra: dict[str, Any]) -> Optional[tuple]:
+    """Return what the host's step returns, None where it is to be asked itself.
+
+    Args:
+        criterion: The criterion.
+        preds: Outputs of the head: ``boxes`` (b, 4·R, A), ``scores`` (b, classes, A), ``feats``.
+        batch: The batch.
+        extra: What the criterion hands on to an assigner of its own.
+    """
+    boxes, scores = preds["boxes"], preds["scores"]
+    anchors = anchors_of(criterion, preds["feats"], scores.dtype)
+    targets = targets_of(criterion, batch, len(scores), anchors.imgsz)
+    if criterion.is_lazy and scores.is_cuda and targets.mask.numel() * len(anchors.points) < DENSE_ON_GPU:
+        return None
+    assigned = assigned_by(criterion, boxes, scores, targets, anchors, extra)
+    if assigned is None:
+        return None
+    total = assigned.score.sum().clamp(min=1)
+    box, dfl = box_terms(criterion, boxes, targets, anchors, assigned, total)
+    cls = class_term(criterion, scores, targets, assigned) / total
+    gains = criterion.hyp
+    loss = torch.stack([term.float() for term in (box * gains.box, cls * gains.cls, dfl * gains.dfl)])
+    names = getattr(criterion, "loss_names", None)
+    items = loss.detach() if names is None else dict(zip(names, loss.detach()))
+    return _answer(criterion, targets, anchors, assigned, scores), loss, items
+
+
+def anchors_of(criterion: Any, feats: Any, dtype: torch.dtype) -> Anchors:
+    """Return the anchors of a criterion; those of the last step if the image has the same size."""
+    shapes = tuple((feat.shape[2], feat.shape[3]) for feat in feats)
+    key = (shapes, feats[0].dtype, feats[0].device, dtype)
+    known = vars(criterion).get("known_anchors")
+    if known is None or known[0] != key:
+        points, strides = tal.make_anchors(feats, criterion.stride, 0.5)
+        imgsz = torch.tensor(shapes[0], device=criterion.device, dtype=dtype) * criterion.stride[0]
+        known = criterion.known_anchors = (key, Anchors(points, strides, imgsz, shapes))
+    return known[1]
+
+
+def targets_of(criterion: Any, batch: dict[str, Any], n_images: int, imgsz: Tensor) -> Targets:
+    """Return the objects of a batch, prepared by the host."""
+    rows = torch.cat((batch["batch_idx"].view(-1, 1), batch["cls"].view(-1, 1), batch["bboxes"]), 1)
+    padded = criterion.preprocess(rows.to(criterion.device), n_images, scale_tensor=imgsz[[1, 0, 1, 0]])
+    labels, boxes = padded.split((1, 4), 2)
+    return Targets(labels, boxes, boxes.sum(2, keepdim=True).gt_(0.0))
+
+
+@torch.no_grad()
+def assigned_by(
+    criterion: Any, boxes: Tensor, scores: Tensor, targets: Targets, anchors: Anchors, extra: dict[str, Any]
+) -> Optional[Assigned]:
+    """Return what the criterion's assigner assigns; None if the host's step is to decide."""
+    assigner, points = criterion.assigner, anchors.points * anchors.strides
+    if not extra and targets.mask.shape[1] and is_sparse(assigner, {targets.boxes.dtype}, points):
+        objects = objects_of(targets.mask, len(points))
+        measure = lazy_measure(criterion, boxes, scores, targets, anchors, objects)
+        levels = levels_of_shapes(points.to(targets.boxes.dtype), anchors.shapes)
+        found = sparse_assignment(assigner, objects, measure, levels, targets.boxes, targets.mask)
+        return None if found is None else Assigned(*found)
+    decoded = criterion.bbox_decode(anchors.points, boxes.detach().permute(0, 2, 1).contiguous())
+    _, _, target_scores, foreground, place = assigner(
+        scores.detach().permute(0, 2, 1).sigmoid(),
+        (decoded * anchors.strides).type(targets.boxes.dtype),
+        points,
+        targets.labels,
+        targets.boxes,
+        targets.mask,
+        **extra,
+    )
+    index = foreground.flatten().nonzero().squeeze(1)
+    first = index // len(points) * targets.mask.shape[1]
+    score = target_scores.flatten(0, 1)[index].sum(-1)
+    return Assigned(index, first + place.flatten()[index].long(), score)
+
+
+def lazy_measure(
+    criterion: Any, boxes: Tensor, scores: Tensor, targets: Targets, anchors: Anchors, objects: Objects
+) -> Measure:
+    """Return a function that measures pairs, and decodes the boxes of their anchors when they are first asked for."""
+    n_anchors, logits, boxes = len(anchors.points), scores.detach().flatten(), boxes.detach()
+    place, begin = objects.image * objects.n_places + objects.place, objects.image * n_anchors
+    gts = targets.boxes.flatten(0, 1)[place]
+    first = (objects.image * scores.shape[1] + targets.labels.flatten().long()[place]) * n_anchors
+    decoded = gts.new_empty(len(boxes) * n_anchors, 4)
+    is_decoded = torch.zeros(len(decoded), dtype=torch.bool, device=boxes.device)
+
+    def measure(row: Tensor, anchor: Tensor) -> tuple[Tensor, Tensor]:
+        index = begin[row] + anchor
+        is_needed = torch.zeros_like(is_decoded)
+        is_needed[index] = True
+        needed = (is_needed & ~is_decoded).nonzero().squeeze(1)
+        for some in needed.split(DECODED.get(boxes.device.type, LARGEST_DECODED)):
+            decoded[some] = decode(criterion, boxes, some, anchors).type(decoded.dtype)
+        is_decoded[needed] = True
+        return metric_of(criterion.assigner, logits[first[row] + anchor].sigmoid(), gts[row], decoded[index])
+
+    return measure
+
+
+def decode(criterion: Any, boxes: Tensor, anchor: Tensor, anchors: Anchors) -> Tensor:
+    """Return the boxes (n, 4) in pixels that anchors (n,) of all images predict, by the host's own decoding."""
+    image, cell = anchor // len(anchors.points), anchor % len(anchors.points)
+    rows = boxes.permute(0, 2, 1)[image, cell].unsqueeze(0)
+    return criterion.bbox_decode(anchors.points[cell], rows)[0] * anchors.strides[cell]
+
+
+def box_terms(
+    criterion: Any, boxes: Tensor, targets: Targets, anchors: Anchors, assigned: Assigned, total: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the box and the DFL (or L1) term, before the gains."""
+    cell = assigned.anchor % len(anchors.points)
+    points, strides = anchors.points[cell], anchors.strides[cell]
+    wanted = targets.boxes.flatten(0, 1)[assigned.object] / strides
+    module, weight = criterion.bbox_loss, assigned.score
+    stock = unplugged(module)
+    if criterion.use_dfl and boxes.dtype == torch.float32:
+        sides = tal.bbox2dist(points, wanted, criterion.reg_max - 1)
+        found, dfl = distances(boxes.contiguous(), assigned.anchor, sides.clamp_(0, criterion.reg_max - 1 - 0.01))
+        predicted = tal.dist2bbox(found, points, xywh=False)
+        if module is stock:
+            per_box = 1 - bbox_iou(predicted, wanted, xywh=False, CIoU=True).squeeze(-1)
+        else:
+            per_box = module.loss(predicted, wanted, **_context(module.loss, strides, anchors.imgsz))
+        return (per_box * weight).sum() / total, (dfl * weight).sum() / total
+    # Where every anchor is an assigned one, the host's own module gives the terms, with the roundings of its autocast.
+    rows = gather(boxes, assigned.anchor)
+    predicted = criterion.bbox_decode(points, rows.unsqueeze(0))
+    everything = torch.ones(1, len(rows), dtype=torch.bool, device=rows.device)
+    box, dfl = stock(
+        rows.unsqueeze(0),
+        predicted if module is stock else predicted.detach(),
+        points,
+        wanted.unsqueeze(0),
+        weight.view(1, -1, 1),
+        total,
+        everything,
+        anchors.imgsz,
+        strides,
+    )
+    if module is not stock:
+        per_box = module.loss(predicted[0], wanted, **_context(module.loss, strides, anchors.imgsz))
+        box = (per_box * weight).sum() / total
+    return box, dfl
+
+
+def class_term(criterion: Any, scores: Tensor, targets: Targets, assigned: Assigned) -> Tensor:
+    """Return the sum of the class loss, before the gain."""
+    module, n_classes, n_anchors = criterion.bce, scores.shape[1], scores.shape[2]
+    labels = targets.labels.flatten().long()[assigned.object].clamp_(0)
+    image, cell = assigned.anchor // n_anchors, assigned.anchor % n_anchors
+    loss, smoothing = class_loss_of(criterion), getattr(module, "smoothing", 0.0)
+    score = assigned.score.to(scores.dtype)
+    if not criterion.is_class_loss_pointwise:
+        dense = scores.new_zeros(len(scores), n_anchors, n_classes)
+        dense.view(-1, n_classes)[assigned.anchor, labels] = score
+        result = module(scores.permute(0, 2, 1), dense)
+        return (result if criterion_weights(criterion) is None else result * criterion_weights(criterion)).sum()
+    if smoothing:  # every class of an assigned anchor has a target
+        is_target = score > 0
+        image, cell, labels, score = (values[is_target] for values in (image, cell, labels, score))
+        row = (image * n_classes * n_anchors + cell).unsqueeze(1)
+        index = (row + torch.arange(n_classes, device=row.device) * n_anchors).flatten()
+        smooth = torch.full((len(score), n_classes), smoothing / 2, dtype=score.dtype, device=score.device)
+        smooth[torch.arange(len(score), device=row.device), labels] += score * (1 - smoothing)
+        score = smooth.flatten()
+    else:
+        index = (image * n_classes + labels) * n_anchors + cell
+    return class_sum(
+        scores, index, score, loss, background=getattr(loss, "background", None), weights=_weights(criterion)
+    )
+
+
+def criterion_weights(criterion: Any) -> Optional[Tensor]:
+    """Return the class weights (1, 1, classes) of the host, None if it has none."""
+    return getattr(criterion, "class_weights", None)
+
+
+def is_pointwise(loss: Loss) -> bool:
+    """Return whether every element of a class loss depends on nothing but its logit and target; found out by trial."""
+    if loss.state is not None:
+        return False
+    x, y = torch.linspace(-6, 6, 24), torch.linspace(-0.7, 1, 24).clamp(min=0)
+    order = torch.arange(24).flip(0)
+    try:
+        whole = loss(x.view(2, 3, 4), y.view(2, 3, 4)).flatten()
+        parts = torch.cat([loss(a, b) for a, b in zip(x[order].split(5), y[order].split(5))])
+    except Exception:  # one of the user's own that wants the shape of the batch
+        return False
+    return torch.allclose(whole[order], parts, rtol=1e-5, atol=1e-7)
+
+
+def _weights(criterion: Any) -> Optional[Tensor]:
+    """Return the product (classes,) of the host's class weights and ours, None if there are none."""
+    stock, own = criterion_weights(criterion), getattr(criterion.bce, "weights", None)
+    if stock is None or own is None:
+        return own if stock is None else stock.flatten()
+    return stock.flatten() * own
+
+
+def _context(loss: Loss, strides: Tensor, imgsz: Tensor) -> dict[str, Tensor]:
+    """Return what a box loss wants besides boxes."""
+    return {"stride": strides, "imgsz": imgsz} if loss.context & {"stride", "imgsz"} else {}
+
+
+def _answer(criterion: Any, targets: Targets, anchors: Anchors, assigned: Assigned, scores: Tensor) -> tuple:
+    """Return what tasks that add terms of their own read: foreground, objects, their boxes, anchors and strides."""
+    if getattr(type(criterion), "loss", None) is v8DetectionLoss.loss:  # which reads nothing of it
+        return (None,) * 5
+    b, n_anchors = len(scores), len(anchors.points)
+    index = assigned.anchor.new_zeros(b * n_anchors)
+    index[assigned.anchor] = assigned.object % max(1, targets.mask.shape[1])
+    foreground = torch.zeros(b * n_anchors, dtype=torch.bool, device=scores.device)
+    foreground[assigned.anchor] = True
+    index, foreground = index.view(b, -1), foreground.view(b, -1)
+    if not targets.mask.shape[1]:
+        boxes = scores.new_zeros(b, n_anchors, 4)
+    else:
+        boxes = targets.boxes.gather(1, index.unsqueeze(-1).expand(-1, -1, 4))
+    return foreground, index, boxes, anchors.points, anchors.strides
