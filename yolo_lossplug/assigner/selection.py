@@ -173,7 +173,9 @@ def _winners(pairs: Pairs, overlap: Tensor, contested: Tensor, objects: Objects)
     is_contested = torch.zeros(objects.n_images * objects.n_anchors, dtype=torch.bool, device=flat.device)
     is_contested[contested] = True
     around = is_contested[flat].nonzero().squeeze(1)
-    place, overlap = torch.searchsorted(contested, flat[around]), overlap[around]
+    ranks = torch.empty(len(is_contested), dtype=torch.long, device=flat.device)
+    ranks[contested] = torch.arange(len(contested), device=flat.device)
+    place, overlap = ranks[flat[around]], overlap[around]
     largest = overlap.new_zeros(len(contested)).scatter_reduce_(0, place, overlap, "amax")
     # Pairs of one anchor are in the order of objects: the first that reaches the largest overlap wins. Where that is 0,
     # every object does, whether around or not, and so the first of the image.

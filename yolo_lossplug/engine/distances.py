@@ -3,16 +3,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Optional
 
 import torch
 from torch import Tensor
 
-from yolo_lossplug.engine.memory import zeros_like
+from yolo_lossplug.engine.memory import empty, zeros
 
 PART = {"cpu": 4096}
 """Anchors that are worked on at a time, by kind of device: on a CPU as many as its cache holds."""
 LARGEST_PART = 2**20
+SMALLEST_PROBABILITY = 1e-30
+"""Probabilities down to this have a logarithm that is as exact as that of a log-softmax."""
 
 
 def gather(features: Tensor, anchor: Tensor) -> Tensor:
@@ -28,7 +31,19 @@ def gather(features: Tensor, anchor: Tensor) -> Tensor:
     return _Gather.apply(features, anchor)
 
 
-def distances(features: Tensor, anchor: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def bin_probabilities(features: Tensor, anchor: Tensor) -> Tensor:
+    """Return the softmax over the bins of the four sides (n, 4, R) at anchors (n,); see `distances`."""
+    n_bins = features.shape[1] // 4
+    found, start = empty(torch.Size((len(anchor), 4, n_bins)), like=features), 0
+    for some in anchor.split(_part_size(anchor)):
+        torch.softmax(_bins(features, some), -1, out=found[start : start + len(some)])
+        start += len(some)
+    return found
+
+
+def distances(
+    features: Tensor, anchor: Tensor, targets: Tensor, probabilities: Optional[Tensor] = None
+) -> tuple[Tensor, Tensor]:
     """Return the distances that anchors predict from their centre to the sides of their box, and the loss of these.
 
     The loss is the distribution focal loss, −((r − t)·ln pₗ + (t − l)·ln pᵣ) with l ≤ t < r = l + 1, mean of the sides.
@@ -38,11 +53,14 @@ def distances(features: Tensor, anchor: Tensor, targets: Tensor) -> tuple[Tensor
         features: Logits of the bins of four sides (b, 4·R, A), float32.
         anchor: Anchors (n,) among those of all images, each once.
         targets: Distances to predict (n, 4), in [0, R − 1).
+        probabilities: What `bin_probabilities` returns for these, where it is known.
 
     Returns:
         Expected distances (n, 4), and loss (n,).
     """
-    return _Distances.apply(features, anchor, targets)
+    if probabilities is None:
+        probabilities = bin_probabilities(features.detach(), anchor)
+    return _Distances.apply(features, anchor, targets, probabilities)
 
 
 class _Gather(torch.autograd.Function):
@@ -62,35 +80,38 @@ class _Gather(torch.autograd.Function):
 
 class _Distances(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, features: Tensor, anchor: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(features, anchor, targets)
-        expected, losses = [targets[:0]], [targets[:0, 0]]
+    def forward(
+        ctx: Any, features: Tensor, anchor: Tensor, targets: Tensor, probabilities: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        expected = probabilities @ _values(probabilities)
+        losses, start = targets.new_empty(len(targets)), 0
         for some, t in _parts(anchor, targets):
-            x = _bins(features, some)
-            logs = x.log_softmax(-1)
+            part = slice(start, start + len(some))
+            start = part.stop
             left, weight = _left(t)
-            taken = logs.gather(-1, left), logs.gather(-1, left + 1)
-            losses.append(-(taken[0] * (1 - weight) + taken[1] * weight).mean((-2, -1)))
-            expected.append(logs.exp_() @ _values(x))
-        return torch.cat(expected), torch.cat(losses)
+            logs = _logs(features, some, probabilities[part], torch.cat((left, left + 1), -1))
+            losses[part] = -torch.lerp(logs[..., 0], logs[..., 1], weight.squeeze(-1)).mean(-1)
+        ctx.save_for_backward(anchor, targets, expected, probabilities)
+        ctx.shape = features.shape
+        return expected, losses
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor, loss_slope: Tensor) -> tuple[Optional[Tensor], ...]:
-        features, anchor, targets = ctx.saved_tensors
-        gradient = zeros_like(features)
+        anchor, targets, expected, probabilities = ctx.saved_tensors
+        gradient = zeros(ctx.shape, like=probabilities)
         rows, start = _rows(gradient), 0
+        values = _values(probabilities)
         for some, t in _parts(anchor, targets):
-            end = start + len(some)
-            x = _bins(features, some)
-            p, values = x.softmax(-1), _values(x)
-            per_side = (loss_slope[start:end] / 4).view(-1, 1, 1)
+            part = slice(start, start + len(some))
+            start = part.stop
+            per_side = (loss_slope[part] / 4).view(-1, 1, 1)
             # d(expected) = p·(bin − expected); d(loss) = p − the two bins next to the target, by their weights.
-            g = (values - (p @ values).unsqueeze(-1)).mul_(slope[start:end].unsqueeze(-1)).add_(per_side).mul_(p)
+            g = (values - expected[part].unsqueeze(-1)).mul_(slope[part].unsqueeze(-1)).add_(per_side)
+            g *= probabilities[part]
             left, weight = _left(t)
             g.scatter_add_(-1, torch.cat((left, left + 1), -1), torch.cat((weight - 1, -weight), -1) * per_side)
-            rows[_place(some, features.shape[2])] = g.flatten(1)
-            start = end
-        return gradient, None, None
+            rows[_place(some, ctx.shape[2])] = g.flatten(1)
+        return gradient, None, None, None
 
 
 def _rows(features: Tensor) -> Tensor:
@@ -107,8 +128,17 @@ def _bins(features: Tensor, anchor: Tensor) -> Tensor:
     return _rows(features)[_place(anchor, features.shape[2])].unflatten(-1, (4, -1))
 
 
-def _values(x: Tensor) -> Tensor:
-    return torch.arange(x.shape[-1], dtype=x.dtype, device=x.device)
+def _values(probabilities: Tensor) -> Tensor:
+    """Return the distances (R,) that the bins stand for."""
+    return torch.arange(probabilities.shape[-1], dtype=probabilities.dtype, device=probabilities.device)
+
+
+def _logs(features: Tensor, anchor: Tensor, p: Tensor, bins: Tensor) -> Tensor:
+    """Return the logarithms of the probabilities p (n, 4, R) of anchors (n,) at some bins (n, 4, 2)."""
+    taken = p.gather(-1, bins)
+    if not taken.is_cuda and taken.min() > SMALLEST_PROBABILITY:  # asking a GPU would cost more
+        return taken.log_()
+    return _bins(features, anchor).log_softmax(-1).gather(-1, bins)
 
 
 def _left(targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -117,6 +147,11 @@ def _left(targets: Tensor) -> tuple[Tensor, Tensor]:
     return left.unsqueeze(-1), (targets - left).unsqueeze(-1)
 
 
-def _parts(anchor: Tensor, targets: Tensor) -> zip[tuple[Tensor, Tensor]]:
-    size = PART.get(anchor.device.type, LARGEST_PART)
-    return zip(anchor.split(size), targets.split(size))
+def _parts(anchor: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield anchors and targets, a part at a time; nothing if there are none."""
+    size = _part_size(anchor)
+    return zip(anchor.split(size), targets.split(size)) if len(anchor) else iter(())
+
+
+def _part_size(anchor: Tensor) -> int:
+    return PART.get(anchor.device.type, LARGEST_PART)

@@ -26,9 +26,14 @@ def empty_like(tensor: Tensor) -> Tensor:
     return _advised(torch.empty_like(tensor, memory_format=torch.contiguous_format))
 
 
-def zeros_like(tensor: Tensor) -> Tensor:
-    """Return a contiguous tensor of zeros of the same shape and type."""
-    return empty_like(tensor).zero_()
+def empty(shape: torch.Size, like: Tensor) -> Tensor:
+    """Return a tensor of that shape, and of the type of another, whose values are yet to be written."""
+    return _advised(like.new_empty(shape))
+
+
+def zeros(shape: torch.Size, like: Tensor) -> Tensor:
+    """Return a tensor of zeros of that shape, and of the type of another."""
+    return empty(shape, like).zero_()
 
 
 def _advised(tensor: Tensor) -> Tensor:

@@ -22,18 +22,21 @@ from yolo_lossplug.assigner.assign import Measure
 from yolo_lossplug.assigner.grid import levels_of_shapes
 from yolo_lossplug.assigner.selection import Objects
 from yolo_lossplug.engine.class_sum import class_sum
-from yolo_lossplug.engine.distances import distances, gather
+from yolo_lossplug.engine.distances import bin_probabilities, distances, gather
 from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.selection import STOCK_CLASS, Loss, create_class_loss
 from yolo_lossplug.ultralytics_hook.assigner import DENSE_ON_GPU, is_sparse, metric_of, objects_of, sparse_assignment
 
 FAST, REFERENCE = "fast", "reference"
 METHOD = "get_assigned_targets_and_loss"
-DECODED = {"cpu": 4096}
-"""Anchors that are decoded at a time, by kind of device: on a CPU as many as its cache holds."""
-LARGEST_DECODED = 2**20
+LARGEST_DECODED = 2**16
+"""Anchors that are decoded at a time."""
 TOLERANCE, SLOPE_TOLERANCE = 1e-5, 1e-4
 """Largest relative error of the loss, and of its gradients in norm, with which the engine may run."""
+
+
+_uncompiled = getattr(getattr(torch, "compiler", None), "disable", lambda function: function)
+"""Shapes here depend on values, so that a compiler would only break off; torch before 2.1 has none."""
 
 
 class Targets(NamedTuple):
@@ -224,7 +227,7 @@ def unplugged(bbox_loss: Any) -> Any:
     return getattr(bbox_loss, "stock", bbox_loss)
 
 
-@torch.compiler.disable
+@_uncompiled
 def step(criterion: Any, preds: dict[str, Tensor], batch: dict[str, Any], extra: dict[str, Any]) -> Optional[tuple]:
     """Return what the host's step returns, None where it is to be asked itself.
 
@@ -239,12 +242,14 @@ def step(criterion: Any, preds: dict[str, Tensor], batch: dict[str, Any], extra:
     targets = targets_of(criterion, batch, len(scores), anchors.imgsz)
     if criterion.is_lazy and scores.is_cuda and targets.mask.numel() * len(anchors.points) < DENSE_ON_GPU:
         return None
-    assigned = assigned_by(criterion, boxes, scores, targets, anchors, extra)
+    decoder = Decoder(criterion, boxes, anchors, targets.boxes.dtype)
+    assigned = assigned_by(criterion, decoder, scores, targets, extra)
     if assigned is None:
         return None
     total = assigned.score.sum().clamp(min=1)
-    box, dfl = box_terms(criterion, boxes, targets, anchors, assigned, total)
+    # Backward goes the other way: what the boxes have kept is gone before the gradient of the scores is made.
     cls = class_term(criterion, scores, targets, assigned) / total
+    box, dfl = box_terms(criterion, boxes, targets, anchors, assigned, total, decoder.bins_of(assigned.anchor))
     gains = criterion.hyp
     loss = torch.stack([term.float() for term in (box * gains.box, cls * gains.cls, dfl * gains.dfl)])
     names = getattr(criterion, "loss_names", None)
@@ -274,17 +279,18 @@ def targets_of(criterion: Any, batch: dict[str, Any], n_images: int, imgsz: Tens
 
 @torch.no_grad()
 def assigned_by(
-    criterion: Any, boxes: Tensor, scores: Tensor, targets: Targets, anchors: Anchors, extra: dict[str, Any]
+    criterion: Any, decoder: Decoder, scores: Tensor, targets: Targets, extra: dict[str, Any]
 ) -> Optional[Assigned]:
     """Return what the criterion's assigner assigns; None if the host's step is to decide."""
+    anchors = decoder.anchors
     assigner, points = criterion.assigner, anchors.points * anchors.strides
-    if not extra and targets.mask.shape[1] and is_sparse(assigner, {targets.boxes.dtype}, points):
+    if not extra and is_sparse(assigner, {targets.boxes.dtype}, points):
         objects = objects_of(targets.mask, len(points))
-        measure = lazy_measure(criterion, boxes, scores, targets, anchors, objects)
+        measure = lazy_measure(criterion, decoder, scores, targets, objects)
         levels = levels_of_shapes(points.to(targets.boxes.dtype), anchors.shapes)
         found = sparse_assignment(assigner, objects, measure, levels, targets.boxes, targets.mask)
         return None if found is None else Assigned(*found)
-    decoded = criterion.bbox_decode(anchors.points, boxes.detach().permute(0, 2, 1).contiguous())
+    decoded = criterion.bbox_decode(anchors.points, decoder.boxes.permute(0, 2, 1).contiguous())
     _, _, target_scores, foreground, place = assigner(
         scores.detach().permute(0, 2, 1).sigmoid(),
         (decoded * anchors.strides).type(targets.boxes.dtype),
@@ -300,49 +306,101 @@ def assigned_by(
     return Assigned(index, first + place.flatten()[index].long(), score)
 
 
-def lazy_measure(
-    criterion: Any, boxes: Tensor, scores: Tensor, targets: Targets, anchors: Anchors, objects: Objects
-) -> Measure:
-    """Return a function that measures pairs, and decodes the boxes of their anchors when they are first asked for."""
-    n_anchors, logits, boxes = len(anchors.points), scores.detach().flatten(), boxes.detach()
+class Decoder:
+    """Boxes that anchors predict, decoded when they are first asked for.
+
+    Args:
+        criterion: The criterion.
+        boxes: Outputs of the head (b, 4·R, A).
+        anchors: The anchors.
+        dtype: Type of the boxes.
+    """
+
+    def __init__(self, criterion: Any, boxes: Tensor, anchors: Anchors, dtype: torch.dtype) -> None:
+        self.criterion, self.boxes, self.anchors = criterion, boxes.detach(), anchors
+        total = len(boxes) * len(anchors.points)
+        self.decoded = torch.empty(total, 4, dtype=dtype, device=boxes.device)
+        self.is_decoded = torch.zeros(total, dtype=torch.bool, device=boxes.device)
+        self.keeps_bins = has_exact_bins(criterion, boxes)
+        self.kept: list[tuple[Tensor, Tensor]] = []
+
+    def boxes_of(self, index: Tensor) -> Tensor:
+        """Return the boxes (n, 4), in pixels, of anchors (n,) among those of all images."""
+        is_needed = torch.zeros_like(self.is_decoded)
+        is_needed[index] = True
+        needed = (is_needed & ~self.is_decoded).nonzero().squeeze(1)
+        if len(needed):
+            self.decoded[needed] = self._decode(needed).type(self.decoded.dtype)
+            self.is_decoded[needed] = True
+        return self.decoded[index]
+
+    def bins_of(self, index: Tensor) -> Optional[Tensor]:
+        """Return the probabilities of bins (n, 4, R) that were computed on the way, if they were in one go."""
+        if len(self.kept) != 1:
+            return None
+        anchor, bins = self.kept.pop()
+        rank = torch.empty(len(self.decoded), dtype=torch.long, device=anchor.device)
+        rank[anchor] = torch.arange(len(anchor), device=anchor.device)
+        return bins[rank[index]] if self.is_decoded[index].all() else None
+
+    def _decode(self, anchor: Tensor) -> Tensor:
+        image, cell = anchor // len(self.anchors.points), anchor % len(self.anchors.points)
+        points, strides = self.anchors.points[cell], self.anchors.strides[cell]
+        if self.keeps_bins:  # the host's operations; the first of them is worth keeping
+            bins = bin_probabilities(self.boxes, anchor)
+            self.kept.append((anchor, bins))
+            return tal.dist2bbox(bins.matmul(self.criterion.proj), points, xywh=False) * strides
+        parts = zip(*(values.split(LARGEST_DECODED) for values in (image, cell, points, strides)))
+        rows = self.boxes.permute(0, 2, 1)
+        decode = self.criterion.bbox_decode
+        return torch.cat([decode(p, rows[i, c].unsqueeze(0))[0] * s for i, c, p, s in parts])
+
+
+def has_exact_bins(criterion: Any, boxes: Tensor) -> bool:
+    """Return whether the head predicts distributions, and in a type in which autocast rounds nothing."""
+    return criterion.use_dfl and boxes.dtype == torch.float32 and not _is_autocast(boxes.device.type)
+
+
+def _is_autocast(device_type: str) -> bool:
+    try:
+        return torch.is_autocast_enabled(device_type)
+    except TypeError:  # torch before 2.4 has a function for each kind of device
+        return torch.is_autocast_enabled() or torch.is_autocast_cpu_enabled()
+
+
+def lazy_measure(criterion: Any, decoder: Decoder, scores: Tensor, targets: Targets, objects: Objects) -> Measure:
+    """Return a function that measures pairs, and has the boxes of their anchors decoded."""
+    n_anchors, logits = scores.shape[2], scores.detach().flatten()
     place, begin = objects.image * objects.n_places + objects.place, objects.image * n_anchors
     gts = targets.boxes.flatten(0, 1)[place]
     first = (objects.image * scores.shape[1] + targets.labels.flatten().long()[place]) * n_anchors
-    decoded = gts.new_empty(len(boxes) * n_anchors, 4)
-    is_decoded = torch.zeros(len(decoded), dtype=torch.bool, device=boxes.device)
 
     def measure(row: Tensor, anchor: Tensor) -> tuple[Tensor, Tensor]:
-        index = begin[row] + anchor
-        is_needed = torch.zeros_like(is_decoded)
-        is_needed[index] = True
-        needed = (is_needed & ~is_decoded).nonzero().squeeze(1)
-        for some in needed.split(DECODED.get(boxes.device.type, LARGEST_DECODED)):
-            decoded[some] = decode(criterion, boxes, some, anchors).type(decoded.dtype)
-        is_decoded[needed] = True
-        return metric_of(criterion.assigner, logits[first[row] + anchor].sigmoid(), gts[row], decoded[index])
+        found = decoder.boxes_of(begin[row] + anchor)
+        return metric_of(criterion.assigner, logits[first[row] + anchor].sigmoid(), gts[row], found)
 
     return measure
 
 
-def decode(criterion: Any, boxes: Tensor, anchor: Tensor, anchors: Anchors) -> Tensor:
-    """Return the boxes (n, 4) in pixels that anchors (n,) of all images predict, by the host's own decoding."""
-    image, cell = anchor // len(anchors.points), anchor % len(anchors.points)
-    rows = boxes.permute(0, 2, 1)[image, cell].unsqueeze(0)
-    return criterion.bbox_decode(anchors.points[cell], rows)[0] * anchors.strides[cell]
-
-
 def box_terms(
-    criterion: Any, boxes: Tensor, targets: Targets, anchors: Anchors, assigned: Assigned, total: Tensor
+    criterion: Any,
+    boxes: Tensor,
+    targets: Targets,
+    anchors: Anchors,
+    assigned: Assigned,
+    total: Tensor,
+    bins: Optional[Tensor],
 ) -> tuple[Tensor, Tensor]:
-    """Return the box and the DFL (or L1) term, before the gains."""
+    """Return the box and the DFL (or L1) term, before the gains; `bins` are the positives' probabilities, if known."""
     cell = assigned.anchor % len(anchors.points)
     points, strides = anchors.points[cell], anchors.strides[cell]
     wanted = targets.boxes.flatten(0, 1)[assigned.object] / strides
     module, weight = criterion.bbox_loss, assigned.score
     stock = unplugged(module)
-    if criterion.use_dfl and boxes.dtype == torch.float32:
+    if has_exact_bins(criterion, boxes):
         sides = tal.bbox2dist(points, wanted, criterion.reg_max - 1)
-        found, dfl = distances(boxes.contiguous(), assigned.anchor, sides.clamp_(0, criterion.reg_max - 1 - 0.01))
+        limit = criterion.reg_max - 1 - 0.01
+        found, dfl = distances(boxes.contiguous(), assigned.anchor, sides.clamp_(0, limit), bins)
         predicted = tal.dist2bbox(found, points, xywh=False)
         if module is stock:
             per_box = 1 - bbox_iou(predicted, wanted, xywh=False, CIoU=True).squeeze(-1)
