@@ -5,6 +5,7 @@ import os
 
 import pytest
 import torch
+from ultralytics.utils.ops import xywh2xyxy, xyxy2xywh
 from ultralytics.utils.tal import PoseTaskAlignedAssigner, RotatedTaskAlignedAssigner
 from ultralytics.utils.tal import TaskAlignedAssigner as StockAssigner
 
@@ -81,21 +82,20 @@ def test_another_overlap(iou, steps):
     assert steps
 
 
-def test_many_pairs_are_worked_on_in_groups_of_images_and_in_parts(steps, monkeypatch):
-    given = problem("crowded", 3, b=5)
+@pytest.mark.parametrize("family", ["crowded", "equal", "zero_metrics", "near_first", "holes"])
+def test_many_pairs_are_worked_on_in_parts(family, steps, monkeypatch):
     seen = []
-    resolve = assignment.resolve
-    monkeypatch.setattr(assignment, "resolve", lambda *args: seen.append(len(args[1])) or resolve(*args))
-    equal(pair(), given)
-    assert len(seen) == 1
-    for per_anchor in (0.002, 0.02, 0.04):
-        seen.clear()
-        monkeypatch.setattr(assignment, "PAIRS_PER_ANCHOR", per_anchor)
-        # The last elements of a part are computed without vector instructions, and so round in another way.
-        equal(pair(), given, tolerance=1e-5)
-        equal(pair(topk=7, topk2=2), given, tolerance=1e-5)
-        assert len(seen) > 2
-    assert len(steps) == 7
+    enumerate_pairs = assignment.enumerate_pairs
+    monkeypatch.setattr(assignment, "enumerate_pairs", lambda *args: seen.append(1) or enumerate_pairs(*args))
+    monkeypatch.setattr(assignment, "FEWEST_PAIRS", 1)
+    for seed in range(5):
+        given = problem(family, seed, b=5)
+        for per_anchor in (0.0, 0.002, 0.02):
+            monkeypatch.setattr(assignment, "PAIRS_PER_ANCHOR", per_anchor)
+            # The last elements of a part are computed without vector instructions, and so round in another way.
+            equal(pair(), given, tolerance=1e-5)
+            equal(pair(topk=7, topk2=2), given, tolerance=1e-5)
+    assert len(seen) > 2 * len(steps) == 60
 
 
 # The rules. Each problem has another result where the rule is left out.
@@ -118,6 +118,14 @@ def test_small_boxes_are_widened_to_the_second_stride_for_the_search_only(steps)
 
 def test_a_box_whose_edge_lies_on_a_centre_excludes_it(steps):
     equal(pair(), (*flat(), *boxes_of([100, 100, 132, 132], [100.001, 99.999, 131.999, 140])))
+    assert steps
+
+
+def test_the_edges_tested_are_those_after_the_way_to_centre_and_size_and_back(steps):
+    edge = 143.2761993408203
+    boxes = torch.tensor([116.0, 116.0, edge, edge])
+    assert xywh2xyxy(xyxy2xywh(boxes))[0] < 116  # so that the centres at 116 are inside
+    assert equal(pair(topk=30), (*flat(), *boxes_of(boxes.tolist())))[3].sum() > 9
     assert steps
 
 

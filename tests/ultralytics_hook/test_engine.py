@@ -247,6 +247,19 @@ def test_the_self_test_sees_a_host_that_has_changed(monkeypatch):
     assert engine.self_test.__wrapped__("cpu", 1, strides) == (float("inf"), float("inf"))
 
 
+@pytest.mark.parametrize("context", [torch.inference_mode(), torch.autocast("cpu", torch.bfloat16)], ids=str)
+def test_the_first_step_may_be_one_of_a_validation(given, context):
+    made, preds, data = given
+    engine.self_test.cache_clear()
+    with context:
+        criterion = with_keys(made, loss="l1")  # wants the strides of the anchors, which are kept between steps
+        criterion(dict(preds), data)
+    assert isinstance(criterion, FastMixin)
+    run = copy.copy(preds)
+    inputs = outputs(run)
+    assert all(g.isfinite().all() for g in torch.autograd.grad(criterion(run, data)[0].sum(), inputs))
+
+
 def test_a_release_without_the_step(monkeypatch, given):
     monkeypatch.setattr(engine, "METHOD", "gone")
     head = given[0].model[-1]

@@ -6,15 +6,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Callable, NamedTuple, Optional
 
-import torch
 from torch import Tensor
 
 from yolo_lossplug.assigner.grid import Level, rectangles
 from yolo_lossplug.assigner.pairs import Pairs, counts, enumerate_pairs
-from yolo_lossplug.assigner.selection import Objects, Positives, best, keep_best, normalise, resolve
+from yolo_lossplug.assigner.selection import Candidates, Objects, best, keep_best, normalise, resolve
 
-PAIRS_PER_ANCHOR = 4
-"""Pairs that are held at a time, per anchor of the batch: as much memory as the gradients of the head's outputs."""
+PAIRS_PER_ANCHOR, FEWEST_PAIRS = 2, 2**16
+"""Pairs that are held at a time, per anchor of the batch, and at least: less memory than the head's gradients take."""
 
 Measure = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -45,6 +44,9 @@ def assign(
 ) -> Optional[Assignment]:
     """Assign anchors to objects.
 
+    The pairs of many objects are listed and measured a part at a time. Of each part only what was selected is kept, and
+    the pairs of anchors that several objects select are listed once more.
+
     Args:
         boxes: Boxes (G, 4), x1 y1 x2 y2 in pixels, inside which an object looks for anchors.
         objects: The G objects.
@@ -58,47 +60,44 @@ def assign(
         The assignment, None if a metric is not finite.
     """
     cells = rectangles(boxes, levels)
-    found = []
-    for rows in _groups(counts(cells), objects):
+    parts, chosen = list(_parts(counts(cells), objects)), []
+    for rows in parts:
         pairs = enumerate_pairs(cells[rows], levels)
-        some = objects._replace(image=objects.image[rows], place=objects.place[rows])
-        metric, overlap = _measured(pairs, rows.start, measure, _largest(objects))
-        if not metric.isfinite().all():
+        every = Candidates(pairs.row + rows.start, pairs.anchor, *measure(pairs.row + rows.start, pairs.anchor))
+        if not every.metric.isfinite().all():
             return None
-        selected = best(pairs, metric, topk, objects.n_anchors)
-        positives = resolve(pairs, metric, overlap, selected, some)
-        found.append(positives if topk2 == topk else keep_best(positives, topk2, objects.n_anchors))
-    positives = Positives(*(torch.cat(fields) for fields in zip(*found))) if len(found) > 1 else found[0]
+        chosen.append(every.only(best(pairs, every.metric, topk, objects.n_anchors)))
+
+    def around(is_contested: Tensor) -> Candidates:
+        if len(parts) == 1:
+            return every.only(is_contested[objects.begin[every.row] + every.anchor])
+        found = [_contested(enumerate_pairs(cells[rows], levels), rows, objects, is_contested) for rows in parts]
+        return Candidates.joined([Candidates(row, anchor, *measure(row, anchor)) for row, anchor in found])
+
+    positives = resolve(Candidates.joined(chosen), around, objects)
+    if topk2 != topk:
+        positives = keep_best(positives, topk2, objects.n_anchors)
     score = normalise(positives, objects.n_images * objects.n_places, eps)
     return Assignment(positives.anchor, positives.object, score)
 
 
-def _groups(count: Tensor, objects: Objects) -> Iterator[slice]:
-    """Yield the objects of whole images, as many at a time as their pairs allow."""
-    limit = _largest(objects)
+def _contested(pairs: Pairs, rows: slice, objects: Objects, is_contested: Tensor) -> tuple[Tensor, Tensor]:
+    """Return objects and anchors of the pairs of contested anchors."""
+    row = pairs.row + rows.start
+    kept = is_contested[objects.begin[row] + pairs.anchor]
+    return row[kept], pairs.anchor[kept]
+
+
+def _parts(count: Tensor, objects: Objects) -> Iterator[slice]:
+    """Yield the objects, as many at a time as their numbers of pairs allow."""
+    limit = max(FEWEST_PAIRS, int(PAIRS_PER_ANCHOR * objects.n_images * objects.n_anchors))
     if len(count) == 0 or count.sum() <= limit:
         yield slice(0, len(count))
         return
-    per_image = torch.zeros(objects.n_images, dtype=count.dtype, device=count.device)
-    ends = torch.bincount(objects.image, minlength=objects.n_images).cumsum(0).tolist()
-    start, end, total = 0, 0, 0
-    for image_end, n in zip(ends, per_image.scatter_add_(0, objects.image, count).tolist()):
+    start = total = 0
+    for row, n in enumerate(count.tolist()):
         if total and total + n > limit:
-            yield slice(start, end)
-            start, total = end, 0
-        end, total = image_end, total + n
-    yield slice(start, end)
-
-
-def _largest(objects: Objects) -> int:
-    """Return the number of pairs that are held at a time."""
-    return max(1, int(PAIRS_PER_ANCHOR * objects.n_images * objects.n_anchors))
-
-
-def _measured(pairs: Pairs, first_row: int, measure: Measure, limit: int) -> tuple[Tensor, Tensor]:
-    """Return metrics and overlaps of pairs, measured a part at a time where they are many."""
-    parts = [measure(row + first_row, anchor) for row, anchor in zip(pairs.row.split(limit), pairs.anchor.split(limit))]
-    if len(parts) == 1:
-        return parts[0]
-    metrics, overlaps = zip(*parts)
-    return torch.cat(metrics), torch.cat(overlaps)
+            yield slice(start, row)
+            start, total = row, 0
+        total += n
+    yield slice(start, len(count))

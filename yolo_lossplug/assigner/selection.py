@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Callable, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,6 +33,37 @@ class Objects(NamedTuple):
     n_images: int
     n_places: int
     n_anchors: int
+
+    @property
+    def begin(self) -> Tensor:
+        """First anchor (G,) of each object's image among those of all images."""
+        return self.image * self.n_anchors
+
+
+class Candidates(NamedTuple):
+    """Measured pairs, in the order of objects and, of one object, of anchors.
+
+    Attributes:
+        row: Object of each pair (P,).
+        anchor: Anchor of each pair in its image (P,).
+        metric: Alignment metric (P,), >= 0.
+        overlap: Overlap (P,), >= 0.
+    """
+
+    row: Tensor
+    anchor: Tensor
+    metric: Tensor
+    overlap: Tensor
+
+    def only(self, kept: Tensor) -> Candidates:
+        """Return the pairs that a mask (P,) names."""
+        index = kept.nonzero().squeeze(1)
+        return Candidates(*(values[index] for values in self))
+
+    @staticmethod
+    def joined(parts: Sequence[Candidates]) -> Candidates:
+        """Return the pairs of all parts."""
+        return parts[0] if len(parts) == 1 else Candidates(*(torch.cat(values) for values in zip(*parts)))
 
 
 class Positives(NamedTuple):
@@ -89,37 +121,41 @@ def best(pairs: Pairs, metric: Tensor, k: int, n_anchors: int) -> Tensor:
     return selected
 
 
-def resolve(pairs: Pairs, metric: Tensor, overlap: Tensor, selected: Tensor, objects: Objects) -> Positives:
+def resolve(chosen: Candidates, around: Callable[[Tensor], Candidates], objects: Objects) -> Positives:
     """Give every selected anchor to one object.
 
     An anchor that several objects select goes to the one of all objects around it, whether they select it or not, that
     it overlaps most; the first of equals; the first of the image, wherever that is, if it overlaps none.
 
     Args:
-        pairs: The pairs.
-        metric: Their metrics (P,).
-        overlap: Their overlaps (P,), >= 0.
-        selected: Which of them are selected (P,).
+        chosen: The selected pairs.
+        around: Takes which anchors of all images are contested; returns all pairs of these.
         objects: The objects.
 
     Returns:
         The positives.
     """
-    begin = objects.image * objects.n_anchors
-    chosen = selected.nonzero().squeeze(1)
-    claimed = begin[pairs.row[chosen]] + pairs.anchor[chosen]
+    claimed = objects.begin[chosen.row] + chosen.anchor
     claims = torch.bincount(claimed, minlength=objects.n_images * objects.n_anchors)
-    anchor = claims.nonzero().squeeze(1)
-    pair_of = torch.empty_like(claims).scatter_(0, claimed, chosen)
-    contested = anchor[claims[anchor] > 1]
-    if len(contested):
-        pair_of[contested] = _winners(pairs, overlap, contested, objects)
+    anchor, is_contested = claims.nonzero().squeeze(1), claims > 1
+    pair_of = torch.empty_like(claims).scatter_(0, claimed, torch.arange(len(claimed), device=claims.device))
+    if is_contested.any():
+        rivals = around(is_contested)
+        contested = is_contested.nonzero().squeeze(1)
+        winner = _winners(rivals, contested, objects)
+        pair_of[contested] = torch.where(winner < 0, winner, winner + len(chosen.row))
+        chosen = Candidates.joined((chosen, rivals))
     pair = pair_of[anchor]
     is_around = pair >= 0
     pair.clamp_(min=0)
     first = anchor // objects.n_anchors * objects.n_places
-    owner = (objects.image * objects.n_places + objects.place)[pairs.row[pair]]
-    return Positives(anchor, torch.where(is_around, owner, first), metric[pair] * is_around, overlap[pair] * is_around)
+    owner = (objects.image * objects.n_places + objects.place)[chosen.row[pair]]
+    return Positives(
+        anchor,
+        torch.where(is_around, owner, first),
+        chosen.metric[pair] * is_around,
+        chosen.overlap[pair] * is_around,
+    )
 
 
 def keep_best(positives: Positives, k: int, n_anchors: int) -> Positives:
@@ -167,21 +203,17 @@ def _rank(pairs: Pairs, metric: Tensor, selected: Tensor, crowded: Tensor, k: in
     return again
 
 
-def _winners(pairs: Pairs, overlap: Tensor, contested: Tensor, objects: Objects) -> Tensor:
+def _winners(rivals: Candidates, contested: Tensor, objects: Objects) -> Tensor:
     """Return the pair (c,) of each contested anchor (c,) that keeps it, -1 for the first object that is not around."""
-    flat = (objects.image * objects.n_anchors)[pairs.row] + pairs.anchor
-    is_contested = torch.zeros(objects.n_images * objects.n_anchors, dtype=torch.bool, device=flat.device)
-    is_contested[contested] = True
-    around = is_contested[flat].nonzero().squeeze(1)
-    ranks = torch.empty(len(is_contested), dtype=torch.long, device=flat.device)
-    ranks[contested] = torch.arange(len(contested), device=flat.device)
-    place, overlap = ranks[flat[around]], overlap[around]
-    largest = overlap.new_zeros(len(contested)).scatter_reduce_(0, place, overlap, "amax")
+    rank = torch.empty(objects.n_images * objects.n_anchors, dtype=torch.long, device=contested.device)
+    rank[contested] = torch.arange(len(contested), device=contested.device)
+    place = rank[objects.begin[rivals.row] + rivals.anchor]
+    largest = rivals.overlap.new_zeros(len(contested)).scatter_reduce_(0, place, rivals.overlap, "amax")
     # Pairs of one anchor are in the order of objects: the first that reaches the largest overlap wins. Where that is 0,
     # every object does, whether around or not, and so the first of the image.
-    wins = (overlap == largest[place]) & ((overlap > 0) | (objects.place[pairs.row[around]] == 0))
-    none = len(pairs.row)
-    winner = around.new_full((len(contested),), none).scatter_reduce_(0, place[wins], around[wins], "amin")
+    wins = (rivals.overlap == largest[place]) & ((rivals.overlap > 0) | (objects.place[rivals.row] == 0))
+    wins, none = wins.nonzero().squeeze(1), len(place)
+    winner = wins.new_full((len(contested),), none).scatter_reduce_(0, place[wins], wins, "amin")
     return torch.where(winner == none, -1, winner)
 
 

@@ -163,6 +163,8 @@ def obstacle(head: Any, device: torch.device) -> Optional[str]:
 
 
 @functools.cache
+@torch.inference_mode(False)  # the first step may be one of a validation
+@torch.enable_grad()
 def self_test(device: str, reg_max: int, strides: tuple[float, ...]) -> tuple[float, float]:
     """Take fast steps on random problems, and compare them with the steps of the host.
 
@@ -201,7 +203,8 @@ def self_test(device: str, reg_max: int, strides: tuple[float, ...]) -> tuple[fl
             if is_fast:
                 speed_up(criterion, is_lazy=False)
             try:
-                loss = criterion.get_assigned_targets_and_loss(preds, batch)[1]
+                with torch.autocast(torch.device(device).type, enabled=False):
+                    loss = criterion.get_assigned_targets_and_loss(preds, batch)[1]
                 found.append((loss.detach(), *torch.autograd.grad(loss.sum(), (boxes, scores), allow_unused=True)))
             except Exception:
                 if not is_fast:
@@ -260,7 +263,7 @@ def step(criterion: Any, preds: dict[str, Tensor], batch: dict[str, Any], extra:
 def anchors_of(criterion: Any, feats: Any, dtype: torch.dtype) -> Anchors:
     """Return the anchors of a criterion; those of the last step if the image has the same size."""
     shapes = tuple((feat.shape[2], feat.shape[3]) for feat in feats)
-    key = (shapes, feats[0].dtype, feats[0].device, dtype)
+    key = (shapes, feats[0].dtype, feats[0].device, dtype, torch.is_inference_mode_enabled())
     known = vars(criterion).get("known_anchors")
     if known is None or known[0] != key:
         points, strides = tal.make_anchors(feats, criterion.stride, 0.5)
