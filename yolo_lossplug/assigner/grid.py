@@ -82,7 +82,24 @@ def rectangles(boxes: Tensor, levels: tuple[Level, ...]) -> Tensor:
     is_box = (boxes == boxes).all(-1)
     found = []
     for level in levels:
-        columns = torch.searchsorted(level.x, left, right=True), torch.searchsorted(level.x, right)
-        rows = torch.searchsorted(level.y, top, right=True), torch.searchsorted(level.y, bottom)
-        found.append(torch.stack((columns[0], rows[0], columns[1], rows[1]), -1))
+        first = _rank(level.x, left, right=True), _rank(level.y, top, right=True)
+        last = _rank(level.x, right), _rank(level.y, bottom)
+        found.append(torch.stack((*first, *last), -1))
     return torch.stack(found, 1) * is_box[:, None, None]
+
+
+def _rank(centres: Tensor, edges: Tensor, right: bool = False) -> Tensor:
+    """Return the number of centres below edges (G,), or not above them: `torch.searchsorted`.
+
+    Centres have equal distances, so that the rank can be computed, and on a CPU it takes less to check that than to
+    search; rounding, or edges that are not finite, make it be searched after all.
+    """
+    if edges.is_cuda or len(centres) < 2 or not len(edges):
+        return torch.searchsorted(centres, edges, right=right)
+    steps = (edges - centres[0]) / ((centres[-1] - centres[0]) / (len(centres) - 1))
+    rank = (steps.floor() + 1 if right else steps.ceil()).clamp(0, len(centres)).nan_to_num(0).long()
+    bounds = torch.nn.functional.pad(centres, (1, 1), value=torch.inf)
+    bounds[0] = -torch.inf
+    low, high = bounds[rank], bounds[rank + 1]
+    is_right = (low <= edges) & (edges < high) if right else (low < edges) & (edges <= high)
+    return rank if is_right.all() else torch.searchsorted(centres, edges, right=right)

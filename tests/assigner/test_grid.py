@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Cells inside boxes, and levels that are recovered from anchors."""
+
+import pytest
+import torch
+
+from tests.problems import points
+from yolo_lossplug.assigner import grid
+
+
+@pytest.mark.parametrize("right", [False, True])
+@pytest.mark.parametrize("stride", [8, 12, 7.3, 0.5])
+def test_rank_is_that_of_a_search(stride, right):
+    centres = (torch.arange(50) + 0.5) * stride
+    rng = torch.Generator().manual_seed(0)
+    edges = torch.cat((torch.rand(2000, generator=rng) * 70 * stride - 10 * stride, centres))
+    edges = torch.cat((edges, *(torch.nextafter(centres, torch.tensor(to)) for to in (-torch.inf, torch.inf))))
+    for some in (edges, torch.cat((edges, torch.tensor([torch.inf, -torch.inf, 3e38])))):
+        expected = torch.searchsorted(centres, some, right=right)
+        assert torch.equal(grid._rank(centres, some, right=right), expected)
+    uneven = torch.tensor([0.0, 1, 2, 10])
+    assert torch.equal(grid._rank(uneven, edges, right=right), torch.searchsorted(uneven, edges, right=right))
+
+
+def test_a_box_with_a_nan_has_no_cells():
+    levels = grid.levels_of_shapes(points(64, 64), ((8, 8), (4, 4), (2, 2)))
+    boxes = torch.tensor([[0.0, 0, 64, 64], [0, float("nan"), 64, 64], [-torch.inf, 0, torch.inf, 64]])
+    sides = grid.rectangles(boxes, levels).diff(dim=-1)
+    assert grid.rectangles(boxes, levels)[1].eq(0).all()
+    assert grid.rectangles(boxes, levels)[[0, 2], 0].tolist() == [[0, 0, 8, 8]] * 2 and sides.shape == (3, 3, 3)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (320, 64), (64, 320), (32, 32)])
+def test_shapes_are_recovered_from_points(size):
+    given = points(*size)
+    shapes = tuple((size[0] // stride, size[1] // stride) for stride in (8, 16, 32))
+    assert grid.shapes_of_points(given) == shapes
+    assert torch.equal(grid.points_of_levels(grid.levels_of_shapes(given, shapes)), given)
+
+
+def test_points_that_form_no_grids():
+    assert grid.shapes_of_points(torch.rand(500, 2, generator=torch.Generator().manual_seed(0))) is None
+    assert grid.shapes_of_points(torch.zeros(0, 2)) is None
