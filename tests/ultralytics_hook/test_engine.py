@@ -6,8 +6,10 @@ from typing import Annotated
 
 import pytest
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from ultralytics.utils.loss import v8DetectionLoss
+from ultralytics.utils.loss import BboxLoss, v8DetectionLoss
+from ultralytics.utils.tal import TaskAlignedAssigner
 
 from tests.models import batch, model, with_keys
 from tests.runs import Log, results, train
@@ -190,6 +192,42 @@ def test_a_class_loss_that_reads_the_whole_batch_is_given_the_whole_batch(given,
     criterion = compared(*given, cls_loss="centred")
     assert not criterion.is_class_loss_pointwise
     assert tuple(given[1]["scores"].permute(0, 2, 1).shape) in shapes
+
+
+@pytest.mark.parametrize("part", ["bce", "bbox_loss", "bbox_decode", "assigner"])
+def test_parts_that_somebody_else_has_put_in_are_used(given, part):
+    made, preds, data = given
+
+    class Doubled(nn.BCEWithLogitsLoss):
+        def forward(self, pred, target):
+            return super().forward(pred, target) * 2
+
+    class Halved(BboxLoss):
+        def forward(self, *args, **kwargs):
+            return tuple(term / 2 for term in super().forward(*args, **kwargs))
+
+    class Shifted(v8DetectionLoss):
+        def bbox_decode(self, anchor_points, pred_dist):
+            return super().bbox_decode(anchor_points, pred_dist) + 0.25
+
+    class Pickier(TaskAlignedAssigner):
+        def select_candidates_in_gts(self, *args, **kwargs):
+            mask = super().select_candidates_in_gts(*args, **kwargs)
+            return mask & (torch.arange(mask.shape[-1]) % 2 == 0)
+
+    losses = []
+    for name in ("reference", "fast"):
+        criterion = (Shifted if part == "bbox_decode" else v8DetectionLoss)(made)
+        if part == "bce":
+            criterion.bce = Doubled(reduction="none")
+        if part == "bbox_loss":
+            criterion.bbox_loss = Halved(16)
+        if part == "assigner":
+            criterion.assigner = Pickier(10, 3, 0.5)
+        plug(criterion, select({"loss_engine": name}))
+        losses.append(criterion(dict(preds), data)[0])
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(losses[1], v8DetectionLoss(made)(dict(preds), data)[0])
 
 
 def test_state_is_that_of_the_reference(given):

@@ -13,9 +13,9 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple, Optional
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from ultralytics.utils import IterableSimpleNamespace, tal
-from ultralytics.utils.loss import v8DetectionLoss
+from ultralytics.utils.loss import BboxLoss, v8DetectionLoss
 from ultralytics.utils.metrics import bbox_iou
 
 from yolo_lossplug.assigner.assign import Measure
@@ -104,7 +104,8 @@ def speed_up(criterion: v8DetectionLoss, is_lazy: bool) -> None:
         bases = (FastMixin,) if cls is v8DetectionLoss else (cls, FastMixin)
         criterion.__class__ = type(f"Fast{cls.__name__}", bases, {})
     criterion.is_lazy = is_lazy
-    criterion.is_class_loss_pointwise = is_pointwise(class_loss_of(criterion))
+    loss = class_loss_of(criterion)
+    criterion.is_class_loss_pointwise = loss is not None and is_pointwise(loss)
 
 
 def slow_down(criterion: v8DetectionLoss) -> None:
@@ -222,9 +223,13 @@ def _relative_error(stock: Optional[Tensor], found: Optional[Tensor]) -> float:
     return float((found - stock).norm() / stock.norm().clamp(min=1e-9))
 
 
-def class_loss_of(criterion: Any) -> Loss:
-    """Return the class loss of a criterion; where it has the host's own module, that of the same name."""
-    return getattr(criterion.bce, "loss", None) or create_class_loss(STOCK_CLASS)
+def class_loss_of(criterion: Any) -> Optional[Loss]:
+    """Return the class loss of a criterion; None if it has a module of somebody else's."""
+    module = criterion.bce
+    if type(module) is nn.BCEWithLogitsLoss and module.weight is None and module.pos_weight is None:
+        return create_class_loss(STOCK_CLASS)
+    loss = getattr(module, "loss", None)
+    return loss if isinstance(loss, Loss) else None
 
 
 def unplugged(bbox_loss: Any) -> Any:
@@ -326,8 +331,9 @@ class Decoder:
         total = len(boxes) * len(anchors.points)
         self.decoded = torch.empty(total, 4, dtype=dtype, device=boxes.device)
         self.is_decoded = torch.zeros(total, dtype=torch.bool, device=boxes.device)
-        self.keeps_bins = has_exact_bins(criterion, boxes)
-        self.kept: list[tuple[Tensor, Tensor]] = []
+        self.has_exact_bins = has_exact_bins(criterion, boxes)
+        self.bins: Optional[tuple[Tensor, Tensor]] = None
+        self.n_decoded = 0
 
     def boxes_of(self, index: Tensor) -> Tensor:
         """Return the boxes (n, 4), in pixels, of anchors (n,) among those of all images."""
@@ -337,13 +343,15 @@ class Decoder:
         if len(needed):
             self.decoded[needed] = self._decode(needed).type(self.decoded.dtype)
             self.is_decoded[needed] = True
+            self.n_decoded += len(needed)
         return self.decoded[index]
 
     def bins_of(self, index: Tensor) -> Optional[Tensor]:
         """Return the probabilities of bins (n, 4, R) that were computed on the way, if they were in one go."""
-        if len(self.kept) != 1:
+        if self.bins is None:
             return None
-        anchor, bins = self.kept.pop()
+        anchor, bins = self.bins
+        self.bins = None
         rank = torch.empty(len(self.decoded), dtype=torch.long, device=anchor.device)
         rank[anchor] = torch.arange(len(anchor), device=anchor.device)
         return bins[rank[index]] if self.is_decoded[index].all() else None
@@ -351,9 +359,9 @@ class Decoder:
     def _decode(self, anchor: Tensor) -> Tensor:
         image, cell = anchor // len(self.anchors.points), anchor % len(self.anchors.points)
         points, strides = self.anchors.points[cell], self.anchors.strides[cell]
-        if self.keeps_bins:  # the host's operations; the first of them is worth keeping
+        if self.has_exact_bins:  # the host's operations; the first of them is worth keeping
             bins = bin_probabilities(self.boxes, anchor)
-            self.kept.append((anchor, bins))
+            self.bins = (anchor, bins) if self.n_decoded == 0 else None
             return tal.dist2bbox(bins.matmul(self.criterion.proj), points, xywh=False) * strides
         parts = zip(*(values.split(LARGEST_DECODED) for values in (image, cell, points, strides)))
         rows = self.boxes.permute(0, 2, 1)
@@ -362,8 +370,14 @@ class Decoder:
 
 
 def has_exact_bins(criterion: Any, boxes: Tensor) -> bool:
-    """Return whether the head predicts distributions, and in a type in which autocast rounds nothing."""
-    return criterion.use_dfl and boxes.dtype == torch.float32 and not _is_autocast(boxes.device.type)
+    """Return whether boxes are decoded from distributions as the host does it, and no autocast rounds on the way."""
+    return (
+        criterion.use_dfl
+        and boxes.dtype == torch.float32
+        and not _is_autocast(boxes.device.type)
+        and type(criterion).bbox_decode is v8DetectionLoss.bbox_decode
+        and type(unplugged(criterion.bbox_loss)) is BboxLoss
+    )
 
 
 def _is_autocast(device_type: str) -> bool:
@@ -440,7 +454,7 @@ def class_term(criterion: Any, scores: Tensor, targets: Targets, assigned: Assig
     image, cell = assigned.anchor // n_anchors, assigned.anchor % n_anchors
     loss, smoothing = class_loss_of(criterion), getattr(module, "smoothing", 0.0)
     score = assigned.score.to(scores.dtype)
-    if not criterion.is_class_loss_pointwise:
+    if loss is None or not criterion.is_class_loss_pointwise:
         dense = scores.new_zeros(len(scores), n_anchors, n_classes)
         dense.view(-1, n_classes)[assigned.anchor, labels] = score
         result = module(scores.permute(0, 2, 1), dense)
@@ -455,9 +469,7 @@ def class_term(criterion: Any, scores: Tensor, targets: Targets, assigned: Assig
         score = smooth.flatten()
     else:
         index = (image * n_classes + labels) * n_anchors + cell
-    return class_sum(
-        scores, index, score, loss, background=getattr(loss, "background", None), weights=_weights(criterion)
-    )
+    return class_sum(scores, index, score, loss, background=loss.background, weights=_weights(criterion))
 
 
 def criterion_weights(criterion: Any) -> Optional[Tensor]:
