@@ -390,7 +390,7 @@ def measure_training(name, case_name, options):
         synchronise(device)
         return time.perf_counter() - start
 
-    _, times = alternate(criteria, batches, min(options.pairs, 4) if device == "cpu" else options.pairs, 0, take)
+    _, times = alternate(criteria, batches, min(options.pairs, 3) if device == "cpu" else options.pairs, 0, take)
     return {"case": f"{name} step, {case_name}", "batch": case.batch, "baseline": "stock", **summary(times)}
 
 
@@ -463,6 +463,7 @@ def main():
     parser.add_argument("--no-memory", action="store_true")
     parser.add_argument("--assigner", action="store_true")
     parser.add_argument("--train-step", action="store_true")
+    parser.add_argument("--models", nargs="*", default=["yolov8n", "yolov8s"], help="of --train-step")
     parser.add_argument("--output", help="file for the table and the lines, e.g. benchmarks/results/cpu.md")
     parser.add_argument("--memory-of", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -478,7 +479,7 @@ def main():
     if options.assigner:
         jobs = [lambda n=n: measure_assigner(n, options) for n in ASSIGNER_CASES]
     elif options.train_step:
-        pairs = [(m, c) for m in ("yolov8n", "yolov8s") for c in ("coco7", "crowd300")]
+        pairs = [(m, c) for m in options.models for c in ("coco7", "crowd300")]
         jobs = [lambda m=m, c=c: measure_training(m, c, options) for m, c in pairs]
     else:
         jobs = [lambda n=n: measure(n, options) for n in names]

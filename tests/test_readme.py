@@ -46,3 +46,11 @@ def test_the_loss_of_ones_own_is_registered_as_written(registry):
     code = README.partition("## A loss of your own\n\n```python\n")[2].partition("```")[0]
     exec(compile(code, "README", "exec"), {"__name__": "readme"})
     assert select({"loss": "scaled-l1", "l1_scale": 2.0}).resolved()["l1_scale"] == 2.0
+
+
+def test_figures_of_speed_are_those_measured():
+    section = README.partition("## Speed\n")[2].partition("## A loss of your own")[0]
+    rows = [line for line in section.splitlines() if line.startswith("| ") and " / " in line]
+    results = "\n".join(file.read_text(encoding="utf-8") for file in (ROOT / "benchmarks" / "results").glob("*.md"))
+    assert len(rows) > 8
+    assert all(row in results for row in rows)
