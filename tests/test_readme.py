@@ -54,3 +54,4 @@ def test_figures_of_speed_are_those_measured():
     results = "\n".join(file.read_text(encoding="utf-8") for file in (ROOT / "benchmarks" / "results").glob("*.md"))
     assert len(rows) > 8
     assert all(row in results for row in rows)
+    assert (ROOT / "benchmarks" / "results" / "cost.png").is_file()
