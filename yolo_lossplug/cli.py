@@ -125,13 +125,10 @@ def bibtex(name: str) -> str:
 
 def _parts(name: str) -> list[Spec]:
     """Return the specs of a name, outermost first; a name of both kinds is the box loss."""
-    from yolo_lossplug.registry import BOX, CLASS, REGISTRY, ROTATED, SOFTMAX
-    from yolo_lossplug.selection import resolve
+    from yolo_lossplug.registry import BOX, CLASS, ROTATED, SOFTMAX
+    from yolo_lossplug.selection import kind_of, resolve
 
-    kind = next((kind for kind in (CLASS, SOFTMAX) if name in REGISTRY.names(kind)), BOX)
-    if name.strip().lower().endswith(REGISTRY.names(ROTATED)):
-        kind = ROTATED
-    spec, modifiers = resolve(kind, name)
+    spec, modifiers = resolve(kind_of(name, BOX, CLASS, ROTATED, SOFTMAX), name)
     return [*modifiers, spec]
 
 

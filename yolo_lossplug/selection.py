@@ -323,7 +323,7 @@ def create_box_loss(name: str, **options: Any) -> Loss:
     >>> create_box_loss("focal-eiou")(torch.tensor([[1.0, 1, 3, 3]]), torch.tensor([[0.0, 0, 4, 4]]))  # √¼ · 1.25
     tensor([0.6250])
     """
-    return _created(ROTATED if _is_known(ROTATED, name) else BOX, name, options)
+    return _created(kind_of(name, BOX, ROTATED), name, options)
 
 
 def create_class_loss(name: str, **options: Any) -> Loss:
@@ -339,7 +339,7 @@ def create_class_loss(name: str, **options: Any) -> Loss:
     Raises:
         LossPlugError: If the name or an option is unknown, or a value is out of range.
     """
-    return _created(CLASS if _is_known(CLASS, name) or not _is_known(SOFTMAX, name) else SOFTMAX, name, options)
+    return _created(kind_of(name, CLASS, SOFTMAX), name, options)
 
 
 def list_box_losses() -> tuple[str, ...]:
@@ -355,6 +355,11 @@ def list_class_losses() -> tuple[str, ...]:
 def assigner_overlap(name: str) -> Callable[[Tensor, Tensor], Tensor]:
     """Return ``(boxes, boxes) -> (N,)``: 1 − loss, clamped at 0, for the metric of the assigner."""
     return partial(_overlap, create_box_loss(name))
+
+
+def kind_of(name: str, *kinds: str) -> str:
+    """Return the first of some kinds of losses that knows a name, the first of all if none does."""
+    return next((kind for kind in kinds if _is_known(kind, name)), kinds[0])
 
 
 def resolve(kind: str, name: str) -> tuple[Spec, list[Spec]]:
@@ -401,8 +406,9 @@ def _split(kind: str, name: str) -> Optional[tuple[Spec, list[Spec]]]:
 
 def _unknown(kind: str, name: str) -> str:
     """Return why a name is none of that kind, and what to take instead."""
-    if _normalise(name) in REGISTRY.refused:
-        return REGISTRY.refused[_normalise(name)]
+    for refused, reason in REGISTRY.refused.items():
+        if f"-{_normalise(name)}".endswith(f"-{refused}"):
+            return reason
     key, known = "cls_loss" if kind in (CLASS, SOFTMAX) else "loss", _with_prefixes(kind)
     if kind == ROTATED and _is_known(BOX, name):
         return (

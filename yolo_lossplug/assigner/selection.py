@@ -39,6 +39,11 @@ class Objects(NamedTuple):
         """First anchor (G,) of each object's image among those of all images."""
         return self.image * self.n_anchors
 
+    @property
+    def slot(self) -> Tensor:
+        """Place (G,) of each object among those of all images."""
+        return self.image * self.n_places + self.place
+
 
 class Candidates(NamedTuple):
     """Measured pairs, in the order of objects and, of one object, of anchors.
@@ -149,7 +154,7 @@ def resolve(chosen: Candidates, around: Callable[[Tensor], Candidates], objects:
     is_around = pair >= 0
     pair.clamp_(min=0)
     first = anchor // objects.n_anchors * objects.n_places
-    owner = (objects.image * objects.n_places + objects.place)[chosen.row[pair]]
+    owner = objects.slot[chosen.row[pair]]
     return Positives(
         anchor,
         torch.where(is_around, owner, first),

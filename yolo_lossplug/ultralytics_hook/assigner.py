@@ -91,9 +91,8 @@ class TaskAlignedAssigner(OverlapMixin, tal.TaskAlignedAssigner):
             levels = self._levels(anc_points)
             if levels is not None:
                 objects = objects_of(mask_gt, len(anc_points))
-                place = objects.image * objects.n_places + objects.place
+                place, begin, n_classes = objects.slot, objects.begin, pd_scores.shape[-1]
                 scores, boxes, gts = pd_scores.flatten(), pd_bboxes.flatten(0, 1), gt_bboxes.flatten(0, 1)[place]
-                n_classes, begin = pd_scores.shape[-1], objects.image * objects.n_anchors
                 first = begin * n_classes + gt_labels.flatten().long()[place]
 
                 def measure(row: Tensor, anchor: Tensor) -> tuple[Tensor, Tensor]:
@@ -253,24 +252,26 @@ def metric_of(assigner: Any, scores: Tensor, gt_bboxes: Tensor, pd_bboxes: Tenso
     return scores.pow(assigner.alpha) * overlap.pow(assigner.beta), overlap
 
 
+def assigned_targets(found: Assignment, gt_bboxes: Tensor, n_anchors: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return foreground (b, A), objects (b, A) and their boxes (b, A, 4); other anchors have the first object's."""
+    b, n_places = gt_bboxes.shape[:2]
+    foreground = torch.zeros(b * n_anchors, dtype=torch.bool, device=gt_bboxes.device)
+    foreground[found.anchor] = True
+    index = found.anchor.new_zeros(b * n_anchors)
+    index[found.anchor] = found.object % max(1, n_places)
+    foreground, index = foreground.view(b, -1), index.view(b, -1)
+    if not n_places:
+        return foreground, index, gt_bboxes.new_zeros(b, n_anchors, 4)
+    return foreground, index, gt_bboxes.gather(1, index.unsqueeze(-1).expand(-1, -1, 4))
+
+
 def dense_outputs(
     found: Assignment, gt_labels: Tensor, gt_bboxes: Tensor, shape: torch.Size
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return an assignment as the five tensors of the host's assigner; `shape` is (b, A, classes)."""
     b, n_anchors, n_classes = shape
-    n_places = gt_bboxes.shape[1]
-    gt_index = found.anchor.new_zeros(b * n_anchors)
-    gt_index[found.anchor] = found.object % n_places
-    foreground = torch.zeros(b * n_anchors, dtype=torch.bool, device=gt_index.device)
-    foreground[found.anchor] = True
-    place = gt_index.view(b, -1) + torch.arange(b, device=gt_index.device).unsqueeze(1) * n_places
-    labels = gt_labels.long().flatten()[place].clamp_(0)
+    foreground, index, boxes = assigned_targets(found, gt_bboxes, n_anchors)
+    labels = gt_labels.long().squeeze(-1).gather(1, index).clamp_(0)
     scores = found.score.new_zeros(b * n_anchors, n_classes)
     scores[found.anchor, labels.flatten()[found.anchor]] = found.score
-    return (
-        labels,
-        gt_bboxes.flatten(0, 1)[place],
-        scores.view(shape),
-        foreground.view(b, -1),
-        gt_index.view(b, -1),
-    )
+    return labels, boxes, scores.view(shape), foreground, index

@@ -18,14 +18,21 @@ from ultralytics.utils import IterableSimpleNamespace, tal
 from ultralytics.utils.loss import BboxLoss, v8DetectionLoss
 from ultralytics.utils.metrics import bbox_iou
 
-from yolo_lossplug.assigner.assign import Measure
+from yolo_lossplug.assigner.assign import Assignment, Measure
 from yolo_lossplug.assigner.grid import levels_of_shapes
 from yolo_lossplug.assigner.selection import Objects
 from yolo_lossplug.engine.class_sum import class_sum
 from yolo_lossplug.engine.distances import bin_probabilities, distances, gather
 from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.selection import STOCK_CLASS, Loss, create_class_loss
-from yolo_lossplug.ultralytics_hook.assigner import DENSE_ON_GPU, is_sparse, metric_of, objects_of, sparse_assignment
+from yolo_lossplug.ultralytics_hook.assigner import (
+    DENSE_ON_GPU,
+    assigned_targets,
+    is_sparse,
+    metric_of,
+    objects_of,
+    sparse_assignment,
+)
 
 FAST, REFERENCE = "fast", "reference"
 METHOD = "get_assigned_targets_and_loss"
@@ -67,20 +74,6 @@ class Anchors(NamedTuple):
     strides: Tensor
     imgsz: Tensor
     shapes: tuple[tuple[int, int], ...]
-
-
-class Assigned(NamedTuple):
-    """Assigned anchors, each once, in ascending order.
-
-    Attributes:
-        anchor: Index (n,) among the anchors of all images.
-        object: Index (n,) among the places for objects of all images.
-        score: Target (n,) of the object's class.
-    """
-
-    anchor: Tensor
-    object: Tensor
-    score: Tensor
 
 
 class FastMixin(v8DetectionLoss):
@@ -249,9 +242,9 @@ def step(criterion: Any, preds: dict[str, Tensor], batch: dict[str, Any], extra:
     """
     boxes, scores = preds["boxes"], preds["scores"]
     anchors = anchors_of(criterion, preds["feats"], scores.dtype)
-    targets = targets_of(criterion, batch, len(scores), anchors.imgsz)
-    if criterion.is_lazy and scores.is_cuda and targets.mask.numel() * len(anchors.points) < DENSE_ON_GPU:
+    if criterion.is_lazy and scores.is_cuda and dense_size(batch, len(scores), scores.shape[2]) < DENSE_ON_GPU:
         return None
+    targets = targets_of(criterion, batch, len(scores), anchors.imgsz)
     decoder = Decoder(criterion, boxes, anchors, targets.boxes.dtype)
     assigned = assigned_by(criterion, decoder, scores, targets, extra)
     if assigned is None:
@@ -264,7 +257,7 @@ def step(criterion: Any, preds: dict[str, Tensor], batch: dict[str, Any], extra:
     loss = torch.stack([term.float() for term in (box * gains.box, cls * gains.cls, dfl * gains.dfl)])
     names = getattr(criterion, "loss_names", None)
     items = loss.detach() if names is None else dict(zip(names, loss.detach()))
-    return _answer(criterion, targets, anchors, assigned, scores), loss, items
+    return _answer(criterion, targets, anchors, assigned), loss, items
 
 
 def anchors_of(criterion: Any, feats: Any, dtype: torch.dtype) -> Anchors:
@@ -279,6 +272,15 @@ def anchors_of(criterion: Any, feats: Any, dtype: torch.dtype) -> Anchors:
     return known[1]
 
 
+def dense_size(batch: dict[str, Any], n_images: int, n_anchors: int) -> int:
+    """Return the elements of (images, objects, anchors) of a batch, or more where even those are few enough."""
+    image = batch["batch_idx"].view(-1)
+    bound = len(image) * n_images * n_anchors
+    if bound < DENSE_ON_GPU:  # whatever image the objects are in, so that a GPU need not be waited for
+        return bound
+    return int(torch.bincount(image.long()).max()) * n_images * n_anchors
+
+
 def targets_of(criterion: Any, batch: dict[str, Any], n_images: int, imgsz: Tensor) -> Targets:
     """Return the objects of a batch, prepared by the host."""
     rows = torch.cat((batch["batch_idx"].view(-1, 1), batch["cls"].view(-1, 1), batch["bboxes"]), 1)
@@ -290,7 +292,7 @@ def targets_of(criterion: Any, batch: dict[str, Any], n_images: int, imgsz: Tens
 @torch.no_grad()
 def assigned_by(
     criterion: Any, decoder: Decoder, scores: Tensor, targets: Targets, extra: dict[str, Any]
-) -> Optional[Assigned]:
+) -> Optional[Assignment]:
     """Return what the criterion's assigner assigns; None if the host's step is to decide."""
     anchors = decoder.anchors
     assigner, points = criterion.assigner, anchors.points * anchors.strides
@@ -298,8 +300,7 @@ def assigned_by(
         objects = objects_of(targets.mask, len(points))
         measure = lazy_measure(criterion, decoder, scores, targets, objects)
         levels = levels_of_shapes(points.to(targets.boxes.dtype), anchors.shapes)
-        found = sparse_assignment(assigner, objects, measure, levels, targets.boxes, targets.mask)
-        return None if found is None else Assigned(*found)
+        return sparse_assignment(assigner, objects, measure, levels, targets.boxes, targets.mask)
     decoded = criterion.bbox_decode(anchors.points, decoder.boxes.permute(0, 2, 1).contiguous())
     _, _, target_scores, foreground, place = assigner(
         scores.detach().permute(0, 2, 1).sigmoid(),
@@ -313,7 +314,7 @@ def assigned_by(
     index = foreground.flatten().nonzero().squeeze(1)
     first = index // len(points) * targets.mask.shape[1]
     score = target_scores.flatten(0, 1)[index].sum(-1)
-    return Assigned(index, first + place.flatten()[index].long(), score)
+    return Assignment(index, first + place.flatten()[index].long(), score)
 
 
 class Decoder:
@@ -390,7 +391,7 @@ def _is_autocast(device_type: str) -> bool:
 def lazy_measure(criterion: Any, decoder: Decoder, scores: Tensor, targets: Targets, objects: Objects) -> Measure:
     """Return a function that measures pairs, and has the boxes of their anchors decoded."""
     n_anchors, logits = scores.shape[2], scores.detach().flatten()
-    place, begin = objects.image * objects.n_places + objects.place, objects.image * n_anchors
+    place, begin = objects.slot, objects.begin
     gts = targets.boxes.flatten(0, 1)[place]
     first = (objects.image * scores.shape[1] + targets.labels.flatten().long()[place]) * n_anchors
 
@@ -406,7 +407,7 @@ def box_terms(
     boxes: Tensor,
     targets: Targets,
     anchors: Anchors,
-    assigned: Assigned,
+    assigned: Assignment,
     total: Tensor,
     bins: Optional[Tensor],
 ) -> tuple[Tensor, Tensor]:
@@ -424,7 +425,7 @@ def box_terms(
         if module is stock:
             per_box = 1 - bbox_iou(predicted, wanted, xywh=False, CIoU=True).squeeze(-1)
         else:
-            per_box = module.loss(predicted, wanted, **_context(module.loss, strides, anchors.imgsz))
+            per_box = module.loss(predicted, wanted, stride=strides, imgsz=anchors.imgsz)
         return (per_box * weight).sum() / total, (dfl * weight).sum() / total
     # Where every anchor is an assigned one, the host's own module gives the terms, with the roundings of its autocast.
     rows = gather(boxes, assigned.anchor)
@@ -442,12 +443,12 @@ def box_terms(
         strides,
     )
     if module is not stock:
-        per_box = module.loss(predicted[0], wanted, **_context(module.loss, strides, anchors.imgsz))
+        per_box = module.loss(predicted[0], wanted, stride=strides, imgsz=anchors.imgsz)
         box = (per_box * weight).sum() / total
     return box, dfl
 
 
-def class_term(criterion: Any, scores: Tensor, targets: Targets, assigned: Assigned) -> Tensor:
+def class_term(criterion: Any, scores: Tensor, targets: Targets, assigned: Assignment) -> Tensor:
     """Return the sum of the class loss, before the gain."""
     module, n_classes, n_anchors = criterion.bce, scores.shape[1], scores.shape[2]
     labels = targets.labels.flatten().long()[assigned.object].clamp_(0)
@@ -499,23 +500,8 @@ def _weights(criterion: Any) -> Optional[Tensor]:
     return stock.flatten() * own
 
 
-def _context(loss: Loss, strides: Tensor, imgsz: Tensor) -> dict[str, Tensor]:
-    """Return what a box loss wants besides boxes."""
-    return {"stride": strides, "imgsz": imgsz} if loss.context & {"stride", "imgsz"} else {}
-
-
-def _answer(criterion: Any, targets: Targets, anchors: Anchors, assigned: Assigned, scores: Tensor) -> tuple:
+def _answer(criterion: Any, targets: Targets, anchors: Anchors, assigned: Assignment) -> tuple:
     """Return what tasks that add terms of their own read: foreground, objects, their boxes, anchors and strides."""
     if getattr(type(criterion), "loss", None) is v8DetectionLoss.loss:  # which reads nothing of it
         return (None,) * 5
-    b, n_anchors = len(scores), len(anchors.points)
-    index = assigned.anchor.new_zeros(b * n_anchors)
-    index[assigned.anchor] = assigned.object % max(1, targets.mask.shape[1])
-    foreground = torch.zeros(b * n_anchors, dtype=torch.bool, device=scores.device)
-    foreground[assigned.anchor] = True
-    index, foreground = index.view(b, -1), foreground.view(b, -1)
-    if not targets.mask.shape[1]:
-        boxes = scores.new_zeros(b, n_anchors, 4)
-    else:
-        boxes = targets.boxes.gather(1, index.unsqueeze(-1).expand(-1, -1, 4))
-    return foreground, index, boxes, anchors.points, anchors.strides
+    return (*assigned_targets(assigned, targets.boxes, len(anchors.points)), anchors.points, anchors.strides)

@@ -102,21 +102,19 @@ def selection_of(trainer: Any) -> Selection:
 
 def banner(selection: Selection, engine_name: str) -> str:
     """Return the line that says what runs."""
-    if selection.task == CLASSIFY:
-        smoothing = f" smoothing={selection.cls_smoothing}" if selection.cls_smoothing else ""
-        weights = f" weights={selection.cls_weights}" if selection.cls_weights else ""
-        return (
-            f"class {selection.cls}{smoothing}{weights} · engine {engine_name} · ultralytics {ultralytics.__version__}"
-        )
-    suppression = "" if selection.nms_iou == NAMES["nms_iou"] else f" · nms {selection.nms_iou}"
-    overlap = STOCK_ROTATED if selection.box.kind == ROTATED else selection.tal_iou
-    return (
-        f"box {selection.box} · class {selection.cls}"
-        f"{f' smoothing={selection.cls_smoothing}' if selection.cls_smoothing else ''}"
-        f"{f' weights={selection.cls_weights}' if selection.cls_weights else ''} · "
-        f"assigner tal(topk={selection.tal_topk}, alpha={selection.tal_alpha}, beta={selection.tal_beta}, "
-        f"iou={overlap}){suppression} · engine {engine_name} · ultralytics {ultralytics.__version__}"
-    )
+    cls = f"class {selection.cls}"
+    if selection.cls_smoothing:
+        cls += f" smoothing={selection.cls_smoothing}"
+    if selection.cls_weights:
+        cls += f" weights={selection.cls_weights}"
+    parts = [cls]
+    if selection.task != CLASSIFY:
+        overlap = STOCK_ROTATED if selection.box.kind == ROTATED else selection.tal_iou
+        numbers = f"topk={selection.tal_topk}, alpha={selection.tal_alpha}, beta={selection.tal_beta}, iou={overlap}"
+        parts = [f"box {selection.box}", cls, f"assigner tal({numbers})"]
+        if selection.nms_iou != NAMES["nms_iou"]:
+            parts.append(f"nms {selection.nms_iou}")
+    return " · ".join([*parts, f"engine {engine_name}", f"ultralytics {ultralytics.__version__}"])
 
 
 def engine_name(selection: Selection, model: Any) -> str:
