@@ -64,6 +64,9 @@ NAMES = {"loss": STOCK_BOX, "cls_loss": STOCK_CLASS, "tal_iou": "ciou", "loss_en
 """Keys that take a name, with their defaults."""
 
 WEIGHTS = "cls_weights"
+REPORT = "lossplug_report"
+"""The key that asks for a report of the assignment; False is as good as not given."""
+
 GROUP = "yolo_lossplug.losses"
 """Entry points of packages with losses: each names a module, or a function in it."""
 
@@ -168,6 +171,7 @@ class Selection:
         tal_iou: Overlap inside the assigner.
         loss_engine: Requested engine.
         nms_iou: Overlap in the suppression of validation.
+        report: Whether a report of the assignment is written.
         given: Keys that the user has given; without any, the run is stock.
         task: Task of the run.
     """
@@ -182,6 +186,7 @@ class Selection:
     tal_iou: str
     loss_engine: str
     nms_iou: str
+    report: bool
     given: frozenset[str] = field(compare=False)
     task: str
 
@@ -220,6 +225,7 @@ class Selection:
             "loss_engine": self.loss_engine,
             **({} if self.nms_iou == NAMES["nms_iou"] else {"nms_iou": self.nms_iou}),
             **({} if self.cls_weights is None else {"cls_weights": self.cls_weights}),
+            **({REPORT: True} if self.report else {}),
         }
         if self.task == CLASSIFY:
             return {key: values[key] for key in values if key in CLASSIFY_KEYS or key in self.cls.options}
@@ -231,12 +237,15 @@ class Selection:
 def keys() -> dict[str, Optional[str]]:
     """Return every training key with the value that means 'not given'."""
     options = {**NUMBERS, **REGISTRY.parameters()}
-    return {**dict.fromkeys((*NAMES, WEIGHTS)), **{key: parameter.unset for key, parameter in options.items()}}
+    return {**dict.fromkeys((*NAMES, WEIGHTS, REPORT)), **{key: parameter.unset for key, parameter in options.items()}}
 
 
 def given_keys(args: Mapping[str, Any]) -> dict[str, Any]:
     """Return those of our keys that arguments give a value, with the values."""
-    return {key: args[key] for key, unset in keys().items() if key in args and args[key] != unset}
+    found = {key: args[key] for key, unset in keys().items() if key in args and args[key] != unset}
+    if found.get(REPORT) is False:
+        del found[REPORT]
+    return found
 
 
 def select(args: Mapping[str, Any]) -> Selection:
@@ -260,7 +269,7 @@ def select(args: Mapping[str, Any]) -> Selection:
     if engine == "fast" and task in UNSPED:
         raise LossPlugError(f"loss_engine=fast cannot be used with task={task}: {UNSPED[task]}. Remove it.")
     for key, value in given.items():
-        if key not in NUMBERS and key not in (*NAMES, WEIGHTS) and key not in box.options and key not in cls.options:
+        if key not in {*NUMBERS, *NAMES, WEIGHTS, REPORT, *box.options, *cls.options}:
             raise LossPlugError(_no_effect(key, value, box, cls))
     selection = Selection(
         box,
@@ -270,6 +279,7 @@ def select(args: Mapping[str, Any]) -> Selection:
         tal_iou=tal_iou,
         loss_engine=engine,
         nms_iou=choose("nms_iou", args, NMS_OVERLAPS),
+        report=_flag(REPORT, given.get(REPORT, False)),
         given=frozenset(given),
         task=task,
     )
@@ -555,6 +565,12 @@ def choose(key: str, args: Mapping[str, Any], choices: tuple[str, ...]) -> str:
     if name not in choices:
         raise LossPlugError(f"{key}={name} is unknown.{_suggest(name, choices)} Known: {', '.join(choices)}.")
     return name
+
+
+def _flag(key: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise LossPlugError(f"{key}={value} must be True or False.")
+    return value
 
 
 def _weights(value: Any) -> Optional[Union[dict[str, float], list[float]]]:

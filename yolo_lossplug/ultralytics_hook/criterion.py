@@ -33,7 +33,7 @@ from yolo_lossplug.selection import (
     select,
 )
 from yolo_lossplug.state import Scope, State
-from yolo_lossplug.ultralytics_hook import engine
+from yolo_lossplug.ultralytics_hook import engine, report
 from yolo_lossplug.ultralytics_hook.assigner import set_overlap
 
 STOCK_TOPK = inspect.signature(v8DetectionLoss.__init__).parameters["tal_topk"].default
@@ -84,10 +84,10 @@ class PluggedBboxLoss(nn.Module):
         )[1]
         rows = fg_mask.nonzero(as_tuple=True)
         weight = target_scores[rows].sum(-1)
-        per_box = self.loss(pred_bboxes[rows], target_bboxes[rows], **self._context(anchor_points, rows[1]))
+        per_box = self.loss(pred_bboxes[rows], target_bboxes[rows], **self.context(anchor_points, rows[1]))
         return (per_box * weight).sum() / target_scores_sum, dfl
 
-    def _context(self, anchor_points: Tensor, anchors: Tensor) -> dict[str, Tensor]:
+    def context(self, anchor_points: Tensor, anchors: Tensor) -> dict[str, Tensor]:
         """Return stride (N, 1) and network input size (2,) in pixels, read off the anchors, if the loss wants them."""
         if not self.loss.context & {"stride", "imgsz"}:
             return {}
@@ -177,7 +177,7 @@ class PluggedCriterion:
         selection = select({**arguments(model), "task": self.task, **kwargs})
         refuse_unknown(kwargs)
         super().__init__(model, *args, **host)  # type: ignore[call-arg]
-        plug(self, selection, names=class_names(model))
+        plug(self, selection, names=class_names(model), collector=report.collector_of(arguments(model)))
 
 
 class DetectionLoss(PluggedCriterion, v8DetectionLoss):
@@ -216,11 +216,15 @@ def class_names(model: Any) -> dict[int, str]:
 
 def leaves(criterion: Any) -> list[v8DetectionLoss]:
     """Return every criterion inside one that holds a box loss, a class loss and an assigner."""
-    return [leaf for _, leaf in _branches(criterion)]
+    return [leaf for _, leaf in branches(criterion)]
 
 
 def plug(
-    criterion: Any, selection: Selection, state: Optional[State] = None, names: Optional[Mapping[int, str]] = None
+    criterion: Any,
+    selection: Selection,
+    state: Optional[State] = None,
+    names: Optional[Mapping[int, str]] = None,
+    collector: Optional[report.Collector] = None,
 ) -> Any:
     """Put the selected losses into a host criterion, in place; without any key nothing is touched.
 
@@ -229,6 +233,7 @@ def plug(
         selection: What to train with.
         state: What the run remembers; None for a state of the criterion's own.
         names: Names of the classes by index.
+        collector: What the run reports of the assignment, if it does.
 
     Returns:
         The criterion.
@@ -243,7 +248,7 @@ def plug(
             selection = _of_task(selection, "classify")
         count = max(names or {}, default=-1) + 1
         return PluggedSoftmaxLoss(criterion, selection, class_weights(selection, count, names or {}))
-    found = list(_branches(criterion))
+    found = list(branches(criterion))
     if not found:
         raise LossPlugError(
             f"{', '.join(sorted(selection.given))} cannot be used with {type(criterion).__name__}, which has no box "
@@ -252,6 +257,8 @@ def plug(
     state = State() if state is None else state
     for branch, leaf in found:
         _plug_leaf(leaf, selection, state.scoped(branch), names or {})
+        if selection.report:
+            report.watch(leaf.assigner, collector.meter(branch, leaf.device) if collector else None)
     return criterion
 
 
@@ -263,14 +270,14 @@ def is_plugged(criterion: Any, selection: Selection) -> bool:
     return bool(found) and all(_runs(leaf, selection) for leaf in found)
 
 
-def _branches(criterion: Any, name: str = "main") -> Iterator[tuple[str, v8DetectionLoss]]:
+def branches(criterion: Any, name: str = "main") -> Iterator[tuple[str, v8DetectionLoss]]:
     """Yield the leaves of a criterion with the name of their branch."""
     if isinstance(criterion, v8DetectionLoss):
         yield name, criterion
         return
     for branch in BRANCHES:
         if hasattr(criterion, branch):
-            yield from _branches(getattr(criterion, branch), branch)
+            yield from branches(getattr(criterion, branch), branch)
 
 
 def _plug_leaf(leaf: v8DetectionLoss, selection: Selection, scope: Scope, names: Mapping[int, str]) -> None:

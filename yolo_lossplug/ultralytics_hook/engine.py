@@ -25,6 +25,7 @@ from yolo_lossplug.engine.class_sum import class_sum
 from yolo_lossplug.engine.distances import bin_probabilities, distances, gather
 from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.selection import STOCK_CLASS, Loss, create_class_loss
+from yolo_lossplug.ultralytics_hook import report
 from yolo_lossplug.ultralytics_hook.assigner import (
     DENSE_ON_GPU,
     assigned_targets,
@@ -255,6 +256,10 @@ def step(criterion: Any, preds: dict[str, Tensor], batch: dict[str, Any], extra:
     box, dfl = box_terms(criterion, boxes, targets, anchors, assigned, total, decoder.bins_of(assigned.anchor))
     gains = criterion.hyp
     loss = torch.stack([term.float() for term in (box * gains.box, cls * gains.cls, dfl * gains.dfl)])
+    meter = report.meter_of(criterion.assigner)
+    if meter is not None:
+        is_positive = torch.ones_like(assigned.anchor, dtype=torch.bool)
+        meter.add(targets.boxes, targets.mask, assigned.object, is_positive, decoder.decoded[assigned.anchor])
     names = getattr(criterion, "loss_names", None)
     items = loss.detach() if names is None else dict(zip(names, loss.detach()))
     return _answer(criterion, targets, anchors, assigned), loss, items
@@ -304,7 +309,7 @@ def assigned_by(
     decoded = criterion.bbox_decode(anchors.points, decoder.boxes.permute(0, 2, 1).contiguous())
     _, _, target_scores, foreground, place = assigner(
         scores.detach().permute(0, 2, 1).sigmoid(),
-        (decoded * anchors.strides).type(targets.boxes.dtype),
+        decoder.keep(decoded * anchors.strides),
         points,
         targets.labels,
         targets.boxes,
@@ -325,6 +330,9 @@ class Decoder:
         boxes: Outputs of the head (b, 4·R, A).
         anchors: The anchors.
         dtype: Type of the boxes.
+
+    Attributes:
+        decoded: Boxes (b·A, 4) in pixels; after an assignment those of all assigned anchors are among the decoded.
     """
 
     def __init__(self, criterion: Any, boxes: Tensor, anchors: Anchors, dtype: torch.dtype) -> None:
@@ -346,6 +354,12 @@ class Decoder:
             self.is_decoded[needed] = True
             self.n_decoded += len(needed)
         return self.decoded[index]
+
+    def keep(self, boxes: Tensor) -> Tensor:
+        """Take the boxes (b, A, 4) of all anchors, which the host has decoded, and return them in our type."""
+        boxes = boxes.type(self.decoded.dtype)
+        self.decoded = boxes.flatten(0, 1)
+        return boxes
 
     def bins_of(self, index: Tensor) -> Optional[Tensor]:
         """Return the probabilities of bins (n, 4, R) that were computed on the way, if they were in one go."""

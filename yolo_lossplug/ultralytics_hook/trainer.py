@@ -15,6 +15,7 @@ from yolo_lossplug.registry import ROTATED, LossPlugError
 from yolo_lossplug.selection import (
     CLASSIFY,
     NAMES,
+    REPORT,
     STOCK_BOX,
     STOCK_CLASS,
     STOCK_ROTATED,
@@ -24,7 +25,7 @@ from yolo_lossplug.selection import (
     keys,
     select,
 )
-from yolo_lossplug.ultralytics_hook import engine, memory, patches
+from yolo_lossplug.ultralytics_hook import engine, memory, patches, report
 from yolo_lossplug.ultralytics_hook.criterion import arguments, class_names, is_plugged, leaves, plug
 
 PREFIX = colorstr("LossPlug: ")
@@ -114,6 +115,8 @@ def banner(selection: Selection, engine_name: str) -> str:
         parts = [f"box {selection.box}", cls, f"assigner tal({numbers})"]
         if selection.nms_iou != NAMES["nms_iou"]:
             parts.append(f"nms {selection.nms_iou}")
+        if selection.report:
+            parts.append(f"report {report.FILE}")
     return " · ".join([*parts, f"engine {engine_name}", f"ultralytics {ultralytics.__version__}"])
 
 
@@ -173,11 +176,17 @@ CALLBACKS = (
     ("on_pretrain_routine_end", memory.check),
     ("on_pretrain_routine_end", announce),
     ("on_train_epoch_start", memory.count_epoch),
+    ("on_train_epoch_start", report.start_epoch),
     ("on_train_batch_end", guard),
     ("on_train_batch_end", memory.commit),
+    ("on_train_epoch_end", report.end_epoch),
     ("on_fit_epoch_end", guard),
+    ("on_fit_epoch_end", report.hide),
     ("teardown", memory.end),
+    ("teardown", report.end),
 )
+FIRST = (("on_fit_epoch_end", report.show), ("on_train_end", report.draw))
+"""Callbacks that go before those of the loggers."""
 
 
 def join(trainer: Any) -> None:
@@ -186,10 +195,12 @@ def join(trainer: Any) -> None:
     if selection.is_active:
         memory.begin(trainer)
         patches.wrap_own_save_model(trainer)
-    for event, callback in CALLBACKS:
+    report.begin(trainer, selection.report)
+    for event, callback in (*CALLBACKS, *FIRST):
         callbacks = trainer.callbacks.setdefault(event, [])
-        if callback not in callbacks:
-            callbacks.append(callback)
+        if callback in callbacks:  # of the run before, whose loggers may be fewer
+            callbacks.remove(callback)
+        callbacks.insert(0 if (event, callback) in FIRST else len(callbacks), callback)
 
 
 def models_with_criterion(model: Any) -> list[Any]:
@@ -201,7 +212,7 @@ def models_with_criterion(model: Any) -> list[Any]:
 def init_criterion(stock: Any, model: Any) -> Any:
     """Return the criterion that a model makes, with our losses in it."""
     args = arguments(model)
-    return plug(stock(model), select(args), memory.state_of(args), class_names(model))
+    return plug(stock(model), select(args), memory.state_of(args), class_names(model), report.collector_of(args))
 
 
 def _unwrap(model: Any) -> Any:
@@ -215,7 +226,7 @@ def _unwrap(model: Any) -> Any:
 
 
 def _warn_of_ignored(overrides: dict[str, Any], selection: Selection) -> None:
-    resolved = {"loss": STOCK_BOX, "cls_loss": STOCK_CLASS, **selection.resolved()}
+    resolved = {"loss": STOCK_BOX, "cls_loss": STOCK_CLASS, REPORT: False, **selection.resolved()}
     for key, value in given_keys(overrides or {}).items():
         if value != resolved.get(key):
             LOGGER.warning(

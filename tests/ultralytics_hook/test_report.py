@@ -1,0 +1,440 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""The report of the assignment: what it counts, with either engine, and where it ends up in a run."""
+
+import contextlib
+import copy
+import csv
+import types
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torchvision.ops import box_iou
+from ultralytics import YOLO
+from ultralytics.utils.metrics import batch_probiou
+from ultralytics.utils.tal import TaskAlignedAssigner
+
+from tests.conftest import dataset
+from tests.models import batch, model, with_keys
+from tests.problems import points
+from tests.runs import STILL, TINY, Log, interrupt, python, results, train, yolo
+from tests.ultralytics_hook.test_memory import PLAIN
+from tests.ultralytics_hook.test_routes import PARENT, SHIM
+from yolo_lossplug import DetectionLoss, LossPlugError
+from yolo_lossplug.assigner.statistics import COLUMNS, no_sums, summary, tally
+from yolo_lossplug.selection import given_keys, keys, select
+from yolo_lossplug.ultralytics_hook import config, engine, report
+from yolo_lossplug.ultralytics_hook.criterion import leaves
+
+MODELS = ["yolov8n", "yolo11n", "yolov10n", "yolov8n-seg", "yolov8n-pose"]
+BRANCHES = {"yolov10n": {"one2many", "one2one"}}
+HEADER = ["epoch", "branch", *COLUMNS]
+
+
+def table(folder):
+    with (Path(folder) / "lossplug_report.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def collector(tmp_path):
+    """The collector of a run that criteria made with ``save_dir="here"`` belong to."""
+    args = types.SimpleNamespace(save_dir="here")
+    trainer = types.SimpleNamespace(args=args, save_dir=tmp_path, resume=False)
+    report.begin(trainer, True)
+    yield report.collector_of({"save_dir": "here"})
+    report.end(trainer)
+
+
+def test_sums_by_hand():
+    limits = [32.0**2, 96.0**2]
+    below = [torch.nextafter(torch.tensor(limit), torch.tensor(0.0)).item() for limit in limits]
+    areas = torch.tensor([below[0], limits[0], below[1], limits[1], 5.0, 7.0])
+    is_object = torch.tensor([True, True, True, True, True, False])
+    place = torch.tensor([0, 0, 2, 3, 5, 1, 0])
+    is_positive = torch.tensor([True, True, True, True, False, False, False])
+    overlap = torch.tensor([0.5, 0.25, 0.125, 1.0, 9.0, 9.0, float("nan")])
+    found = tally(areas, is_object, place, is_positive, overlap)
+    #           objects, without anchor, anchors, overlaps
+    expected = [[2, 1, 2, 0.75], [2, 1, 1, 0.125], [1, 0, 1, 1.0]]
+    assert found.tolist() == expected
+    assert summary(found.tolist()) == {
+        "objects": 5,
+        "unassigned_share": 2 / 5,
+        "positives_per_object": 4 / 5,
+        "mean_iou": 1.875 / 4,
+        "objects_small": 2,
+        "positives_per_object_small": 1.0,
+        "objects_medium": 2,
+        "positives_per_object_medium": 0.5,
+        "objects_large": 1,
+        "positives_per_object_large": 1.0,
+    }
+
+
+def test_nothing_has_no_ratio():
+    values = summary(no_sums(torch.device("cpu")).tolist())
+    assert {key for key, value in values.items() if value is None} == {
+        "unassigned_share",
+        "mean_iou",
+        "positives_per_object",
+        *(f"positives_per_object_{size}" for size in ("small", "medium", "large")),
+    }
+    assert [value for value in values.values() if value is not None] == [0] * 4
+
+
+@pytest.mark.parametrize("n_places", [0, 3])
+def test_an_object_that_loses_every_anchor_is_unassigned(n_places):
+    """Two objects want the same anchors: the first gets all of them, and a place without object is none."""
+    assigner, places = TaskAlignedAssigner(topk=10, num_classes=1, alpha=0.5, beta=6.0), points(64, 64, (16,))
+    meter = report.Meter(torch.device("cpu"))
+    report.watch(assigner, meter)
+    boxes = torch.tensor([[[4.0, 4, 44, 44], [4, 4, 44, 44], [0, 0, 0, 0]]])[:, :n_places]
+    mask = torch.tensor([[[1.0], [1], [0]]])[:, :n_places]
+    scores, predicted = torch.full((1, len(places), 1), 0.5), torch.tensor([4.0, 4, 44, 24]).expand(1, len(places), 4)
+    assigner(scores, predicted, places, torch.zeros(1, n_places, 1), boxes, mask)
+    # 3 x 3 cells of 16 pixels have their centre in the box; half of it is predicted; 40 x 40 is medium.
+    assert meter.sums.tolist() == ([[0] * 4, [2, 1, 9, 4.5], [0] * 4] if n_places else [[0] * 4] * 3)
+    assert meter.is_used
+
+
+def preds_of(name, size=256):
+    made, data = model(name), batch(name, size=size)
+    with torch.no_grad():
+        return made, made(data["img"]), data
+
+
+def run(made, preds, data, loss_engine):
+    """Take a step and return the criterion, and the inputs and outputs of its assigners."""
+    criterion, seen = with_keys(made, save_dir="here", lossplug_report=True, loss_engine=loss_engine), []
+    for leaf in leaves(criterion):
+        leaf.assigner.register_forward_hook(lambda module, given, answer: seen.append((given, answer)))
+    criterion(copy.deepcopy(preds), data)
+    return criterion, seen
+
+
+def by_hand(given, answer):
+    """Return the sums of an assignment, one anchor after another."""
+    sums, taken = no_sums(torch.device("cpu")), set()
+    found, objects, mask, foreground, index = given[1], given[4], given[5], answer[3], answer[4]
+
+    def size(box):
+        width, height = (box[2], box[3]) if len(box) == 5 else (box[2] - box[0], box[3] - box[1])
+        return 0 if width * height < 1024 else 1 if width * height < 9216 else 2
+
+    for image, anchor in foreground.nonzero().tolist():
+        place = int(index[image, anchor])
+        wanted, overlap = objects[image, place], box_iou if objects.shape[2] == 4 else batch_probiou
+        sums[size(wanted), 2] += 1
+        sums[size(wanted), 3] += overlap(found[image, anchor][None], wanted[None]).item()
+        taken.add((image, place))
+    for image, place in mask.squeeze(-1).nonzero().tolist():
+        sums[size(objects[image, place]), 0] += 1
+        sums[size(objects[image, place]), 1] += (image, place) not in taken
+    return sums
+
+
+@pytest.mark.parametrize("name", [*MODELS, "yolov8n-obb"])
+def test_the_reference_counts_what_its_assigners_answer(name, collector):
+    criterion, seen = run(*preds_of(name), "reference")
+    assert collector.meters.keys() == BRANCHES.get(name, {"main"})
+    for leaf, (given, answer) in zip(leaves(criterion), seen):
+        expected, found = by_hand(given, answer), report.meter_of(leaf.assigner).sums
+        assert torch.equal(found[:, :3], expected[:, :3])
+        torch.testing.assert_close(found[:, 3], expected[:, 3], rtol=1e-5, atol=1e-5)
+        assert found[:, 0].sum() == 5 and found[:, 2].sum() > 0 and (found[:, 3].sum() > 0)
+        # All anchors, the others with whatever they predict, as on a GPU.
+        first = torch.arange(2).unsqueeze(1) * given[4].shape[1]
+        boxes = given[1].masked_fill(~answer[3].bool().unsqueeze(-1), float("nan")).flatten(0, 1)
+        whole = report.Meter(torch.device("cpu"))
+        whole.add(given[4], given[5], (answer[4] + first).flatten(), answer[3].bool().flatten(), boxes)
+        torch.testing.assert_close(whole.sums, found, rtol=1e-12, atol=1e-12)
+    assert len(seen) == len(collector.meters)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_engines_agree(name, collector, monkeypatch):
+    """Whether the fast engine assigns by itself, or asks the assigner, or leaves the step to the host."""
+    given = preds_of(name)
+    run(*given, "reference")
+    expected = {branch: meter.sums.clone() for branch, meter in collector.meters.items()}
+    changes = {"sparse": (), "dense": ("is_sparse", lambda *_: False), "host": ("step", lambda *_: None)}
+    for way, change in changes.items():
+        collector.clear()
+        with monkeypatch.context() as patch:
+            if change:
+                patch.setattr(engine, *change)
+            _, seen = run(*given, "fast")
+        assert len(seen) == (0 if way == "sparse" else len(expected)), way
+        for branch, meter in collector.meters.items():
+            assert torch.equal(meter.sums[:, :3], expected[branch][:, :3]), way
+            torch.testing.assert_close(meter.sums[:, 3], expected[branch][:, 3], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("loss_engine", ["reference", "fast"])
+def test_only_training_counts_and_only_once(loss_engine, collector):
+    made, preds, data = preds_of("yolov8n")
+    criterion, _ = run(made, preds, data, loss_engine)
+    (meter,) = collector.meters.values()
+    once = meter.sums.clone()
+    for guard in (torch.no_grad(), torch.inference_mode()):
+        with guard:
+            criterion(copy.deepcopy(preds), data)
+            copy.deepcopy(criterion)(copy.deepcopy(preds), data)
+    assert torch.equal(meter.sums, once), "a validation counted"
+    copy.deepcopy(criterion)(copy.deepcopy(preds), data)
+    assert torch.equal(meter.sums, 2 * once), "a copy counts apart, or twice"
+    assert not meter.sums.requires_grad
+    empty = {**data, **{key: data[key][:0] for key in ("batch_idx", "cls", "bboxes")}}
+    criterion(copy.deepcopy(preds), empty)
+    assert torch.equal(meter.sums, 2 * once)
+    collector.clear()
+    assert not report.meter_of(criterion.assigner).sums.any()
+
+
+def test_a_criterion_made_by_hand_reports_to_its_run_and_to_no_other(collector):
+    made, preds, data = preds_of("yolov8n")
+    alone = with_keys(made, lossplug_report=True)
+    alone(copy.deepcopy(preds), data)
+    assert report.meter_of(alone.assigner) is None and not collector.meters
+    stock, made.args = made.args, types.SimpleNamespace(**vars(made.args), save_dir="here")
+    try:
+        criterion = DetectionLoss(made, lossplug_report=True)
+    finally:
+        made.args = stock
+    criterion(copy.deepcopy(preds), data)
+    assert collector.counted()["main"]["objects"] == 5
+
+
+def test_an_assigner_that_cannot_be_watched():
+    with pytest.raises(LossPlugError, match="lossplug_report cannot be used with object, which is no module"):
+        report.watch(object(), None)
+
+
+def test_rows_are_kept_until_an_epoch_and_a_table_is_complete_or_as_it_was(tmp_path, monkeypatch):
+    values = dict.fromkeys(COLUMNS, 0.123456789)
+    first = report.Collector(tmp_path / report.FILE, False)
+    for epoch in (1, 2, 3):
+        first.add(epoch, {"one2many": {**values, "objects": 1234567.0}, "one2one": {**values, "mean_iou": None}})
+    first.write()
+    assert [row["epoch"] for row in table(tmp_path)] == ["1", "1", "2", "2", "3", "3"]
+    assert table(tmp_path)[0]["objects"] == "1234567" and table(tmp_path)[0]["mean_iou"] == "0.123457"
+    assert table(tmp_path)[1]["mean_iou"] == ""
+    again = report.Collector(tmp_path / report.FILE, True)
+    again.add(2, {"one2many": {**values, "objects": 5.0}})
+    before = (tmp_path / report.FILE).read_bytes()
+    monkeypatch.setattr(csv.DictWriter, "writerows", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError):
+        again.write()
+    assert (tmp_path / report.FILE).read_bytes() == before
+    monkeypatch.undo()
+    again.write()
+    assert [(row["epoch"], row["objects"]) for row in table(tmp_path)] == [("1", "1234567"), ("1", "0"), ("2", "5")]
+    assert report.Collector(tmp_path / report.FILE, False).rows == []
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+class Logger:
+    """What a logger sees of a run, as those of Ultralytics: metrics of epochs, and plots at the end."""
+
+    def __init__(self):
+        self.seen, self.left, self.plots = [], [], []
+
+    @property
+    def callbacks(self):
+        return (
+            ("on_fit_epoch_end", lambda trainer: self.seen.append(dict(trainer.metrics))),
+            ("on_model_save", lambda trainer: self.left.append(dict(trainer.metrics))),
+            ("on_train_end", lambda trainer: self.plots.extend(path.name for path in trainer.plots)),
+        )
+
+
+@pytest.fixture(scope="module")
+def pair(data, tmp_path_factory):
+    """A stock run and one that reports, which is asked for on the loggers' side too, and what was logged."""
+    project, runs = tmp_path_factory.mktemp("report"), []
+    # Both have the dataset's cache, and validate in the last epoch only: metrics of the first stay where they are.
+    keys = {"data": data, "project": str(project), "epochs": 2, "val": False}
+    train(data=data, project=str(project))
+    for more in ({}, {"lossplug_report": True}):
+        logger = Logger()
+        with Log() as log:
+            trainer = train(callbacks=logger.callbacks, **keys, **more)
+        runs.append((trainer, logger, log.text))
+    return runs
+
+
+def test_a_report_changes_nothing_else(pair):
+    (stock, _, _), (trainer, _, _) = pair
+    assert results(trainer.save_dir) == results(stock.save_dir) and len(results(stock.save_dir)) == 2
+    lines = [(run[0].save_dir / "results.csv").read_text().splitlines() for run in pair]
+    assert lines[0][0] == lines[1][0] and "lossplug" not in lines[1][0]
+    checkpoints = [torch.load(run[0].last, map_location="cpu", weights_only=False) for run in pair]
+    one, other = (checkpoint["model"].state_dict() for checkpoint in checkpoints)
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    assert checkpoints[0]["train_metrics"] == checkpoints[1]["train_metrics"]
+    assert trainer.metrics.keys() == stock.metrics.keys()
+
+
+def test_the_table_of_a_run(pair, data):
+    trainer = pair[1][0]
+    rows = table(trainer.save_dir)
+    assert list(rows[0]) == HEADER
+    assert [(row["epoch"], row["branch"]) for row in rows] == [("1", "main"), ("2", "main")]
+    labels = Path(yaml.safe_load(Path(data).read_text())["path"]) / "labels" / "train"
+    n_objects = sum(len(file.read_text().splitlines()) for file in labels.glob("*.txt"))
+    for row in rows:
+        # Augmentation may push an object out, and nothing of the validation is counted.
+        assert 0.7 * n_objects <= int(row["objects"]) <= n_objects
+        assert int(row["objects"]) == sum(int(row[f"objects_{size}"]) for size in ("small", "medium", "large"))
+        assert 0 < float(row["positives_per_object"]) <= 10
+        assert 0 <= float(row["unassigned_share"]) < 1 and 0 < float(row["mean_iou"]) < 1
+    assert report.collector_of(vars(trainer.args)) is None, "the run is over, and its collector is still held"
+    assert not (trainer.save_dir / "lossplug_report.png").exists(), "plots=False"
+
+
+def test_loggers_see_what_the_table_says_and_nobody_else_does(pair):
+    (_, plain, _), (trainer, logger, text) = pair
+    assert len(logger.seen) == len(plain.seen) == 3, "two epochs and the last validation"
+    for row, seen, stock in zip(table(trainer.save_dir), logger.seen, plain.seen):
+        ours = {key: value for key, value in seen.items() if key.startswith("lossplug/")}
+        assert seen.keys() - ours.keys() == stock.keys()
+        assert ours.keys() == {f"lossplug/{key}" for key in COLUMNS if row[key]}
+        for key, value in ours.items():
+            assert value == pytest.approx(float(row[key.removeprefix("lossplug/")]), rel=1e-5)
+    for metrics in (*logger.left, logger.seen[2], *plain.seen):
+        assert not [key for key in metrics if "lossplug" in key]
+    assert len(logger.left) == 2
+    (line,) = [line for line in text.splitlines() if "LossPlug: " in line]
+    assert "box ciou · " in line and "report lossplug_report.csv" in line and "engine reference" in line
+
+
+def test_the_key_is_recorded_only_where_it_is_on(pair):
+    for (trainer, _, _), expected in zip(pair, (None, True)):
+        recorded = yaml.safe_load((trainer.save_dir / "args.yaml").read_text())
+        assert recorded.get("lossplug_report") is expected
+        checkpoint = torch.load(trainer.last, map_location="cpu", weights_only=False)
+        assert checkpoint["train_args"].get("lossplug_report") is expected
+    assert "lossplug_report" not in select({"loss": "eiou"}).resolved()
+    assert "lossplug_report" not in select({"loss": "eiou", "lossplug_report": False}).resolved()
+
+
+def test_branches_plots_and_the_fast_engine(data, tmp_path):
+    logger = Logger()
+    keys = {"data": data, "project": str(tmp_path), "epochs": 2, "plots": True, "loss": "eiou"}
+    trainer = train("yolov10n.yaml", callbacks=logger.callbacks, lossplug_report=True, **keys)
+    rows = table(trainer.save_dir)
+    assert [(row["epoch"], row["branch"]) for row in rows] == [
+        (epoch, branch) for epoch in "12" for branch in ("one2many", "one2one")
+    ]
+    for row in rows:
+        assert float(row["positives_per_object"]) <= (1 if row["branch"] == "one2one" else 10)
+    assert float(rows[0]["positives_per_object"]) > float(rows[1]["positives_per_object"])
+    assert {"lossplug/one2many/mean_iou", "lossplug/one2one/unassigned_share"} <= logger.seen[0].keys()
+    picture = trainer.save_dir / "lossplug_report.png"
+    assert picture.read_bytes().startswith(b"\x89PNG") and picture.stat().st_size > 20_000
+    assert picture.name in logger.plots
+    # The moving average is what is saved: it knows nothing of us, nor of its criterion.
+    assert b"lossplug_meter" not in trainer.last.read_bytes()
+
+
+def test_a_resumed_run_goes_on_with_its_table(data, tmp_path):
+    folder = interrupt("yolov8n.yaml", data=data, project=tmp_path, lossplug_report=True)
+    file = folder / "lossplug_report.csv"
+    rows = table(folder)
+    assert [row["epoch"] for row in rows] == ["1"]
+    kept = {**rows[0], "objects": "321"}  # to be recognised; and rows of epochs that the checkpoint has not seen
+    with file.open("w", newline="") as target:
+        writer = csv.DictWriter(target, HEADER)
+        writer.writeheader()
+        writer.writerows([kept, {**kept, "epoch": "2"}, {**kept, "epoch": "9"}])
+    with Log() as log:
+        YOLO(folder / "weights" / "last.pt").train(resume=True)
+    assert table(folder)[0] == kept
+    assert [(row["epoch"], row["objects"] == "321") for row in table(folder)] == [
+        ("1", True),
+        ("2", False),
+        ("3", False),
+    ]
+    assert "is ignored" not in log.text
+
+
+def test_an_epoch_that_is_begun_again_counts_once(data, tmp_path):
+    """As after an out of memory error, or not-a-number: what was counted is forgotten."""
+
+    def again(trainer):
+        if trainer.epoch == 0:
+            collector = report.collector_of(vars(trainer.args))
+            assert collector.meters["main"].sums[0, 0] > 0
+            report.start_epoch(trainer)
+            assert not collector.meters["main"].sums.any()
+
+    keys = {**PLAIN, **STILL, "data": data, "project": str(tmp_path), "lossplug_report": True, "val": False}
+    trainer = train(callbacks=[("on_train_epoch_end", again)], epochs=2, **keys)
+    first, second = table(trainer.save_dir)
+    assert first["objects"] == "0" and first["mean_iou"] == "" and int(second["objects"]) > 0
+
+
+def test_rotated_boxes(tmp_path):
+    data = dataset("turned-report", rotated=True)
+    trainer = train("yolov8n-obb.yaml", data=data, project=str(tmp_path), lossplug_report=True)
+    (row,) = table(trainer.save_dir)
+    assert int(row["objects"]) > 0 and 0 < float(row["mean_iou"]) < 1
+
+
+def test_ranks_report_together(data, tmp_path):
+    """Two ranks see half of the images each, and the first writes what both have counted."""
+    (tmp_path / "shim").mkdir()
+    (tmp_path / "shim" / "sitecustomize.py").write_text(SHIM)
+    keys = {**TINY, **PLAIN, **STILL, "model": "yolov8n.yaml", "data": data, "project": str(tmp_path)}
+    keys.update(loss="eiou", cls_loss="qfl", val=False, lossplug_report=True)
+    python(PARENT, repr(keys), tmp_path / "shim", "{}", cwd=tmp_path)
+    (file,) = tmp_path.rglob("lossplug_report.csv")
+    (row,) = table(file.parent)
+    alone = train(**{**keys, "name": "alone"})
+    (expected,) = table(alone.save_dir)
+    assert row["objects"] == expected["objects"] and int(row["objects"]) > 40
+
+
+def test_the_command_line(data, tmp_path):
+    words = ("detect", "train", "model=yolov8n.yaml")
+    yolo(*words, cwd=tmp_path, **TINY, data=data, project=tmp_path, name="run", lossplug_report=True)
+    assert len(table(tmp_path / "run")) == 1
+
+
+@pytest.mark.parametrize("value", ["maybe", 1, 0, 0.5, "True"])
+def test_a_value_that_is_none(value):
+    with pytest.raises(LossPlugError, match=rf"^lossplug_report={value} must be True or False\.$"):
+        select({"lossplug_report": value})
+
+
+def test_where_the_key_has_no_effect():
+    with pytest.raises(LossPlugError, match="lossplug_report=True has no effect with task=classify"):
+        select({"lossplug_report": True, "task": "classify"})
+    with pytest.raises(LossPlugError, match="lossplug_report=True has no effect with mode=val"):
+        config.refuse_keys_of_training("val", {"lossplug_report": True})
+    assert keys()["lossplug_report"] is None
+    for off in (None, False):
+        assert given_keys({"lossplug_report": off}) == {} and not select({"lossplug_report": off}).is_active
+    assert select({"lossplug_report": True}).loss_engine == "reference"
+    assert select({"lossplug_report": True, "loss_engine": "auto"}).loss_engine == "auto"
+    assert select({"lossplug_report": True}) != select({"lossplug_report": False, "loss": "ciou"})
+
+
+def test_a_run_that_reports_nothing_leaves_a_table_alone(data, tmp_path):
+    """Not even where one that did was broken off in the same folder."""
+    keys = {"data": data, "project": str(tmp_path), "name": "run", "exist_ok": True}
+    seen = []
+
+    def stop(trainer):
+        seen.append(report.collector_of(vars(trainer.args)))
+        raise KeyboardInterrupt
+
+    with contextlib.suppress(KeyboardInterrupt):
+        train(callbacks=[("on_fit_epoch_end", stop)], lossplug_report=True, **keys)
+    before = table(tmp_path / "run")
+    report._collectors[str(tmp_path / "run")] = seen[0]  # releases before 8.4.139 have no teardown after an error
+    train(epochs=2, **keys)
+    assert table(tmp_path / "run") == before
+    assert "lossplug_report" not in yaml.safe_load((tmp_path / "run" / "args.yaml").read_text())
