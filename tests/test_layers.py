@@ -16,10 +16,11 @@ LAYERS = [
     {"box_losses", "class_losses", "nms", "assigner", "engine"},
     {"selection"},
     {"ultralytics_hook"},
+    {"tools"},
     {"cli", "__main__"},
 ]
-UPWARD = {("_autoload", "ultralytics_hook"), ("ultralytics_hook", "__init__")}
-"""The start-up hook reaches up, when Ultralytics is imported; the hook asks whether the plugin is enabled."""
+UPWARD = {("_autoload", "ultralytics_hook"), ("ultralytics_hook", "__init__"), ("tools", "__init__")}
+"""The start-up hook reaches up, when Ultralytics is imported; others ask for the version, and whether it is enabled."""
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -3,46 +3,86 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
+from collections.abc import Sequence
 
 import yolo_lossplug
 from yolo_lossplug.registry import LossPlugError, Spec
 
 HELP = """\
-usage: lossplug list            what loss= and cls_loss= take, with options, defaults and ranges
-       lossplug list --markdown the same as tables, for the README
-       lossplug explain NAME    the parts of a name such as focal-inner-eiou, their formulas, options and papers
-       lossplug explain NAME --bibtex   the citations alone
-       lossplug doctor          whether the plugin is active here, and with which Ultralytics
-       lossplug train ...       `yolo train ...` with the plugin enabled; likewise every other command of yolo\
+usage: lossplug COMMAND ..., with arguments as `yolo` takes them; lossplug COMMAND --help says more
+
+  list        what loss= and cls_loss= take, with options, defaults and ranges
+  explain     the parts of a name such as focal-inner-eiou, their formulas, options and papers
+  doctor      whether the plugin is active here, and with which Ultralytics
+  verify      whether a loss is the one that runs: numbers of stock, of ours, and of the formula by itself
+  curves      draws losses and their gradients against IoU
+  simulate    the regression experiment of the DIoU paper: how fast boxes reach their targets
+  compare     trains with several losses and seeds, and says which differences are more than noise
+  train ...   `yolo train ...` with the plugin enabled; likewise every other command of yolo\
 """
+LIST_HELP = """\
+usage: lossplug list [--markdown]
+
+What loss= and cls_loss= take, with options, defaults and ranges; --markdown prints the table of the README.
+Example: lossplug list\
+"""
+EXPLAIN_HELP = """\
+usage: lossplug explain NAME [--bibtex]
+
+The parts of a name, outermost first, with formulas, options, papers and weaknesses; --bibtex prints citations alone.
+Example: lossplug explain focal-inner-eiou\
+"""
+DOCTOR_HELP = """\
+usage: lossplug doctor
+
+Whether the plugin is active in plain Python and in `yolo`, and with which Ultralytics; exits with 1 if it is not.
+Example: lossplug doctor\
+"""
+TOOLS = ("verify", "curves", "simulate", "compare")
+"""Modules of `yolo_lossplug.tools` that are commands: each has a HELP, and a main that takes parsed arguments."""
 
 
 def main() -> None:
     """Run a command of ours, or hand the arguments to Ultralytics with the plugin enabled."""
-    command = sys.argv[1] if len(sys.argv) > 1 else "help"
-    own = {
-        "list": show_losses,
-        "explain": show_parts,
-        "doctor": show_state,
-        "help": show_help,
-        "-h": show_help,
-        "--help": show_help,
-    }
-    if command in own:
-        own[command]()
+    command, words = (sys.argv[1], sys.argv[2:]) if len(sys.argv) > 1 else ("help", [])
+    own = {"list": (show_losses, LIST_HELP), "explain": (show_parts, EXPLAIN_HELP), "doctor": (show_state, DOCTOR_HELP)}
+    if command in ("help", "-h", "--help"):
+        print(HELP)
     elif command == "--version":
         print(yolo_lossplug.__version__)
+    elif command in own:
+        function, text = own[command]
+        print(text) if is_help(words) else function()
+    elif command in TOOLS:
+        run_tool(command, words)
     else:
         from ultralytics.cfg import entrypoint
 
         entrypoint()
 
 
-def show_help() -> None:
-    """Print how to use the command."""
-    print(HELP)
+def is_help(words: Sequence[str]) -> bool:
+    """Return whether the arguments of a command ask how to use it."""
+    return any(word in ("help", "-h", "--help") for word in words)
+
+
+def run_tool(name: str, words: Sequence[str]) -> None:
+    """Run one of the tools; an error of the user's is one line, and Ctrl-C is no error of ours."""
+    tool = importlib.import_module(f"yolo_lossplug.tools.{name}")
+    if is_help(words):
+        print(tool.HELP)
+        return
+    try:
+        from yolo_lossplug.ultralytics_hook.console import parse
+
+        tool.main(parse(words))
+    except LossPlugError as error:
+        raise SystemExit(f"LossPlug: {error}") from error
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
 
 
 def show_losses() -> None:
@@ -67,6 +107,7 @@ def show_losses() -> None:
     print(f"  tal_iou={NAMES['tal_iou']}: overlap inside the assigner, one of {', '.join(ASSIGNER_OVERLAPS)}")
     print(f"  nms_iou={NAMES['nms_iou']}: overlap in the suppression of val, predict and track, or diou")
     print(f"  loss_engine={NAMES['loss_engine']}: one of {', '.join(ENGINES)}")
+    print("  lossplug_report=False: True writes what the assigner does, by epoch, to lossplug_report.csv and a plot")
     print("  cls_weights: a list of one weight for each class, or a mapping from names of classes to weights")
 
 
@@ -159,20 +200,20 @@ def _sections() -> list[tuple[str, str, list[Spec]]]:
 
 
 def markdown() -> str:
-    """Return the tables of losses of the README."""
+    """Return the table of losses of the README."""
+    rows = [f"| {title} | {_cells(spec)} |" for _, title, specs in _sections() for spec in specs]
+    head = "| key | name | formula | options = default in range | source |\n|---|---|---|---|---|"
+    return "\n".join([head, *rows, ""])
+
+
+def _cells(spec: Spec) -> str:
+    """Return name, formula, options and source of a loss as cells of a Markdown table."""
     from yolo_lossplug.registry import OVERLAP
 
-    parts = []
-    for _, title, specs in _sections():
-        parts.append(f"| {title} | formula | options = default in range | source | note |\n|---|---|---|---|---|")
-        for spec in specs:
-            name = f"`{_shown(spec)}`{' ∘' if spec.kind == OVERLAP else ''}"
-            options = "<br>".join(f"`{p.key}` = {p.default} in {p.option.range}" for p in spec.parameters.values())
-            source = f"[{spec.year}]({spec.paper})" if spec.paper else ""
-            formula = spec.formula.replace("|", "\\|")
-            parts.append(f"| {name} | {formula} | {options} | {source} | {spec.note} |")
-        parts.append("")
-    return "\n".join(parts)
+    name = f"`{_shown(spec)}`{' ∘' if spec.kind == OVERLAP else ''}"
+    options = "<br>".join(f"`{p.key}` = {p.default} in {p.option.range}" for p in spec.parameters.values())
+    source = f"[{spec.year}]({spec.paper})" if spec.paper else ""
+    return f"{name} | {spec.formula.replace('|', chr(92) + '|')} | {options} | {source}"
 
 
 def show_state() -> None:

@@ -3,11 +3,22 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from yolo_lossplug.registry import BOX, CLASS, REGISTRY, LossPlugError, Spec
-from yolo_lossplug.selection import NAMES, NUMBERS, WEIGHTS, given_keys, keys, load_own, refuse_unknown_names, select
+from yolo_lossplug.selection import (
+    NAMES,
+    NUMBERS,
+    REPORT,
+    WEIGHTS,
+    given_keys,
+    keys,
+    load_own,
+    refuse_unknown_names,
+    select,
+)
 
 TRAINING = "train"
 FOREIGN_FAMILIES = {"rtdetr": "RT-DETR", "-world": "YOLO-World", "yoloe": "YOLOE"}
@@ -68,6 +79,26 @@ def check_given(base: dict[str, Any], custom: dict[str, Any]) -> None:
             f"{key}={value} cannot be used with model={custom['model']}: {family} has a loss of its own."
         )
     select({**base, **custom, "task": task})
+
+
+def refuse_unknown(given: dict[str, Any], *own: str) -> None:
+    """Check that Ultralytics or we know every key, as `yolo` does; losses of the user's own are loaded.
+
+    Args:
+        given: What the user gave to a command of ours.
+        *own: Keys of that command.
+
+    Raises:
+        LossPlugError: If a key is unknown.
+    """
+    from ultralytics.utils import DEFAULT_CFG_DICT
+
+    register_own(given)
+    known = [*own, *DEFAULT_CFG_DICT, *keys()]
+    for key, value in given.items():
+        if key not in known:
+            close = get_close_matches(key, known, 1)
+            raise LossPlugError(f"{key}={value} is unknown.{f' Did you mean {close[0]!r}?' if close else ''}")
 
 
 def refuse_keys_of_training(mode: str, given: dict[str, Any]) -> None:
@@ -133,7 +164,7 @@ def settle_space(tuner: Any) -> None:
     args, unset = vars(tuner.args), keys()
     parameters = {**REGISTRY.parameters(), **NUMBERS}
     for key in tuner.space:
-        if key in NAMES or key == WEIGHTS:
+        if key in NAMES or key in (WEIGHTS, REPORT):
             raise LossPlugError(f"{key} cannot be tuned: it is not a number. Train once with each value instead.")
         if key in parameters and args.get(key) == unset[key]:
             args[key] = parameters[key].default

@@ -453,6 +453,22 @@ def revert() -> None:
     _patched.clear()
 
 
+def seams() -> list[tuple[str, bool]]:
+    """Return every attribute of the host that is changed or relied on, and whether this release has it."""
+    rows = [(patch.module, patch.attribute) for patch in PATCHES] + [(module, name) for module, name, _ in SEAMS]
+    return [(f"{module}.{attribute}", _has(module, attribute)) for module, attribute in rows]
+
+
+def _has(name: str, attribute: str) -> bool:
+    try:
+        module = importlib.import_module(name)
+    except ImportError:
+        return False
+    if attribute.startswith("*."):
+        return any(attribute[2:] in vars(c) for c in vars(module).values() if inspect.isclass(c))
+    return _look_up(module, attribute) is not None
+
+
 def wrap_model_class(cls: type) -> None:
     """Wrap `init_criterion` where a model class that somebody has written outside Ultralytics overrides it."""
     for owner in cls.__mro__:

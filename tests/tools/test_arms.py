@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""What a command compares."""
+
+import pytest
+
+from yolo_lossplug import LossPlugError
+from yolo_lossplug.tools.arms import arms
+
+
+def named(**args):
+    return [(arm.name, arm.keys) for arm in arms(args)]
+
+
+def test_every_loss_is_an_arm():
+    assert named(loss="ciou,eiou") == [("ciou", {"loss": "ciou"}), ("eiou", {"loss": "eiou"})]
+    assert named(loss="EIoU") == [("eiou", {"loss": "EIoU"})]
+    assert named() == [("ciou", {})]
+    assert [name for name, _ in named(loss="ciou, CIoU ,eiou")] == ["ciou", "eiou"]
+
+
+def test_options_go_where_they_belong():
+    assert named(loss="ciou,focal-eiou", focal_gamma=(0.3, 0.5), tal_topk=7) == [
+        ("ciou", {"loss": "ciou", "tal_topk": 7}),
+        ("focal-eiou focal_gamma=0.3", {"loss": "focal-eiou", "tal_topk": 7, "focal_gamma": 0.3}),
+        ("focal-eiou focal_gamma=0.5", {"loss": "focal-eiou", "tal_topk": 7, "focal_gamma": 0.5}),
+    ]
+
+
+def test_class_losses_and_names_multiply():
+    names = [name for name, _ in named(loss="ciou,eiou", cls_loss="bce,qfl", cls_qfl_beta=1.5)]
+    assert names == ["ciou bce", "ciou qfl", "eiou bce", "eiou qfl"]
+    assert [name for name, _ in named(cls_loss="bce,qfl")] == ["bce", "qfl"]
+    assert [name for name, _ in named(tal_iou="ciou,siou")] == ["tal_iou=ciou", "tal_iou=siou"]
+
+
+def test_weights_of_classes_are_one_value():
+    assert named(loss="ciou,eiou", cls_weights=[1.0, 2.0])[1][1] == {"loss": "eiou", "cls_weights": [1.0, 2.0]}
+    assert len(named(cls_weights=[[1.0, 2.0], [2.0, 1.0]])) == 2
+
+
+def test_tasks_have_losses_of_their_own():
+    assert [arm.name for arm in arms({"loss": "probiou,kld"}, "obb")] == ["probiou", "kld"]
+    with pytest.raises(LossPlugError, match="rotated"):
+        arms({"loss": "ciou,kld"}, "obb")
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ({"loss": "ciou,eiuo"}, "Did you mean 'eiou'"),
+        ({"loss": "ciou,eiou", "focal_gamma": 0.3}, r"focal_gamma=0.3 has no effect with loss=ciou, eiou; it belongs"),
+        ({"loss": "focal-eiou", "focal_gamma": (0.3, -1)}, "focal_gamma=-1"),
+    ],
+)
+def test_errors(args, message):
+    with pytest.raises(LossPlugError, match=message):
+        arms(args)

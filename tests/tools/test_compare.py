@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""`lossplug compare` from the command line on the embedded dataset, and its plans."""
+
+import sys
+
+import pytest
+from PIL import Image
+
+from tests.runs import ROOT, arguments, results, run
+from yolo_lossplug import LossPlugError
+from yolo_lossplug.tools import compare, summary
+from yolo_lossplug.tools.jobs import FAILED, FINISHED, WAITING, Job
+
+COMMAND = [sys.executable, "-m", "yolo_lossplug", "compare"]
+KEYS = {
+    "data": str(ROOT / "configs" / "data" / "shapes128.yaml"),
+    "model": "yolov8n.yaml",
+    "epochs": 3,
+    "imgsz": 64,
+    "batch": 16,
+    "device": "cpu",
+    "workers": 0,
+    "plots": False,
+    "fraction": 0.5,
+}
+OWN = """
+def broken(pred, target):
+    raise RuntimeError("out of luck")
+"""
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    """Folder of a comparison of 2 losses with 2 seeds, and what it printed."""
+    place = tmp_path_factory.mktemp("compare")
+    words = arguments(**KEYS, loss="ciou,eiou", seeds=2, project=place, name="both")
+    return place / "both", run([*COMMAND, *words], place)
+
+
+def test_every_run_has_a_row_and_a_folder(compared):
+    place, done = compared
+    rows = summary.read_table(place / "results.csv")
+    assert [(row["loss"], row["seed"], row["state"]) for row in rows] == [
+        ("ciou", "0", FINISHED),
+        ("eiou", "0", FINISHED),
+        ("ciou", "1", FINISHED),
+        ("eiou", "1", FINISHED),
+    ]
+    for row in rows:
+        assert len(results(row["save_dir"])) == 3
+        assert row["save_dir"] == str(place / "runs" / f"{row['loss']}-seed{row['seed']}")
+        last = results(row["save_dir"])[-1]
+        assert float(row["val/box_loss"]) == last["val/box_loss"]
+        assert 0 <= float(row["metrics/mAP75(B)"]) <= float(row["metrics/mAP50(B)"]) or row["metrics/mAP50(B)"] == "0.0"
+    assert "LossPlug: box eiou" in done.stdout.replace("\x1b[0m", "").replace("\x1b[34m\x1b[1m", "")
+
+
+def test_runs_differ_by_loss_and_seed_alone(compared):
+    place, _ = compared
+    rows = {(row["loss"], row["seed"]): row for row in summary.read_table(place / "results.csv")}
+    first = {key: results(row["save_dir"])[0] for key, row in rows.items()}
+    same = ("train/cls_loss", "train/dfl_loss")
+    assert all(first["ciou", "0"][key] == pytest.approx(first["eiou", "0"][key], rel=0.02) for key in same)
+    assert first["ciou", "0"]["train/cls_loss"] != first["ciou", "1"]["train/cls_loss"]
+    assert first["ciou", "0"]["train/box_loss"] < 0.9 * first["eiou", "0"]["train/box_loss"]
+
+
+def test_summary(compared):
+    place, done = compared
+    text = (place / "summary.md").read_text(encoding="utf-8")
+    assert text in done.stdout and "4 of 4 runs finished" in text
+    assert "lossplug compare data=" in text and "loss=ciou,eiou seeds=2" in text and "ultralytics" in text
+    rows = {(row["loss"], row["measure"]): row for row in summary.read_table(place / "summary.csv")}
+    row = rows["eiou", "metrics/mAP50-95(B)"]
+    assert row["paired_seeds"] == "2" and row["verdict"] == "within noise"
+    assert rows["ciou", "metrics/mAP50-95(B)"]["verdict"] == ""
+    assert rows["eiou", "val/box_loss"]["difference"] == "", "losses of different scale are compared nowhere"
+    assert "on the scale of that loss" in text
+    for name in ("curves.png", "ranking.png"):
+        with Image.open(place / name) as picture:
+            assert picture.width > 500 and len(picture.convert("L").getcolors(256)) > 5
+
+
+def test_it_goes_on_where_it_was(compared):
+    """Finished runs are kept, a new loss is added, one that fails leaves the others, and the exit status says so."""
+    place, _ = compared
+    before = {file: file.stat().st_mtime_ns for file in place.glob("runs/*.result.json")}
+    own = place.parent / "own.py"
+    own.write_text(OWN)
+    words = arguments(**KEYS, loss=f"ciou,{own}:broken", seeds=1, project=place.parent, name="both")
+    done = run([*COMMAND, *words], place.parent, check=False)
+    assert done.returncode == 1 and "out of luck" in done.stdout
+    assert {file: file.stat().st_mtime_ns for file in place.glob("runs/*.result.json")} == before
+    rows = summary.read_table(place / "results.csv")
+    assert [(row["state"], "out of luck" in row["reason"]) for row in rows] == [(FINISHED, False), (FAILED, True)]
+
+
+def test_another_plan_needs_another_name(compared):
+    place, _ = compared
+    args = {**KEYS, "loss": "ciou", "project": str(place.parent)}
+    with pytest.raises(LossPlugError, match="name=both is a comparison with another epochs, imgsz"):
+        compare.compare({**args, "epochs": 4, "imgsz": 96, "name": "both"})
+    plan = compare.plan_of(args)
+    assert compare.place_of(plan, "both", place.parent) == place
+    assert compare.place_of(plan, "other", place.parent) == place.parent / "other"
+    assert compare.place_of(plan, None, place.parent) == place.parent / "compare"
+    place.rename(place.parent / "compare2")
+    try:
+        assert compare.place_of(plan, None, place.parent) == place.parent / "compare2", "the command alone goes on"
+    finally:
+        (place.parent / "compare2").rename(place)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"loss": "ciou,eiuo"}, "Did you mean 'eiou'"),
+        ({"epoch": 3}, "epoch=3 is unknown. Did you mean 'epochs'"),
+        ({"data": None}, "data= is missing"),
+        ({"seed": 1}, "seed=1 cannot be given to compare: give seeds= instead"),
+        ({"resume": True}, "goes on when the same command is given again"),
+        ({"seeds": 0}, "seeds=0 must be a number of seeds"),
+        ({"seeds": "a"}, "seeds=a must be"),
+        ({"seeds": (1, 1)}, "must be"),
+        ({"engine": "slurm"}, "engine=slurm is unknown. Known: local, ray"),
+        ({"devices": (0, 1)}, "device=cpu has no effect with devices="),
+        ({"devices": 0, "device": None, "engine": "ray"}, "devices= has no effect with engine=ray"),
+        ({"epochs": "many"}, "epochs"),
+        ({"loss": "ciou,focal-eiou", "inner_ratio": 0.7}, "inner_ratio=0.7 has no effect"),
+        ({"model": "rtdetr-l.yaml", "loss": "eiou"}, "RT-DETR has a loss of its own"),
+    ],
+)
+def test_errors_come_before_anything_is_written(tmp_path, keys, message):
+    args = {key: value for key, value in {**KEYS, "project": str(tmp_path), **keys}.items() if value is not None}
+    with pytest.raises(LossPlugError) as caught:
+        compare.compare(args)
+    assert message in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_seeds_and_devices():
+    plan = compare.plan_of({**KEYS, "seeds": 3})
+    assert plan.seeds == (0, 1, 2) and plan.devices == () and plan.engine == "local"
+    keys = {key: value for key, value in KEYS.items() if key != "device"}
+    assert compare.plan_of({**keys, "seeds": (7, 42), "devices": (0, 1)}).devices == (0, 1)
+    assert compare.plan_of({**keys, "seeds": 1, "devices": "cpu,cpu"}).devices == ("cpu", "cpu")
+
+
+def test_table_of_states(tmp_path):
+    todo = [Job(arm, seed, tmp_path, {}) for seed in (0, 1) for arm in ("ciou", "eiou")]
+    todo[0].state, todo[1].state = FINISHED, FAILED
+    assert [line.split() for line in compare.table(todo).splitlines()] == [
+        ["seed", "0", "seed", "1"],
+        ["ciou", FINISHED, WAITING],
+        ["eiou", FAILED, WAITING],
+    ]
+
+
+def result(value, **more):
+    metrics = {"metrics/mAP50(B)": value + 0.2, "metrics/mAP50-95(B)": value, **more}
+    return {"metrics": metrics, "losses": {"val/box_loss": 1.0}, "seconds": 2.0, "save_dir": "x", "versions": "a"}
+
+
+def test_differences_are_those_of_common_seeds():
+    found = {("a", 0): result(0.1), ("a", 1): result(0.2), ("b", 1): result(0.5), ("b", 2): result(0.9)}
+    rows = {(row["loss"], row["measure"]): row for row in summary.summarise(found, ["a", "b"])}
+    row = rows["b", "metrics/mAP50-95(B)"]
+    assert (row["seeds"], row["paired_seeds"]) == (2, 1)
+    assert row["mean"] == pytest.approx(0.7) and row["difference"] == pytest.approx(0.3)
+    only = {("a", 0): result(0.1), ("b", 1): result(0.5)}
+    rows = summary.summarise(only, ["a", "b"])
+    assert all(row["difference"] is None for row in rows)
+    assert "no common seed" in summary.markdown(rows, [], [])
+
+
+def test_order_and_names_of_metrics():
+    names = ["metrics/recall(B)", "metrics/mAP50(M)", "metrics/mAP50(B)", "metrics/mAP50-95(B)", "val/box_loss"]
+    order = ["metrics/mAP50-95(B)", "metrics/mAP50(B)", "metrics/recall(B)", "metrics/mAP50(M)"]
+    assert summary._order(dict.fromkeys(names)) == order
+    assert [summary.label(name) for name in order] == ["mAP50-95", "mAP50", "recall", "mAP50 mask"]

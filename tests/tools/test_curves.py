@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Curves of losses: numbers worked out by hand, options that arrive, keys that are refused."""
+
+import csv
+import math
+
+import pytest
+import torch
+
+from yolo_lossplug import LossPlugError, create_box_loss, create_class_loss, list_class_losses
+from yolo_lossplug.boxes import Pair
+from yolo_lossplug.registry import BOX, MODIFIER, OVERLAP, REGISTRY
+from yolo_lossplug.tools import curves
+from yolo_lossplug.tools.arms import arms
+
+BASES = REGISTRY.names(BOX, OVERLAP)
+PREFIXED = tuple(f"{name}-eiou" for name in REGISTRY.names(MODIFIER))
+
+
+def drawn(folder, **keys):
+    """Run the command and return the rows of its table, numbers as numbers."""
+    curves.main({**keys, "project": str(folder), "name": "found"})
+    assert (folder / "found" / "curves.png").read_bytes().startswith(b"\x89PNG")
+    with (folder / "found" / "curves.csv").open(encoding="utf-8") as file:
+        return [
+            {k: v if k in ("movement", "loss") else float(v) for k, v in row.items()} for row in csv.DictReader(file)
+        ]
+
+
+def at(rows, **wanted):
+    """Return the one row with these values, numbers up to rounding."""
+
+    def fits(value, other):
+        return value == other if isinstance(other, str) else math.isclose(value, other, abs_tol=1e-9)
+
+    found = [row for row in rows if all(fits(row[key], value) for key, value in wanted.items())]
+    assert len(found) == 1
+    return found[0]
+
+
+def test_shift_against_numbers_by_hand(tmp_path):
+    rows = drawn(tmp_path, loss="iou,giou")
+    assert {row["movement"] for row in rows} == {"shift", "scale", "aspect"}
+
+    half = at(rows, movement="shift", position=0.5, loss="iou")  # intersection 1/2, union 3/2
+    assert half["iou"] == pytest.approx(1 / 3)
+    assert half["value"] == pytest.approx(2 / 3)
+    # In sides of the target I = 1/2, U = 3/2. By x1: I' = −1, U' = 0, so −2/3. By x2: I' = 0, U' = 1, so −I/U² = −2/9.
+    # By y1 and y2, where edges coincide, the mean of both sides: I' = ±1/4, U' = ±3/4, so 0.
+    assert half["gradient"] == pytest.approx(math.hypot(2 / 3, 2 / 9))
+
+    apart = {loss: at(rows, movement="shift", position=1.5, loss=loss) for loss in ("iou", "giou")}
+    assert apart["iou"]["iou"] == apart["giou"]["iou"] == 0
+    assert apart["iou"]["value"] == 1 and apart["iou"]["gradient"] == 0
+    assert apart["giou"]["value"] == pytest.approx(1 + 0.5 / 2.5)  # 1 + (hull − union)/hull
+    assert apart["giou"]["gradient"] > 0.1
+
+
+def test_gradient_is_the_difference_quotient():
+    loss, target = create_box_loss("eiou"), curves.target_box()
+    box = target + torch.tensor([20.0, -7.0, 31.0, 5.0], dtype=torch.float64)
+    values, gradients = curves.measure(loss, box[None], target)
+    assert values.shape == (1,) and gradients.shape == (1, 4)
+    for i in range(4):
+        step = torch.zeros(4, dtype=torch.float64)
+        step[i] = 1e-4
+        high, low = (curves.measure(loss, (box + sign * step)[None], target)[0] for sign in (1, -1))
+        assert gradients[0, i] == pytest.approx((high - low).item() / 2e-4, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["shift", "scale", "aspect"])
+def test_movements_have_the_iou_they_say(name):
+    way = curves.movement(name)
+    assert torch.allclose(Pair(way.boxes, curves.target_box().expand_as(way.boxes)).iou, way.iou)
+    size = way.boxes[:, 2:] - way.boxes[:, :2]
+    centre = (way.boxes[:, 2:] + way.boxes[:, :2]) / 2
+    expected = {
+        "shift": (way.positions * 0 + 64, way.positions * 0 + 64, 320 + 64 * way.positions),
+        "scale": (64 * way.positions, 64 * way.positions, way.positions * 0 + 320),
+        "aspect": (64 * way.positions.sqrt(), 64 / way.positions.sqrt(), way.positions * 0 + 320),
+    }[name]
+    for found, wanted in zip((size[:, 0], size[:, 1], centre[:, 0]), expected):
+        assert torch.allclose(found, wanted)
+    assert torch.allclose(centre[:, 1], torch.full_like(centre[:, 1], 320.0))
+    assert (way.positions.diff() > 0).all()
+    assert way.iou.max() == 1
+
+
+def test_scale_goes_both_ways_and_shift_goes_on_without_overlap():
+    factors = curves.movement("scale").positions
+    assert factors.min() == pytest.approx(math.sqrt(0.1)) and factors.max() == pytest.approx(math.sqrt(10))
+    shift = curves.movement("shift")
+    assert (shift.iou[shift.positions > 1] == 0).all() and shift.positions.max() == 2
+
+
+def test_options_reach_the_loss(tmp_path):
+    rows = drawn(tmp_path, loss="focal-eiou,eiou", focal_gamma=[0.3, 2])
+    # At a shift by half, EIoU = 2/3 + (1/2)²/(3.25) because the hull is 3/2 x 1 sides.
+    eiou = 2 / 3 + 0.25 / 3.25
+    half = {"movement": "shift", "position": 0.5}
+    assert at(rows, **half, loss="eiou")["value"] == pytest.approx(eiou)
+    for gamma in (0.3, 2.0):
+        found = at(rows, **half, loss=f"focal-eiou(focal_gamma={gamma})")
+        assert found["value"] == pytest.approx(3**-gamma * eiou)
+
+
+def test_losses_in_pixels_see_pixels():
+    l1, nwd = (create_box_loss(name) for name in ("l1", "nwd"))
+    way = curves.movement("shift")
+    half = way.boxes[(way.positions - 0.5).abs() < 1e-9]
+    assert curves.measure(nwd, half, curves.target_box())[0].item() == pytest.approx(1 - math.exp(-32 / 12.8))
+    cells = curves.measure(l1, half, curves.target_box())[0].item()  # 32 pixels are 4 cells, two coordinates of four
+    assert cells == pytest.approx(l1(torch.tensor([[4.0, 0, 12, 8]]), torch.tensor([[0.0, 0, 8, 8]])).item())
+
+
+def test_losses_that_remember_start_afresh():
+    loss, way = create_box_loss("wiou-v3"), curves.movement("scale")
+    first = curves.measure(loss, way.boxes, curves.target_box())[0]
+    again = curves.measure(loss, way.boxes, curves.target_box())[0]
+    assert torch.equal(first, again)
+    assert not loss.state.state.tensors  # nor does the loss remember the curve
+
+
+@pytest.mark.parametrize("name", (*BASES, *PREFIXED))
+def test_every_box_loss_has_finite_curves(name):
+    for row in curves.rows(arms({"loss": name})):
+        assert math.isfinite(row["value"]) and math.isfinite(row["gradient"]) and row["gradient"] >= 0
+
+
+def test_every_class_loss_has_finite_curves():
+    rows = curves.class_rows(arms({"cls_loss": ",".join(list_class_losses())}))
+    assert len(rows) == 3 * 99 * len(list_class_losses())
+    assert all(math.isfinite(row["value"]) and math.isfinite(row["gradient"]) for row in rows)
+
+
+def test_class_losses_against_numbers_by_hand(tmp_path):
+    rows = drawn(tmp_path, cls_loss="bce,focal", cls_focal_gamma=2, cls_focal_alpha=0.25)
+    assert {row["target"] for row in rows} == {0, 0.5, 1}
+    found = at(rows, target=1, probability=0.2, loss="bce")
+    assert found["value"] == pytest.approx(-math.log(0.2)) and found["gradient"] == pytest.approx(-0.8)
+    found = at(rows, target=0, probability=0.2, loss="focal(cls_focal_gamma=2.0, cls_focal_alpha=0.25)")
+    assert found["value"] == pytest.approx(0.75 * 0.2**2 * -math.log(0.8))
+
+
+def test_class_gradient_is_by_the_logit():
+    p = torch.tensor([0.3], dtype=torch.float64)
+    loss = create_class_loss("qfl")
+    derivative = curves.measure_class(loss, p, 0.5)[1].item()
+    high, low = (curves.measure_class(loss, (p.logit() + step).sigmoid(), 0.5)[0].item() for step in (1e-5, -1e-5))
+    assert derivative == pytest.approx((high - low) / 2e-5, rel=1e-6)
+
+
+def test_equal_labels_get_the_name_of_their_arm():
+    chosen = arms({"loss": "ciou"}) + arms({"loss": "ciou,eiou"})[:1] + arms({"loss": "eiou"})
+    assert curves.labels(chosen) == ["ciou [ciou]", "ciou [ciou]", "eiou"]
+
+
+def test_legend_has_rows_of_like_length():
+    assert curves.legend_columns(["a"] * 6, 60) == 3
+    assert curves.legend_columns(["a" * 100] * 3, 90) == 1
+    assert curves.legend_columns(["a"] * 2, 200) == 2
+
+
+def test_default_draws_some_losses(tmp_path):
+    assert {row["loss"] for row in drawn(tmp_path)} >= {"iou", "giou", "ciou"}
+    other = curves.output_folder({"project": str(tmp_path), "name": "found"}, "curves")
+    assert other.parent == tmp_path and not other.exists()  # results of before are kept
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"loss": "cioo"}, "Did you mean 'ciou'"),
+        ({"loss": "ciou", "focal_gamma": 0.3}, "focal_gamma=0.3 has no effect"),
+        ({"loss": "ciou", "epochs": 3}, "epochs=3 is unknown"),
+        ({"loss": "ciou", "task": "obb"}, "task=obb cannot be used here"),
+        ({"loss": "ciou", "cls_loss": "bce"}, "give one of them"),
+        ({"loss": "ciou", "tal_topk": 5}, "tal_topk=5 has no effect here"),
+        ({"loss": "ciou", "cls_weights": [1, 2]}, "has no effect here"),
+    ],
+)
+def test_errors_name_the_key(tmp_path, keys, message):
+    with pytest.raises(LossPlugError, match=message):
+        curves.main({**keys, "project": str(tmp_path / "none")})
+    assert not (tmp_path / "none").exists()

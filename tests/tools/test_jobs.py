@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Runs one after another, side by side and on Ray, with short commands in place of trainings."""
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+
+import pytest
+
+from yolo_lossplug.tools import jobs
+from yolo_lossplug.tools.jobs import FAILED, FINISHED, RUNNING, Job
+
+CODE = """
+import json, pathlib, sys, time
+job = json.loads(pathlib.Path(sys.argv[1]).read_text())
+start = time.time()
+time.sleep(job["args"].get("seconds", 0.4))
+if job["args"].get("fails"):
+    pathlib.Path(job["error"]).write_text("ValueError: too bad\\n\\nTraceback")
+    sys.exit(1)
+if job["args"].get("dies"):
+    sys.exit(9)
+pathlib.Path(job["result"]).write_text(json.dumps({"start": start, "end": time.time(), **job["args"]}))
+"""
+
+
+@pytest.fixture
+def made(tmp_path, monkeypatch):
+    """Return a function that makes jobs which run the code above."""
+    stock = Job.prepare
+
+    def prepare(self, device):
+        return [sys.executable, "-c", CODE, stock(self, device)[-1]]
+
+    monkeypatch.setattr(Job, "prepare", prepare)
+
+    def make(*args):
+        return [Job(f"arm{i}", 0, tmp_path / f"run{i}", one) for i, one in enumerate(args)]
+
+    return make
+
+
+def tell_nothing(job):
+    pass
+
+
+def test_in_turn_goes_on_after_a_failure(made):
+    todo, told = made({}, {"fails": True}, {"dies": True}, {}), []
+    jobs.run_in_turn(todo, lambda job: told.append((job.arm, job.state)))
+    assert [job.state for job in todo] == [FINISHED, FAILED, FAILED, FINISHED]
+    assert todo[1].reason == "ValueError: too bad" and todo[2].reason == "exit status 9"
+    assert told[:3] == [("arm0", RUNNING), ("arm0", FINISHED), ("arm1", RUNNING)]
+    assert todo[0].read()["end"] <= todo[3].read()["start"]
+
+
+def test_devices_have_one_run_each_at_a_time(made):
+    todo = made({}, {"fails": True}, {}, {}, {})
+    jobs.run_on_devices(todo, (0, 1), tell_nothing)
+    assert [job.state for job in todo] == [FINISHED, FAILED, FINISHED, FINISHED, FINISHED]
+    runs = [job.read() for job in todo if job.state == FINISHED]
+    assert {run["device"] for run in runs} == {0, 1}
+    for one in runs:
+        for other in runs:
+            if one is not other and one["device"] == other["device"]:
+                assert one["end"] <= other["start"] or other["end"] <= one["start"]
+    assert any(one["start"] < other["end"] and other["start"] < one["end"] for one in runs for other in runs[1:])
+
+
+def interrupt_soon(seconds):
+    threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT)).start()
+
+
+@pytest.mark.parametrize("way", ["turn", "devices"])
+def test_an_interrupt_ends_what_runs(made, way):
+    todo = made({"seconds": 0.1}, {"seconds": 60}, {"seconds": 60})
+    start = time.perf_counter()
+    interrupt_soon(3.0)
+    with pytest.raises(KeyboardInterrupt):
+        if way == "turn":
+            jobs.run_in_turn(todo, tell_nothing)
+        else:
+            jobs.run_on_devices(todo, ("cpu", "cpu"), tell_nothing)
+    assert time.perf_counter() - start < 30
+    assert todo[0].state == FINISHED and not todo[1].result.is_file()
+
+
+def test_what_an_interrupted_run_has_left_is_removed(tmp_path):
+    job = Job("arm", 0, tmp_path / "runs" / "run", {"epochs": 3})
+    (job.folder / "weights").mkdir(parents=True)
+    (job.folder / "weights" / "last.pt").write_text("half")
+    job.error.write_text("KeyError: x")
+    command = job.prepare("cpu")
+    assert not job.folder.exists() and not job.error.exists() and job.state == RUNNING
+    assert json.loads(job.file.read_text())["args"] == {"epochs": 3, "device": "cpu"}
+    assert command[-1] == str(job.file)
+
+
+def test_ray(made):
+    pytest.importorskip("ray", reason="Ray has no build for this Python")
+    todo = made({}, {"fails": True}, {})
+    jobs.run_on_ray(todo, "cpu", tell_nothing)
+    assert [job.state for job in todo] == [FINISHED, FAILED, FINISHED]
+    assert todo[1].reason == "ValueError: too bad" and todo[0].read()["device"] == "cpu"
+
+
+def test_without_ray(made, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(jobs.LossPlugError, match=r"pip install 'yolo-lossplug\[ray\]'"):
+        jobs.run_on_ray(made({}), "cpu", tell_nothing)

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""`lossplug verify` says "active" where the loss runs, and exits with 1 where another one does."""
+
+import json
+import sys
+
+import pytest
+
+from tests.runs import run
+from yolo_lossplug import LossPlugError
+from yolo_lossplug.tools import verify
+from yolo_lossplug.ultralytics_hook import criterion, engine
+from yolo_lossplug.ultralytics_hook.patches import PATCHES, SEAMS
+
+COMMAND = [sys.executable, "-m", "yolo_lossplug", "verify"]
+TINY = {"imgsz": 64, "batch": 2}
+CASES = (
+    ("yolov8n.yaml", {}),
+    ("yolov8n.yaml", {"loss": "inner-eiou", "cls_loss": "qfl", "cls_smoothing": 0.1, "tal_topk": 6}),
+    ("yolo11n.yaml", {"loss": "mpdiou", "cls_loss": "focal", "loss_engine": "reference"}),
+    ("yolov10n.yaml", {"loss": "wiou-v3", "cls_loss": "ghm"}),
+    ("yolov8n-seg.yaml", {"loss": "nwd", "cls_loss": "asl"}),
+    ("yolov8n-pose.yaml", {"loss": "focal-siou"}),
+    ("yolov8n-obb.yaml", {"loss": "kld", "cls_loss": "varifocal"}),
+    ("yolov8n-cls.yaml", {"cls_loss": "focal", "cls_smoothing": 0.1}),
+)
+
+
+def values(model="yolov8n.yaml", **keys):
+    return verify.verify({"model": model, **TINY, **keys})
+
+
+@pytest.mark.parametrize(("model", "keys"), CASES, ids=[f"{m[:-5]}-{k.get('loss', '')}" for m, k in CASES])
+def test_what_is_asked_for_is_active(model, keys):
+    found, rows = values(model, **keys)
+    assert all(row.agrees and row.error < 5e-4 for row in rows)
+    is_split, is_classify = model == "yolov10n.yaml", "-cls" in model
+    assert [row.term for row in rows] == (["class"] if is_classify else [*verify.probe.TERMS] * (1 + is_split))
+    for row in rows:
+        asked = {"box": "loss", "class": "cls_loss"}.get(row.term)
+        if asked in keys and not (is_classify and keys["cls_loss"] == "focal"):
+            assert abs(row.ours / row.stock - 1) > 1e-3, "a check that sees no difference proves nothing"
+        elif row.term == "dfl" and "tal_topk" not in keys:
+            assert row.ours == pytest.approx(row.stock, rel=1e-5)
+    assert keys.get("loss", "ciou") in found["runs"] or is_classify
+
+
+def test_weights_of_classes_by_name_and_of_the_host(data):
+    names = {"circle": 0.5, "triangle": 2.0}
+    with pytest.raises(LossPlugError, match=r"circle"):
+        values(loss="eiou", cls_weights=names)  # a fresh model has 80 classes without names
+    (_, cls, _) = values(loss="eiou", cls_weights=[2.0] * 80)[1]
+    assert cls.agrees and cls.ours == pytest.approx(2 * cls.stock, rel=1e-3)
+
+
+def test_stateful_losses_of_a_formula_start_like_those_of_the_criterion():
+    """Every branch of an end-to-end head remembers for itself."""
+    assert all(row.error < 2e-4 for row in values("yolov10n.yaml", loss="wise-eiou", cls_loss="ghm")[1])
+
+
+def wrong_box(self, *args):
+    box, dfl = self.stock(*args)
+    return box, dfl
+
+
+def test_a_criterion_that_runs_another_loss_is_found_out(monkeypatch, capsys):
+    monkeypatch.setattr(criterion.PluggedBboxLoss, "forward", wrong_box)
+    with pytest.raises(SystemExit) as caught:
+        verify.main({**TINY, "loss": "eiou", "loss_engine": "reference"})
+    said = capsys.readouterr().out
+    assert caught.value.code == 1 and "not active: box is not what the formula gives" in said
+    assert said.count("NOT WHAT WAS ASKED FOR") == 1
+
+
+@pytest.mark.parametrize("term", ["box_terms", "class_term"])
+def test_an_engine_that_is_off_is_found_out(monkeypatch, capsys, term):
+    if not hasattr(engine.v8DetectionLoss, engine.METHOD):
+        pytest.skip("this release of Ultralytics has no fast engine")
+    stock = getattr(engine, term)
+
+    def off(*args, **kwargs):
+        result = stock(*args, **kwargs)
+        return result * 1.01 if term == "class_term" else (result[0] * 1.01, result[1])
+
+    monkeypatch.setattr(engine, "self_test", lambda *_: (0.0, 0.0))
+    monkeypatch.setattr(engine, term, off)
+    with pytest.raises(SystemExit) as caught:
+        verify.main({**TINY, "loss": "eiou"})
+    assert caught.value.code == 1 and f"not active: {term[:3].replace('cla', 'class')}" in capsys.readouterr().out
+
+
+def test_nan_is_not_active():
+    assert not verify.Row("main", "box", 1.0, float("nan"), 1.0).agrees
+    assert not verify.Row("main", "box", 1.0, 1.0, float("nan")).agrees
+    assert not verify.Row("main", "box", 1.0, float("inf"), float("inf")).agrees
+    assert verify.Row("main", "box", 1.0, 0.0, 0.0).agrees
+
+
+def test_seams_are_listed():
+    seams = values(loss="eiou")[0]["seams"]
+    assert len(seams["found"]) + len(seams["absent"]) == len(PATCHES) + len(SEAMS)
+    assert "ultralytics.nn.tasks.*.init_criterion" in seams["found"]
+    assert all("non_max_suppression" in name or "_YOLO_CLI" in name or "Multi" in name for name in seams["absent"])
+
+
+def test_command(tmp_path):
+    done = run([*COMMAND, "loss=eiou", "imgsz=64", "--json"], tmp_path)
+    found = json.loads(done.stdout)
+    assert found["active"] and found["device"] == "cpu" and found["terms"][0]["term"] == "box"
+    done = run([*COMMAND, "loss=eiou", "imgsz=64"], tmp_path, env={"YOLO_LOSSPLUG": "0"}, check=False)
+    assert done.returncode == 1 and "switched off" in done.stdout and "Traceback" not in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"loss": "eiuo"}, "Did you mean 'eiou'"),
+        ({"los": "eiou"}, "los=eiou is unknown. Did you mean 'loss'"),
+        ({"loss": "eiou", "focal_gamma": 1}, "focal_gamma=1 has no effect with loss=eiou"),
+        ({"loss": "eiou", "model": "rtdetr-l.yaml"}, "RT-DETR has a loss of its own"),
+        ({"loss": "eiou", "model": "nothere.yaml"}, "nothere.yaml"),
+        ({"loss": "eiou", "model": "yolov8n-obb.yaml"}, "rotated"),
+    ],
+)
+def test_errors(keys, message):
+    with pytest.raises(LossPlugError, match=message.replace(".", r"\.")):
+        values(**keys)

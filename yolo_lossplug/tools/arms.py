@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""What is compared: `loss=ciou,focal-eiou focal_gamma=0.3,0.5` names three arms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, Optional
+
+from yolo_lossplug.registry import REGISTRY, LossPlugError
+from yolo_lossplug.selection import NAMES, NUMBERS, REPORT, STOCK_BOX, WEIGHTS, Selection, given_keys, keys, select
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One choice of losses among those that are compared.
+
+    Attributes:
+        name: What tells it from the others, ``focal-eiou focal_gamma=0.3``.
+        keys: Our keys, as a training run takes them.
+        selection: The choice, checked.
+    """
+
+    name: str
+    keys: dict[str, Any]
+    selection: Selection
+
+
+def arms(args: Mapping[str, Any], task: Optional[str] = None) -> list[Arm]:
+    """Return every combination of the values that our keys have in arguments, an option where it belongs alone.
+
+    Args:
+        args: Arguments; a value of ours may be a list, or a string with commas. Keys of others are ignored.
+        task: Task of the runs, None for one with horizontal boxes.
+
+    Returns:
+        The arms, in the order of the values; each combination once.
+
+    Raises:
+        LossPlugError: If a value is wrong, or is used by no arm.
+    """
+    names = {key: _values(key, args.get(key)) or [None] for key in ("loss", "cls_loss")}
+    found: dict[str, Arm] = {}
+    used: set[str] = set()
+    for pair in product(*names.values()):
+        named = {key: name for key, name in zip(names, pair) if name is not None}
+        chosen = select({**named, "task": task})
+        ours = {key: _values(key, value) for key, value in given_keys(args).items() if key not in names}
+        known = {*NUMBERS, *NAMES, WEIGHTS, REPORT, *chosen.box.options, *chosen.cls.options}
+        lists = {key: values for key, values in ours.items() if key in known}
+        for values in product(*lists.values()):
+            given = {**named, **dict(zip(lists, values))}
+            selection = select({**given, "task": task})
+            name = _name(selection, given, {**names, **ours})
+            used |= given.keys()
+            found.setdefault(name, Arm(name, given, selection))
+    for key, value in given_keys(args).items():
+        if key not in used:
+            losses = ", ".join(str(name or STOCK_BOX) for name in names["loss"])
+            owners = " or ".join(spec.name for spec in REGISTRY.owners(key))
+            raise LossPlugError(f"{key}={value} has no effect with loss={losses}; it belongs to {owners}. Remove it.")
+    return list(found.values())
+
+
+def refuse_others(args: Mapping[str, Any], *own: str) -> None:
+    """Raise an error for a key that is neither ours nor one of a command's own.
+
+    Raises:
+        LossPlugError: If there is one; the message names the keys of the command.
+    """
+    for key, value in args.items():
+        if key not in own and key not in keys():
+            raise LossPlugError(f"{key}={value} is unknown here. Known: {', '.join((*own, *keys()))}.")
+
+
+def _values(key: str, value: Any) -> list[Any]:
+    """Return the values of a key, None for none."""
+    if value is None:
+        return []
+    if isinstance(value, str) and key != WEIGHTS:
+        return [word.strip() for word in value.split(",") if word.strip()]
+    if isinstance(value, (list, tuple)) and (key != WEIGHTS or any(isinstance(v, (list, tuple)) for v in value)):
+        return list(value)
+    return [value]
+
+
+def _name(selection: Selection, given: Mapping[str, Any], lists: Mapping[str, list[Any]]) -> str:
+    """Return the values that vary, names first; the box loss where nothing does."""
+    names = {"loss": selection.box.name, "cls_loss": selection.cls.name}
+    words = [name for key, name in names.items() if len(lists[key]) > 1]
+    words += [f"{key}={value}" for key, value in given.items() if key not in names and len(lists[key]) > 1]
+    return " ".join(words) or selection.box.name

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""One look for all plots: lines that grey print keeps apart, labels that are never clipped."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Sequence
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, which the colour-blind tell apart too; neighbours differ in lightness, dashes and marker.
+COLOURS = ("#000000", "#e69f00", "#0072b2", "#009e73", "#d55e00", "#56b4e9", "#cc79a7")
+DASHES = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)))
+MARKERS = ("o", "s", "^", "v", "D", "P", "X", "*")
+
+
+def styles() -> Iterable[dict[str, Any]]:
+    """Yield keyword arguments of `Axes.plot` for one line after another; none repeats within 280 lines."""
+    triples = zip(cycle(COLOURS), cycle(DASHES), cycle(MARKERS))
+    return ({"color": colour, "linestyle": dash, "marker": marker, "markersize": 4} for colour, dash, marker in triples)
+
+
+def figure(rows: int, columns: int, width: float = 4.5, height: float = 3.2) -> tuple[Figure, Any]:
+    """Return a figure without any window system, and its axes (rows, columns); sizes are inches of one of these."""
+    made = Figure(figsize=(columns * width, rows * height), layout="constrained")
+    FigureCanvasAgg(made)
+    return made, made.subplots(rows, columns, squeeze=False)
+
+
+def legend_below(made: Figure, axes: Any, columns: int = 3) -> None:
+    """Put the legend of one axes below the whole figure, where it hides no line."""
+    handles, labels = axes.get_legend_handles_labels()
+    made.legend(handles, labels, loc="outside lower center", ncols=min(columns, max(1, len(labels))), frameon=False)
+
+
+def save(made: Figure, file: Path) -> Path:
+    """Write a figure as PNG and return the file."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    made.savefig(file, dpi=150)
+    return file
+
+
+def save_table(rows: Sequence[dict[str, Any]], file: Path) -> Path:
+    """Write rows of one and the same shape as CSV and return the file, which is complete or as it was."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = file.with_suffix(".tmp")
+    with unfinished.open("w", newline="", encoding="utf-8") as target:
+        writer = csv.DictWriter(target, list(rows[0]) if rows else [])
+        writer.writeheader()
+        writer.writerows(rows)
+    unfinished.replace(file)
+    return file

@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Runs of a comparison, one after another, one per device, or on a Ray cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Callable, Optional
+
+from yolo_lossplug.registry import LossPlugError
+
+WAITING, RUNNING, FINISHED, FAILED = "waiting", "running", "finished", "failed"
+PATIENCE = 30
+"""Seconds that an interrupted run has to end by itself."""
+POLL = 0.2
+"""Seconds between looks at the runs."""
+
+
+@dataclass
+class Job:
+    """One training run.
+
+    Attributes:
+        arm: Name of its choice of losses.
+        seed: Its seed.
+        folder: Where Ultralytics writes the run.
+        args: Arguments of the training.
+        state: One of ``waiting``, ``running``, ``finished``, ``failed``.
+        reason: Why it failed.
+    """
+
+    arm: str
+    seed: int
+    folder: Path
+    args: dict[str, Any] = field(repr=False)
+    state: str = WAITING
+    reason: str = ""
+
+    @property
+    def file(self) -> Path:
+        """File that holds the arguments, the result beside it with the ending ``.result.json``."""
+        return self.folder.with_name(f"{self.folder.name}.json")
+
+    @property
+    def result(self) -> Path:
+        """File that is there if the run is finished."""
+        return self.folder.with_name(f"{self.folder.name}.result.json")
+
+    @property
+    def error(self) -> Path:
+        """File that is there if the run has failed with an exception."""
+        return self.folder.with_name(f"{self.folder.name}.error.txt")
+
+    @property
+    def log(self) -> Path:
+        """What a run prints that has no terminal of its own."""
+        return self.folder.with_name(f"{self.folder.name}.log.txt")
+
+    def read(self) -> Optional[dict[str, Any]]:
+        """Return the result of a finished run."""
+        return json.loads(self.result.read_text(encoding="utf-8")) if self.result.is_file() else None
+
+    def prepare(self, device: Any) -> list[str]:
+        """Remove what an interrupted run has left, write the arguments, and return the command that runs it."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.error.unlink(missing_ok=True)
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        args = {**self.args, **({} if device is None else {"device": device})}
+        job = {"args": args, "result": str(self.result), "error": str(self.error)}
+        self.file.write_text(json.dumps(job, indent=2), encoding="utf-8")
+        self.state = RUNNING
+        return [sys.executable, "-m", "yolo_lossplug.tools.train_one", str(self.file)]
+
+    def settle(self, status: int) -> None:
+        """Take note of how the run has ended."""
+        self.state = FINISHED if self.result.is_file() else FAILED
+        if self.state == FAILED:
+            text = self.error.read_text(encoding="utf-8") if self.error.is_file() else ""
+            self.reason = text.partition("\n")[0] or f"exit status {status}"
+
+
+def run_in_turn(jobs: Sequence[Job], tell: Callable[[Job], None]) -> None:
+    """Run jobs one after another in this terminal.
+
+    Args:
+        jobs: The waiting jobs.
+        tell: Called before and after each.
+    """
+    for job in jobs:
+        command = job.prepare(None)
+        tell(job)
+        process = subprocess.Popen(command)
+        _wait([process])
+        job.settle(process.returncode)
+        tell(job)
+
+
+def run_on_devices(jobs: Sequence[Job], devices: Sequence[Any], tell: Callable[[Job], None]) -> None:
+    """Run jobs side by side, one on each device at a time; each writes a log.
+
+    Args:
+        jobs: The waiting jobs.
+        devices: As Ultralytics takes them, ``0`` or ``cpu``; one that is named twice takes two.
+        tell: Called when a job starts or ends.
+    """
+    waiting, free = list(jobs), list(devices)
+    running: list[tuple[Job, Any, subprocess.Popen]] = []
+    with contextlib.ExitStack() as stack:
+        try:
+            while waiting or running:
+                while waiting and free:
+                    job, device = waiting.pop(0), free.pop(0)
+                    command = job.prepare(device)
+                    log = stack.enter_context(job.log.open("w", encoding="utf-8"))
+                    running.append((job, device, subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)))
+                    tell(job)
+                time.sleep(POLL)
+                for entry in [entry for entry in running if entry[2].poll() is not None]:
+                    running.remove(entry)
+                    free.append(entry[1])
+                    entry[0].settle(entry[2].returncode)
+                    tell(entry[0])
+        except BaseException:  # Ctrl-C, or a reader of the output who has gone
+            _interrupt([process for _, _, process in running])
+            raise
+
+
+def run_on_ray(jobs: Sequence[Job], device: Any, tell: Callable[[Job], None]) -> None:
+    """Run jobs as tasks of a Ray cluster, whose nodes share this file system; of this machine if there is no cluster.
+
+    Args:
+        jobs: The waiting jobs.
+        device: ``cpu`` for a processor each; else each has a GPU of its own.
+        tell: Called when a job starts or ends.
+
+    Raises:
+        LossPlugError: If Ray is not installed.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise LossPlugError("engine=ray needs Ray: pip install 'yolo-lossplug[ray]'.") from error
+    is_ours = not ray.is_initialized()
+    if is_ours:
+        ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False)
+    on_cpu = str(device).lower() == "cpu"
+    task = ray.remote(num_cpus=1, num_gpus=0 if on_cpu else 1, max_retries=0)(_run_logged)
+    slots = max(1, int(ray.cluster_resources().get("CPU" if on_cpu else "GPU", 0)))
+    waiting = list(jobs)
+    pending: dict[Any, Job] = {}
+    try:
+        while waiting or pending:
+            while waiting and len(pending) < slots:
+                job = waiting.pop(0)
+                command = job.prepare("cpu" if on_cpu else 0)  # Ray shows a task one GPU, which is its first
+                pending[task.remote(command, str(job.log))] = job
+                tell(job)
+            (done,), _ = ray.wait(list(pending), num_returns=1)
+            job = pending.pop(done)
+            try:
+                job.settle(ray.get(done))
+            except ray.exceptions.RayError as error:
+                job.state, job.reason = FAILED, str(error).partition("\n")[0]
+            tell(job)
+    finally:
+        for task_left in pending:  # as Ctrl-C in its process, which takes the training along
+            ray.cancel(task_left)
+        if pending:
+            ray.wait(list(pending), num_returns=len(pending), timeout=PATIENCE)
+        if is_ours:
+            ray.shutdown()
+
+
+def _run_logged(command: list[str], log: str) -> int:
+    """Run a command with a log, and return its exit status."""
+    with Path(log).open("w", encoding="utf-8") as target:
+        return subprocess.run(command, stdout=target, stderr=subprocess.STDOUT, check=False).returncode
+
+
+def _wait(processes: Sequence[subprocess.Popen]) -> None:
+    try:
+        for process in processes:
+            process.wait()
+    except BaseException:
+        _interrupt(processes)
+        raise
+
+
+def _interrupt(processes: Sequence[subprocess.Popen]) -> None:
+    """Let runs end as Ctrl-C does, and make them after a while."""
+    for process in processes:
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+    for process in processes:
+        try:
+            process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()

@@ -1,0 +1,271 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Tables and plots of a comparison."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Optional
+
+import numpy as np
+from matplotlib.ticker import MaxNLocator
+
+from yolo_lossplug.tools import charts, statistics
+from yolo_lossplug.tools.jobs import FAILED, FINISHED, Job
+from yolo_lossplug.ultralytics_hook.training import history
+
+MAIN = ("metrics/mAP50-95(B)", "metrics/accuracy_top1")
+"""What losses are ranked by: that of boxes, or that of the classify task."""
+ORDER = ("mAP50-95", "mAP50", "mAP75", "precision", "recall")
+"""The order of metrics in tables and plots, each for boxes, masks and keypoints."""
+Cells = Mapping[tuple[str, str], Mapping[str, Any]]
+"""Rows of the summary by loss and measure."""
+MARKS = {"(B)": "", "(M)": " mask", "(P)": " pose"}
+SCALE_NOTE = (
+    "Values of a loss are on the scale of that loss: `loss=l1` is not worse than `loss=ciou` because its box_loss is "
+    "larger. They are listed to see whether a run has converged, and compared nowhere."
+)
+
+
+def write(runs: Sequence[Job], place: Path, header: Sequence[str]) -> None:
+    """Write results.csv, summary.csv, summary.md and, once a run is finished, curves.png and ranking.png.
+
+    Args:
+        runs: All runs of the comparison, in order; the loss of the first is what the others are measured against.
+        place: Folder of the comparison.
+        header: Lines on what was run, for the summary.
+    """
+    results = {(job.arm, job.seed): result for job in runs if job.state == FINISHED and (result := job.read())}
+    charts.save_table([_row(job, results.get((job.arm, job.seed))) for job in runs], place / "results.csv")
+    arms = list(dict.fromkeys(job.arm for job in runs))
+    rows = summarise(results, arms)
+    if rows:
+        charts.save_table(rows, place / "summary.csv")
+    versions = sorted({result["versions"] for result in results.values()})
+    mixed = [f"Not all runs were made with the same versions: {'; '.join(versions)}."] if len(versions) > 1 else []
+    text = markdown(rows, runs, [*header, *mixed])
+    (place / "summary.md").write_text(text, encoding="utf-8")
+    if results:
+        histories = {key: history(Path(result["save_dir"])) for key, result in results.items()}
+        draw_curves(histories, arms, place / "curves.png")
+        draw_ranking(results, place / "ranking.png")
+
+
+def summarise(results: Mapping[tuple[str, int], Mapping[str, Any]], arms: Sequence[str]) -> list[dict[str, Any]]:
+    """Return a row for every loss and measure: mean, deviation, and the paired difference against the first loss.
+
+    Args:
+        results: What came out of each finished run, by loss and seed.
+        arms: Names of the losses, in order.
+    """
+    rows = []
+    for measure in _measures(results):
+        values = {key: _value(result, measure) for key, result in results.items()}
+        known = {key: value for key, value in values.items() if value is not None}
+        for arm in arms:
+            mine = {seed: value for (name, seed), value in known.items() if name == arm}
+            if not mine:
+                continue
+            mean, deviation = statistics.mean_and_deviation(list(mine.values()))
+            row = {"loss": arm, "measure": measure, "seeds": len(mine), "mean": mean, "sd": deviation}
+            rows.append({**row, **_difference(known, arms[0], arm, measure)})
+    return rows
+
+
+def _difference(known: Mapping[tuple[str, int], float], first: str, arm: str, measure: str) -> dict[str, Any]:
+    """Return the columns of a paired difference, empty for the first loss and for what is not a metric."""
+    seeds = [seed for name, seed in known if name == arm and (first, seed) in known]
+    empty: dict[str, Any] = {"paired_seeds": None, "difference": None, "low": None, "high": None, "verdict": None}
+    if arm == first or not seeds or not measure.startswith("metrics/"):
+        return empty
+    found = statistics.compare([known[arm, seed] - known[first, seed] for seed in seeds])
+    return {
+        "paired_seeds": len(seeds),
+        "difference": found.mean,
+        "low": found.low,
+        "high": found.high,
+        "verdict": found.verdict,
+    }
+
+
+def markdown(rows: Sequence[Mapping[str, Any]], runs: Sequence[Job], header: Sequence[str]) -> str:
+    """Return the summary as Markdown."""
+    lines = ["# Comparison", "", *(f"{line}  " for line in header), ""]
+    finished, failed = ([job for job in runs if job.state == state] for state in (FINISHED, FAILED))
+    lines += [f"{len(finished)} of {len(runs)} runs finished."]
+    lines += [f"- failed: {job.arm} seed {job.seed}: {job.reason}" for job in failed]
+    if not rows:
+        return "\n".join([*lines, ""])
+    measures = list(dict.fromkeys(row["measure"] for row in rows))
+    cells = {(row["loss"], row["measure"]): row for row in rows}
+    arms = list(dict.fromkeys(row["loss"] for row in rows))
+    metrics = [measure for measure in measures if measure.startswith("metrics/")]
+    others = [measure for measure in measures if measure not in metrics]
+    lines += ["", "## Metrics of the best checkpoint, mean ± sd over the seeds", ""]
+    lines += _means(cells, arms, [*metrics, *(m for m in others if m == "seconds")])
+    if len(arms) > 1:
+        lines += ["", f"## Difference from `{arms[0]}`, seed by seed, with a bootstrap 95 % interval of its mean", ""]
+        lines += _differences(cells, arms, metrics)
+        lines += ["", *_caution(cells, len(arms) - 1)]
+    lines += ["", "## Losses after the last epoch", "", SCALE_NOTE, ""]
+    lines += _means(cells, arms, [m for m in others if m != "seconds"])
+    return "\n".join([*lines, ""])
+
+
+def _means(
+    cells: Mapping[tuple[str, str], Mapping[str, Any]], arms: Sequence[str], measures: Sequence[str]
+) -> list[str]:
+    head = "| loss | seeds | " + " | ".join(label(measure) for measure in measures) + " |"
+    lines = [head, "|---" * (len(measures) + 2) + "|"]
+    for arm in arms:
+        mine = [cells.get((arm, measure)) for measure in measures]
+        seeds = max((cell["seeds"] for cell in mine if cell), default=0)
+        lines.append(f"| `{arm}` | {seeds} | " + " | ".join(_mean(cell) for cell in mine) + " |")
+    return lines
+
+
+def _mean(cell: Optional[Mapping[str, Any]]) -> str:
+    if cell is None:
+        return ""
+    digits = 1 if cell["measure"] == "seconds" else 4
+    spread = "" if cell["sd"] is None else f" ± {cell['sd']:.{digits}f}"
+    return f"{cell['mean']:.{digits}f}{spread}"
+
+
+def _differences(cells: Cells, arms: Sequence[str], metrics: Sequence[str]) -> list[str]:
+    lines = ["| loss | " + " | ".join(label(metric) for metric in metrics) + " |", "|---" * (len(metrics) + 1) + "|"]
+    for arm in arms[1:]:
+        words = []
+        for metric in metrics:
+            cell = cells.get((arm, metric))
+            if cell is None or cell["difference"] is None:
+                words.append("no common seed")
+            elif cell["low"] is None:
+                words.append(f"{cell['difference']:+.4f}, one seed: no interval, **{cell['verdict']}**")
+            else:
+                interval = f"{cell['low']:+.4f} to {cell['high']:+.4f}"
+                words.append(f"{cell['difference']:+.4f} ({interval}), **{cell['verdict']}**")
+        lines.append(f"| `{arm}` | " + " | ".join(words) + " |")
+    return lines
+
+
+def _caution(cells: Cells, others: int) -> list[str]:
+    """Return what must be said of the verdicts."""
+    fewest = min((row["paired_seeds"] for row in cells.values() if row["paired_seeds"]), default=0)
+    lines = [
+        '"better" and "worse" are said where both the bootstrap interval and Student\'s exclude 0, of at least '
+        f'{statistics.FEWEST} seeds; all else is "within noise", which is no proof of equality.'
+    ]
+    if fewest < 5:
+        lines.append(f"{fewest} seed{'s' * (fewest > 1)} can show large differences only; 5 or more show smaller ones.")
+    if others > 1:
+        lines.append(f"{others} losses are compared with one: about 1 verdict in 20 is chance where none differs.")
+    return lines
+
+
+def draw_curves(
+    histories: Mapping[tuple[str, int], Sequence[Mapping[str, float]]], arms: Sequence[str], file: Path
+) -> None:
+    """Draw every metric against the epoch: mean over the seeds, and a band of one standard deviation."""
+    names = _order(dict.fromkeys(name for rows in histories.values() for row in rows for name in row))
+    columns = min(2, len(names)) or 1
+    made, axes = charts.figure(-(-len(names) // columns) or 1, columns)
+    for axis in axes.flat[len(names) :]:
+        axis.set_axis_off()
+    for axis, name in zip(axes.flat, names):
+        for arm, style in zip(arms, charts.styles()):
+            runs = [[row[name] for row in rows if name in row] for (one, _), rows in histories.items() if one == arm]
+            runs = [run for run in runs if run]
+            if not runs:
+                continue
+            length = min(len(run) for run in runs)  # a run that stopped early has no mean beyond
+            values = np.array([run[:length] for run in runs])
+            epochs = np.arange(1, length + 1)
+            mean, spread = values.mean(0), values.std(0, ddof=1) if len(values) > 1 else 0
+            axis.plot(epochs, mean, label=arm, markevery=max(1, length // 8), **style)
+            axis.fill_between(epochs, mean - spread, mean + spread, color=style["color"], alpha=0.15, linewidth=0)
+        axis.set_xlabel("epoch")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.set_ylim(bottom=0)
+        axis.set_ylabel(label(name))
+        axis.grid(alpha=0.3)
+    if names:
+        charts.legend_below(made, axes.flat[0])
+    charts.save(made, file)
+
+
+def draw_ranking(results: Mapping[tuple[str, int], Mapping[str, Any]], file: Path) -> None:
+    """Draw a bar for every loss, best first: mean and standard deviation, with a dot for every seed."""
+    measures = _measures(results)
+    main = next((name for name in MAIN if name in measures), measures[0])
+    values: dict[str, list[float]] = {}
+    for (arm, _), result in results.items():
+        values.setdefault(arm, []).append(_flat(result)[main])
+    ranked = sorted(values.items(), key=lambda pair: -float(np.mean(pair[1])))
+    made, axes = charts.figure(1, 1, width=7, height=1.2 + 0.45 * len(ranked))
+    axis = axes[0, 0]
+    for place, (_, found) in enumerate(ranked):
+        mean, deviation = statistics.mean_and_deviation(found)
+        axis.barh(place, mean, color="#b8cfe0", edgecolor="#0072b2", xerr=deviation, ecolor="#444444", capsize=4)
+        axis.plot(found, [place] * len(found), "o", color="#000000", markersize=3.5)
+    axis.set_yticks(range(len(ranked)), [arm for arm, _ in ranked])
+    axis.invert_yaxis()
+    axis.set_xlabel(f"{label(main)} of the best checkpoint: mean, sd, seeds")
+    axis.set_xlim(left=0)
+    axis.grid(axis="x", alpha=0.3)
+    charts.save(made, file)
+
+
+def label(measure: str) -> str:
+    """Return a measure's name without Ultralytics' marks.
+
+    >>> label("metrics/mAP50-95(M)")
+    'mAP50-95 mask'
+    """
+    name = measure.removeprefix("metrics/")
+    for mark, word in MARKS.items():
+        if name.endswith(mark):
+            return name.removesuffix(mark) + word
+    return name
+
+
+def read_table(file: Path) -> list[dict[str, str]]:
+    """Return the rows of a CSV file."""
+    with file.open(encoding="utf-8") as text:
+        return list(csv.DictReader(text))
+
+
+def _row(job: Job, result: Optional[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return one run as a row; empty but for its name where it has no result."""
+    return {
+        "loss": job.arm,
+        "seed": job.seed,
+        "state": job.state,
+        "reason": job.reason,
+        **({"seconds": None, "save_dir": None} if result is None else _flat(result)),
+    }
+
+
+def _flat(result: Mapping[str, Any]) -> dict[str, Any]:
+    return {"seconds": result["seconds"], "save_dir": result["save_dir"], **result["metrics"], **result["losses"]}
+
+
+def _value(result: Mapping[str, Any], measure: str) -> Optional[float]:
+    return _flat(result).get(measure)
+
+
+def _measures(results: Mapping[tuple[str, int], Mapping[str, Any]]) -> list[str]:
+    """Return the names of all numbers: metrics first, the main one before the others, then losses, then seconds."""
+    names = {name: None for result in results.values() for name in (*result["metrics"], *result["losses"])}
+    return [*_order(names), *(name for name in names if not name.startswith("metrics/")), "seconds"] if names else []
+
+
+def _order(names: Mapping[str, Any]) -> list[str]:
+    """Return the metrics among names: boxes before masks and keypoints, the main one first."""
+
+    def rank(name: str) -> tuple[int, int]:
+        place = next((i for i, word in enumerate(ORDER) if name.startswith(f"metrics/{word}(")), len(ORDER))
+        return [*MARKS].index(name[-3:]) if name[-3:] in MARKS else 0, place
+
+    return sorted((name for name in names if name.startswith("metrics/")), key=rank)

@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""One run of a comparison, in a process of its own: ``python -m yolo_lossplug.tools.train_one job.json``.
+
+So a run that fails, or runs out of memory, takes no other along, and each starts from the same state of the process.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from pathlib import Path
+
+
+def main(file: Path) -> int:
+    """Train with the arguments in a file, write what came out, or why it failed, and return the exit status."""
+    job = json.loads(file.read_text(encoding="utf-8"))
+    result, error = Path(job["result"]), Path(job["error"])
+    try:
+        from yolo_lossplug.ultralytics_hook.training import train
+
+        text = json.dumps(train(job["args"]), indent=2)
+    except KeyboardInterrupt:
+        return 130
+    except BaseException as problem:  # a trainer may end with SystemExit
+        reason = f"{type(problem).__name__}: {problem}"
+        error.write_text(f"{reason}\n\n{traceback.format_exc()}", encoding="utf-8")
+        print(reason, file=sys.stderr)
+        return 1
+    unfinished = result.with_suffix(".tmp")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(result)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

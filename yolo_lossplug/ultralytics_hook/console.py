@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""What the commands of `lossplug` borrow from Ultralytics: its arguments, its folders, its log and its progress bar."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ultralytics
+from ultralytics.cfg import merge_equals_args, parse_key_value_pair
+from ultralytics.utils import LOGGER, RUNS_DIR, TQDM, colorstr
+from ultralytics.utils.files import increment_path
+
+from yolo_lossplug.registry import LossPlugError
+
+
+def parse(words: Sequence[str]) -> dict[str, Any]:
+    """Return the arguments of a command.
+
+    Args:
+        words: ``key=value`` as `yolo` takes it; ``--key value``, ``--key=value`` and ``--key`` for True do as well.
+
+    Raises:
+        LossPlugError: If a word is none of these.
+    """
+    args: dict[str, Any] = {}
+    pairs: list[str] = []
+    for word in merge_equals_args(list(words)):
+        if word.startswith("--"):
+            pairs.append(word[2:].replace("-", "_") if "=" not in word else word[2:])
+        elif pairs and "=" not in pairs[-1] and "=" not in word:
+            pairs[-1] += f"={word}"
+        elif "=" in word:
+            pairs.append(word)
+        else:
+            raise LossPlugError(f"'{word}' is no argument: write key=value, as for `yolo`.")
+    for pair in pairs:
+        try:
+            key, value = parse_key_value_pair(pair if "=" in pair else f"{pair}=True")
+        except AssertionError as error:
+            raise LossPlugError(f"'{pair}' has no value: write key=value, as for `yolo`.") from error
+        args[key] = value
+    return args
+
+
+VERSION = ultralytics.__version__
+
+
+def progress(total: int, title: str) -> Any:
+    """Return Ultralytics' progress bar; `update(n)` moves it, `close()` ends it."""
+    return TQDM(total=total, desc=title)
+
+
+def say(text: str) -> None:
+    """Log a line as Ultralytics does."""
+    LOGGER.info(f"{colorstr('LossPlug: ')}{text}")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep Ultralytics from logging while the context is open, for output that machines read."""
+    level = LOGGER.level
+    LOGGER.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        LOGGER.setLevel(level)
+
+
+def folder(kind: str, name: str, project: Any = None) -> Path:
+    """Return a folder for what a command writes that is not there yet: ``runs/kind/name``, ``name2``, ..."""
+    return Path(increment_path(Path(project or RUNS_DIR / kind) / name))

@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""One step of a criterion taken apart: its terms, and what it computes them from."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from ultralytics import YOLO
+from ultralytics.cfg import get_cfg
+from ultralytics.data.utils import check_cls_dataset, check_det_dataset
+from ultralytics.utils import DEFAULT_CFG_DICT
+from ultralytics.utils.torch_utils import select_device
+
+from yolo_lossplug import shapes
+from yolo_lossplug.registry import LossPlugError
+from yolo_lossplug.selection import CLASSIFY, Selection, class_weights, keys, select
+from yolo_lossplug.state import State
+from yolo_lossplug.ultralytics_hook import config
+from yolo_lossplug.ultralytics_hook.criterion import PluggedBboxLoss, branches, class_names
+from yolo_lossplug.ultralytics_hook.engine import METHOD, unplugged
+
+TERMS = ("box", "class", "dfl")
+
+
+class Seen(NamedTuple):
+    """What the members of a criterion were given, and returned.
+
+    Attributes:
+        box: Arguments of its box loss module, from `pred_dist` on.
+        box_terms: The box and the DFL term, without gains.
+        cls: Logits and soft targets, (b, A, classes) both.
+        cls_terms: Class loss of each element (b, A, classes).
+    """
+
+    box: tuple
+    box_terms: tuple
+    cls: tuple
+    cls_terms: Tensor
+
+
+class Trial(NamedTuple):
+    """A model with a batch, ready for one step.
+
+    Attributes:
+        model: The host's model, in training mode, on its device.
+        batch: A batch of drawn images with their labels.
+        preds: What the model says.
+        args: Arguments of the run, ours among them.
+        selection: What they select.
+    """
+
+    model: Any
+    batch: dict[str, Any]
+    preds: Any
+    args: Any
+    selection: Selection
+
+
+def trial(args: dict[str, Any]) -> Trial:
+    """Return the model that a training with these arguments would start from, with a seeded batch.
+
+    Args:
+        args: As `yolo train` takes them; `data` is read for the classes if it is given, no image of it is.
+
+    Raises:
+        LossPlugError: If an argument is unknown or wrong.
+    """
+    args = {"model": "yolov8n.yaml", "imgsz": 160, "batch": 4, "device": "cpu", **args}
+    given = {**args, "mode": "train"}
+    config.refuse_unknown(given)
+    config.check_given(DEFAULT_CFG_DICT, given)  # before the model is built or downloaded
+    try:
+        torch.manual_seed(int(args.get("seed") or 0))
+        made = YOLO(args["model"], task=args.get("task"))
+        cfg = get_cfg(overrides={**given, "task": made.task})
+    except (SyntaxError, TypeError, FileNotFoundError) as error:
+        raise LossPlugError(str(error)) from error
+    model, selection = made.model, select(vars(cfg))
+    _set_classes(model, cfg)
+    device = select_device(cfg.device, verbose=False)
+    model.to(device).train()
+    batch = {
+        key: value.to(device) if isinstance(value, Tensor) else value for key, value in drawn_batch(model, cfg).items()
+    }
+    return Trial(model, batch, model(batch["img"]), cfg, selection)
+
+
+def criterion_of(one: Trial, **changes: Any) -> Any:
+    """Return the criterion that the model makes: with changed arguments, or stock with ``stock=True``."""
+    values = {**vars(one.args), **changes}
+    if changes.get("stock"):
+        values = {key: value for key, value in values.items() if key not in keys() and key != "stock"}
+    one.model.args = type(one.args)(**values)
+    return one.model.init_criterion()
+
+
+def terms(criterion: Any, one: Trial) -> dict[str, tuple[float, ...]]:
+    """Return the terms of one step with their gains, by branch: box, class and DFL, or class alone of classify.
+
+    Where the host has a method that returns them they are its own, else they are those of the criterion's members.
+    """
+    if one.selection.task == CLASSIFY:
+        return {"main": (float(criterion(one.preds, one.batch)[0].detach()),)}
+    seen: dict[str, tuple[float, ...]] = {}
+    for branch, leaf in branches(criterion):
+        if hasattr(leaf, METHOD):
+            setattr(leaf, METHOD, _told(getattr(leaf, METHOD), branch, seen))
+    members = seen_in(criterion, one)
+    for branch, leaf in branches(criterion):
+        vars(leaf).pop(METHOD, None)
+        if branch not in seen:
+            given = members[branch]
+            box, dfl = given.box_terms
+            seen[branch] = _with_gains(leaf, box, _class_term(leaf, given.cls_terms, given), dfl)
+    return seen
+
+
+def seen_in(criterion: Any, one: Trial) -> dict[str, Seen]:
+    """Take one step, and return what the members of a criterion have seen, by branch; nothing in the fast engine."""
+    seen: dict[str, dict[str, Any]] = {branch: {} for branch, _ in branches(criterion)}
+    handles = []
+    for branch, leaf in branches(criterion):
+        for name, module in (("box", leaf.bbox_loss), ("cls", leaf.bce)):
+            handles.append(module.register_forward_hook(functools.partial(_note, seen[branch], name)))
+    try:
+        criterion(one.preds, one.batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {branch: Seen(**noted) for branch, noted in seen.items() if len(noted) == len(Seen._fields)}
+
+
+def formula_terms(leaf: Any, given: Seen, one: Trial) -> tuple[float, ...]:
+    """Return the terms of one branch, evaluated in float64 by the formulas themselves.
+
+    Nothing of the criterion is used but its gains, and the host's own module for the DFL term, which is no key of ours.
+    """
+    pred_dist, pred, points, target, scores, total, foreground, *extra = (_double(value) for value in given.box)
+    rows = foreground.nonzero(as_tuple=True)
+    stock = unplugged(leaf.bbox_loss)
+    plugged = PluggedBboxLoss(stock, one.selection.box, leaf.stride)
+    own = State().scoped("formula")  # what a loss remembers, it starts from like the criterion
+    box = one.selection.box.within(own)(pred[rows], target[rows], **plugged.context(points, rows[1]))
+    dfl = stock(pred_dist, pred, points, target, scores, total, foreground, *extra)[1]
+    logits, targets = (value.double() for value in given.cls)
+    smoothing = one.selection.cls_smoothing
+    if smoothing:
+        assigned = targets.amax(-1, keepdim=True) > 0
+        targets = torch.where(assigned, targets * (1 - smoothing) + smoothing / 2, targets)
+    elements = one.selection.cls.within(own)(logits, targets)
+    weights = class_weights(one.selection, leaf.nc, class_names(one.model))
+    if weights is not None:
+        elements = elements * torch.tensor(weights, dtype=torch.float64, device=elements.device)
+    return _with_gains(leaf, (box * scores[rows].sum(-1)).sum() / total, _class_term(leaf, elements, given), dfl)
+
+
+def softmax_formula(one: Trial) -> tuple[float, ...]:
+    """Return the loss of the classify task, evaluated in float64 by the formula itself."""
+    preds = one.preds[1] if isinstance(one.preds, (list, tuple)) else one.preds
+    logits, labels, smoothing = preds.double(), one.batch["cls"].long(), one.selection.cls_smoothing
+    count = logits.shape[-1]
+    elements = one.selection.cls(logits, torch.eye(count).double()[labels] * (1 - smoothing) + smoothing / count)
+    weights = class_weights(one.selection, count, class_names(one.model))
+    if weights is None:
+        return (elements.sum(-1).mean().item(),)
+    table = torch.tensor(weights, dtype=torch.float64)
+    return ((elements * table).sum().item() / table[labels].sum().item(),)
+
+
+def drawn_batch(model: Any, cfg: Any) -> dict[str, Any]:
+    """Return a batch of drawn images with labels for a model's task: the same seed gives the same batch."""
+    size, count, task = int(cfg.imgsz), int(cfg.batch), model.task
+    drawings = [shapes.draw(np.random.default_rng((cfg.seed, i)), size, task == "obb") for i in range(count)]
+    images = torch.from_numpy(np.stack([image for image, _ in drawings])).permute(0, 3, 1, 2).float() / 255
+    n_classes = len(class_names(model))
+    if task == CLASSIFY:
+        labels = torch.tensor([int(rows[0, 0]) for _, rows in drawings]) % n_classes
+        return {"img": images, "cls": labels}
+    rows = torch.from_numpy(np.concatenate([rows for _, rows in drawings])).float()
+    batch = {
+        "img": images,
+        "batch_idx": torch.cat([torch.full((len(rows),), float(i)) for i, (_, rows) in enumerate(drawings)]),
+        "cls": rows[:, :1] % n_classes,
+        "bboxes": rows[:, 1:] if task != "obb" else _turned(rows[:, 1:]),
+        "resized_shape": [(size, size)] * count,
+    }
+    if task == "segment":  # the mask terms are not looked at: any masks do
+        batch["masks"] = torch.zeros(count, size // 4, size // 4)
+        batch["sem_masks"] = torch.zeros(count, size // 4, size // 4).long()
+    if task == "pose":
+        points, dimensions = model.model[-1].kpt_shape
+        batch["keypoints"] = torch.full((len(rows), points, dimensions), 0.5)
+    return batch
+
+
+def _told(method: Any, branch: str, seen: dict[str, tuple[float, ...]]) -> Any:
+    """Return a method that notes the terms it returns."""
+
+    def told(*args: Any, **kwargs: Any) -> Any:
+        result = method(*args, **kwargs)
+        box, cls, dfl = result[1].tolist()
+        seen[branch] = (box, cls, dfl)
+        return result
+
+    return told
+
+
+def _note(seen: dict[str, Any], name: str, module: Any, given: tuple, output: Any) -> None:
+    """Hook of a module: note what it was given and has returned, the first time; a mask term may ask once more."""
+    seen.setdefault(name, given)  # the host may change the output in place afterwards
+    seen.setdefault(f"{name}_terms", output.clone() if isinstance(output, Tensor) else output)
+
+
+def _class_term(leaf: Any, elements: Tensor, given: Seen) -> Tensor:
+    """Return the sum of the class loss as the host divides it, with class weights of the host's own."""
+    weights = getattr(leaf, "class_weights", None)
+    return (elements if weights is None else elements * weights.to(elements.dtype)).sum() / given.box[5]
+
+
+def _with_gains(leaf: Any, box: Tensor, cls: Tensor, dfl: Tensor) -> tuple[float, ...]:
+    return box.item() * leaf.hyp.box, cls.item() * leaf.hyp.cls, dfl.item() * leaf.hyp.dfl
+
+
+def _double(value: Any) -> Any:
+    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def _turned(corners: Tensor) -> Tensor:
+    """Return boxes (n, 5) centre x, y, width, height, angle of rectangles (n, 8) of four corners in turn."""
+    points = corners.view(-1, 4, 2)
+    along, across = points[:, 1] - points[:, 0], points[:, 2] - points[:, 1]
+    angle = torch.atan2(along[:, 1], along[:, 0])
+    return torch.cat((points.mean(1), along.norm(dim=1)[:, None], across.norm(dim=1)[:, None], angle[:, None]), 1)
+
+
+def _set_classes(model: Any, cfg: Any) -> None:
+    """Give a model the names of the classes of its data, if there is any; their number must be the model's."""
+    if not cfg.data:
+        return
+    read = check_cls_dataset if model.task == CLASSIFY else check_det_dataset
+    names = dict(read(cfg.data)["names"])
+    if len(names) == len(class_names(model)):
+        model.names = names

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""One whole training run, and what came out of it."""
+
+from __future__ import annotations
+
+import csv
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import ultralytics
+from ultralytics import YOLO
+from ultralytics.cfg import get_cfg
+from ultralytics.utils import DEFAULT_CFG_DICT
+
+from yolo_lossplug.registry import LossPlugError
+from yolo_lossplug.ultralytics_hook import config
+
+MAP75 = "metrics/mAP75"
+PARTS = {"box": "B", "seg": "M", "pose": "P"}
+"""Parts of the metrics of a task, and how Ultralytics marks them in names of metrics."""
+
+
+def check(args: dict[str, Any], *own: str) -> str:
+    """Check the arguments of a training as far as that goes without data and model, and return its task.
+
+    Args:
+        args: As `yolo train` takes them.
+        *own: Further keys that the caller takes.
+
+    Raises:
+        LossPlugError: If one is unknown or wrong.
+    """
+    given = {**args, "mode": "train"}
+    config.refuse_unknown(given, *own)
+    theirs = {key: value for key, value in given.items() if key not in own}
+    config.check_given(DEFAULT_CFG_DICT, theirs)
+    task = config.guess_model(theirs)[0]
+    try:
+        get_cfg(overrides={**theirs, "task": task})
+    except (SyntaxError, TypeError, ValueError) as error:
+        raise LossPlugError(str(error)) from error
+    return str(task)
+
+
+def train(args: dict[str, Any]) -> dict[str, Any]:
+    """Train once in this process.
+
+    Args:
+        args: As `yolo train` takes them.
+
+    Returns:
+        ``metrics`` of the best checkpoint by Ultralytics' names, mAP75 where the task has it; ``losses`` of the last
+        epoch; ``seconds``; ``save_dir``; ``versions``.
+    """
+    args = dict(args)
+    start = time.perf_counter()
+    model = YOLO(args.pop("model"), task=args.pop("task", None))
+    model.train(**args)
+    seconds = time.perf_counter() - start
+    folder = Path(model.trainer.save_dir)
+    metrics = model.metrics  # none where workers of several devices have trained
+    if metrics is None:
+        metrics = model.val(data=args["data"], plots=False)
+    return {
+        "metrics": measured(metrics),
+        "losses": {key: value for key, value in history(folder)[-1].items() if key.endswith("_loss")},
+        "seconds": seconds,
+        "save_dir": str(folder),
+        "versions": f"ultralytics {ultralytics.__version__}, torch {torch.__version__}",
+    }
+
+
+def measured(metrics: Any) -> dict[str, float]:
+    """Return the numbers of a validation, with mAP75 beside mAP50 and mAP50-95."""
+    numbers = {key: float(value) for key, value in metrics.results_dict.items() if key.startswith("metrics/")}
+    for part, mark in PARTS.items():
+        if f"metrics/mAP50({mark})" in numbers:
+            numbers[f"{MAP75}({mark})"] = float(getattr(metrics, part).map75)
+    return numbers
+
+
+def history(folder: Path) -> list[dict[str, float]]:
+    """Return the rows of a run's results.csv, one for each epoch; none where the file is not there."""
+    file = folder / "results.csv"
+    if not file.is_file():
+        return []
+    with file.open(encoding="utf-8") as text:
+        return [{key.strip(): float(value) for key, value in row.items()} for row in csv.DictReader(text)]
