@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """`lossplug compare` from the command line on the embedded dataset, and its plans."""
 
+import json
 import sys
 
 import pytest
@@ -154,6 +155,37 @@ def test_table_of_states(tmp_path):
         ["ciou", FINISHED, WAITING],
         ["eiou", FAILED, WAITING],
     ]
+
+
+def test_what_is_missing_is_said_once_before_anything_is_written(tmp_path):
+    for key, value in (("model", "nothere.yaml"), ("data", "nothere.yaml")):
+        with pytest.raises(LossPlugError, match=rf"{key}=nothere\.yaml cannot be"):
+            compare.compare({**KEYS, "loss": "ciou", "project": str(tmp_path), key: value})
+    assert not list(tmp_path.iterdir())
+
+
+def test_names_of_folders_differ():
+    names = ["ciou", "a b", "a_b.py:f", "a/b.py:f", "a:b.py:f", "focal-eiou focal_gamma=0.3"]
+    assert len({compare.slug(name) for name in names}) == len(names)
+    assert compare.slug("ciou") == "ciou"
+
+
+def test_a_table_with_a_failed_run_first(tmp_path):
+    todo = [Job("a", 0, tmp_path / "runs" / "a", {}), Job("b", 0, tmp_path / "runs" / "b", {})]
+    todo[1].folder.mkdir(parents=True)
+    todo[1].result.write_text(json.dumps(result(0.5)))
+    todo[0].state, todo[1].state = FAILED, FINISHED
+    summary.write(todo, tmp_path, ["header"])
+    rows = summary.read_table(tmp_path / "results.csv")
+    assert rows[0]["metrics/mAP50-95(B)"] == "" and rows[1]["metrics/mAP50-95(B)"] == "0.5"
+    assert "1 of 2 runs finished" in (tmp_path / "summary.md").read_text(encoding="utf-8")
+
+
+def test_a_comparison_may_move_to_another_device(compared):
+    place, _ = compared
+    keys = {key: value for key, value in KEYS.items() if key not in ("device", "workers")}
+    plan = compare.plan_of({**keys, "loss": "ciou", "devices": (0, 1)})
+    assert compare.place_of(plan, "both", place.parent) == place
 
 
 def result(value, **more):

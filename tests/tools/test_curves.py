@@ -173,7 +173,8 @@ def test_default_draws_some_losses(tmp_path):
         ({"loss": "cioo"}, "Did you mean 'ciou'"),
         ({"loss": "ciou", "focal_gamma": 0.3}, "focal_gamma=0.3 has no effect"),
         ({"loss": "ciou", "epochs": 3}, "epochs=3 is unknown"),
-        ({"loss": "ciou", "task": "obb"}, "task=obb cannot be used here"),
+        ({"loss": "ciou", "task": "obb"}, "rotated"),
+        ({"loss": "ciou", "task": "depth"}, "task=depth cannot be used here"),
         ({"loss": "ciou", "cls_loss": "bce"}, "give one of them"),
         ({"loss": "ciou", "tal_topk": 5}, "tal_topk=5 has no effect here"),
         ({"loss": "ciou", "cls_weights": [1, 2]}, "has no effect here"),
@@ -183,3 +184,28 @@ def test_errors_name_the_key(tmp_path, keys, message):
     with pytest.raises(LossPlugError, match=message):
         curves.main({**keys, "project": str(tmp_path / "none")})
     assert not (tmp_path / "none").exists()
+
+
+def test_rotated_boxes_are_drawn_unturned():
+    """A rotated loss sees x, y, w, h and an angle of 0, in cells."""
+    target = curves.target_box()
+    moved = torch.stack((target, target + torch.tensor([32.0, 0, 32, 0])))
+    loss = create_box_loss("kld")
+    values, gradients = curves.measure(loss, moved, target)
+    five = torch.tensor([[0.0, 0, 8, 8, 0], [4, 0, 8, 8, 0]], dtype=torch.float64)
+    assert torch.allclose(values, loss(five, five[:1].expand_as(five)))
+    assert values[0].abs() < 1e-9 < values[1] and gradients[1, 0] == pytest.approx(gradients[1, 2]) != 0
+
+
+def test_losses_of_classify_have_two_classes():
+    p = torch.tensor([0.25, 0.5], dtype=torch.float64)
+    values, slopes = curves.measure_class(create_class_loss("ce"), p, 1.0)
+    assert values.tolist() == pytest.approx((-p.log()).tolist())
+    assert slopes.tolist() == pytest.approx((p - 1).tolist())
+
+
+@pytest.mark.parametrize(("task", "names"), [("obb", "probiou"), ("classify", "focal")])
+def test_other_tasks_have_curves(tmp_path, task, names):
+    curves.main({"task": task, "project": str(tmp_path)})
+    assert names in (tmp_path / "curves" / "curves.csv").read_text(encoding="utf-8")
+    assert (tmp_path / "curves" / "curves.png").stat().st_size > 10_000

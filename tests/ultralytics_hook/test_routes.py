@@ -217,13 +217,24 @@ def test_own_loss_on_the_command_line(data, tmp_path):
     assert "'log_cosh_scal' is not a valid YOLO argument" in done.stdout and "log_cosh_scale" in done.stdout
 
 
-@pytest.mark.parametrize("example", ["train", "own_loss"])
-def test_examples(example, tmp_path):
-    words = ["epochs=1", "imgsz=64", f"project={tmp_path}", "device=cpu"]
+EXAMPLES = {
+    "train": ["ciou: mAP50", "focal-eiou: mAP50"],
+    "own_loss": ["box log-cosh(log_cosh_scale=2.0)"],
+    "compare seeds=1": ["2 of 2 runs finished", "one seed: no interval, **within noise**"],
+    "tune iterations=1": ["box focal-eiou(focal_gamma=0.5)", "Best fitness"],
+    "tune iterations=2 use_ray=True": ["box focal-eiou(focal_gamma=", "focal_gamma=", "box="],
+}
+
+
+@pytest.mark.parametrize("command", EXAMPLES)
+def test_examples(command, tmp_path):
+    example, *more = command.split()
+    if "use_ray=True" in more:
+        pytest.importorskip("ray.tune", reason="Ray has no build for this Python")
+    words = ["epochs=1", "imgsz=64", f"project={tmp_path}", "device=cpu", "fraction=0.2", *more]
     done = run([sys.executable, str(ROOT / "examples" / f"{example}.py"), *words], cwd=tmp_path)
     assert BANNER in done.stdout
-    expected = {"train": ["ciou: mAP50", "focal-eiou: mAP50"], "own_loss": ["box log-cosh(log_cosh_scale=2.0)"]}
-    for text in expected[example]:
+    for text in EXAMPLES[command]:
         assert text in done.stdout
     lines = (ROOT / "examples" / f"{example}.py").read_text().splitlines()
     assert len(lines) <= 42

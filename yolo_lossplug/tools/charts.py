@@ -45,11 +45,11 @@ def save(made: Figure, file: Path) -> Path:
 
 
 def save_table(rows: Sequence[dict[str, Any]], file: Path) -> Path:
-    """Write rows of one and the same shape as CSV and return the file, which is complete or as it was."""
+    """Write rows as CSV and return the file, which is complete or as it was; what a row lacks stays empty."""
     file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_suffix(".tmp")
     with unfinished.open("w", newline="", encoding="utf-8") as target:
-        writer = csv.DictWriter(target, list(rows[0]) if rows else [])
+        writer = csv.DictWriter(target, list(dict.fromkeys(name for row in rows for name in row)))
         writer.writeheader()
         writer.writerows(rows)
     unfinished.replace(file)

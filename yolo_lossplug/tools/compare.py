@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,8 +91,10 @@ def compare(args: Mapping[str, Any]) -> Path:
     plan = plan_of(args)
     place = place_of(plan, args.get("name"), args.get("project"))
     todo = jobs_of(plan, place)
-    _write_plan(plan, place)
     waiting = [job for job in todo if job.state == WAITING]
+    if waiting:
+        training.prepare({**plan.args, **plan.arms[0].keys})
+    _write_plan(plan, place)
     say(f"{len(todo)} runs in {place}, {len(todo) - len(waiting)} of them finished before")
     try:
         if plan.engine == "ray":
@@ -155,10 +158,11 @@ def place_of(plan: Plan, name: Any, project: Any) -> Path:
         if not (candidate / PLAN).is_file():
             continue
         known = json.loads((candidate / PLAN).read_text(encoding="utf-8"))
-        if known["args"] == _as_json(plan.args):
+        before_args, args = (_comparable(args) for args in (known["args"], plan.args))
+        if before_args == args:
             return candidate
         if name is not None:
-            differing = sorted(k for k in {*known["args"], *plan.args} if known["args"].get(k) != plan.args.get(k))
+            differing = sorted(key for key in {*before_args, *args} if before_args.get(key) != args.get(key))
             raise LossPlugError(
                 f"name={name} is a comparison with another {', '.join(differing)}: its runs and these would not "
                 f"differ by the loss alone. Give another name."
@@ -180,12 +184,15 @@ def jobs_of(plan: Plan, place: Path) -> list[Job]:
 
 
 def slug(name: str) -> str:
-    """Return a name as that of a folder; different names of losses differ in it.
+    """Return a name as that of a folder; different names differ in it.
 
     >>> slug("focal-eiou focal_gamma=0.3")
     'focal-eiou_focal_gamma=0.3'
+    >>> slug("own/losses.py:mine")
+    'own_losses.py_mine-3d9c8131'
     """
-    return re.sub(r"[^\w.=-]+", "_", name).strip("_")
+    plain = re.sub(r"[^\w.=-]", "_", name)
+    return plain if plain == name.replace(" ", "_") else f"{plain}-{zlib.crc32(name.encode()):08x}"
 
 
 def _seeds(value: Any) -> tuple[int, ...]:
@@ -203,8 +210,10 @@ def _listed(value: Any) -> list[Any]:
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
-def _as_json(args: Mapping[str, Any]) -> Any:
-    return json.loads(json.dumps(args, default=str))
+def _comparable(args: Mapping[str, Any]) -> Any:
+    """Return what must be the same in all runs, as it is read from a file; a comparison may move to other devices."""
+    kept = {key: value for key, value in args.items() if key not in ("device", "workers")}
+    return json.loads(json.dumps(kept, default=str))
 
 
 def _write_plan(plan: Plan, place: Path) -> None:

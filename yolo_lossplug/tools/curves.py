@@ -18,25 +18,28 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 
-from yolo_lossplug.registry import LossPlugError
-from yolo_lossplug.selection import NAMES, NUMBERS, WEIGHTS, Loss, given_keys
+from yolo_lossplug.registry import REGISTRY, ROTATED, SOFTMAX, LossPlugError
+from yolo_lossplug.selection import CLASSIFY, NAMES, NUMBERS, REPORT, WEIGHTS, Loss, given_keys
 from yolo_lossplug.state import State
 from yolo_lossplug.tools import charts
 from yolo_lossplug.tools.arms import Arm, arms, refuse_others
 from yolo_lossplug.ultralytics_hook.console import folder, say
 
 HELP = """\
-usage: lossplug curves [loss=NAME,NAME,... | cls_loss=NAME,...] [option=VALUE,...] [project=DIR] [name=NAME]
+usage: lossplug curves [loss=NAME,... | cls_loss=NAME,...] [option=VALUE,...] [task=obb] [project=DIR] [name=NAME]
 
 Draws losses and their gradients against IoU while a box leaves its target by shift, by scale and by aspect, or against
 the predicted probability for cls_loss=. Writes curves.png and curves.csv.
   loss=        box losses with their prefixes; iou,giou,diou,ciou,eiou,siou if neither is given
   cls_loss=    class losses instead
+  task=        obb or classify, for their losses
   option=      options of these losses; of several values each is drawn
   project=, name=   folder of the results; runs/curves/curves if not given
 Example: lossplug curves loss=ciou,focal-eiou focal_gamma=0.3,0.5\
 """
 DEFAULT = "iou,giou,diou,ciou,eiou,siou"
+OTHER_TASKS = {"obb": ",".join(REGISTRY.names(ROTATED)), CLASSIFY: ",".join(REGISTRY.names(SOFTMAX))}
+"""Tasks with losses of their own, and these."""
 SIDE, STRIDE, IMGSZ = 64.0, 8.0, 640.0
 """Side of the target, cell and image, in pixels."""
 STEPS = 120
@@ -102,14 +105,16 @@ def main(args: Mapping[str, Any]) -> None:
         LossPlugError: If a key or a value is wrong.
     """
     refuse_others(args, "task", "project", "name")
-    refuse_task(args)
+    refuse_task(args, *OTHER_TASKS)
     refuse_keys_of_training(args)
-    is_class = args.get("cls_loss") is not None
+    task = args.get("task")
+    is_class = args.get("cls_loss") is not None or task == CLASSIFY
     if is_class and args.get("loss") is not None:
         raise LossPlugError(
             f"loss={args['loss']} and cls_loss={args['cls_loss']} are drawn against different things; give one of them."
         )
-    chosen = arms(args if is_class else {**args, "loss": args.get("loss") or DEFAULT})
+    key = "cls_loss" if is_class else "loss"
+    chosen = arms({**args, key: args.get(key) or OTHER_TASKS.get(str(task), DEFAULT)}, task)
     place = output_folder(args, "curves")
     charts.save_table(class_rows(chosen) if is_class else rows(chosen), place / "curves.csv")
     (draw_class if is_class else draw)(chosen, place / "curves.png")
@@ -145,7 +150,7 @@ def measure(loss: Loss, boxes: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Return a loss and its gradient.
 
     Args:
-        loss: A loss of horizontal boxes; if it remembers anything, it starts afresh.
+        loss: A box loss; if it remembers anything, it starts afresh. Rotated boxes have an angle of 0.
         boxes: Boxes (N, 4), x1 y1 x2 y2 in pixels.
         target: Their target (4,).
 
@@ -154,8 +159,9 @@ def measure(loss: Loss, boxes: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         has a kink, and a gradient is the mean of those on both sides.
     """
     pred = (boxes / STRIDE).requires_grad_()
-    stride = pred.new_full((len(pred), 1), STRIDE)
-    values = _afresh(loss)(pred, (target / STRIDE).expand_as(pred), stride=stride, imgsz=pred.new_full((2,), IMGSZ))
+    stride, wanted = pred.new_full((len(pred), 1), STRIDE), (target / STRIDE).expand_as(pred)
+    pair = (_unturned(pred), _unturned(wanted)) if loss.kind == ROTATED else (pred, wanted)
+    values = _afresh(loss)(*pair, stride=stride, imgsz=pred.new_full((2,), IMGSZ))
     return values.detach(), torch.autograd.grad(values.sum(), pred)[0] / STRIDE
 
 
@@ -163,7 +169,7 @@ def measure_class(loss: Loss, probabilities: Tensor, target: float) -> tuple[Ten
     """Return a class loss and its gradient by the logit.
 
     Args:
-        loss: A class loss; if it remembers anything, it starts afresh.
+        loss: A class loss; if it remembers anything, it starts afresh. One of classify has two classes.
         probabilities: Predicted probabilities (N,), above 0 and below 1.
         target: Target of all of them, in [0, 1].
 
@@ -171,7 +177,11 @@ def measure_class(loss: Loss, probabilities: Tensor, target: float) -> tuple[Ten
         Losses (N,), and derivatives (N,).
     """
     logits = probabilities.logit().requires_grad_()
-    values = _afresh(loss)(logits, torch.full_like(logits, target))
+    if loss.kind == SOFTMAX:
+        pair = torch.stack((logits, torch.zeros_like(logits)), 1)
+        values = _afresh(loss)(pair, pair.new_tensor([target, 1 - target]).expand_as(pair)).sum(1)
+    else:
+        values = _afresh(loss)(logits, torch.full_like(logits, target))
     return values.detach(), torch.autograd.grad(values.sum(), logits)[0]
 
 
@@ -256,18 +266,19 @@ def output_folder(args: Mapping[str, Any], kind: str) -> Path:
     return folder(kind, str(args.get("name") or kind), args.get("project"))
 
 
-def refuse_task(args: Mapping[str, Any]) -> None:
-    """Raise an error for a task whose boxes are not horizontal, or that has none.
+def refuse_task(args: Mapping[str, Any], *others: str) -> None:
+    """Raise an error for a task without horizontal boxes.
+
+    Args:
+        args: The arguments.
+        others: Tasks that are fine besides.
 
     Raises:
         LossPlugError: If it is one.
     """
-    known = ("detect", "segment", "pose")
+    known = ("detect", "segment", "pose", *others)
     if args.get("task") not in (None, *known):
-        raise LossPlugError(
-            f"task={args['task']} cannot be used here, where boxes are horizontal; "
-            f"remove it, or give {', '.join(known)}."
-        )
+        raise LossPlugError(f"task={args['task']} cannot be used here; remove it, or give {', '.join(known)}.")
 
 
 def refuse_keys_of_training(args: Mapping[str, Any], *others: str) -> None:
@@ -280,7 +291,7 @@ def refuse_keys_of_training(args: Mapping[str, Any], *others: str) -> None:
     Raises:
         LossPlugError: If there is one.
     """
-    without = {*NUMBERS, *NAMES, WEIGHTS, *others} - ({"loss", "cls_loss"} - {*others})
+    without = {*NUMBERS, *NAMES, WEIGHTS, REPORT, *others} - ({"loss", "cls_loss"} - {*others})
     for key, value in given_keys(args).items():
         if key in without:
             raise LossPlugError(f"{key}={value} has no effect here, only in training; remove it.")
@@ -322,6 +333,12 @@ def _concentric(width: Tensor, height: Tensor) -> Tensor:
 def _grid() -> Tensor:
     """Return the probabilities at which class losses are measured."""
     return torch.arange(1, 100, dtype=torch.float64) / 100
+
+
+def _unturned(boxes: Tensor) -> Tensor:
+    """Return boxes x1 y1 x2 y2 (N, 4) as x, y, w, h and an angle of 0 (N, 5)."""
+    low, high = boxes[:, :2], boxes[:, 2:]
+    return torch.cat(((low + high) / 2, high - low, torch.zeros_like(boxes[:, :1])), 1)
 
 
 def _afresh(loss: Loss) -> Loss:
@@ -381,6 +398,8 @@ def _draw_panel(axes: Any, column: Column, row: int) -> None:
         axes.set_xticks(list(column.ticks), list(column.ticks.values()))
     if column.disjoint is not None:
         axes.axvspan(column.disjoint, high, color="0.9", zorder=0, linewidth=0)
+        bottom, top = axes.get_ylim()
+        axes.set_ylim(bottom, top + 0.1 * (top - bottom))  # room for the words above every line
         axes.text(
             column.disjoint + 0.01, 0.98, "no overlap", transform=axes.get_xaxis_transform(), va="top", fontsize=8
         )

@@ -161,7 +161,7 @@ def run_on_ray(jobs: Sequence[Job], device: Any, tell: Callable[[Job], None]) ->
             while waiting and len(pending) < slots:
                 job = waiting.pop(0)
                 command = job.prepare("cpu" if on_cpu else 0)  # Ray shows a task one GPU, which is its first
-                pending[task.remote(command, str(job.log))] = job
+                pending[task.remote(command, str(job.log), str(Path.cwd()))] = job
                 tell(job)
             (done,), _ = ray.wait(list(pending), num_returns=1)
             job = pending.pop(done)
@@ -179,10 +179,10 @@ def run_on_ray(jobs: Sequence[Job], device: Any, tell: Callable[[Job], None]) ->
             ray.shutdown()
 
 
-def _run_logged(command: list[str], log: str) -> int:
-    """Run a command with a log, and return its exit status."""
+def _run_logged(command: list[str], log: str, cwd: str) -> int:
+    """Run a command with a log where the comparison was started, and return its exit status."""
     with Path(log).open("w", encoding="utf-8") as target:
-        return subprocess.run(command, stdout=target, stderr=subprocess.STDOUT, check=False).returncode
+        return subprocess.run(command, stdout=target, stderr=subprocess.STDOUT, cwd=cwd, check=False).returncode
 
 
 def _wait(processes: Sequence[subprocess.Popen]) -> None:

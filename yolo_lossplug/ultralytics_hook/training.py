@@ -12,9 +12,12 @@ import torch
 import ultralytics
 from ultralytics import YOLO
 from ultralytics.cfg import get_cfg
+from ultralytics.data import build_yolo_dataset
+from ultralytics.data.utils import check_cls_dataset, check_det_dataset
 from ultralytics.utils import DEFAULT_CFG_DICT
 
 from yolo_lossplug.registry import LossPlugError
+from yolo_lossplug.selection import CLASSIFY
 from yolo_lossplug.ultralytics_hook import config
 
 MAP75 = "metrics/mAP75"
@@ -42,6 +45,33 @@ def check(args: dict[str, Any], *own: str) -> str:
     except (SyntaxError, TypeError, ValueError) as error:
         raise LossPlugError(str(error)) from error
     return str(task)
+
+
+def prepare(args: dict[str, Any]) -> None:
+    """Get what all runs need, once: data and weights that are downloaded, and the cache of labels.
+
+    Runs that start at the same time would write the same files. And what is missing is said once.
+
+    Args:
+        args: As `yolo train` takes them.
+
+    Raises:
+        LossPlugError: If the model or the data are not there.
+    """
+    try:
+        model = YOLO(args["model"], task=args.get("task"))
+    except Exception as error:
+        raise LossPlugError(f"model={args['model']} cannot be loaded: {error}") from error
+    try:
+        cfg = get_cfg(overrides={**args, "task": model.task, "mode": "train"})
+        if model.task == CLASSIFY:
+            check_cls_dataset(args["data"])
+            return
+        data = check_det_dataset(args["data"])
+        for split in ("train", "val"):
+            build_yolo_dataset(cfg, data[split], batch=1, data=data, mode=split, stride=32)
+    except Exception as error:
+        raise LossPlugError(f"data={args['data']} cannot be read: {error}") from error
 
 
 def train(args: dict[str, Any]) -> dict[str, Any]:
