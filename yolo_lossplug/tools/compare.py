@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import signal
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -68,7 +69,8 @@ class Plan:
 
 
 def main(args: dict[str, Any]) -> None:
-    """Compare, and exit with 1 if a run has failed."""
+    """Compare, and exit with 1 if a run has failed. What a cluster sends before it kills ends it as Ctrl-C does."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     place = compare(args)
     print(f"\n{(place / 'summary.md').read_text(encoding='utf-8')}\nwritten to {place}")
     if any(row["state"] == FAILED for row in summary.read_table(place / "results.csv")):

@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""What mkdocs adds to the pages when it builds them: a page for every family of losses, tables, and all pictures.
+
+Pictures are made by the functions behind `lossplug curves` and `lossplug simulate`, and tables by those behind
+`lossplug list` and `lossplug COMMAND --help`, so that no page can say anything else than the code.
+"""
+
+import importlib
+import subprocess
+import sys
+import tempfile
+from itertools import groupby
+from pathlib import Path
+
+from mkdocs.structure.files import File
+
+from yolo_lossplug import cli
+from yolo_lossplug.papers import PAPERS
+from yolo_lossplug.registry import BOX, CLASS, MODIFIER, OVERLAP, REGISTRY, ROTATED, ROTATED_MODIFIER, SOFTMAX
+from yolo_lossplug.tools import curves, simulate
+from yolo_lossplug.tools.arms import arms
+from yolo_lossplug.ultralytics_hook import console
+from yolo_lossplug.ultralytics_hook.patches import PATCHES
+
+ROOT = Path(__file__).parent.parent
+WORK = tempfile.TemporaryDirectory()
+CASES = 17_150
+"""Of the simulation, fifty anchor points: enough for the order of the losses, in seconds."""
+SIMULATED, KINDS = "iou,giou,diou,ciou,eiou,siou", "published,true"
+SECTIONS = {
+    BOX: "Box losses",
+    OVERLAP: "Box losses",
+    MODIFIER: "Prefixes",
+    ROTATED: "Rotated boxes",
+    ROTATED_MODIFIER: "Rotated boxes",
+    CLASS: "Class losses",
+    SOFTMAX: "Class losses of classify",
+}
+
+
+def on_config(config):
+    """Add the pages of families to the navigation."""
+    entries = [
+        {title: [page(key) for key, _ in group]} for title, group in groupby(families(), lambda f: section(f[1]))
+    ]
+    losses = next(entry["Losses"] for entry in config.nav if isinstance(entry, dict) and "Losses" in entry)
+    losses[1:] = entries
+    return config
+
+
+def on_files(files, config):
+    """Add the pages of families and all pictures."""
+    for key, specs in families():
+        files.append(File.generated(config, page(key), content=family_page(key, specs)))
+        files.append(File.generated(config, picture(key), abs_src_path=str(draw(key, specs))))
+    folder = Path(WORK.name) / "simulate"
+    with console.quiet():
+        simulate.main(
+            {"loss": SIMULATED, "gradients": KINDS, "cases": CASES, "project": str(folder.parent), "name": folder.name}
+        )
+    made = {name: folder / name for name in ("simulate.png", "map.png", "simulate.gif")}
+    made["cost.png"] = ROOT / "benchmarks" / "results" / "cost.png"
+    for name, path in made.items():
+        uri = f"pictures/{name}"
+        if files.get_file_from_path(uri):
+            files.remove(files.get_file_from_path(uri))
+        files.append(File.generated(config, uri, abs_src_path=str(path)))
+    return files
+
+
+def on_page_markdown(markdown, page, config, files):
+    """Fill the places that pages leave for what is made."""
+    filled = {
+        "<!-- table: losses -->": index,
+        "<!-- pictures: simulate -->": simulated,
+        "<!-- table: patches -->": patches,
+        "<!-- text: commands -->": commands,
+        "<!-- picture: cost -->": lambda: (
+            "![Time and memory of a step against the number of objects](pictures/cost.png)"
+        ),
+    }
+    for place, make in filled.items():
+        if place in markdown:
+            markdown = markdown.replace(place, make())
+    return markdown
+
+
+def families():
+    """Return the modules of losses, each with its specs, box losses first."""
+    ours = [spec for spec in REGISTRY if spec.function.__module__.startswith("yolo_lossplug.")]
+    order = list(SECTIONS)
+    groups = {}
+    for spec in sorted(ours, key=lambda spec: (order.index(spec.kind), spec.name)):
+        title = section([spec]).lower().replace(" ", "-")
+        groups.setdefault((title, spec.function.__module__.rpartition(".")[2]), []).append(spec)
+    found = [(f"{title}/{module}", specs) for (title, module), specs in groups.items()]
+    return sorted(found, key=lambda family: list(SECTIONS.values()).index(section(family[1])))
+
+
+def section(specs):
+    """Return the heading that a family stands under."""
+    return SECTIONS[specs[0].kind]
+
+
+def page(key):
+    """Return the path of a family's page."""
+    return f"losses/{key.replace('_', '-')}.md"
+
+
+def picture(key):
+    """Return the path of a family's picture."""
+    return f"losses/{key.replace('_', '-')}.png"
+
+
+def title(specs):
+    """Return the names of a family's losses."""
+    return ", ".join(cli._shown(spec) for spec in specs)
+
+
+def drawn(specs):
+    """Return the arguments of `lossplug curves` for a family."""
+    kind, names = specs[0].kind, [spec.name for spec in specs]
+    if kind == MODIFIER:
+        return {"loss": ",".join(["iou", *(f"{name}-iou" for name in names)])}
+    if kind == ROTATED:
+        return {"loss": ",".join(spec.name for spec in specs if spec.kind == ROTATED), "task": "obb"}
+    if kind == SOFTMAX:
+        return {"cls_loss": ",".join(names), "task": "classify"}
+    key, reference = ("cls_loss", "bce") if kind == CLASS else ("loss", "ciou")
+    return {key: ",".join(dict.fromkeys([reference, *names]))}
+
+
+def draw(key, specs):
+    """Draw a family and return the file."""
+    args = drawn(specs)
+    make = curves.draw_class if "cls_loss" in args else curves.draw
+    return make(arms(args, args.get("task")), Path(WORK.name) / picture(key))
+
+
+def family_page(key, specs):
+    """Return the page of a family: pictures, formulas, options, weaknesses, citations."""
+    lines = [f"# {title(specs)}", ""]
+    command = " ".join(["lossplug curves", *(f"{name}={value}" for name, value in drawn(specs).items())])
+    lines += [f"![Losses and gradients]({Path(picture(key)).name})", "", f"`{command}`", ""]
+    for spec in specs:
+        lines += [f"## {cli._shown(spec)}", "", "```text", spec.formula, "```", ""]
+        if spec.note:
+            lines += [f"**Note.** {spec.note}", ""]
+        if spec.parameters:
+            lines += ["| key | default | range | meaning |", "|---|---|---|---|"]
+            lines += [
+                f"| `{p.key}` | {p.default} | {p.option.range} | {p.option.help} |" for p in spec.parameters.values()
+            ]
+            lines += [""]
+        lines += [f"::: {spec.function.__module__}.{spec.function.__qualname__}"]
+        lines += ["    options:", "      show_root_heading: false", "      show_root_toc_entry: false", ""]
+    cited = dict.fromkeys(spec.paper for spec in specs if spec.paper in PAPERS)
+    if cited:
+        lines += ["## Citation", "", "```bibtex", *(PAPERS[address].bibtex(address) for address in cited), "```", ""]
+    return "\n".join(lines)
+
+
+def index():
+    """Return the table of all losses, with links to their pages."""
+    lines = ["| loss | formula | weakness or remark |", "|---|---|---|"]
+    for key, specs in families():
+        for spec in specs:
+            link = f"[`{cli._shown(spec)}`]({page(key).removeprefix('losses/')})"
+            lines.append(f"| {link} | {spec.formula.replace('|', chr(92) + '|')} | {spec.note} |")
+    return "\n".join(lines)
+
+
+def simulated():
+    """Return the pictures of the simulation, with their command."""
+    command = f"`lossplug simulate loss={SIMULATED} gradients={KINDS} cases={CASES}`"
+    pictures = {"Error against the step": "simulate.png", "Error by place": "map.png", "On their way": "simulate.gif"}
+    return "\n\n".join([command, *(f"![{words}](../pictures/{name})" for words, name in pictures.items())])
+
+
+def patches():
+    """Return the table of changes to the host."""
+    rows = [f"| `{patch.module}.{patch.attribute}` | {patch.reason} |" for patch in PATCHES]
+    return "\n".join(["| changed | why there |", "|---|---|", *rows])
+
+
+def commands():
+    """Return the help of every command."""
+    texts = {name: importlib.import_module(f"yolo_lossplug.tools.{name}").HELP for name in cli.TOOLS}
+    texts = {"list": cli.LIST_HELP, "explain": cli.EXPLAIN_HELP, "doctor": cli.DOCTOR_HELP, **texts}
+    parts = [f"## lossplug {name}\n\n```text\n{text}\n```\n" for name, text in texts.items()]
+    example = [sys.executable, "-m", "yolo_lossplug", "verify", "loss=focal-eiou", "cls_loss=qfl"]
+    said = subprocess.run(example, capture_output=True, text=True, check=True).stdout
+    parts.append(f"## What verify prints\n\n```text\n$ lossplug {' '.join(example[3:])}\n{said}```\n")
+    return "\n".join(parts)
