@@ -11,7 +11,7 @@ from tests.runs import ROOT
 
 PACKAGE = Path(yolo_lossplug.__file__).parent
 LAYERS = [
-    {"boxes", "shapes", "state", "papers", "_autoload"},
+    {"boxes", "shapes", "state", "papers", "charts", "_autoload"},
     {"registry"},
     {"box_losses", "class_losses", "nms", "assigner", "engine"},
     {"selection"},

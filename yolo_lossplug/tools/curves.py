@@ -18,10 +18,10 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 
+from yolo_lossplug import charts
 from yolo_lossplug.registry import REGISTRY, ROTATED, SOFTMAX, LossPlugError
 from yolo_lossplug.selection import CLASSIFY, NAMES, NUMBERS, REPORT, WEIGHTS, Loss, given_keys
 from yolo_lossplug.state import State
-from yolo_lossplug.tools import charts
 from yolo_lossplug.tools.arms import Arm, arms, refuse_others
 from yolo_lossplug.ultralytics_hook.console import folder, say
 

@@ -28,9 +28,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any, Callable, Optional, Union
 
 import torch
@@ -39,11 +41,11 @@ from matplotlib.font_manager import findfont
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from yolo_lossplug import charts
 from yolo_lossplug.boxes import Pair
 from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.selection import Loss
 from yolo_lossplug.state import State
-from yolo_lossplug.tools import charts
 from yolo_lossplug.tools import published as published_gradients
 from yolo_lossplug.tools.arms import arms, refuse_others
 from yolo_lossplug.tools.curves import labels, legend_columns, output_folder, refuse_keys_of_training, refuse_task
@@ -290,18 +292,21 @@ def simulate(
     started, count = time.perf_counter(), sample.anchors.shape[1]
     device = device or torch.device("cpu")
     size = count if loss.state is not None else chunk or (CHUNK if device.type == "cpu" else count)
-    sums, final, disjoint = torch.zeros(iterations + 1, dtype=torch.float64), [], 0
-    for anchors, targets in zip(sample.anchors.split(size, 1), sample.targets.split(size, 1)):
+    lock = Lock()
+
+    def move(anchors: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, int]:
         anchors, targets = anchors.contiguous().to(device), targets.contiguous().to(device)
         totals = []
         for boxes in trajectory(loss, anchors, targets, iterations):
             totals.append(errors(boxes, targets).sum(dtype=torch.float64))
-            tick(len(boxes.t()))
-        sums += torch.stack(totals).cpu()
-        final.append(errors(boxes, targets).cpu())
-        disjoint += int((overlap(boxes, targets) == 0).sum())
+            with lock:
+                tick(boxes.shape[1])
+        return torch.stack(totals).cpu(), errors(boxes, targets).cpu(), int((overlap(boxes, targets) == 0).sum())
+
+    parts = _side_by_side(move, list(zip(sample.anchors.split(size, 1), sample.targets.split(size, 1))), device)
+    sums, final, disjoint = zip(*parts)
     places = _means(torch.cat(final), sample.point, len(sample.points))
-    return Run(name, sums, count, places, disjoint / count, time.perf_counter() - started)
+    return Run(name, torch.stack(sums).sum(0), count, places, sum(disjoint) / count, time.perf_counter() - started)
 
 
 def write(runs: Sequence[Run], losses: Mapping[str, Union[Loss, Published]], where: Tensor, folder: Path) -> Path:
@@ -487,6 +492,27 @@ def _descents(losses: Mapping[str, Loss], given: Any) -> dict[str, Union[Loss, P
             elif len(kinds) == 1:
                 raise LossPlugError(f"gradients=published has no loss={loss.name}: the paper has {', '.join(known)}.")
     return found
+
+
+def _side_by_side(
+    move: Callable[[Tensor, Tensor], Any], chunks: Sequence[tuple[Tensor, Tensor]], device: torch.device
+) -> list[Any]:
+    """Move chunks, on a CPU one in each thread of torch: threads inside operations this small wait for each other."""
+    threads = torch.get_num_threads()
+    if device.type != "cpu" or len(chunks) < threads or threads == 1:
+        return [move(*chunk) for chunk in chunks]
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            futures = [pool.submit(move, *chunk) for chunk in chunks]
+            try:
+                return [future.result() for future in futures]
+            except BaseException:  # Ctrl-C: do not begin the others
+                for future in futures:
+                    future.cancel()
+                raise
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _means(values: Tensor, group: Tensor, count: int) -> Tensor:

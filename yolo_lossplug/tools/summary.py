@@ -11,7 +11,8 @@ from typing import Any, Optional
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from yolo_lossplug.tools import charts, statistics
+from yolo_lossplug import charts
+from yolo_lossplug.tools import statistics
 from yolo_lossplug.tools.jobs import FAILED, FINISHED, Job
 from yolo_lossplug.ultralytics_hook.training import history
 

@@ -117,12 +117,9 @@ class Collector:
 
     def write(self) -> None:
         """Write the table; it is complete or as it was."""
-        unfinished = self.file.with_suffix(".tmp")
-        with unfinished.open("w", newline="", encoding="utf-8") as target:
-            writer = csv.DictWriter(target, HEADER)
-            writer.writeheader()
-            writer.writerows(self.rows)
-        unfinished.replace(self.file)
+        from yolo_lossplug import charts
+
+        charts.save_table(self.rows, self.file, HEADER)
 
 
 _collectors: dict[str, Collector] = {}
@@ -241,12 +238,6 @@ LINES = (
     (2, "Overlap with the object", "mean IoU", (("mean_iou", ""),)),
 )
 """Panels of a branch: column, title, unit, and the columns of the table with their labels."""
-STYLES = (
-    {"color": "#000000", "linestyle": "-", "marker": "o"},
-    {"color": "#d55e00", "linestyle": "--", "marker": "s"},
-    {"color": "#56b4e9", "linestyle": "-.", "marker": "^"},
-)
-"""Looks of lines: they differ in lightness, dashes and marker, so that grey print keeps them apart."""
 
 
 def plot(rows: list[dict[str, str]], file: Path) -> None:
@@ -256,22 +247,20 @@ def plot(rows: list[dict[str, str]], file: Path) -> None:
         rows: The table.
         file: A PNG.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure  # without pyplot, whose figures are those of the host
     from matplotlib.ticker import MaxNLocator
 
+    from yolo_lossplug import charts  # matplotlib is not imported before the end of a training
+
     branches = list(dict.fromkeys(row["branch"] for row in rows))
-    figure = Figure(figsize=(12, 3.4 * len(branches)), constrained_layout=True)
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(len(branches), len(LINES), squeeze=False)
+    figure, axes = charts.figure(len(branches), len(LINES), 4, 3.4)
     for branch, panels in zip(branches, axes):
         own = [row for row in rows if row["branch"] == branch]
         epochs = [int(row["epoch"]) for row in own]
         for column, title, unit, lines in LINES:
             panel = panels[column]
-            for (key, label), style in zip(lines, STYLES):
+            for (key, label), style in zip(lines, charts.styles()):
                 values = [float(row[key] or "nan") for row in own]
-                panel.plot(epochs, values, label=label, markersize=4, markevery=max(1, len(epochs) // 20), **style)
+                panel.plot(epochs, values, label=label, markevery=max(1, len(epochs) // 20), **style)
             panel.set_title(title if branch == ONLY_BRANCH else f"{title} · {branch}", fontsize=10)
             panel.set_ylabel(unit)
             panel.set_ylim(0, 1.1 * _largest(own, [key for key, _ in lines]))
@@ -279,7 +268,7 @@ def plot(rows: list[dict[str, str]], file: Path) -> None:
             panel.xaxis.set_major_locator(MaxNLocator(integer=True))
             panel.grid(alpha=0.3)
         panels[1].legend(fontsize=8, frameon=False)
-    figure.savefig(file, dpi=150)
+    charts.save(figure, file)
 
 
 def _largest(rows: list[dict[str, str]], keys: list[str]) -> float:

@@ -7,10 +7,10 @@ import csv
 from collections.abc import Iterable, Sequence
 from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, which the colour-blind tell apart too; neighbours differ in lightness, dashes and marker.
 COLOURS = ("#000000", "#e69f00", "#0072b2", "#009e73", "#d55e00", "#56b4e9", "#cc79a7")
@@ -26,6 +26,9 @@ def styles() -> Iterable[dict[str, Any]]:
 
 def figure(rows: int, columns: int, width: float = 4.5, height: float = 3.2) -> tuple[Figure, Any]:
     """Return a figure without any window system, and its axes (rows, columns); sizes are inches of one of these."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # here, so that tables can be written without it
+    from matplotlib.figure import Figure
+
     made = Figure(figsize=(columns * width, rows * height), layout="constrained")
     FigureCanvasAgg(made)
     return made, made.subplots(rows, columns, squeeze=False)
@@ -44,12 +47,18 @@ def save(made: Figure, file: Path) -> Path:
     return file
 
 
-def save_table(rows: Sequence[dict[str, Any]], file: Path) -> Path:
-    """Write rows as CSV and return the file, which is complete or as it was; what a row lacks stays empty."""
+def save_table(rows: Sequence[dict[str, Any]], file: Path, columns: Sequence[str] = ()) -> Path:
+    """Write rows as CSV and return the file, which is complete or as it was.
+
+    Args:
+        rows: The rows; what one lacks stays empty.
+        file: The file; its folder is made.
+        columns: Names of the columns; those of the rows if not given.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_suffix(".tmp")
     with unfinished.open("w", newline="", encoding="utf-8") as target:
-        writer = csv.DictWriter(target, list(dict.fromkeys(name for row in rows for name in row)))
+        writer = csv.DictWriter(target, list(columns or dict.fromkeys(name for row in rows for name in row)))
         writer.writeheader()
         writer.writerows(rows)
     unfinished.replace(file)
