@@ -42,13 +42,14 @@ def other_data():
     return dataset("other", seed=1)
 
 
-def dataset(name, seed=0, rotated=False):
+def dataset(name, seed=0, task="detect"):
     from yolo_lossplug.shapes import CLASSES, write
 
-    folder = write(HOME / "datasets" / name, images=12, size=64, validation=4, seed=seed, rotated=rotated)
+    folder = write(HOME / "datasets" / name, images=12, size=64, validation=4, seed=seed, task=task)
     names = "".join(f"  {i}: {label}\n" for i, label in enumerate(CLASSES))
     file = HOME / f"{name}.yaml"
-    file.write_text(f"path: {folder}\ntrain: images/train\nval: images/val\nnames:\n{names}")
+    points = "kpt_shape: [4, 3]\nflip_idx: [0, 3, 2, 1]\n" if task == "pose" else ""
+    file.write_text(f"path: {folder}\ntrain: images/train\nval: images/val\n{points}names:\n{names}")
     return str(file)
 
 

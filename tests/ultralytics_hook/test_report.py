@@ -377,7 +377,7 @@ def test_an_epoch_that_is_begun_again_counts_once(data, tmp_path):
 
 
 def test_rotated_boxes(tmp_path):
-    data = dataset("turned-report", rotated=True)
+    data = dataset("turned-report", task="obb")
     trainer = train("yolov8n-obb.yaml", data=data, project=str(tmp_path), lossplug_report=True)
     (row,) = table(trainer.save_dir)
     assert int(row["objects"]) > 0 and 0 < float(row["mean_iou"]) < 1

@@ -271,7 +271,7 @@ def test_mixed_precision(amp, data, tmp_path):
 
 @pytest.mark.parametrize("loss", ["gwd", "focal-alpha-kld", "kfiou"])
 def test_rotated_boxes_train(loss, tmp_path):
-    data = dataset("turned", rotated=True)
+    data = dataset("turned", task="obb")
     with Log() as log:
         trainer = train("yolov8n-obb.yaml", data=data, project=str(tmp_path), loss=loss, cls_loss="qfl")
     assert f"box {loss}" in log.text and "iou=probiou) · engine" in log.text

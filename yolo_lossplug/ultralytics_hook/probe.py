@@ -174,11 +174,12 @@ def softmax_formula(one: Trial) -> tuple[float, ...]:
 def drawn_batch(model: Any, cfg: Any) -> dict[str, Any]:
     """Return a batch of drawn images with labels for a model's task: the same seed gives the same batch."""
     size, count, task = int(cfg.imgsz), int(cfg.batch), model.task
-    drawings = [shapes.draw(np.random.default_rng((cfg.seed, i)), size, task == "obb") for i in range(count)]
+    kind = "obb" if task == "obb" else "detect"
+    drawings = [shapes.draw(np.random.default_rng((cfg.seed, i)), size, kind) for i in range(count)]
     images = torch.from_numpy(np.stack([image for image, _ in drawings])).permute(0, 3, 1, 2).float() / 255
     n_classes = len(class_names(model))
     if task == CLASSIFY:
-        labels = torch.tensor([int(rows[0, 0]) for _, rows in drawings]) % n_classes
+        labels = torch.tensor([int(rows[0][0]) for _, rows in drawings]) % n_classes
         return {"img": images, "cls": labels}
     rows = torch.from_numpy(np.concatenate([rows for _, rows in drawings])).float()
     batch = {
