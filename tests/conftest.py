@@ -14,12 +14,14 @@ import torch
 HOME = Path(tempfile.mkdtemp(prefix="yolo-tests-"))
 atexit.register(shutil.rmtree, HOME, ignore_errors=True)
 os.environ.update(YOLO_CONFIG_DIR=str(HOME), YOLO_AUTOINSTALL="false", YOLO_OFFLINE="true")
-for variable in ("YOLO_LOSSPLUG", "PYTHONPATH"):
+for variable in ("YOLO_LOSSPLUG", *(() if "LOSSPLUG_HOST" in os.environ else ("PYTHONPATH",))):
     os.environ.pop(variable, None)
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 FOLDERS = {f"{name}_dir": str(HOME / name) for name in ("datasets", "weights", "runs")}
-CODE = f"from ultralytics.utils import SETTINGS; SETTINGS.update({ {**FOLDERS, 'sync': False}!r})"
+WITHOUT_RAY = {"raytune": False} if "LOSSPLUG_HOST" in os.environ else {}
+"""Old releases fail in their own callback where a new Ray is installed."""
+CODE = f"from ultralytics.utils import SETTINGS; SETTINGS.update({ {**FOLDERS, 'sync': False, **WITHOUT_RAY}!r})"
 subprocess.run([sys.executable, "-c", CODE], check=True, stdout=subprocess.DEVNULL, cwd=HOME)
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]

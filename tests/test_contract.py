@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""What holds on every supported release of Ultralytics; `python -m tests.versions` runs this file on many of them."""
+
+import pickletools
+import sys
+import zipfile
+
+import pytest
+import torch
+
+from tests.runs import ABSENT, STILL, TINY, WITHOUT_PLUGIN, python, results, yolo
+from yolo_lossplug.tools import verify
+from yolo_lossplug.ultralytics_hook import probe
+
+MODELS = ("yolov8n", "yolov10n", "yolo11n", "yolov8n-seg", "yolov8n-pose")
+
+
+def step(one, **keys):
+    """Return the loss of a step, its sum, and the gradient of the outputs."""
+    criterion = probe.criterion_of(one, **keys)
+    one.model.zero_grad()
+    loss = criterion(one.model(one.batch["img"]), one.batch)[0]
+    loss.sum().backward()
+    slopes = [p.grad.clone() for p in one.model.parameters() if p.grad is not None]
+    return loss.detach(), slopes
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def one(request):
+    return probe.trial({"model": f"{request.param}.yaml", "loss": "eiou", "imgsz": 96, "batch": 2})
+
+
+def test_the_stock_loss_has_the_numbers_of_stock(one):
+    stock, slopes = step(one, stock=True)
+    named, found = step(one, loss="ciou", loss_engine="reference")
+    assert torch.equal(named, stock)
+    assert len(found) == len(slopes) and all(map(torch.equal, found, slopes))
+
+
+def test_another_loss_changes_the_box_term_alone(one):
+    stock, ours = (probe.terms(probe.criterion_of(one, **keys), one) for keys in ({"stock": True}, {}))
+    assert ours.keys() == stock.keys()
+    for branch, (box, cls, dfl) in ours.items():
+        assert box > 1.05 * stock[branch][0]
+        assert (cls, dfl) == pytest.approx(stock[branch][1:], rel=2e-4)
+
+
+def test_gradients_are_finite_and_others(one):
+    _, stock = step(one, stock=True)
+    _, ours = step(one)
+    assert all(slope.isfinite().all() for slope in ours)
+    assert any(not torch.allclose(a, b) for a, b in zip(stock, ours))
+
+
+@pytest.mark.parametrize("keys", [{"loss": "focal-inner-eiou", "cls_loss": "qfl"}, {"loss": "wiou-v3", "tal_topk": 6}])
+@pytest.mark.parametrize("model", [*MODELS, "yolov8n-obb"])
+def test_every_term_is_what_the_formula_gives(model, keys):
+    loss = {"loss": "kld"} if "-obb" in model else {}
+    _, rows = verify.verify({"model": f"{model}.yaml", "imgsz": 96, "batch": 2, **keys, **loss})
+    assert rows and all(row.agrees for row in rows)
+
+
+@pytest.fixture(scope="module")
+def runs(data, tmp_path_factory):
+    """Folder of runs from the command line on weights that stay, and what each printed."""
+    place, said = tmp_path_factory.mktemp("contract"), {}
+    for name, words in {
+        "warm": [],
+        "stock": [],
+        "eiou": ["loss=eiou"],
+        "mixed": ["loss=inner-eiou", "cls_loss=qfl"],
+    }.items():
+        words = ["train", "model=yolov8n.yaml", f"project={place}", f"name={name}", *words]
+        said[name] = yolo(*words, cwd=place, data=data, **{**TINY, **STILL}).stdout
+    return place, said
+
+
+def test_validation_uses_the_loss_of_training(runs):
+    place, said = runs
+    assert "LossPlug: box eiou" in said["eiou"].replace("\x1b[0m", "") and "LossPlug" not in said["stock"]
+    stock, eiou, mixed = (results(place / name)[-1] for name in ("stock", "eiou", "mixed"))
+    for part in ("train", "val"):
+        assert eiou[f"{part}/box_loss"] > 1.2 * stock[f"{part}/box_loss"]
+        assert eiou[f"{part}/dfl_loss"] == pytest.approx(stock[f"{part}/dfl_loss"], rel=1e-3)
+        assert eiou[f"{part}/cls_loss"] == pytest.approx(stock[f"{part}/cls_loss"], rel=1e-3)
+        assert mixed[f"{part}/cls_loss"] < 0.9 * stock[f"{part}/cls_loss"]
+
+
+def test_checkpoints_are_clean_and_live_without_the_plugin(runs, data):
+    place, _ = runs
+    best = place / "mixed" / "weights" / "best.pt"
+    with zipfile.ZipFile(best) as archive:
+        (pickled,) = [archive.read(name) for name in archive.namelist() if name.endswith("data.pkl")]
+    names = [argument for _, argument, _ in pickletools.genops(pickled) if isinstance(argument, str)]
+    assert not [name for name in names if "yolo_lossplug" in name]
+    code = WITHOUT_PLUGIN + (
+        "from ultralytics import YOLO; import numpy as np, sys\n"
+        "model = YOLO(sys.argv[1]); model.predict(np.zeros((64, 64, 3), np.uint8), imgsz=64, verbose=False)\n"
+        "print('PREDICTED', model.task)"
+    )
+    assert "PREDICTED detect" in python(code, best, cwd=place, env=ABSENT).stdout
+
+
+def test_the_release_is_the_one_that_was_asked_for():
+    import os
+
+    import ultralytics
+
+    wanted = os.environ.get("LOSSPLUG_HOST")
+    assert wanted in (None, ultralytics.__version__)
+    said = python("import ultralytics; print(ultralytics.__version__)", cwd=".").stdout.split()[-1]
+    assert said == ultralytics.__version__, sys.path
