@@ -12,6 +12,7 @@ from tests.runs import ABSENT, STILL, TINY, WITHOUT_PLUGIN, python, results, yol
 from yolo_lossplug.tools import verify
 from yolo_lossplug.ultralytics_hook import probe
 
+# Batches of 3: Ultralytics 8.4.0 takes the masks of 2 images for something else.
 MODELS = ("yolov8n", "yolov10n", "yolo11n", "yolov8n-seg", "yolov8n-pose")
 
 
@@ -27,7 +28,7 @@ def step(one, **keys):
 
 @pytest.fixture(scope="module", params=MODELS)
 def one(request):
-    return probe.trial({"model": f"{request.param}.yaml", "loss": "eiou", "imgsz": 96, "batch": 2})
+    return probe.trial({"model": f"{request.param}.yaml", "loss": "eiou", "imgsz": 96, "batch": 3})
 
 
 def test_the_stock_loss_has_the_numbers_of_stock(one):
@@ -56,7 +57,7 @@ def test_gradients_are_finite_and_others(one):
 @pytest.mark.parametrize("model", [*MODELS, "yolov8n-obb"])
 def test_every_term_is_what_the_formula_gives(model, keys):
     loss = {"loss": "kld"} if "-obb" in model else {}
-    _, rows = verify.verify({"model": f"{model}.yaml", "imgsz": 96, "batch": 2, **keys, **loss})
+    _, rows = verify.verify({"model": f"{model}.yaml", "imgsz": 96, "batch": 3, **keys, **loss})
     assert rows and all(row.agrees for row in rows)
 
 

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Changes to the host: complete, undone exactly, refused where a seam has moved."""
 
+import functools
 import importlib
 import inspect
 import sys
 
 import pytest
 
-from tests.runs import python
-from yolo_lossplug import _autoload
-from yolo_lossplug.ultralytics_hook import compatibility, patches
+from tests.runs import Log, python
+from yolo_lossplug import LossPlugError, _autoload
+from yolo_lossplug.ultralytics_hook import compatibility, criterion, patches, trainer
 
 
 def snapshot():
@@ -66,6 +67,28 @@ def test_supported_releases(version, supported):
     assert (reason == "") is supported
     if not supported:
         assert version in reason and ">=8.3.0, <8.5" in reason
+
+
+def test_a_release_newer_than_the_tested_is_tried_and_told_once(monkeypatch):
+    newest = ".".join(map(str, compatibility.TESTED))
+    with Log() as log:
+        trainer.warn_of_release(newest)
+        assert not log.lines
+        trainer.warn_of_release("8.4.991")
+        trainer.warn_of_release("8.4.991")
+    (line,) = log.lines
+    assert f"ultralytics 8.4.991 is newer than {newest}" in line
+    assert criterion.self_test() < 1e-6
+    stock = criterion.BboxLoss.forward
+
+    @functools.wraps(stock)
+    def moved(self, *args):
+        box, dfl = stock(self, *args)
+        return box * 1.01, dfl
+
+    monkeypatch.setattr(criterion.BboxLoss, "forward", moved)
+    with pytest.raises(LossPlugError, match=rf"ultralytics 8.4.992 computes another box loss.*ultralytics=={newest}"):
+        trainer.warn_of_release("8.4.992")
 
 
 FAKE = """

@@ -25,8 +25,8 @@ from yolo_lossplug.selection import (
     keys,
     select,
 )
-from yolo_lossplug.ultralytics_hook import engine, memory, patches, report
-from yolo_lossplug.ultralytics_hook.criterion import arguments, class_names, is_plugged, leaves, plug
+from yolo_lossplug.ultralytics_hook import compatibility, engine, memory, patches, report
+from yolo_lossplug.ultralytics_hook.criterion import arguments, class_names, is_plugged, leaves, plug, self_test
 
 PREFIX = colorstr("LossPlug: ")
 
@@ -140,7 +140,34 @@ def announce(trainer: Any) -> None:
     if "nc" in trainer.data:  # a wrong name or number is reported before the first batch
         class_weights(selection, trainer.data["nc"], class_names(_unwrap(trainer.model)))
     if RANK in {-1, 0}:
+        warn_of_release(ultralytics.__version__)
         LOGGER.info(f"{PREFIX}{banner(selection, engine_name(selection, _unwrap(trainer.model)))}")
+
+
+def warn_of_release(version: str) -> None:
+    """Say once that a release is newer than those that were tested, if what we rely on computes what it should.
+
+    Raises:
+        LossPlugError: If it does not.
+    """
+    if not compatibility.is_untested(version):
+        return
+    error, newest = self_test(), ".".join(map(str, compatibility.TESTED))
+    if not error < TOLERANCE:
+        raise LossPlugError(
+            f"ultralytics {version} computes another box loss than yolo-lossplug expects (off by {error:.0e}): a loss "
+            f"of ours would not be what it says. Install ultralytics=={newest}, or a newer yolo-lossplug."
+        )
+    if version not in _warned:
+        _warned.add(version)
+        LOGGER.warning(
+            f"{PREFIX}ultralytics {version} is newer than {newest}, the newest release that yolo-lossplug was tested "
+            f"with. What it relies on is there, and computes what it should."
+        )
+
+
+TOLERANCE = 1e-4
+_warned: set[str] = set()
 
 
 def guard(trainer: Any) -> None:
