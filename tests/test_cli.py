@@ -82,3 +82,30 @@ def test_losses_of_other_packages(tmp_path):
     done = python(code, cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)})
     assert "SCALE 3" in done.stdout and "True True" in done.stdout
     assert "the losses of 'no_such_module_of_losses' are not available: No module named" in done.stdout
+
+
+def test_a_misspelt_command_and_a_reader_who_has_gone(tmp_path):
+    command = [sys.executable, "-m", "yolo_lossplug"]
+    done = run([*command, "verfy"], tmp_path, check=False)
+    assert done.returncode == 1 and "Did you mean 'verify'" in done.stdout and "Traceback" not in done.stdout
+    done = run(["bash", "-c", f"{sys.executable} -m yolo_lossplug list | head -1"], tmp_path)
+    assert done.stdout.strip() == "loss="
+    done = run([*command, "curves", "loss=ciou", "project=/proc/nowhere"], tmp_path, check=False)
+    assert done.returncode == 1 and "/proc" in done.stdout and "Traceback" not in done.stdout
+
+
+def test_explain_a_loss_of_ones_own(tmp_path, registry):
+    file = tmp_path / "own.py"
+    file.write_text("def mine(pred, target, *, own_scale=1.0):\n    return (pred - target).abs().sum(-1) * own_scale\n")
+    file.write_text(file.read_text().replace(", *, own_scale=1.0", "").replace(" * own_scale", ""))
+    assert f"loss={file}:mine" in explanation(f"{file}:mine")
+
+
+@pytest.mark.parametrize("command", ["list", "explain", "doctor", "verify", "curves", "simulate", "compare"])
+def test_every_command_has_help_with_an_example(command, monkeypatch, capsys):
+    from yolo_lossplug import cli
+
+    monkeypatch.setattr(sys, "argv", ["lossplug", command, "--help"])
+    cli.main()
+    said = capsys.readouterr().out
+    assert said.startswith(f"usage: lossplug {command}") and f"Example: lossplug {command}" in said

@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import importlib
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 
 import yolo_lossplug
 from yolo_lossplug.registry import LossPlugError, Spec
@@ -47,6 +49,18 @@ TOOLS = ("verify", "curves", "simulate", "compare")
 
 def main() -> None:
     """Run a command of ours, or hand the arguments to Ultralytics with the plugin enabled."""
+    try:
+        run()
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    except BrokenPipeError:  # `lossplug list | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+
+
+def run() -> None:
+    """Run the command that the arguments name."""
     command, words = (sys.argv[1], sys.argv[2:]) if len(sys.argv) > 1 else ("help", [])
     own = {"list": (show_losses, LIST_HELP), "explain": (show_parts, EXPLAIN_HELP), "doctor": (show_state, DOCTOR_HELP)}
     if command in ("help", "-h", "--help"):
@@ -58,6 +72,9 @@ def main() -> None:
         print(text) if is_help(words) else function()
     elif command in TOOLS:
         run_tool(command, words)
+    elif get_close_matches(command, (*own, *TOOLS), 1, 0.75):
+        (close,) = get_close_matches(command, (*own, *TOOLS), 1, 0.75)
+        raise SystemExit(f"LossPlug: '{command}' is no command. Did you mean '{close}'? lossplug --help lists them.")
     else:
         from ultralytics.cfg import entrypoint
 
@@ -79,10 +96,10 @@ def run_tool(name: str, words: Sequence[str]) -> None:
         from yolo_lossplug.ultralytics_hook.console import parse
 
         tool.main(parse(words))
-    except LossPlugError as error:
+    except (LossPlugError, OSError) as error:  # the latter: a folder that cannot be written, say
+        if isinstance(error, BrokenPipeError):
+            raise
         raise SystemExit(f"LossPlug: {error}") from error
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
 
 
 def show_losses() -> None:
@@ -167,8 +184,10 @@ def bibtex(name: str) -> str:
 def _parts(name: str) -> list[Spec]:
     """Return the specs of a name, outermost first; a name of both kinds is the box loss."""
     from yolo_lossplug.registry import BOX, CLASS, ROTATED, SOFTMAX
-    from yolo_lossplug.selection import kind_of, resolve
+    from yolo_lossplug.selection import kind_of, load_own, resolve
 
+    if ":" in name:
+        return [load_own(name, BOX)]
     spec, modifiers = resolve(kind_of(name, BOX, CLASS, ROTATED, SOFTMAX), name)
     return [*modifiers, spec]
 

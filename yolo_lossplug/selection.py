@@ -128,10 +128,11 @@ class Loss:
         context = {key: known[key] for key in self.context}
         is_elementwise = self.kind in (CLASS, SOFTMAX)
         raise_dtype = boxes.as_float if is_elementwise else boxes.promote
-        before = _versions(pred, target)
+        given = raise_dtype(pred), raise_dtype(target)  # copies for some, which the promise holds for too
+        before = _versions(*given)
         with _no_autocast(pred.device.type):
-            loss = self.function(raise_dtype(pred), raise_dtype(target), **context)
-        if _versions(pred, target) != before:
+            loss = self.function(*given, **context)
+        if _versions(*given) != before:
             raise LossPlugError(
                 f"loss '{self.name}' changes its inputs in place; the other losses need them as they were."
             )
@@ -270,7 +271,7 @@ def select(args: Mapping[str, Any]) -> Selection:
         raise LossPlugError(f"loss_engine=fast cannot be used with task={task}: {UNSPED[task]}. Remove it.")
     for key, value in given.items():
         if key not in {*NUMBERS, *NAMES, WEIGHTS, REPORT, *box.options, *cls.options}:
-            raise LossPlugError(_no_effect(key, value, box, cls))
+            raise LossPlugError(no_effect(key, value, box.name, cls.name))
     selection = Selection(
         box,
         cls,
@@ -677,10 +678,11 @@ def _suggest(word: str, known: Iterable[str]) -> str:
     return f" Did you mean '{matches[0]}'?" if matches else ""
 
 
-def _no_effect(key: str, value: Any, box: Loss, cls: Loss) -> str:
+def no_effect(key: str, value: Any, box: str, cls: str) -> str:
+    """Return that an option belongs to none of the chosen losses, and where it belongs."""
     owners = REGISTRY.owners(key)
     is_class = any(owner.kind in (CLASS, SOFTMAX) for owner in owners)
-    chosen = f"cls_loss={cls.name}" if is_class else f"loss={box.name}"
+    chosen = f"cls_loss={cls}" if is_class else f"loss={box}"
     places = [
         f"{o.name}-*" if o.kind in PREFIXES.values() else f"{'cls_loss' if is_class else 'loss'}={o.name}"
         for o in owners

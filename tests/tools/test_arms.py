@@ -33,6 +33,15 @@ def test_class_losses_and_names_multiply():
     assert [name for name, _ in named(tal_iou="ciou,siou")] == ["tal_iou=ciou", "tal_iou=siou"]
 
 
+def test_losses_of_ones_own_are_named_without_their_folder(tmp_path, registry):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "own.py").write_text("def mine(pred, target):\n    return (pred - target).abs().sum(-1)\n")
+    first, second = (f"{tmp_path}/{folder}/own.py:mine" for folder in "ab")
+    assert [name for name, _ in named(loss=f"ciou,{first}")] == ["ciou", "own.py:mine"]
+    assert [name for name, _ in named(loss=f"{first},{second}")] == [first, second]
+
+
 def test_weights_of_classes_are_one_value():
     assert named(loss="ciou,eiou", cls_weights=[1.0, 2.0])[1][1] == {"loss": "eiou", "cls_weights": [1.0, 2.0]}
     assert len(named(cls_weights=[[1.0, 2.0], [2.0, 1.0]])) == 2
@@ -48,7 +57,10 @@ def test_tasks_have_losses_of_their_own():
     ("args", "message"),
     [
         ({"loss": "ciou,eiuo"}, "Did you mean 'eiou'"),
-        ({"loss": "ciou,eiou", "focal_gamma": 0.3}, r"focal_gamma=0.3 has no effect with loss=ciou, eiou; it belongs"),
+        (
+            {"loss": "ciou,eiou", "focal_gamma": 0.3},
+            r"focal_gamma=0.3 has no effect with loss=ciou,eiou; it belongs to focal-\*\.",
+        ),
         ({"loss": "focal-eiou", "focal_gamma": (0.3, -1)}, "focal_gamma=-1"),
     ],
 )

@@ -2,15 +2,19 @@
 """`lossplug compare` from the command line on the embedded dataset, and its plans."""
 
 import json
+import socket
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from tests.runs import ROOT, arguments, results, run
+from tests.runs import ROOT, TINY, arguments, results, run
 from yolo_lossplug import LossPlugError
 from yolo_lossplug.tools import compare, summary
 from yolo_lossplug.tools.jobs import FAILED, FINISHED, WAITING, Job
+from yolo_lossplug.ultralytics_hook import training
 
 COMMAND = [sys.executable, "-m", "yolo_lossplug", "compare"]
 KEYS = {
@@ -116,6 +120,7 @@ def test_another_plan_needs_another_name(compared):
     ("keys", "message"),
     [
         ({"loss": "ciou,eiuo"}, "Did you mean 'eiou'"),
+        ({"loss": ","}, "loss=, lacks a value before or after a comma"),
         ({"epoch": 3}, "epoch=3 is unknown. Did you mean 'epochs'"),
         ({"data": None}, "data= is missing"),
         ({"seed": 1}, "seed=1 cannot be given to compare: give seeds= instead"),
@@ -179,6 +184,67 @@ def test_a_table_with_a_failed_run_first(tmp_path):
     rows = summary.read_table(tmp_path / "results.csv")
     assert rows[0]["metrics/mAP50-95(B)"] == "" and rows[1]["metrics/mAP50-95(B)"] == "0.5"
     assert "1 of 2 runs finished" in (tmp_path / "summary.md").read_text(encoding="utf-8")
+
+
+def test_a_damaged_result_is_made_again(tmp_path):
+    job = Job("a", 0, tmp_path / "runs" / "a", {})
+    job.folder.mkdir(parents=True)
+    job.result.write_text('{"broken')
+    assert job.read() is None
+    job.prepare(None)
+    assert not job.result.exists()
+
+
+def test_a_plan_that_cannot_be_read(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / compare.PLAN).write_text("{")
+    with pytest.raises(LossPlugError, match="cannot be read"):
+        compare.place_of(compare.plan_of({**KEYS, "loss": "ciou"}), "mine", tmp_path)
+
+
+def test_one_comparison_at_a_time_in_a_folder(tmp_path):
+    with compare.locked(tmp_path):
+        with pytest.raises(LossPlugError, match="another comparison is at work"), compare.locked(tmp_path):
+            pass
+        assert (tmp_path / compare.LOCK).is_file()
+    assert not list(tmp_path.iterdir())
+    done = subprocess.Popen([sys.executable, "-c", "pass"])
+    done.wait()
+    (tmp_path / compare.LOCK).write_text(f"{socket.gethostname()} {done.pid}")
+    with compare.locked(tmp_path):  # left by one that was killed
+        pass
+    (tmp_path / compare.LOCK).write_text(f"elsewhere {done.pid}")
+    with pytest.raises(LossPlugError, match="elsewhere"), compare.locked(tmp_path):
+        pass
+
+
+def test_folders_of_runs_lie_in_the_comparison_whatever_the_project(tmp_path, monkeypatch):
+    """Ultralytics puts a relative project below runs/detect."""
+    monkeypatch.chdir(tmp_path)
+    plan = compare.plan_of({**KEYS, "loss": "ciou"})
+    for project in ("mine", None):
+        (job, *_) = compare.jobs_of(plan, compare.place_of(plan, "name", project))
+        assert Path(job.args["project"]).is_absolute()
+        assert (tmp_path in job.folder.parents) is (project is not None)
+    for name in ("a/b", "..", str(tmp_path), "."):
+        with pytest.raises(LossPlugError, match="must be the name of a folder"):
+            compare.place_of(plan, name, "mine")
+
+
+def test_a_loss_that_is_no_number_has_failed(data, tmp_path):
+    own = tmp_path / "own.py"
+    own.write_text("def broken(pred, target):\n    return (pred - target).sum(-1) * float('nan')\n")
+    with pytest.raises(FloatingPointError, match=r"box_loss=nan"):
+        training.train(
+            {**TINY, "model": "yolov8n.yaml", "data": data, "loss": f"{own}:broken", "project": str(tmp_path)}
+        )
+
+
+def test_metrics_of_nothing_are_said_to_be_nothing():
+    zero = {key: {**result(0.0), "metrics": {"metrics/mAP50-95(B)": 0.0}} for key in (("a", 0), ("b", 0))}
+    assert "nothing has been learnt yet" in summary.markdown(summary.summarise(zero, ["a", "b"]), [], [])
+    some = {("a", 0): result(0.0), ("b", 0): result(0.1)}
+    assert "nothing has been learnt" not in summary.markdown(summary.summarise(some, ["a", "b"]), [], [])
 
 
 def test_a_comparison_may_move_to_another_device(compared):

@@ -49,6 +49,9 @@ def test_weights_of_classes_by_name_and_of_the_host(data):
     names = {"circle": 0.5, "triangle": 2.0}
     with pytest.raises(LossPlugError, match=r"circle"):
         values(loss="eiou", cls_weights=names)  # a fresh model has 80 classes without names
+    for weights in (names, [0.5, 1, 2]):
+        found = values(loss="eiou", cls_weights=weights, data=data)[1]
+        assert all(row.agrees for row in found) and found[1].ours != pytest.approx(found[1].stock, rel=1e-3)
     (_, cls, _) = values(loss="eiou", cls_weights=[2.0] * 80)[1]
     assert cls.agrees and cls.ours == pytest.approx(2 * cls.stock, rel=1e-3)
 
@@ -121,6 +124,12 @@ def test_command(tmp_path):
         ({"loss": "eiou", "model": "rtdetr-l.yaml"}, "RT-DETR has a loss of its own"),
         ({"loss": "eiou", "model": "nothere.yaml"}, "nothere.yaml"),
         ({"loss": "eiou", "model": "yolov8n-obb.yaml"}, "rotated"),
+        ({"loss": "eiou,giou"}, "loss=eiou,giou names several: verify takes one"),
+        ({"imgsz": 0}, "imgsz=0 must be a whole number, at least 32"),
+        ({"batch": -1}, "batch=-1 must be"),
+        ({"seed": "x"}, "seed"),
+        ({"device": "xyz"}, "device"),
+        ({"data": "nothere.yaml"}, "nothere.yaml"),
     ],
 )
 def test_errors(keys, message):

@@ -3,13 +3,26 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, Optional
 
-from yolo_lossplug.registry import REGISTRY, LossPlugError
-from yolo_lossplug.selection import NAMES, NUMBERS, REPORT, STOCK_BOX, WEIGHTS, Selection, given_keys, keys, select
+from yolo_lossplug.registry import LossPlugError
+from yolo_lossplug.selection import (
+    NAMES,
+    NUMBERS,
+    REPORT,
+    STOCK_BOX,
+    STOCK_CLASS,
+    WEIGHTS,
+    Selection,
+    given_keys,
+    keys,
+    no_effect,
+    select,
+)
 
 
 @dataclass(frozen=True)
@@ -57,9 +70,10 @@ def arms(args: Mapping[str, Any], task: Optional[str] = None) -> list[Arm]:
             found.setdefault(name, Arm(name, given, selection))
     for key, value in given_keys(args).items():
         if key not in used:
-            losses = ", ".join(str(name or STOCK_BOX) for name in names["loss"])
-            owners = " or ".join(spec.name for spec in REGISTRY.owners(key))
-            raise LossPlugError(f"{key}={value} has no effect with loss={losses}; it belongs to {owners}. Remove it.")
+            box, cls = (
+                ",".join(str(name or stock) for name in names[k]) for k, stock in zip(names, (STOCK_BOX, STOCK_CLASS))
+            )
+            raise LossPlugError(no_effect(key, value, box, cls))
     return list(found.values())
 
 
@@ -75,11 +89,18 @@ def refuse_others(args: Mapping[str, Any], *own: str) -> None:
 
 
 def _values(key: str, value: Any) -> list[Any]:
-    """Return the values of a key, None for none."""
+    """Return the values of a key, none for None.
+
+    Raises:
+        LossPlugError: If it is given without a value.
+    """
     if value is None:
         return []
     if isinstance(value, str) and key != WEIGHTS:
-        return [word.strip() for word in value.split(",") if word.strip()]
+        words = [word.strip() for word in value.split(",")]
+        if not all(words):
+            raise LossPlugError(f"{key}={value} lacks a value before or after a comma; write {key}=one,other.")
+        return words
     if isinstance(value, (list, tuple)) and (key != WEIGHTS or any(isinstance(v, (list, tuple)) for v in value)):
         return list(value)
     return [value]
@@ -88,6 +109,21 @@ def _values(key: str, value: Any) -> list[Any]:
 def _name(selection: Selection, given: Mapping[str, Any], lists: Mapping[str, list[Any]]) -> str:
     """Return the values that vary, names first; the box loss where nothing does."""
     names = {"loss": selection.box.name, "cls_loss": selection.cls.name}
-    words = [name for key, name in names.items() if len(lists[key]) > 1]
+    words = [_short(name, lists[key]) for key, name in names.items() if len(lists[key]) > 1]
     words += [f"{key}={value}" for key, value in given.items() if key not in names and len(lists[key]) > 1]
-    return " ".join(words) or selection.box.name
+    return " ".join(words) or _short(selection.box.name, [])
+
+
+def _short(name: str, others: list[Any]) -> str:
+    """Return a loss of the user's own without its folder, unless another one would have the same name."""
+    short = short_name(name)
+    return short if sum(short_name(str(other)) == short for other in others) < 2 else name
+
+
+def short_name(name: str) -> str:
+    """Return ``file.py:function`` of ``path/to/file.py:function``; other names as they are.
+
+    >>> short_name("own/losses.py:mine")
+    'losses.py:mine'
+    """
+    return re.sub(r"[^(\s]*[/\\](?=[^/\\]+\.py:)", "", name)

@@ -4,14 +4,17 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import signal
+import socket
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import torch
 
@@ -46,7 +49,7 @@ RESERVED = {
     "mode": "it always trains",
 }
 ENGINES = ("local", "ray")
-PLAN = "compare.json"
+PLAN, LOCK = "compare.json", "compare.lock"
 
 
 @dataclass(frozen=True)
@@ -91,20 +94,38 @@ def compare(args: Mapping[str, Any]) -> Path:
         KeyboardInterrupt: After Ctrl-C; the summary of what is finished is written, and the same call goes on.
     """
     plan = plan_of(args)
+    if len(plan.arms) < 2:
+        say(f"there is one loss, {plan.arms[0].name}: its seeds show the noise, and it is compared with nothing")
     place = place_of(plan, args.get("name"), args.get("project"))
     todo = jobs_of(plan, place)
     waiting = [job for job in todo if job.state == WAITING]
     if waiting:
         training.prepare({**plan.args, **plan.arms[0].keys})
+    place.mkdir(parents=True, exist_ok=True)
+    with locked(place):
+        return _run(plan, place, todo, waiting)
+
+
+def _run(plan: Plan, place: Path, todo: list[Job], waiting: list[Job]) -> Path:
+    """Run what waits, and write the summary after every run."""
     _write_plan(plan, place)
+    lost = sum(job.state == FINISHED and not job.folder.is_dir() for job in todo)
+    if lost:
+        say(f"{lost} of the finished runs have lost their folder: they count, and are missing in curves.png")
+
+    def tell(job: Job) -> None:
+        say_states(job, todo, is_short=not plan.devices and plan.engine == ENGINES[0])
+        if job.state in (FINISHED, FAILED):
+            summary.write(todo, place, _header(plan))
+
     say(f"{len(todo)} runs in {place}, {len(todo) - len(waiting)} of them finished before")
     try:
         if plan.engine == "ray":
-            jobs.run_on_ray(waiting, plan.args.get("device", "cpu"), _teller(todo))
+            jobs.run_on_ray(waiting, plan.args.get("device", "cpu"), tell)
         elif plan.devices:
-            jobs.run_on_devices(waiting, plan.devices, _teller(todo))
+            jobs.run_on_devices(waiting, plan.devices, tell)
         else:
-            jobs.run_in_turn(waiting, _teller(todo, is_short=True))
+            jobs.run_in_turn(waiting, tell)
     except KeyboardInterrupt:
         say(f"interrupted. What is finished stays in {place}; the same command with name={place.name} goes on.")
         raise
@@ -159,7 +180,10 @@ def place_of(plan: Plan, name: Any, project: Any) -> Path:
     for candidate in candidates:
         if not (candidate / PLAN).is_file():
             continue
-        known = json.loads((candidate / PLAN).read_text(encoding="utf-8"))
+        try:
+            known = json.loads((candidate / PLAN).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise LossPlugError(f"{candidate / PLAN} cannot be read ({error}); give another name=.") from error
         before_args, args = (_comparable(args) for args in (known["args"], plan.args))
         if before_args == args:
             return candidate
@@ -240,18 +264,56 @@ def _header(plan: Plan) -> list[str]:
     return [f"`lossplug compare {command}`", f"{versions} · {device}"]
 
 
-def _teller(todo: Sequence[Job], is_short: bool = False) -> Callable[[Job], None]:
-    """Return a function that says how far the runs are: a line, or a table where no run has the terminal."""
+def say_states(job: Job, todo: Sequence[Job], is_short: bool = False) -> None:
+    """Say how far the runs are when one has started or ended: a line, or a table where no run has the terminal."""
+    states = (FINISHED, FAILED, RUNNING, WAITING)
+    counts = " · ".join(f"{sum(one.state == state for one in todo)} {state}" for state in states)
+    say(f"{job.arm} seed {job.seed}: {job.state}{f' ({job.reason})' if job.reason else ''} · {counts}")
+    if not is_short:
+        print(table(todo), flush=True)
 
-    def tell(job: Job) -> None:
-        counts = " · ".join(
-            f"{sum(one.state == state for one in todo)} {state}" for state in (FINISHED, FAILED, RUNNING, WAITING)
-        )
-        say(f"{job.arm} seed {job.seed}: {job.state}{f' ({job.reason})' if job.reason else ''} · {counts}")
-        if not is_short:
-            print(table(todo))
 
-    return tell
+@contextmanager
+def locked(place: Path) -> Iterator[None]:
+    """Keep another comparison out of a folder while the context is open.
+
+    Raises:
+        LossPlugError: If one is at work there. What a process that is gone has left does not count.
+    """
+    file, mine = place / LOCK, f"{socket.gethostname()} {os.getpid()}"
+    for _ in range(2):
+        try:
+            descriptor = os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+        except FileExistsError:
+            owner = file.read_text(encoding="utf-8")
+            if _is_alive(owner):
+                raise LossPlugError(
+                    f"another comparison is at work in {place} ({owner}); wait for it, or give another name=. "
+                    f"If there is none, remove {file}."
+                ) from None
+            file.unlink(missing_ok=True)
+        else:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as target:
+                target.write(mine)
+            break
+    try:
+        yield
+    finally:
+        file.unlink(missing_ok=True)
+
+
+def _is_alive(owner: str) -> bool:
+    """Whether the process that a lock names is there, as far as this machine can tell."""
+    host, _, number = owner.partition(" ")
+    if host != socket.gethostname() or not number.isdigit():
+        return bool(number)
+    try:
+        os.kill(int(number), 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it is somebody else's, or Windows cannot ask
+        return True
+    return True
 
 
 def table(todo: Sequence[Job]) -> str:

@@ -22,7 +22,7 @@ from yolo_lossplug import charts
 from yolo_lossplug.registry import REGISTRY, ROTATED, SOFTMAX, LossPlugError
 from yolo_lossplug.selection import CLASSIFY, NAMES, NUMBERS, REPORT, WEIGHTS, Loss, given_keys
 from yolo_lossplug.state import State
-from yolo_lossplug.tools.arms import Arm, arms, refuse_others
+from yolo_lossplug.tools.arms import Arm, arms, refuse_others, short_name
 from yolo_lossplug.ultralytics_hook.console import folder, say
 
 HELP = """\
@@ -187,7 +187,7 @@ def measure_class(loss: Loss, probabilities: Tensor, target: float) -> tuple[Ten
 
 def labels(chosen: Sequence[Arm], is_class: bool = False) -> list[str]:
     """Return a label for each arm: its loss with the options, and the arm's name where two would be the same."""
-    found = [str(arm.selection.cls if is_class else arm.selection.box) for arm in chosen]
+    found = [short_name(str(arm.selection.cls if is_class else arm.selection.box)) for arm in chosen]
     counts = Counter(found)
     return [label if counts[label] == 1 else f"{label} [{arm.name}]" for label, arm in zip(found, chosen)]
 
@@ -226,7 +226,7 @@ def draw(chosen: Sequence[Arm], file: Path) -> Path:
         (way, {label: _curve(arm.selection.box, way) for label, arm in zip(labels(chosen), chosen)})
         for way in movements()
     ]
-    return _draw([_column(way, lines) for way, lines in curves], "‖gradient‖ (loss per box side)", file)
+    return _draw([_column(way, lines) for way, lines in curves], "‖gradient‖ · box side", file)
 
 
 def draw_class(chosen: Sequence[Arm], file: Path) -> Path:

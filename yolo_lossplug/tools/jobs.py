@@ -65,13 +65,17 @@ class Job:
         return self.folder.with_name(f"{self.folder.name}.log.txt")
 
     def read(self) -> Optional[dict[str, Any]]:
-        """Return the result of a finished run."""
-        return json.loads(self.result.read_text(encoding="utf-8")) if self.result.is_file() else None
+        """Return the result of a finished run; None if there is none, or none that can be read."""
+        try:
+            return json.loads(self.result.read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            return None
 
     def prepare(self, device: Any) -> list[str]:
         """Remove what an interrupted run has left, write the arguments, and return the command that runs it."""
         shutil.rmtree(self.folder, ignore_errors=True)
-        self.error.unlink(missing_ok=True)
+        for file in (self.error, self.result):
+            file.unlink(missing_ok=True)
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         args = {**self.args, **({} if device is None else {"device": device})}
         job = {"args": args, "result": str(self.result), "error": str(self.error)}
@@ -81,7 +85,7 @@ class Job:
 
     def settle(self, status: int) -> None:
         """Take note of how the run has ended."""
-        self.state = FINISHED if self.result.is_file() else FAILED
+        self.state = FINISHED if self.read() else FAILED
         if self.state == FAILED:
             text = self.error.read_text(encoding="utf-8") if self.error.is_file() else ""
             self.reason = text.partition("\n")[0] or f"exit status {status}"

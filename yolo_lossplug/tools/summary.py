@@ -103,6 +103,8 @@ def markdown(rows: Sequence[Mapping[str, Any]], runs: Sequence[Job], header: Seq
     arms = list(dict.fromkeys(row["loss"] for row in rows))
     metrics = [measure for measure in measures if measure.startswith("metrics/")]
     others = [measure for measure in measures if measure not in metrics]
+    if not any(cells[arm, metric]["mean"] for arm in arms for metric in metrics if (arm, metric) in cells):
+        lines += ["", "All metrics are 0: nothing has been learnt yet, and nothing can be compared. Train longer."]
     lines += ["", "## Metrics of the best checkpoint, mean ± sd over the seeds", ""]
     lines += _means(cells, arms, [*metrics, *(m for m in others if m == "seconds")])
     if len(arms) > 1:
@@ -187,7 +189,7 @@ def draw_curves(
             axis.plot(epochs, mean, label=arm, markevery=max(1, length // 8), **style)
             axis.fill_between(epochs, mean - spread, mean + spread, color=style["color"], alpha=0.15, linewidth=0)
         axis.set_xlabel("epoch")
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axis.set_ylim(bottom=0)
         axis.set_ylabel(label(name))
         axis.grid(alpha=0.3)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,7 +52,7 @@ VERSION = ultralytics.__version__
 
 def progress(total: int, title: str) -> Any:
     """Return Ultralytics' progress bar; `update(n)` moves it, `close()` ends it."""
-    return TQDM(total=total, desc=title)
+    return TQDM(total=total, desc=title, disable=not sys.stdout.isatty())  # a log wants no line for every step
 
 
 def say(text: str) -> None:
@@ -71,5 +72,13 @@ def quiet() -> Iterator[None]:
 
 
 def folder(kind: str, name: str, project: Any = None) -> Path:
-    """Return a folder for what a command writes that is not there yet: ``runs/kind/name``, ``name2``, ..."""
-    return Path(increment_path(Path(project or RUNS_DIR / kind) / name))
+    """Return a folder for what a command writes that is not there yet: ``runs/kind/name``, ``name2``, ...
+
+    It is absolute: Ultralytics puts a relative one below its own.
+
+    Raises:
+        LossPlugError: If the name is none of a folder.
+    """
+    if not name or Path(name).name != name or name == "..":
+        raise LossPlugError(f"name={name} must be the name of a folder; where it lies is said by project=.")
+    return Path(increment_path(Path(project or RUNS_DIR / kind).absolute() / name))

@@ -70,6 +70,13 @@ def trial(args: dict[str, Any]) -> Trial:
         LossPlugError: If an argument is unknown or wrong.
     """
     args = {"model": "yolov8n.yaml", "imgsz": 160, "batch": 4, "device": "cpu", **args}
+    for key, least in (("imgsz", 32), ("batch", 1), ("seed", 0)):
+        value = args.get(key, least)
+        if type(value) is not int or value < least:
+            raise LossPlugError(f"{key}={value} must be a whole number, at least {least}: one step is taken with it.")
+    for key in ("loss", "cls_loss"):
+        if "," in str(args.get(key)):
+            raise LossPlugError(f"{key}={args[key]} names several: verify takes one, compare and curves take more.")
     given = {**args, "mode": "train"}
     config.refuse_unknown(given)
     config.check_given(DEFAULT_CFG_DICT, given)  # before the model is built or downloaded
@@ -77,11 +84,12 @@ def trial(args: dict[str, Any]) -> Trial:
         torch.manual_seed(int(args.get("seed") or 0))
         made = YOLO(args["model"], task=args.get("task"))
         cfg = get_cfg(overrides={**given, "task": made.task})
-    except (SyntaxError, TypeError, FileNotFoundError) as error:
-        raise LossPlugError(str(error)) from error
-    model, selection = made.model, select(vars(cfg))
-    _set_classes(model, cfg)
-    device = select_device(cfg.device, verbose=False)
+        model, selection = _with_classes(made.model, cfg), select(vars(cfg))
+        device = select_device(cfg.device, verbose=False)
+    except LossPlugError:
+        raise
+    except (SyntaxError, TypeError, ValueError, RuntimeError, FileNotFoundError) as error:
+        raise LossPlugError(" ".join(str(error).split())) from error
     model.to(device).train()
     batch = {
         key: value.to(device) if isinstance(value, Tensor) else value for key, value in drawn_batch(model, cfg).items()
@@ -238,11 +246,16 @@ def _turned(corners: Tensor) -> Tensor:
     return torch.cat((points.mean(1), along.norm(dim=1)[:, None], across.norm(dim=1)[:, None], angle[:, None]), 1)
 
 
-def _set_classes(model: Any, cfg: Any) -> None:
-    """Give a model the names of the classes of its data, if there is any; their number must be the model's."""
+def _with_classes(model: Any, cfg: Any) -> Any:
+    """Return a model with the classes of its data, if there is any, as a trainer builds it from another."""
     if not cfg.data:
-        return
+        return model
     read = check_cls_dataset if model.task == CLASSIFY else check_det_dataset
     names = dict(read(cfg.data)["names"])
-    if len(names) == len(class_names(model)):
-        model.names = names
+    if len(names) != len(class_names(model)):
+        trained = model
+        model = type(model)(model.yaml, nc=len(names), verbose=False)
+        model.load(trained)
+        model.task = trained.task
+    model.names = names
+    return model

@@ -7,6 +7,7 @@ Everything is counted where an assigner has just been asked in training, on its 
 from __future__ import annotations
 
 import csv
+import math
 from pathlib import Path
 from typing import Any, Optional
 
@@ -260,12 +261,14 @@ def plot(rows: list[dict[str, str]], file: Path) -> None:
             panel = panels[column]
             for (key, label), style in zip(lines, charts.styles()):
                 values = [float(row[key] or "nan") for row in own]
+                if all(math.isnan(value) for value in values):
+                    continue
                 panel.plot(epochs, values, label=label, markevery=max(1, len(epochs) // 20), **style)
             panel.set_title(title if branch == ONLY_BRANCH else f"{title} · {branch}", fontsize=10)
             panel.set_ylabel(unit)
             panel.set_ylim(0, 1.1 * _largest(own, [key for key, _ in lines]))
             panel.set_xlabel("epoch")
-            panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+            panel.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
             panel.grid(alpha=0.3)
         panels[1].legend(fontsize=8, frameon=False)
     charts.save(figure, file)

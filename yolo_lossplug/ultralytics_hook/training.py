@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,9 @@ def train(args: dict[str, Any]) -> dict[str, Any]:
     Returns:
         ``metrics`` of the best checkpoint by Ultralytics' names, mAP75 where the task has it; ``losses`` of the last
         epoch; ``seconds``; ``save_dir``; ``versions``.
+
+    Raises:
+        FloatingPointError: If a loss is not finite after the last epoch.
     """
     args = dict(args)
     start = time.perf_counter()
@@ -90,12 +94,16 @@ def train(args: dict[str, Any]) -> dict[str, Any]:
     model.train(**args)
     seconds = time.perf_counter() - start
     folder = Path(model.trainer.save_dir)
+    last = history(folder)[-1]
+    broken = [f"{key}={value}" for key, value in last.items() if key.endswith("_loss") and not math.isfinite(value)]
+    if broken:
+        raise FloatingPointError(f"the loss is no number after the last epoch: {', '.join(broken)}")
     metrics = model.metrics  # none where workers of several devices have trained
     if metrics is None:
         metrics = model.val(data=args["data"], plots=False)
     return {
         "metrics": measured(metrics),
-        "losses": {key: value for key, value in history(folder)[-1].items() if key.endswith("_loss")},
+        "losses": {key: value for key, value in last.items() if key.endswith("_loss")},
         "seconds": seconds,
         "save_dir": str(folder),
         "versions": f"ultralytics {ultralytics.__version__}, torch {torch.__version__}",
