@@ -34,7 +34,7 @@ def install(release):
     if done.is_file() and release != "newest":
         return folder
     wanted = "ultralytics<8.5" if release == "newest" else f"ultralytics=={release}"
-    pip(folder, "--no-deps", "--upgrade", wanted)
+    pip(folder, "--no-deps", wanted)
     (found,) = folder.glob("ultralytics-*.dist-info/METADATA")
     needs = Parser().parsestr(found.read_text(encoding="utf-8")).get_all("Requires-Dist")
     missing = [str(need) for need in map(Requirement, needs) if is_missing(need)] + MORE.get(release, [])
@@ -46,7 +46,7 @@ def install(release):
 
 def pip(folder, *words):
     """Install into a folder."""
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(folder), *words]
+    command = [sys.executable, "-m", "pip", "install", "-qq", "--upgrade", "--target", str(folder), *words]
     subprocess.run(command, check=True)
 
 
