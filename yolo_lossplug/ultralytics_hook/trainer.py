@@ -230,6 +230,10 @@ def join(trainer: Any) -> None:
         callbacks.insert(0 if (event, callback) in FIRST else len(callbacks), callback)
 
 
+WRAPPERS = ("module", "_orig_mod", "student_model")
+"""Attributes under which a model holds the one that is trained."""
+
+
 def models_with_criterion(model: Any) -> list[Any]:
     """Return a model, and the student inside it if it distils, where either holds a criterion."""
     candidates = (model, getattr(model, "student_model", None))
@@ -243,9 +247,9 @@ def init_criterion(stock: Any, model: Any) -> Any:
 
 
 def _unwrap(model: Any) -> Any:
-    """Return the model inside a distributed or compiled one."""
+    """Return the model inside a distributed or compiled one, or one that it is distilled into."""
     while model is not None and "criterion" not in vars(model):
-        inner = getattr(model, "module", None) or getattr(model, "_orig_mod", None)
+        inner = next((m for name in WRAPPERS if (m := getattr(model, name, None)) is not None), None)
         if inner is None:
             break
         model = inner

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Options of Ultralytics' trainer that touch the model, the batches or the process: the losses run through all of them.
+
+The guard looks at the criterion after every batch, and stops a run that trains with anything else.
+"""
+
+import threading
+
+import pytest
+import torch
+import ultralytics
+from ultralytics import YOLO
+from ultralytics.models.yolo.detect import DetectionTrainer
+
+from tests.runs import STILL, TINY, Log, python, results, train
+from yolo_lossplug.ultralytics_hook.compatibility import numbers
+from yolo_lossplug.ultralytics_hook.criterion import is_plugged
+from yolo_lossplug.ultralytics_hook.trainer import selection_of
+
+CHOICE = {"loss": "inner-eiou", "cls_loss": "qfl"}
+OPTIONS = {
+    "freeze": {"freeze": 10},
+    "single_cls": {"single_cls": True},
+    "rect": {"rect": True},
+    "fraction": {"fraction": 0.5},
+    "close_mosaic": {"mosaic": 1.0, "close_mosaic": 1, "epochs": 2},
+    "mixup": {"mosaic": 1.0, "mixup": 1.0},
+    "accumulate": {"nbs": 16, "warmup_epochs": 0.0},
+    "cos_lr": {"cos_lr": True, "epochs": 2},
+    "dropped_val": {"val": False},
+    "cache": {"cache": "ram"},
+    "workers": {"workers": 1},
+    "multi_scale": {"multi_scale": 0.5},
+}
+
+
+def option(name):
+    """Return an option as this release of Ultralytics takes it."""
+    if name == "multi_scale" and numbers(ultralytics.__version__) < (8, 4, 0):
+        return {"multi_scale": True}
+    return OPTIONS[name]
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_an_option_of_the_host(name, data, tmp_path):
+    seen = []
+    watch = [("on_train_batch_end", lambda trainer: seen.append(trainer.model.criterion))]
+    with Log() as log:
+        trainer = train(data=data, project=str(tmp_path), callbacks=watch, **{**CHOICE, **option(name)})
+    assert "box inner-eiou(inner_ratio=0.7) · class qfl" in log.text
+    assert seen and all(is_plugged(criterion, selection_of(trainer)) for criterion in seen)
+    rows = results(trainer.save_dir)
+    assert len(rows) == option(name).get("epochs", 1) and 0 < rows[-1]["train/box_loss"] < 1e4
+
+
+def test_two_trainers_alive_at_once(data, tmp_path):
+    """Each has its own losses, whichever was made first, and whichever runs first."""
+    keys = {**TINY, "model": "yolov8n.yaml", "data": data, "project": str(tmp_path)}
+    first, second = (DetectionTrainer(overrides={**keys, "loss": loss, "name": loss}) for loss in ("eiou", "giou"))
+    for trainer, loss in ((second, "giou"), (first, "eiou")):
+        with Log() as log:
+            trainer.train()
+        assert f"box {loss} " in log.text
+    for trainer, loss in ((first, "eiou"), (second, "giou")):
+        assert trainer.model.criterion.bbox_loss.loss.name == loss == trainer.ema.ema.criterion.bbox_loss.loss.name
+
+
+def test_threads(data, tmp_path):
+    """Two trainings in threads of one process, each with its own losses, also those that remember."""
+    failures, criteria = [], {}
+
+    def run(loss):
+        def note(trainer):
+            criteria[loss] = trainer.model.criterion
+
+        try:
+            model = YOLO("yolov8n.yaml")
+            model.add_callback("on_train_batch_end", note)
+            model.train(**{**TINY, "epochs": 2}, data=data, project=str(tmp_path), name=loss, loss=loss)
+        except Exception as error:
+            failures.append(error)
+
+    train(data=data, project=str(tmp_path))  # the dataset's cache is there
+    threads = [threading.Thread(target=run, args=(loss,)) for loss in ("wiou-v3", "focal-eiou")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    for loss in ("wiou-v3", "focal-eiou"):
+        assert criteria[loss].bbox_loss.loss.name == loss and len(results(tmp_path / loss)) == 2
+    assert (tmp_path / "wiou-v3" / "weights" / "lossplug.pt").is_file()
+    assert not (tmp_path / "focal-eiou" / "weights" / "lossplug.pt").exists()
+
+
+def test_a_student_of_distillation(data, tmp_path):
+    from ultralytics.utils import DEFAULT_CFG_DICT
+
+    if "distill_model" not in DEFAULT_CFG_DICT:
+        pytest.skip("this release of Ultralytics does not distil")
+    teacher = train(data=data, project=str(tmp_path), name="teacher")
+    rows = {}
+    for loss in ("ciou", "eiou"):
+        keys = {"distill_model": str(teacher.best), "loss": loss, "name": loss}
+        rows[loss] = results(train(data=data, project=str(tmp_path), **STILL, **keys).save_dir)[-1]
+    assert rows["eiou"]["train/box_loss"] > 1.2 * rows["ciou"]["train/box_loss"]
+    assert rows["eiou"]["val/box_loss"] > 1.2 * rows["ciou"]["val/box_loss"]
+
+
+COMPILED = """
+import sys
+from ultralytics import YOLO
+model = YOLO("yolov8n.yaml")
+model.train(**eval(sys.argv[1]))
+print("CRITERION", model.trainer.model.criterion.bbox_loss.loss.name)
+"""
+
+
+def test_compiled(data, tmp_path):
+    """torch.compile with inductor; the loss is left outside of the graph, where its sizes vary from step to step."""
+    if not numbers(ultralytics.__version__) >= (8, 4, 100):
+        pytest.skip("compile=True of older releases fails with this torch, with or without us")
+    keys = {**TINY, **CHOICE, "data": data, "project": str(tmp_path), "compile": True, "fraction": 0.5, "val": False}
+    done = python(COMPILED, repr(keys), cwd=tmp_path)
+    assert "box inner-eiou(inner_ratio=0.7)" in done.stdout.replace("\x1b[0m", "")
+    assert "torch.compile" in done.stdout or torch.__version__ < "2"
+    (rows,) = [results(folder.parent) for folder in tmp_path.rglob("results.csv")]
+    assert 0 < rows[-1]["train/box_loss"] < 1e4
