@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""The contract on many releases of Ultralytics: `python -m tests.versions [RELEASE ...] [--write]`.
+"""The contract on many releases of Ultralytics: `python -m tests.versions [RELEASE ...] [--write] [--tests ...]`.
 
 Each release is installed into a folder of its own (`.versions`, or LOSSPLUG_VERSIONS), beside the torch of this
 environment, which is not changed. Without names all of `RELEASES` are run; `newest` is the newest of today.
@@ -22,6 +22,7 @@ from tests.tables import mark, write
 RELEASES = ("8.3.0", "8.3.99", "8.3.196", "8.3.253", "8.4.0", "8.4.103", "8.4.139", "8.4.180", "newest")
 MORE = {"8.3.0": ["numpy<2.4"], "8.3.99": ["numpy<2.4"]}
 """What a release needs that it does not say: releases before 8.3.108 call np.trapz."""
+CONTRACT = ["tests/test_contract.py"]
 KEPT = ("torch", "torchvision")
 """What is never installed again."""
 FOLDER = Path(os.environ.get("LOSSPLUG_VERSIONS", ROOT / ".versions"))
@@ -60,13 +61,13 @@ def is_missing(need):
         return need.name != "ultralytics-thop"  # it counts operations, and would bring torch along
 
 
-def run(release):
+def run(release, tests=CONTRACT):
     """Return the version, whether the contract holds, the last line of the tests, and the seconds they took."""
     folder = install(release)
     (found,) = folder.glob("ultralytics-*.dist-info")
     version = found.name.removeprefix("ultralytics-").removesuffix(".dist-info")
     environment = {**os.environ, "PYTHONPATH": str(folder), "LOSSPLUG_HOST": version}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_contract.py"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
     start = time.perf_counter()
     done = subprocess.run(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -82,10 +83,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("releases", nargs="*", default=RELEASES)
     parser.add_argument("--write", action="store_true", help="put the table into docs/compatibility.md")
+    parser.add_argument(
+        "--tests", nargs=argparse.REMAINDER, default=CONTRACT, help="arguments of pytest; the last option"
+    )
     args = parser.parse_args()
     rows = []
     for release in args.releases:
-        rows.append(run(release))
+        rows.append(run(release, args.tests))
         version, is_kept, said, seconds = rows[-1]
         print(f"{version:<10} {'holds' if is_kept else 'FAILS':<6} {said} ({seconds:.0f} s)", flush=True)
     if args.write:

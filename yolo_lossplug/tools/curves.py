@@ -374,13 +374,15 @@ def _column(way: Movement, lines: Mapping[str, tuple[Tensor, Tensor]]) -> Column
 
 def _draw(columns: Sequence[Column], gradient: str, file: Path) -> Path:
     """Draw losses above and gradients below, with one legend, and return the file."""
-    made, axes = charts.figure(2, len(columns))
+    names = list(columns[0].lines)
+    legend = legend_columns(names, 150)
+    made, axes = charts.figure(2, len(columns), height=3.2 + 0.11 * max(0, -(-len(names) // legend) - 2))
     for j, column in enumerate(columns):
         for i, name in enumerate(("loss", gradient)):
             _draw_panel(axes[i, j], column, i)
             axes[i, j].set(xlabel=column.label, ylabel=name)
         axes[0, j].set_title(column.title)
-    charts.legend_below(made, axes[0, 0], legend_columns(list(columns[0].lines), 150))
+    charts.legend_below(made, axes[0, 0], legend)
     return charts.save(made, file)
 
 
