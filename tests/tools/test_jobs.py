@@ -69,20 +69,20 @@ def test_devices_have_one_run_each_at_a_time(made):
     assert any(one["start"] < other["end"] and other["start"] < one["end"] for one in runs for other in runs[1:])
 
 
-def interrupt_soon(seconds):
-    threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT)).start()
-
-
 @pytest.mark.parametrize("way", ["turn", "devices"])
 def test_an_interrupt_ends_what_runs(made, way):
     todo = made({"seconds": 0.1}, {"seconds": 60}, {"seconds": 60})
     start = time.perf_counter()
-    interrupt_soon(3.0)
+
+    def interrupt(job):
+        if job is todo[2 if way == "devices" else 1] and job.state == RUNNING:  # the first is finished then
+            threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()
+
     with pytest.raises(KeyboardInterrupt):
         if way == "turn":
-            jobs.run_in_turn(todo, tell_nothing)
+            jobs.run_in_turn(todo, interrupt)
         else:
-            jobs.run_on_devices(todo, ("cpu", "cpu"), tell_nothing)
+            jobs.run_on_devices(todo, ("cpu", "cpu"), interrupt)
     assert time.perf_counter() - start < 30
     assert todo[0].state == FINISHED and not todo[1].result.is_file()
 
