@@ -83,7 +83,7 @@ def test_own_command(tmp_path):
     assert "'loss' is not a valid YOLO argument" in stock.stdout
     refused = run([sys.executable, "-m", "yolo_lossplug", "train", "loss=eiuo"], tmp_path, check=False)
     assert "Did you mean 'eiou'?" in refused.stdout
-    assert "usage: lossplug list" in run([sys.executable, "-m", "yolo_lossplug"], tmp_path).stdout
+    assert "usage: lossplug COMMAND" in run([sys.executable, "-m", "yolo_lossplug"], tmp_path).stdout
     assert run([sys.executable, "-m", "yolo_lossplug", "--version"], tmp_path).stdout.strip() == "0.1.0"
 
 
