@@ -4,6 +4,7 @@
 The guard looks at the criterion after every batch, and stops a run that trains with anything else.
 """
 
+import shutil
 import threading
 
 import pytest
@@ -116,6 +117,7 @@ print("CRITERION", model.trainer.model.criterion.bbox_loss.loss.name)
 """
 
 
+@pytest.mark.skipif(not shutil.which("g++") and not shutil.which("clang++"), reason="inductor needs a C++ compiler")
 def test_compiled(data, tmp_path):
     """torch.compile with inductor; the loss is left outside of the graph, where its sizes vary from step to step."""
     if not numbers(ultralytics.__version__) >= (8, 4, 100):
