@@ -69,8 +69,16 @@ def test_devices_have_one_run_each_at_a_time(made):
     assert any(one["start"] < other["end"] and other["start"] < one["end"] for one in runs for other in runs[1:])
 
 
+@pytest.fixture
+def interruptible():
+    """Take note of Ctrl-C also where a shell has started the tests in the background, and ignores it for them."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("way", ["turn", "devices"])
-def test_an_interrupt_ends_what_runs(made, way):
+def test_an_interrupt_ends_what_runs(made, way, interruptible):
     todo = made({"seconds": 0.1}, {"seconds": 60}, {"seconds": 60})
     start = time.perf_counter()
 
