@@ -160,8 +160,10 @@ def _caution(cells: Cells, others: int) -> list[str]:
         '"better" and "worse" are said where both the bootstrap interval and Student\'s exclude 0, of at least '
         f'{statistics.FEWEST} seeds; all else is "within noise", which is no proof of equality.'
     ]
-    if fewest < 5:
-        lines.append(f"{fewest} seed{'s' * (fewest > 1)} can show large differences only; 5 or more show smaller ones.")
+    if fewest < statistics.FEWEST:
+        lines.append(f"{fewest} seed{'s' * (fewest > 1)}: too few for any verdict.")
+    elif fewest < 5:
+        lines.append(f"{fewest} seeds can show large differences only; 5 or more show smaller ones.")
     if others > 1:
         lines.append(f"{others} losses are compared with one: about 1 verdict in 20 is chance where none differs.")
     return lines
