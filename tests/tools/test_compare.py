@@ -231,7 +231,7 @@ def test_folders_of_runs_lie_in_the_comparison_whatever_the_project(tmp_path, mo
             compare.place_of(plan, name, "mine")
 
 
-def test_a_loss_that_is_no_number_has_failed(data, tmp_path):
+def test_a_loss_that_is_no_number_has_failed(data, tmp_path, registry):
     own = tmp_path / "own.py"
     own.write_text("def broken(pred, target):\n    return (pred - target).sum(-1) * float('nan')\n")
     with pytest.raises(FloatingPointError, match=r"box_loss=nan"):
