@@ -114,7 +114,7 @@ def picture(key):
 
 def title(specs):
     """Return the names of a family's losses."""
-    return ", ".join(cli._shown(spec) for spec in specs)
+    return ", ".join(cli.shown(spec) for spec in specs)
 
 
 def drawn(specs):
@@ -143,7 +143,7 @@ def family_page(key, specs):
     command = " ".join(["lossplug curves", *(f"{name}={value}" for name, value in drawn(specs).items())])
     lines += [f"![Losses and gradients]({Path(picture(key)).name})", "", f"`{command}`", ""]
     for spec in specs:
-        lines += [f"## {cli._shown(spec)}", "", "```text", spec.formula, "```", ""]
+        lines += [f"## {cli.shown(spec)}", "", "```text", spec.formula, "```", ""]
         if spec.note:
             lines += [f"**Note.** {spec.note}", ""]
         if spec.parameters:
@@ -165,7 +165,7 @@ def index():
     lines = ["| loss | formula | weakness or remark |", "|---|---|---|"]
     for key, specs in families():
         for spec in specs:
-            link = f"[`{cli._shown(spec)}`]({page(key).removeprefix('losses/')})"
+            link = f"[`{cli.shown(spec)}`]({page(key).removeprefix('losses/')})"
             lines.append(f"| {link} | {spec.formula.replace('|', chr(92) + '|')} | {spec.note} |")
     return "\n".join(lines)
 

@@ -32,14 +32,14 @@ def one(request):
 
 
 def test_the_stock_loss_has_the_numbers_of_stock(one):
-    stock, slopes = step(one, stock=True)
+    stock, slopes = step(one, is_stock=True)
     named, found = step(one, loss="ciou", loss_engine="reference")
     assert torch.equal(named, stock)
     assert len(found) == len(slopes) and all(map(torch.equal, found, slopes))
 
 
 def test_another_loss_changes_the_box_term_alone(one):
-    stock, ours = (probe.terms(probe.criterion_of(one, **keys), one) for keys in ({"stock": True}, {}))
+    stock, ours = (probe.terms(probe.criterion_of(one, **keys), one) for keys in ({"is_stock": True}, {}))
     assert ours.keys() == stock.keys()
     for branch, (box, cls, dfl) in ours.items():
         assert box > 1.05 * stock[branch][0]
@@ -47,7 +47,7 @@ def test_another_loss_changes_the_box_term_alone(one):
 
 
 def test_gradients_are_finite_and_others(one):
-    _, stock = step(one, stock=True)
+    _, stock = step(one, is_stock=True)
     _, ours = step(one)
     assert all(slope.isfinite().all() for slope in ours)
     assert any(not torch.allclose(a, b) for a, b in zip(stock, ours))

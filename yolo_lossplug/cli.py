@@ -72,9 +72,8 @@ def run() -> None:
         print(text) if is_help(words) else function()
     elif command in TOOLS:
         run_tool(command, words)
-    elif get_close_matches(command, (*own, *TOOLS), 1, 0.75):
-        (close,) = get_close_matches(command, (*own, *TOOLS), 1, 0.75)
-        raise SystemExit(f"LossPlug: '{command}' is no command. Did you mean '{close}'? lossplug --help lists them.")
+    elif close := get_close_matches(command, (*own, *TOOLS), 1, 0.75):
+        raise SystemExit(f"LossPlug: '{command}' is no command. Did you mean '{close[0]}'? lossplug --help lists them.")
     else:
         from ultralytics.cfg import entrypoint
 
@@ -113,7 +112,7 @@ def show_losses() -> None:
         print(title)
         for spec in specs:
             source = f"  [{spec.paper}, {spec.year}]" if spec.paper else ""
-            print(f"  {_shown(spec):<13}{spec.formula}{source}")
+            print(f"  {shown(spec):<13}{spec.formula}{source}")
             if spec.note:
                 print(f"  {'':<13}{spec.note}")
             for p in spec.parameters.values():
@@ -158,7 +157,7 @@ def explanation(name: str) -> str:
     if specs[-1].kind == OVERLAP:
         lines.append("L = weight · (1 − u + Σ penalties), u = IoU unless a part changes it")
     for spec in specs:
-        lines += ["", f"{_shown(spec)}: {spec.formula}"]
+        lines += ["", f"{shown(spec)}: {spec.formula}"]
         lines += [f"  {p.key}={p.default} in {p.option.range}: {p.option.help}" for p in spec.parameters.values()]
         if spec.paper:
             paper = PAPERS.get(spec.paper)
@@ -192,7 +191,7 @@ def _parts(name: str) -> list[Spec]:
     return [*modifiers, spec]
 
 
-def _shown(spec: Spec) -> str:
+def shown(spec: Spec) -> str:
     """Return a name as it is written before or after others."""
     from yolo_lossplug.selection import PREFIXES
 
@@ -229,7 +228,7 @@ def _cells(spec: Spec) -> str:
     """Return name, formula, options and source of a loss as cells of a Markdown table."""
     from yolo_lossplug.registry import OVERLAP
 
-    name = f"`{_shown(spec)}`{' ∘' if spec.kind == OVERLAP else ''}"
+    name = f"`{shown(spec)}`{' ∘' if spec.kind == OVERLAP else ''}"
     options = "<br>".join(f"`{p.key}` = {p.default} in {p.option.range}" for p in spec.parameters.values())
     source = f"[{spec.year}]({spec.paper})" if spec.paper else ""
     return f"{name} | {spec.formula.replace('|', chr(92) + '|')} | {options} | {source}"

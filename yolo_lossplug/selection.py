@@ -66,6 +66,8 @@ NAMES = {"loss": STOCK_BOX, "cls_loss": STOCK_CLASS, "tal_iou": "ciou", "loss_en
 WEIGHTS = "cls_weights"
 REPORT = "lossplug_report"
 """The key that asks for a report of the assignment; False is as good as not given."""
+COMMON = frozenset((*NUMBERS, *NAMES, WEIGHTS, REPORT))
+"""Keys that belong to no loss in particular."""
 
 GROUP = "yolo_lossplug.losses"
 """Entry points of packages with losses: each names a module, or a function in it."""
@@ -270,7 +272,7 @@ def select(args: Mapping[str, Any]) -> Selection:
     if engine == "fast" and task in UNSPED:
         raise LossPlugError(f"loss_engine=fast cannot be used with task={task}: {UNSPED[task]}. Remove it.")
     for key, value in given.items():
-        if key not in {*NUMBERS, *NAMES, WEIGHTS, REPORT, *box.options, *cls.options}:
+        if key not in COMMON and key not in box.options and key not in cls.options:
             raise LossPlugError(no_effect(key, value, box.name, cls.name))
     selection = Selection(
         box,
@@ -304,16 +306,16 @@ def refuse_unknown_names(given: Mapping[str, Any]) -> None:
             resolve(kind, name)
 
 
-def refuse_unknown(given: Mapping[str, Any]) -> None:
-    """Raise an error for a key that is none of ours.
+def refuse_unknown(given: Mapping[str, Any], *others: str) -> None:
+    """Raise an error for a key that is none of ours, nor one of some others.
 
     Raises:
         LossPlugError: If there is one.
     """
-    known = keys()
+    known = (*others, *keys())
     for key, value in given.items():
         if key not in known:
-            raise LossPlugError(f"{key}={value} is unknown.{_suggest(key, known)} Known: {', '.join(known)}.")
+            raise LossPlugError(f"{key}={value} is unknown.{suggest(key, known)} Known: {', '.join(known)}.")
 
 
 def create_box_loss(name: str, **options: Any) -> Loss:
@@ -433,7 +435,7 @@ def _unknown(kind: str, name: str) -> str:
         return f"cls_loss={name} is one {other}. Take one of {', '.join(known)}."
     own = f"{name.strip()}:function" if name.strip().endswith(".py") else "file.py:function"
     return (
-        f"{key}={name} is unknown.{_suggest(_normalise(name), known)} "
+        f"{key}={name} is unknown.{suggest(_normalise(name), known)} "
         f"Known: {', '.join(REGISTRY.names(*_wanted(kind)))}{_prefixes(kind)}; or one of your own as {key}={own}."
     )
 
@@ -450,7 +452,7 @@ def load_own(reference: str, kind: str) -> Spec:
     function = getattr(module, name, None)
     if not callable(function):
         functions = [n for n, f in vars(module).items() if getattr(f, "__module__", None) == module.__name__]
-        raise LossPlugError(f"{key}={reference}: {place} has no function '{name}'.{_suggest(name, functions)}")
+        raise LossPlugError(f"{key}={reference}: {place} has no function '{name}'.{suggest(name, functions)}")
     for spec in REGISTRY:
         if spec.function is function and spec.kind == kind:
             return spec
@@ -564,7 +566,7 @@ def choose(key: str, args: Mapping[str, Any], choices: tuple[str, ...]) -> str:
     """
     name = _normalise(_named(args, key))
     if name not in choices:
-        raise LossPlugError(f"{key}={name} is unknown.{_suggest(name, choices)} Known: {', '.join(choices)}.")
+        raise LossPlugError(f"{key}={name} is unknown.{suggest(name, choices)} Known: {', '.join(choices)}.")
     return name
 
 
@@ -605,7 +607,7 @@ def class_weights(selection: Selection, count: int, names: Mapping[int, str]) ->
         for name in weights:
             if name not in known:
                 raise LossPlugError(
-                    f"{WEIGHTS}: the data has no class '{name}'.{_suggest(name, known)} Known: {', '.join(known)}."
+                    f"{WEIGHTS}: the data has no class '{name}'.{suggest(name, known)} Known: {', '.join(known)}."
                 )
         return [weights.get(name, 1.0) for name in known]
     if len(weights) != count:
@@ -673,7 +675,8 @@ def _prefixes(kind: str) -> str:
     return "; with prefixes " + ", ".join(f"{m.name}-" for m in modifiers) if modifiers else ""
 
 
-def _suggest(word: str, known: Iterable[str]) -> str:
+def suggest(word: str, known: Iterable[str]) -> str:
+    """Return a sentence with the nearest of some words, empty if none is near."""
     matches = get_close_matches(word, list(known), n=1)
     return f" Did you mean '{matches[0]}'?" if matches else ""
 

@@ -42,6 +42,23 @@ def test_losses_of_ones_own_are_named_without_their_folder(tmp_path, registry):
     assert [name for name, _ in named(loss=f"{first},{second}")] == [first, second]
 
 
+def test_options_of_ones_own_are_keys(tmp_path, registry):
+    """They are known as soon as a command is given, however many losses it names."""
+    from yolo_lossplug.tools import compare, curves
+
+    file = tmp_path / "own.py"
+    file.write_text(
+        "from typing import Annotated\nfrom yolo_lossplug import Option\n\n\n"
+        "def mine(pred, target, *, own_scale: Annotated[float, Option('factor')] = 1.0):\n"
+        "    return own_scale * (pred - target).abs().sum(-1)\n"
+    )
+    args = {"loss": f"l1,{file}:mine", "own_scale": 2.0}
+    plan = compare.plan_of({**args, "data": "coco8.yaml", "model": "yolov8n.yaml"})
+    assert [arm.keys.get("own_scale") for arm in plan.arms] == [None, 2.0] and "own_scale" not in plan.args
+    curves.main({**args, "project": str(tmp_path)})
+    assert "own.py:mine(own_scale=2.0)" in (tmp_path / "curves" / "curves.csv").read_text(encoding="utf-8")
+
+
 def test_weights_of_classes_are_one_value():
     assert named(loss="ciou,eiou", cls_weights=[1.0, 2.0])[1][1] == {"loss": "eiou", "cls_weights": [1.0, 2.0]}
     assert len(named(cls_weights=[[1.0, 2.0], [2.0, 1.0]])) == 2

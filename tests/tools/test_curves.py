@@ -163,7 +163,7 @@ def test_legend_has_rows_of_like_length():
 
 def test_default_draws_some_losses(tmp_path):
     assert {row["loss"] for row in drawn(tmp_path)} >= {"iou", "giou", "ciou"}
-    other = curves.output_folder({"project": str(tmp_path), "name": "found"}, "curves")
+    other = curves.folder("curves", "found", str(tmp_path))
     assert other.parent == tmp_path and not other.exists()  # results of before are kept
 
 

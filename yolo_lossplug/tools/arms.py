@@ -9,17 +9,15 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any, Optional
 
-from yolo_lossplug.registry import LossPlugError
+from yolo_lossplug.registry import BOX, CLASS, LossPlugError
 from yolo_lossplug.selection import (
-    NAMES,
-    NUMBERS,
-    REPORT,
+    COMMON,
     STOCK_BOX,
     STOCK_CLASS,
     WEIGHTS,
     Selection,
     given_keys,
-    keys,
+    load_own,
     no_effect,
     select,
 )
@@ -54,13 +52,14 @@ def arms(args: Mapping[str, Any], task: Optional[str] = None) -> list[Arm]:
         LossPlugError: If a value is wrong, or is used by no arm.
     """
     names = {key: _values(key, args.get(key)) or [None] for key in ("loss", "cls_loss")}
+    know_own(args)
+    ours = {key: _values(key, value) for key, value in given_keys(args).items() if key not in names}
     found: dict[str, Arm] = {}
     used: set[str] = set()
     for pair in product(*names.values()):
         named = {key: name for key, name in zip(names, pair) if name is not None}
         chosen = select({**named, "task": task})
-        ours = {key: _values(key, value) for key, value in given_keys(args).items() if key not in names}
-        known = {*NUMBERS, *NAMES, WEIGHTS, REPORT, *chosen.box.options, *chosen.cls.options}
+        known = COMMON.union(chosen.box.options, chosen.cls.options)
         lists = {key: values for key, values in ours.items() if key in known}
         for values in product(*lists.values()):
             given = {**named, **dict(zip(lists, values))}
@@ -68,24 +67,25 @@ def arms(args: Mapping[str, Any], task: Optional[str] = None) -> list[Arm]:
             name = _name(selection, given, {**names, **ours})
             used |= given.keys()
             found.setdefault(name, Arm(name, given, selection))
-    for key, value in given_keys(args).items():
+    for key in ours:
         if key not in used:
             box, cls = (
                 ",".join(str(name or stock) for name in names[k]) for k, stock in zip(names, (STOCK_BOX, STOCK_CLASS))
             )
-            raise LossPlugError(no_effect(key, value, box, cls))
+            raise LossPlugError(no_effect(key, args[key], box, cls))
     return list(found.values())
 
 
-def refuse_others(args: Mapping[str, Any], *own: str) -> None:
-    """Raise an error for a key that is neither ours nor one of a command's own.
+def know_own(args: Mapping[str, Any]) -> None:
+    """Load the losses of the user's own that arguments name, so that their options are keys of ours.
 
     Raises:
-        LossPlugError: If there is one; the message names the keys of the command.
+        LossPlugError: If one cannot be loaded.
     """
-    for key, value in args.items():
-        if key not in own and key not in keys():
-            raise LossPlugError(f"{key}={value} is unknown here. Known: {', '.join((*own, *keys()))}.")
+    for key, kind in (("loss", BOX), ("cls_loss", CLASS)):
+        for name in _values(key, args.get(key)):
+            if ":" in str(name):
+                load_own(name, kind)
 
 
 def _values(key: str, value: Any) -> list[Any]:

@@ -22,7 +22,7 @@ import yolo_lossplug
 from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.selection import keys
 from yolo_lossplug.tools import jobs, summary
-from yolo_lossplug.tools.arms import Arm, arms
+from yolo_lossplug.tools.arms import Arm, arms, know_own
 from yolo_lossplug.tools.jobs import FAILED, FINISHED, RUNNING, WAITING, Job
 from yolo_lossplug.ultralytics_hook import training
 from yolo_lossplug.ultralytics_hook.console import VERSION, say
@@ -115,7 +115,7 @@ def _run(plan: Plan, place: Path, todo: list[Job], waiting: list[Job]) -> Path:
 
     def tell(job: Job) -> None:
         say_states(job, todo, is_short=not plan.devices and plan.engine == ENGINES[0])
-        if job.state in (FINISHED, FAILED):
+        if job.state in (FINISHED, FAILED) and any(one.state in (WAITING, RUNNING) for one in todo):
             summary.write(todo, place, _header(plan))
 
     say(f"{len(todo)} runs in {place}, {len(todo) - len(waiting)} of them finished before")
@@ -150,6 +150,7 @@ def plan_of(args: Mapping[str, Any]) -> Plan:
             raise LossPlugError(
                 f"{key}= is missing: lossplug compare data=coco128.yaml model=yolov8n.yaml loss=ciou,eiou"
             )
+    know_own(args)
     common = {key: value for key, value in args.items() if key not in OWN and key not in keys()}
     task = training.check(common)
     found = arms(args, task)
@@ -174,7 +175,7 @@ def place_of(plan: Plan, name: Any, project: Any) -> Path:
     Raises:
         LossPlugError: If a comparison of that name has other keys.
     """
-    first = new_folder("compare", str(name or "compare"), project)
+    first = new_folder("compare", name, project)
     before = first.parent / str(name or "compare")
     candidates = [before, *sorted(first.parent.glob(f"{before.name}[0-9]*"))] if name is None else [before]
     for candidate in candidates:
@@ -193,7 +194,7 @@ def place_of(plan: Plan, name: Any, project: Any) -> Path:
                 f"name={name} is a comparison with another {', '.join(differing)}: its runs and these would not "
                 f"differ by the loss alone. Give another name."
             )
-    return first if name is None or not before.exists() else before
+    return first if name is None else before
 
 
 def jobs_of(plan: Plan, place: Path) -> list[Job]:
@@ -243,7 +244,6 @@ def _comparable(args: Mapping[str, Any]) -> Any:
 
 
 def _write_plan(plan: Plan, place: Path) -> None:
-    place.mkdir(parents=True, exist_ok=True)
     (place / PLAN).write_text(
         json.dumps({"args": plan.args, "seeds": plan.seeds}, indent=2, default=str), encoding="utf-8"
     )

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from yolo_lossplug import charts
 from yolo_lossplug.registry import REGISTRY, ROTATED, SOFTMAX, LossPlugError
-from yolo_lossplug.selection import CLASSIFY, NAMES, NUMBERS, REPORT, WEIGHTS, Loss, given_keys
+from yolo_lossplug.selection import CLASSIFY, COMMON, Loss, given_keys, refuse_unknown
 from yolo_lossplug.state import State
-from yolo_lossplug.tools.arms import Arm, arms, refuse_others, short_name
+from yolo_lossplug.tools.arms import Arm, arms, know_own, short_name
 from yolo_lossplug.ultralytics_hook.console import folder, say
 
 HELP = """\
@@ -104,7 +104,8 @@ def main(args: Mapping[str, Any]) -> None:
     Raises:
         LossPlugError: If a key or a value is wrong.
     """
-    refuse_others(args, "task", "project", "name")
+    know_own(args)
+    refuse_unknown(args, "task", "project", "name")
     refuse_task(args, *OTHER_TASKS)
     refuse_keys_of_training(args)
     task = args.get("task")
@@ -115,7 +116,7 @@ def main(args: Mapping[str, Any]) -> None:
         )
     key = "cls_loss" if is_class else "loss"
     chosen = arms({**args, key: args.get(key) or OTHER_TASKS.get(str(task), DEFAULT)}, task)
-    place = output_folder(args, "curves")
+    place = folder("curves", args.get("name"), args.get("project"))
     charts.save_table(class_rows(chosen) if is_class else rows(chosen), place / "curves.csv")
     (draw_class if is_class else draw)(chosen, place / "curves.png")
     say(f"drew {', '.join(labels(chosen, is_class))}: {place / 'curves.png'}")
@@ -261,11 +262,6 @@ def legend_columns(names: Sequence[str], width: int) -> int:
     return -(-len(names) // rows_needed)
 
 
-def output_folder(args: Mapping[str, Any], kind: str) -> Path:
-    """Return the folder for the results of a command, which is not there yet, from its keys project and name."""
-    return folder(kind, str(args.get("name") or kind), args.get("project"))
-
-
 def refuse_task(args: Mapping[str, Any], *others: str) -> None:
     """Raise an error for a task without horizontal boxes.
 
@@ -291,7 +287,7 @@ def refuse_keys_of_training(args: Mapping[str, Any], *others: str) -> None:
     Raises:
         LossPlugError: If there is one.
     """
-    without = {*NUMBERS, *NAMES, WEIGHTS, REPORT, *others} - ({"loss", "cls_loss"} - {*others})
+    without = {*COMMON - {"loss", "cls_loss"}, *others}
     for key, value in given_keys(args).items():
         if key in without:
             raise LossPlugError(f"{key}={value} has no effect here, only in training; remove it.")

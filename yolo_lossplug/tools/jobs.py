@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
 import signal
@@ -47,22 +46,25 @@ class Job:
     @property
     def file(self) -> Path:
         """File that holds the arguments, the result beside it with the ending ``.result.json``."""
-        return self.folder.with_name(f"{self.folder.name}.json")
+        return self._beside(".json")
 
     @property
     def result(self) -> Path:
         """File that is there if the run is finished."""
-        return self.folder.with_name(f"{self.folder.name}.result.json")
+        return self._beside(".result.json")
 
     @property
     def error(self) -> Path:
         """File that is there if the run has failed with an exception."""
-        return self.folder.with_name(f"{self.folder.name}.error.txt")
+        return self._beside(".error.txt")
 
     @property
     def log(self) -> Path:
         """What a run prints that has no terminal of its own."""
-        return self.folder.with_name(f"{self.folder.name}.log.txt")
+        return self._beside(".log.txt")
+
+    def _beside(self, ending: str) -> Path:
+        return self.folder.with_name(self.folder.name + ending)
 
     def read(self) -> Optional[dict[str, Any]]:
         """Return the result of a finished run; None if there is none, or none that can be read."""
@@ -102,7 +104,11 @@ def run_in_turn(jobs: Sequence[Job], tell: Callable[[Job], None]) -> None:
         command = job.prepare(None)
         tell(job)
         process = subprocess.Popen(command)
-        _wait([process])
+        try:
+            process.wait()
+        except BaseException:  # Ctrl-C, above all
+            _interrupt([process])
+            raise
         job.settle(process.returncode)
         tell(job)
 
@@ -117,24 +123,23 @@ def run_on_devices(jobs: Sequence[Job], devices: Sequence[Any], tell: Callable[[
     """
     waiting, free = list(jobs), list(devices)
     running: list[tuple[Job, Any, subprocess.Popen]] = []
-    with contextlib.ExitStack() as stack:
-        try:
-            while waiting or running:
-                while waiting and free:
-                    job, device = waiting.pop(0), free.pop(0)
-                    command = job.prepare(device)
-                    log = stack.enter_context(job.log.open("w", encoding="utf-8"))
+    try:
+        while waiting or running:
+            while waiting and free:
+                job, device = waiting.pop(0), free.pop(0)
+                command = job.prepare(device)
+                with job.log.open("w", encoding="utf-8") as log:
                     running.append((job, device, subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)))
-                    tell(job)
-                time.sleep(POLL)
-                for entry in [entry for entry in running if entry[2].poll() is not None]:
-                    running.remove(entry)
-                    free.append(entry[1])
-                    entry[0].settle(entry[2].returncode)
-                    tell(entry[0])
-        except BaseException:  # Ctrl-C, or a reader of the output who has gone
-            _interrupt([process for _, _, process in running])
-            raise
+                tell(job)
+            time.sleep(POLL)
+            for entry in [entry for entry in running if entry[2].poll() is not None]:
+                running.remove(entry)
+                free.append(entry[1])
+                entry[0].settle(entry[2].returncode)
+                tell(entry[0])
+    except BaseException:  # Ctrl-C, or a reader of the output who has gone
+        _interrupt([process for _, _, process in running])
+        raise
 
 
 def run_on_ray(jobs: Sequence[Job], device: Any, tell: Callable[[Job], None]) -> None:
@@ -187,15 +192,6 @@ def _run_logged(command: list[str], log: str, cwd: str) -> int:
     """Run a command with a log where the comparison was started, and return its exit status."""
     with Path(log).open("w", encoding="utf-8") as target:
         return subprocess.run(command, stdout=target, stderr=subprocess.STDOUT, cwd=cwd, check=False).returncode
-
-
-def _wait(processes: Sequence[subprocess.Popen]) -> None:
-    try:
-        for process in processes:
-            process.wait()
-    except BaseException:
-        _interrupt(processes)
-        raise
 
 
 def _interrupt(processes: Sequence[subprocess.Popen]) -> None:

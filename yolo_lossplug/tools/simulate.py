@@ -44,12 +44,12 @@ from torch import Tensor
 from yolo_lossplug import charts
 from yolo_lossplug.boxes import Pair
 from yolo_lossplug.registry import LossPlugError
-from yolo_lossplug.selection import Loss
+from yolo_lossplug.selection import Loss, refuse_unknown
 from yolo_lossplug.state import State
 from yolo_lossplug.tools import published as published_gradients
-from yolo_lossplug.tools.arms import arms, refuse_others
-from yolo_lossplug.tools.curves import labels, legend_columns, output_folder, refuse_keys_of_training, refuse_task
-from yolo_lossplug.ultralytics_hook.console import progress, say
+from yolo_lossplug.tools.arms import arms, know_own
+from yolo_lossplug.tools.curves import labels, legend_columns, refuse_keys_of_training, refuse_task
+from yolo_lossplug.ultralytics_hook.console import folder, progress, say
 
 HELP = """\
 usage: lossplug simulate [loss=NAME,NAME,...] [option=VALUE,...] [--cases N] [seed=N] [device=0] [name=NAME]
@@ -74,7 +74,7 @@ ALL = POINTS * ON_A_POINT
 ITERATIONS = 200
 STRIDE, IMGSZ = 8.0, 160.0
 """Pixels per cell, and side of the image in pixels, for losses that want them."""
-TRUE, PUBLISHED, SUFFIX = ("true",), "published", ", published"
+TRUE, PUBLISHED, SUFFIX = "true", "published", ", published"
 """Kinds of gradients, and what is added to the names of runs with published ones."""
 SMALLEST = 1e-3
 """Smallest side of a box, in cells."""
@@ -160,7 +160,8 @@ def main(args: Mapping[str, Any]) -> None:
         LossPlugError: If a key or a value is wrong.
         KeyboardInterrupt: With Ctrl-C; the losses that are finished are written before.
     """
-    refuse_others(args, "task", "cases", "seed", "device", "gradients", "project", "name")
+    know_own(args)
+    refuse_unknown(args, "task", "cases", "seed", "device", "gradients", "project", "name")
     refuse_task(args)
     refuse_keys_of_training(args, "cls_loss")
     chosen = arms({"loss": DEFAULT, **args})
@@ -174,7 +175,8 @@ def main(args: Mapping[str, Any]) -> None:
     finally:
         if runs:
             finished = {run.name: losses[run.name] for run in runs}
-            place = write(runs, finished, sample.points, output_folder(args, "simulate"))
+            place = folder("simulate", args.get("name"), args.get("project"))
+            write(runs, finished, sample.points, place)
             print(table(runs))
             say(f"simulated {sample.anchors.shape[1]:,} cases, results in {place}")
 
@@ -477,15 +479,15 @@ def _simulate_with_bar(name: str, loss: Union[Loss, Published], sample: Cases, d
 
 def _descents(losses: Mapping[str, Loss], given: Any) -> dict[str, Union[Loss, Published]]:
     """Return what to simulate by name: losses, and published gradients where these are asked for."""
-    words = given if isinstance(given, (list, tuple)) else str(TRUE[0] if given is None else given).split(",")
+    words = given if isinstance(given, (list, tuple)) else str(TRUE if given is None else given).split(",")
     kinds = [str(word).strip().lower() for word in words]
     known = published_gradients.GRADIENTS
     found: dict[str, Union[Loss, Published]] = {}
     for kind in kinds:
-        if kind not in (*TRUE, PUBLISHED):
-            raise LossPlugError(f"gradients={given} is unknown. Known: {', '.join((*TRUE, PUBLISHED))}.")
+        if kind not in (TRUE, PUBLISHED):
+            raise LossPlugError(f"gradients={given} is unknown. Known: {TRUE}, {PUBLISHED}.")
         for label, loss in losses.items():
-            if kind in TRUE:
+            if kind == TRUE:
                 found[label] = loss
             elif loss.name in known:
                 found[f"{label}{SUFFIX}"] = Published(known[loss.name])

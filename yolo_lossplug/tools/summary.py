@@ -16,10 +16,8 @@ from yolo_lossplug.tools import statistics
 from yolo_lossplug.tools.jobs import FAILED, FINISHED, Job
 from yolo_lossplug.ultralytics_hook.training import history
 
-MAIN = ("metrics/mAP50-95(B)", "metrics/accuracy_top1")
-"""What losses are ranked by: that of boxes, or that of the classify task."""
 ORDER = ("mAP50-95", "mAP50", "mAP75", "precision", "recall")
-"""The order of metrics in tables and plots, each for boxes, masks and keypoints."""
+"""The order of metrics in tables and plots, each for boxes, masks and keypoints; losses are ranked by the first."""
 Cells = Mapping[tuple[str, str], Mapping[str, Any]]
 """Rows of the summary by loss and measure."""
 MARKS = {"(B)": "", "(M)": " mask", "(P)": " pose"}
@@ -62,8 +60,7 @@ def summarise(results: Mapping[tuple[str, int], Mapping[str, Any]], arms: Sequen
     """
     rows = []
     for measure in _measures(results):
-        values = {key: _value(result, measure) for key, result in results.items()}
-        known = {key: value for key, value in values.items() if value is not None}
+        known = {key: flat[measure] for key, result in results.items() if measure in (flat := _flat(result))}
         for arm in arms:
             mine = {seed: value for (name, seed), value in known.items() if name == arm}
             if not mine:
@@ -76,18 +73,12 @@ def summarise(results: Mapping[tuple[str, int], Mapping[str, Any]], arms: Sequen
 
 def _difference(known: Mapping[tuple[str, int], float], first: str, arm: str, measure: str) -> dict[str, Any]:
     """Return the columns of a paired difference, empty for the first loss and for what is not a metric."""
+    columns = ("paired_seeds", "difference", "low", "high", "verdict")
     seeds = [seed for name, seed in known if name == arm and (first, seed) in known]
-    empty: dict[str, Any] = {"paired_seeds": None, "difference": None, "low": None, "high": None, "verdict": None}
     if arm == first or not seeds or not measure.startswith("metrics/"):
-        return empty
+        return dict.fromkeys(columns)
     found = statistics.compare([known[arm, seed] - known[first, seed] for seed in seeds])
-    return {
-        "paired_seeds": len(seeds),
-        "difference": found.mean,
-        "low": found.low,
-        "high": found.high,
-        "verdict": found.verdict,
-    }
+    return dict(zip(columns, (len(seeds), *found)))
 
 
 def markdown(rows: Sequence[Mapping[str, Any]], runs: Sequence[Job], header: Sequence[str]) -> str:
@@ -116,9 +107,7 @@ def markdown(rows: Sequence[Mapping[str, Any]], runs: Sequence[Job], header: Seq
     return "\n".join([*lines, ""])
 
 
-def _means(
-    cells: Mapping[tuple[str, str], Mapping[str, Any]], arms: Sequence[str], measures: Sequence[str]
-) -> list[str]:
+def _means(cells: Cells, arms: Sequence[str], measures: Sequence[str]) -> list[str]:
     head = "| loss | seeds | " + " | ".join(label(measure) for measure in measures) + " |"
     lines = [head, "|---" * (len(measures) + 2) + "|"]
     for arm in arms:
@@ -202,8 +191,7 @@ def draw_curves(
 
 def draw_ranking(results: Mapping[tuple[str, int], Mapping[str, Any]], file: Path) -> None:
     """Draw a bar for every loss, best first: mean and standard deviation, with a dot for every seed."""
-    measures = _measures(results)
-    main = next((name for name in MAIN if name in measures), measures[0])
+    main = _measures(results)[0]
     values: dict[str, list[float]] = {}
     for (arm, _), result in results.items():
         values.setdefault(arm, []).append(_flat(result)[main])
@@ -254,10 +242,6 @@ def _row(job: Job, result: Optional[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _flat(result: Mapping[str, Any]) -> dict[str, Any]:
     return {"seconds": result["seconds"], "save_dir": result["save_dir"], **result["metrics"], **result["losses"]}
-
-
-def _value(result: Mapping[str, Any], measure: str) -> Optional[float]:
-    return _flat(result).get(measure)
 
 
 def _measures(results: Mapping[tuple[str, int], Mapping[str, Any]]) -> list[str]:

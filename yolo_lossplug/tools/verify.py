@@ -92,7 +92,7 @@ def verify(args: Mapping[str, Any]) -> tuple[dict[str, Any], list[Row]]:
         LossPlugError: If an argument is wrong.
     """
     one = probe.trial(dict(args))
-    stock = probe.terms(probe.criterion_of(one, stock=True), one)
+    stock = probe.terms(probe.criterion_of(one, is_stock=True), one)
     criterion = probe.criterion_of(one)
     ours = probe.terms(criterion, one)
     if one.selection.task == CLASSIFY:

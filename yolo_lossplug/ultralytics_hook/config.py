@@ -3,21 +3,19 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from yolo_lossplug.registry import BOX, CLASS, REGISTRY, LossPlugError, Spec
 from yolo_lossplug.selection import (
-    NAMES,
+    COMMON,
     NUMBERS,
-    REPORT,
-    WEIGHTS,
     given_keys,
     keys,
     load_own,
     refuse_unknown_names,
     select,
+    suggest,
 )
 
 TRAINING = "train"
@@ -81,12 +79,8 @@ def check_given(base: dict[str, Any], custom: dict[str, Any]) -> None:
     select({**base, **custom, "task": task})
 
 
-def refuse_unknown(given: dict[str, Any], *own: str) -> None:
+def refuse_unknown(given: dict[str, Any]) -> None:
     """Check that Ultralytics or we know every key, as `yolo` does; losses of the user's own are loaded.
-
-    Args:
-        given: What the user gave to a command of ours.
-        *own: Keys of that command.
 
     Raises:
         LossPlugError: If a key is unknown.
@@ -94,11 +88,10 @@ def refuse_unknown(given: dict[str, Any], *own: str) -> None:
     from ultralytics.utils import DEFAULT_CFG_DICT
 
     register_own(given)
-    known = [*own, *DEFAULT_CFG_DICT, *keys()]
+    known = [*DEFAULT_CFG_DICT, *keys()]
     for key, value in given.items():
         if key not in known:
-            close = get_close_matches(key, known, 1)
-            raise LossPlugError(f"{key}={value} is unknown.{f' Did you mean {close[0]!r}?' if close else ''}")
+            raise LossPlugError(f"{key}={value} is unknown.{suggest(key, known)}")
 
 
 def refuse_keys_of_training(mode: str, given: dict[str, Any]) -> None:
@@ -164,7 +157,7 @@ def settle_space(tuner: Any) -> None:
     args, unset = vars(tuner.args), keys()
     parameters = {**REGISTRY.parameters(), **NUMBERS}
     for key in tuner.space:
-        if key in NAMES or key in (WEIGHTS, REPORT):
+        if key in COMMON and key not in NUMBERS:
             raise LossPlugError(f"{key} cannot be tuned: it is not a number. Train once with each value instead.")
         if key in parameters and args.get(key) == unset[key]:
             args[key] = parameters[key].default

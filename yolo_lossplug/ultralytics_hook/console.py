@@ -17,6 +17,9 @@ from ultralytics.utils.files import increment_path
 
 from yolo_lossplug.registry import LossPlugError
 
+VERSION = ultralytics.__version__
+PREFIX = colorstr("LossPlug: ")
+
 
 def parse(words: Sequence[str]) -> dict[str, Any]:
     """Return the arguments of a command.
@@ -47,9 +50,6 @@ def parse(words: Sequence[str]) -> dict[str, Any]:
     return args
 
 
-VERSION = ultralytics.__version__
-
-
 def progress(total: int, title: str) -> Any:
     """Return Ultralytics' progress bar; `update(n)` moves it, `close()` ends it."""
     return TQDM(total=total, desc=title, disable=not sys.stdout.isatty())  # a log wants no line for every step
@@ -57,7 +57,7 @@ def progress(total: int, title: str) -> Any:
 
 def say(text: str) -> None:
     """Log a line as Ultralytics does."""
-    LOGGER.info(f"{colorstr('LossPlug: ')}{text}")
+    LOGGER.info(f"{PREFIX}{text}")
 
 
 @contextmanager
@@ -71,14 +71,15 @@ def quiet() -> Iterator[None]:
         LOGGER.setLevel(level)
 
 
-def folder(kind: str, name: str, project: Any = None) -> Path:
+def folder(kind: str, name: Any = None, project: Any = None) -> Path:
     """Return a folder for what a command writes that is not there yet: ``runs/kind/name``, ``name2``, ...
 
-    It is absolute: Ultralytics puts a relative one below its own.
+    The name is the kind if there is none. The folder is absolute: Ultralytics puts a relative one below its own.
 
     Raises:
         LossPlugError: If the name is none of a folder.
     """
-    if not name or Path(name).name != name or name == "..":
+    name = str(name or kind)
+    if Path(name).name != name or name == "..":
         raise LossPlugError(f"name={name} must be the name of a folder; where it lies is said by project=.")
     return Path(increment_path(Path(project or RUNS_DIR / kind).absolute() / name))

@@ -6,9 +6,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Optional
 
-from ultralytics.utils import LOGGER, colorstr
+from ultralytics.utils import LOGGER
 
 from yolo_lossplug.state import State
+from yolo_lossplug.ultralytics_hook.console import PREFIX
 
 FILE = "lossplug.pt"
 
@@ -38,7 +39,7 @@ def check(trainer: Any) -> None:
         return
     if state.tensors and state.epoch != trainer.start_epoch:
         LOGGER.warning(
-            f"{colorstr('LossPlug: ')}{FILE} holds what the losses knew after epoch {state.epoch}, and this run goes "
+            f"{PREFIX}{FILE} holds what the losses knew after epoch {state.epoch}, and this run goes "
             f"on after epoch {trainer.start_epoch}; they start anew."
         )
         state.tensors.clear()

@@ -464,9 +464,7 @@ def _has(name: str, attribute: str) -> bool:
         module = importlib.import_module(name)
     except ImportError:
         return False
-    if attribute.startswith("*."):
-        return any(attribute[2:] in vars(c) for c in vars(module).values() if inspect.isclass(c))
-    return _look_up(module, attribute) is not None
+    return bool(_owners(module, attribute))
 
 
 def wrap_model_class(cls: type) -> None:
@@ -509,13 +507,18 @@ def _add_keys(utils: ModuleType) -> None:
 
 
 def _targets(module: ModuleType, patch: Patch) -> Iterator[tuple[Any, str]]:
-    path, _, attribute = patch.attribute.rpartition(".")
-    candidates = [c for c in vars(module).values() if inspect.isclass(c)] if path == "*" else [_look_up(module, path)]
-    owners = [owner for owner in candidates if owner is not None and attribute in vars(owner)]
+    owners = _owners(module, patch.attribute)
     if not owners and not patch.is_optional:
         raise SeamMoved(f"{patch.module}.{patch.attribute} is gone")
     for owner in owners:
-        yield owner, attribute
+        yield owner, patch.attribute.rpartition(".")[2]
+
+
+def _owners(module: ModuleType, name: str) -> list[Any]:
+    """Return the module or the classes that define an attribute, which is dotted as that of a `Patch`."""
+    path, _, attribute = name.rpartition(".")
+    candidates = [c for c in vars(module).values() if inspect.isclass(c)] if path == "*" else [_look_up(module, path)]
+    return [owner for owner in candidates if owner is not None and attribute in vars(owner)]
 
 
 def _look_up(owner: Any, path: str) -> Any:

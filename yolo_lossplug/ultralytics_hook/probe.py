@@ -12,15 +12,14 @@ from torch import Tensor
 from ultralytics import YOLO
 from ultralytics.cfg import get_cfg
 from ultralytics.data.utils import check_cls_dataset, check_det_dataset
-from ultralytics.utils import DEFAULT_CFG_DICT
 from ultralytics.utils.torch_utils import select_device
 
 from yolo_lossplug import shapes
 from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.selection import CLASSIFY, Selection, class_weights, keys, select
 from yolo_lossplug.state import State
-from yolo_lossplug.ultralytics_hook import config
-from yolo_lossplug.ultralytics_hook.criterion import PluggedBboxLoss, branches, class_names
+from yolo_lossplug.ultralytics_hook import training
+from yolo_lossplug.ultralytics_hook.criterion import branches, class_names
 from yolo_lossplug.ultralytics_hook.engine import METHOD, unplugged
 
 TERMS = ("box", "class", "dfl")
@@ -77,13 +76,11 @@ def trial(args: dict[str, Any]) -> Trial:
     for key in ("loss", "cls_loss"):
         if "," in str(args.get(key)):
             raise LossPlugError(f"{key}={args[key]} names several: verify takes one, compare and curves take more.")
-    given = {**args, "mode": "train"}
-    config.refuse_unknown(given)
-    config.check_given(DEFAULT_CFG_DICT, given)  # before the model is built or downloaded
+    training.check(args)  # before the model is built or downloaded
     try:
-        torch.manual_seed(int(args.get("seed") or 0))
+        torch.manual_seed(args.get("seed", 0))
         made = YOLO(args["model"], task=args.get("task"))
-        cfg = get_cfg(overrides={**given, "task": made.task})
+        cfg = get_cfg(overrides={**args, "mode": "train", "task": made.task})
         model, selection = _with_classes(made.model, cfg), select(vars(cfg))
         device = select_device(cfg.device, verbose=False)
     except LossPlugError:
@@ -97,12 +94,11 @@ def trial(args: dict[str, Any]) -> Trial:
     return Trial(model, batch, model(batch["img"]), cfg, selection)
 
 
-def criterion_of(one: Trial, **changes: Any) -> Any:
-    """Return the criterion that the model makes: with changed arguments, or stock with ``stock=True``."""
+def criterion_of(one: Trial, is_stock: bool = False, **changes: Any) -> Any:
+    """Return the criterion that the model makes, with changed arguments, or with none of ours."""
     values = {**vars(one.args), **changes}
-    if changes.get("stock"):
-        values = {key: value for key, value in values.items() if key not in keys() and key != "stock"}
-    one.model.args = type(one.args)(**values)
+    ours = keys() if is_stock else ()
+    one.model.args = type(one.args)(**{key: value for key, value in values.items() if key not in ours})
     return one.model.init_criterion()
 
 
@@ -150,9 +146,9 @@ def formula_terms(leaf: Any, given: Seen, one: Trial) -> tuple[float, ...]:
     pred_dist, pred, points, target, scores, total, foreground, *extra = (_double(value) for value in given.box)
     rows = foreground.nonzero(as_tuple=True)
     stock = unplugged(leaf.bbox_loss)
-    plugged = PluggedBboxLoss(stock, one.selection.box, leaf.stride)
+    context = {} if leaf.bbox_loss is stock else leaf.bbox_loss.context(points, rows[1])
     own = State().scoped("formula")  # what a loss remembers, it starts from like the criterion
-    box = one.selection.box.within(own)(pred[rows], target[rows], **plugged.context(points, rows[1]))
+    box = one.selection.box.within(own)(pred[rows], target[rows], **context)
     dfl = stock(pred_dist, pred, points, target, scores, total, foreground, *extra)[1]
     logits, targets = (value.double() for value in given.cls)
     smoothing = one.selection.cls_smoothing

@@ -8,7 +8,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import ultralytics
-from ultralytics.utils import LOGGER, RANK, colorstr
+from ultralytics.utils import LOGGER, RANK
 
 import yolo_lossplug
 from yolo_lossplug.registry import ROTATED, LossPlugError
@@ -26,9 +26,8 @@ from yolo_lossplug.selection import (
     select,
 )
 from yolo_lossplug.ultralytics_hook import compatibility, engine, memory, patches, report
+from yolo_lossplug.ultralytics_hook.console import PREFIX
 from yolo_lossplug.ultralytics_hook.criterion import arguments, class_names, is_plugged, leaves, plug, self_test
-
-PREFIX = colorstr("LossPlug: ")
 
 FOREIGN = (
     ("ultralytics.models.rtdetr", "RT-DETR matches queries to objects and has no box loss of this kind"),
@@ -144,13 +143,17 @@ def announce(trainer: Any) -> None:
         LOGGER.info(f"{PREFIX}{banner(selection, engine_name(selection, _unwrap(trainer.model)))}")
 
 
+TOLERANCE = 1e-4
+_warned: set[str] = set()
+
+
 def warn_of_release(version: str) -> None:
     """Say once that a release is newer than those that were tested, if what we rely on computes what it should.
 
     Raises:
         LossPlugError: If it does not.
     """
-    if not compatibility.is_untested(version):
+    if version in _warned or not compatibility.is_untested(version):
         return
     error, newest = self_test(), ".".join(map(str, compatibility.TESTED))
     if not error < TOLERANCE:
@@ -158,16 +161,11 @@ def warn_of_release(version: str) -> None:
             f"ultralytics {version} computes another box loss than yolo-lossplug expects (off by {error:.0e}): a loss "
             f"of ours would not be what it says. Install ultralytics=={newest}, or a newer yolo-lossplug."
         )
-    if version not in _warned:
-        _warned.add(version)
-        LOGGER.warning(
-            f"{PREFIX}ultralytics {version} is newer than {newest}, the newest release that yolo-lossplug was tested "
-            f"with. What it relies on is there, and computes what it should."
-        )
-
-
-TOLERANCE = 1e-4
-_warned: set[str] = set()
+    _warned.add(version)
+    LOGGER.warning(
+        f"{PREFIX}ultralytics {version} is newer than {newest}, the newest release that yolo-lossplug was tested with. "
+        f"What it relies on is there, and computes what it should."
+    )
 
 
 def guard(trainer: Any) -> None:

@@ -26,23 +26,21 @@ PARTS = {"box": "B", "seg": "M", "pose": "P"}
 """Parts of the metrics of a task, and how Ultralytics marks them in names of metrics."""
 
 
-def check(args: dict[str, Any], *own: str) -> str:
+def check(args: dict[str, Any]) -> str:
     """Check the arguments of a training as far as that goes without data and model, and return its task.
 
     Args:
         args: As `yolo train` takes them.
-        *own: Further keys that the caller takes.
 
     Raises:
         LossPlugError: If one is unknown or wrong.
     """
     given = {**args, "mode": "train"}
-    config.refuse_unknown(given, *own)
-    theirs = {key: value for key, value in given.items() if key not in own}
-    config.check_given(DEFAULT_CFG_DICT, theirs)
-    task = config.guess_model(theirs)[0]
+    config.refuse_unknown(given)
+    config.check_given(DEFAULT_CFG_DICT, given)
+    task = config.guess_model(given)[0]
     try:
-        get_cfg(overrides={**theirs, "task": task})
+        get_cfg(overrides={**given, "task": task})
     except (SyntaxError, TypeError, ValueError) as error:
         raise LossPlugError(str(error)) from error
     return str(task)
