@@ -11,6 +11,8 @@ process (ABBA). Peak memory is that of a process of its own for each side.
     python benchmarks/bench_loss.py --assigner               the assigner alone, with dense outputs
     python benchmarks/bench_loss.py --train-step             whole training steps of YOLOv8n and YOLOv8s
     python benchmarks/bench_loss.py --device cuda --amp      on a GPU, mixed precision
+    python benchmarks/bench_loss.py --device cuda --amp --engine triton     there, with kernels
+    python benchmarks/bench_loss.py --device cuda --amp --class-kernels     the kernels of the class loss alone
 """
 
 from __future__ import annotations
@@ -83,16 +85,18 @@ class OneImageAtATime(ultralytics.utils.tal.TaskAlignedAssigner):
         return super()._forward(pd_scores, *args, **kwargs)
 
 
+ENGINE = {"cpu": "fast", "cuda": "auto"}
+"""The engine of our side, by device."""
+
+
 def make(side, case, device, cls=yolo_lossplug.DetectionLoss):
     """Return the criterion of a side, "stock" or "ours"."""
     model, (topk, topk2) = fake_model(device), case.topk
     numbers = {"tal_topk": topk, **({} if topk2 is None else {"tal_topk2": topk2})}
     if side == "stock" and not case.loss:
         return stock_class()(model, **numbers)
-    name = "fast" if side == "ours" else "reference"
-    return cls(
-        model, **numbers, loss_engine=name if device == "cpu" else {"fast": "auto"}.get(name, name), **dict(case.loss)
-    )
+    name = ENGINE[device] if side == "ours" else "reference"
+    return cls(model, **numbers, loss_engine=name, **dict(case.loss))
 
 
 def needs(case, given):
@@ -200,9 +204,64 @@ def measure(name, options):
         (stock, ours), problems, n_pairs, seconds, lambda c, given: step(c, given, device, options.amp)[2]
     )
     row.update(summary(times), first_call_ms=[1e3 * t for t in first])
+    if device == "cuda":
+        row.update(on_gpu((stock, ours), problems[0], options.amp))
     if not options.no_memory:
         row.update(memory(name, options, is_stock_too=not row["baseline"].endswith("time")))
     return row
+
+
+def on_gpu(sides, given, amp):
+    """Return what a step of each side is on the GPU itself: milliseconds, and launches."""
+    row = {}
+    for name, criterion in zip(("stock", "ours"), sides):
+        times = []
+        for _ in range(20):
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            step(criterion, given, "cuda", amp)
+            end.record()
+            torch.cuda.synchronize()
+            times.append(begin.elapsed_time(end))
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            step(criterion, given, "cuda", amp)
+        row[f"{name}_device_ms"] = statistics.median(times)
+        row[f"{name}_launches"] = sum(event.count for event in profile.key_averages())
+    return row
+
+
+def measure_class_kernels(name, options):
+    """Return the rate of the class kernels, forward and backward, as a share of that of a copy."""
+    from yolo_lossplug.kernels.class_loss import Targets, class_gradient, class_sums, formula_of
+
+    case, dtype = CASES["b64-coco7"], torch.float16 if options.amp else torch.float32
+    n = case.batch * 8400
+    logits = (torch.randn(case.batch, N_CLASSES, 8400, device="cuda") - 4).to(dtype)
+    score = torch.rand(n, device="cuda") * (torch.rand(n, device="cuda") < 0.02)
+    targets = Targets(torch.randint(N_CLASSES, (n,), dtype=torch.int32, device="cuda"), score)
+    formula, scale = formula_of(name, yolo_lossplug.create_class_loss(name).options), torch.ones((), device="cuda")
+    copy, size = torch.empty_like(logits), logits.numel() * logits.element_size()
+    works = {
+        "copy": (lambda: copy.copy_(logits), 2 * size),
+        "forward": (lambda: class_sums(logits, targets, formula), size),
+        "backward": (lambda: class_gradient(logits, targets, formula, scale), 2 * size),
+    }
+    rates = {}
+    for work, (function, n_bytes) in works.items():
+        times = []
+        for _ in range(60):
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            function()
+            end.record()
+            torch.cuda.synchronize()
+            times.append(begin.elapsed_time(end))
+        rates[work] = n_bytes / statistics.median(times[10:]) / 1e9
+    print(
+        f"{name}: copy {rates['copy']:.2f} TB/s, forward {100 * rates['forward'] / rates['copy']:.0f} % of it, "
+        f"backward {100 * rates['backward'] / rates['copy']:.0f} %",
+        flush=True,
+    )
 
 
 def free_memory(device):
@@ -216,7 +275,7 @@ def memory(name, options, is_stock_too=True):
     for side in ("stock", "ours") if is_stock_too else ("ours",):
         words = [sys.executable, __file__, "--memory-of", side, name, "--device", options.device]
         found = subprocess.run(
-            [*words, *(["--amp"] if options.amp else [])],
+            [*words, "--engine", ENGINE[options.device], *(["--amp"] if options.amp else [])],
             env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"},
             capture_output=True,
             text=True,
@@ -376,7 +435,7 @@ def measure_training(name, case_name, options):
     ]
     criteria = [
         stock_class()(model),
-        yolo_lossplug.DetectionLoss(model, loss_engine="fast" if device == "cpu" else "auto"),
+        yolo_lossplug.DetectionLoss(model, loss_engine=ENGINE[device]),
     ]
 
     def take(criterion, batch):
@@ -419,15 +478,18 @@ COLUMNS = (
     ("paired: median, quartiles", lambda row: f"{floor(row['paired'])}, {floor(row['quartiles'][0])} to {spread(row)}"),
     ("step peak MiB: stock / ours / gradients", lambda row: mebibytes(row, "step", "gradients")),
     ("forward peak MiB: stock / ours", lambda row: mebibytes(row, "forward")),
+    ("GPU ms: stock / ours", lambda row: on_device(row, "device_ms", ".2f")),
+    ("launches: stock / ours", lambda row: on_device(row, "launches", "d")),
 )
 
 
 def table(rows):
     """Return rows as a Markdown table."""
-    lines = ["| " + " | ".join(title for title, _ in COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
+    columns = COLUMNS if any("ours_launches" in row for row in rows) else COLUMNS[:-2]  # the last are those of a GPU
+    lines = ["| " + " | ".join(title for title, _ in columns) + " |", "|---" * len(columns) + "|"]
     for row in rows:
         cells = (
-            ["differs: " + "; ".join(row["differs"])] if "differs" in row else [show(row) for _, show in COLUMNS[1:]]
+            ["differs: " + "; ".join(row["differs"])] if "differs" in row else [show(row) for _, show in columns[1:]]
         )
         lines.append(f"| {row['case']} | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -444,6 +506,11 @@ def mebibytes(row, *keys):
     if not ours:
         return "-"
     return " / ".join([f"{stock[keys[0]]:.0f}" if stock else "-", *(f"{ours[key]:.0f}" for key in keys)])
+
+
+def on_device(row, key, form):
+    """Return what both sides are on a GPU, "-" elsewhere."""
+    return " / ".join(f"{row[f'{side}_{key}']:{form}}" for side in ("stock", "ours")) if f"ours_{key}" in row else "-"
 
 
 def floor(ratio):
@@ -463,15 +530,24 @@ def main():
     parser.add_argument("--no-memory", action="store_true")
     parser.add_argument("--assigner", action="store_true")
     parser.add_argument("--train-step", action="store_true")
+    parser.add_argument("--engine", help="of our side: fast on a CPU and auto on a GPU unless named")
+    parser.add_argument("--class-kernels", action="store_true", help="rates of the class kernels on a GPU")
     parser.add_argument("--models", nargs="*", default=["yolov8n", "yolov8s"], help="of --train-step")
     parser.add_argument("--output", help="file for the table and the lines, e.g. benchmarks/results/cpu.md")
     parser.add_argument("--memory-of", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.engine:
+        ENGINE[options.device] = options.engine
     torch.set_num_threads(options.threads)
     torch.use_deterministic_algorithms(True, warn_only=True)  # as Ultralytics' trainer sets both
     torch.utils.deterministic.fill_uninitialized_memory = False
     if options.memory_of:
         memory_of(*options.memory_of, options.device, options.amp)
+        return
+    if options.class_kernels:
+        print(context(options))
+        for name in ("bce", "focal", "qfl", "varifocal"):
+            measure_class_kernels(name, options)
         return
     names = [
         n for name in options.cases for n in ([c for c in CASES if c.startswith("b64-")] if name == "b64" else [name])

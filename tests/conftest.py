@@ -17,6 +17,8 @@ os.environ.update(YOLO_CONFIG_DIR=str(HOME), YOLO_AUTOINSTALL="false", YOLO_OFFL
 for variable in ("YOLO_LOSSPLUG", *(() if "LOSSPLUG_HOST" in os.environ else ("PYTHONPATH",))):
     os.environ.pop(variable, None)
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if not torch.cuda.is_available():  # kernels run in Triton's interpreter, which it asks when it is imported
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 FOLDERS = {f"{name}_dir": str(HOME / name) for name in ("datasets", "weights", "runs")}
 WITHOUT_RAY = {"raytune": False} if "LOSSPLUG_HOST" in os.environ else {}

@@ -45,7 +45,7 @@ from yolo_lossplug.registry import (
 from yolo_lossplug.state import Scope, State
 
 STOCK_BOX, STOCK_CLASS, STOCK_ROTATED, STOCK_SOFTMAX = "ciou", "bce", "probiou", "ce"
-ENGINES = ("auto", "fast", "reference")
+ENGINES = ("auto", "fast", "triton", "reference")
 NMS_OVERLAPS = ("iou", "diou")
 ASSIGNER_OVERLAPS = ("ciou", "diou", "eiou", "giou", "iou", "siou")
 
@@ -269,8 +269,8 @@ def select(args: Mapping[str, Any]) -> Selection:
     values = {key: p.check(given[key]) if key in given else p.default for key, p in NUMBERS.items()}
     tal_iou = choose("tal_iou", args, ASSIGNER_OVERLAPS)
     engine = choose("loss_engine", args, ENGINES)
-    if engine == "fast" and task in UNSPED:
-        raise LossPlugError(f"loss_engine=fast cannot be used with task={task}: {UNSPED[task]}. Remove it.")
+    if engine in ("fast", "triton") and task in UNSPED:
+        raise LossPlugError(f"loss_engine={engine} cannot be used with task={task}: {UNSPED[task]}. Remove it.")
     for key, value in given.items():
         if key not in COMMON and key not in box.options and key not in cls.options:
             raise LossPlugError(no_effect(key, value, box.name, cls.name))

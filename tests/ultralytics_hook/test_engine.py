@@ -15,7 +15,7 @@ from tests.models import batch, model, with_keys
 from tests.runs import Log, results, train
 from yolo_lossplug import LossPlugError, Option, class_loss, create_class_loss
 from yolo_lossplug.selection import list_box_losses, list_class_losses, select
-from yolo_lossplug.ultralytics_hook import engine
+from yolo_lossplug.ultralytics_hook import engine, engines
 from yolo_lossplug.ultralytics_hook.criterion import leaves, plug
 from yolo_lossplug.ultralytics_hook.engine import FastMixin
 
@@ -279,11 +279,11 @@ def test_tasks_that_have_no_fast_engine(task):
 @pytest.mark.parametrize("errors", [(1e-3, 0.0), (0.0, 1e-3), (float("inf"), float("inf"))], ids=str)
 def test_a_host_that_computes_something_else(given, monkeypatch, errors):
     made, preds, data = given
-    monkeypatch.setattr(engine, "self_test", lambda *args: errors)
+    monkeypatch.setattr(engines, "self_test", lambda *args: errors)
     criterion = with_keys(made, loss="eiou")
     assert not isinstance(criterion, FastMixin)
     assert criterion(dict(preds), data)[0].isfinite().all()
-    described = engine.description("auto", made.model[-1], torch.device("cpu"))
+    described = engines.description("auto", made.model[-1], torch.device("cpu"))
     reason = "it fails with" if errors[0] == float("inf") else "its loss would differ by"
     assert described.startswith(f"reference ({reason} ")
     with pytest.raises(LossPlugError, match=f"loss_engine=fast cannot be used: {reason}"):
@@ -292,7 +292,7 @@ def test_a_host_that_computes_something_else(given, monkeypatch, errors):
 
 def test_the_self_test_sees_a_host_that_has_changed(monkeypatch):
     strides = (8.0, 16.0, 32.0)
-    assert max(engine.self_test.__wrapped__("cpu", 16, strides)) < 1e-6
+    assert max(engines.self_test.__wrapped__("cpu", 16, strides)) < 1e-6
     stock = v8DetectionLoss.get_assigned_targets_and_loss
 
     def other(self, preds, batch, **kwargs):
@@ -300,17 +300,17 @@ def test_the_self_test_sees_a_host_that_has_changed(monkeypatch):
         return first, loss * torch.tensor([1.0, 1.001, 1.0]), items
 
     monkeypatch.setattr(v8DetectionLoss, "get_assigned_targets_and_loss", other)
-    error, slope_error = engine.self_test.__wrapped__("cpu", 16, strides)
-    assert error > engine.TOLERANCE and slope_error > engine.SLOPE_TOLERANCE
+    error, slope_error = engines.self_test.__wrapped__("cpu", 16, strides)
+    assert error > engines.TOLERANCE and slope_error > engines.SLOPE_TOLERANCE
     monkeypatch.undo()
     monkeypatch.setattr(engine, "step", lambda *args: 1 / 0)
-    assert engine.self_test.__wrapped__("cpu", 1, strides) == (float("inf"), float("inf"))
+    assert engines.self_test.__wrapped__("cpu", 1, strides) == (float("inf"), float("inf"))
 
 
 @pytest.mark.parametrize("context", [torch.inference_mode(), torch.autocast("cpu", torch.bfloat16)], ids=str)
 def test_the_first_step_may_be_one_of_a_validation(given, context):
     made, preds, data = given
-    engine.self_test.cache_clear()
+    engines.self_test.cache_clear()
     with context:
         criterion = with_keys(made, loss="l1")  # wants the strides of the anchors, which are kept between steps
         criterion(dict(preds), data)
@@ -321,19 +321,19 @@ def test_the_first_step_may_be_one_of_a_validation(given, context):
 
 
 def test_a_release_without_the_step(monkeypatch, given):
-    monkeypatch.setattr(engine, "METHOD", "gone")
+    monkeypatch.setattr(engines, "METHOD", "gone")
     head = given[0].model[-1]
-    assert engine.description("auto", head, torch.device("cpu")) == (
+    assert engines.description("auto", head, torch.device("cpu")) == (
         "reference (this release of Ultralytics has no step to replace)"
     )
-    assert engine.description("auto", head, torch.device("mps")) == "reference (it is not tested on mps)"
-    assert engine.description("reference", head, torch.device("cpu")) == "reference"
+    assert engines.description("auto", head, torch.device("mps")) == "reference (it is not tested on mps)"
+    assert engines.description("reference", head, torch.device("cpu")) == "reference"
 
 
 def test_rotated_boxes_have_the_reference():
     made = model("yolov8n-obb")
     assert not isinstance(with_keys(made, loss="kld"), FastMixin)
-    assert engine.description("auto", made.model[-1], torch.device("cpu")) == "reference (boxes are rotated)"
+    assert engines.description("auto", made.model[-1], torch.device("cpu")) == "reference (boxes are rotated)"
 
 
 def test_a_step_that_was_taken_away_stops_the_run(given):

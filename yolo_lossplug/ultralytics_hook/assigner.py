@@ -15,7 +15,7 @@ from ultralytics.utils.ops import xywh2xyxy, xyxy2xywh
 from yolo_lossplug.assigner.assign import Assignment, Measure, assign
 from yolo_lossplug.assigner.grid import Level, levels_of_shapes, points_of_levels, shapes_of_points
 from yolo_lossplug.assigner.selection import Objects, is_exact
-from yolo_lossplug.selection import STOCK_BOX, assigner_overlap, select
+from yolo_lossplug.selection import STOCK_BOX, Loss, assigner_overlap, create_box_loss, select
 
 SMALLEST = {"cpu": 300_000}
 """Elements of (images, objects, anchors) below which the dense form takes less time, by kind of device."""
@@ -27,6 +27,8 @@ class OverlapMixin:
     """An assigner that measures overlap with another IoU."""
 
     overlap: Optional[Callable[[Tensor, Tensor], Tensor]] = None
+    overlap_loss: Optional[Loss] = None
+    """What the overlap is 1 minus of."""
 
     def iou_calculation(self, gt_bboxes: Tensor, pd_bboxes: Tensor) -> Tensor:
         """Return the overlap (N,) >= 0 of boxes (N, 4), x1 y1 x2 y2 in pixels; the host's own CIoU unless replaced."""
@@ -125,6 +127,7 @@ def set_overlap(assigner: tal.TaskAlignedAssigner, name: str) -> None:
     if not isinstance(assigner, OverlapMixin):
         cls = type(assigner)
         assigner.__class__ = type(f"Plugged{cls.__name__}", (OverlapMixin, cls), {})
+    assigner.overlap_loss = None if name == STOCK_BOX else create_box_loss(name)
     assigner.overlap = None if name == STOCK_BOX else assigner_overlap(name)
 
 
@@ -149,14 +152,22 @@ def is_sparse(assigner: Any, dtypes: set[torch.dtype], points: Tensor) -> bool:
         dtypes: Types of the boxes.
         points: Anchor centres (A, 2).
     """
-    cls, k = type(assigner), max(assigner.topk, topk2_of(assigner))
+    k = max(assigner.topk, topk2_of(assigner))
     return (
-        all(getattr(cls, name, None) is getattr(tal.TaskAlignedAssigner, name, None) for name in HOOKS)
-        and cls.iou_calculation in (tal.TaskAlignedAssigner.iou_calculation, OverlapMixin.iou_calculation)
-        and cls.forward in (tal.TaskAlignedAssigner.forward, TaskAlignedAssigner.forward)
+        not has_own_hooks(assigner)
         and dtypes == {torch.float32}
         and is_exact(k, len(points), points.device.type)
         and fills_up_in_order(points.device.type)
+    )
+
+
+def has_own_hooks(assigner: Any) -> bool:
+    """Return whether an assigner overrides what makes the host's assignment what it is, otherwise than we do."""
+    cls = type(assigner)
+    return (
+        any(getattr(cls, name, None) is not getattr(tal.TaskAlignedAssigner, name, None) for name in HOOKS)
+        or cls.iou_calculation not in (tal.TaskAlignedAssigner.iou_calculation, OverlapMixin.iou_calculation)
+        or cls.forward not in (tal.TaskAlignedAssigner.forward, TaskAlignedAssigner.forward)
     )
 
 

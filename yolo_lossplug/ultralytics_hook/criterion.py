@@ -34,7 +34,7 @@ from yolo_lossplug.selection import (
     select,
 )
 from yolo_lossplug.state import Scope, State
-from yolo_lossplug.ultralytics_hook import engine, report
+from yolo_lossplug.ultralytics_hook import engine, engines, report
 from yolo_lossplug.ultralytics_hook.assigner import set_overlap
 
 STOCK_TOPK = inspect.signature(v8DetectionLoss.__init__).parameters["tal_topk"].default
@@ -328,7 +328,7 @@ def _plug_leaf(leaf: v8DetectionLoss, selection: Selection, scope: Scope, names:
             assigner.topk2 = selection.tal_topk
     if selection.tal_iou != STOCK_BOX:
         set_overlap(assigner, selection.tal_iou)
-    leaf.is_fast = engine.settle(leaf, selection.loss_engine)
+    leaf.is_fast = engines.settle(leaf, selection.loss_engine)
     leaf.lossplug = selection
 
 

@@ -7,14 +7,11 @@ targets, decoding and measuring boxes stay with the host; what is another is whi
 
 from __future__ import annotations
 
-import functools
-import math
-from types import SimpleNamespace
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple, Optional, Protocol
 
 import torch
 from torch import Tensor, nn
-from ultralytics.utils import IterableSimpleNamespace, tal
+from ultralytics.utils import tal
 from ultralytics.utils.loss import BboxLoss, v8DetectionLoss
 from ultralytics.utils.metrics import bbox_iou
 
@@ -23,7 +20,6 @@ from yolo_lossplug.assigner.grid import levels_of_shapes
 from yolo_lossplug.assigner.selection import Objects
 from yolo_lossplug.engine.class_sum import class_sum
 from yolo_lossplug.engine.distances import bin_probabilities, distances, gather
-from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.selection import STOCK_CLASS, Loss, create_class_loss
 from yolo_lossplug.ultralytics_hook import report
 from yolo_lossplug.ultralytics_hook.assigner import (
@@ -35,12 +31,8 @@ from yolo_lossplug.ultralytics_hook.assigner import (
     sparse_assignment,
 )
 
-FAST, REFERENCE = "fast", "reference"
-METHOD = "get_assigned_targets_and_loss"
 LARGEST_DECODED = 2**16
 """Anchors that are decoded at a time."""
-TOLERANCE, SLOPE_TOLERANCE = 1e-5, 1e-4
-"""Largest relative error of the loss, and of its gradients in norm, with which the engine may run."""
 
 
 _uncompiled = getattr(getattr(torch, "compiler", None), "disable", lambda function: function)
@@ -77,6 +69,13 @@ class Anchors(NamedTuple):
     shapes: tuple[tuple[int, int], ...]
 
 
+class Kernels(Protocol):
+    """Another way to take a step."""
+
+    def step(self, criterion: Any, preds: dict[str, Tensor], batch: dict[str, Any]) -> Optional[tuple]:
+        """Return what the host's step returns, None where it cannot be taken this way."""
+
+
 class FastMixin(v8DetectionLoss):
     """A criterion whose step is the fast one wherever that is defined."""
 
@@ -84,6 +83,8 @@ class FastMixin(v8DetectionLoss):
     """Whether the engine may leave a step to the host where the host is faster."""
     is_class_loss_pointwise = True
     """Whether the class loss may be evaluated on parts."""
+    kernels: Optional[Kernels] = None
+    """Kernels that take the step, None for tensor functions."""
 
     def get_assigned_targets_and_loss(self, preds: dict[str, Tensor], batch: dict[str, Any], **extra: Any) -> tuple:
         """Return the assigned targets, the loss by box, class and DFL, and its items, as the host's method does."""
@@ -97,7 +98,7 @@ def speed_up(criterion: v8DetectionLoss, is_lazy: bool) -> None:
     if not isinstance(criterion, FastMixin):
         bases = (FastMixin,) if cls is v8DetectionLoss else (cls, FastMixin)
         criterion.__class__ = type(f"Fast{cls.__name__}", bases, {})
-    criterion.is_lazy = is_lazy
+    criterion.is_lazy, criterion.kernels = is_lazy, None
     loss = class_loss_of(criterion)
     criterion.is_class_loss_pointwise = loss is not None and is_pointwise(loss)
 
@@ -107,114 +108,6 @@ def slow_down(criterion: v8DetectionLoss) -> None:
     cls = type(criterion)
     if isinstance(criterion, FastMixin):
         criterion.__class__ = v8DetectionLoss if cls.__bases__ == (FastMixin,) else cls.__bases__[0]
-
-
-def settle(criterion: Any, engine: str) -> bool:
-    """Make a criterion take the steps of an engine: ``auto``, ``fast`` or ``reference``; return whether it is fast.
-
-    Raises:
-        LossPlugError: If it is to be ``fast``, and cannot be.
-    """
-    why = None if engine == REFERENCE else obstacle(criterion, criterion.device)
-    if engine == FAST and why:
-        raise LossPlugError(f"loss_engine=fast cannot be used: {why}. Remove it, or take loss_engine=auto.")
-    if engine == REFERENCE or why:
-        slow_down(criterion)
-        return False
-    speed_up(criterion, is_lazy=engine != FAST)
-    return True
-
-
-def description(engine: str, head: Any, device: torch.device) -> str:
-    """Return the engine that runs, and why if it is not the fast one, for the banner."""
-    if engine == REFERENCE:
-        return REFERENCE
-    why = obstacle(head, device)
-    if why:
-        return f"{REFERENCE} ({why})"
-    return f"{FAST} in crowds, else {REFERENCE}" if device.type == "cuda" and engine != FAST else FAST
-
-
-def obstacle(head: Any, device: torch.device) -> Optional[str]:
-    """Return why the fast engine cannot run, None if it can.
-
-    The engine takes some steps on random problems and is compared with the host's own step.
-
-    Args:
-        head: A criterion or a head, with its strides and the number of its bins, `reg_max`.
-        device: Where it runs.
-    """
-    if device.type not in ("cpu", "cuda"):
-        return f"it is not tested on {device.type}"
-    if not hasattr(v8DetectionLoss, METHOD):
-        return "this release of Ultralytics has no step to replace"
-    if (hasattr(head, "assigner") and isinstance(head.assigner, tal.RotatedTaskAlignedAssigner)) or hasattr(head, "ne"):
-        return "boxes are rotated"
-    strides = tuple(float(stride) for stride in head.stride)
-    error, slope_error = self_test(str(device), int(head.reg_max), strides)
-    if math.isinf(error):
-        return "it fails with this release of Ultralytics"
-    if error > TOLERANCE or slope_error > SLOPE_TOLERANCE:
-        return f"its loss would differ by {error:.0e} and its gradients by {slope_error:.0e} from those of the host"
-    return None
-
-
-@functools.cache
-@torch.inference_mode(False)  # the first step may be one of a validation
-@torch.enable_grad()
-def self_test(device: str, reg_max: int, strides: tuple[float, ...]) -> tuple[float, float]:
-    """Take fast steps on random problems, and compare them with the steps of the host.
-
-    Args:
-        device: Where.
-        reg_max: Bins of the distance distribution; 1 for none.
-        strides: Strides of the levels in pixels.
-
-    Returns:
-        Largest relative error of the loss, and of its gradients in norm; infinite where the host's step has changed so
-        that the fast one fails.
-    """
-    rng = torch.Generator().manual_seed(0)
-    head = SimpleNamespace(stride=torch.tensor(strides, device=device), nc=4, reg_max=reg_max)
-    gains = IterableSimpleNamespace(box=7.5, cls=0.5, dfl=1.5, overlap_mask=True)
-    parameter = torch.zeros(1, device=device)
-    model = SimpleNamespace(parameters=lambda: iter((parameter,)), args=gains, model=[head])
-    errors = []
-    for topk, n in ((10, 5), (7, 40), (10, 0)):
-        criterion = v8DetectionLoss(model, topk, **({"tal_topk2": 1} if topk == 7 else {}))
-        size = [round(10 * max(strides)), round(12 * max(strides))]
-        shapes = [(round(size[0] / stride), round(size[1] / stride)) for stride in strides]
-        n_anchors = sum(h * w for h, w in shapes)
-        given = [torch.randn(2, 4 * reg_max, n_anchors, generator=rng), torch.randn(2, 4, n_anchors, generator=rng) - 3]
-        if reg_max == 1:
-            given[0] = given[0].abs()
-        batch = {
-            "batch_idx": torch.arange(2 * n) // max(1, n),
-            "cls": torch.randint(4, (2 * n, 1), generator=rng),
-            "bboxes": torch.rand(2 * n, 4, generator=rng) * 0.3 + torch.tensor([0.3, 0.3, 0.02, 0.02]),
-        }
-        found = []
-        for is_fast in (False, True):
-            boxes, scores = (tensor.to(device).requires_grad_() for tensor in given)
-            preds = {"boxes": boxes, "scores": scores, "feats": [boxes.new_zeros(2, 1, h, w) for h, w in shapes]}
-            if is_fast:
-                speed_up(criterion, is_lazy=False)
-            try:
-                with torch.autocast(torch.device(device).type, enabled=False):
-                    loss = criterion.get_assigned_targets_and_loss(preds, batch)[1]
-                found.append((loss.detach(), *torch.autograd.grad(loss.sum(), (boxes, scores), allow_unused=True)))
-            except Exception:
-                if not is_fast:
-                    raise
-                return math.inf, math.inf
-        errors.append([_relative_error(one, other) for one, other in zip(*found)])
-    return max(error[0] for error in errors), max(max(error[1:]) for error in errors)
-
-
-def _relative_error(stock: Optional[Tensor], found: Optional[Tensor]) -> float:
-    if stock is None or found is None:  # a host that does not reach the boxes where there is no object
-        return 0.0 if found is None else float(found.norm())
-    return float((found - stock).norm() / stock.norm().clamp(min=1e-9))
 
 
 def class_loss_of(criterion: Any) -> Optional[Loss]:
@@ -241,6 +134,10 @@ def step(criterion: Any, preds: dict[str, Tensor], batch: dict[str, Any], extra:
         batch: The batch.
         extra: What the criterion hands on to an assigner of its own.
     """
+    if criterion.kernels is not None and not extra:
+        result = criterion.kernels.step(criterion, preds, batch)
+        if result is not None:
+            return result
     boxes, scores = preds["boxes"], preds["scores"]
     anchors = anchors_of(criterion, preds["feats"], scores.dtype)
     if criterion.is_lazy and scores.is_cuda and dense_size(batch, len(scores), scores.shape[2]) < DENSE_ON_GPU:
@@ -252,7 +149,8 @@ def step(criterion: Any, preds: dict[str, Tensor], batch: dict[str, Any], extra:
         return None
     total = assigned.score.sum().clamp(min=1)
     # Backward goes the other way: what the boxes have kept is gone before the gradient of the scores is made.
-    cls = class_term(criterion, scores, targets, assigned) / total
+    labels = targets.labels.flatten().long()[assigned.object].clamp_(0)
+    cls = class_term(criterion, scores, assigned.anchor, labels, assigned.score) / total
     box, dfl = box_terms(criterion, boxes, targets, anchors, assigned, total, decoder.bins_of(assigned.anchor))
     gains = criterion.hyp
     loss = torch.stack([term.float() for term in (box * gains.box, cls * gains.cls, dfl * gains.dfl)])
@@ -389,13 +287,14 @@ def has_exact_bins(criterion: Any, boxes: Tensor) -> bool:
     return (
         criterion.use_dfl
         and boxes.dtype == torch.float32
-        and not _is_autocast(boxes.device.type)
+        and not is_autocast(boxes.device.type)
         and type(criterion).bbox_decode is v8DetectionLoss.bbox_decode
         and type(unplugged(criterion.bbox_loss)) is BboxLoss
     )
 
 
-def _is_autocast(device_type: str) -> bool:
+def is_autocast(device_type: str) -> bool:
+    """Return whether autocast is on for a kind of device."""
     try:
         return torch.is_autocast_enabled(device_type)
     except TypeError:  # torch before 2.4 has a function for each kind of device
@@ -462,18 +361,21 @@ def box_terms(
     return box, dfl
 
 
-def class_term(criterion: Any, scores: Tensor, targets: Targets, assigned: Assignment) -> Tensor:
-    """Return the sum of the class loss, before the gain."""
-    module, n_classes, n_anchors = criterion.bce, scores.shape[1], scores.shape[2]
-    labels = targets.labels.flatten().long()[assigned.object].clamp_(0)
-    image, cell = assigned.anchor // n_anchors, assigned.anchor % n_anchors
-    loss, smoothing = class_loss_of(criterion), getattr(module, "smoothing", 0.0)
-    score = assigned.score.to(scores.dtype)
+def class_term(criterion: Any, scores: Tensor, anchor: Tensor, labels: Tensor, score: Tensor) -> Tensor:
+    """Return the sum of the class loss, before the gain.
+
+    Args:
+        criterion: The criterion.
+        scores: Logits (b, classes, A).
+        anchor: Anchors (n,) among those of all images, each once.
+        labels: Their classes (n,).
+        score: The targets of these (n,).
+    """
+    loss, smoothing = class_loss_of(criterion), getattr(criterion.bce, "smoothing", 0.0)
     if loss is None or not criterion.is_class_loss_pointwise:
-        dense = scores.new_zeros(len(scores), n_anchors, n_classes)
-        dense.view(-1, n_classes)[assigned.anchor, labels] = score
-        result = module(scores.permute(0, 2, 1), dense)
-        return (result if criterion_weights(criterion) is None else result * criterion_weights(criterion)).sum()
+        return dense_class_term(criterion, scores, anchor, labels, score)
+    n_classes, n_anchors, score = scores.shape[1], scores.shape[2], score.to(scores.dtype)
+    image, cell = anchor // n_anchors, anchor % n_anchors
     if smoothing:  # every class of an assigned anchor has a target
         is_target = score > 0
         image, cell, labels, score = (values[is_target] for values in (image, cell, labels, score))
@@ -484,7 +386,16 @@ def class_term(criterion: Any, scores: Tensor, targets: Targets, assigned: Assig
         score = smooth.flatten()
     else:
         index = (image * n_classes + labels) * n_anchors + cell
-    return class_sum(scores, index, score, loss, background=loss.background, weights=_weights(criterion))
+    return class_sum(scores, index, score, loss, background=loss.background, weights=weights_of(criterion))
+
+
+def dense_class_term(criterion: Any, scores: Tensor, anchor: Tensor, labels: Tensor, score: Tensor) -> Tensor:
+    """Return the same by the criterion's own module, which is given all targets."""
+    n_images, n_classes, n_anchors = scores.shape
+    dense = scores.new_zeros(n_images, n_anchors, n_classes)
+    dense.view(-1, n_classes)[anchor, labels] = score.to(scores.dtype)
+    result, weights = criterion.bce(scores.permute(0, 2, 1), dense), criterion_weights(criterion)
+    return (result if weights is None else result * weights).sum()
 
 
 def criterion_weights(criterion: Any) -> Optional[Tensor]:
@@ -506,7 +417,7 @@ def is_pointwise(loss: Loss) -> bool:
     return torch.allclose(whole[order], parts, rtol=1e-5, atol=1e-7)
 
 
-def _weights(criterion: Any) -> Optional[Tensor]:
+def weights_of(criterion: Any) -> Optional[Tensor]:
     """Return the product (classes,) of the host's class weights and ours, None if there are none."""
     stock, own = criterion_weights(criterion), getattr(criterion.bce, "weights", None)
     if stock is None or own is None:
@@ -514,8 +425,13 @@ def _weights(criterion: Any) -> Optional[Tensor]:
     return stock.flatten() * own
 
 
+def is_answer_read(criterion: Any) -> bool:
+    """Return whether a criterion adds terms of its own, for which it reads what anchors are assigned."""
+    return getattr(type(criterion), "loss", None) is not v8DetectionLoss.loss
+
+
 def _answer(criterion: Any, targets: Targets, anchors: Anchors, assigned: Assignment) -> tuple:
     """Return what tasks that add terms of their own read: foreground, objects, their boxes, anchors and strides."""
-    if getattr(type(criterion), "loss", None) is v8DetectionLoss.loss:  # which reads nothing of it
+    if not is_answer_read(criterion):
         return (None,) * 5
     return (*assigned_targets(assigned, targets.boxes, len(anchors.points)), anchors.points, anchors.strides)

@@ -20,7 +20,8 @@ from yolo_lossplug.selection import CLASSIFY, Selection, class_weights, keys, se
 from yolo_lossplug.state import State
 from yolo_lossplug.ultralytics_hook import training
 from yolo_lossplug.ultralytics_hook.criterion import branches, class_names
-from yolo_lossplug.ultralytics_hook.engine import METHOD, unplugged
+from yolo_lossplug.ultralytics_hook.engine import unplugged
+from yolo_lossplug.ultralytics_hook.engines import METHOD
 
 TERMS = ("box", "class", "dfl")
 

@@ -25,7 +25,7 @@ from yolo_lossplug.selection import (
     keys,
     select,
 )
-from yolo_lossplug.ultralytics_hook import compatibility, engine, memory, patches, report
+from yolo_lossplug.ultralytics_hook import compatibility, engines, memory, patches, report
 from yolo_lossplug.ultralytics_hook.console import PREFIX
 from yolo_lossplug.ultralytics_hook.criterion import arguments, class_names, is_plugged, leaves, plug, self_test
 
@@ -122,8 +122,8 @@ def banner(selection: Selection, engine_name: str) -> str:
 def engine_name(selection: Selection, model: Any) -> str:
     """Return the engine that a model's criterion runs, and why if it is not the fast one."""
     if selection.task == CLASSIFY:
-        return engine.REFERENCE
-    return engine.description(selection.loss_engine, model.model[-1], next(model.parameters()).device)
+        return engines.REFERENCE
+    return engines.description(selection.loss_engine, model.model[-1], next(model.parameters()).device)
 
 
 def announce(trainer: Any) -> None:

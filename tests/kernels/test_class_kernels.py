@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""The class kernels against the losses themselves on dense targets, by value and by gradient."""
+
+import pytest
+import torch
+
+from yolo_lossplug import create_class_loss
+from yolo_lossplug.kernels.class_loss import FORMULAS, Targets, class_gradient, class_sums, formula_of
+
+pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")  # infinity is what is wanted
+
+OPTIONS = {
+    "bce": [{}],
+    "focal": [{}, {"cls_focal_gamma": 1.5}, {"cls_focal_gamma": 0.5, "cls_focal_alpha": None}, {"cls_focal_gamma": 0}],
+    "qfl": [{}, {"cls_qfl_beta": 0}, {"cls_qfl_beta": 1.3}, {"cls_qfl_beta": 1}],
+    "varifocal": [{}, {"cls_vfl_gamma": 0, "cls_vfl_alpha": 0.4}, {"cls_vfl_gamma": 0.5}],
+}
+CHOICES = [(name, options) for name, several in OPTIONS.items() for options in several]
+
+
+def problem(place, shape=(2, 5, 70), dtype=torch.float32):
+    """Return logits of every size, and the class and the score of each anchor, most without one."""
+    rng = torch.Generator().manual_seed(3)
+    b, n_classes, n_anchors = shape
+    logits = torch.randn(shape, generator=rng) * 4 - 2
+    extremes = torch.tensor([0.0, 40, -40, 90, -90, 1e-4, 15, -15])[: logits.numel()]
+    logits.view(-1)[: len(extremes)] = extremes
+    label = torch.randint(n_classes, (b * n_anchors,), generator=rng)
+    score = torch.rand(b * n_anchors, generator=rng) * (torch.rand(b * n_anchors, generator=rng) < 0.2)
+    return logits.to(place, dtype), label.int().to(place), score.to(place)
+
+
+def compared(loss, given, smoothing=0.0, weights=None, rtol=1e-5):
+    """Assert that kernels and loss agree in the sum and in its gradient."""
+    logits, label, score = given
+    b, n_classes, n_anchors = logits.shape
+    dense = torch.zeros(b * n_anchors, n_classes, device=logits.device)
+    dense[torch.arange(b * n_anchors), label.long()] = score.to(logits.dtype).float()
+    if smoothing:
+        smooth = (dense * (1 - smoothing) + smoothing / 2).to(logits.dtype).float()
+        dense = torch.where(dense.amax(1, keepdim=True) > 0, smooth, dense)
+    x = logits.float().requires_grad_()
+    terms = loss(x, dense.view(b, n_anchors, n_classes).permute(0, 2, 1))
+    expected = (terms if weights is None else terms * weights.view(1, -1, 1)).double().sum()
+    (slope,) = torch.autograd.grad(expected, x)
+
+    targets, formula = Targets(label, score, smoothing, weights), formula_of(loss.name, loss.options)
+    sums = class_sums(logits, targets, formula)
+    torch.testing.assert_close(sums.sum().double(), expected.detach(), rtol=rtol, atol=1e-6)
+    found = class_gradient(logits, targets, formula, torch.tensor(2.0, device=logits.device))
+    assert found.dtype == logits.dtype
+    is_half = logits.dtype != torch.float32
+    torch.testing.assert_close(found.float(), 2 * slope, rtol=1e-2 if is_half else 2e-5, atol=1e-3 if is_half else 1e-6)
+
+
+@pytest.mark.parametrize("name,options", CHOICES, ids=str)
+def test_every_formula(name, options, place):
+    compared(create_class_loss(name, **options), problem(place))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", FORMULAS)
+def test_half_precision(name, dtype, place):
+    compared(create_class_loss(name), problem(place, dtype=dtype))
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_smoothing_and_weights(name, place):
+    weights = torch.tensor([0.0, 1, 2, 3, 0.5], device=place)
+    compared(create_class_loss(name), problem(place), smoothing=0.2)
+    compared(create_class_loss(name), problem(place), weights=weights)
+    compared(create_class_loss(name), problem(place), smoothing=0.1, weights=weights)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 3), (2, 1, 1100), (1, 21, 300), (1, 80, 33)], ids=str)
+def test_shapes(shape, place):
+    for name in ("bce", "qfl"):
+        compared(create_class_loss(name), problem(place, shape))
+
+
+@pytest.mark.parametrize("logit", [-11.5, -30.0, -3.0])
+def test_no_small_number_is_lost(logit, place):
+    """A fresh head has equal logits far below 0, of which each counts little and all together much."""
+    logits = torch.full((1, 16, 1000), logit, device=place)
+    zero = torch.zeros(1000, device=place)
+    expected = 16_000 * torch.nn.functional.softplus(torch.tensor(logit, dtype=torch.float64))
+    for name in FORMULAS:
+        loss = create_class_loss(name)
+        sums = class_sums(logits, Targets(zero.int(), zero), formula_of(name, loss.options))
+        if name == "bce":
+            assert sums.sum().item() == pytest.approx(expected.item(), rel=2e-6)
+        assert sums.sum() > 0
+
+
+def test_what_is_no_number_stays_none(place):
+    logits, label, score = problem(place)
+    for name in FORMULAS:
+        formula = formula_of(name, create_class_loss(name).options)
+        broken = logits.clone()
+        broken[0, 2, 7] = float("nan")
+        assert class_sums(broken, Targets(label, score), formula).sum().isnan()
+        lost = score.clone()
+        lost[3] = float("nan")
+        assert class_sums(logits, Targets(label, lost), formula).sum().isnan()
+
+
+def test_a_loss_without_a_formula():
+    assert formula_of("poly", {}) is None

@@ -1,0 +1,370 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Steps by kernels against those of the fast engine, and when they are not taken."""
+
+import copy
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+from ultralytics.utils.loss import BboxLoss, v8DetectionLoss
+
+from tests.models import batch, model, with_keys
+from tests.runs import ROOT, Log, results, train
+from yolo_lossplug import LossPlugError, box_loss, kernels
+from yolo_lossplug.selection import select
+from yolo_lossplug.ultralytics_hook import engines, triton_step
+from yolo_lossplug.ultralytics_hook.criterion import leaves, plug
+from yolo_lossplug.ultralytics_hook.report import Meter, watch
+
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of masked places, in the interpreter
+on_gpu = pytest.mark.skipif(kernels.is_interpreted(), reason="only a GPU can be waited for")
+
+
+@pytest.fixture(autouse=True)
+def known_trouble(monkeypatch, request):
+    """Compare the kernels with the host once, in the test of that."""
+    if "trial" not in request.keywords:
+        monkeypatch.setattr(engines, "kernel_trouble", lambda *args: None)
+
+
+@pytest.fixture(scope="module")
+def given(place):
+    """Predictions of a model for images of 64 pixels, and their batch."""
+    return predicted("yolov8n", place)
+
+
+def predicted(name, place, empty=False):
+    """Return a model on its device, its predictions, and the batch."""
+    made, data = copy.deepcopy(model(name)).to(place), batch(name, empty=empty, device=place)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        return made, made(data["img"]), data
+
+
+def run(made, preds, data, name, **keys):
+    """Take a step of an engine; return the loss, its gradients, and the criterion."""
+    criterion = with_keys(made, loss_engine=name, **keys)
+    return step(criterion, preds, data)
+
+
+def step(criterion, preds, data):
+    preds = copy.copy(preds) if "boxes" in preds else {key: copy.copy(value) for key, value in preds.items()}
+    inputs = []
+    for branch in [preds[key] for key in ("one2many", "one2one") if key in preds] or [preds]:
+        for key in ("boxes", "scores"):
+            branch[key] = branch[key].detach().requires_grad_()
+            inputs.append(branch[key])
+    loss, items = criterion(preds, data)
+    slopes = torch.autograd.grad(loss.sum(), inputs, allow_unused=True)
+    return loss.detach(), slopes, items, criterion
+
+
+def compared(made, preds, data, rtol=1e-5, **keys):
+    """Assert that kernels give loss, items and gradients of the fast engine; return their criterion."""
+    (expected, slopes, expected_items, _), (loss, others, items, criterion) = (
+        run(made, preds, data, name, **keys) for name in ("fast", "triton")
+    )
+    assert all(leaf.kernels is not None for leaf in leaves(criterion))
+    torch.testing.assert_close(loss, expected, rtol=rtol, atol=1e-6)
+    assert list(items) == list(expected_items)
+    for one, other in zip(slopes, others):
+        assert other.dtype == one.dtype
+        assert (other.float() - one.float()).norm() <= max(1e-4, rtol) * one.float().norm()
+    return criterion
+
+
+@pytest.mark.parametrize("name", ["yolov8n", "yolov10n", "yolo26n", "yolov8n-seg", "yolo26n-pose"])
+def test_models(name, place):
+    compared(*predicted(name, place), loss="eiou", cls_loss="qfl")
+
+
+@pytest.mark.parametrize("name", ["yolov8n", "yolo26n-seg"])
+def test_batches_without_objects(name, place):
+    compared(*predicted(name, place, empty=True), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {},
+        {"loss": "siou", "siou_theta": 3.0, "cls_loss": "focal", "cls_focal_alpha": None},
+        {"loss": "focal-eiou", "cls_loss": "varifocal"},
+        {"loss": "l1", "cls_loss": "poly"},
+        {"loss": "wiou-v3", "cls_loss": "ema-slide"},
+        {"cls_smoothing": 0.2, "cls_weights": [0, 1, 2]},
+        {"cls_loss": "poly", "cls_smoothing": 0.2},
+        {"tal_topk": 3, "tal_alpha": 1.0, "tal_beta": 1.0, "tal_iou": "siou"},
+    ],
+    ids=str,
+)
+def test_keys(given, keys):
+    compared(*given, **keys)
+
+
+def test_the_hosts_class_weights(given):
+    made, preds, data = given
+    made.class_weights = torch.tensor([0.5, 1, 2], device=preds["scores"].device)
+    try:
+        compared(made, preds, data, cls_loss="qfl")
+    finally:
+        del made.class_weights
+
+
+@pytest.mark.parametrize("is_autocast", [True, False])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision(given, dtype, is_autocast, place):
+    made, preds, data = given
+    preds = {key: preds[key].to(dtype) for key in ("boxes", "scores")} | {
+        "feats": [feat.to(dtype) for feat in preds["feats"]]
+    }
+    with torch.autocast(place, dtype, enabled=is_autocast):
+        criterion = compared(made, preds, data, rtol=2e-2, loss="giou")  # the host's sums are in half precision
+        foregrounds = [
+            answered(with_keys(made, loss_engine=name, loss="giou"), preds, data) for name in ("fast", "triton")
+        ]
+    assert criterion.kernels is not None
+    assert all(torch.equal(one, other) for one, other in zip(*foregrounds))
+
+
+def answered(criterion, preds, data):
+    """Return foreground, objects and boxes of a step, which a criterion with other terms is told."""
+    cls = type(criterion)
+    criterion.__class__ = type("Reader", (cls,), {"loss": lambda self, *args: None})
+    with torch.no_grad():
+        (foreground, place, boxes, *_), _, _ = criterion.get_assigned_targets_and_loss(dict(preds), data)
+    return foreground, place * foreground, boxes
+
+
+def test_what_other_terms_are_told(given):
+    made, preds, data = given
+    data = {**data, "batch_idx": torch.ones_like(data["batch_idx"])}  # an image has none
+    for some in (data, batch("yolov8n", empty=True, device=preds["scores"].device)):
+        one, other = (answered(with_keys(made, loss_engine=name), preds, some) for name in ("fast", "triton"))
+        assert all(torch.equal(a, b) for a, b in zip(one, other))
+
+
+def test_a_loss_that_reads_all_boxes_is_given_these_alone(given, registry):
+    seen = []
+
+    @box_loss("centred")
+    def centred(pred, target):
+        seen.append(len(pred))
+        distance = (pred - target).abs().sum(-1)
+        return distance / distance.mean()
+
+    criterion = compared(*given, loss="centred")
+    assert not criterion.kernels.is_box_loss_pointwise
+    assert seen[0] == seen[-1] < 50  # those of the fast engine; 5 objects have at most 50 anchors
+
+
+def test_the_report_counts_the_same(given):
+    made, preds, data = given
+    sums = []
+    for name in ("fast", "triton"):
+        criterion = with_keys(made, loss_engine=name, loss="diou")
+        meter = Meter(criterion.device)
+        watch(criterion.assigner, meter)
+        step(criterion, preds, data)
+        sums.append(meter.sums)
+    torch.testing.assert_close(sums[0], sums[1], rtol=1e-5, atol=1e-5)
+    assert sums[0].any()
+
+
+def test_the_same_every_time(given):
+    (one, slopes, *_), (other, others, *_) = (run(*given, "triton", loss="eiou") for _ in range(2))
+    assert torch.equal(one, other) and all(map(torch.equal, slopes, others))
+
+
+def test_validation_makes_no_gradient(given):
+    made, preds, data = given
+    for keys in ({"loss": "giou"}, {"loss": "focal-giou"}):
+        losses = []
+        for name in ("fast", "triton"):
+            with torch.inference_mode():
+                losses.append(with_keys(made, loss_engine=name, **keys)(dict(preds), data)[0])
+        torch.testing.assert_close(losses[1], losses[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("part", ["bce", "bbox_loss", "bbox_decode", "preprocess"])
+def test_parts_that_somebody_else_has_put_in_are_used(given, part):
+    made, preds, data = given
+
+    class Doubled(nn.BCEWithLogitsLoss):
+        def forward(self, pred, target):
+            return super().forward(pred, target) * 2
+
+    class Halved(BboxLoss):
+        def forward(self, *args, **kwargs):
+            return tuple(term / 2 for term in super().forward(*args, **kwargs))
+
+    class Shifted(v8DetectionLoss):
+        def bbox_decode(self, anchor_points, pred_dist):
+            return super().bbox_decode(anchor_points, pred_dist) + 0.25
+
+    class Smaller(v8DetectionLoss):
+        def preprocess(self, targets, batch_size, scale_tensor):
+            return super().preprocess(targets, batch_size, scale_tensor) * 0.9
+
+    found = []
+    for name in ("fast", "triton"):
+        criterion = {"bbox_decode": Shifted, "preprocess": Smaller}.get(part, v8DetectionLoss)(made)
+        if part == "bce":
+            criterion.bce = Doubled(reduction="none")
+        if part == "bbox_loss":
+            criterion.bbox_loss = Halved(16).to(criterion.device)
+        plug(criterion, select({"loss_engine": name}))
+        found.append(criterion(dict(preds), data)[0])
+    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(found[1], v8DetectionLoss(made)(dict(preds), data)[0])
+
+
+def test_image_sizes_are_remembered_up_to_a_number(given, monkeypatch):
+    made, preds, data = given
+    monkeypatch.setattr(triton_step, "MOST_SIZES", 1)
+    criterion = with_keys(made, loss_engine="triton")
+    criterion(dict(preds), data)
+    with torch.inference_mode():
+        criterion(dict(preds), data)
+    assert len(criterion.kernels.known) == 1
+
+
+# Whether they run.
+
+
+@pytest.mark.trial
+def test_the_trial_sees_what_is_wrong(place, monkeypatch):
+    trouble = engines.kernel_trouble.__wrapped__
+    assert trouble(place, 4, (8.0, 16.0)) is None
+    stock = v8DetectionLoss.get_assigned_targets_and_loss
+
+    def other(self, preds, batch, **kwargs):
+        first, loss, items = stock(self, preds, batch, **kwargs)
+        return first, loss * torch.tensor([1.0, 1.001, 1.0], device=loss.device), items
+
+    monkeypatch.setattr(v8DetectionLoss, "get_assigned_targets_and_loss", other)
+    assert trouble(place, 4, (8.0, 16.0)).startswith("its loss would differ by")
+    monkeypatch.undo()
+    monkeypatch.setattr(triton_step, "assign", lambda *args: 1 / 0)
+    assert trouble(place, 4, (8.0, 16.0)) == "the kernels fail (ZeroDivisionError: division by zero)"
+
+
+def test_kernels_that_fail_leave_the_run_to_others(given, monkeypatch):
+    made, preds, data = given
+    engines._warn.cache_clear()
+    monkeypatch.setattr(engines, "kernel_trouble", lambda *args: "the kernels fail (RuntimeError: no compiler)")
+    with Log() as log:
+        for _ in range(2):
+            criterion = with_keys(made, loss_engine="triton", loss="eiou")
+    assert log.text.count("loss_engine=triton: the kernels fail (RuntimeError: no compiler); the run goes on") == 1
+    assert criterion.kernels is None
+    criterion.is_lazy = False
+    torch.testing.assert_close(criterion(dict(preds), data)[0], run(*given, "fast", loss="eiou")[0])
+    name = engines.description("triton", made.model[-1], criterion.device)
+    assert name == ("fast" if criterion.device.type == "cpu" else "fast in crowds, else reference")
+
+
+def test_a_kernel_that_does_not_compile_is_left_out_once(given, monkeypatch):
+    class CompilationError(Exception):
+        __module__ = "triton.compiler.errors"
+
+    def fail(*args):
+        raise CompilationError("at 3:5: no such instruction")
+
+    triton_step.warn.cache_clear()
+    expected = run(*given, "fast", loss="diou")[0]
+    criterion = with_keys(given[0], loss_engine="triton", loss="diou")
+    monkeypatch.setattr(triton_step, "losses", fail)
+    with Log() as log:
+        for _ in range(2):
+            criterion.is_lazy = False
+            torch.testing.assert_close(step(criterion, *given[1:])[0], expected)
+    assert log.text.count("a kernel does not compile, and the run goes on without: at 3:5: no such instruction") == 1
+
+
+def test_where_there_is_no_triton(given, monkeypatch):
+    monkeypatch.setattr(kernels, "missing", lambda device: "Triton cannot be imported (No module named 'triton')")
+    with pytest.raises(LossPlugError, match=r"loss_engine=triton cannot be used: Triton cannot .* Remove it, or take"):
+        with_keys(given[0], loss_engine="triton")
+    with pytest.raises(LossPlugError, match="loss_engine=triton cannot be used with task=obb: "):
+        select({"task": "obb", "loss_engine": "triton"})
+    code = (
+        "import sys; sys.modules['triton'] = None\n"
+        "import torch, yolo_lossplug.ultralytics_hook.criterion\n"
+        "from yolo_lossplug import kernels\n"
+        "print(kernels.missing(torch.device('cpu')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.startswith("Triton cannot be imported (")
+
+
+def test_auto_takes_them_where_they_are_recorded(given, monkeypatch):
+    made = given[0]
+    assert with_keys(made, loss="eiou").kernels is None
+    device = torch.device("cuda")
+    monkeypatch.setattr(kernels, "_missing_triton", lambda: None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA Some")
+    assert not kernels.is_recorded(device)
+    monkeypatch.setitem(kernels.RECORDED, "NVIDIA Some", "benchmarks/results/some.md")
+    assert kernels.is_recorded(device) and not kernels.is_recorded(torch.device("cpu"))
+    monkeypatch.setattr(kernels, "is_recorded", lambda device: True)
+    assert with_keys(made, loss="eiou").kernels is not None
+    assert engines.description("auto", made.model[-1], given[1]["scores"].device) == "triton"
+    assert with_keys(made, loss="eiou", loss_engine="fast").kernels is None
+
+
+def test_every_record_is_there():
+    for name, file in kernels.RECORDED.items():
+        assert name in (ROOT / file).read_text(encoding="utf-8")
+
+
+def test_a_run_with_kernels(data, tmp_path, place):
+    rows = []
+    for name in ("fast", "triton"):
+        with Log() as log:
+            trainer = train(data=data, project=str(tmp_path), name=name, device=place, loss="eiou", loss_engine=name)
+        assert f"engine {name}" in log.text
+        rows += results(trainer.save_dir)
+    for key in rows[0]:
+        if key != "time":
+            assert rows[1][key] == pytest.approx(rows[0][key], rel=1e-3, abs=1e-5), key
+
+
+# On a GPU.
+
+
+@on_gpu
+@pytest.mark.parametrize("keys", [{"loss": "eiou"}, {"loss": "focal-eiou"}, {"cls_loss": "poly"}], ids=str)
+def test_nothing_waits_for_the_gpu(given, keys):
+    made, preds, data = given
+    criterion = with_keys(made, loss_engine="triton", **keys)
+    step(criterion, preds, data)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step(criterion, preds, data)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@on_gpu
+def test_launches(given):
+    made, preds, data = given
+    criterion = with_keys(made, loss_engine="triton", loss="eiou")
+    step(criterion, preds, data)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        step(criterion, preds, data)
+    assert sum(event.count for event in profile.key_averages()) <= 80
+
+
+@on_gpu
+def test_a_step_can_be_captured(given):
+    made, preds, data = given
+    criterion = with_keys(made, loss_engine="triton", loss="eiou")
+    expected = step(criterion, preds, data)[0]
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        loss = step(criterion, preds, data)[0]
+    graph.replay()
+    torch.cuda.synchronize()
+    assert torch.equal(loss, expected)

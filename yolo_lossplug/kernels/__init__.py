@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""The loss step as a few Triton kernels: no host synchronisation, and memory as for the fast engine.
+
+Nothing of Triton is imported here, and the modules below are imported only where `missing` finds nothing missing:
+
+1. `maths`: elementary functions as PyTorch's CUDA kernels round them.
+2. `boxes`: overlaps and box losses with their gradients.
+3. `assignment`: boxes of anchors, and the task-aligned assignment.
+4. `class_loss`, `box_loss`: both terms, forward and backward.
+
+Every kernel is deterministic: atomic operations are those of integers, and sums run in a fixed order.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+from typing import Optional
+
+import torch
+
+OLDEST = (3, 0)
+"""Oldest Triton whose language the kernels are written in."""
+RECORDED: dict[str, str] = {}
+"""By the name of a GPU, the file under benchmarks/results/ in which the kernels are identical there, and faster."""
+
+
+def is_interpreted() -> bool:
+    """Return whether kernels run in Triton's interpreter, on any device and slowly: TRITON_INTERPRET=1, for tests."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def missing(device: torch.device) -> Optional[str]:
+    """Return what keeps kernels from running on a device, None if nothing does."""
+    found = _missing_triton()
+    if found is None and device.type != "cuda" and not is_interpreted():
+        return f"Triton has no kernels for {device.type}"
+    return found
+
+
+def is_recorded(device: torch.device) -> bool:
+    """Return whether the kernels are known to be identical, and faster, on a device."""
+    return device.type == "cuda" and missing(device) is None and torch.cuda.get_device_name(device) in RECORDED
+
+
+@functools.cache
+def _missing_triton() -> Optional[str]:
+    try:
+        version = importlib.import_module("triton").__version__
+    except Exception as error:  # one that is broken raises anything
+        return f"Triton cannot be imported ({error})"
+    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
+        return f"Triton {version} is older than {'.'.join(map(str, OLDEST))}"
+    return None

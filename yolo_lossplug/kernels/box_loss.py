@@ -1,0 +1,372 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""What anchors predict of their boxes, and the box and distance terms with their gradient, on assigned anchors."""
+
+from typing import NamedTuple, Optional
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from yolo_lossplug.engine.memory import empty_like
+from yolo_lossplug.kernels.assignment import Anchors, Assigned
+from yolo_lossplug.kernels.boxes import box_loss
+from yolo_lossplug.kernels.maths import EXACT, exp, rounded
+
+BLOCK = 64
+"""Anchors of a program."""
+NO_LOSS = -1
+"""The kind of a box loss that is evaluated elsewhere."""
+
+
+class Roundings(NamedTuple):
+    """Where the host leaves float32 when it decodes a box.
+
+    Attributes:
+        softmax: Whether probabilities are rounded to the type of the outputs when the softmax returns them.
+        product: Whether they, and the distances, are rounded to it by the product with the bins.
+    """
+
+    softmax: bool
+    product: bool
+
+
+class Wanted(NamedTuple):
+    """The terms to compute.
+
+    Attributes:
+        kind: Kind of box loss, one of `boxes`, or `NO_LOSS`.
+        theta: Exponent of the SIoU's shape cost.
+        n_bins: Bins of the distribution of distances; 1 for distances, whose L1 then is the second term.
+        roundings: Roundings of the boxes.
+    """
+
+    kind: int
+    theta: float
+    n_bins: int
+    roundings: Roundings
+
+
+def decode(outputs: Tensor, anchors: Anchors, wanted: Wanted) -> Tensor:
+    """Return the predicted boxes (b·A, 4), x1 y1 x2 y2 in cells, float32, of outputs (b, 4·R, A), contiguous."""
+    n_images, _, n_anchors = outputs.shape
+    grid = torch.empty(n_images * n_anchors, 4, device=outputs.device)
+    _decode[(triton.cdiv(n_anchors, BLOCK), n_images)](
+        outputs, anchors.points, grid, n_anchors, **_sizes(wanted), **EXACT
+    )
+    return grid
+
+
+def box_sums(
+    outputs: Tensor, boxes: Tensor, assigned: Assigned, grid: Tensor, anchors: Anchors, wanted: Wanted
+) -> tuple[Tensor, Tensor]:
+    """Return partial sums of score·L and of score·(DFL or L1), float32.
+
+    Args:
+        outputs: Outputs of the head (b, 4·R, A), contiguous.
+        boxes: Boxes of objects (N, 4), x1 y1 x2 y2 in pixels.
+        assigned: Which of them anchors have.
+        grid: Predicted boxes (b·A, 4) in cells.
+        anchors: The anchors.
+        wanted: The terms.
+    """
+    n_images, _, n_anchors = outputs.shape
+    programs = (triton.cdiv(n_anchors, BLOCK), n_images)
+    box, dfl = torch.empty(2, programs[0] * programs[1], device=outputs.device)
+    _forward[programs](
+        outputs, boxes, assigned.row, assigned.score, grid, anchors.points, anchors.strides, anchors.scale, box, dfl,
+        n_anchors, **_kinds(wanted), **EXACT,
+    )  # fmt: skip
+    return box, dfl
+
+
+def box_gradient(
+    outputs: Tensor,
+    boxes: Tensor,
+    assigned: Assigned,
+    grid: Tensor,
+    anchors: Anchors,
+    wanted: Wanted,
+    scales: tuple[Tensor, Tensor],
+    slopes: Optional[Tensor],
+) -> Tensor:
+    """Return the gradient of both sums with respect to the outputs.
+
+    Args:
+        outputs: Outputs of the head (b, 4·R, A), contiguous.
+        boxes: Boxes of objects (N, 4) in pixels.
+        assigned: Which of them anchors have.
+        grid: Predicted boxes (b·A, 4) in cells.
+        anchors: The anchors.
+        wanted: The terms.
+        scales: What both sums are multiplied by, ().
+        slopes: Gradients (N·k, 4) of score·L by slot, where L is evaluated elsewhere.
+    """
+    n_images, _, n_anchors = outputs.shape
+    gradient = empty_like(outputs)
+    _backward[(triton.cdiv(n_anchors, BLOCK), n_images)](
+        outputs, boxes, assigned.row, assigned.score, grid, anchors.points, anchors.strides, anchors.scale, gradient,
+        *scales, assigned.chosen, assigned.score if slopes is None else slopes, len(assigned.slots), n_anchors,
+        **_kinds(wanted), **EXACT,
+    )  # fmt: skip
+    return gradient
+
+
+class Slots(NamedTuple):
+    """Assigned anchors in a list as long as that of all selections; what is no anchor has score 0.
+
+    Attributes:
+        predicted: Boxes (N·k, 4), x1 y1 x2 y2 in cells.
+        targets: Boxes (N·k, 4) of their objects in cells.
+        scores: Scores (N·k,).
+        strides: Pixels per cell (N·k, 1).
+    """
+
+    predicted: Tensor
+    targets: Tensor
+    scores: Tensor
+    strides: Tensor
+
+
+def listed(assigned: Assigned, boxes: Tensor, grid: Tensor, anchors: Anchors) -> Slots:
+    """Return the assigned anchors, each once; a slot that is none of them has two equal boxes."""
+    n = len(assigned.slots)
+    found = Slots(*(torch.empty(shape, device=grid.device) for shape in ((n, 4), (n, 4), (n,), (n, 1))))
+    if n:
+        _list[(triton.cdiv(n, 4 * BLOCK),)](
+            assigned.slots, assigned.chosen, assigned.row, assigned.score, boxes, grid, anchors.strides, *found,
+            n, len(anchors.strides), BLOCK=4 * BLOCK, **EXACT,
+        )  # fmt: skip
+    return found
+
+
+def _sizes(wanted: Wanted) -> dict[str, object]:
+    return {
+        "BINS": wanted.n_bins,
+        "WIDTH": triton.next_power_of_2(wanted.n_bins),
+        "ROUND_SOFTMAX": wanted.roundings.softmax,
+        "ROUND_PRODUCT": wanted.roundings.product,
+        "BLOCK": BLOCK,
+    }
+
+
+def _kinds(wanted: Wanted) -> dict[str, object]:
+    sizes = _sizes(wanted)
+    return {"KIND": wanted.kind, "THETA": wanted.theta, **{key: sizes[key] for key in ("BINS", "WIDTH", "BLOCK")}}
+
+
+@triton.jit
+def _logits(output_ptr, image, side, anchor, mask, n_anchors, BINS: tl.constexpr, WIDTH: tl.constexpr):
+    """Logits of the bins of a side (WIDTH, anchors)."""
+    bins = tl.arange(0, WIDTH)
+    begin = output_ptr + (image.to(tl.int64) * 4 + side) * BINS * n_anchors
+    is_bin = (bins < BINS)[:, None]
+    x = tl.load(begin + bins[:, None] * n_anchors + anchor[None, :], mask=is_bin & mask[None, :], other=0.0)
+    return tl.where(is_bin, x.to(tl.float32), float("-inf"))
+
+
+@triton.jit
+def _butterfly(x, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    """Sum over the bins in the order in which the lanes of a warp are added up."""
+    if WIDTH >= 32:
+        x = tl.sum(tl.reshape(x, [WIDTH // 16, 16, BLOCK]), 0)
+    if WIDTH >= 16:
+        x = tl.sum(tl.reshape(x, [2, 8, BLOCK]), 0)
+    if WIDTH >= 8:
+        x = tl.sum(tl.reshape(x, [2, 4, BLOCK]), 0)
+    if WIDTH >= 4:
+        x = tl.sum(tl.reshape(x, [2, 2, BLOCK]), 0)
+    return tl.sum(x, 0)
+
+
+@triton.jit
+def _distance(
+    output_ptr, image, side, anchor, mask, n_anchors, BINS: tl.constexpr, WIDTH: tl.constexpr,
+    ROUND_SOFTMAX: tl.constexpr, ROUND_PRODUCT: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Distances from anchors to a side of their boxes in cells."""
+    x = _logits(output_ptr, image, side, anchor, mask, n_anchors, BINS, WIDTH)
+    if BINS == 1:
+        found = tl.sum(x, 0)
+    else:
+        e = exp(x - tl.max(x, 0)[None, :])
+        p = tl.div_rn(e, tl.broadcast_to(_butterfly(e, WIDTH, BLOCK)[None, :], [WIDTH, BLOCK]))
+        if ROUND_SOFTMAX or ROUND_PRODUCT:
+            p = rounded(p, output_ptr)
+        found = _butterfly(p * tl.arange(0, WIDTH).to(tl.float32)[:, None], WIDTH, BLOCK)
+        if ROUND_PRODUCT:
+            found = rounded(found, output_ptr)
+    return found
+
+
+@triton.jit
+def _decode(
+    output_ptr, point_ptr, grid_ptr, n_anchors, BINS: tl.constexpr, WIDTH: tl.constexpr,
+    ROUND_SOFTMAX: tl.constexpr, ROUND_PRODUCT: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    image, anchor = tl.program_id(1), tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = anchor < n_anchors
+    for side in tl.static_range(4):
+        found = _distance(
+            output_ptr, image, side, anchor, mask, n_anchors, BINS, WIDTH, ROUND_SOFTMAX, ROUND_PRODUCT, BLOCK
+        )
+        point = tl.load(point_ptr + anchor * 2 + side % 2, mask=mask, other=0.0)
+        edge = point - found if side < 2 else point + found
+        tl.store(grid_ptr + (image * n_anchors + anchor) * 4 + side, rounded(edge, output_ptr), mask=mask)
+
+
+@triton.jit
+def _target(box_ptr, row, side, stride, mask):
+    """Sides of objects' boxes in cells."""
+    return tl.div_rn(tl.load(box_ptr + row * 4 + side, mask=mask, other=0.0), stride)
+
+
+@triton.jit
+def _losses(grid_ptr, box_ptr, place, row, stride, mask, KIND: tl.constexpr, THETA: tl.constexpr):
+    """Box losses of anchors and their derivatives; anchors that are none have two unit boxes."""
+    x1, y1 = (
+        tl.load(grid_ptr + place * 4, mask=mask, other=0.0),
+        tl.load(grid_ptr + place * 4 + 1, mask=mask, other=0.0),
+    )
+    x2 = tl.load(grid_ptr + place * 4 + 2, mask=mask, other=1.0)
+    y2 = tl.load(grid_ptr + place * 4 + 3, mask=mask, other=1.0)
+    X1, Y1 = _target(box_ptr, row, 0, stride, mask), _target(box_ptr, row, 1, stride, mask)
+    X2 = tl.where(mask, _target(box_ptr, row, 2, stride, mask), 1.0)
+    Y2 = tl.where(mask, _target(box_ptr, row, 3, stride, mask), 1.0)
+    return box_loss(KIND, THETA, x1, y1, x2, y2, X1, Y1, X2, Y2)
+
+
+@triton.jit
+def _wanted(box_ptr, point_ptr, row, side, anchor, stride, mask):
+    """Distances from anchors to a side of their objects' boxes in cells."""
+    point = tl.load(point_ptr + anchor * 2 + side % 2, mask=mask, other=0.0)
+    edge = _target(box_ptr, row, side, stride, mask)
+    return point - edge if side < 2 else edge - point
+
+
+@triton.jit
+def _bins(distance, BINS: tl.constexpr):
+    """The bin below distances, and the weight of the one above."""
+    distance = tl.minimum(tl.maximum(distance, 0.0), BINS - 1 - 0.01)
+    below = distance.to(tl.int32)
+    return below, distance - below.to(tl.float32)
+
+
+@triton.jit
+def _scaled(distance, stride, size, output_ptr):
+    """Distances relative to the network input, with the host's roundings of what the head puts out."""
+    return rounded(tl.div_rn(rounded(distance * stride, output_ptr), size), output_ptr)
+
+
+@triton.jit
+def _forward(
+    output_ptr, box_ptr, row_ptr, score_ptr, grid_ptr, point_ptr, stride_ptr, scale_ptr, box_sum_ptr, dfl_sum_ptr,
+    n_anchors, KIND: tl.constexpr, THETA: tl.constexpr, BINS: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    image, anchor = tl.program_id(1), tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    place = image * n_anchors + anchor
+    row = tl.load(row_ptr + place, mask=anchor < n_anchors, other=-1)
+    mask = row >= 0
+    total, distribution = 0.0, 0.0
+    if tl.max(row, 0) >= 0:
+        weight = tl.load(score_ptr + place, mask=mask, other=0.0)
+        stride = tl.load(stride_ptr + anchor, mask=mask, other=1.0)
+        if KIND >= 0:
+            loss, _, _, _, _ = _losses(grid_ptr, box_ptr, place, row, stride, mask, KIND, THETA)
+            total = tl.sum(tl.where(mask, loss * weight, 0.0), 0)
+        bins = tl.arange(0, WIDTH)
+        losses = tl.zeros([BLOCK], tl.float32)
+        for side in tl.static_range(4):
+            x = _logits(output_ptr, image, side, anchor, mask, n_anchors, BINS, WIDTH)
+            distance = _wanted(box_ptr, point_ptr, row, side, anchor, stride, mask)
+            if BINS == 1:
+                size = tl.load(scale_ptr + side % 2)
+                losses += tl.abs(_scaled(tl.sum(x, 0), stride, size, output_ptr) - tl.div_rn(distance * stride, size))
+            else:
+                largest = tl.max(x, 0)
+                normaliser = largest + tl.log(tl.sum(tl.exp(x - largest[None, :]), 0))
+                below, upper = _bins(distance, BINS)
+                left = tl.sum(tl.where(bins[:, None] == below[None, :], x, 0.0), 0)
+                right = tl.sum(tl.where(bins[:, None] == below[None, :] + 1, x, 0.0), 0)
+                losses += normaliser - left * (1.0 - upper) - right * upper
+        distribution = tl.sum(tl.where(mask, losses * 0.25 * weight, 0.0), 0)
+    program = image * tl.num_programs(0) + tl.program_id(0)
+    tl.store(box_sum_ptr + program, total)
+    tl.store(dfl_sum_ptr + program, distribution)
+
+
+@triton.jit
+def _backward(
+    output_ptr, box_ptr, row_ptr, score_ptr, grid_ptr, point_ptr, stride_ptr, scale_ptr, out_ptr, box_scale_ptr,
+    dfl_scale_ptr, chosen_ptr, slope_ptr, n_slots, n_anchors, KIND: tl.constexpr, THETA: tl.constexpr,
+    BINS: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    image, anchor = tl.program_id(1), tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    is_anchor = anchor < n_anchors
+    place = image * n_anchors + anchor
+    row = tl.load(row_ptr + place, mask=is_anchor, other=-1)
+    mask = row >= 0
+    bins = tl.arange(0, WIDTH)
+    inside = (bins < BINS)[:, None] & is_anchor[None, :]
+    begin = out_ptr + image.to(tl.int64) * 4 * BINS * n_anchors
+    if tl.max(row, 0) >= 0:
+        box_scale, dfl_scale = tl.load(box_scale_ptr), tl.load(dfl_scale_ptr)
+        weight = tl.load(score_ptr + place, mask=mask, other=0.0)
+        stride = tl.load(stride_ptr + anchor, mask=mask, other=1.0)
+        if KIND >= 0:
+            _, g1, g2, g3, g4 = _losses(grid_ptr, box_ptr, place, row, stride, mask, KIND, THETA)
+            g1, g2, g3, g4 = g1 * weight, g2 * weight, g3 * weight, g4 * weight
+        else:
+            slot = slope_ptr + (n_slots - tl.load(chosen_ptr + place, mask=mask, other=0)) * 4
+            g1, g2 = tl.load(slot, mask=mask, other=0.0), tl.load(slot + 1, mask=mask, other=0.0)
+            g3, g4 = tl.load(slot + 2, mask=mask, other=0.0), tl.load(slot + 3, mask=mask, other=0.0)
+        for side in tl.static_range(4):
+            slope = -g1 if side == 0 else (-g2 if side == 1 else (g3 if side == 2 else g4))
+            slope = slope * box_scale
+            x = _logits(output_ptr, image, side, anchor, mask, n_anchors, BINS, WIDTH)
+            distance = _wanted(box_ptr, point_ptr, row, side, anchor, stride, mask)
+            per_side = weight * 0.25 * dfl_scale
+            if BINS == 1:
+                size = tl.load(scale_ptr + side % 2)
+                gap = _scaled(tl.sum(x, 0), stride, size, output_ptr) - tl.div_rn(distance * stride, size)
+                sign = tl.where(gap > 0, 1.0, tl.where(gap < 0, -1.0, 0.0))
+                g = (slope + per_side * sign * stride / size)[None, :] + tl.zeros([WIDTH, BLOCK], tl.float32)
+            else:
+                e = tl.exp(x - tl.max(x, 0)[None, :])
+                p = e / tl.sum(e, 0)[None, :]
+                expected = tl.sum(p * bins.to(tl.float32)[:, None], 0)
+                below, upper = _bins(distance, BINS)
+                share = tl.where(bins[:, None] == below[None, :], 1.0 - upper[None, :], 0.0)
+                share = tl.where(bins[:, None] == below[None, :] + 1, upper[None, :], share)
+                # d(expected) = p·(bin − expected); d(loss) = p − the two bins next to the target, by their weights.
+                g = p * (bins.to(tl.float32)[:, None] - expected[None, :]) * slope[None, :]
+                g += (p - share) * per_side[None, :]
+            g = tl.where(mask[None, :], g, 0.0)
+            tl.store(begin + (side * BINS + bins)[:, None] * n_anchors + anchor[None, :], g, mask=inside)
+    else:
+        for side in tl.static_range(4):
+            zero = tl.zeros([WIDTH, BLOCK], tl.float32)
+            tl.store(begin + (side * BINS + bins)[:, None] * n_anchors + anchor[None, :], zero, mask=inside)
+
+
+@triton.jit
+def _list(
+    slot_ptr, chosen_ptr, row_ptr, score_ptr, box_ptr, grid_ptr, stride_ptr, predicted_ptr, target_ptr, weight_ptr,
+    out_stride_ptr, n, n_anchors, BLOCK: tl.constexpr,
+):  # fmt: skip
+    slot = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    is_slot = slot < n
+    place = tl.load(slot_ptr + slot, mask=is_slot, other=-1)
+    mask = place >= 0
+    mask = mask & (tl.load(chosen_ptr + place, mask=mask, other=0) == n - slot)
+    row = tl.load(row_ptr + place, mask=mask, other=-1)
+    mask = mask & (row >= 0)
+    stride = tl.load(stride_ptr + place % n_anchors, mask=mask, other=1.0)
+    for side in tl.static_range(4):
+        unit = 0.0 if side < 2 else 1.0
+        edge = tl.where(mask, _target(box_ptr, row, side, stride, mask), unit)
+        tl.store(target_ptr + slot * 4 + side, edge, mask=is_slot)
+        edge = tl.load(grid_ptr + place * 4 + side, mask=mask, other=unit)
+        tl.store(predicted_ptr + slot * 4 + side, edge, mask=is_slot)
+    tl.store(weight_ptr + slot, tl.load(score_ptr + place, mask=mask, other=0.0), mask=is_slot)
+    tl.store(out_stride_ptr + slot, stride, mask=is_slot)

@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""The class term and its gradient, each in one pass over the logits.
+
+The target of every anchor is a class and a score, so that the dense targets are never written. Formulas are those of
+`yolo_lossplug.class_losses`.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Optional
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from yolo_lossplug.boxes import EPS as SMALLEST_BASE
+from yolo_lossplug.engine.memory import empty_like
+from yolo_lossplug.kernels.maths import fast_exp, fast_power, fast_reciprocal, log1p, log1p_of_any, rounded
+
+BCE, FOCAL, QUALITY, VARIFOCAL = (tl.constexpr(i) for i in range(4))
+"""Which formula."""
+FORMULAS = {
+    "bce": (BCE.value,),
+    "focal": (FOCAL.value, "cls_focal_gamma", "cls_focal_alpha"),
+    "qfl": (QUALITY.value, "cls_qfl_beta"),
+    "varifocal": (VARIFOCAL.value, "cls_vfl_gamma", "cls_vfl_alpha"),
+}
+"""The same by the name of a loss, with the options that are its exponent and its weight."""
+EPS = tl.constexpr(SMALLEST_BASE)
+NOTHING = tl.constexpr(-60000.0)
+"""A logit whose loss at target 0 is 0, in half precision too."""
+SIZE, CLASSES = 4096, 16
+"""Elements of a program, and classes: all are loaded before any is worked on, so that enough is on its way."""
+
+
+class Formula(NamedTuple):
+    """A class loss as the kernels evaluate it.
+
+    Attributes:
+        kind: Which formula.
+        gamma: Exponent of the factor that damps.
+        alpha: Weight of positives (focal), of negatives (varifocal); negative for none.
+    """
+
+    kind: int
+    gamma: float = 0.0
+    alpha: float = -1.0
+
+
+def formula_of(name: str, options: Mapping[str, Any]) -> Optional[Formula]:
+    """Return the formula of a class loss by name, with its options; None for one that the kernels do not know."""
+    if name not in FORMULAS:
+        return None
+    kind, *keys = FORMULAS[name]
+    return Formula(kind, *(-1.0 if options[key] is None else float(options[key]) for key in keys))
+
+
+class Targets(NamedTuple):
+    """What anchors of all images are to score.
+
+    Attributes:
+        label: Class (b·A,), int32.
+        score: Target of that class (b·A,), 0 where there is none, float32.
+        smoothing: ε: targets of anchors with a score become y·(1 − ε) + ε/2, those of their other classes ε/2.
+        weights: Weights of the classes (classes,), None for none.
+    """
+
+    label: Tensor
+    score: Tensor
+    smoothing: float = 0.0
+    weights: Optional[Tensor] = None
+
+
+def class_sums(logits: Tensor, targets: Targets, formula: Formula) -> Tensor:
+    """Return partial sums of w·L(x, y), float32.
+
+    Args:
+        logits: x (b, classes, A), contiguous.
+        targets: The targets.
+        formula: L.
+    """
+    grid, arguments, options = _launch(logits, targets, formula)
+    sums = torch.empty(grid[0] * grid[1] * grid[2], device=logits.device)
+    _forward[grid](logits, *arguments, sums, **options)
+    return sums
+
+
+def class_gradient(logits: Tensor, targets: Targets, formula: Formula, scale: Tensor) -> Tensor:
+    """Return the gradient of Σ w·L with respect to the logits, multiplied by a scale ()."""
+    grid, arguments, options = _launch(logits, targets, formula)
+    gradient = empty_like(logits)
+    _backward[grid](logits, *arguments, scale, gradient, **options)
+    return gradient
+
+
+def _launch(logits: Tensor, targets: Targets, formula: Formula) -> tuple[tuple[int, int, int], tuple, dict[str, Any]]:
+    """Return the grid of programs, what they read, and the variant."""
+    n_images, n_classes, n_anchors = logits.shape
+    width = min(CLASSES, triton.next_power_of_2(n_classes))
+    block = min(SIZE // width, 1024)
+    weights = targets.score if targets.weights is None else targets.weights
+    options = {
+        "KIND": formula.kind, "GAMMA": formula.gamma, "ALPHA": formula.alpha, "SMOOTH": targets.smoothing > 0,
+        "WEIGHTED": targets.weights is not None, "BLOCK": block, "WIDTH": width,
+    }  # fmt: skip
+    grid = triton.cdiv(n_anchors, block), triton.cdiv(n_classes, width), n_images
+    return grid, (targets.label, targets.score, weights, targets.smoothing, n_classes, n_anchors), options
+
+
+@triton.jit
+def _damping(base, GAMMA: tl.constexpr):
+    """base^γ of a base >= 0, and its derivative; an infinite derivative is 0."""
+    if GAMMA == 0:
+        return tl.zeros_like(base) + 1.0, tl.zeros_like(base)
+    if GAMMA < 1:
+        is_above = base > EPS
+        safe = tl.where(is_above, base, 1.0)
+        value = tl.exp2(GAMMA * tl.log2(safe))
+        return tl.where(is_above, value, 0.0), tl.where(is_above, GAMMA * value / safe, 0.0)
+    return fast_power(base, GAMMA), GAMMA * fast_power(base, GAMMA - 1.0)
+
+
+@triton.jit
+def _background(x, KIND: tl.constexpr, GAMMA: tl.constexpr, ALPHA: tl.constexpr):
+    """Losses of logits at target 0: a weight, p^γ and softplus(x)."""
+    e = fast_exp(-tl.abs(x))
+    value = tl.maximum(x, 0.0) + log1p(e)
+    if KIND != BCE and GAMMA != 0:
+        r = fast_reciprocal(1.0 + e)
+        weight, _ = _damping(tl.where(x >= 0, r, e * r), GAMMA)
+        value *= weight
+    if KIND == FOCAL and ALPHA >= 0:
+        value *= 1.0 - ALPHA
+    if KIND == VARIFOCAL:
+        value *= ALPHA
+    return value
+
+
+@triton.jit
+def _both(a, b):
+    """(1 + a)·(1 + b) − 1 without cancellation."""
+    return a + b + a * b
+
+
+@triton.jit
+def _terms(x, y, KIND: tl.constexpr, GAMMA: tl.constexpr, ALPHA: tl.constexpr):
+    """Losses of logits and targets, and their derivatives with respect to the logits."""
+    e = fast_exp(-tl.abs(x))
+    r = fast_reciprocal(1.0 + e)
+    p, q = tl.where(x >= 0, r, e * r), tl.where(x >= 0, e * r, r)  # q = 1 − p without cancellation
+    bce = (1.0 - y) * x + tl.maximum(-x, 0.0) + log1p(e)
+    value, slope = bce, p - y
+    if KIND == FOCAL:
+        weight, d_weight = _damping(y * q + (1.0 - y) * p, GAMMA)
+        value, slope = weight * bce, d_weight * (1.0 - 2.0 * y) * p * q * bce + weight * slope
+        if ALPHA >= 0:
+            balance = ALPHA * y + (1.0 - ALPHA) * (1.0 - y)
+            value, slope = balance * value, balance * slope
+    elif KIND == QUALITY:
+        gap = p - y
+        weight, d_weight = _damping(tl.abs(gap), GAMMA)
+        sign = tl.where(gap > 0, 1.0, tl.where(gap < 0, -1.0, 0.0))
+        value, slope = weight * bce, d_weight * sign * p * q * bce + weight * slope
+    elif KIND == VARIFOCAL:
+        weight, d_weight = _damping(p, GAMMA)
+        factor = tl.where(y > 0, y, ALPHA * weight)
+        value, slope = factor * bce, tl.where(y > 0, 0.0, ALPHA * d_weight * p * q * bce) + factor * slope
+    return value, slope
+
+
+@triton.jit
+def _places(n_classes, n_anchors, BLOCK: tl.constexpr, WIDTH: tl.constexpr):
+    """Classes (WIDTH,) and anchors (BLOCK,) of a program, places of their logits, and which of these there are."""
+    image, anchor = tl.program_id(2), tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    classes = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
+    mask = (classes < n_classes)[:, None] & (anchor < n_anchors)[None, :]
+    place = (image.to(tl.int64) * n_classes + classes)[:, None] * n_anchors + anchor[None, :]
+    return image, classes, anchor, place, mask
+
+
+@triton.jit
+def _scores(label_ptr, score_ptr, logit_ptr, image, anchor, n_anchors):
+    """Classes of anchors, and the targets of these, in the type of the logits as the host has them."""
+    mask = anchor < n_anchors
+    label = tl.load(label_ptr + image * n_anchors + anchor, mask=mask, other=0)
+    return label, rounded(tl.load(score_ptr + image * n_anchors + anchor, mask=mask, other=0.0), logit_ptr)
+
+
+@triton.jit
+def _targets(label, score, classes, smoothing, logit_ptr, SMOOTH: tl.constexpr):
+    """Targets (WIDTH, BLOCK) of all classes."""
+    y = tl.where(label[None, :] == classes[:, None], score[None, :], 0.0)
+    if SMOOTH:
+        y = tl.where(score[None, :] > 0, rounded(y * (1.0 - smoothing) + smoothing * 0.5, logit_ptr), y)
+    return y
+
+
+@triton.jit
+def _forward(
+    logit_ptr, label_ptr, score_ptr, weight_ptr, smoothing, n_classes, n_anchors, sum_ptr, KIND: tl.constexpr,
+    GAMMA: tl.constexpr, ALPHA: tl.constexpr, SMOOTH: tl.constexpr, WEIGHTED: tl.constexpr, BLOCK: tl.constexpr,
+    WIDTH: tl.constexpr,
+):  # fmt: skip
+    image, classes, anchor, place, mask = _places(n_classes, n_anchors, BLOCK, WIDTH)
+    x = tl.load(logit_ptr + place, mask=mask, other=NOTHING).to(tl.float32)
+    if KIND == BCE and not SMOOTH and not WEIGHTED:  # Σ ln(1 + e) as one logarithm of a product
+        product = tl.reduce(fast_exp(-tl.abs(x)), 0, _both)
+        total = tl.sum(tl.sum(tl.maximum(x, 0.0), 0) + log1p_of_any(product), 0)
+    else:
+        if SMOOTH:
+            label, score = _scores(label_ptr, score_ptr, logit_ptr, image, anchor, n_anchors)
+            value, _ = _terms(x, _targets(label, score, classes, smoothing, logit_ptr, SMOOTH), KIND, GAMMA, ALPHA)
+            value = tl.where(mask, value, 0.0)  # places beyond the classes have a target too
+        else:
+            value = _background(x, KIND, GAMMA, ALPHA)
+        if WEIGHTED:
+            value *= tl.load(weight_ptr + classes, mask=classes < n_classes, other=0.0)[:, None]
+        total = tl.sum(tl.sum(value, 0), 0)
+    if not SMOOTH:  # what the targets change, by the first program of an anchor
+        if tl.program_id(1) == 0:
+            label, score = _scores(label_ptr, score_ptr, logit_ptr, image, anchor, n_anchors)
+            is_positive = score > 0
+            mine = (image.to(tl.int64) * n_classes + label) * n_anchors + anchor
+            logit = tl.load(logit_ptr + mine, mask=is_positive, other=0.0).to(tl.float32)
+            more, _ = _terms(logit, score, KIND, GAMMA, ALPHA)
+            less, _ = _terms(logit, tl.zeros_like(score), KIND, GAMMA, ALPHA)
+            more -= less
+            if WEIGHTED:
+                more *= tl.load(weight_ptr + label, mask=is_positive, other=0.0)
+            total += tl.sum(tl.where(score != 0, more, 0.0), 0)  # and a NaN stays one
+    program = (image * tl.num_programs(1) + tl.program_id(1)) * tl.num_programs(0) + tl.program_id(0)
+    tl.store(sum_ptr + program, total)
+
+
+@triton.jit
+def _backward(
+    logit_ptr, label_ptr, score_ptr, weight_ptr, smoothing, n_classes, n_anchors, scale_ptr, out_ptr,
+    KIND: tl.constexpr, GAMMA: tl.constexpr, ALPHA: tl.constexpr, SMOOTH: tl.constexpr, WEIGHTED: tl.constexpr,
+    BLOCK: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    image, classes, anchor, place, mask = _places(n_classes, n_anchors, BLOCK, WIDTH)
+    x = tl.load(logit_ptr + place, mask=mask, other=NOTHING).to(tl.float32)
+    label, score = _scores(label_ptr, score_ptr, logit_ptr, image, anchor, n_anchors)
+    y = _targets(label, score, classes, smoothing, logit_ptr, SMOOTH)
+    if KIND == BCE:
+        slope = fast_reciprocal(1.0 + fast_exp(-x)) - y
+    else:
+        _, slope = _terms(x, y, KIND, GAMMA, ALPHA)
+    if WEIGHTED:
+        slope *= tl.load(weight_ptr + classes, mask=classes < n_classes, other=0.0)[:, None]
+    tl.store(out_ptr + place, slope * tl.load(scale_ptr), mask=mask)

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""The three terms of a step from assigned anchors, with one backward for both outputs of the head."""
+
+from typing import Any, NamedTuple, Optional
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from yolo_lossplug.kernels.assignment import Anchors, Assigned
+from yolo_lossplug.kernels.box_loss import Wanted, box_gradient, box_sums
+from yolo_lossplug.kernels.class_loss import Formula, Targets, class_gradient, class_sums
+
+BLOCK = 1024
+
+
+class Step(NamedTuple):
+    """What the terms are computed from.
+
+    Attributes:
+        boxes: Boxes of objects (N, 4), x1 y1 x2 y2 in pixels.
+        assigned: Which of them anchors have.
+        grid: Predicted boxes (b·A, 4) in cells.
+        anchors: The anchors.
+        wanted: Box and distance term.
+        targets: Targets of the class term.
+        formula: The class loss; None if the class term is computed elsewhere, and here 0.
+        gains: Factors of the box, the class and the distance term.
+        box_sum: Σ score·L () where the box loss is evaluated elsewhere.
+        slopes: Its gradient (N·k, 4) by slot, None where no gradient is wanted.
+    """
+
+    boxes: Tensor
+    assigned: Assigned
+    grid: Tensor
+    anchors: Anchors
+    wanted: Wanted
+    targets: Targets
+    formula: Optional[Formula]
+    gains: tuple[float, float, float]
+    box_sum: Optional[Tensor] = None
+    slopes: Optional[Tensor] = None
+
+
+def losses(outputs: Tensor, scores: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+    """Return the box, the class and the distance term, times their gains and divided by the sum of the scores.
+
+    Args:
+        outputs: Outputs of the head (b, 4·R, A), contiguous.
+        scores: Logits (b, classes, A), contiguous.
+        step: What the terms are computed from.
+
+    Returns:
+        Terms (3,), and gains divided by the sum of the scores, not below 1 (3,), both float32.
+    """
+    return _Losses.apply(outputs, scores, step)
+
+
+class _Losses(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, outputs: Tensor, scores: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+        box, dfl = box_sums(outputs, step.boxes, step.assigned, step.grid, step.anchors, step.wanted)
+        if step.box_sum is not None:
+            box = step.box_sum.float().reshape(1)
+        cls = box[:0] if step.formula is None else class_sums(scores, step.targets, step.formula)
+        terms, factors = torch.empty(2, 3, device=scores.device)
+        sums = step.assigned.sums
+        _finish[(1,)](
+            sums, box, cls, dfl, terms, factors, len(sums), len(box), len(cls), len(dfl), *step.gains, BLOCK=BLOCK
+        )
+        ctx.save_for_backward(outputs, scores, factors)
+        ctx.step = step
+        ctx.mark_non_differentiable(factors)
+        return terms, factors
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, slope: Tensor, _: Any) -> tuple[Optional[Tensor], Optional[Tensor], None]:
+        outputs, scores, factors = ctx.saved_tensors
+        step, scale = ctx.step, slope * factors
+        box = cls = None
+        if ctx.needs_input_grad[1] and step.formula is not None:
+            cls = class_gradient(scores, step.targets, step.formula, scale[1])
+        if ctx.needs_input_grad[0]:
+            box = box_gradient(
+                outputs, step.boxes, step.assigned, step.grid, step.anchors, step.wanted, (scale[0], scale[2]),
+                step.slopes,
+            )  # fmt: skip
+        return box, cls, None
+
+
+@triton.jit
+def _total(sum_ptr, length, BLOCK: tl.constexpr):
+    total = tl.zeros([BLOCK], tl.float32)
+    for start in range(0, length, BLOCK):
+        place = start + tl.arange(0, BLOCK)
+        total += tl.load(sum_ptr + place, mask=place < length, other=0.0)
+    return tl.sum(total, 0)
+
+
+@triton.jit
+def _finish(
+    sum_ptr, box_ptr, cls_ptr, dfl_ptr, term_ptr, factor_ptr, n_sums, n_box, n_cls, n_dfl, box_gain, cls_gain, dfl_gain,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    score = _total(sum_ptr, n_sums, BLOCK)
+    divisor = tl.where(score < 1.0, 1.0, score)  # a NaN stays one
+    box, cls, dfl = _total(box_ptr, n_box, BLOCK), _total(cls_ptr, n_cls, BLOCK), _total(dfl_ptr, n_dfl, BLOCK)
+    tl.store(factor_ptr, box_gain / divisor)
+    tl.store(factor_ptr + 1, cls_gain / divisor)
+    tl.store(factor_ptr + 2, dfl_gain / divisor)
+    tl.store(term_ptr, box / divisor * box_gain)
+    tl.store(term_ptr + 1, cls / divisor * cls_gain)
+    tl.store(term_ptr + 2, dfl / divisor * dfl_gain)

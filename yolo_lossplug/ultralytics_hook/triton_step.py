@@ -1,0 +1,348 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""A criterion's step by Triton kernels, with the fast engine as its oracle; the host waits for nothing on the GPU.
+
+Objects are taken as they come, in rows of whatever image, so that no number of them must be known.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple, Optional
+
+import torch
+from torch import Tensor
+from ultralytics.utils import LOGGER
+from ultralytics.utils.loss import BboxLoss, v8DetectionLoss
+
+from yolo_lossplug.kernels.assignment import Anchors, Assigned, Numbers, Objects, assign, describe
+from yolo_lossplug.kernels.box_loss import NO_LOSS, Roundings, Wanted, decode, listed
+from yolo_lossplug.kernels.boxes import HOST, KINDS
+from yolo_lossplug.kernels.class_loss import Formula, Targets, formula_of
+from yolo_lossplug.kernels.loss import Step, losses
+from yolo_lossplug.selection import Loss
+from yolo_lossplug.ultralytics_hook import engine, report
+from yolo_lossplug.ultralytics_hook.assigner import floor_of, has_own_hooks, topk2_of
+from yolo_lossplug.ultralytics_hook.console import PREFIX
+
+LARGEST_DECODED = 2**24
+"""Elements of the head's outputs that are decoded at a time where the host decodes."""
+MOST_SIZES = 64
+"""Image sizes whose anchors are kept: multi-scale training has some dozens."""
+
+
+class Types(NamedTuple):
+    """Where the host leaves float32, which autocast decides.
+
+    Attributes:
+        softmax: Type of a softmax of the head's outputs.
+        product: Type of its product with the bins.
+        power: Type of the power of a score.
+    """
+
+    softmax: torch.dtype
+    product: torch.dtype
+    power: torch.dtype
+
+
+class Known(NamedTuple):
+    """Anchors of an image size.
+
+    Attributes:
+        host: As the host has them.
+        anchors: As the kernels read them.
+    """
+
+    host: engine.Anchors
+    anchors: Anchors
+
+
+class TritonKernels:
+    """Kernels for the steps of one criterion, and what they need to know of it.
+
+    Args:
+        criterion: The criterion.
+        is_trial: Whether to fail where otherwise another engine goes on.
+    """
+
+    def __init__(self, criterion: Any, is_trial: bool = False) -> None:
+        self.is_trial = is_trial
+        self.known: dict[tuple, Known] = {}
+        self.rehearsed: set[tuple] = set()
+        loss = getattr(criterion.bbox_loss, "loss", None)
+        self.is_box_loss_pointwise = loss is not None and is_pointwise(loss)
+
+    def step(self, criterion: Any, preds: dict[str, Tensor], batch: dict[str, Any]) -> Optional[tuple]:
+        """Return what the host's step returns, None where the kernels do not compute that.
+
+        Args:
+            criterion: The criterion.
+            preds: Outputs of the head: ``boxes`` (b, 4·R, A), ``scores`` (b, classes, A), ``feats``.
+            batch: The batch.
+        """
+        types = types_of(criterion.assigner.alpha, preds["scores"])
+        if not self.is_trial and not is_known(criterion, preds, types):
+            return None
+        try:
+            return self._step(criterion, preds, batch, types)
+        except Exception as error:
+            if self.is_trial or not type(error).__module__.startswith("triton"):
+                raise
+            warn(f"a kernel does not compile, and the run goes on without: {' '.join(str(error).split())[:300]}")
+            criterion.kernels = None
+            return None
+
+    def _step(self, criterion: Any, preds: dict[str, Tensor], batch: dict[str, Any], types: Types) -> tuple:
+        outputs, scores, assigner = preds["boxes"].contiguous(), preds["scores"].contiguous(), criterion.assigner
+        known = self._known(criterion, preds["feats"], scores.dtype)
+        image, label, boxes = (batch[key].to(scores.device) for key in ("batch_idx", "cls", "bboxes"))
+        wanted = wanted_of(criterion, types)
+        with torch.no_grad():
+            anchors, floor = known.anchors, floor_of(assigner)
+            objects = describe(image.flatten(), label.flatten(), boxes, len(scores), anchors, floor)
+            grid = decoded(criterion, outputs.detach(), known, wanted, types)
+            assigned = assign(objects, scores.detach(), grid, anchors, numbers_of(assigner, types))
+        targets, formula = class_terms_of(criterion, assigned)
+        gains = float(criterion.hyp.box), float(criterion.hyp.cls), float(criterion.hyp.dfl)
+        step = Step(objects.boxes, assigned, grid, anchors, wanted, targets, formula, gains)
+        if wanted.kind == NO_LOSS:
+            step = self._with_box_loss(criterion, step, known, needs_slopes(outputs))
+        if needs_slopes(outputs):
+            self._rehearse(outputs, scores, step)
+        loss, factors = losses(outputs, scores, step)
+        if formula is None:
+            loss = torch.stack((loss[0], class_sum_of(criterion, scores, assigned) * factors[1], loss[2]))
+        meter = report.meter_of(assigner)
+        if meter is not None:
+            count(meter, objects, assigned, grid * anchors.strides.repeat(len(scores)).unsqueeze(1))
+        names = getattr(criterion, "loss_names", None)
+        items = loss.detach() if names is None else dict(zip(names, loss.detach()))
+        return answer(criterion, image.flatten(), objects, assigned, known), loss, items
+
+    def _known(self, criterion: Any, feats: Any, dtype: torch.dtype) -> Known:
+        """Return the anchors of a criterion; the host waits for those of a new image size."""
+        shapes = tuple((feat.shape[2], feat.shape[3]) for feat in feats)
+        key = (shapes, dtype, feats[0].device, torch.is_inference_mode_enabled())
+        if key not in self.known:
+            if len(self.known) >= MOST_SIZES:
+                self.known.clear()
+            host = engine.anchors_of(criterion, feats, dtype)
+            levels, first = [], 0
+            for height, width in shapes:
+                levels.append((first, height, width))
+                first += height * width
+            self.known[key] = Known(
+                host,
+                Anchors(
+                    (host.points * host.strides).float().contiguous(),
+                    host.points.float().contiguous(),
+                    host.strides.float().flatten(),
+                    torch.tensor(levels, dtype=torch.int32, device=feats[0].device),
+                    host.imgsz.float().flip(0),
+                ),
+            )
+        return self.known[key]
+
+    def _with_box_loss(self, criterion: Any, step: Step, known: Known, is_sloped: bool) -> Step:
+        """Return a step with the sum of a box loss that no kernel has, and its gradients by slot."""
+        loss, assigned, slots = criterion.bbox_loss.loss, step.assigned, None
+        if self.is_box_loss_pointwise:  # it may be asked of as many boxes as there may be at most
+            slots = listed(assigned, step.boxes, step.grid, step.anchors)
+            predicted, targets, scores, strides = slots
+        else:
+            index = (assigned.row >= 0).nonzero().squeeze(1)
+            strides = step.anchors.strides[index % len(step.anchors.strides)].unsqueeze(1)
+            predicted, scores = step.grid[index], assigned.score[index]
+            targets = step.boxes[assigned.row[index].long()] / strides
+        predicted.requires_grad_(is_sloped)
+        terms = loss(predicted, targets, stride=strides, imgsz=known.host.imgsz)
+        total = torch.where(scores == 0, 0.0, terms * scores).sum()
+        slopes = None
+        if is_sloped:
+            (slopes,) = torch.autograd.grad(total, predicted)
+            if slots is None:
+                by_slot = slopes.new_zeros(len(assigned.slots), 4)
+                by_slot[len(by_slot) - assigned.chosen[index].long()] = slopes
+                slopes = by_slot
+        return step._replace(box_sum=total.detach(), slopes=slopes)
+
+    def _rehearse(self, outputs: Tensor, scores: Tensor, step: Step) -> None:
+        """Take a step backward on one image where that is the first of its kind: what fails is to fail here."""
+        targets = step.targets
+        key = (outputs.dtype, step.wanted, step.formula, targets.smoothing > 0, targets.weights is None)
+        if key in self.rehearsed:
+            return
+        n = scores.shape[2]
+        assigned = step.assigned._replace(
+            **{field: getattr(step.assigned, field)[:n] for field in ("row", "label", "score", "chosen")}
+        )
+        first = step._replace(assigned=assigned, targets=targets._replace(label=assigned.label, score=assigned.score))
+        given = outputs[:1].detach().requires_grad_(), scores[:1].detach().requires_grad_()
+        torch.autograd.grad(losses(*given, first)[0].sum(), given, allow_unused=True)
+        self.rehearsed.add(key)
+
+
+def is_known(criterion: Any, preds: dict[str, Tensor], types: Types) -> bool:
+    """Return whether the kernels compute what a criterion does, and nobody has put in parts of another kind."""
+    boxes, scores, assigner = preds["boxes"], preds["scores"], criterion.assigner
+    return (
+        not has_own_hooks(assigner)
+        and type(criterion).bbox_decode is v8DetectionLoss.bbox_decode
+        and type(criterion).preprocess is v8DetectionLoss.preprocess
+        and type(engine.unplugged(criterion.bbox_loss)) is BboxLoss
+        and scores.dtype in (torch.float32, torch.float16, torch.bfloat16)
+        and boxes.dtype == scores.dtype == types.product
+        and max(assigner.topk, topk2_of(assigner)) <= scores.shape[2]
+    )
+
+
+def needs_slopes(outputs: Tensor) -> bool:
+    """Return whether gradients are wanted."""
+    return torch.is_grad_enabled() and outputs.requires_grad
+
+
+def types_of(alpha: float, scores: Tensor) -> Types:
+    """Return the types that the host's operations have under the autocast of now."""
+    kind = scores.device.type
+    autocast = torch.get_autocast_dtype(kind) if engine.is_autocast(kind) else None
+    return _types_of(scores.device, scores.dtype, autocast, alpha)
+
+
+@functools.cache
+def _types_of(device: torch.device, dtype: torch.dtype, autocast: Optional[torch.dtype], alpha: float) -> Types:
+    one = torch.ones(1, 1, dtype=dtype, device=device)
+    softmax = one.softmax(1)
+    return Types(softmax.dtype, softmax.matmul(one[0]).dtype, one.pow(alpha).dtype)
+
+
+def wanted_of(criterion: Any, types: Types) -> Wanted:
+    """Return the box term of a criterion as the kernels know it."""
+    module = criterion.bbox_loss
+    n_bins = int(criterion.reg_max) if criterion.use_dfl else 1
+    is_half = types.product != torch.float32
+    roundings = Roundings(is_half and n_bins > 1, is_half and n_bins > 1)
+    if module is engine.unplugged(module):
+        return Wanted(HOST.value, 0.0, n_bins, roundings)
+    kind = KINDS.get(module.loss.name, NO_LOSS)
+    return Wanted(kind, theta_of(module.loss), n_bins, roundings)
+
+
+def theta_of(loss: Loss) -> float:
+    """Return the exponent of a loss's shape cost, 0 for a loss without."""
+    return float(loss.options.get("siou_theta", 0.0))
+
+
+def numbers_of(assigner: Any, types: Types) -> Numbers:
+    """Return what an assigner is set to."""
+    loss = getattr(assigner, "overlap_loss", None)
+    return Numbers(
+        int(assigner.topk),
+        int(topk2_of(assigner)),
+        float(assigner.alpha),
+        float(assigner.beta),
+        float(assigner.eps),
+        HOST.value if loss is None else KINDS[loss.name],
+        0.0 if loss is None else theta_of(loss),
+        types.power != torch.float32,
+    )
+
+
+def class_terms_of(criterion: Any, assigned: Assigned) -> tuple[Targets, Optional[Formula]]:
+    """Return targets and formula of a criterion's class term; None for a loss that the kernels do not know."""
+    loss, module = engine.class_loss_of(criterion), criterion.bce
+    weights = engine.weights_of(criterion)
+    targets = Targets(
+        assigned.label,
+        assigned.score,
+        float(getattr(module, "smoothing", 0.0)),
+        None if weights is None else weights.float().contiguous(),
+    )
+    return targets, None if loss is None else formula_of(loss.name, loss.options)
+
+
+def class_sum_of(criterion: Any, scores: Tensor, assigned: Assigned) -> Tensor:
+    """Return the sum of a class loss that the kernels do not know, from the targets of all anchors."""
+    every = torch.arange(len(assigned.row), device=scores.device)
+    is_smooth = getattr(criterion.bce, "smoothing", 0.0) > 0
+    term = engine.dense_class_term if is_smooth else engine.class_term
+    return term(criterion, scores, every, assigned.label.long(), assigned.score)
+
+
+def decoded(criterion: Any, outputs: Tensor, known: Known, wanted: Wanted, types: Types) -> Tensor:
+    """Return predicted boxes (b·A, 4) in cells with the bits of the host, by the kernel if it has these."""
+    if is_decoded_exactly(criterion, known, wanted, outputs.dtype, types):
+        return decode(outputs, known.anchors, wanted)
+    size = max(1, LARGEST_DECODED // outputs[0].numel())
+    parts = (
+        criterion.bbox_decode(known.host.points, some.permute(0, 2, 1).contiguous()) for some in outputs.split(size)
+    )
+    return torch.cat([part.float().flatten(0, 1) for part in parts])
+
+
+_exact: dict[tuple, bool] = {}
+
+
+def is_decoded_exactly(criterion: Any, known: Known, wanted: Wanted, dtype: torch.dtype, types: Types) -> bool:
+    """Return whether the kernel decodes as the host does, bit for bit: found out once, on random outputs."""
+    device = known.anchors.points.device
+    key = (device, dtype, types, wanted.n_bins)
+    if key not in _exact:
+        rng = torch.Generator(device).manual_seed(0)
+        shape = (2, 4 * wanted.n_bins, len(known.anchors.points))
+        given = (torch.randn(shape, generator=rng, device=device) * 3).to(dtype)
+        expected = criterion.bbox_decode(known.host.points, given.permute(0, 2, 1).contiguous())
+        _exact[key] = torch.equal(expected.float().flatten(0, 1), decode(given, known.anchors, wanted))
+    return _exact[key]
+
+
+def is_pointwise(loss: Loss) -> bool:
+    """Return whether the loss of a pair depends on nothing but that pair; found out by trial."""
+    if loss.state is not None:
+        return False
+    rng = torch.Generator().manual_seed(0)
+    corners = torch.rand(2, 24, 2, generator=rng) * 8
+    pred, target = (torch.cat((c, c + 1 + torch.rand(24, 2, generator=rng) * 4), -1) for c in corners)
+    stride, imgsz = torch.full((24, 1), 8.0), torch.tensor([64.0, 96.0])
+    order = torch.arange(24).flip(0)
+    try:
+        whole = loss(pred, target, stride=stride, imgsz=imgsz)
+        parts = [loss(pred[i], target[i], stride=stride[i], imgsz=imgsz) for i in order.split(5)]
+    except Exception:  # one of the user's own that wants the whole batch
+        return False
+    return torch.allclose(whole[order], torch.cat(parts), rtol=1e-5, atol=1e-7)
+
+
+def count(meter: report.Meter, objects: Objects, assigned: Assigned, found: Tensor) -> None:
+    """Count what was assigned, for the report; `found` are the boxes (b·A, 4) of all anchors in pixels."""
+    boxes = objects.boxes.unsqueeze(0)
+    is_object = boxes.sum(2, keepdim=True) > 0
+    meter.add(boxes, is_object, assigned.row.clamp(min=0).long(), assigned.row >= 0, found)
+
+
+def answer(criterion: Any, image: Tensor, objects: Objects, assigned: Assigned, known: Known) -> tuple:
+    """Return what tasks that add terms of their own read: foreground, objects, their boxes, anchors and strides."""
+    if not engine.is_answer_read(criterion):
+        return (None,) * 5
+    n, n_images = len(objects.boxes), len(objects.first)
+    row = assigned.row.view(n_images, -1).long()
+    foreground = row >= 0
+    if not n:
+        return (
+            foreground,
+            row.clamp(min=0),
+            objects.boxes.new_zeros(*row.shape, 4),
+            known.host.points,
+            known.host.strides,
+        )
+    # The host numbers the objects of an image in their order; anchors without one are given the first.
+    order = image.long().argsort(stable=True)
+    rank = torch.empty_like(order).scatter_(0, order, torch.arange(n, device=order.device))
+    first = (n - objects.first.long()).clamp(max=n - 1).unsqueeze(1)
+    place = torch.where(foreground, rank[row.clamp(min=0)] - rank[first], 0)
+    boxes = objects.boxes[torch.where(foreground, row, first)] * (objects.first > 0).view(-1, 1, 1)
+    return foreground, place, boxes, known.host.points, known.host.strides
+
+
+@functools.cache
+def warn(text: str) -> None:
+    """Warn, once of each."""
+    LOGGER.warning(PREFIX + text)
