@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Compile every kernel of a step without a GPU: python -m tests.kernels.compilation [capability [all]].
 
-A launch is taken down with its arguments and compiled for an NVIDIA GPU of that capability, 90 unless named, for some of
-the losses or for all; Triton brings compiler and assembler along. A line for every variant says its registers, its
+A launch is taken down with its arguments and compiled for an NVIDIA GPU of that capability, 90 unless named, for some
+of the losses or for all; Triton brings compiler and assembler along. A line for every variant says its registers, its
 stack, and its instructions.
 """
 
@@ -96,8 +96,7 @@ def launch_all(dtype, topk2, kind, formula, n_bins):
     anchors = assignment.Anchors(rand(n_anchors, 2), rand(n_anchors, 2), rand(n_anchors), levels, rand(2))
     objects = assignment.describe(rand(n), rand(n), rand(n, 4), b, anchors, (16.0, 16.0))
     outputs, scores = (torch.zeros(b, c, n_anchors, dtype=dtype).requires_grad_() for c in (4 * n_bins, classes))
-    is_half = dtype != torch.float32
-    wanted = box_loss.Wanted(kind, 4.0, n_bins, box_loss.Roundings(is_half and n_bins > 1, is_half and n_bins > 1))
+    wanted = box_loss.Wanted(kind, 4.0, n_bins, dtype != torch.float32)
     grid = box_loss.decode(outputs.detach(), anchors, wanted)
     overlap = max(kind, boxes.HOST.value)
     numbers = assignment.Numbers(10, topk2, 0.5, 6.0, 1e-9, overlap, 4.0, False)

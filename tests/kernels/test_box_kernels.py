@@ -13,12 +13,11 @@ from ultralytics.utils.metrics import bbox_iou
 from tests.pairs import boxes as degenerate
 from yolo_lossplug import create_box_loss
 from yolo_lossplug.kernels.assignment import Anchors, Assigned
-from yolo_lossplug.kernels.box_loss import NO_LOSS, Roundings, Wanted, box_gradient, box_sums, decode, listed
+from yolo_lossplug.kernels.box_loss import NO_LOSS, Wanted, box_gradient, box_sums, decode, listed
 from yolo_lossplug.kernels.boxes import HOST, KINDS, box_loss, overlap
 from yolo_lossplug.kernels.maths import EXACT
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of masked places, in the interpreter
-PLAIN = Roundings(False, False)
 
 
 @triton.jit
@@ -153,7 +152,7 @@ def test_terms_of_the_host(n_bins, place):
     x = scene.outputs.clone().requires_grad_()
     expected = scene.terms(x, n_bins)
     (slope,) = torch.autograd.grad(2 * expected[0] + 3 * expected[1], x)
-    wanted = Wanted(HOST.value, 0.0, n_bins, PLAIN)
+    wanted = Wanted(HOST.value, 0.0, n_bins)
     grid = decode(scene.outputs, scene.anchors, wanted)
     torch.testing.assert_close(grid.view(2, -1, 4), scene.decoded(scene.outputs), rtol=1e-5, atol=1e-5)
     given = (scene.outputs, scene.boxes, scene.assigned, grid, scene.anchors, wanted)
@@ -167,7 +166,7 @@ def test_terms_of_the_host(n_bins, place):
 @pytest.mark.parametrize("n_bins", [16, 1])
 def test_roundings_of_the_host(n_bins, dtype, place):
     scene = Scene(place, n_bins, dtype)
-    grid = decode(scene.outputs, scene.anchors, Wanted(HOST.value, 0.0, n_bins, Roundings(n_bins > 1, n_bins > 1)))
+    grid = decode(scene.outputs, scene.anchors, Wanted(HOST.value, 0.0, n_bins, True))
     expected = scene.decoded(scene.outputs).float().flatten(0, 1)
     is_equal = grid == expected
     assert is_equal.float().mean() > 0.98  # the host adds up in another order, which a rounding may show
@@ -177,7 +176,7 @@ def test_roundings_of_the_host(n_bins, dtype, place):
 def test_a_loss_that_is_evaluated_elsewhere(place):
     """Its boxes are listed by slot, each anchor once, and its gradients find their way back."""
     scene = Scene(place)
-    wanted = Wanted(HOST.value, 0.0, 16, PLAIN)
+    wanted = Wanted(HOST.value, 0.0, 16)
     grid = decode(scene.outputs, scene.anchors, wanted)
     predicted, targets, scores, strides = listed(scene.assigned, scene.boxes, grid, scene.anchors)
     n = int(scene.is_positive.sum())

@@ -220,6 +220,16 @@ def test_parts_that_somebody_else_has_put_in_are_used(given, part):
     assert not torch.allclose(found[1], v8DetectionLoss(made)(dict(preds), data)[0])
 
 
+def test_batches_that_are_views_of_others(given):
+    made, preds, data = given
+    labels = torch.cat((data["batch_idx"].unsqueeze(1), data["cls"], data["bboxes"]), 1)
+    views = {"batch_idx": labels[:, 0], "cls": labels[:, 1:2], "bboxes": labels[:, 2:]}
+    expected = run(made, preds, data, "triton", loss="giou")[0]
+    torch.testing.assert_close(run(made, preds, {**data, **views}, "triton", loss="giou")[0], expected)
+    backwards = {key: data[key].flip(0) for key in ("batch_idx", "cls", "bboxes")}
+    torch.testing.assert_close(run(made, preds, {**data, **backwards}, "triton", loss="giou")[0], expected)
+
+
 def test_image_sizes_are_remembered_up_to_a_number(given, monkeypatch):
     made, preds, data = given
     monkeypatch.setattr(triton_step, "MOST_SIZES", 1)
@@ -305,9 +315,12 @@ def test_auto_takes_them_where_they_are_recorded(given, monkeypatch):
     device = torch.device("cuda")
     monkeypatch.setattr(kernels, "_missing_triton", lambda: None)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA Some")
+    monkeypatch.setattr(torch, "__version__", "2.15.0+cu132")
     assert not kernels.is_recorded(device)
-    monkeypatch.setitem(kernels.RECORDED, "NVIDIA Some", "benchmarks/results/some.md")
+    monkeypatch.setitem(kernels.RECORDED, ("NVIDIA Some", "2.15"), "benchmarks/results/some.md")
     assert kernels.is_recorded(device) and not kernels.is_recorded(torch.device("cpu"))
+    monkeypatch.setattr(torch, "__version__", "2.16.0")
+    assert not kernels.is_recorded(device)
     monkeypatch.setattr(kernels, "is_recorded", lambda device: True)
     assert with_keys(made, loss="eiou").kernels is not None
     assert engines.description("auto", made.model[-1], given[1]["scores"].device) == "triton"
@@ -315,8 +328,9 @@ def test_auto_takes_them_where_they_are_recorded(given, monkeypatch):
 
 
 def test_every_record_is_there():
-    for name, file in kernels.RECORDED.items():
-        assert name in (ROOT / file).read_text(encoding="utf-8")
+    for (name, release), file in kernels.RECORDED.items():
+        text = (ROOT / file).read_text(encoding="utf-8")
+        assert name in text and f"torch {release}." in text
 
 
 def test_a_run_with_kernels(data, tmp_path, place):

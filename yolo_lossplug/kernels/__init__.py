@@ -22,8 +22,9 @@ import torch
 
 OLDEST = (3, 0)
 """Oldest Triton whose language the kernels are written in."""
-RECORDED: dict[str, str] = {}
-"""By the name of a GPU, the file under benchmarks/results/ in which the kernels are identical there, and faster."""
+RECORDED: dict[tuple[str, str], str] = {}
+"""By GPU and release of torch, ("NVIDIA H200", "2.11"), the file under benchmarks/results/ that shows the kernels
+identical and faster there. Without a record they run only where they are asked for."""
 
 
 def is_interpreted() -> bool:
@@ -34,14 +35,19 @@ def is_interpreted() -> bool:
 def missing(device: torch.device) -> Optional[str]:
     """Return what keeps kernels from running on a device, None if nothing does."""
     found = _missing_triton()
-    if found is None and device.type != "cuda" and not is_interpreted():
-        return f"Triton has no kernels for {device.type}"
+    if found is None and not is_interpreted():
+        if device.type != "cuda":
+            return f"the kernels need a GPU, and the device is {device.type}"
+        if torch.version.hip:
+            return "the kernels are written for GPUs of NVIDIA"
     return found
 
 
 def is_recorded(device: torch.device) -> bool:
     """Return whether the kernels are known to be identical, and faster, on a device."""
-    return device.type == "cuda" and missing(device) is None and torch.cuda.get_device_name(device) in RECORDED
+    if not RECORDED or device.type != "cuda" or missing(device):
+        return False
+    return (torch.cuda.get_device_name(device), ".".join(torch.__version__.split(".")[:2])) in RECORDED
 
 
 @functools.cache

@@ -403,8 +403,7 @@ def _resolve(
     place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     is_place = place < total
     claims = tl.load(claim_ptr + place, mask=is_place, other=0)
-    is_positive = claims > 0
-    tl.store(row_ptr + place, tl.zeros_like(place) - 1, mask=is_place)
+    is_positive, owner = claims > 0, tl.zeros_like(place) - 1
     if tl.max(claims, 0) > 0:
         image, anchor = place // n_anchors, place % n_anchors
         slot = n * K - tl.load(chosen_ptr + place, mask=is_positive, other=1)
@@ -425,12 +424,13 @@ def _resolve(
         label = tl.load(about + 1, mask=is_positive, other=0)
         value = _metric(image, label, anchor, is_near, found, score_ptr, n_classes, n_anchors, ALPHA, BETA, ROUND_POWER)
         found, value = tl.where(is_near, found, 0.0), tl.where(is_near, value, 0.0)
-        tl.store(row_ptr + place, row, mask=is_positive)
+        owner = tl.where(is_positive, row, owner)
         tl.store(metric_ptr + place, value, mask=is_positive)
         tl.store(overlap_ptr + place, found, mask=is_positive)
         if not KEEP:
             tl.atomic_max(largest_ptr + row, bits_of(value).to(tl.int32), mask=is_positive)
             tl.atomic_max(largest_ptr + n + row, bits_of(found).to(tl.int32), mask=is_positive)
+    tl.store(row_ptr + place, owner, mask=is_place)
 
 
 @triton.jit

@@ -19,18 +19,6 @@ NO_LOSS = -1
 """The kind of a box loss that is evaluated elsewhere."""
 
 
-class Roundings(NamedTuple):
-    """Where the host leaves float32 when it decodes a box.
-
-    Attributes:
-        softmax: Whether probabilities are rounded to the type of the outputs when the softmax returns them.
-        product: Whether they, and the distances, are rounded to it by the product with the bins.
-    """
-
-    softmax: bool
-    product: bool
-
-
 class Wanted(NamedTuple):
     """The terms to compute.
 
@@ -38,13 +26,13 @@ class Wanted(NamedTuple):
         kind: Kind of box loss, one of `boxes`, or `NO_LOSS`.
         theta: Exponent of the SIoU's shape cost.
         n_bins: Bins of the distribution of distances; 1 for distances, whose L1 then is the second term.
-        roundings: Roundings of the boxes.
+        is_rounded: Whether the host rounds probabilities and distances to the type of the outputs when it decodes.
     """
 
     kind: int
     theta: float
     n_bins: int
-    roundings: Roundings
+    is_rounded: bool = False
 
 
 def decode(outputs: Tensor, anchors: Anchors, wanted: Wanted) -> Tensor:
@@ -144,8 +132,7 @@ def _sizes(wanted: Wanted) -> dict[str, object]:
     return {
         "BINS": wanted.n_bins,
         "WIDTH": triton.next_power_of_2(wanted.n_bins),
-        "ROUND_SOFTMAX": wanted.roundings.softmax,
-        "ROUND_PRODUCT": wanted.roundings.product,
+        "ROUND": wanted.is_rounded,
         "BLOCK": BLOCK,
     }
 
@@ -182,7 +169,7 @@ def _butterfly(x, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
 @triton.jit
 def _distance(
     output_ptr, image, side, anchor, mask, n_anchors, BINS: tl.constexpr, WIDTH: tl.constexpr,
-    ROUND_SOFTMAX: tl.constexpr, ROUND_PRODUCT: tl.constexpr, BLOCK: tl.constexpr,
+    ROUND: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Distances from anchors to a side of their boxes in cells."""
     x = _logits(output_ptr, image, side, anchor, mask, n_anchors, BINS, WIDTH)
@@ -191,10 +178,10 @@ def _distance(
     else:
         e = exp(x - tl.max(x, 0)[None, :])
         p = tl.div_rn(e, tl.broadcast_to(_butterfly(e, WIDTH, BLOCK)[None, :], [WIDTH, BLOCK]))
-        if ROUND_SOFTMAX or ROUND_PRODUCT:
+        if ROUND:
             p = rounded(p, output_ptr)
         found = _butterfly(p * tl.arange(0, WIDTH).to(tl.float32)[:, None], WIDTH, BLOCK)
-        if ROUND_PRODUCT:
+        if ROUND:
             found = rounded(found, output_ptr)
     return found
 
@@ -202,14 +189,12 @@ def _distance(
 @triton.jit
 def _decode(
     output_ptr, point_ptr, grid_ptr, n_anchors, BINS: tl.constexpr, WIDTH: tl.constexpr,
-    ROUND_SOFTMAX: tl.constexpr, ROUND_PRODUCT: tl.constexpr, BLOCK: tl.constexpr,
+    ROUND: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     image, anchor = tl.program_id(1), tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = anchor < n_anchors
     for side in tl.static_range(4):
-        found = _distance(
-            output_ptr, image, side, anchor, mask, n_anchors, BINS, WIDTH, ROUND_SOFTMAX, ROUND_PRODUCT, BLOCK
-        )
+        found = _distance(output_ptr, image, side, anchor, mask, n_anchors, BINS, WIDTH, ROUND, BLOCK)
         point = tl.load(point_ptr + anchor * 2 + side % 2, mask=mask, other=0.0)
         edge = point - found if side < 2 else point + found
         tl.store(grid_ptr + (image * n_anchors + anchor) * 4 + side, rounded(edge, output_ptr), mask=mask)

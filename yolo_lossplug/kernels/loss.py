@@ -64,7 +64,7 @@ class _Losses(torch.autograd.Function):
         if step.box_sum is not None:
             box = step.box_sum.float().reshape(1)
         cls = box[:0] if step.formula is None else class_sums(scores, step.targets, step.formula)
-        terms, factors = torch.empty(2, 3, device=scores.device)
+        terms, factors = (torch.empty(3, device=scores.device) for _ in range(2))
         sums = step.assigned.sums
         _finish[(1,)](
             sums, box, cls, dfl, terms, factors, len(sums), len(box), len(cls), len(dfl), *step.gains, BLOCK=BLOCK

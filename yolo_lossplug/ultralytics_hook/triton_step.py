@@ -15,7 +15,7 @@ from ultralytics.utils import LOGGER
 from ultralytics.utils.loss import BboxLoss, v8DetectionLoss
 
 from yolo_lossplug.kernels.assignment import Anchors, Assigned, Numbers, Objects, assign, describe
-from yolo_lossplug.kernels.box_loss import NO_LOSS, Roundings, Wanted, decode, listed
+from yolo_lossplug.kernels.box_loss import NO_LOSS, Wanted, decode, listed
 from yolo_lossplug.kernels.boxes import HOST, KINDS
 from yolo_lossplug.kernels.class_loss import Formula, Targets, formula_of
 from yolo_lossplug.kernels.loss import Step, losses
@@ -83,7 +83,8 @@ class TritonKernels:
         if not self.is_trial and not is_known(criterion, preds, types):
             return None
         try:
-            return self._step(criterion, preds, batch, types)
+            with torch.cuda.device_of(preds["scores"]):  # which Triton does not ask for
+                return self._step(criterion, preds, batch, types)
         except Exception as error:
             if self.is_trial or not type(error).__module__.startswith("triton"):
                 raise
@@ -94,11 +95,11 @@ class TritonKernels:
     def _step(self, criterion: Any, preds: dict[str, Tensor], batch: dict[str, Any], types: Types) -> tuple:
         outputs, scores, assigner = preds["boxes"].contiguous(), preds["scores"].contiguous(), criterion.assigner
         known = self._known(criterion, preds["feats"], scores.dtype)
-        image, label, boxes = (batch[key].to(scores.device) for key in ("batch_idx", "cls", "bboxes"))
+        image, label, boxes = (batch[key].to(scores.device).contiguous() for key in ("batch_idx", "cls", "bboxes"))
         wanted = wanted_of(criterion, types)
         with torch.no_grad():
             anchors, floor = known.anchors, floor_of(assigner)
-            objects = describe(image.flatten(), label.flatten(), boxes, len(scores), anchors, floor)
+            objects = describe(image.view(-1), label.view(-1), boxes, len(scores), anchors, floor)
             grid = decoded(criterion, outputs.detach(), known, wanted, types)
             assigned = assign(objects, scores.detach(), grid, anchors, numbers_of(assigner, types))
         targets, formula = class_terms_of(criterion, assigned)
@@ -116,7 +117,7 @@ class TritonKernels:
             count(meter, objects, assigned, grid * anchors.strides.repeat(len(scores)).unsqueeze(1))
         names = getattr(criterion, "loss_names", None)
         items = loss.detach() if names is None else dict(zip(names, loss.detach()))
-        return answer(criterion, image.flatten(), objects, assigned, known), loss, items
+        return answer(criterion, image.view(-1), objects, assigned, known), loss, items
 
     def _known(self, criterion: Any, feats: Any, dtype: torch.dtype) -> Known:
         """Return the anchors of a criterion; the host waits for those of a new image size."""
@@ -218,12 +219,11 @@ def wanted_of(criterion: Any, types: Types) -> Wanted:
     """Return the box term of a criterion as the kernels know it."""
     module = criterion.bbox_loss
     n_bins = int(criterion.reg_max) if criterion.use_dfl else 1
-    is_half = types.product != torch.float32
-    roundings = Roundings(is_half and n_bins > 1, is_half and n_bins > 1)
+    is_rounded = types.product != torch.float32
     if module is engine.unplugged(module):
-        return Wanted(HOST.value, 0.0, n_bins, roundings)
+        return Wanted(HOST.value, 0.0, n_bins, is_rounded)
     kind = KINDS.get(module.loss.name, NO_LOSS)
-    return Wanted(kind, theta_of(module.loss), n_bins, roundings)
+    return Wanted(kind, theta_of(module.loss), n_bins, is_rounded)
 
 
 def theta_of(loss: Loss) -> float:
