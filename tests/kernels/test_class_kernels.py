@@ -35,7 +35,7 @@ def compared(loss, given, smoothing=0.0, weights=None, rtol=1e-5):
     logits, label, score = given
     b, n_classes, n_anchors = logits.shape
     dense = torch.zeros(b * n_anchors, n_classes, device=logits.device)
-    dense[torch.arange(b * n_anchors), label.long()] = score.to(logits.dtype).float()
+    dense[torch.arange(b * n_anchors, device=logits.device), label.long()] = score.to(logits.dtype).float()
     if smoothing:
         smooth = (dense * (1 - smoothing) + smoothing / 2).to(logits.dtype).float()
         dense = torch.where(dense.amax(1, keepdim=True) > 0, smooth, dense)

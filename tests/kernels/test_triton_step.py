@@ -4,17 +4,19 @@
 import copy
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
+from ultralytics.utils import DEFAULT_CFG_DICT
 from ultralytics.utils.loss import BboxLoss, v8DetectionLoss
 
 from tests.models import batch, model, with_keys
 from tests.runs import ROOT, Log, results, train
 from yolo_lossplug import LossPlugError, box_loss, kernels
 from yolo_lossplug.selection import select
-from yolo_lossplug.ultralytics_hook import engines, triton_step
+from yolo_lossplug.ultralytics_hook import config, engines, trainer, triton_step
 from yolo_lossplug.ultralytics_hook.criterion import leaves, plug
 from yolo_lossplug.ultralytics_hook.report import Meter, watch
 
@@ -309,6 +311,20 @@ def test_where_there_is_no_triton(given, monkeypatch):
     assert done.stdout.startswith("Triton cannot be imported (")
 
 
+def test_a_run_without_is_refused_before_anything_is_loaded(monkeypatch):
+    monkeypatch.setattr(kernels, "missing", lambda device: f"the kernels need a GPU, and the device is {device.type}")
+    message = "loss_engine=triton cannot be used: the kernels need a GPU, and the device is cpu. Remove it"
+    with pytest.raises(LossPlugError, match=message):
+        train(data="nowhere.yaml", loss_engine="triton")
+    with pytest.raises(LossPlugError, match=message):
+        config.check_given(DEFAULT_CFG_DICT, {"model": "nowhere.pt", "loss_engine": "triton", "device": "cpu"})
+    assert engines.why_no_kernels("auto", "cpu") is None
+    resumed = SimpleNamespace(args=SimpleNamespace(task="detect", device="cpu", resume=True, loss_engine="triton"))
+    with Log() as log:
+        trainer.check(resumed, {})
+    assert resumed.args.loss_engine == "auto" and "goes on with loss_engine=auto" in log.text
+
+
 def test_auto_takes_them_where_they_are_recorded(given, monkeypatch):
     made = given[0]
     assert with_keys(made, loss="eiou").kernels is None
@@ -337,9 +353,9 @@ def test_a_run_with_kernels(data, tmp_path, place):
     rows = []
     for name in ("fast", "triton"):
         with Log() as log:
-            trainer = train(data=data, project=str(tmp_path), name=name, device=place, loss="eiou", loss_engine=name)
+            made = train(data=data, project=str(tmp_path), name=name, device=place, loss="eiou", loss_engine=name)
         assert f"engine {name}" in log.text
-        rows += results(trainer.save_dir)
+        rows += results(made.save_dir)
     for key in rows[0]:
         if key != "time":
             assert rows[1][key] == pytest.approx(rows[0][key], rel=1e-3, abs=1e-5), key

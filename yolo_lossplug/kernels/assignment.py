@@ -31,6 +31,8 @@ NEVER = tl.constexpr(-1)
 ALWAYS = tl.constexpr(2**63 - 1)
 BLOCK = 256
 """Candidates, or anchors, of a program at a time."""
+# Triton compiles a variant for a number that is 1 or divisible by 16, which it is not to do for those of every batch:
+# hence `do_not_specialize` below.
 
 
 class Anchors(NamedTuple):
@@ -183,7 +185,7 @@ def assign(objects: Objects, scores: Tensor, grid: Tensor, anchors: Anchors, num
     return Assigned(row, label, score, sums, slots, chosen)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "n_images"])
 def _describe(
     image_ptr, label_ptr, box_ptr, centre_ptr, level_ptr, scale_ptr, about_ptr, out_ptr, first_ptr, n, n_images,
     threshold, size, LEVELS: tl.constexpr, WIDEN: tl.constexpr, BLOCK: tl.constexpr,
@@ -334,7 +336,7 @@ def _insert(best, key):
     return best
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n"])
 def _select(
     about_ptr, box_ptr, level_ptr, stride_ptr, score_ptr, grid_ptr, claim_ptr, chosen_ptr, slot_ptr,
     n, n_classes, n_anchors, K: tl.constexpr, WIDTH: tl.constexpr, ALPHA: tl.constexpr, BETA: tl.constexpr,
@@ -393,7 +395,7 @@ def _contest(
             tl.atomic_max(winner_ptr + image * n_anchors + anchor, _key(found, row), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "total"])
 def _resolve(
     about_ptr, box_ptr, level_ptr, stride_ptr, score_ptr, grid_ptr, first_ptr, claim_ptr, chosen_ptr, winner_ptr,
     largest_ptr, row_ptr, metric_ptr, overlap_ptr, n, n_classes, n_anchors, total, K: tl.constexpr, KEEP: tl.constexpr,
@@ -433,7 +435,7 @@ def _resolve(
     tl.store(row_ptr + place, owner, mask=is_place)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n"])
 def _keep(
     about_ptr, level_ptr, row_ptr, metric_ptr, overlap_ptr, largest_ptr, kept_ptr, n, n_anchors,
     K: tl.constexpr, WIDTH: tl.constexpr, LEVELS: tl.constexpr, BLOCK: tl.constexpr,
@@ -462,7 +464,7 @@ def _keep(
     tl.store(largest_ptr + n + row, tl.max(tl.where(is_taken, bits_of(found), 0), 0).to(tl.int32))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "total"])
 def _normalise(
     about_ptr, row_ptr, metric_ptr, largest_ptr, kept_ptr, label_ptr, score_ptr, sum_ptr, n, eps, total,
     KEEP: tl.constexpr, LEVELS: tl.constexpr, BLOCK: tl.constexpr,

@@ -280,7 +280,7 @@ def _forward(
     tl.store(dfl_sum_ptr + program, distribution)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_slots"])
 def _backward(
     output_ptr, box_ptr, row_ptr, score_ptr, grid_ptr, point_ptr, stride_ptr, scale_ptr, out_ptr, box_scale_ptr,
     dfl_scale_ptr, chosen_ptr, slope_ptr, n_slots, n_anchors, KIND: tl.constexpr, THETA: tl.constexpr,
@@ -334,7 +334,7 @@ def _backward(
             tl.store(begin + (side * BINS + bins)[:, None] * n_anchors + anchor[None, :], zero, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n"])
 def _list(
     slot_ptr, chosen_ptr, row_ptr, score_ptr, box_ptr, grid_ptr, stride_ptr, predicted_ptr, target_ptr, weight_ptr,
     out_stride_ptr, n, n_anchors, BLOCK: tl.constexpr,

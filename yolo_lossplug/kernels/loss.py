@@ -99,7 +99,7 @@ def _total(sum_ptr, length, BLOCK: tl.constexpr):
     return tl.sum(total, 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_sums", "n_box", "n_cls", "n_dfl"])
 def _finish(
     sum_ptr, box_ptr, cls_ptr, dfl_ptr, term_ptr, factor_ptr, n_sums, n_box, n_cls, n_dfl, box_gain, cls_gain, dfl_gain,
     BLOCK: tl.constexpr,

@@ -76,7 +76,13 @@ def check_given(base: dict[str, Any], custom: dict[str, Any]) -> None:
         raise LossPlugError(
             f"{key}={value} cannot be used with model={custom['model']}: {family} has a loss of its own."
         )
-    select({**base, **custom, "task": task})
+    selection = select({**base, **custom, "task": task})
+    if selection.loss_engine == "triton":
+        from yolo_lossplug.ultralytics_hook.engines import why_no_kernels
+
+        why = why_no_kernels(selection.loss_engine, custom.get("device", base.get("device")))
+        if why:
+            raise LossPlugError(why)
 
 
 def refuse_unknown(given: dict[str, Any]) -> None:

@@ -44,7 +44,7 @@ def settle(criterion: Any, engine: str) -> bool:
     why = None if engine == REFERENCE else obstacle(criterion, device)
     why = why or (kernels.missing(device) if engine == TRITON else None)
     if engine in (FAST, TRITON) and why:
-        raise LossPlugError(f"loss_engine={engine} cannot be used: {why}. Remove it, or take loss_engine=auto.")
+        raise LossPlugError(_refusal(engine, why))
     if engine == REFERENCE or why:
         slow_down(criterion)
         return False
@@ -52,6 +52,25 @@ def settle(criterion: Any, engine: str) -> bool:
     if _has_kernels(engine, criterion, device):
         use_kernels(criterion)
     return True
+
+
+def why_no_kernels(engine: str, device: Any) -> Optional[str]:
+    """Return why a run that asks for kernels cannot have them, before a model is there; None if nothing is known.
+
+    Args:
+        engine: The engine that is asked for.
+        device: The device as the user names it, None for the one that Ultralytics chooses.
+    """
+    if engine != TRITON:
+        return None
+    name = str(device).strip().lower()
+    kind = name if name in ("cpu", "mps") else "cuda" if torch.cuda.is_available() else "cpu"
+    why = kernels.missing(torch.device(kind))
+    return _refusal(engine, why) if why else None
+
+
+def _refusal(engine: str, why: str) -> str:
+    return f"loss_engine={engine} cannot be used: {why}. Remove it, or take loss_engine=auto."
 
 
 def description(engine: str, head: Any, device: torch.device) -> str:

@@ -72,6 +72,12 @@ def check(trainer: Any, overrides: dict[str, Any]) -> None:
     selection = select(vars(trainer.args))
     if selection.is_active:
         refuse_foreign_trainer(type(trainer), given_keys(overrides or {}) or selection.given)
+    why = engines.why_no_kernels(selection.loss_engine, trainer.args.device)
+    if why and not trainer.args.resume:
+        raise LossPlugError(why)
+    if why:  # a run that began elsewhere
+        LOGGER.warning(f"{PREFIX}{why} This run goes on with loss_engine={engines.AUTO}.")
+        trainer.args.loss_engine = engines.AUTO
     if trainer.args.resume:
         _warn_of_ignored(overrides, selection)
         for key in keys().keys() - selection.resolved().keys():
