@@ -135,12 +135,12 @@ def differences(case, given, device, amp, stock):
     ours = make("ours", case, device)
     (loss, slopes, _), (other, other_slopes, _) = step(stock, given, device, amp), step(ours, given, device, amp)
     found = []
-    if not torch.allclose(other, loss, rtol=1e-5, atol=1e-6):
+    if not torch.allclose(other, loss, rtol=1e-4 if amp else 1e-5, atol=1e-6):
         found.append(f"loss {loss.tolist()} and {other.tolist()}")
     for name, one, two in zip(("boxes", "scores"), slopes, other_slopes):
         one = torch.zeros_like(two) if one is None else one
         error = float((two.float() - one.float()).norm() / one.float().norm().clamp(min=1e-9))
-        if error > (2e-3 if amp else 1e-4):
+        if error > (5e-3 if amp else 1e-4):  # gradients themselves are rounded to half precision
             found.append(f"gradient of {name} by {error:.1e}")
     preds = {"boxes": given.boxes, "scores": given.scores, "feats": given.feats}
     with torch.no_grad():
@@ -212,21 +212,20 @@ def measure(name, options):
 
 
 def on_gpu(sides, given, amp):
-    """Return what a step of each side is on the GPU itself: milliseconds, and launches."""
-    row = {}
+    """Return what a step of each side is on the GPU itself: milliseconds in which it works, and launches."""
+    row, dtype = {}, torch.float16 if amp else torch.float32
     for name, criterion in zip(("stock", "ours"), sides):
-        times = []
-        for _ in range(20):
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            begin.record()
-            step(criterion, given, "cuda", amp)
-            end.record()
-            torch.cuda.synchronize()
-            times.append(begin.elapsed_time(end))
+        boxes, scores = (tensor.detach().to(dtype).requires_grad_() for tensor in (given.boxes, given.scores))
+        preds = {"boxes": boxes, "scores": scores, "feats": [feat.to(dtype) for feat in given.feats]}
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-            step(criterion, given, "cuda", amp)
-        row[f"{name}_device_ms"] = statistics.median(times)
-        row[f"{name}_launches"] = sum(event.count for event in profile.key_averages())
+            with autocast("cuda", amp):
+                loss, _ = criterion(preds, given.batch)
+            torch.autograd.grad(loss.sum(), (boxes, scores))
+            torch.cuda.synchronize()
+        # Calls of the driver are recorded too, as events of the host.
+        events = [e for e in profile.key_averages() if e.device_type == torch.autograd.DeviceType.CUDA]
+        row[f"{name}_device_ms"] = sum(event.self_device_time_total for event in events) / 1e3
+        row[f"{name}_launches"] = sum(event.count for event in events)
     return row
 
 
@@ -249,14 +248,16 @@ def measure_class_kernels(name, options):
     rates = {}
     for work, (function, n_bytes) in works.items():
         times = []
-        for _ in range(60):
+        for _ in range(12):
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            torch.cuda._sleep(20_000_000)  # so that launches are queued before the first runs
             begin.record()
-            function()
+            for _ in range(20):
+                function()
             end.record()
             torch.cuda.synchronize()
-            times.append(begin.elapsed_time(end))
-        rates[work] = n_bytes / statistics.median(times[10:]) / 1e9
+            times.append(begin.elapsed_time(end) / 20)
+        rates[work] = n_bytes / statistics.median(times[2:]) / 1e9
     print(
         f"{name}: copy {rates['copy']:.2f} TB/s, forward {100 * rates['forward'] / rates['copy']:.0f} % of it, "
         f"backward {100 * rates['backward'] / rates['copy']:.0f} %",

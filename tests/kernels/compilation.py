@@ -94,14 +94,15 @@ def launch_all(dtype, topk2, kind, formula, n_bins):
     rand = torch.rand
     levels = torch.zeros(3, 3, dtype=torch.int32)
     anchors = assignment.Anchors(rand(n_anchors, 2), rand(n_anchors, 2), rand(n_anchors), levels, rand(2))
-    objects = assignment.describe(rand(n), rand(n), rand(n, 4), b, anchors, (16.0, 16.0))
+    objects = assignment.describe(rand(n), rand(n), rand(n, 4), (b, classes), anchors, (16.0, 16.0))
     outputs, scores = (torch.zeros(b, c, n_anchors, dtype=dtype).requires_grad_() for c in (4 * n_bins, classes))
     wanted = box_loss.Wanted(kind, 4.0, n_bins, dtype != torch.float32)
     grid = box_loss.decode(outputs.detach(), anchors, wanted)
     overlap = max(kind, boxes.HOST.value)
-    numbers = assignment.Numbers(10, topk2, 0.5, 6.0, 1e-9, overlap, 4.0, False)
+    numbers = assignment.Numbers(10, topk2, 0.5, 6.0, 1e-9, overlap, 4.0, dtype != torch.float32)
     assigned = assignment.assign(objects, scores.detach(), grid, anchors, numbers)
-    targets = class_loss.Targets(assigned.label, assigned.score)
+    plain = class_loss.Targets(assigned.label, assigned.score)
+    targets = plain._replace(smoothing=0.1, weights=rand(classes)) if dtype == torch.bfloat16 else plain
     step = loss.Step(objects.boxes, assigned, grid, anchors, wanted, targets, formula, (7.5, 0.5, 1.5))
     if kind == box_loss.NO_LOSS:
         box_loss.listed(assigned, objects.boxes, grid, anchors)

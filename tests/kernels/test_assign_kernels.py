@@ -60,7 +60,7 @@ class Problem:
         assert torch.equal(grid * self.anchors.strides.cpu().view(1, -1, 1), boxes)
         self.grid = grid.flatten(0, 1).contiguous().to(place)
         sources = (tensor[self.order].to(place) for tensor in (image.float(), labels.flatten(), rows))
-        self.rows = describe(*sources, self.n_images, self.anchors, floor)
+        self.rows = describe(*sources, (self.n_images, N_CLASSES), self.anchors, floor)
         self.objects = torch.empty_like(self.rows.boxes)
         self.objects[self.order] = self.rows.boxes
         assert torch.equal(self.objects.cpu(), xywh2xyxy(rows))

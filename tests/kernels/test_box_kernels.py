@@ -29,13 +29,13 @@ def _evaluate(pred_ptr, target_ptr, out_ptr, n, KIND: tl.constexpr, THETA: tl.co
     X1, Y1 = tl.load(target_ptr + i * 4, mask=mask, other=0.0), tl.load(target_ptr + i * 4 + 1, mask=mask, other=0.0)
     X2 = tl.load(target_ptr + i * 4 + 2, mask=mask, other=1.0)
     Y2 = tl.load(target_ptr + i * 4 + 3, mask=mask, other=1.0)
-    loss, g1, g2, g3, g4 = box_loss(KIND, THETA, x1, y1, x2, y2, X1, Y1, X2, Y2)
+    loss, g1, g2, g3, g4 = box_loss(KIND, THETA, x1, y1, x2, y2, X1, Y1, X2, Y2, out_ptr)
     tl.store(out_ptr + i * 6, loss, mask=mask)
     tl.store(out_ptr + i * 6 + 1, g1, mask=mask)
     tl.store(out_ptr + i * 6 + 2, g2, mask=mask)
     tl.store(out_ptr + i * 6 + 3, g3, mask=mask)
     tl.store(out_ptr + i * 6 + 4, g4, mask=mask)
-    tl.store(out_ptr + i * 6 + 5, overlap(KIND, THETA, X1, Y1, X2, Y2, x1, y1, x2, y2), mask=mask)
+    tl.store(out_ptr + i * 6 + 5, overlap(KIND, THETA, X1, Y1, X2, Y2, x1, y1, x2, y2, out_ptr), mask=mask)
 
 
 def evaluated(kind, theta, pred, target):

@@ -9,7 +9,7 @@ import pytest
 from tests.runs import run
 from yolo_lossplug import LossPlugError
 from yolo_lossplug.tools import verify
-from yolo_lossplug.ultralytics_hook import criterion, engine
+from yolo_lossplug.ultralytics_hook import criterion, engine, engines
 from yolo_lossplug.ultralytics_hook.patches import PATCHES, SEAMS
 
 COMMAND = [sys.executable, "-m", "yolo_lossplug", "verify"]
@@ -77,7 +77,7 @@ def test_a_criterion_that_runs_another_loss_is_found_out(monkeypatch, capsys):
 
 @pytest.mark.parametrize("term", ["box_terms", "class_term"])
 def test_an_engine_that_is_off_is_found_out(monkeypatch, capsys, term):
-    if not hasattr(engine.v8DetectionLoss, engine.METHOD):
+    if not hasattr(engine.v8DetectionLoss, engines.METHOD):
         pytest.skip("this release of Ultralytics has no fast engine")
     stock = getattr(engine, term)
 
@@ -85,7 +85,7 @@ def test_an_engine_that_is_off_is_found_out(monkeypatch, capsys, term):
         result = stock(*args, **kwargs)
         return result * 1.01 if term == "class_term" else (result[0] * 1.01, result[1])
 
-    monkeypatch.setattr(engine, "self_test", lambda *_: (0.0, 0.0))
+    monkeypatch.setattr(engines, "self_test", lambda *_: (0.0, 0.0))
     monkeypatch.setattr(engine, term, off)
     with pytest.raises(SystemExit) as caught:
         verify.main({**TINY, "loss": "eiou"})

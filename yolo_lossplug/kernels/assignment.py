@@ -112,7 +112,12 @@ class Assigned(NamedTuple):
 
 
 def describe(
-    image: Tensor, label: Tensor, boxes: Tensor, n_images: int, anchors: Anchors, floor: tuple[float, float]
+    image: Tensor,
+    label: Tensor,
+    boxes: Tensor,
+    shape: tuple[int, int],
+    anchors: Anchors,
+    floor: tuple[float, float],
 ) -> Objects:
     """Return the rows of a batch.
 
@@ -120,7 +125,7 @@ def describe(
         image: Image of each object (N,).
         label: Class of each object (N,).
         boxes: Boxes (N, 4) as centre and size, relative to the network input.
-        n_images: b.
+        shape: Number of images, and of classes.
         anchors: The anchors.
         floor: Side below which a box is widened for the search, and to what; zeros for never.
     """
@@ -128,11 +133,11 @@ def describe(
     found = Objects(
         torch.empty(n, FIRST.value + 4 * n_levels, dtype=torch.int32, device=boxes.device),
         torch.empty(n, 4, device=boxes.device),
-        torch.zeros(n_images, dtype=torch.int32, device=boxes.device),
+        torch.zeros(shape[0], dtype=torch.int32, device=boxes.device),
     )
     if n:
         _describe[(n,)](
-            image, label, boxes, anchors.centres, anchors.levels, anchors.scale, *found, n, n_images, *floor,
+            image, label, boxes, anchors.centres, anchors.levels, anchors.scale, *found, n, *shape, *floor,
             LEVELS=n_levels, WIDEN=floor[0] > 0, BLOCK=128, num_warps=1, **EXACT,
         )  # fmt: skip
     return found
@@ -188,7 +193,7 @@ def assign(objects: Objects, scores: Tensor, grid: Tensor, anchors: Anchors, num
 @triton.jit(do_not_specialize=["n", "n_images"])
 def _describe(
     image_ptr, label_ptr, box_ptr, centre_ptr, level_ptr, scale_ptr, about_ptr, out_ptr, first_ptr, n, n_images,
-    threshold, size, LEVELS: tl.constexpr, WIDEN: tl.constexpr, BLOCK: tl.constexpr,
+    n_classes, threshold, size, LEVELS: tl.constexpr, WIDEN: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0)
     image, label = tl.load(image_ptr + row).to(tl.int32), tl.load(label_ptr + row).to(tl.int32)
@@ -211,7 +216,7 @@ def _describe(
         x1, y1, x2, y2 = cx - w, cy - h, cx + w, cy + h
     about = about_ptr + row * (FIRST + 4 * LEVELS)
     tl.store(about, tl.where(is_row, image, 0))
-    tl.store(about + 1, label)
+    tl.store(about + 1, tl.minimum(tl.maximum(label, 0), n_classes - 1))  # what the host fails at stays in memory
     for level in tl.static_range(LEVELS):
         offset = tl.load(level_ptr + level * 3)
         rows, columns = tl.load(level_ptr + level * 3 + 1), tl.load(level_ptr + level * 3 + 2)
@@ -222,7 +227,7 @@ def _describe(
         tl.store(about + FIRST + level * 4 + 1, upper)
         tl.store(about + FIRST + level * 4 + 2, tl.where(is_any, across, 0))
         tl.store(about + FIRST + level * 4 + 3, tl.where(is_any, down, 0))
-    tl.atomic_max(first_ptr + tl.where(is_row, image, 0), n - row, mask=is_row)
+    tl.atomic_max(first_ptr + tl.where(is_row, image, 0), n - row, mask=is_row, sem="relaxed")
 
 
 @triton.jit
@@ -295,7 +300,7 @@ def _overlap(
     Y1 = rounded(tl.load(box + 1, mask=mask, other=0.0) * stride, score_ptr)
     X2 = rounded(tl.load(box + 2, mask=mask, other=0.0) * stride, score_ptr)
     Y2 = rounded(tl.load(box + 3, mask=mask, other=0.0) * stride, score_ptr)
-    return overlap(OVERLAP, THETA, x1, y1, x2, y2, X1, Y1, X2, Y2)
+    return overlap(OVERLAP, THETA, x1, y1, x2, y2, X1, Y1, X2, Y2, grid_ptr)
 
 
 @triton.jit
@@ -304,8 +309,7 @@ def _metric(
     ALPHA: tl.constexpr, BETA: tl.constexpr, ROUND_POWER: tl.constexpr,
 ):  # fmt: skip
     """Alignment metrics, score^α · overlap^β, from overlaps."""
-    known = tl.minimum(tl.maximum(label, 0), n_classes - 1)  # what the host would fail at stays in memory
-    place = (image.to(tl.int64) * n_classes + known) * n_anchors + anchor
+    place = (image.to(tl.int64) * n_classes + label) * n_anchors + anchor
     logit = tl.load(score_ptr + place, mask=mask, other=0.0).to(tl.float32)
     score = power(rounded(sigmoid(logit), score_ptr), ALPHA)
     if ROUND_POWER:
@@ -368,8 +372,8 @@ def _select(
     is_taken = is_lane & ((best >> 32 > 0) | _is_candidate(taken, every, level_ptr, is_lane, LEVELS))
     taken += image * n_anchors
     tl.store(slot_ptr + row * K + lane, tl.where(is_taken, taken, -1), mask=is_lane)
-    tl.atomic_add(claim_ptr + taken, 1, mask=is_taken)
-    tl.atomic_max(chosen_ptr + taken, n * K - (row * K + lane), mask=is_taken)
+    tl.atomic_add(claim_ptr + taken, 1, mask=is_taken, sem="relaxed")
+    tl.atomic_max(chosen_ptr + taken, n * K - (row * K + lane), mask=is_taken, sem="relaxed")
 
 
 @triton.jit
@@ -392,7 +396,7 @@ def _contest(
             found = _overlap(
                 x1, y1, x2, y2, image, anchor, mask, stride_ptr, score_ptr, grid_ptr, n_anchors, OVERLAP, THETA
             )
-            tl.atomic_max(winner_ptr + image * n_anchors + anchor, _key(found, row), mask=mask)
+            tl.atomic_max(winner_ptr + image * n_anchors + anchor, _key(found, row), mask=mask, sem="relaxed")
 
 
 @triton.jit(do_not_specialize=["n", "total"])
@@ -430,8 +434,8 @@ def _resolve(
         tl.store(metric_ptr + place, value, mask=is_positive)
         tl.store(overlap_ptr + place, found, mask=is_positive)
         if not KEEP:
-            tl.atomic_max(largest_ptr + row, bits_of(value).to(tl.int32), mask=is_positive)
-            tl.atomic_max(largest_ptr + n + row, bits_of(found).to(tl.int32), mask=is_positive)
+            tl.atomic_max(largest_ptr + row, bits_of(value).to(tl.int32), mask=is_positive, sem="relaxed")
+            tl.atomic_max(largest_ptr + n + row, bits_of(found).to(tl.int32), mask=is_positive, sem="relaxed")
     tl.store(row_ptr + place, owner, mask=is_place)
 
 
@@ -483,5 +487,5 @@ def _normalise(
     score = tl.where(is_positive, tl.div_rn(metric * overlap, largest + eps), 0.0)
     label = tl.load(about_ptr + row * (FIRST + 4 * LEVELS) + 1, mask=is_positive, other=0)
     tl.store(score_ptr + place, score, mask=is_place)
-    tl.store(label_ptr + place, tl.maximum(label, 0), mask=is_place)
+    tl.store(label_ptr + place, label, mask=is_place)
     tl.store(sum_ptr + tl.program_id(0), tl.sum(score, 0))

@@ -207,7 +207,7 @@ def _target(box_ptr, row, side, stride, mask):
 
 
 @triton.jit
-def _losses(grid_ptr, box_ptr, place, row, stride, mask, KIND: tl.constexpr, THETA: tl.constexpr):
+def _losses(grid_ptr, box_ptr, output_ptr, place, row, stride, mask, KIND: tl.constexpr, THETA: tl.constexpr):
     """Box losses of anchors and their derivatives; anchors that are none have two unit boxes."""
     x1, y1 = (
         tl.load(grid_ptr + place * 4, mask=mask, other=0.0),
@@ -218,7 +218,7 @@ def _losses(grid_ptr, box_ptr, place, row, stride, mask, KIND: tl.constexpr, THE
     X1, Y1 = _target(box_ptr, row, 0, stride, mask), _target(box_ptr, row, 1, stride, mask)
     X2 = tl.where(mask, _target(box_ptr, row, 2, stride, mask), 1.0)
     Y2 = tl.where(mask, _target(box_ptr, row, 3, stride, mask), 1.0)
-    return box_loss(KIND, THETA, x1, y1, x2, y2, X1, Y1, X2, Y2)
+    return box_loss(KIND, THETA, x1, y1, x2, y2, X1, Y1, X2, Y2, output_ptr)
 
 
 @triton.jit
@@ -257,7 +257,7 @@ def _forward(
         weight = tl.load(score_ptr + place, mask=mask, other=0.0)
         stride = tl.load(stride_ptr + anchor, mask=mask, other=1.0)
         if KIND >= 0:
-            loss, _, _, _, _ = _losses(grid_ptr, box_ptr, place, row, stride, mask, KIND, THETA)
+            loss, _, _, _, _ = _losses(grid_ptr, box_ptr, output_ptr, place, row, stride, mask, KIND, THETA)
             total = tl.sum(tl.where(mask, loss * weight, 0.0), 0)
         bins = tl.arange(0, WIDTH)
         losses = tl.zeros([BLOCK], tl.float32)
@@ -299,7 +299,7 @@ def _backward(
         weight = tl.load(score_ptr + place, mask=mask, other=0.0)
         stride = tl.load(stride_ptr + anchor, mask=mask, other=1.0)
         if KIND >= 0:
-            _, g1, g2, g3, g4 = _losses(grid_ptr, box_ptr, place, row, stride, mask, KIND, THETA)
+            _, g1, g2, g3, g4 = _losses(grid_ptr, box_ptr, output_ptr, place, row, stride, mask, KIND, THETA)
             g1, g2, g3, g4 = g1 * weight, g2 * weight, g3 * weight, g4 * weight
         else:
             slot = slope_ptr + (n_slots - tl.load(chosen_ptr + place, mask=mask, other=0)) * 4

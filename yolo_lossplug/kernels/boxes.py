@@ -10,7 +10,7 @@ import triton.language as tl
 
 from yolo_lossplug.boxes import EPS as SMALLEST_AREA
 from yolo_lossplug.boxes import LIMIT as LARGEST_COORDINATE
-from yolo_lossplug.kernels.maths import arctan, exp, power
+from yolo_lossplug.kernels.maths import arctan, exp, power, rounded
 
 HOST, IOU, GIOU, DIOU, EIOU, SIOU = (tl.constexpr(i) for i in range(6))
 """Which overlap, or loss."""
@@ -24,10 +24,10 @@ FOUR_BY_PI_SQUARED = tl.constexpr(0.40528473456935109)
 
 
 @triton.jit
-def overlap(KIND: tl.constexpr, THETA: tl.constexpr, x1, y1, x2, y2, X1, Y1, X2, Y2):
+def overlap(KIND: tl.constexpr, THETA: tl.constexpr, x1, y1, x2, y2, X1, Y1, X2, Y2, float_ptr):
     """Overlap of the assigner, not below 0, of an object's box (small letters) and a predicted one."""
     if KIND == HOST:
-        u, _, _, _, _ = _host(x1, y1, x2, y2, X1, Y1, X2, Y2)
+        u, _, _, _, _ = _host(x1, y1, x2, y2, X1, Y1, X2, Y2, float_ptr)
     else:
         loss, _, _, _, _ = _ours(KIND, THETA, X1, Y1, X2, Y2, x1, y1, x2, y2)
         u = 1.0 - loss
@@ -35,30 +35,33 @@ def overlap(KIND: tl.constexpr, THETA: tl.constexpr, x1, y1, x2, y2, X1, Y1, X2,
 
 
 @triton.jit
-def box_loss(KIND: tl.constexpr, THETA: tl.constexpr, x1, y1, x2, y2, X1, Y1, X2, Y2):
+def box_loss(KIND: tl.constexpr, THETA: tl.constexpr, x1, y1, x2, y2, X1, Y1, X2, Y2, output_ptr):
     """Loss of predicted boxes (small letters) and targets, and its four derivatives."""
     if KIND == HOST:
-        u, g1, g2, g3, g4 = _host(x1, y1, x2, y2, X1, Y1, X2, Y2)
+        u, g1, g2, g3, g4 = _host(x1, y1, x2, y2, X1, Y1, X2, Y2, output_ptr)
         return 1.0 - u, -g1, -g2, -g3, -g4
     return _ours(KIND, THETA, x1, y1, x2, y2, X1, Y1, X2, Y2)
 
 
 @triton.jit
-def _host(x1, y1, x2, y2, X1, Y1, X2, Y2):
-    """CIoU by the operations of `ultralytics.utils.metrics.bbox_iou` in their order, and its derivatives."""
-    w, h = x2 - x1, y2 - y1 + HOST_EPS
+def _host(x1, y1, x2, y2, X1, Y1, X2, Y2, like):
+    """CIoU by the operations of `ultralytics.utils.metrics.bbox_iou` in their order, and its derivatives.
+
+    What the host computes of the first box alone it computes in the type of that box, to which `like` points.
+    """
+    w, h = rounded(x2 - x1, like), rounded(rounded(y2 - y1, like) + HOST_EPS, like)
     W, H = X2 - X1, Y2 - Y1 + HOST_EPS
     width, height = tl.minimum(x2, X2) - tl.maximum(x1, X1), tl.minimum(y2, Y2) - tl.maximum(y1, Y1)
     iw, ih = tl.where(width < 0, 0.0, width), tl.where(height < 0, 0.0, height)
     inter = iw * ih
-    union = w * h + W * H - inter + HOST_EPS
+    union = rounded(w * h, like) + W * H - inter + HOST_EPS
     iou = tl.div_rn(inter, union)
     cw, ch = tl.maximum(x2, X2) - tl.minimum(x1, X1), tl.maximum(y2, Y2) - tl.minimum(y1, Y1)
     c2 = cw * cw + ch * ch + HOST_EPS
     dx, dy = X1 + X2 - x1 - x2, Y1 + Y2 - y1 - y2
     rho2 = (dx * dx + dy * dy) * 0.25
-    aspect = tl.div_rn(w, h)
-    angle = arctan(tl.div_rn(W, H)) - arctan(aspect)
+    aspect = rounded(tl.div_rn(w, h), like)
+    angle = arctan(tl.div_rn(W, H)) - rounded(arctan(aspect), like)
     v = FOUR_BY_PI_SQUARED * (angle * angle)
     alpha = tl.div_rn(v, 1.0 - iou + v + HOST_EPS)
     value = iou - (tl.div_rn(rho2, c2) + v * alpha)

@@ -191,7 +191,8 @@ def _targets(label, score, classes, smoothing, logit_ptr, SMOOTH: tl.constexpr):
     """Targets (WIDTH, BLOCK) of all classes."""
     y = tl.where(label[None, :] == classes[:, None], score[None, :], 0.0)
     if SMOOTH:
-        y = tl.where(score[None, :] > 0, rounded(y * (1.0 - smoothing) + smoothing * 0.5, logit_ptr), y)
+        smooth = rounded(rounded(y * (1.0 - smoothing), logit_ptr) + smoothing * 0.5, logit_ptr)
+        y = tl.where(score[None, :] > 0, smooth, y)
     return y
 
 
@@ -203,7 +204,7 @@ def _forward(
 ):  # fmt: skip
     image, classes, anchor, place, mask = _places(n_classes, n_anchors, BLOCK, WIDTH)
     x = tl.load(logit_ptr + place, mask=mask, other=NOTHING).to(tl.float32)
-    if KIND == BCE and not SMOOTH and not WEIGHTED:  # Σ ln(1 + e) as one logarithm of a product
+    if (KIND == BCE and not SMOOTH) and not WEIGHTED:  # Σ ln(1 + e) as one logarithm of a product
         product = tl.reduce(fast_exp(-tl.abs(x)), 0, _both)
         total = tl.sum(tl.sum(tl.maximum(x, 0.0), 0) + log1p_of_any(product), 0)
     else:

@@ -3,8 +3,9 @@
 
 Which anchors an object gets is decided by comparing metrics, so that a metric must have the bits of the host's. The
 operations are those of PyTorch one by one: division and square root to the nearest, CUDA's own exponential, power and
-arctangent, and no fused multiplication where kernels are launched with `EXACT`. Triton's interpreter has none of CUDA's
-functions: there they are evaluated in float64.
+arctangent, and no fused multiplication where kernels are launched with `EXACT`. But Triton links CUDA's functions so
+that they flush numbers below 1e-38, where PyTorch's do not: overlaps whose power is as small as that count as none.
+Triton's interpreter has none of these functions: there they are evaluated in float64.
 """
 
 import triton

@@ -26,6 +26,8 @@ from yolo_lossplug.ultralytics_hook.console import PREFIX
 
 LARGEST_DECODED = 2**24
 """Elements of the head's outputs that are decoded at a time where the host decodes."""
+MOST_TRIED = 16
+"""Images on which both are compared."""
 MOST_SIZES = 64
 """Image sizes whose anchors are kept: multi-scale training has some dozens."""
 
@@ -80,13 +82,18 @@ class TritonKernels:
             batch: The batch.
         """
         types = types_of(criterion.assigner.alpha, preds["scores"])
-        if not self.is_trial and not is_known(criterion, preds, types):
+        why = unknown(criterion, preds, types)
+        if why and not self.is_trial:
+            warn(f"the kernels cannot take the steps of this run: {why}; it goes on without.")
             return None
         try:
             with torch.cuda.device_of(preds["scores"]):  # which Triton does not ask for
                 return self._step(criterion, preds, batch, types)
         except Exception as error:
-            if self.is_trial or not type(error).__module__.startswith("triton"):
+            # The compiler's own errors have no other name before any step was taken; others come again without kernels.
+            is_own = isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError)
+            is_compilers = type(error).__module__.startswith("triton") or (is_own and not self.rehearsed)
+            if self.is_trial or not is_compilers:
                 raise
             warn(f"a kernel does not compile, and the run goes on without: {' '.join(str(error).split())[:300]}")
             criterion.kernels = None
@@ -99,7 +106,7 @@ class TritonKernels:
         wanted = wanted_of(criterion, types)
         with torch.no_grad():
             anchors, floor = known.anchors, floor_of(assigner)
-            objects = describe(image.view(-1), label.view(-1), boxes, len(scores), anchors, floor)
+            objects = describe(image.view(-1), label.view(-1), boxes, (len(scores), scores.shape[1]), anchors, floor)
             grid = decoded(criterion, outputs.detach(), known, wanted, types)
             assigned = assign(objects, scores.detach(), grid, anchors, numbers_of(assigner, types))
         targets, formula = class_terms_of(criterion, assigned)
@@ -122,7 +129,7 @@ class TritonKernels:
     def _known(self, criterion: Any, feats: Any, dtype: torch.dtype) -> Known:
         """Return the anchors of a criterion; the host waits for those of a new image size."""
         shapes = tuple((feat.shape[2], feat.shape[3]) for feat in feats)
-        key = (shapes, dtype, feats[0].device, torch.is_inference_mode_enabled())
+        key = (shapes, dtype, feats[0].dtype, feats[0].device, torch.is_inference_mode_enabled())
         if key not in self.known:
             if len(self.known) >= MOST_SIZES:
                 self.known.clear()
@@ -182,18 +189,24 @@ class TritonKernels:
         self.rehearsed.add(key)
 
 
-def is_known(criterion: Any, preds: dict[str, Tensor], types: Types) -> bool:
-    """Return whether the kernels compute what a criterion does, and nobody has put in parts of another kind."""
+def unknown(criterion: Any, preds: dict[str, Tensor], types: Types) -> Optional[str]:
+    """Return which part of a criterion's step the kernels do not know, since somebody has put it in; None if none."""
     boxes, scores, assigner = preds["boxes"], preds["scores"], criterion.assigner
-    return (
-        not has_own_hooks(assigner)
-        and type(criterion).bbox_decode is v8DetectionLoss.bbox_decode
-        and type(criterion).preprocess is v8DetectionLoss.preprocess
-        and type(engine.unplugged(criterion.bbox_loss)) is BboxLoss
-        and scores.dtype in (torch.float32, torch.float16, torch.bfloat16)
-        and boxes.dtype == scores.dtype == types.product
-        and max(assigner.topk, topk2_of(assigner)) <= scores.shape[2]
-    )
+    is_own_overlap = getattr(assigner, "overlap", None) is not None and assigner.overlap_loss is None
+    if has_own_hooks(assigner) or is_own_overlap:
+        return f"the assigner {type(assigner).__name__} is not Ultralytics' own"
+    for method in ("bbox_decode", "preprocess"):
+        if getattr(type(criterion), method) is not getattr(v8DetectionLoss, method):
+            return f"{type(criterion).__name__} has a {method} of its own"
+    if type(engine.unplugged(criterion.bbox_loss)) is not BboxLoss:
+        return f"the box loss {type(criterion.bbox_loss).__name__} is not Ultralytics' own"
+    if scores.dtype not in (torch.float32, torch.float16, torch.bfloat16) or not (
+        boxes.dtype == scores.dtype == types.product
+    ):
+        return f"boxes are {boxes.dtype}, scores {scores.dtype}, and decoded as {types.product}"
+    if max(assigner.topk, topk2_of(assigner)) > scores.shape[2]:
+        return f"an image has {scores.shape[2]} anchors only"
+    return None
 
 
 def needs_slopes(outputs: Tensor) -> bool:
@@ -268,8 +281,8 @@ def class_sum_of(criterion: Any, scores: Tensor, assigned: Assigned) -> Tensor:
 
 
 def decoded(criterion: Any, outputs: Tensor, known: Known, wanted: Wanted, types: Types) -> Tensor:
-    """Return predicted boxes (b·A, 4) in cells with the bits of the host, by the kernel if it has these."""
-    if is_decoded_exactly(criterion, known, wanted, outputs.dtype, types):
+    """Return predicted boxes (b·A, 4) in cells as the host decodes them, by the kernel if that gives the same bits."""
+    if is_decoded_exactly(criterion, outputs, known, wanted, types):
         return decode(outputs, known.anchors, wanted)
     size = max(1, LARGEST_DECODED // outputs[0].numel())
     parts = (
@@ -281,14 +294,13 @@ def decoded(criterion: Any, outputs: Tensor, known: Known, wanted: Wanted, types
 _exact: dict[tuple, bool] = {}
 
 
-def is_decoded_exactly(criterion: Any, known: Known, wanted: Wanted, dtype: torch.dtype, types: Types) -> bool:
-    """Return whether the kernel decodes as the host does, bit for bit: found out once, on random outputs."""
-    device = known.anchors.points.device
-    key = (device, dtype, types, wanted.n_bins)
+def is_decoded_exactly(criterion: Any, outputs: Tensor, known: Known, wanted: Wanted, types: Types) -> bool:
+    """Return whether the kernel decodes as the host does, bit for bit: found out on random outputs of some images."""
+    key = (outputs.device, outputs.dtype, outputs.shape, types)
     if key not in _exact:
-        rng = torch.Generator(device).manual_seed(0)
-        shape = (2, 4 * wanted.n_bins, len(known.anchors.points))
-        given = (torch.randn(shape, generator=rng, device=device) * 3).to(dtype)
+        rng = torch.Generator(outputs.device).manual_seed(0)
+        shape = (min(len(outputs), MOST_TRIED), *outputs.shape[1:])
+        given = (torch.randn(shape, generator=rng, device=outputs.device) * 3).to(outputs.dtype)
         expected = criterion.bbox_decode(known.host.points, given.permute(0, 2, 1).contiguous())
         _exact[key] = torch.equal(expected.float().flatten(0, 1), decode(given, known.anchors, wanted))
     return _exact[key]
