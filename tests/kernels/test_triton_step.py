@@ -8,12 +8,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import nn
 from torch.autograd import DeviceType
 from ultralytics.utils import DEFAULT_CFG_DICT
-from ultralytics.utils.loss import BboxLoss, v8DetectionLoss
+from ultralytics.utils.loss import v8DetectionLoss
 
 from tests.models import batch, model, with_keys
+from tests.parts import with_part
 from tests.runs import ROOT, Log, results, train
 from yolo_lossplug import LossPlugError, box_loss, kernels
 from yolo_lossplug.selection import select
@@ -196,34 +196,13 @@ def test_validation_makes_no_gradient(given):
         torch.testing.assert_close(losses[1], losses[0], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("part", ["bce", "bbox_loss", "bbox_decode", "preprocess"])
+@pytest.mark.parametrize("part", ["bce", "bbox_loss", "bbox_decode", "preprocess", "assigner"])
 def test_parts_that_somebody_else_has_put_in_are_used(given, part):
     made, preds, data = given
-
-    class Doubled(nn.BCEWithLogitsLoss):
-        def forward(self, pred, target):
-            return super().forward(pred, target) * 2
-
-    class Halved(BboxLoss):
-        def forward(self, *args, **kwargs):
-            return tuple(term / 2 for term in super().forward(*args, **kwargs))
-
-    class Shifted(v8DetectionLoss):
-        def bbox_decode(self, anchor_points, pred_dist):
-            return super().bbox_decode(anchor_points, pred_dist) + 0.25
-
-    class Smaller(v8DetectionLoss):
-        def preprocess(self, targets, batch_size, scale_tensor):
-            return super().preprocess(targets, batch_size, scale_tensor) * 0.9
-
     found, is_left_out = [], part != "bce"  # a class loss of another kind is asked for its term
     triton_step.warn.cache_clear()
     for name in ("fast", "triton"):
-        criterion = {"bbox_decode": Shifted, "preprocess": Smaller}.get(part, v8DetectionLoss)(made)
-        if part == "bce":
-            criterion.bce = Doubled(reduction="none")
-        if part == "bbox_loss":
-            criterion.bbox_loss = Halved(16).to(criterion.device)
+        criterion = with_part(part, made)
         plug(criterion, select({"loss_engine": name}))
         criterion.is_lazy = False
         with Log() as log:

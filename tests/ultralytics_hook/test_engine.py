@@ -6,12 +6,11 @@ from typing import Annotated
 
 import pytest
 import torch
-from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from ultralytics.utils.loss import BboxLoss, v8DetectionLoss
-from ultralytics.utils.tal import TaskAlignedAssigner
+from ultralytics.utils.loss import v8DetectionLoss
 
 from tests.models import batch, model, with_keys
+from tests.parts import with_part
 from tests.runs import Log, results, train
 from yolo_lossplug import LossPlugError, Option, class_loss, create_class_loss
 from yolo_lossplug.selection import list_box_losses, list_class_losses, select
@@ -197,33 +196,9 @@ def test_a_class_loss_that_reads_the_whole_batch_is_given_the_whole_batch(given,
 @pytest.mark.parametrize("part", ["bce", "bbox_loss", "bbox_decode", "assigner"])
 def test_parts_that_somebody_else_has_put_in_are_used(given, part):
     made, preds, data = given
-
-    class Doubled(nn.BCEWithLogitsLoss):
-        def forward(self, pred, target):
-            return super().forward(pred, target) * 2
-
-    class Halved(BboxLoss):
-        def forward(self, *args, **kwargs):
-            return tuple(term / 2 for term in super().forward(*args, **kwargs))
-
-    class Shifted(v8DetectionLoss):
-        def bbox_decode(self, anchor_points, pred_dist):
-            return super().bbox_decode(anchor_points, pred_dist) + 0.25
-
-    class Pickier(TaskAlignedAssigner):
-        def select_candidates_in_gts(self, *args, **kwargs):
-            mask = super().select_candidates_in_gts(*args, **kwargs)
-            return mask & (torch.arange(mask.shape[-1]) % 2 == 0)
-
     losses = []
     for name in ("reference", "fast"):
-        criterion = (Shifted if part == "bbox_decode" else v8DetectionLoss)(made)
-        if part == "bce":
-            criterion.bce = Doubled(reduction="none")
-        if part == "bbox_loss":
-            criterion.bbox_loss = Halved(16)
-        if part == "assigner":
-            criterion.assigner = Pickier(10, 3, 0.5)
+        criterion = with_part(part, made)
         plug(criterion, select({"loss_engine": name}))
         losses.append(criterion(dict(preds), data)[0])
     torch.testing.assert_close(losses[1], losses[0], rtol=1e-5, atol=1e-6)

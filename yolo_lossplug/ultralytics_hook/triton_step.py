@@ -91,7 +91,7 @@ class TritonKernels:
                 return self._step(criterion, preds, batch, types)
         except Exception as error:
             # The compiler's own errors have no other name before any step was taken; others come again without kernels.
-            is_own = isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError)
+            is_own = isinstance(error, RuntimeError) and not isinstance(error, torch.cuda.OutOfMemoryError)
             is_compilers = type(error).__module__.startswith("triton") or (is_own and not self.rehearsed)
             if self.is_trial or not is_compilers:
                 raise
@@ -192,7 +192,7 @@ class TritonKernels:
 def unknown(criterion: Any, preds: dict[str, Tensor], types: Types) -> Optional[str]:
     """Return which part of a criterion's step the kernels do not know, since somebody has put it in; None if none."""
     boxes, scores, assigner = preds["boxes"], preds["scores"], criterion.assigner
-    is_own_overlap = getattr(assigner, "overlap", None) is not None and assigner.overlap_loss is None
+    is_own_overlap = getattr(assigner, "overlap", None) is not None and getattr(assigner, "overlap_loss", None) is None
     if has_own_hooks(assigner) or is_own_overlap:
         return f"the assigner {type(assigner).__name__} is not Ultralytics' own"
     for method in ("bbox_decode", "preprocess"):
