@@ -365,9 +365,9 @@ def list_class_losses() -> tuple[str, ...]:
     return REGISTRY.names(CLASS)
 
 
-def assigner_overlap(name: str) -> Callable[[Tensor, Tensor], Tensor]:
+def assigner_overlap(loss: Loss) -> Callable[[Tensor, Tensor], Tensor]:
     """Return ``(boxes, boxes) -> (N,)``: 1 − loss, clamped at 0, for the metric of the assigner."""
-    return partial(_overlap, create_box_loss(name))
+    return partial(_overlap, loss)
 
 
 def kind_of(name: str, *kinds: str) -> str:

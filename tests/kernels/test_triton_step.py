@@ -17,7 +17,7 @@ from tests.parts import with_part
 from tests.runs import ROOT, Log, results, train
 from yolo_lossplug import LossPlugError, box_loss, kernels
 from yolo_lossplug.selection import select
-from yolo_lossplug.ultralytics_hook import config, engines, trainer, triton_step
+from yolo_lossplug.ultralytics_hook import config, console, engines, trainer, triton_step
 from yolo_lossplug.ultralytics_hook.assigner import set_overlap
 from yolo_lossplug.ultralytics_hook.criterion import leaves, plug
 from yolo_lossplug.ultralytics_hook.report import Meter, watch
@@ -200,7 +200,7 @@ def test_validation_makes_no_gradient(given):
 def test_parts_that_somebody_else_has_put_in_are_used(given, part):
     made, preds, data = given
     found, is_left_out = [], part != "bce"  # a class loss of another kind is asked for its term
-    triton_step.warn.cache_clear()
+    console.warn_once.cache_clear()
     for name in ("fast", "triton"):
         criterion = with_part(part, made)
         plug(criterion, select({"loss_engine": name}))
@@ -274,7 +274,7 @@ def test_the_trial_sees_what_is_wrong(place, monkeypatch):
 
 def test_kernels_that_fail_leave_the_run_to_others(given, monkeypatch):
     made, preds, data = given
-    engines._warn.cache_clear()
+    console.warn_once.cache_clear()
     monkeypatch.setattr(engines, "kernel_trouble", lambda *args: "the kernels fail (RuntimeError: no compiler)")
     with Log() as log:
         for _ in range(2):
@@ -294,7 +294,7 @@ def test_a_kernel_that_does_not_compile_is_left_out_once(given, monkeypatch):
     def fail(*args):
         raise CompilationError("at 3:5: no such instruction")
 
-    triton_step.warn.cache_clear()
+    console.warn_once.cache_clear()
     expected = run(*given, "fast", loss="diou")[0]
     criterion = with_keys(given[0], loss_engine="triton", loss="diou")
     monkeypatch.setattr(triton_step, "losses", fail)

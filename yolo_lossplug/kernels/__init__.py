@@ -5,8 +5,9 @@ Nothing of Triton is imported here, and the modules below are imported only wher
 
 1. `maths`: elementary functions as PyTorch's CUDA kernels round them.
 2. `boxes`: overlaps and box losses with their gradients.
-3. `assignment`: boxes of anchors, and the task-aligned assignment.
-4. `class_loss`, `box_loss`: both terms, forward and backward.
+3. `assignment`: the task-aligned assignment.
+4. `class_loss`, `box_loss`: boxes of anchors, and the terms, forward and backward.
+5. `loss`: the three terms of a step.
 
 Every kernel is deterministic: atomic operations are those of integers, and sums run in a fixed order.
 """
@@ -44,8 +45,8 @@ def missing(device: torch.device) -> Optional[str]:
 
 
 def is_recorded(device: torch.device) -> bool:
-    """Return whether the kernels are known to be identical, and faster, on a device."""
-    if not RECORDED or device.type != "cuda" or missing(device):
+    """Return whether the kernels, if nothing is missing, are known to be identical, and faster, on a device."""
+    if not RECORDED or device.type != "cuda":
         return False
     return (torch.cuda.get_device_name(device), ".".join(torch.__version__.split(".")[:2])) in RECORDED
 

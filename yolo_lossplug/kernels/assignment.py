@@ -166,14 +166,12 @@ def assign(objects: Objects, scores: Tensor, grid: Tensor, anchors: Anchors, num
     sums = torch.empty(blocks, device=device)
     sizes = {"LEVELS": len(anchors.levels), "BLOCK": BLOCK}
     sources = (objects.about, objects.boxes, anchors.levels, anchors.strides, scores, grid)
-    measure = {
-        "ALPHA": numbers.alpha, "BETA": numbers.beta, "OVERLAP": numbers.overlap, "THETA": numbers.theta,
-        "ROUND_POWER": numbers.is_power_rounded,
-    }  # fmt: skip
+    overlap_of = {"OVERLAP": numbers.overlap, "THETA": numbers.theta}
+    measure = {"ALPHA": numbers.alpha, "BETA": numbers.beta, "ROUND_POWER": numbers.is_power_rounded, **overlap_of}
     width = {"K": numbers.topk, "WIDTH": triton.next_power_of_2(numbers.topk)}
     if n:
         _select[(n,)](*sources, claims, chosen, slots, n, n_classes, n_anchors, **width, **measure, **sizes, **EXACT)
-        _contest[(n,)](*sources, claims, winners, n_classes, n_anchors, **measure, **sizes, **EXACT)
+        _contest[(n,)](*sources, claims, winners, n_anchors, **overlap_of, **sizes, **EXACT)
     _resolve[(blocks,)](
         *sources, objects.first, claims, chosen, winners, largest, row, metric, overlaps, n, n_classes, n_anchors,
         total, K=numbers.topk, KEEP=len(is_kept) > 0, **measure, **sizes, **EXACT,
@@ -378,9 +376,8 @@ def _select(
 
 @triton.jit
 def _contest(
-    about_ptr, box_ptr, level_ptr, stride_ptr, score_ptr, grid_ptr, claim_ptr, winner_ptr, n_classes, n_anchors,
-    ALPHA: tl.constexpr, BETA: tl.constexpr, OVERLAP: tl.constexpr, THETA: tl.constexpr, ROUND_POWER: tl.constexpr,
-    LEVELS: tl.constexpr, BLOCK: tl.constexpr,
+    about_ptr, box_ptr, level_ptr, stride_ptr, score_ptr, grid_ptr, claim_ptr, winner_ptr, n_anchors,
+    OVERLAP: tl.constexpr, THETA: tl.constexpr, LEVELS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0)
     about = about_ptr + row * (FIRST + 4 * LEVELS)
@@ -483,8 +480,8 @@ def _normalise(
     is_positive = row >= 0
     metric = tl.load(metric_ptr + place, mask=is_positive, other=0.0)
     largest = tl.load(largest_ptr + row, mask=is_positive, other=0).to(tl.float32, bitcast=True)
-    overlap = tl.load(largest_ptr + n + row, mask=is_positive, other=0).to(tl.float32, bitcast=True)
-    score = tl.where(is_positive, tl.div_rn(metric * overlap, largest + eps), 0.0)
+    widest = tl.load(largest_ptr + n + row, mask=is_positive, other=0).to(tl.float32, bitcast=True)
+    score = tl.where(is_positive, tl.div_rn(metric * widest, largest + eps), 0.0)
     label = tl.load(about_ptr + row * (FIRST + 4 * LEVELS) + 1, mask=is_positive, other=0)
     tl.store(score_ptr + place, score, mask=is_place)
     tl.store(label_ptr + place, label, mask=is_place)

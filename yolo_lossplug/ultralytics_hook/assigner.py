@@ -127,8 +127,8 @@ def set_overlap(assigner: tal.TaskAlignedAssigner, name: str) -> None:
     if not isinstance(assigner, OverlapMixin):
         cls = type(assigner)
         assigner.__class__ = type(f"Plugged{cls.__name__}", (OverlapMixin, cls), {})
-    assigner.overlap_loss = None if name == STOCK_BOX else create_box_loss(name)
-    assigner.overlap = None if name == STOCK_BOX else assigner_overlap(name)
+    loss = None if name == STOCK_BOX else create_box_loss(name)
+    assigner.overlap_loss, assigner.overlap = loss, None if loss is None else assigner_overlap(loss)
 
 
 HOOKS = (

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import sys
 from collections.abc import Iterator, Sequence
@@ -58,6 +59,12 @@ def progress(total: int, title: str) -> Any:
 def say(text: str) -> None:
     """Log a line as Ultralytics does."""
     LOGGER.info(f"{PREFIX}{text}")
+
+
+@functools.cache
+def warn_once(text: str) -> None:
+    """Log a warning, once of each."""
+    LOGGER.warning(f"{PREFIX}{text}")
 
 
 @contextmanager

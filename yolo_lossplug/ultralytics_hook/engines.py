@@ -14,12 +14,12 @@ from typing import Any, Optional
 
 import torch
 from torch import Tensor
-from ultralytics.utils import LOGGER, IterableSimpleNamespace, tal
+from ultralytics.utils import IterableSimpleNamespace, tal
 from ultralytics.utils.loss import v8DetectionLoss
 
 from yolo_lossplug import kernels
 from yolo_lossplug.registry import LossPlugError
-from yolo_lossplug.ultralytics_hook.console import PREFIX
+from yolo_lossplug.ultralytics_hook.console import warn_once
 from yolo_lossplug.ultralytics_hook.engine import slow_down, speed_up
 
 AUTO, FAST, REFERENCE, TRITON = "auto", "fast", "reference", "triton"
@@ -98,13 +98,8 @@ def _has_kernels(engine: str, head: Any, device: torch.device) -> bool:
         return False
     trouble = kernel_trouble(str(device), *_about(head))
     if trouble and engine == TRITON:
-        _warn(f"loss_engine=triton: {trouble}; the run goes on without kernels.")
+        warn_once(f"loss_engine=triton: {trouble}; the run goes on without kernels.")
     return trouble is None
-
-
-@functools.cache
-def _warn(text: str) -> None:
-    LOGGER.warning(PREFIX + text)
 
 
 @functools.cache

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple, Optional
 
 import torch
 from torch import Tensor
-from ultralytics.utils import LOGGER
 from ultralytics.utils.loss import BboxLoss, v8DetectionLoss
 
 from yolo_lossplug.kernels.assignment import Anchors, Assigned, Numbers, Objects, assign, describe
@@ -22,7 +21,7 @@ from yolo_lossplug.kernels.loss import Step, losses
 from yolo_lossplug.selection import Loss
 from yolo_lossplug.ultralytics_hook import engine, report
 from yolo_lossplug.ultralytics_hook.assigner import floor_of, has_own_hooks, topk2_of
-from yolo_lossplug.ultralytics_hook.console import PREFIX
+from yolo_lossplug.ultralytics_hook.console import warn_once
 
 LARGEST_DECODED = 2**24
 """Elements of the head's outputs that are decoded at a time where the host decodes."""
@@ -36,12 +35,10 @@ class Types(NamedTuple):
     """Where the host leaves float32, which autocast decides.
 
     Attributes:
-        softmax: Type of a softmax of the head's outputs.
-        product: Type of its product with the bins.
+        product: Type of the product of a softmax of the head's outputs with the bins.
         power: Type of the power of a score.
     """
 
-    softmax: torch.dtype
     product: torch.dtype
     power: torch.dtype
 
@@ -84,7 +81,7 @@ class TritonKernels:
         types = types_of(criterion.assigner.alpha, preds["scores"])
         why = unknown(criterion, preds, types)
         if why and not self.is_trial:
-            warn(f"the kernels cannot take the steps of this run: {why}; it goes on without.")
+            warn_once(f"the kernels cannot take the steps of this run: {why}; it goes on without.")
             return None
         try:
             with torch.cuda.device_of(preds["scores"]):  # which Triton does not ask for
@@ -95,7 +92,7 @@ class TritonKernels:
             is_compilers = type(error).__module__.startswith("triton") or (is_own and not self.rehearsed)
             if self.is_trial or not is_compilers:
                 raise
-            warn(f"a kernel does not compile, and the run goes on without: {' '.join(str(error).split())[:300]}")
+            warn_once(f"a kernel does not compile, and the run goes on without: {' '.join(str(error).split())[:300]}")
             criterion.kernels = None
             return None
 
@@ -224,8 +221,7 @@ def types_of(alpha: float, scores: Tensor) -> Types:
 @functools.cache
 def _types_of(device: torch.device, dtype: torch.dtype, autocast: Optional[torch.dtype], alpha: float) -> Types:
     one = torch.ones(1, 1, dtype=dtype, device=device)
-    softmax = one.softmax(1)
-    return Types(softmax.dtype, softmax.matmul(one[0]).dtype, one.pow(alpha).dtype)
+    return Types(one.softmax(1).matmul(one[0]).dtype, one.pow(alpha).dtype)
 
 
 def wanted_of(criterion: Any, types: Types) -> Wanted:
@@ -352,9 +348,3 @@ def answer(criterion: Any, image: Tensor, objects: Objects, assigned: Assigned, 
     place = torch.where(foreground, rank[row.clamp(min=0)] - rank[first], 0)
     boxes = objects.boxes[torch.where(foreground, row, first)] * (objects.first > 0).view(-1, 1, 1)
     return foreground, place, boxes, known.host.points, known.host.strides
-
-
-@functools.cache
-def warn(text: str) -> None:
-    """Warn, once of each."""
-    LOGGER.warning(PREFIX + text)
