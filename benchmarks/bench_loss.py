@@ -231,7 +231,7 @@ def on_gpu(sides, given, amp):
 
 def measure_class_kernels(name, options):
     """Return the rate of the class kernels, forward and backward, as a share of that of a copy."""
-    from yolo_lossplug.kernels.class_loss import Targets, class_gradient, class_sums, formula_of
+    from yolo_lossplug.kernels.class_term import Targets, class_gradient, class_sums, formula_of
 
     case, dtype = CASES["b64-coco7"], torch.float16 if options.amp else torch.float32
     n = case.batch * 8400

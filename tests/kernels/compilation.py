@@ -21,7 +21,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from yolo_lossplug.kernels import assignment, box_loss, boxes, class_loss, loss
+from yolo_lossplug.kernels import assignment, box_maths, box_term, class_term, step
 
 OPTIONS = ("num_warps", "enable_fp_fusion")
 TYPES = {
@@ -80,7 +80,7 @@ def resources(compiled):
 def take_down(capability):
     """Put something in the place of every kernel that is launched; return these by name."""
     taken = {}
-    for module in (assignment, box_loss, class_loss, loss):
+    for module in (assignment, box_term, class_term, step):
         for name in sorted(set(re.findall(r"\b(_\w+)\[", inspect.getsource(module)))):
             stand_in = Taken(getattr(module, name), capability)
             setattr(module, name, stand_in)
@@ -96,27 +96,27 @@ def launch_all(dtype, topk2, kind, formula, n_bins):
     anchors = assignment.Anchors(rand(n_anchors, 2), rand(n_anchors, 2), rand(n_anchors), levels, rand(2))
     objects = assignment.describe(rand(n), rand(n), rand(n, 4), (b, classes), anchors, (16.0, 16.0))
     outputs, scores = (torch.zeros(b, c, n_anchors, dtype=dtype).requires_grad_() for c in (4 * n_bins, classes))
-    wanted = box_loss.Wanted(kind, 4.0, n_bins, dtype != torch.float32)
-    grid = box_loss.decode(outputs.detach(), anchors, wanted)
-    overlap = max(kind, boxes.HOST.value)
+    wanted = box_term.Wanted(kind, 4.0, n_bins, dtype != torch.float32)
+    grid = box_term.decode(outputs.detach(), anchors, wanted)
+    overlap = max(kind, box_maths.HOST.value)
     numbers = assignment.Numbers(10, topk2, 0.5, 6.0, 1e-9, overlap, 4.0, dtype != torch.float32)
     assigned = assignment.assign(objects, scores.detach(), grid, anchors, numbers)
-    plain = class_loss.Targets(assigned.label, assigned.score)
+    plain = class_term.Targets(assigned.label, assigned.score)
     targets = plain._replace(smoothing=0.1, weights=rand(classes)) if dtype == torch.bfloat16 else plain
-    step = loss.Step(objects.boxes, assigned, grid, anchors, wanted, targets, formula, (7.5, 0.5, 1.5))
-    if kind == box_loss.NO_LOSS:
-        box_loss.listed(assigned, objects.boxes, grid, anchors)
-        step = step._replace(box_sum=torch.zeros(()), slopes=torch.zeros(10 * n, 4))
-    loss.losses(outputs, scores, step)[0].sum().backward()
+    given = step.Step(objects.boxes, assigned, grid, anchors, wanted, targets, formula, (7.5, 0.5, 1.5))
+    if kind == box_term.NO_LOSS:
+        box_term.listed(assigned, objects.boxes, grid, anchors)
+        given = given._replace(box_sum=torch.zeros(()), slopes=torch.zeros(10 * n, 4))
+    step.losses(outputs, scores, given)[0].sum().backward()
 
 
 def main(capability=90, which=""):
     """Compile, and print what it takes."""
     taken = take_down(capability)
-    formulas = [class_loss.Formula(kind, 2.0, 0.25) for kind in range(4)]
-    kinds = [boxes.HOST.value, *boxes.KINDS.values(), box_loss.NO_LOSS]
+    formulas = [class_term.Formula(kind, 2.0, 0.25) for kind in range(4)]
+    kinds = [box_maths.HOST.value, *box_maths.KINDS.values(), box_term.NO_LOSS]
     if which != "all":
-        kinds = [boxes.HOST.value, boxes.SIOU.value, box_loss.NO_LOSS]
+        kinds = [box_maths.HOST.value, box_maths.SIOU.value, box_term.NO_LOSS]
     for i, kind in enumerate(kinds):
         dtype = list(TYPES)[i % 3]
         launch_all(dtype, (10, 1)[i % 2], kind, formulas[i % 4], (16, 16, 1)[i % 3])

@@ -12,7 +12,7 @@ from tests.problems import FAMILIES, N_CLASSES, SHAPES, STRIDES, problem
 from yolo_lossplug import create_box_loss
 from yolo_lossplug.kernels import is_interpreted
 from yolo_lossplug.kernels.assignment import Anchors, Numbers, assign, describe
-from yolo_lossplug.kernels.boxes import HOST, KINDS
+from yolo_lossplug.kernels.box_maths import HOST, KINDS
 from yolo_lossplug.ultralytics_hook.assigner import set_overlap
 
 N_PROBLEMS = int(os.environ.get("LOSSPLUG_PROBLEMS", "1" if is_interpreted() else "250"))

@@ -13,9 +13,9 @@ from ultralytics.utils.metrics import bbox_iou
 from tests.pairs import boxes as degenerate
 from yolo_lossplug import create_box_loss
 from yolo_lossplug.kernels.assignment import Anchors, Assigned
-from yolo_lossplug.kernels.box_loss import NO_LOSS, Wanted, box_gradient, box_sums, decode, listed
-from yolo_lossplug.kernels.boxes import HOST, KINDS, box_loss, overlap
-from yolo_lossplug.kernels.maths import EXACT
+from yolo_lossplug.kernels.box_maths import HOST, KINDS, box_loss, overlap
+from yolo_lossplug.kernels.box_term import NO_LOSS, Wanted, box_gradient, box_sums, decode, listed
+from yolo_lossplug.kernels.rounding import EXACT
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of masked places, in the interpreter
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from yolo_lossplug import create_class_loss
-from yolo_lossplug.kernels.class_loss import FORMULAS, Targets, class_gradient, class_sums, formula_of
+from yolo_lossplug.kernels.class_term import FORMULAS, Targets, class_gradient, class_sums, formula_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")  # infinity is what is wanted
 

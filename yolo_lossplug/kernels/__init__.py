@@ -3,11 +3,11 @@
 
 Nothing of Triton is imported here, and the modules below are imported only where `missing` finds nothing missing:
 
-1. `maths`: elementary functions as PyTorch's CUDA kernels round them.
-2. `boxes`: overlaps and box losses with their gradients.
+1. `rounding`: elementary functions as PyTorch's CUDA kernels round them.
+2. `box_maths`: overlaps and box losses with their gradients.
 3. `assignment`: the task-aligned assignment.
-4. `class_loss`, `box_loss`: boxes of anchors, and the terms, forward and backward.
-5. `loss`: the three terms of a step.
+4. `class_term`, `box_term`: boxes of anchors, and the terms, forward and backward.
+5. `step`: the three terms of a step.
 
 Every kernel is deterministic: atomic operations are those of integers, and sums run in a fixed order.
 """

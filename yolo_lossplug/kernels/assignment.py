@@ -22,8 +22,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from yolo_lossplug.kernels.boxes import overlap
-from yolo_lossplug.kernels.maths import EXACT, LARGEST, bits_of, power, rounded, sigmoid
+from yolo_lossplug.kernels.box_maths import overlap
+from yolo_lossplug.kernels.rounding import EXACT, LARGEST, bits_of, power, rounded, sigmoid
 
 FIRST = tl.constexpr(2)
 """Place of the rectangles in the description of a row: after its image and its class."""

@@ -14,10 +14,10 @@ from torch import Tensor
 from ultralytics.utils.loss import BboxLoss, v8DetectionLoss
 
 from yolo_lossplug.kernels.assignment import Anchors, Assigned, Numbers, Objects, assign, describe
-from yolo_lossplug.kernels.box_loss import NO_LOSS, Wanted, decode, listed
-from yolo_lossplug.kernels.boxes import HOST, KINDS
-from yolo_lossplug.kernels.class_loss import Formula, Targets, formula_of
-from yolo_lossplug.kernels.loss import Step, losses
+from yolo_lossplug.kernels.box_maths import HOST, KINDS
+from yolo_lossplug.kernels.box_term import NO_LOSS, Wanted, decode, listed
+from yolo_lossplug.kernels.class_term import Formula, Targets, formula_of
+from yolo_lossplug.kernels.step import Step, losses
 from yolo_lossplug.selection import Loss
 from yolo_lossplug.ultralytics_hook import engine, report
 from yolo_lossplug.ultralytics_hook.assigner import floor_of, has_own_hooks, topk2_of

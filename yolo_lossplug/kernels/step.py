@@ -9,8 +9,8 @@ import triton.language as tl
 from torch import Tensor
 
 from yolo_lossplug.kernels.assignment import Anchors, Assigned
-from yolo_lossplug.kernels.box_loss import Wanted, box_gradient, box_sums
-from yolo_lossplug.kernels.class_loss import Formula, Targets, class_gradient, class_sums
+from yolo_lossplug.kernels.box_term import Wanted, box_gradient, box_sums
+from yolo_lossplug.kernels.class_term import Formula, Targets, class_gradient, class_sums
 
 BLOCK = 1024
 

@@ -10,7 +10,7 @@ import triton.language as tl
 
 from yolo_lossplug.boxes import EPS as SMALLEST_AREA
 from yolo_lossplug.boxes import LIMIT as LARGEST_COORDINATE
-from yolo_lossplug.kernels.maths import arctan, exp, power, rounded
+from yolo_lossplug.kernels.rounding import arctan, exp, power, rounded
 
 HOST, IOU, GIOU, DIOU, EIOU, SIOU = (tl.constexpr(i) for i in range(6))
 """Which overlap, or loss."""

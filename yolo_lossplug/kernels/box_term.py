@@ -10,8 +10,8 @@ from torch import Tensor
 
 from yolo_lossplug.engine.memory import empty_like
 from yolo_lossplug.kernels.assignment import Anchors, Assigned
-from yolo_lossplug.kernels.boxes import box_loss
-from yolo_lossplug.kernels.maths import EXACT, exp, rounded
+from yolo_lossplug.kernels.box_maths import box_loss
+from yolo_lossplug.kernels.rounding import EXACT, exp, rounded
 
 BLOCK = 64
 """Anchors of a program."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from yolo_lossplug.boxes import EPS as SMALLEST_BASE
 from yolo_lossplug.engine.memory import empty_like
-from yolo_lossplug.kernels.maths import fast_exp, fast_power, fast_reciprocal, log1p, log1p_of_any, rounded
+from yolo_lossplug.kernels.rounding import fast_exp, fast_power, fast_reciprocal, log1p, log1p_of_any, rounded
 
 BCE, FOCAL, QUALITY, VARIFOCAL = (tl.constexpr(i) for i in range(4))
 """Which formula."""
