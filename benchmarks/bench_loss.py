@@ -42,7 +42,7 @@ from ultralytics.utils import IterableSimpleNamespace
 from ultralytics.utils.loss import FocalLoss
 
 import yolo_lossplug
-from yolo_lossplug.engine.class_sum import class_sum
+from yolo_lossplug.sparse.class_term import class_sum
 from yolo_lossplug.ultralytics_hook import engine
 
 N_BATCHES = 3

@@ -13,7 +13,7 @@ PACKAGE = Path(yolo_lossplug.__file__).parent
 LAYERS = [
     {"boxes", "shapes", "state", "papers", "charts", "_autoload"},
     {"registry"},
-    {"box_losses", "class_losses", "nms", "assigner", "engine", "kernels"},
+    {"box_losses", "class_losses", "nms", "sparse", "kernels"},
     {"selection"},
     {"ultralytics_hook"},
     {"tools"},

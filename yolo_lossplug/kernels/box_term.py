@@ -8,10 +8,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from yolo_lossplug.engine.memory import empty_like
 from yolo_lossplug.kernels.assignment import Anchors, Assigned
 from yolo_lossplug.kernels.box_maths import box_loss
 from yolo_lossplug.kernels.rounding import EXACT, exp, rounded
+from yolo_lossplug.sparse.huge_pages import empty_like
 
 BLOCK = 64
 """Anchors of a program."""

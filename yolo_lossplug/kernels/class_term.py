@@ -14,8 +14,8 @@ import triton.language as tl
 from torch import Tensor
 
 from yolo_lossplug.boxes import EPS as SMALLEST_BASE
-from yolo_lossplug.engine.memory import empty_like
 from yolo_lossplug.kernels.rounding import fast_exp, fast_power, fast_reciprocal, log1p, log1p_of_any, rounded
+from yolo_lossplug.sparse.huge_pages import empty_like
 
 BCE, FOCAL, QUALITY, VARIFOCAL = (tl.constexpr(i) for i in range(4))
 """Which formula."""

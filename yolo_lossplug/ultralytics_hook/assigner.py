@@ -12,10 +12,10 @@ from torch import Tensor
 from ultralytics.utils import tal
 from ultralytics.utils.ops import xywh2xyxy, xyxy2xywh
 
-from yolo_lossplug.assigner.assign import Assignment, Measure, assign
-from yolo_lossplug.assigner.grid import Level, levels_of_shapes, points_of_levels, shapes_of_points
-from yolo_lossplug.assigner.selection import Objects, is_exact
 from yolo_lossplug.selection import STOCK_BOX, Loss, assigner_overlap, create_box_loss, select
+from yolo_lossplug.sparse.assign import Assignment, Measure, assign
+from yolo_lossplug.sparse.grid import Level, levels_of_shapes, points_of_levels, shapes_of_points
+from yolo_lossplug.sparse.topk import Objects, is_exact
 
 SMALLEST = {"cpu": 300_000}
 """Elements of (images, objects, anchors) below which the dense form takes less time, by kind of device."""

@@ -15,12 +15,12 @@ from ultralytics.utils import tal
 from ultralytics.utils.loss import BboxLoss, v8DetectionLoss
 from ultralytics.utils.metrics import bbox_iou
 
-from yolo_lossplug.assigner.assign import Assignment, Measure
-from yolo_lossplug.assigner.grid import levels_of_shapes
-from yolo_lossplug.assigner.selection import Objects
-from yolo_lossplug.engine.class_sum import class_sum
-from yolo_lossplug.engine.distances import bin_probabilities, distances, gather
 from yolo_lossplug.selection import STOCK_CLASS, Loss, create_class_loss
+from yolo_lossplug.sparse.assign import Assignment, Measure
+from yolo_lossplug.sparse.class_term import class_sum
+from yolo_lossplug.sparse.distance_term import bin_probabilities, distances, gather
+from yolo_lossplug.sparse.grid import levels_of_shapes
+from yolo_lossplug.sparse.topk import Objects
 from yolo_lossplug.ultralytics_hook import report
 from yolo_lossplug.ultralytics_hook.assigner import (
     DENSE_ON_GPU,

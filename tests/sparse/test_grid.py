@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tests.problems import points
-from yolo_lossplug.assigner import grid
+from yolo_lossplug.sparse import grid
 
 
 @pytest.mark.parametrize("right", [False, True])

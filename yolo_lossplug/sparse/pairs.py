@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from yolo_lossplug.assigner.grid import Level
+from yolo_lossplug.sparse.grid import Level
 
 
 class Pairs(NamedTuple):

@@ -9,7 +9,7 @@ from typing import Callable, NamedTuple
 import torch
 from torch import Tensor
 
-from yolo_lossplug.assigner.pairs import Pairs, members
+from yolo_lossplug.sparse.pairs import Pairs, members
 
 DENSE_ROWS = 256
 """Rows that are rebuilt in their dense form at a time."""

@@ -11,12 +11,12 @@ from ultralytics.utils.tal import TaskAlignedAssigner as StockAssigner
 
 from tests.problems import FAMILIES, N_CLASSES, STRIDES, points, problem
 from yolo_lossplug import TaskAlignedAssigner
-from yolo_lossplug.assigner import assign as assignment
-from yolo_lossplug.assigner import selection
+from yolo_lossplug.sparse import assign as assignment
+from yolo_lossplug.sparse import topk
 from yolo_lossplug.ultralytics_hook import assigner as hook
 
 N_PROBLEMS = int(os.environ.get("LOSSPLUG_PROBLEMS", "60"))
-"""Problems of each family. More, by hand: LOSSPLUG_PROBLEMS=4000 pytest tests/assigner"""
+"""Problems of each family. More, by hand: LOSSPLUG_PROBLEMS=4000 pytest tests/sparse"""
 NUMBERS = (
     {"topk": 10, "alpha": 0.5, "beta": 6.0},
     {"topk": 7, "topk2": 1, "alpha": 0.5, "beta": 6.0},
@@ -256,7 +256,7 @@ def test_assigners_with_hooks_of_their_own_are_left_alone():
 
 def test_topk_fills_up_as_the_selection_expects(monkeypatch, steps):
     assert hook.fills_up_in_order("cpu")
-    assert selection.is_exact(10, 640, "cpu") and not selection.is_exact(10, 639, "cpu")
+    assert topk.is_exact(10, 640, "cpu") and not topk.is_exact(10, 639, "cpu")
     monkeypatch.setattr(hook, "fills_up_in_order", lambda device_type: False)
     equal(pair(), problem("realistic", 1))
     assert not steps

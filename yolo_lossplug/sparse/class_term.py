@@ -8,8 +8,8 @@ from typing import Any, Callable, Optional
 import torch
 from torch import Tensor
 
-from yolo_lossplug.engine.memory import empty_like
 from yolo_lossplug.registry import Background
+from yolo_lossplug.sparse.huge_pages import empty_like
 
 PART = {"cpu": 2**19}
 """Elements that are worked on at a time, by kind of device: on a CPU as many as its cache holds."""

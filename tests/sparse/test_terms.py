@@ -8,12 +8,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ultralytics.utils.loss import DFLoss
 
 from yolo_lossplug import create_class_loss, list_class_losses
-from yolo_lossplug.engine import class_sum as class_sums
-from yolo_lossplug.engine import distances as box_distances
-from yolo_lossplug.engine import memory
-from yolo_lossplug.engine.class_sum import class_sum
-from yolo_lossplug.engine.distances import distances, gather
 from yolo_lossplug.registry import CLASS, REGISTRY
+from yolo_lossplug.sparse import class_term as class_sums
+from yolo_lossplug.sparse import distance_term as box_distances
+from yolo_lossplug.sparse import huge_pages
+from yolo_lossplug.sparse.class_term import class_sum
+from yolo_lossplug.sparse.distance_term import distances, gather
 
 OPTIONS = {
     "bce": [{}],
@@ -181,10 +181,10 @@ def test_nothing_as_large_as_the_logits_is_held_but_their_gradient():
 
 def test_large_pages_change_nothing(monkeypatch):
     given = torch.randn(1500, 1500)
-    assert given.numel() * 4 > memory.SMALLEST
-    assert memory.empty_like(given.t()).is_contiguous()
-    assert torch.equal(memory.zeros(given.shape, like=given), torch.zeros(1500, 1500))
-    monkeypatch.setattr(memory.sys, "platform", "other")
-    memory._madvise.cache_clear()
-    assert torch.equal(memory.zeros(given.shape, like=given), torch.zeros(1500, 1500))
-    memory._madvise.cache_clear()
+    assert given.numel() * 4 > huge_pages.SMALLEST
+    assert huge_pages.empty_like(given.t()).is_contiguous()
+    assert torch.equal(huge_pages.zeros(given.shape, like=given), torch.zeros(1500, 1500))
+    monkeypatch.setattr(huge_pages.sys, "platform", "other")
+    huge_pages._madvise.cache_clear()
+    assert torch.equal(huge_pages.zeros(given.shape, like=given), torch.zeros(1500, 1500))
+    huge_pages._madvise.cache_clear()

@@ -9,7 +9,7 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 
-from yolo_lossplug.engine.memory import empty, zeros
+from yolo_lossplug.sparse.huge_pages import empty, zeros
 
 PART = {"cpu": 4096}
 """Anchors that are worked on at a time, by kind of device: on a CPU as many as its cache holds."""

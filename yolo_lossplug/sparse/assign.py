@@ -8,9 +8,9 @@ from typing import Callable, NamedTuple, Optional
 
 from torch import Tensor
 
-from yolo_lossplug.assigner.grid import Level, rectangles
-from yolo_lossplug.assigner.pairs import Pairs, counts, enumerate_pairs
-from yolo_lossplug.assigner.selection import Candidates, Objects, best, keep_best, normalise, resolve
+from yolo_lossplug.sparse.grid import Level, rectangles
+from yolo_lossplug.sparse.pairs import Pairs, counts, enumerate_pairs
+from yolo_lossplug.sparse.topk import Candidates, Objects, best, keep_best, normalise, resolve
 
 PAIRS_PER_ANCHOR, FEWEST_PAIRS = 2, 2**16
 """Pairs that are held at a time, per anchor of the batch, and at least: less memory than the head's gradients take."""
