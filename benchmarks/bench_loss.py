@@ -43,7 +43,7 @@ from ultralytics.utils.loss import FocalLoss
 
 import yolo_lossplug
 from yolo_lossplug.sparse.class_term import class_sum
-from yolo_lossplug.ultralytics_hook import engine
+from yolo_lossplug.ultralytics_hook.engines import fast
 
 N_BATCHES = 3
 BYTES_OF_STOCK = 17
@@ -380,7 +380,7 @@ def measure_focal(options):
     """Return the row of the focal loss alone, forward and backward, against the host's class."""
     device, case = options.device, CASES["coco7"]
     given = problem(case, 0, device)
-    targets = engine.targets_of(
+    targets = fast.targets_of(
         make("ours", case, device), given.batch, case.batch, torch.tensor([640.0, 640.0], device=device)
     )
     assigned = answer_of(case, given, device)
@@ -414,10 +414,10 @@ def measure_focal(options):
 def answer_of(case, given, device):
     """Return the assignment of a problem."""
     criterion = make("ours", case, device)
-    anchors = engine.anchors_of(criterion, given.feats, torch.float32)
-    targets = engine.targets_of(criterion, given.batch, case.batch, anchors.imgsz)
-    decoder = engine.Decoder(criterion, given.boxes, anchors, torch.float32)
-    return engine.assigned_by(criterion, decoder, given.scores, targets, {})
+    anchors = fast.anchors_of(criterion, given.feats, torch.float32)
+    targets = fast.targets_of(criterion, given.batch, case.batch, anchors.imgsz)
+    decoder = fast.Decoder(criterion, given.boxes, anchors, torch.float32)
+    return fast.assigned_by(criterion, decoder, given.scores, targets, {})
 
 
 def measure_training(name, case_name, options):

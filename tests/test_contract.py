@@ -10,7 +10,7 @@ import torch
 
 from tests.runs import ABSENT, STILL, TINY, WITHOUT_PLUGIN, python, results, yolo
 from yolo_lossplug.tools import verify
-from yolo_lossplug.ultralytics_hook import probe
+from yolo_lossplug.ultralytics_hook.trial import one_step
 
 # Batches of 3: Ultralytics 8.4.0 takes the masks of 2 images for something else.
 MODELS = ("yolov8n", "yolov10n", "yolo11n", "yolov8n-seg", "yolov8n-pose")
@@ -18,7 +18,7 @@ MODELS = ("yolov8n", "yolov10n", "yolo11n", "yolov8n-seg", "yolov8n-pose")
 
 def step(one, **keys):
     """Return the loss of a step, its sum, and the gradient of the outputs."""
-    criterion = probe.criterion_of(one, **keys)
+    criterion = one_step.criterion_of(one, **keys)
     one.model.zero_grad()
     loss = criterion(one.model(one.batch["img"]), one.batch)[0]
     loss.sum().backward()
@@ -28,7 +28,7 @@ def step(one, **keys):
 
 @pytest.fixture(scope="module", params=MODELS)
 def one(request):
-    return probe.trial({"model": f"{request.param}.yaml", "loss": "eiou", "imgsz": 96, "batch": 3})
+    return one_step.trial({"model": f"{request.param}.yaml", "loss": "eiou", "imgsz": 96, "batch": 3})
 
 
 def test_the_stock_loss_has_the_numbers_of_stock(one):
@@ -39,7 +39,7 @@ def test_the_stock_loss_has_the_numbers_of_stock(one):
 
 
 def test_another_loss_changes_the_box_term_alone(one):
-    stock, ours = (probe.terms(probe.criterion_of(one, **keys), one) for keys in ({"is_stock": True}, {}))
+    stock, ours = (one_step.terms(one_step.criterion_of(one, **keys), one) for keys in ({"is_stock": True}, {}))
     assert ours.keys() == stock.keys()
     for branch, (box, cls, dfl) in ours.items():
         assert box > 1.05 * stock[branch][0]

@@ -17,9 +17,10 @@ from tests.parts import with_part
 from tests.runs import ROOT, Log, results, train
 from yolo_lossplug import LossPlugError, box_loss, kernels
 from yolo_lossplug.selection import select
-from yolo_lossplug.ultralytics_hook import config, console, engines, trainer, triton_step
+from yolo_lossplug.ultralytics_hook import config, console, trainer
 from yolo_lossplug.ultralytics_hook.assigner import set_overlap
 from yolo_lossplug.ultralytics_hook.criterion import leaves, plug
+from yolo_lossplug.ultralytics_hook.engines import choice, triton
 from yolo_lossplug.ultralytics_hook.report import Meter, watch
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of masked places, in the interpreter
@@ -30,7 +31,7 @@ on_gpu = pytest.mark.skipif(kernels.is_interpreted(), reason="only a GPU can be 
 def known_trouble(monkeypatch, request):
     """Compare the kernels with the host once, in the test of that."""
     if "trial" not in request.keywords:
-        monkeypatch.setattr(engines, "kernel_trouble", lambda *args: None)
+        monkeypatch.setattr(choice, "kernel_trouble", lambda *args: None)
 
 
 @pytest.fixture(scope="module")
@@ -225,15 +226,15 @@ def test_batches_that_are_views_of_others(given):
 def test_what_the_kernels_do_not_know_is_named(given):
     made, preds, _ = given
     criterion = with_keys(made, loss_engine="triton")
-    types = triton_step.types_of(0.5, preds["scores"])
-    assert triton_step.unknown(criterion, preds, types) is None
+    types = triton.types_of(0.5, preds["scores"])
+    assert triton.unknown(criterion, preds, types) is None
     mixed = {**preds, "boxes": preds["boxes"].half()}
-    assert "boxes are torch.float16, scores torch.float32" in triton_step.unknown(criterion, mixed, types)
+    assert "boxes are torch.float16, scores torch.float32" in triton.unknown(criterion, mixed, types)
     criterion.assigner.topk = 1000
-    assert "an image has 84 anchors only" in triton_step.unknown(criterion, preds, types)
+    assert "an image has 84 anchors only" in triton.unknown(criterion, preds, types)
     set_overlap(criterion.assigner, "giou")
     criterion.assigner.overlap_loss = None
-    assert "the assigner" in triton_step.unknown(criterion, preds, types)
+    assert "the assigner" in triton.unknown(criterion, preds, types)
 
 
 def test_classes_that_there_are_not_stay_in_memory(given):
@@ -244,7 +245,7 @@ def test_classes_that_there_are_not_stay_in_memory(given):
 
 def test_image_sizes_are_remembered_up_to_a_number(given, monkeypatch):
     made, preds, data = given
-    monkeypatch.setattr(triton_step, "MOST_SIZES", 1)
+    monkeypatch.setattr(triton, "MOST_SIZES", 1)
     criterion = with_keys(made, loss_engine="triton")
     criterion(dict(preds), data)
     with torch.inference_mode():
@@ -257,7 +258,7 @@ def test_image_sizes_are_remembered_up_to_a_number(given, monkeypatch):
 
 @pytest.mark.trial
 def test_the_trial_sees_what_is_wrong(place, monkeypatch):
-    trouble = engines.kernel_trouble.__wrapped__
+    trouble = choice.kernel_trouble.__wrapped__
     assert trouble(place, 4, (8.0, 16.0)) is None
     stock = v8DetectionLoss.get_assigned_targets_and_loss
 
@@ -268,14 +269,14 @@ def test_the_trial_sees_what_is_wrong(place, monkeypatch):
     monkeypatch.setattr(v8DetectionLoss, "get_assigned_targets_and_loss", other)
     assert trouble(place, 4, (8.0, 16.0)).startswith("its loss would differ by")
     monkeypatch.undo()
-    monkeypatch.setattr(triton_step, "assign", lambda *args: 1 / 0)
+    monkeypatch.setattr(triton, "assign", lambda *args: 1 / 0)
     assert trouble(place, 4, (8.0, 16.0)) == "the kernels fail (ZeroDivisionError: division by zero)"
 
 
 def test_kernels_that_fail_leave_the_run_to_others(given, monkeypatch):
     made, preds, data = given
     console.warn_once.cache_clear()
-    monkeypatch.setattr(engines, "kernel_trouble", lambda *args: "the kernels fail (RuntimeError: no compiler)")
+    monkeypatch.setattr(choice, "kernel_trouble", lambda *args: "the kernels fail (RuntimeError: no compiler)")
     with Log() as log:
         for _ in range(2):
             criterion = with_keys(made, loss_engine="triton", loss="eiou")
@@ -283,7 +284,7 @@ def test_kernels_that_fail_leave_the_run_to_others(given, monkeypatch):
     assert criterion.kernels is None
     criterion.is_lazy = False
     torch.testing.assert_close(criterion(dict(preds), data)[0], run(*given, "fast", loss="eiou")[0])
-    name = engines.description("triton", made.model[-1], criterion.device)
+    name = choice.description("triton", made.model[-1], criterion.device)
     assert name == ("fast" if criterion.device.type == "cpu" else "fast in crowds, else reference")
 
 
@@ -297,7 +298,7 @@ def test_a_kernel_that_does_not_compile_is_left_out_once(given, monkeypatch):
     console.warn_once.cache_clear()
     expected = run(*given, "fast", loss="diou")[0]
     criterion = with_keys(given[0], loss_engine="triton", loss="diou")
-    monkeypatch.setattr(triton_step, "losses", fail)
+    monkeypatch.setattr(triton, "losses", fail)
     with Log() as log:
         for _ in range(2):
             criterion.is_lazy = False
@@ -328,7 +329,7 @@ def test_a_run_without_is_refused_before_anything_is_loaded(monkeypatch):
         train(data="nowhere.yaml", loss_engine="triton")
     with pytest.raises(LossPlugError, match=message):
         config.check_given(DEFAULT_CFG_DICT, {"model": "nowhere.pt", "loss_engine": "triton", "device": "cpu"})
-    assert engines.why_no_kernels("auto", "cpu") is None
+    assert choice.why_no_kernels("auto", "cpu") is None
     resumed = SimpleNamespace(args=SimpleNamespace(task="detect", device="cpu", resume=True, loss_engine="triton"))
     with Log() as log:
         trainer.check(resumed, {})
@@ -349,7 +350,7 @@ def test_auto_takes_them_where_they_are_recorded(given, monkeypatch):
     assert not kernels.is_recorded(device)
     monkeypatch.setattr(kernels, "is_recorded", lambda device: True)
     assert with_keys(made, loss="eiou").kernels is not None
-    assert engines.description("auto", made.model[-1], given[1]["scores"].device) == "triton"
+    assert choice.description("auto", made.model[-1], given[1]["scores"].device) == "triton"
     assert with_keys(made, loss="eiou", loss_engine="fast").kernels is None
 
 

@@ -14,7 +14,7 @@ from tests.runs import ROOT, TINY, arguments, results, run
 from yolo_lossplug import LossPlugError
 from yolo_lossplug.tools import compare, summary
 from yolo_lossplug.tools.jobs import FAILED, FINISHED, WAITING, Job
-from yolo_lossplug.ultralytics_hook import training
+from yolo_lossplug.ultralytics_hook.trial import one_run
 
 COMMAND = [sys.executable, "-m", "yolo_lossplug", "compare"]
 KEYS = {
@@ -235,7 +235,7 @@ def test_a_loss_that_is_no_number_has_failed(data, tmp_path, registry):
     own = tmp_path / "own.py"
     own.write_text("def broken(pred, target):\n    return (pred - target).sum(-1) * float('nan')\n")
     with pytest.raises(FloatingPointError, match=r"box_loss=nan"):
-        training.train(
+        one_run.train(
             {**TINY, "model": "yolov8n.yaml", "data": data, "loss": f"{own}:broken", "project": str(tmp_path)}
         )
 

@@ -9,7 +9,8 @@ import pytest
 from tests.runs import run
 from yolo_lossplug import LossPlugError
 from yolo_lossplug.tools import verify
-from yolo_lossplug.ultralytics_hook import criterion, engine, engines
+from yolo_lossplug.ultralytics_hook import criterion
+from yolo_lossplug.ultralytics_hook.engines import choice, fast
 from yolo_lossplug.ultralytics_hook.patches import PATCHES, SEAMS
 
 COMMAND = [sys.executable, "-m", "yolo_lossplug", "verify"]
@@ -35,7 +36,7 @@ def test_what_is_asked_for_is_active(model, keys):
     found, rows = values(model, **keys)
     assert all(row.agrees and row.error < 5e-4 for row in rows)
     is_split, is_classify = model == "yolov10n.yaml", "-cls" in model
-    assert [row.term for row in rows] == (["class"] if is_classify else [*verify.probe.TERMS] * (1 + is_split))
+    assert [row.term for row in rows] == (["class"] if is_classify else [*verify.one_step.TERMS] * (1 + is_split))
     for row in rows:
         asked = {"box": "loss", "class": "cls_loss"}.get(row.term)
         if asked in keys and not (is_classify and keys["cls_loss"] == "focal"):
@@ -77,16 +78,16 @@ def test_a_criterion_that_runs_another_loss_is_found_out(monkeypatch, capsys):
 
 @pytest.mark.parametrize("term", ["box_terms", "class_term"])
 def test_an_engine_that_is_off_is_found_out(monkeypatch, capsys, term):
-    if not hasattr(engine.v8DetectionLoss, engines.METHOD):
+    if not hasattr(fast.v8DetectionLoss, choice.METHOD):
         pytest.skip("this release of Ultralytics has no fast engine")
-    stock = getattr(engine, term)
+    stock = getattr(fast, term)
 
     def off(*args, **kwargs):
         result = stock(*args, **kwargs)
         return result * 1.01 if term == "class_term" else (result[0] * 1.01, result[1])
 
-    monkeypatch.setattr(engines, "self_test", lambda *_: (0.0, 0.0))
-    monkeypatch.setattr(engine, term, off)
+    monkeypatch.setattr(choice, "self_test", lambda *_: (0.0, 0.0))
+    monkeypatch.setattr(fast, term, off)
     with pytest.raises(SystemExit) as caught:
         verify.main({**TINY, "loss": "eiou"})
     assert caught.value.code == 1 and f"not active: {term[:3].replace('cla', 'class')}" in capsys.readouterr().out

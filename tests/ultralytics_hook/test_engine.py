@@ -14,9 +14,9 @@ from tests.parts import with_part
 from tests.runs import Log, results, train
 from yolo_lossplug import LossPlugError, Option, class_loss, create_class_loss
 from yolo_lossplug.selection import list_box_losses, list_class_losses, select
-from yolo_lossplug.ultralytics_hook import engine, engines
 from yolo_lossplug.ultralytics_hook.criterion import leaves, plug
-from yolo_lossplug.ultralytics_hook.engine import FastMixin
+from yolo_lossplug.ultralytics_hook.engines import choice, fast, parity
+from yolo_lossplug.ultralytics_hook.engines.fast import FastMixin
 
 MODELS = ["yolov8n", "yolo11n", "yolov10n", "yolo26n", "yolov8n-seg", "yolo26n-seg", "yolov8n-pose", "yolo26n-pose"]
 
@@ -137,9 +137,9 @@ def test_anchors_that_are_assigned_with_score_zero_are_not_smoothed(given):
     boxes[:, ::16] = 20  # every box is a point, so that no metric is above 0
     data = {**data, "bboxes": torch.tensor([[0.1, 0.05, 0.2, 0.1]]).repeat(5, 1)}
     criterion = compared(made, {**preds, "boxes": boxes}, data, cls_smoothing=0.3)
-    decoder = engine.Decoder(criterion, boxes, *criterion.known_anchors[1:], torch.float32)
-    targets = engine.targets_of(criterion, data, 2, decoder.anchors.imgsz)
-    assigned = engine.assigned_by(criterion, decoder, preds["scores"], targets, {})
+    decoder = fast.Decoder(criterion, boxes, *criterion.known_anchors[1:], torch.float32)
+    targets = fast.targets_of(criterion, data, 2, decoder.anchors.imgsz)
+    assigned = fast.assigned_by(criterion, decoder, preds["scores"], targets, {})
     assert len(assigned.anchor) and not assigned.score.any()
 
 
@@ -240,7 +240,7 @@ def test_every_kind_of_criterion_stays_what_it_is():
         for leaf in leaves(with_keys(made, loss_engine="fast")):
             stock = type(leaf).__mro__[1]
             assert isinstance(leaf, v8DetectionLoss) and isinstance(leaf, stock)
-            engine.slow_down(leaf)
+            fast.slow_down(leaf)
             assert type(leaf) is (v8DetectionLoss if stock is FastMixin else stock)
 
 
@@ -254,11 +254,11 @@ def test_tasks_that_have_no_fast_engine(task):
 @pytest.mark.parametrize("errors", [(1e-3, 0.0), (0.0, 1e-3), (float("inf"), float("inf"))], ids=str)
 def test_a_host_that_computes_something_else(given, monkeypatch, errors):
     made, preds, data = given
-    monkeypatch.setattr(engines, "self_test", lambda *args: errors)
+    monkeypatch.setattr(choice, "self_test", lambda *args: errors)
     criterion = with_keys(made, loss="eiou")
     assert not isinstance(criterion, FastMixin)
     assert criterion(dict(preds), data)[0].isfinite().all()
-    described = engines.description("auto", made.model[-1], torch.device("cpu"))
+    described = choice.description("auto", made.model[-1], torch.device("cpu"))
     reason = "it fails with" if errors[0] == float("inf") else "its loss would differ by"
     assert described.startswith(f"reference ({reason} ")
     with pytest.raises(LossPlugError, match=f"loss_engine=fast cannot be used: {reason}"):
@@ -267,7 +267,7 @@ def test_a_host_that_computes_something_else(given, monkeypatch, errors):
 
 def test_the_self_test_sees_a_host_that_has_changed(monkeypatch):
     strides = (8.0, 16.0, 32.0)
-    assert max(engines.self_test.__wrapped__("cpu", 16, strides)) < 1e-6
+    assert max(parity.self_test.__wrapped__("cpu", 16, strides)) < 1e-6
     stock = v8DetectionLoss.get_assigned_targets_and_loss
 
     def other(self, preds, batch, **kwargs):
@@ -275,17 +275,19 @@ def test_the_self_test_sees_a_host_that_has_changed(monkeypatch):
         return first, loss * torch.tensor([1.0, 1.001, 1.0]), items
 
     monkeypatch.setattr(v8DetectionLoss, "get_assigned_targets_and_loss", other)
-    error, slope_error = engines.self_test.__wrapped__("cpu", 16, strides)
-    assert error > engines.TOLERANCE and slope_error > engines.SLOPE_TOLERANCE
+    error, slope_error = parity.self_test.__wrapped__("cpu", 16, strides)
+    assert error > parity.TOLERANCE and slope_error > parity.SLOPE_TOLERANCE
     monkeypatch.undo()
-    monkeypatch.setattr(engine, "step", lambda *args: 1 / 0)
-    assert engines.self_test.__wrapped__("cpu", 1, strides) == (float("inf"), float("inf"))
+    monkeypatch.setattr(fast, "step", lambda *args: 1 / 0)
+    assert parity.self_test.__wrapped__("cpu", 1, strides) == (float("inf"), float("inf"))
 
 
-@pytest.mark.parametrize("context", [torch.inference_mode(), torch.autocast("cpu", torch.bfloat16)], ids=str)
+@pytest.mark.parametrize(
+    "context", [torch.inference_mode(), torch.autocast("cpu", torch.bfloat16)], ids=["inference mode", "autocast"]
+)
 def test_the_first_step_may_be_one_of_a_validation(given, context):
     made, preds, data = given
-    engines.self_test.cache_clear()
+    parity.self_test.cache_clear()
     with context:
         criterion = with_keys(made, loss="l1")  # wants the strides of the anchors, which are kept between steps
         criterion(dict(preds), data)
@@ -296,19 +298,19 @@ def test_the_first_step_may_be_one_of_a_validation(given, context):
 
 
 def test_a_release_without_the_step(monkeypatch, given):
-    monkeypatch.setattr(engines, "METHOD", "gone")
+    monkeypatch.setattr(choice, "METHOD", "gone")
     head = given[0].model[-1]
-    assert engines.description("auto", head, torch.device("cpu")) == (
+    assert choice.description("auto", head, torch.device("cpu")) == (
         "reference (this release of Ultralytics has no step to replace)"
     )
-    assert engines.description("auto", head, torch.device("mps")) == "reference (it is not tested on mps)"
-    assert engines.description("reference", head, torch.device("cpu")) == "reference"
+    assert choice.description("auto", head, torch.device("mps")) == "reference (it is not tested on mps)"
+    assert choice.description("reference", head, torch.device("cpu")) == "reference"
 
 
 def test_rotated_boxes_have_the_reference():
     made = model("yolov8n-obb")
     assert not isinstance(with_keys(made, loss="kld"), FastMixin)
-    assert engines.description("auto", made.model[-1], torch.device("cpu")) == "reference (boxes are rotated)"
+    assert choice.description("auto", made.model[-1], torch.device("cpu")) == "reference (boxes are rotated)"
 
 
 def test_a_step_that_was_taken_away_stops_the_run(given):
@@ -316,7 +318,7 @@ def test_a_step_that_was_taken_away_stops_the_run(given):
 
     criterion, selection = with_keys(given[0], loss="eiou"), select({"loss": "eiou"})
     assert is_plugged(criterion, selection)
-    engine.slow_down(criterion)
+    fast.slow_down(criterion)
     assert not is_plugged(criterion, selection)
 
 
@@ -327,12 +329,12 @@ def test_a_gpu_takes_the_dense_form_where_it_is_small(given, monkeypatch):
     class OnGPU(torch.Tensor):
         is_cuda = True
 
-    monkeypatch.setattr(engine, "assigned_by", lambda *args: 1 / 0)
+    monkeypatch.setattr(fast, "assigned_by", lambda *args: 1 / 0)
     lazy = {**preds, "scores": preds["scores"].as_subclass(OnGPU)}
-    assert engine.step(criterion, lazy, data, {}) is None
-    monkeypatch.setattr(engine, "DENSE_ON_GPU", 10)
+    assert fast.step(criterion, lazy, data, {}) is None
+    monkeypatch.setattr(fast, "DENSE_ON_GPU", 10)
     with pytest.raises(ZeroDivisionError):
-        engine.step(criterion, lazy, data, {})
+        fast.step(criterion, lazy, data, {})
 
 
 def test_both_engines_train_to_the_same_results(data, tmp_path):

@@ -22,10 +22,11 @@ from tests.runs import STILL, TINY, Log, interrupt, python, results, train, yolo
 from tests.ultralytics_hook.test_memory import PLAIN
 from tests.ultralytics_hook.test_routes import PARENT, SHIM
 from yolo_lossplug import DetectionLoss, LossPlugError
-from yolo_lossplug.assigner.statistics import COLUMNS, no_sums, summary, tally
 from yolo_lossplug.selection import given_keys, keys, select
-from yolo_lossplug.ultralytics_hook import config, engine, report
+from yolo_lossplug.ultralytics_hook import config, report
 from yolo_lossplug.ultralytics_hook.criterion import leaves
+from yolo_lossplug.ultralytics_hook.engines import fast
+from yolo_lossplug.ultralytics_hook.run.counts import COLUMNS, no_sums, summary, tally
 
 MODELS = ["yolov8n", "yolo11n", "yolov10n", "yolov8n-seg", "yolov8n-pose"]
 BRANCHES = {"yolov10n": {"one2many", "one2one"}}
@@ -164,7 +165,7 @@ def test_engines_agree(name, collector, monkeypatch):
         collector.clear()
         with monkeypatch.context() as patch:
             if change:
-                patch.setattr(engine, *change)
+                patch.setattr(fast, *change)
             _, seen = run(*given, "fast")
         assert len(seen) == (0 if way == "sparse" else len(expected)), way
         for branch, meter in collector.meters.items():

@@ -24,9 +24,9 @@ from yolo_lossplug.selection import keys
 from yolo_lossplug.tools import jobs, summary
 from yolo_lossplug.tools.arms import Arm, arms, know_own
 from yolo_lossplug.tools.jobs import FAILED, FINISHED, RUNNING, WAITING, Job
-from yolo_lossplug.ultralytics_hook import training
 from yolo_lossplug.ultralytics_hook.console import VERSION, say
 from yolo_lossplug.ultralytics_hook.console import folder as new_folder
+from yolo_lossplug.ultralytics_hook.trial import one_run
 
 HELP = """\
 usage: lossplug compare data=DATA model=MODEL loss=NAME,NAME,... [seeds=3] [key=value ...]
@@ -100,7 +100,7 @@ def compare(args: Mapping[str, Any]) -> Path:
     todo = jobs_of(plan, place)
     waiting = [job for job in todo if job.state == WAITING]
     if waiting:
-        training.prepare({**plan.args, **plan.arms[0].keys})
+        one_run.prepare({**plan.args, **plan.arms[0].keys})
     place.mkdir(parents=True, exist_ok=True)
     with locked(place):
         return _run(plan, place, todo, waiting)
@@ -152,10 +152,10 @@ def plan_of(args: Mapping[str, Any]) -> Plan:
             )
     know_own(args)
     common = {key: value for key, value in args.items() if key not in OWN and key not in keys()}
-    task = training.check(common)
+    task = one_run.check(common)
     found = arms(args, task)
     for arm in found:
-        training.check({**common, **arm.keys})
+        one_run.check({**common, **arm.keys})
     engine = str(args.get("engine", ENGINES[0]))
     if engine not in ENGINES:
         raise LossPlugError(f"engine={engine} is unknown. Known: {', '.join(ENGINES)}.")

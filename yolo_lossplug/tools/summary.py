@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from yolo_lossplug import charts
 from yolo_lossplug.tools import statistics
 from yolo_lossplug.tools.jobs import FAILED, FINISHED, Job
-from yolo_lossplug.ultralytics_hook.training import history
+from yolo_lossplug.ultralytics_hook.trial.one_run import history
 
 ORDER = ("mAP50-95", "mAP50", "mAP75", "precision", "recall")
 """The order of metrics in tables and plots, each for boxes, masks and keypoints; losses are ranked by the first."""

@@ -17,7 +17,7 @@ def main(file: Path) -> int:
     job = json.loads(file.read_text(encoding="utf-8"))
     result, error = Path(job["result"]), Path(job["error"])
     try:
-        from yolo_lossplug.ultralytics_hook.training import train
+        from yolo_lossplug.ultralytics_hook.trial.one_run import train
 
         text = json.dumps(train(job["args"]), indent=2)
     except KeyboardInterrupt:

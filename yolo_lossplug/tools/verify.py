@@ -16,9 +16,10 @@ import yolo_lossplug
 from yolo_lossplug import _autoload
 from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.selection import CLASSIFY
-from yolo_lossplug.ultralytics_hook import patches, probe, trainer
+from yolo_lossplug.ultralytics_hook import patches, trainer
 from yolo_lossplug.ultralytics_hook.console import VERSION, quiet
 from yolo_lossplug.ultralytics_hook.criterion import branches
+from yolo_lossplug.ultralytics_hook.trial import one_step
 
 HELP = """\
 usage: lossplug verify [key=value ...] [--json]
@@ -91,17 +92,17 @@ def verify(args: Mapping[str, Any]) -> tuple[dict[str, Any], list[Row]]:
     Raises:
         LossPlugError: If an argument is wrong.
     """
-    one = probe.trial(dict(args))
-    stock = probe.terms(probe.criterion_of(one, is_stock=True), one)
-    criterion = probe.criterion_of(one)
-    ours = probe.terms(criterion, one)
+    one = one_step.trial(dict(args))
+    stock = one_step.terms(one_step.criterion_of(one, is_stock=True), one)
+    criterion = one_step.criterion_of(one)
+    ours = one_step.terms(criterion, one)
     if one.selection.task == CLASSIFY:
         names: tuple[str, ...] = ("class",)
-        formula = {"main": probe.softmax_formula(one)}
+        formula = {"main": one_step.softmax_formula(one)}
     else:
-        names, reference = probe.TERMS, probe.criterion_of(one, loss_engine="reference")
-        inputs = probe.seen_in(reference, one)
-        formula = {name: probe.formula_terms(leaf, inputs[name], one) for name, leaf in branches(reference)}
+        names, reference = one_step.TERMS, one_step.criterion_of(one, loss_engine="reference")
+        inputs = one_step.seen_in(reference, one)
+        formula = {name: one_step.formula_terms(leaf, inputs[name], one) for name, leaf in branches(reference)}
     rows = [
         Row(branch, term, *values)
         for branch in ours

@@ -78,7 +78,7 @@ def check_given(base: dict[str, Any], custom: dict[str, Any]) -> None:
         )
     selection = select({**base, **custom, "task": task})
     if selection.loss_engine == "triton":
-        from yolo_lossplug.ultralytics_hook.engines import why_no_kernels
+        from yolo_lossplug.ultralytics_hook.engines.choice import why_no_kernels
 
         why = why_no_kernels(selection.loss_engine, custom.get("device", base.get("device")))
         if why:

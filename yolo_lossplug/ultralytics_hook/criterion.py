@@ -34,8 +34,9 @@ from yolo_lossplug.selection import (
     select,
 )
 from yolo_lossplug.state import Scope, State
-from yolo_lossplug.ultralytics_hook import engine, engines, report
+from yolo_lossplug.ultralytics_hook import report
 from yolo_lossplug.ultralytics_hook.assigner import set_overlap
+from yolo_lossplug.ultralytics_hook.engines import choice, fast
 
 STOCK_TOPK = inspect.signature(v8DetectionLoss.__init__).parameters["tal_topk"].default
 
@@ -328,7 +329,7 @@ def _plug_leaf(leaf: v8DetectionLoss, selection: Selection, scope: Scope, names:
             assigner.topk2 = selection.tal_topk
     if selection.tal_iou != STOCK_BOX:
         set_overlap(assigner, selection.tal_iou)
-    leaf.is_fast = engines.settle(leaf, selection.loss_engine)
+    leaf.is_fast = choice.settle(leaf, selection.loss_engine)
     leaf.lossplug = selection
 
 
@@ -358,5 +359,5 @@ def _runs(leaf: v8DetectionLoss, selection: Selection) -> bool:
             else (cls == selection.cls and leaf.bce.smoothing == selection.cls_smoothing)
         )
         and (getattr(assigner, "overlap", None) is None) == (selection.tal_iou == STOCK_BOX)
-        and isinstance(leaf, engine.FastMixin) == leaf.is_fast
+        and isinstance(leaf, fast.FastMixin) == leaf.is_fast
     )

@@ -95,10 +95,10 @@ def _wrap_entrypoint(stock: Callable[..., None]) -> Callable[..., None]:
 def _wrap_mode(stock: Callable[..., Any], mode: str) -> Callable[..., Any]:
     @functools.wraps(stock)
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        from yolo_lossplug.ultralytics_hook import config, suppression
+        from yolo_lossplug.ultralytics_hook import config, nms
 
         config.refuse_keys_of_training(mode, kwargs)
-        suppression.check(self, mode, kwargs)
+        nms.check(self, mode, kwargs)
         return stock(self, *args, **kwargs)
 
     return method
@@ -107,9 +107,9 @@ def _wrap_mode(stock: Callable[..., Any], mode: str) -> Callable[..., Any]:
 def _wrap_postprocess(stock: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(stock)
     def postprocess(self: Any, *args: Any, **kwargs: Any) -> Any:
-        from yolo_lossplug.ultralytics_hook import suppression
+        from yolo_lossplug.ultralytics_hook import nms
 
-        return suppression.postprocess(stock, self, *args, **kwargs)
+        return nms.postprocess(stock, self, *args, **kwargs)
 
     return postprocess
 
@@ -117,9 +117,9 @@ def _wrap_postprocess(stock: Callable[..., Any]) -> Callable[..., Any]:
 def _wrap_suppression(stock: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(stock)
     def non_max_suppression(*args: Any, **kwargs: Any) -> Any:
-        from yolo_lossplug.ultralytics_hook import suppression
+        from yolo_lossplug.ultralytics_hook import nms
 
-        return suppression.suppress(stock, *args, **kwargs)
+        return nms.suppress(stock, *args, **kwargs)
 
     return non_max_suppression
 
@@ -177,7 +177,8 @@ def _wrap_save_model(stock: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(stock)
     def save_model(self: Any, *args: Any, **kwargs: Any) -> Any:
-        from yolo_lossplug.ultralytics_hook import memory, trainer
+        from yolo_lossplug.ultralytics_hook import trainer
+        from yolo_lossplug.ultralytics_hook.run import memory
 
         models = trainer.models_with_criterion(self.ema.ema)
         criteria = [vars(model).pop("criterion") for model in models]

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from ultralytics.utils import RANK
 from ultralytics.utils.metrics import probiou
 
-from yolo_lossplug.assigner.statistics import COLUMNS, SIZES, no_sums, summary, tally
 from yolo_lossplug.boxes import Pair
 from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.selection import REPORT
 from yolo_lossplug.state import reduce
+from yolo_lossplug.ultralytics_hook.run.counts import COLUMNS, SIZES, no_sums, summary, tally
 
 FILE, PLOT = "lossplug_report.csv", "lossplug_report.png"
 METER = "lossplug_meter"

@@ -25,9 +25,11 @@ from yolo_lossplug.selection import (
     keys,
     select,
 )
-from yolo_lossplug.ultralytics_hook import compatibility, engines, memory, patches, report
+from yolo_lossplug.ultralytics_hook import compatibility, patches, report
 from yolo_lossplug.ultralytics_hook.console import PREFIX
 from yolo_lossplug.ultralytics_hook.criterion import arguments, class_names, is_plugged, leaves, plug, self_test
+from yolo_lossplug.ultralytics_hook.engines import choice
+from yolo_lossplug.ultralytics_hook.run import memory
 
 FOREIGN = (
     ("ultralytics.models.rtdetr", "RT-DETR matches queries to objects and has no box loss of this kind"),
@@ -72,12 +74,12 @@ def check(trainer: Any, overrides: dict[str, Any]) -> None:
     selection = select(vars(trainer.args))
     if selection.is_active:
         refuse_foreign_trainer(type(trainer), given_keys(overrides or {}) or selection.given)
-    why = engines.why_no_kernels(selection.loss_engine, trainer.args.device)
+    why = choice.why_no_kernels(selection.loss_engine, trainer.args.device)
     if why and not trainer.args.resume:
         raise LossPlugError(why)
     if why:  # a run that began elsewhere
-        LOGGER.warning(f"{PREFIX}{why} This run goes on with loss_engine={engines.AUTO}.")
-        trainer.args.loss_engine = engines.AUTO
+        LOGGER.warning(f"{PREFIX}{why} This run goes on with loss_engine={choice.AUTO}.")
+        trainer.args.loss_engine = choice.AUTO
     if trainer.args.resume:
         _warn_of_ignored(overrides, selection)
         for key in keys().keys() - selection.resolved().keys():
@@ -128,8 +130,8 @@ def banner(selection: Selection, engine_name: str) -> str:
 def engine_name(selection: Selection, model: Any) -> str:
     """Return the engine that a model's criterion runs, and why if it is not the fast one."""
     if selection.task == CLASSIFY:
-        return engines.REFERENCE
-    return engines.description(selection.loss_engine, model.model[-1], next(model.parameters()).device)
+        return choice.REFERENCE
+    return choice.description(selection.loss_engine, model.model[-1], next(model.parameters()).device)
 
 
 def announce(trainer: Any) -> None:

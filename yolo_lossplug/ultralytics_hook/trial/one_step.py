@@ -18,10 +18,10 @@ from yolo_lossplug import shapes
 from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.selection import CLASSIFY, Selection, class_weights, keys, select
 from yolo_lossplug.state import State
-from yolo_lossplug.ultralytics_hook import training
 from yolo_lossplug.ultralytics_hook.criterion import branches, class_names
-from yolo_lossplug.ultralytics_hook.engine import unplugged
-from yolo_lossplug.ultralytics_hook.engines import METHOD
+from yolo_lossplug.ultralytics_hook.engines.fast import unplugged
+from yolo_lossplug.ultralytics_hook.engines.parity import METHOD
+from yolo_lossplug.ultralytics_hook.trial import one_run
 
 TERMS = ("box", "class", "dfl")
 
@@ -77,7 +77,7 @@ def trial(args: dict[str, Any]) -> Trial:
     for key in ("loss", "cls_loss"):
         if "," in str(args.get(key)):
             raise LossPlugError(f"{key}={args[key]} names several: verify takes one, compare and curves take more.")
-    training.check(args)  # before the model is built or downloaded
+    one_run.check(args)  # before the model is built or downloaded
     try:
         torch.manual_seed(args.get("seed", 0))
         made = YOLO(args["model"], task=args.get("task"))

@@ -12,7 +12,7 @@ from tests import oracles
 from tests.runs import TINY, train
 from yolo_lossplug import LossPlugError
 from yolo_lossplug.nms import diou_nms
-from yolo_lossplug.ultralytics_hook import patches, suppression
+from yolo_lossplug.ultralytics_hook import nms, patches
 
 try:
     from ultralytics.utils import nms as module
@@ -55,11 +55,11 @@ def prediction(seed, images=2, boxes=60, classes=3):
 
 
 def with_overlap(name, *args, **kwargs):
-    token = suppression._overlap.set(name)
+    token = nms._overlap.set(name)
     try:
         return module.non_max_suppression(*args, **kwargs)
     finally:
-        suppression._overlap.reset(token)
+        nms._overlap.reset(token)
 
 
 OPTIONS = [{}, {"agnostic": True}, {"multi_label": True}, {"max_det": 5}, {"classes": [0, 2]}]
@@ -103,7 +103,7 @@ def trained(data, tmp_path_factory):
 
 def calls(monkeypatch):
     seen = []
-    monkeypatch.setattr(suppression, "diou_nms", lambda *args: (seen.append(len(args[0])), diou_nms(*args))[1])
+    monkeypatch.setattr(nms, "diou_nms", lambda *args: (seen.append(len(args[0])), diou_nms(*args))[1])
     return seen
 
 

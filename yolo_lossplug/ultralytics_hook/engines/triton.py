@@ -19,9 +19,10 @@ from yolo_lossplug.kernels.box_term import NO_LOSS, Wanted, decode, listed
 from yolo_lossplug.kernels.class_term import Formula, Targets, formula_of
 from yolo_lossplug.kernels.step import Step, losses
 from yolo_lossplug.selection import Loss
-from yolo_lossplug.ultralytics_hook import engine, report
+from yolo_lossplug.ultralytics_hook import report
 from yolo_lossplug.ultralytics_hook.assigner import floor_of, has_own_hooks, topk2_of
 from yolo_lossplug.ultralytics_hook.console import warn_once
+from yolo_lossplug.ultralytics_hook.engines import fast
 
 LARGEST_DECODED = 2**24
 """Elements of the head's outputs that are decoded at a time where the host decodes."""
@@ -51,7 +52,7 @@ class Known(NamedTuple):
         anchors: As the kernels read them.
     """
 
-    host: engine.Anchors
+    host: fast.Anchors
     anchors: Anchors
 
 
@@ -130,7 +131,7 @@ class TritonKernels:
         if key not in self.known:
             if len(self.known) >= MOST_SIZES:
                 self.known.clear()
-            host = engine.anchors_of(criterion, feats, dtype)
+            host = fast.anchors_of(criterion, feats, dtype)
             levels, first = [], 0
             for height, width in shapes:
                 levels.append((first, height, width))
@@ -195,7 +196,7 @@ def unknown(criterion: Any, preds: dict[str, Tensor], types: Types) -> Optional[
     for method in ("bbox_decode", "preprocess"):
         if getattr(type(criterion), method) is not getattr(v8DetectionLoss, method):
             return f"{type(criterion).__name__} has a {method} of its own"
-    if type(engine.unplugged(criterion.bbox_loss)) is not BboxLoss:
+    if type(fast.unplugged(criterion.bbox_loss)) is not BboxLoss:
         return f"the box loss {type(criterion.bbox_loss).__name__} is not Ultralytics' own"
     if scores.dtype not in (torch.float32, torch.float16, torch.bfloat16) or not (
         boxes.dtype == scores.dtype == types.product
@@ -214,7 +215,7 @@ def needs_slopes(outputs: Tensor) -> bool:
 def types_of(alpha: float, scores: Tensor) -> Types:
     """Return the types that the host's operations have under the autocast of now."""
     kind = scores.device.type
-    autocast = torch.get_autocast_dtype(kind) if engine.is_autocast(kind) else None
+    autocast = torch.get_autocast_dtype(kind) if fast.is_autocast(kind) else None
     return _types_of(scores.device, scores.dtype, autocast, alpha)
 
 
@@ -229,7 +230,7 @@ def wanted_of(criterion: Any, types: Types) -> Wanted:
     module = criterion.bbox_loss
     n_bins = int(criterion.reg_max) if criterion.use_dfl else 1
     is_rounded = types.product != torch.float32
-    if module is engine.unplugged(module):
+    if module is fast.unplugged(module):
         return Wanted(HOST.value, 0.0, n_bins, is_rounded)
     kind = KINDS.get(module.loss.name, NO_LOSS)
     return Wanted(kind, theta_of(module.loss), n_bins, is_rounded)
@@ -257,8 +258,8 @@ def numbers_of(assigner: Any, types: Types) -> Numbers:
 
 def class_terms_of(criterion: Any, assigned: Assigned) -> tuple[Targets, Optional[Formula]]:
     """Return targets and formula of a criterion's class term; None for a loss that the kernels do not know."""
-    loss, module = engine.class_loss_of(criterion), criterion.bce
-    weights = engine.weights_of(criterion)
+    loss, module = fast.class_loss_of(criterion), criterion.bce
+    weights = fast.weights_of(criterion)
     targets = Targets(
         assigned.label,
         assigned.score,
@@ -272,7 +273,7 @@ def class_sum_of(criterion: Any, scores: Tensor, assigned: Assigned) -> Tensor:
     """Return the sum of a class loss that the kernels do not know, from the targets of all anchors."""
     every = torch.arange(len(assigned.row), device=scores.device)
     is_smooth = getattr(criterion.bce, "smoothing", 0.0) > 0
-    term = engine.dense_class_term if is_smooth else engine.class_term
+    term = fast.dense_class_term if is_smooth else fast.class_term
     return term(criterion, scores, every, assigned.label.long(), assigned.score)
 
 
@@ -328,7 +329,7 @@ def count(meter: report.Meter, objects: Objects, assigned: Assigned, found: Tens
 
 def answer(criterion: Any, image: Tensor, objects: Objects, assigned: Assigned, known: Known) -> tuple:
     """Return what tasks that add terms of their own read: foreground, objects, their boxes, anchors and strides."""
-    if not engine.is_answer_read(criterion):
+    if not fast.is_answer_read(criterion):
         return (None,) * 5
     n, n_images = len(objects.boxes), len(objects.first)
     row = assigned.row.view(n_images, -1).long()
