@@ -8,7 +8,8 @@ import pytest
 from tests.runs import ROOT
 from yolo_lossplug import LossPlugError
 from yolo_lossplug.cli import markdown
-from yolo_lossplug.selection import NAMES, NUMBERS, keys, select
+from yolo_lossplug.selection.keys import NAMES, NUMBERS, keys
+from yolo_lossplug.selection.select import select
 
 README, CHINESE = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh-CN.md"))
 

@@ -10,7 +10,9 @@ import torch
 
 from yolo_lossplug import LossPlugError, Option, create_box_loss, create_class_loss, list_box_losses, list_class_losses
 from yolo_lossplug.registry import BOX, REGISTRY, Parameter, box_loss, class_loss
-from yolo_lossplug.selection import keys, load_own, select
+from yolo_lossplug.selection.keys import keys
+from yolo_lossplug.selection.own import load_own
+from yolo_lossplug.selection.select import select
 
 MISTAKES = [
     ({"loss": "eiuo"}, "loss=eiuo is unknown. Did you mean 'eiou'?"),

@@ -106,7 +106,7 @@ def show_losses() -> None:
     if "--markdown" in sys.argv:
         print(markdown())
         return
-    from yolo_lossplug.selection import ASSIGNER_OVERLAPS, ENGINES, NAMES, NUMBERS
+    from yolo_lossplug.selection.keys import ASSIGNER_OVERLAPS, ENGINES, NAMES, NUMBERS
 
     for title, _, specs in _sections():
         print(title)
@@ -183,7 +183,8 @@ def bibtex(name: str) -> str:
 def _parts(name: str) -> list[Spec]:
     """Return the specs of a name, outermost first; a name of both kinds is the box loss."""
     from yolo_lossplug.registry import BOX, CLASS, ROTATED, SOFTMAX
-    from yolo_lossplug.selection import kind_of, load_own, resolve
+    from yolo_lossplug.selection.names import kind_of, resolve
+    from yolo_lossplug.selection.own import load_own
 
     if ":" in name:
         return [load_own(name, BOX)]
@@ -193,15 +194,15 @@ def _parts(name: str) -> list[Spec]:
 
 def shown(spec: Spec) -> str:
     """Return a name as it is written before or after others."""
-    from yolo_lossplug.selection import PREFIXES
+    from yolo_lossplug.selection.names import PREFIXES
 
     return f"{spec.name}-" if spec.kind in PREFIXES.values() else spec.name
 
 
 def _sections() -> list[tuple[str, str, list[Spec]]]:
     """Return what there is to list: title, title in Markdown, and the specs by name."""
-    import yolo_lossplug.selection  # noqa: F401  fills the registry
-    from yolo_lossplug.registry import BOX, CLASS, MODIFIER, OVERLAP, REGISTRY, ROTATED, ROTATED_MODIFIER, SOFTMAX
+    from yolo_lossplug.registry import BOX, CLASS, MODIFIER, OVERLAP, ROTATED, ROTATED_MODIFIER, SOFTMAX
+    from yolo_lossplug.selection.third_party import registry
 
     sections = (
         ("loss=", "`loss=`", (BOX, OVERLAP)),
@@ -212,7 +213,7 @@ def _sections() -> list[tuple[str, str, list[Spec]]]:
         ("cls_loss= of task=classify", "`cls_loss=` of classify", (SOFTMAX,)),
     )
     return [
-        (title, marked, sorted((spec for spec in REGISTRY if spec.kind in kinds), key=lambda spec: spec.name))
+        (title, marked, sorted((spec for spec in registry() if spec.kind in kinds), key=lambda spec: spec.name))
         for title, marked, kinds in sections
     ]
 

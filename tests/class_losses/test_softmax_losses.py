@@ -15,7 +15,7 @@ from ultralytics.utils.loss import v8ClassificationLoss
 
 from tests.runs import Log, results, train
 from yolo_lossplug.registry import REGISTRY, SOFTMAX, LossPlugError
-from yolo_lossplug.selection import select
+from yolo_lossplug.selection.select import select
 from yolo_lossplug.ultralytics_hook.criterion import plug
 
 NAMES = REGISTRY.names(SOFTMAX)

@@ -16,7 +16,7 @@ from tests.models import batch, model, with_keys
 from tests.parts import with_part
 from tests.runs import ROOT, Log, results, train
 from yolo_lossplug import LossPlugError, box_loss, kernels
-from yolo_lossplug.selection import select
+from yolo_lossplug.selection.select import select
 from yolo_lossplug.ultralytics_hook import config, console, trainer
 from yolo_lossplug.ultralytics_hook.assigner import set_overlap
 from yolo_lossplug.ultralytics_hook.criterion import leaves, plug

@@ -10,7 +10,7 @@ from ultralytics.utils import DEFAULT_CFG, DEFAULT_CFG_DICT
 
 from tests.runs import ROOT, TINY, yolo
 from yolo_lossplug import LossPlugError, Option, box_loss
-from yolo_lossplug.selection import keys
+from yolo_lossplug.selection.keys import keys
 from yolo_lossplug.ultralytics_hook.config import guess_model
 
 NOWHERE = "no-such-dataset.yaml"

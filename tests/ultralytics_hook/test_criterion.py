@@ -17,7 +17,9 @@ from tests.models import batch, evaluate, model, with_keys
 from tests.runs import ROOT
 from yolo_lossplug import LossPlugError, Option, create_box_loss, create_class_loss
 from yolo_lossplug.registry import box_loss, class_loss
-from yolo_lossplug.selection import keys, list_box_losses, list_class_losses, select
+from yolo_lossplug.selection.keys import keys
+from yolo_lossplug.selection.loss import list_box_losses, list_class_losses
+from yolo_lossplug.selection.select import select
 from yolo_lossplug.ultralytics_hook.criterion import PluggedBboxLoss, PluggedClassLoss, is_plugged, leaves, plug
 
 UNUSUAL = {

@@ -13,7 +13,8 @@ from tests.models import batch, model, with_keys
 from tests.parts import with_part
 from tests.runs import Log, results, train
 from yolo_lossplug import LossPlugError, Option, class_loss, create_class_loss
-from yolo_lossplug.selection import list_box_losses, list_class_losses, select
+from yolo_lossplug.selection.loss import list_box_losses, list_class_losses
+from yolo_lossplug.selection.select import select
 from yolo_lossplug.ultralytics_hook.criterion import leaves, plug
 from yolo_lossplug.ultralytics_hook.engines import choice, fast, parity
 from yolo_lossplug.ultralytics_hook.engines.fast import FastMixin

@@ -22,7 +22,8 @@ from tests.runs import STILL, TINY, Log, interrupt, python, results, train, yolo
 from tests.ultralytics_hook.test_memory import PLAIN
 from tests.ultralytics_hook.test_routes import PARENT, SHIM
 from yolo_lossplug import DetectionLoss, LossPlugError
-from yolo_lossplug.selection import given_keys, keys, select
+from yolo_lossplug.selection.keys import given_keys, keys
+from yolo_lossplug.selection.select import select
 from yolo_lossplug.ultralytics_hook import config, report
 from yolo_lossplug.ultralytics_hook.criterion import leaves
 from yolo_lossplug.ultralytics_hook.engines import fast

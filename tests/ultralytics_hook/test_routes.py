@@ -117,7 +117,7 @@ def globals_of(checkpoint):
 
 
 def test_checkpoints_hold_nothing_of_ours(interrupted, interrupted_stock):
-    from yolo_lossplug.selection import keys
+    from yolo_lossplug.selection.keys import keys
 
     for folder in (interrupted, interrupted_stock):
         for file in (folder / "weights").glob("*.pt"):
@@ -348,7 +348,7 @@ def test_a_loss_registered_by_the_users_script_reaches_the_workers(data, tmp_pat
 
 def test_only_the_losses_of_the_run_are_imported_by_workers(registry):
     from yolo_lossplug import box_loss
-    from yolo_lossplug.selection import select
+    from yolo_lossplug.selection.select import select
     from yolo_lossplug.ultralytics_hook.patches import _worker_header
 
     @box_loss("of-this-test")

@@ -16,7 +16,7 @@ from ultralytics.utils.loss import v8DetectionLoss
 from tests.conftest import dataset
 from tests.runs import ROOT, STILL, TINY, Log, results, train
 from yolo_lossplug import DetectionLoss, LossPlugError, list_box_losses
-from yolo_lossplug.selection import keys
+from yolo_lossplug.selection.keys import keys
 from yolo_lossplug.ultralytics_hook import patches
 from yolo_lossplug.ultralytics_hook import trainer as hook
 

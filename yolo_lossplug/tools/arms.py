@@ -10,17 +10,9 @@ from itertools import product
 from typing import Any, Optional
 
 from yolo_lossplug.registry import BOX, CLASS, LossPlugError
-from yolo_lossplug.selection import (
-    COMMON,
-    STOCK_BOX,
-    STOCK_CLASS,
-    WEIGHTS,
-    Selection,
-    given_keys,
-    load_own,
-    no_effect,
-    select,
-)
+from yolo_lossplug.selection.keys import COMMON, STOCK_BOX, STOCK_CLASS, WEIGHTS, given_keys, no_effect
+from yolo_lossplug.selection.own import load_own
+from yolo_lossplug.selection.select import Selection, select
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import torch
 
 import yolo_lossplug
 from yolo_lossplug.registry import LossPlugError
-from yolo_lossplug.selection import keys
+from yolo_lossplug.selection.keys import keys
 from yolo_lossplug.tools import jobs, summary
 from yolo_lossplug.tools.arms import Arm, arms, know_own
 from yolo_lossplug.tools.jobs import FAILED, FINISHED, RUNNING, WAITING, Job

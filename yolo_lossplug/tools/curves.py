@@ -20,7 +20,8 @@ from torch import Tensor
 
 from yolo_lossplug import charts
 from yolo_lossplug.registry import REGISTRY, ROTATED, SOFTMAX, LossPlugError
-from yolo_lossplug.selection import CLASSIFY, COMMON, Loss, given_keys, refuse_unknown
+from yolo_lossplug.selection.keys import CLASSIFY, COMMON, given_keys, refuse_unknown
+from yolo_lossplug.selection.loss import Loss
 from yolo_lossplug.state import State
 from yolo_lossplug.tools.arms import Arm, arms, know_own, short_name
 from yolo_lossplug.ultralytics_hook.console import folder, say

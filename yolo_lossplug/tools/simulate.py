@@ -44,7 +44,8 @@ from torch import Tensor
 from yolo_lossplug import charts
 from yolo_lossplug.boxes import Pair
 from yolo_lossplug.registry import LossPlugError
-from yolo_lossplug.selection import Loss, refuse_unknown
+from yolo_lossplug.selection.keys import refuse_unknown
+from yolo_lossplug.selection.loss import Loss
 from yolo_lossplug.state import State
 from yolo_lossplug.tools import published as published_gradients
 from yolo_lossplug.tools.arms import arms, know_own

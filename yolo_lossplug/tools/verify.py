@@ -15,7 +15,7 @@ import torch
 import yolo_lossplug
 from yolo_lossplug import _autoload
 from yolo_lossplug.registry import LossPlugError
-from yolo_lossplug.selection import CLASSIFY
+from yolo_lossplug.selection.keys import CLASSIFY
 from yolo_lossplug.ultralytics_hook import patches, trainer
 from yolo_lossplug.ultralytics_hook.console import VERSION, quiet
 from yolo_lossplug.ultralytics_hook.criterion import branches

@@ -12,7 +12,9 @@ from torch import Tensor
 from ultralytics.utils import tal
 from ultralytics.utils.ops import xywh2xyxy, xyxy2xywh
 
-from yolo_lossplug.selection import STOCK_BOX, Loss, assigner_overlap, create_box_loss, select
+from yolo_lossplug.selection.keys import STOCK_BOX
+from yolo_lossplug.selection.loss import Loss, assigner_overlap, create_box_loss
+from yolo_lossplug.selection.select import select
 from yolo_lossplug.sparse.assign import Assignment, Measure, assign
 from yolo_lossplug.sparse.grid import Level, levels_of_shapes, points_of_levels, shapes_of_points
 from yolo_lossplug.sparse.topk import Objects, is_exact

@@ -7,16 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from yolo_lossplug.registry import BOX, CLASS, REGISTRY, LossPlugError, Spec
-from yolo_lossplug.selection import (
-    COMMON,
-    NUMBERS,
-    given_keys,
-    keys,
-    load_own,
-    refuse_unknown_names,
-    select,
-    suggest,
-)
+from yolo_lossplug.selection.keys import COMMON, NUMBERS, given_keys, keys
+from yolo_lossplug.selection.names import suggest
+from yolo_lossplug.selection.own import load_own
+from yolo_lossplug.selection.select import refuse_unknown_names, select
 
 TRAINING = "train"
 FOREIGN_FAMILIES = {"rtdetr": "RT-DETR", "-world": "YOLO-World", "yoloe": "YOLOE"}

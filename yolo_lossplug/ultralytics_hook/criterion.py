@@ -24,15 +24,9 @@ from ultralytics.utils.loss import (
 )
 
 from yolo_lossplug.registry import ROTATED, SOFTMAX, LossPlugError
-from yolo_lossplug.selection import (
-    STOCK_BOX,
-    Loss,
-    Selection,
-    class_weights,
-    create_box_loss,
-    refuse_unknown,
-    select,
-)
+from yolo_lossplug.selection.keys import STOCK_BOX, refuse_unknown
+from yolo_lossplug.selection.loss import Loss, create_box_loss
+from yolo_lossplug.selection.select import Selection, class_weights, select
 from yolo_lossplug.state import Scope, State
 from yolo_lossplug.ultralytics_hook import report
 from yolo_lossplug.ultralytics_hook.assigner import set_overlap

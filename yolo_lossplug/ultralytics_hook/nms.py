@@ -9,7 +9,7 @@ from typing import Any, Callable
 
 from yolo_lossplug.nms import diou_nms
 from yolo_lossplug.registry import LossPlugError
-from yolo_lossplug.selection import NMS_OVERLAPS, choose
+from yolo_lossplug.selection.keys import NMS_OVERLAPS, choose
 
 STOCK = NMS_OVERLAPS[0]
 KEEP_ALL = 1.0

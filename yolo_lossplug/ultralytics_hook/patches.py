@@ -49,7 +49,7 @@ class Patch:
 
 
 def _known_values(stock: dict[str, Any]) -> dict[str, Any]:
-    from yolo_lossplug.selection import keys
+    from yolo_lossplug.selection.keys import keys
 
     return {key: value for key, value in stock.items() if key not in keys()}
 
@@ -269,7 +269,7 @@ def _import_of(name: str, function: Callable[..., Any]) -> str:
         return f"import {module}"
     file = Path(inspect.getsourcefile(function) or "")
     if file.is_file() and any(_asks_for_main(node) for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))):
-        return f"from yolo_lossplug.selection import load_module; load_module({str(file)!r}, 'loss')"
+        return f"from yolo_lossplug.selection.own import load_module; load_module({str(file)!r}, 'loss')"
     raise LossPlugError(
         f"loss={name} is registered where the workers of multi-GPU training cannot load it from ({file}): put it into "
         f"a file of its own and give loss=file.py:{function.__name__}, or train below `if __name__ == '__main__':`."

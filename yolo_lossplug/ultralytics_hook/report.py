@@ -18,7 +18,7 @@ from ultralytics.utils.metrics import probiou
 
 from yolo_lossplug.boxes import Pair
 from yolo_lossplug.registry import LossPlugError
-from yolo_lossplug.selection import REPORT
+from yolo_lossplug.selection.keys import REPORT
 from yolo_lossplug.state import reduce
 from yolo_lossplug.ultralytics_hook.run.counts import COLUMNS, SIZES, no_sums, summary, tally
 

@@ -12,19 +12,17 @@ from ultralytics.utils import LOGGER, RANK
 
 import yolo_lossplug
 from yolo_lossplug.registry import ROTATED, LossPlugError
-from yolo_lossplug.selection import (
+from yolo_lossplug.selection.keys import (
     CLASSIFY,
     NAMES,
     REPORT,
     STOCK_BOX,
     STOCK_CLASS,
     STOCK_ROTATED,
-    Selection,
-    class_weights,
     given_keys,
     keys,
-    select,
 )
+from yolo_lossplug.selection.select import Selection, class_weights, select
 from yolo_lossplug.ultralytics_hook import compatibility, patches, report
 from yolo_lossplug.ultralytics_hook.console import PREFIX
 from yolo_lossplug.ultralytics_hook.criterion import arguments, class_names, is_plugged, leaves, plug, self_test

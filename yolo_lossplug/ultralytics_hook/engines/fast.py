@@ -15,7 +15,8 @@ from ultralytics.utils import tal
 from ultralytics.utils.loss import BboxLoss, v8DetectionLoss
 from ultralytics.utils.metrics import bbox_iou
 
-from yolo_lossplug.selection import STOCK_CLASS, Loss, create_class_loss
+from yolo_lossplug.selection.keys import STOCK_CLASS
+from yolo_lossplug.selection.loss import Loss, create_class_loss
 from yolo_lossplug.sparse.assign import Assignment, Measure
 from yolo_lossplug.sparse.class_term import class_sum
 from yolo_lossplug.sparse.distance_term import bin_probabilities, distances, gather

@@ -18,7 +18,7 @@ from yolo_lossplug.kernels.box_maths import HOST, KINDS
 from yolo_lossplug.kernels.box_term import NO_LOSS, Wanted, decode, listed
 from yolo_lossplug.kernels.class_term import Formula, Targets, formula_of
 from yolo_lossplug.kernels.step import Step, losses
-from yolo_lossplug.selection import Loss
+from yolo_lossplug.selection.loss import Loss
 from yolo_lossplug.ultralytics_hook import report
 from yolo_lossplug.ultralytics_hook.assigner import floor_of, has_own_hooks, topk2_of
 from yolo_lossplug.ultralytics_hook.console import warn_once

@@ -18,7 +18,7 @@ from ultralytics.data.utils import check_cls_dataset, check_det_dataset
 from ultralytics.utils import DEFAULT_CFG_DICT
 
 from yolo_lossplug.registry import LossPlugError
-from yolo_lossplug.selection import CLASSIFY
+from yolo_lossplug.selection.keys import CLASSIFY
 from yolo_lossplug.ultralytics_hook import config
 
 MAP75 = "metrics/mAP75"

@@ -16,7 +16,8 @@ from ultralytics.utils.torch_utils import select_device
 
 from yolo_lossplug import shapes
 from yolo_lossplug.registry import LossPlugError
-from yolo_lossplug.selection import CLASSIFY, Selection, class_weights, keys, select
+from yolo_lossplug.selection.keys import CLASSIFY, keys
+from yolo_lossplug.selection.select import Selection, class_weights, select
 from yolo_lossplug.state import State
 from yolo_lossplug.ultralytics_hook.criterion import branches, class_names
 from yolo_lossplug.ultralytics_hook.engines.fast import unplugged

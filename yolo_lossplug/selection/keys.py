@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""The training keys: their defaults, the values they take, and what to say of a value that is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Optional, Union
+
+from yolo_lossplug.registry import (
+    BOX,
+    CLASS,
+    ROTATED,
+    SOFTMAX,
+    LossPlugError,
+    Option,
+    Parameter,
+)
+from yolo_lossplug.selection.names import PREFIXES, normalise, suggest
+from yolo_lossplug.selection.third_party import registry
+
+STOCK_BOX, STOCK_CLASS, STOCK_ROTATED, STOCK_SOFTMAX = "ciou", "bce", "probiou", "ce"
+
+ENGINES = ("auto", "fast", "triton", "reference")
+
+NMS_OVERLAPS = ("iou", "diou")
+
+ASSIGNER_OVERLAPS = ("ciou", "diou", "eiou", "giou", "iou", "siou")
+
+NUMBERS = {
+    p.key: p
+    for p in (
+        Parameter("tal_topk", int, False, 10, Option("anchors assigned to an object at most", at_least=1)),
+        Parameter("tal_alpha", float, False, 0.5, Option("exponent of the score in the assigner's metric", at_least=0)),
+        Parameter(
+            "tal_beta", float, False, 6.0, Option("exponent of the overlap in the assigner's metric", at_least=0)
+        ),
+        Parameter("cls_smoothing", float, False, 0.0, Option("smoothing of assigned targets", at_least=0, below=1)),
+    )
+}
+
+NAMES = {"loss": STOCK_BOX, "cls_loss": STOCK_CLASS, "tal_iou": "ciou", "loss_engine": "auto", "nms_iou": "iou"}
+"""Keys that take a name, with their defaults."""
+
+WEIGHTS = "cls_weights"
+
+REPORT = "lossplug_report"
+"""The key that asks for a report of the assignment; False is as good as not given."""
+
+COMMON = frozenset((*NUMBERS, *NAMES, WEIGHTS, REPORT))
+"""Keys that belong to no loss in particular."""
+
+TASKS = {"detect": BOX, "segment": BOX, "pose": BOX, "obb": ROTATED}
+"""Tasks with boxes, and their kind."""
+
+UNSPED = {"obb": "its boxes are rotated", "classify": "it has no boxes"}
+"""Tasks that the fast engine does not run, and why."""
+
+CLASSIFY = "classify"
+"""The task without boxes that takes keys of the class loss."""
+
+CLASSIFY_KEYS = frozenset({"cls_loss", "cls_smoothing", "cls_weights", "loss_engine"})
+
+
+def keys() -> dict[str, Optional[str]]:
+    """Return every training key with the value that means 'not given'."""
+    options = {**NUMBERS, **registry().parameters()}
+    return {**dict.fromkeys((*NAMES, WEIGHTS, REPORT)), **{key: parameter.unset for key, parameter in options.items()}}
+
+
+def given_keys(args: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of our keys that arguments give a value, with the values."""
+    found = {key: args[key] for key, unset in keys().items() if key in args and args[key] != unset}
+    if found.get(REPORT) is False:
+        del found[REPORT]
+    return found
+
+
+def refuse_unknown(given: Mapping[str, Any], *others: str) -> None:
+    """Raise an error for a key that is none of ours, nor one of some others.
+
+    Raises:
+        LossPlugError: If there is one.
+    """
+    known = (*others, *keys())
+    for key, value in given.items():
+        if key not in known:
+            raise LossPlugError(f"{key}={value} is unknown.{suggest(key, known)} Known: {', '.join(known)}.")
+
+
+def loss_kinds(task: str) -> dict[str, str]:
+    """Return the kinds of losses that a task has, by the key that names them."""
+    return {"loss": TASKS.get(task, BOX), "cls_loss": SOFTMAX if task == CLASSIFY else CLASS}
+
+
+def name_of(args: Mapping[str, Any], key: str, task: str = "detect") -> str:
+    """Return the name that a key has, its default where it is not given."""
+    value, default = args.get(key), NAMES[key]
+    if key in loss_kinds(task):
+        default = {ROTATED: STOCK_ROTATED, SOFTMAX: STOCK_SOFTMAX}.get(loss_kinds(task)[key], default)
+    if value is None:
+        return default
+    if not isinstance(value, str):
+        raise LossPlugError(f"{key}={value!r} must be a name, e.g. {key}={default}.")
+    return value
+
+
+def choose(key: str, args: Mapping[str, Any], choices: tuple[str, ...]) -> str:
+    """Return the value of a key that takes one of a few names, its default if it is not given.
+
+    Args:
+        key: The key.
+        args: What is given.
+        choices: The names.
+
+    Raises:
+        LossPlugError: If the value is none of them.
+    """
+    name = normalise(name_of(args, key))
+    if name not in choices:
+        raise LossPlugError(f"{key}={name} is unknown.{suggest(name, choices)} Known: {', '.join(choices)}.")
+    return name
+
+
+def flag_of(key: str, value: Any) -> bool:
+    """Return a value that must be True or False."""
+    if not isinstance(value, bool):
+        raise LossPlugError(f"{key}={value} must be True or False.")
+    return value
+
+
+def weights_of(value: Any) -> Optional[Union[dict[str, float], list[float]]]:
+    """Return checked class weights, None for none."""
+    if value is None:
+        return None
+    numbers = list(value.values()) if isinstance(value, Mapping) else value
+    kind = "a list of one number for each class, or a mapping from names of classes to numbers"
+    if not isinstance(numbers, (list, tuple)) or not numbers:
+        raise LossPlugError(f"{WEIGHTS}={value!r} must be {kind}, e.g. {WEIGHTS}=[1,2.5,1].")
+    parameter = Parameter(WEIGHTS, float, False, 1.0, Option("weight of a class", at_least=0))
+    checked = [parameter.check(number) for number in numbers]
+    return dict(zip(map(str, value), checked)) if isinstance(value, Mapping) else checked
+
+
+def no_effect(key: str, value: Any, box: str, cls: str) -> str:
+    """Return that an option belongs to none of the chosen losses, and where it belongs."""
+    owners = registry().owners(key)
+    is_class = any(owner.kind in (CLASS, SOFTMAX) for owner in owners)
+    chosen = f"cls_loss={cls}" if is_class else f"loss={box}"
+    places = [
+        f"{o.name}-*" if o.kind in PREFIXES.values() else f"{'cls_loss' if is_class else 'loss'}={o.name}"
+        for o in owners
+    ]
+    return f"{key}={value} has no effect with {chosen}; it belongs to {', '.join(dict.fromkeys(places))}."

@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""A loss with its options bound, callable and comparable."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Callable, Optional
+
+import torch
+from torch import Tensor
+
+from yolo_lossplug import boxes
+from yolo_lossplug.box_losses import algebra, rotated
+from yolo_lossplug.box_losses.algebra import Part
+from yolo_lossplug.registry import (
+    BOX,
+    CLASS,
+    OVERLAP,
+    ROTATED,
+    SOFTMAX,
+    Background,
+    LossPlugError,
+    Spec,
+)
+from yolo_lossplug.selection.keys import given_keys
+from yolo_lossplug.selection.names import kind_of, names_with_prefixes, resolve
+from yolo_lossplug.selection.own import load_own
+from yolo_lossplug.selection.third_party import registry
+from yolo_lossplug.state import Scope, State
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A loss with its options bound: callable, comparable, picklable.
+
+    Attributes:
+        name: Name as the user would write it, in canonical form.
+        function: ``(pred, target)`` or ``(logits, targets)``, and the context.
+        options: Values of its options by key.
+        context: The context that the function wants.
+        state: What the loss remembers, its own until it joins a run; None for a loss that remembers nothing.
+        kind: ``BOX`` or ``CLASS``.
+        background: A class loss at target 0 in closed form, None if it has none.
+    """
+
+    name: str
+    kind: str
+    function: Callable[..., Tensor] = field(compare=False, repr=False)
+    options: dict[str, Any]
+    context: frozenset[str] = frozenset()
+    state: Optional[Scope] = field(default=None, compare=False, repr=False)
+    background: Optional[Background] = field(default=None, compare=False, repr=False)
+
+    def __call__(
+        self, pred: Tensor, target: Tensor, *, stride: Optional[Tensor] = None, imgsz: Optional[Tensor] = None
+    ) -> Tensor:
+        """Return the loss, computed in float32 (float64 stays) whatever autocast says.
+
+        Args:
+            pred: Boxes (N, 4) x1 y1 x2 y2, or logits of any shape.
+            target: Boxes (N, 4) in the same unit, or soft targets in [0, 1] of the same shape.
+            stride: Pixels per box unit (N, 1); None where boxes are in pixels. For box losses that want it.
+            imgsz: Height and width of the network input in pixels (2,). For box losses that want it.
+
+        Returns:
+            One loss per pair (N,), or per element.
+
+        Raises:
+            LossPlugError: If a function of the user's own returns something else, or a result without gradient, or
+                changes its inputs.
+        """
+        known = {"stride": stride, "imgsz": imgsz, "state": self.state}
+        context = {key: known[key] for key in self.context}
+        is_elementwise = self.kind in (CLASS, SOFTMAX)
+        raise_dtype = boxes.as_float if is_elementwise else boxes.promote
+        given = raise_dtype(pred), raise_dtype(target)  # copies for some, which the promise holds for too
+        before = _versions(*given)
+        with _no_autocast(pred.device.type):
+            loss = self.function(*given, **context)
+        if _versions(*given) != before:
+            raise LossPlugError(
+                f"loss '{self.name}' changes its inputs in place; the other losses need them as they were."
+            )
+        if not isinstance(loss, Tensor):
+            raise LossPlugError(f"loss '{self.name}' must return a tensor, not {loss!r}.")
+        expected = pred.shape if is_elementwise else pred.shape[:1]
+        if loss.shape != expected:  # (N, 1) would be multiplied with weights (N,) into N x N losses, without an error
+            raise LossPlugError(
+                f"loss '{self.name}' must return shape {tuple(expected)} for inputs {tuple(pred.shape)}, one loss per "
+                f"{'element' if is_elementwise else 'pair'}, but returned {tuple(loss.shape)}."
+            )
+        if torch.is_grad_enabled() and pred.requires_grad and not loss.requires_grad:
+            raise LossPlugError(f"loss '{self.name}' has no gradient: it must not detach what it computes.")
+        return loss
+
+    def within(self, scope: Scope) -> Loss:
+        """Return this loss with the memory of a run, if it remembers anything."""
+        return self if self.state is None else replace(self, state=scope)
+
+    def __str__(self) -> str:
+        options = ", ".join(f"{key}={value}" for key, value in self.options.items())
+        return f"{self.name}({options})" if options else self.name
+
+
+def create_box_loss(name: str, **options: Any) -> Loss:
+    """Return a box loss by name, e.g. ``create_box_loss("focal-eiou", focal_gamma=0.5)``.
+
+    Args:
+        name: Name as in ``loss=name``.
+        **options: Options of that loss.
+
+    Returns:
+        A callable ``(pred, target, *, stride=None, imgsz=None) -> (N,)``; see `Loss`. Boxes are (N, 4), or (N, 5) for
+        a loss of rotated boxes.
+
+    Raises:
+        LossPlugError: If the name or an option is unknown, or a value is out of range.
+
+    >>> import torch
+    >>> create_box_loss("focal-eiou")(torch.tensor([[1.0, 1, 3, 3]]), torch.tensor([[0.0, 0, 4, 4]]))  # √¼ · 1.25
+    tensor([0.6250])
+    """
+    return _created(kind_of(name, BOX, ROTATED), name, options)
+
+
+def create_class_loss(name: str, **options: Any) -> Loss:
+    """Return a class loss by name, e.g. ``create_class_loss("focal", cls_focal_gamma=1.5)``.
+
+    Args:
+        name: Name as in ``cls_loss=name``.
+        **options: Options of that loss.
+
+    Returns:
+        A callable ``(logits, targets) -> same shape``; see `Loss`.
+
+    Raises:
+        LossPlugError: If the name or an option is unknown, or a value is out of range.
+    """
+    return _created(kind_of(name, CLASS, SOFTMAX), name, options)
+
+
+def list_box_losses() -> tuple[str, ...]:
+    """Return the names that ``loss=`` takes, sorted: every loss, and every loss with one modifier."""
+    return names_with_prefixes(BOX)
+
+
+def list_class_losses() -> tuple[str, ...]:
+    """Return the names that ``cls_loss=`` takes, sorted."""
+    return registry().names(CLASS)
+
+
+def assigner_overlap(loss: Loss) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return ``(boxes, boxes) -> (N,)``: 1 − loss, clamped at 0, for the metric of the assigner."""
+    return partial(_overlap, loss)
+
+
+def _versions(*tensors: Tensor) -> list[int]:
+    """Return how often each tensor was changed in place; tensors of inference mode do not know."""
+    return [-1 if tensor.is_inference() else tensor._version for tensor in tensors]
+
+
+def _no_autocast(device_type: str) -> AbstractContextManager[Any]:
+    try:
+        return torch.autocast(device_type, enabled=False)
+    except RuntimeError:  # a kind of device that has none
+        return nullcontext()
+
+
+def _overlap(loss: Loss, one: Tensor, other: Tensor) -> Tensor:
+    return (1 - loss(one, other)).clamp_(0)
+
+
+def _created(kind: str, name: str, options: Mapping[str, Any]) -> Loss:
+    loss = bind(kind, name, options)
+    for key, value in options.items():
+        if key not in loss.options:
+            takes = f"it takes {', '.join(loss.options)}" if loss.options else "it takes none"
+            raise LossPlugError(f"{key}={value} is no option of '{loss.name}'; {takes}.")
+    return loss
+
+
+def bind(kind: str, name: str, options: Mapping[str, Any]) -> Loss:
+    """Resolve a name into its parts and bind their options."""
+    modifiers: list[Spec] = []
+    if ":" in name:
+        spec = load_own(name.strip(), kind)
+        place, _, function_name = name.strip().rpartition(":")
+        # The whole path, so that a run is resumed, and its workers start, from any folder.
+        canonical = f"{Path(place).resolve()}:{function_name}" if place.endswith(".py") else name.strip()
+    else:
+        spec, modifiers = resolve(kind, name)
+        canonical = "-".join([*(m.name for m in modifiers), spec.name])
+    used = [*modifiers, spec]
+    given = given_keys(options)
+    values = {key: value for part in used for key, value in part.bind(given).items()}
+
+    if spec.kind == OVERLAP:
+        # Outermost is named first and acts last.
+        base, *acting = (Part(partial(s.function, **s.bind(given)), s.context) for s in reversed(used))
+        function: Callable[..., Tensor] = partial(algebra.evaluate, base=base, modifiers=tuple(acting))
+    elif modifiers:
+        first, *others = (partial(s.function, **s.bind(given)) for s in reversed(used))
+        function = partial(rotated.evaluate, base=first, modifiers=tuple(others))
+    else:
+        function = partial(spec.function, **values)
+    context = frozenset().union(*(s.context for s in used))
+    state = State().scoped("own") if "state" in context else None
+    background = spec.background(**values) if spec.background else None
+    return Loss(canonical, kind, function, values, context, state, background)

@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""From training keys to what one run trains with. Pure: no training framework."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Optional, Union
+
+from yolo_lossplug.registry import (
+    ROTATED,
+    SOFTMAX,
+    LossPlugError,
+)
+from yolo_lossplug.selection.keys import (
+    ASSIGNER_OVERLAPS,
+    CLASSIFY,
+    CLASSIFY_KEYS,
+    COMMON,
+    ENGINES,
+    NAMES,
+    NMS_OVERLAPS,
+    NUMBERS,
+    REPORT,
+    STOCK_BOX,
+    STOCK_CLASS,
+    STOCK_ROTATED,
+    STOCK_SOFTMAX,
+    TASKS,
+    UNSPED,
+    WEIGHTS,
+    choose,
+    flag_of,
+    given_keys,
+    loss_kinds,
+    name_of,
+    no_effect,
+    weights_of,
+)
+from yolo_lossplug.selection.loss import Loss, bind
+from yolo_lossplug.selection.names import is_known, resolve, suggest
+from yolo_lossplug.selection.third_party import registry
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What one run trains with.
+
+    Attributes:
+        box: The box loss.
+        cls: The class loss.
+        cls_smoothing: Label smoothing of assigned targets.
+        cls_weights: Weights of the classes, by index or by name; None for none.
+        tal_topk: Anchors per object.
+        tal_alpha: Exponent of the score.
+        tal_beta: Exponent of the overlap.
+        tal_iou: Overlap inside the assigner.
+        loss_engine: Requested engine.
+        nms_iou: Overlap in the suppression of validation.
+        report: Whether a report of the assignment is written.
+        given: Keys that the user has given; without any, the run is stock.
+        task: Task of the run.
+    """
+
+    box: Loss
+    cls: Loss
+    cls_smoothing: float
+    cls_weights: Optional[Union[dict[str, float], list[float]]]
+    tal_topk: int
+    tal_alpha: float
+    tal_beta: float
+    tal_iou: str
+    loss_engine: str
+    nms_iou: str
+    report: bool
+    given: frozenset[str] = field(compare=False)
+    task: str
+
+    @property
+    def is_active(self) -> bool:
+        """Whether the user asked for anything."""
+        return bool(self.given)
+
+    @property
+    def has_stock_box_loss(self) -> bool:
+        """Whether the box term is the host's own."""
+        return self.box.name in (STOCK_BOX, STOCK_ROTATED)
+
+    @property
+    def has_stock_class_loss(self) -> bool:
+        """Whether the class term is the host's own."""
+        return self.cls.name in (STOCK_CLASS, STOCK_SOFTMAX) and not self.cls_smoothing and self.cls_weights is None
+
+    @property
+    def has_stock_numbers(self) -> bool:
+        """Whether everything that is selected is the host's own."""
+        stock = {**{key: parameter.default for key, parameter in NUMBERS.items()}, "tal_iou": NAMES["tal_iou"]}
+        is_stock = all(getattr(self, key) == value for key, value in stock.items())
+        return self.has_stock_box_loss and self.has_stock_class_loss and is_stock
+
+    def resolved(self) -> dict[str, Any]:
+        """Return every key that this run depends on with its value, defaults included; empty for a stock run."""
+        if not self.is_active:
+            return {}
+        values = {
+            "loss": self.box.name,
+            **self.box.options,
+            "cls_loss": self.cls.name,
+            **self.cls.options,
+            **{key: getattr(self, key) for key in ("cls_smoothing", "tal_topk", "tal_alpha", "tal_beta", "tal_iou")},
+            "loss_engine": self.loss_engine,
+            **({} if self.nms_iou == NAMES["nms_iou"] else {"nms_iou": self.nms_iou}),
+            **({} if self.cls_weights is None else {"cls_weights": self.cls_weights}),
+            **({REPORT: True} if self.report else {}),
+        }
+        if self.task == CLASSIFY:
+            return {key: values[key] for key in values if key in CLASSIFY_KEYS or key in self.cls.options}
+        if self.box.kind == ROTATED:  # the overlap of its assigner is the host's
+            del values["tal_iou"]
+        return values
+
+
+def select(args: Mapping[str, Any]) -> Selection:
+    """Return what a run with these arguments trains with. Keys of others are ignored.
+
+    Args:
+        args: Arguments of a run, merged from every source.
+
+    Raises:
+        LossPlugError: If a value is unknown, of another type, out of range, or without effect.
+    """
+    task = args.get("task") or "detect"
+    _refuse_unfit_task(task, given_keys(args))
+    kinds = loss_kinds(task)
+    box, cls = (bind(kinds[key], name_of(args, key, task), args) for key in ("loss", "cls_loss"))
+    given = given_keys(args)  # with the options of losses of the user's own, which are loaded now
+
+    values = {key: p.check(given[key]) if key in given else p.default for key, p in NUMBERS.items()}
+    tal_iou = choose("tal_iou", args, ASSIGNER_OVERLAPS)
+    engine = choose("loss_engine", args, ENGINES)
+    if engine in ("fast", "triton") and task in UNSPED:
+        raise LossPlugError(f"loss_engine={engine} cannot be used with task={task}: {UNSPED[task]}. Remove it.")
+    for key, value in given.items():
+        if key not in COMMON and key not in box.options and key not in cls.options:
+            raise LossPlugError(no_effect(key, value, box.name, cls.name))
+    selection = Selection(
+        box,
+        cls,
+        **values,
+        cls_weights=weights_of(given.get(WEIGHTS)),
+        tal_iou=tal_iou,
+        loss_engine=engine,
+        nms_iou=choose("nms_iou", args, NMS_OVERLAPS),
+        report=flag_of(REPORT, given.get(REPORT, False)),
+        given=frozenset(given),
+        task=task,
+    )
+    if "loss_engine" not in given and selection.has_stock_numbers:  # to the last digit, and the fast engine rounds
+        return replace(selection, loss_engine="reference")
+    return selection
+
+
+def refuse_unknown_names(given: Mapping[str, Any]) -> None:
+    """Raise an error for a loss that is unknown, whatever else is given.
+
+    Raises:
+        LossPlugError: If there is one.
+    """
+    task = given.get("task")
+    for key, kind in loss_kinds(str(task)).items():
+        name = name_of(given, key, str(task))
+        # Without a task the loss may be one of any: the trainer knows, and is asked next.
+        is_of_another = task is None and any(is_known(other, name) for other in (ROTATED, SOFTMAX))
+        if given.get(key) is not None and ":" not in name and not is_of_another:
+            resolve(kind, name)
+
+
+def class_weights(selection: Selection, count: int, names: Mapping[int, str]) -> Optional[list[float]]:
+    """Return the weight of each class of a model, None if none are selected.
+
+    Args:
+        selection: What to train with.
+        count: Number of classes.
+        names: Their names by index.
+
+    Raises:
+        LossPlugError: If there are more or fewer weights than classes, or a name is that of no class.
+    """
+    weights = selection.cls_weights
+    if weights is None:
+        return None
+    if isinstance(weights, dict):
+        known = [names.get(i, "") for i in range(count)]
+        for name in weights:
+            if name not in known:
+                raise LossPlugError(
+                    f"{WEIGHTS}: the data has no class '{name}'.{suggest(name, known)} Known: {', '.join(known)}."
+                )
+        return [weights.get(name, 1.0) for name in known]
+    if len(weights) != count:
+        raise LossPlugError(f"{WEIGHTS}={weights} has {len(weights)} values for {count} classes; give one for each.")
+    return weights
+
+
+def _refuse_unfit_task(task: str, given: Mapping[str, Any]) -> None:
+    if not given:
+        return
+    if task == CLASSIFY:
+        names = registry().names(SOFTMAX)
+        takes = CLASSIFY_KEYS | {key for name in names for key in registry().specs[SOFTMAX, name].parameters}
+        for key, value in given.items():
+            if key not in takes:
+                raise LossPlugError(
+                    f"{key}={value} has no effect with task={task}, which has no boxes; remove it. It takes cls_loss "
+                    f"({', '.join(names)}), their options, cls_smoothing and cls_weights."
+                )
+        return
+    if task not in TASKS:
+        key, value = next(iter(given.items()))
+        raise LossPlugError(
+            f"{key}={value} has no effect with task={task}, whose loss is another one; remove it. "
+            f"Tasks that take it: {', '.join(TASKS)}."
+        )
+    for key in ("tal_iou", "nms_iou"):
+        if TASKS[task] != ROTATED or key not in given:
+            continue
+        raise LossPlugError(
+            f"{key}={given[key]} cannot be used with task={task}: its boxes are rotated, and this overlap is "
+            f"one of horizontal boxes. Remove it; {task} takes loss, cls_loss, tal_topk, tal_alpha and tal_beta."
+        )
