@@ -15,7 +15,9 @@ import typing
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from numbers import Real
-from typing import Any, Callable, NamedTuple, Optional, TypeVar
+from typing import Any, Callable, NamedTuple, Optional, TypeVar, Union
+
+from yolo_lossplug.paper import Paper
 
 Function = Callable[..., Any]
 F = TypeVar("F", bound=Function)
@@ -156,8 +158,7 @@ class Spec:
         parameters: Its options by key.
         context: Which of `CONTEXT` it wants.
         formula: One line.
-        paper: Address of the paper, empty if there is none.
-        year: Year of the paper, 0 if there is none.
+        paper: Where it was published, None if nowhere.
         note: What a user should know before choosing it.
         bases: For a modifier, the overlap losses it applies to; empty means all.
         stage: For a modifier, when it acts: a lower stage acts first, on what is nearer to the base.
@@ -171,13 +172,17 @@ class Spec:
     parameters: Mapping[str, Parameter]
     context: frozenset[str]
     formula: str = ""
-    paper: str = ""
-    year: int = 0
+    paper: Optional[Paper] = None
     note: str = ""
     bases: frozenset[str] = frozenset()
     stage: int = 0
     increasing: tuple[str, ...] = ()
     background: Optional[Callable[..., Background]] = None
+
+    @property
+    def year(self) -> int:
+        """Year of the paper, 0 if there is none."""
+        return self.paper.year if self.paper else 0
 
     def bind(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Return this function's keyword arguments: those of `options` that are its own, checked, else the defaults.
@@ -283,8 +288,9 @@ def box_loss(name: str, **about: Any) -> Callable[[F], F]:
 
     Args:
         name: Name in kebab-case.
-        **about: Attributes of `Spec` for the table of losses: ``formula`` in one line, ``paper`` address, ``year``,
-            ``note`` for users; and ``increasing``, options whose values must increase in that order.
+        **about: Attributes of `Spec` for the table of losses: ``formula`` in one line, ``note`` for users, and
+            ``paper``, a `Paper`, or its address and ``year``. Besides, ``increasing`` names options whose values must
+            increase in that order.
 
     Raises:
         LossPlugError: If the signature is another one, or the name is taken.
@@ -351,7 +357,12 @@ def spec_of(kind: str, name: str, function: Function, **about: Any) -> Spec:
     parameters, context = _read_signature(kind, function)
     summary = (inspect.getdoc(function) or "").partition("\n")[0]
     about["formula"] = about.get("formula") or summary
+    about["paper"] = _paper(about.get("paper"), about.pop("year", 0))
     return Spec(name, kind, function, parameters, context, **about)
+
+
+def _paper(declared: Union[Paper, str, None], year: int) -> Optional[Paper]:
+    return Paper(declared, year=year) if isinstance(declared, str) and declared else declared or None
 
 
 def _declare(kind: str, name: str, about: Mapping[str, Any]) -> Callable[[F], F]:

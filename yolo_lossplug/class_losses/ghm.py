@@ -10,14 +10,27 @@ from torch import Tensor
 
 from yolo_lossplug import state as states
 from yolo_lossplug.class_losses.bce import bce
+from yolo_lossplug.paper import Paper
 from yolo_lossplug.registry import Option, class_loss
+
+PAPER = Paper(
+    "https://arxiv.org/abs/1811.05181",
+    "Li, Buyu and Liu, Yu and Wang, Xiaogang",
+    "Gradient Harmonized Single-stage Detector",
+    "AAAI",
+    2019,
+    booktitle="Proceedings of the AAAI Conference on Artificial Intelligence",
+    volume="33",
+    number="01",
+    pages="8577--8584",
+    doi="10.1609/aaai.v33i01.33018577",
+)
 
 
 @class_loss(
     "ghm",
     formula="N/(R·n)·BCE, R the number of elements with a like |p − y|, n of bins in use",
-    paper="https://arxiv.org/abs/1811.05181",
-    year=2019,
+    paper=PAPER,
     note="Has a state. Made for hard labels, and for a mean over all elements: here they are summed, so lower the gain "
     "'cls' by the number of anchors and classes per assigned one, two to four orders.",
 )
