@@ -44,7 +44,8 @@ def shape_iou(
     Returns:
         Two penalties (N,): the distance and half the shape cost. Nothing is detached.
     """
-    powers = power(pair.target_size, shape_scale)
+    larger = pair.target_size.amax(-1, keepdim=True)
+    powers = power(ratio(pair.target_size, larger.expand_as(pair.target_size)), shape_scale)  # W^s itself may overflow
     crossed = ratio(2 * powers, powers.sum(-1, keepdim=True)).flip(-1)
     distance = ratio((crossed * pair.offset.square()).sum(-1), pair.hull_size.square().sum(-1))
     shape = (1 - torch.exp(-crossed * relative_difference(pair.size, pair.target_size))).pow(4).sum(-1)

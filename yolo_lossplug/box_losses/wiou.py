@@ -26,8 +26,8 @@ SMALLEST_MEAN = 1e-4
 """Floor of the running mean that outliers are measured by: a run of perfect boxes must not divide by 0."""
 
 Momentum = Annotated[float, Option("weight of a step in the running mean of 1 − IoU", above=0, at_most=1)]
-Alpha = Annotated[float, Option("α of the focusing factor", above=1)]
-Delta = Annotated[float, Option("δ, the outlier degree whose factor is 1", above=0)]
+Alpha = Annotated[float, Option("α of the focusing factor, which grows as α^δ", above=1, at_most=10)]
+Delta = Annotated[float, Option("δ, the outlier degree whose factor is 1; it grows as α^δ", above=0, at_most=10)]
 
 
 @box_loss("wiou", formula="exp(ρ²/sg(c²))·(1 − IoU)", paper=PAPER, note="Version 1, without focusing.")

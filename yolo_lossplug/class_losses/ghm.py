@@ -39,7 +39,9 @@ def ghm(
     targets: Tensor,
     *,
     state: Optional[states.Scope] = None,
-    cls_ghm_bins: Annotated[int, Option("bins of the gradient length", at_least=1)] = 10,
+    cls_ghm_bins: Annotated[
+        int, Option("bins of the gradient length, each a pass over all elements", at_least=1, at_most=100)
+    ] = 10,
     cls_ghm_momentum: Annotated[float, Option("weight of the steps before in the counts", at_least=0, below=1)] = 0.75,
 ) -> Tensor:
     """GHM-C = w·BCE, w = N/(R·n): R the smoothed count of the element's bin of |p − y|, n the number of bins in use.
