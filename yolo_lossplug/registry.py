@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any, Callable, NamedTuple, Optional, TypeVar, Union
 
+from yolo_lossplug.option import Option
 from yolo_lossplug.paper import Paper
 
 Function = Callable[..., Any]
@@ -47,49 +48,6 @@ CONTEXT = {
 
 class LossPlugError(ValueError):
     """A mistake of the user: the message names the key, its value and the remedy."""
-
-
-@dataclass(frozen=True)
-class Option:
-    """What a number may be. The default stands in the signature that the option annotates.
-
-    Args:
-        help: What the option means, in a few words.
-        at_least: Smallest value allowed.
-        above: Bound that the value must exceed.
-        at_most: Largest value allowed.
-        below: Bound that the value must stay under.
-    """
-
-    help: str
-    at_least: Optional[float] = None
-    above: Optional[float] = None
-    at_most: Optional[float] = None
-    below: Optional[float] = None
-
-    @property
-    def range(self) -> str:
-        """The allowed interval in mathematical notation, e.g. ``(0.5, 1)`` or ``[0, ∞)``."""
-        low, high = "(-∞", "∞)"
-        if self.above is not None:
-            low = f"({self.above:g}"
-        elif self.at_least is not None:
-            low = f"[{self.at_least:g}"
-        if self.below is not None:
-            high = f"{self.below:g})"
-        elif self.at_most is not None:
-            high = f"{self.at_most:g}]"
-        return f"{low}, {high}"
-
-    def contains(self, value: float) -> bool:
-        """Return whether a finite number lies within the bounds."""
-        return (
-            math.isfinite(value)
-            and (self.at_least is None or value >= self.at_least)
-            and (self.above is None or value > self.above)
-            and (self.at_most is None or value <= self.at_most)
-            and (self.below is None or value < self.below)
-        )
 
 
 class Background(NamedTuple):
@@ -124,6 +82,13 @@ class Parameter:
     def unset(self) -> Optional[str]:
         """What the key holds when the user has not given it: ``None``, or ``"auto"`` where ``None`` is a value."""
         return UNSET_NULLABLE if self.nullable else None
+
+    def samples(self) -> tuple[Any, ...]:
+        """Return values over the range, as `Option.samples` does, of the option's own type, and None if that is one."""
+        values = self.option.samples()
+        if self.type is int:
+            values = tuple(filter(self.option.contains, map(round, values)))
+        return (*dict.fromkeys(map(self.type, values)), *([None] if self.nullable else []))
 
     def check(self, value: Any) -> Any:
         """Return the value as the option's own type.
