@@ -11,7 +11,7 @@ from tests.runs import ROOT
 
 PACKAGE = Path(yolo_lossplug.__file__).parent
 LAYERS = [
-    {"boxes", "shapes", "state", "option", "paper", "charts", "_autoload"},
+    {"boxes", "forms", "shapes", "state", "option", "paper", "charts", "_autoload"},
     {"registry"},
     {"box_losses", "class_losses", "nms", "assigner", "engine", "kernels"},
     {"selection"},

@@ -15,8 +15,9 @@ import typing
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from numbers import Real
-from typing import Any, Callable, NamedTuple, Optional, TypeVar, Union
+from typing import Any, Callable, Optional, TypeVar, Union
 
+from yolo_lossplug.forms import Background, BoxKernel, ClassKernel
 from yolo_lossplug.option import Option
 from yolo_lossplug.paper import Paper
 
@@ -48,13 +49,6 @@ CONTEXT = {
 
 class LossPlugError(ValueError):
     """A mistake of the user: the message names the key, its value and the remedy."""
-
-
-class Background(NamedTuple):
-    """An elementwise class loss at target 0, where nearly all elements are: weight·p^exponent·softplus(x), p = σ(x)."""
-
-    weight: float
-    exponent: float
 
 
 UNSET_NULLABLE = "auto"
@@ -129,6 +123,7 @@ class Spec:
         stage: For a modifier, when it acts: a lower stage acts first, on what is nearer to the base.
         increasing: Options whose values must increase in this order.
         background: For a class loss, takes its options and returns its closed form at target 0; None if it has none.
+        kernel: Takes its options and returns it as the Triton kernels evaluate it; None if they do not have it.
     """
 
     name: str
@@ -143,6 +138,7 @@ class Spec:
     stage: int = 0
     increasing: tuple[str, ...] = ()
     background: Optional[Callable[..., Background]] = None
+    kernel: Optional[Callable[..., Union[BoxKernel, ClassKernel]]] = None
 
     @property
     def year(self) -> int:
@@ -255,7 +251,8 @@ def box_loss(name: str, **about: Any) -> Callable[[F], F]:
         name: Name in kebab-case.
         **about: Attributes of `Spec` for the table of losses: ``formula`` in one line, ``note`` for users, and
             ``paper``, a `Paper`, or its address and ``year``. Besides, ``increasing`` names options whose values must
-            increase in that order.
+            increase in that order, and ``background`` and ``kernel`` say what engines evaluate instead of calling the
+            function.
 
     Raises:
         LossPlugError: If the signature is another one, or the name is taken.

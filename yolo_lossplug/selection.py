@@ -26,6 +26,7 @@ import yolo_lossplug.class_losses  # noqa: F401  both imports fill the registry
 from yolo_lossplug import boxes
 from yolo_lossplug.box_losses import algebra, rotated
 from yolo_lossplug.box_losses.algebra import Part
+from yolo_lossplug.forms import Background, BoxKernel, ClassKernel
 from yolo_lossplug.registry import (
     BOX,
     CLASS,
@@ -35,7 +36,6 @@ from yolo_lossplug.registry import (
     ROTATED,
     ROTATED_MODIFIER,
     SOFTMAX,
-    Background,
     LossPlugError,
     Option,
     Parameter,
@@ -98,6 +98,7 @@ class Loss:
         state: What the loss remembers, its own until it joins a run; None for a loss that remembers nothing.
         kind: ``BOX`` or ``CLASS``.
         background: A class loss at target 0 in closed form, None if it has none.
+        kernel: The loss as the Triton kernels evaluate it, None if they do not have it.
     """
 
     name: str
@@ -107,6 +108,7 @@ class Loss:
     context: frozenset[str] = frozenset()
     state: Optional[Scope] = field(default=None, compare=False, repr=False)
     background: Optional[Background] = field(default=None, compare=False, repr=False)
+    kernel: Optional[Union[BoxKernel, ClassKernel]] = field(default=None, compare=False, repr=False)
 
     def __call__(
         self, pred: Tensor, target: Tensor, *, stride: Optional[Tensor] = None, imgsz: Optional[Tensor] = None
@@ -646,7 +648,8 @@ def _bound(kind: str, name: str, options: Mapping[str, Any]) -> Loss:
     context = frozenset().union(*(s.context for s in used))
     state = State().scoped("own") if "state" in context else None
     background = spec.background(**values) if spec.background else None
-    return Loss(canonical, kind, function, values, context, state, background)
+    kernel = spec.kernel(**values) if spec.kernel and not modifiers else None
+    return Loss(canonical, kind, function, values, context, state, background, kernel)
 
 
 def _modifiers(kind: str) -> list[Spec]:

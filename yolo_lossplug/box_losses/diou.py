@@ -8,6 +8,7 @@ import math
 from torch import Tensor
 
 from yolo_lossplug.boxes import Pair, aspect_angle, ratio
+from yolo_lossplug.forms import BoxKernel, BoxKind
 from yolo_lossplug.paper import Paper
 from yolo_lossplug.registry import overlap_loss
 
@@ -25,7 +26,7 @@ PAPER = Paper(
 )
 
 
-@overlap_loss("diou", formula="1 − IoU + ρ²/c²", paper=PAPER)
+@overlap_loss("diou", formula="1 − IoU + ρ²/c²", paper=PAPER, kernel=lambda: BoxKernel(BoxKind.DIOU))
 def diou(pair: Pair) -> tuple[Tensor, ...]:
     """DIoU loss = 1 − IoU + ρ²/c², in [0, 2): ρ the distance of the centres, c the enclosing diagonal, Eq. 7.
 

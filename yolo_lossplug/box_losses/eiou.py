@@ -6,6 +6,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from yolo_lossplug.boxes import Pair, ratio
+from yolo_lossplug.forms import BoxKernel, BoxKind
 from yolo_lossplug.paper import Paper
 from yolo_lossplug.registry import overlap_loss
 
@@ -27,6 +28,7 @@ PAPER = Paper(
     formula="1 − IoU + ρ²/c² + (w − W)²/cw² + (h − H)²/ch²",
     paper=PAPER,
     note="Efficient IoU; other libraries use the same abbreviation for Extended IoU, a different loss.",
+    kernel=lambda: BoxKernel(BoxKind.EIOU),
 )
 def eiou(pair: Pair) -> tuple[Tensor, ...]:
     """EIoU loss = 1 − IoU + ρ²/c² + (w − W)²/cw² + (h − H)²/ch², in [0, 4), with cw, ch the enclosing sides.

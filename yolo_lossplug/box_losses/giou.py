@@ -6,6 +6,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from yolo_lossplug.boxes import Pair, ratio
+from yolo_lossplug.forms import BoxKernel, BoxKind
 from yolo_lossplug.paper import Paper
 from yolo_lossplug.registry import overlap_loss
 
@@ -26,6 +27,7 @@ PAPER = Paper(
     formula="1 − IoU + (C − U)/C",
     paper=PAPER,
     note="Equals iou where one box lies inside the other; slow on boxes far apart.",
+    kernel=lambda: BoxKernel(BoxKind.GIOU),
 )
 def giou(pair: Pair) -> tuple[Tensor, ...]:
     """GIoU loss = 1 − IoU + (C − U)/C, in [0, 2), with U the union and C the area of the enclosing box: Algorithm 2.

@@ -6,6 +6,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from yolo_lossplug.boxes import Pair
+from yolo_lossplug.forms import BoxKernel, BoxKind
 from yolo_lossplug.paper import Paper
 from yolo_lossplug.registry import box_loss, overlap_loss
 
@@ -23,7 +24,13 @@ SMALLEST_IOU = 1e-6
 """Floor of the IoU under the logarithm: a pair without overlap costs −ln 1e-6 = 13.8155."""
 
 
-@overlap_loss("iou", formula="1 − IoU", paper=PAPER, note="No gradient for boxes that do not overlap.")
+@overlap_loss(
+    "iou",
+    formula="1 − IoU",
+    paper=PAPER,
+    note="No gradient for boxes that do not overlap.",
+    kernel=lambda: BoxKernel(BoxKind.IOU),
+)
 def iou(pair: Pair) -> tuple[Tensor, ...]:
     """IoU loss = 1 − IoU, in [0, 1]: the linear form of the loss of Yu et al., UnitBox, ACM MM 2016.
 

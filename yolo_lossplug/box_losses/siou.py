@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from yolo_lossplug.boxes import Pair, power, ratio, relative_difference
+from yolo_lossplug.forms import BoxKernel, BoxKind
 from yolo_lossplug.paper import Paper
 from yolo_lossplug.registry import Option, overlap_loss
 
@@ -26,6 +27,7 @@ PAPER = Paper(
     formula="1 − IoU + Δ/2 + Ω/2",
     paper=PAPER,
     note="The angle term couples the axes; the gradient jumps where the centres are aligned.",
+    kernel=lambda siou_theta: BoxKernel(BoxKind.SIOU, siou_theta),
 )
 def siou(
     pair: Pair,

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from yolo_lossplug.boxes import power
 from yolo_lossplug.class_losses.bce import bce
+from yolo_lossplug.forms import Background, ClassKernel, ClassKind
 from yolo_lossplug.paper import Paper
-from yolo_lossplug.registry import Background, Option, class_loss
+from yolo_lossplug.registry import Option, class_loss
 
 PAPER = Paper(
     "https://arxiv.org/abs/1708.02002",
@@ -34,6 +35,9 @@ Gamma = Annotated[float, Option("exponent that damps easy elements; 0 damps none
     "The sum shrinks by one or two orders: raise the gain 'cls'.",
     background=lambda cls_focal_gamma, cls_focal_alpha: Background(
         1 if cls_focal_alpha is None else 1 - cls_focal_alpha, cls_focal_gamma
+    ),
+    kernel=lambda cls_focal_gamma, cls_focal_alpha: ClassKernel(
+        ClassKind.FOCAL, cls_focal_gamma, -1.0 if cls_focal_alpha is None else cls_focal_alpha
     ),
 )
 def focal(

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from yolo_lossplug.boxes import power
 from yolo_lossplug.class_losses.bce import bce
+from yolo_lossplug.forms import Background, ClassKernel, ClassKind
 from yolo_lossplug.paper import Paper
-from yolo_lossplug.registry import Background, Option, class_loss
+from yolo_lossplug.registry import Option, class_loss
 
 PAPER = Paper(
     "https://arxiv.org/abs/2006.04388",
@@ -31,6 +32,7 @@ PAPER = Paper(
     paper=PAPER,
     note="The focal form for soft targets: smallest, and 0, at p = y. The sum shrinks: raise the gain 'cls'.",
     background=lambda cls_qfl_beta: Background(1, cls_qfl_beta),
+    kernel=lambda cls_qfl_beta: ClassKernel(ClassKind.QUALITY, cls_qfl_beta),
 )
 def qfl(
     logits: Tensor,

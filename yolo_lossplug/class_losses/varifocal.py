@@ -10,8 +10,9 @@ from torch import Tensor
 
 from yolo_lossplug.boxes import power
 from yolo_lossplug.class_losses.bce import bce
+from yolo_lossplug.forms import Background, ClassKernel, ClassKind
 from yolo_lossplug.paper import Paper
-from yolo_lossplug.registry import Background, Option, class_loss
+from yolo_lossplug.registry import Option, class_loss
 
 PAPER = Paper(
     "https://arxiv.org/abs/2008.13367",
@@ -31,6 +32,7 @@ PAPER = Paper(
     paper=PAPER,
     note="Positives are weighted by their target and not damped. The sum shrinks: raise the gain 'cls'.",
     background=lambda cls_vfl_gamma, cls_vfl_alpha: Background(cls_vfl_alpha, cls_vfl_gamma),
+    kernel=lambda cls_vfl_gamma, cls_vfl_alpha: ClassKernel(ClassKind.VARIFOCAL, cls_vfl_gamma, cls_vfl_alpha),
 )
 def varifocal(
     logits: Tensor,
