@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from tests import checks
-from yolo_lossplug import create_box_loss, list_box_losses
-from yolo_lossplug.registry import MODIFIER, REGISTRY
+from yolo_lossplug import create_box_loss, create_class_loss, list_box_losses
+from yolo_lossplug.boxes import as_float, promote
+from yolo_lossplug.registry import MODIFIER, REGISTRY, box_loss, class_loss
 
 STACKS = [
     "focal-alpha-ciou",
@@ -31,6 +32,35 @@ def test_contract(check, name):
 @checks.parametrized(checks.BOX_ON_DEVICE, NAMES)
 def test_contract_on_device(check, name, device):
     check(name, device)
+
+
+def test_products_of_matrices_stay_float32_under_autocast(device, registry):
+    """Autocast takes these to half precision, and no loss of the package has one."""
+
+    @box_loss("with-a-matmul")
+    def with_a_matmul(pred, target):
+        return ((pred - target) @ torch.full((4, 1), 1 / 3, device=pred.device)).squeeze(-1).square()
+
+    @class_loss("with-a-matmul")
+    def with_a_matmul_of_classes(logits, targets):
+        return ((logits - targets) @ torch.eye(6, device=logits.device) / 3).square()
+
+    for loss, inputs in (
+        (create_box_loss("with-a-matmul"), checks.boxes(torch.float32, device)),
+        (create_class_loss("with-a-matmul"), checks.grid(torch.float32, device)),
+    ):
+        with torch.autocast(device, dtype=torch.bfloat16):
+            found = loss(*inputs)
+        assert found.dtype == torch.float32 and torch.equal(found, loss(*inputs))
+
+
+@pytest.mark.parametrize(("dtype", "largest"), [(torch.float16, 65504.0), (torch.bfloat16, 3.38953139e38)], ids=str)
+def test_a_gradient_saturates_where_half_precision_would_overflow(dtype, largest):
+    one = torch.tensor([1.0, 2, -3], dtype=dtype, requires_grad=True)
+    (as_float(one) * torch.tensor([3.4e38, 1.0, -3.4e38])).sum().backward()
+    assert one.grad.dtype == dtype and one.grad.tolist() == pytest.approx([largest, 1, -largest])
+    promote(one).sum().backward()
+    assert one.grad[1] == 2
 
 
 @pytest.mark.parametrize("seed", range(20))
