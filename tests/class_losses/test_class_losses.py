@@ -65,6 +65,19 @@ def test_ghm_equals_the_numbers_of_others(bins):
     torch.testing.assert_close(logits.grad, torch.tensor(entry["grad"]).double(), rtol=1e-5, atol=1e-6)
 
 
+def test_ghm_does_not_depend_on_the_size_of_a_batch():
+    """Nor does what it remembers: batches of validation, and the last one of an epoch, weigh the same."""
+    logits, targets = checks.grid()
+    twice = torch.cat((logits, logits)), torch.cat((targets, targets))
+    single, double = (create_class_loss("ghm") for _ in range(2))
+    for _ in range(3):
+        torch.testing.assert_close(double(*twice), single(logits, targets).repeat(2, 1))
+    with torch.no_grad():
+        for loss in (single, double):
+            torch.testing.assert_close(loss(*twice), loss(logits, targets).repeat(2, 1))
+    assert torch.equal(single.state.get("shares", torch.zeros(10)), double.state.get("shares", torch.zeros(10)))
+
+
 @pytest.mark.parametrize("mean", [0.5, 0.3, 0.1])
 def test_slide_equals_the_numbers_of_others(mean):
     entry = ENTRIES[f"slide_bce_mu{mean}"]
