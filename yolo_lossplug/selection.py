@@ -9,7 +9,7 @@ import importlib.util
 import sys
 import warnings
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
@@ -111,28 +111,38 @@ class Loss:
     kernel: Optional[Union[BoxKernel, ClassKernel]] = field(default=None, compare=False, repr=False)
 
     def __call__(
-        self, pred: Tensor, target: Tensor, *, stride: Optional[Tensor] = None, imgsz: Optional[Tensor] = None
+        self,
+        pred: Tensor,
+        target: Tensor,
+        *,
+        stride: Union[Tensor, float, None] = None,
+        imgsz: Union[Tensor, int, Sequence[int], None] = None,
     ) -> Tensor:
         """Return the loss, computed in float32 (float64 stays) whatever autocast says.
 
         Args:
             pred: Boxes (N, 4) x1 y1 x2 y2, or logits of any shape.
             target: Boxes (N, 4) in the same unit, or soft targets in [0, 1] of the same shape.
-            stride: Pixels per box unit (N, 1); None where boxes are in pixels. For box losses that want it.
-            imgsz: Height and width of the network input in pixels (2,). For box losses that want it.
+            stride: Pixels per box unit, a number or one for each pair (N, 1); None where boxes are in pixels. For box
+                losses that want it.
+            imgsz: Height and width of the network input in pixels, or its side. For box losses that want it.
 
         Returns:
             One loss per pair (N,), or per element.
 
         Raises:
             LossPlugError: If a function of the user's own returns something else, or a result without gradient, or
-                changes its inputs.
+                changes its inputs; if stride or imgsz are something else.
         """
-        known = {"stride": stride, "imgsz": imgsz, "state": self.state}
-        context = {key: known[key] for key in self.context}
         is_elementwise = self.kind in (CLASS, SOFTMAX)
         raise_dtype = boxes.as_float if is_elementwise else boxes.promote
         given = raise_dtype(pred), raise_dtype(target)  # copies for some, which the promise holds for too
+        known = {
+            "stride": _expanded("stride", stride, (*pred.shape[:1], 1), given[0]),
+            "imgsz": _expanded("imgsz", imgsz, (2,), given[0]),
+            "state": self.state,
+        }
+        context = {key: known[key] for key in self.context}
         before = _versions(*given)
         with _no_autocast(pred.device.type):
             loss = self.function(*given, **context)
@@ -246,11 +256,21 @@ def keys() -> dict[str, Optional[str]]:
 
 
 def given_keys(args: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those of our keys that arguments give a value, with the values."""
-    found = {key: args[key] for key, unset in keys().items() if key in args and args[key] != unset}
+    """Return those of our keys that arguments give a value, with the values; arrays, tensors and series are lists."""
+    values = {key: (_plain(args[key]), unset) for key, unset in keys().items() if key in args}
+    found = {key: value for key, (value, unset) in values.items() if not _is_unset(value, unset)}
     if found.get(REPORT) is False:
         del found[REPORT]
     return found
+
+
+def _is_unset(value: Any, unset: Optional[str]) -> bool:
+    return value is unset or (isinstance(value, str) and value == unset)  # a table compares by element
+
+
+def _plain(value: Any) -> Any:
+    method = getattr(value, "tolist", None) or getattr(value, "to_list", None)
+    return method() if callable(method) else value
 
 
 def select(args: Mapping[str, Any]) -> Selection:
@@ -497,6 +517,21 @@ def load_module(place: str, asked: str) -> ModuleType:
         del sys.modules[name]
         raise LossPlugError(f"{asked}: {path} fails when loaded ({type(error).__name__}: {error}).") from error
     return module
+
+
+def _expanded(name: str, value: Any, shape: tuple[int, ...], like: Tensor) -> Optional[Tensor]:
+    """Return numbers as a tensor of a shape, of the type and on the device of another tensor; None stays.
+
+    Raises:
+        LossPlugError: If they are no numbers, or too many.
+    """
+    if value is None:
+        return None
+    try:
+        tensor = value if isinstance(value, Tensor) else torch.as_tensor(value, dtype=like.dtype, device=like.device)
+        return tensor.expand(shape)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise LossPlugError(f"{name}={value} must be a number, or numbers of shape {shape}.") from error
 
 
 def _versions(*tensors: Tensor) -> list[int]:
