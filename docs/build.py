@@ -15,7 +15,6 @@ from pathlib import Path
 from mkdocs.structure.files import File
 
 from yolo_lossplug import cli
-from yolo_lossplug.papers import PAPERS
 from yolo_lossplug.registry import BOX, CLASS, MODIFIER, OVERLAP, REGISTRY, ROTATED, ROTATED_MODIFIER, SOFTMAX
 from yolo_lossplug.tools import curves, simulate
 from yolo_lossplug.tools.arms import arms
@@ -154,9 +153,9 @@ def family_page(key, specs):
             lines += [""]
         lines += [f"::: {spec.function.__module__}.{spec.function.__qualname__}"]
         lines += ["    options:", "      show_root_heading: false", "      show_root_toc_entry: false", ""]
-    cited = dict.fromkeys(spec.paper for spec in specs if spec.paper in PAPERS)
+    cited = cli.entries(specs)
     if cited:
-        lines += ["## Citation", "", "```bibtex", *(PAPERS[address].bibtex(address) for address in cited), "```", ""]
+        lines += ["## Citation", "", "```bibtex", *cited, "```", ""]
     return "\n".join(lines)
 
 

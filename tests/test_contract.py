@@ -46,11 +46,21 @@ def test_another_loss_changes_the_box_term_alone(one):
         assert (cls, dfl) == pytest.approx(stock[branch][1:], rel=2e-4)
 
 
-def test_gradients_are_finite_and_others(one):
-    _, stock = step(one, is_stock=True)
-    _, ours = step(one)
+def test_another_loss_changes_the_gradient_of_the_box_branch_alone(one):
+    (_, stock), (_, ours) = step(one, is_stock=True), step(one)
     assert all(slope.isfinite().all() for slope in ours)
-    assert any(not torch.allclose(a, b) for a, b in zip(stock, ours))
+    names = [name for name, p in one.model.named_parameters() if p.grad is not None]
+    head = f"model.{len(one.model.model) - 1}."
+
+    def difference(branch):
+        """Relative to the norm of all gradients of a branch of the head, of both where there are two."""
+        places = tuple(f"{head}{prefix}{branch}." for prefix in ("", "one2one_"))
+        rows = [(a, b) for name, a, b in zip(names, stock, ours) if name.startswith(places)]
+        before, after = (torch.cat([slope.flatten() for slope in column]) for column in zip(*rows))
+        return ((after - before).norm() / before.norm()).item()
+
+    assert difference("cv2") > 0.05, "boxes"
+    assert difference("cv3") < 1e-4, "classes"
 
 
 @pytest.mark.parametrize("keys", [{"loss": "focal-inner-eiou", "cls_loss": "qfl"}, {"loss": "wiou-v3", "tal_topk": 6}])

@@ -2,16 +2,18 @@
 """Imports point down only, and Ultralytics is imported in one folder."""
 
 import ast
+import sys
 from pathlib import Path
 
 import pytest
 
 import yolo_lossplug
 from tests.runs import ROOT
+from yolo_lossplug.registry import REGISTRY
 
 PACKAGE = Path(yolo_lossplug.__file__).parent
 LAYERS = [
-    {"boxes", "shapes", "state", "papers", "charts", "_autoload"},
+    {"boxes", "forms", "shapes", "state", "option", "paper", "charts", "_autoload"},
     {"registry"},
     {"box_losses", "class_losses", "nms", "sparse", "kernels"},
     {"selection"},
@@ -55,12 +57,65 @@ def test_imports_point_down(path):
             assert level(target) <= level(unit(path)), f"{path.name} imports {name}"
 
 
+LOSSES = {*yolo_lossplug.list_box_losses(), *(spec.name for spec in REGISTRY)}
+OPTIONS = set(REGISTRY.parameters())
+
+
+def words(*nodes):
+    """Return the strings that code holds."""
+    constants = (c.value for node in nodes if node for c in ast.walk(node) if isinstance(c, ast.Constant))
+    return {value for value in constants if isinstance(value, str)}
+
+
+def compared(code):
+    """Return the strings that code compares with, or matches."""
+    kinds = (ast.Compare, getattr(ast, "MatchValue", ast.Compare))
+    return words(*(node for node in ast.walk(code) if isinstance(node, kinds)))
+
+
+def tables(code):
+    """Yield the keys of every dictionary."""
+    for node in ast.walk(code):
+        if isinstance(node, ast.Dict):
+            yield words(*node.keys)
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict":
+            yield {keyword.arg for keyword in node.keywords}
+
+
+def decides_on_losses(code):
+    """Return whether code has a branch or a table of losses, or names an option of one: that belongs into its file.
+
+    One column of several that is named like a loss makes no table of losses.
+    """
+    is_table = any(len(keys & LOSSES) > len(keys - LOSSES) for keys in tables(code))
+    return is_table or bool(compared(code) & LOSSES) or bool(words(code) & OPTIONS)
+
+
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_no_branch_on_the_name_of_a_loss(path):
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Compare):
-            words = {c.value for c in ast.walk(node) if isinstance(c, ast.Constant) and isinstance(c.value, str)}
-            assert not words & {*yolo_lossplug.list_box_losses(), *yolo_lossplug.list_class_losses()}
+    is_own = unit(path) in ("box_losses", "class_losses")
+    assert is_own or not decides_on_losses(ast.parse(path.read_text(encoding="utf-8")))
+
+
+BRANCHES = [
+    'if name == "eiou": pass',
+    'kind = {"giou": 1, "focal-eiou": 2}[name]',
+    'kind = {"qfl": 1}.get(name)',
+    "kind = dict(iou=1, giou=2)[name]",
+    'theta = options.get("siou_theta", 0.0)',
+    'is_rotated = name in ("kld", "many", "other", "words")',
+    'match name:\n    case "ce" | "focal": pass',
+]
+
+
+@pytest.mark.parametrize("branch", BRANCHES)
+def test_branches_are_seen(branch):
+    if branch.startswith("match") and sys.version_info < (3, 10):
+        branch = BRANCHES[0]
+    assert decides_on_losses(ast.parse(branch))
+    assert not decides_on_losses(
+        ast.parse('row = {"iou": 0.5, "loss": name}; STOCK = "ciou"; CHOICES = ("iou", "giou")')
+    )
 
 
 def test_every_source_file_names_its_licence():

@@ -5,12 +5,13 @@ import pickle
 import sys
 from typing import Annotated, Optional
 
+import numpy as np
 import pytest
 import torch
 
 from yolo_lossplug import LossPlugError, Option, create_box_loss, create_class_loss, list_box_losses, list_class_losses
 from yolo_lossplug.registry import BOX, REGISTRY, Parameter, box_loss, class_loss
-from yolo_lossplug.selection.keys import keys
+from yolo_lossplug.selection.keys import given_keys, keys
 from yolo_lossplug.selection.own import load_own
 from yolo_lossplug.selection.select import select
 
@@ -177,6 +178,46 @@ def test_create():
         create_class_loss("bce", gamma=2)
     with pytest.raises(LossPlugError, match="Did you mean 'qfl'"):
         create_class_loss("qfll")
+
+
+@pytest.mark.parametrize("kind", ["numpy.array", "numpy.float32", "torch.tensor", "pandas.Series", "polars.Series"])
+def test_arrays_are_lists(kind):
+    module, _, name = kind.partition(".")
+    kind = getattr(pytest.importorskip(module), name)
+    selection = select({"cls_weights": kind([1.0, 2.5]), "loss": "focal-iou", "focal_gamma": np.float32(0.25)})
+    assert selection.cls_weights == [1.0, 2.5] and selection.given == {"cls_weights", "loss", "focal_gamma"}
+    assert given_keys({"cls_weights": kind([3.0, 1.0]), "focal_gamma": None}) == {"cls_weights": [3.0, 1.0]}
+    assert select({**selection.resolved(), "cls_weights": kind([1.0, 2.5])}) == selection
+    with pytest.raises(LossPlugError, match="cls_weights=-1 is out of range"):
+        select({"cls_weights": kind([1.0, -1.0])})
+
+
+def test_an_array_of_no_or_of_other_shape_is_refused():
+    for value in (np.array([]), np.array(2.0), np.ones((2, 2))):
+        with pytest.raises(LossPlugError, match="cls_weights="):
+            select({"cls_weights": value})
+
+
+@pytest.mark.parametrize("imgsz", [640, (480, 640), [640, 480], torch.tensor([480, 640]), torch.tensor(640.0)], ids=str)
+@pytest.mark.parametrize("stride", [8, 8.0, torch.tensor(8), torch.full((3, 1), 8.0)], ids=str)
+def test_context_by_hand(imgsz, stride):
+    pred, target = torch.rand(2, 3, 4, dtype=torch.float64).requires_grad_()
+    height, width = (imgsz, imgsz) if torch.as_tensor(imgsz).ndim == 0 else imgsz
+    corners = (64 * (pred - target).square()).sum(-1) / (height**2 + width**2)
+    expected = create_box_loss("iou")(pred, target) + corners
+    torch.testing.assert_close(create_box_loss("mpdiou")(pred, target, imgsz=imgsz, stride=stride), expected)
+    distance = create_box_loss("nwd")(pred * 8, target * 8)
+    torch.testing.assert_close(create_box_loss("nwd")(pred, target, stride=stride), distance)
+
+
+def test_context_of_another_shape_is_refused():
+    for context, message in (
+        ({"imgsz": "640"}, r"imgsz=640 must be a number, or numbers of shape \(2,\)"),
+        ({"imgsz": (1, 2, 3)}, r"imgsz=\(1, 2, 3\) must be a number"),
+        ({"stride": torch.ones(2, 1)}, r"stride=.* or numbers of shape \(3, 1\)"),
+    ):
+        with pytest.raises(LossPlugError, match=f"(?s){message}"):
+            create_box_loss("mpdiou")(torch.rand(3, 4), torch.rand(3, 4), **context)
 
 
 def test_lists():

@@ -7,7 +7,7 @@ import importlib
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 import yolo_lossplug
@@ -111,7 +111,7 @@ def show_losses() -> None:
     for title, _, specs in _sections():
         print(title)
         for spec in specs:
-            source = f"  [{spec.paper}, {spec.year}]" if spec.paper else ""
+            source = f"  [{spec.paper.address}, {spec.year}]" if spec.paper else ""
             print(f"  {shown(spec):<13}{spec.formula}{source}")
             if spec.note:
                 print(f"  {'':<13}{spec.note}")
@@ -147,7 +147,6 @@ def explanation(name: str) -> str:
     Raises:
         LossPlugError: If there is no such loss.
     """
-    from yolo_lossplug.papers import PAPERS
     from yolo_lossplug.registry import CLASS, OVERLAP, SOFTMAX
 
     specs = _parts(name)
@@ -160,9 +159,7 @@ def explanation(name: str) -> str:
         lines += ["", f"{shown(spec)}: {spec.formula}"]
         lines += [f"  {p.key}={p.default} in {p.option.range}: {p.option.help}" for p in spec.parameters.values()]
         if spec.paper:
-            paper = PAPERS.get(spec.paper)
-            cited = f"{paper.authors}: {paper.title}. {paper.venue} {paper.year}. " if paper else ""
-            lines.append(f"  {cited}{spec.paper}")
+            lines.append(f"  {spec.paper.citation}")
         if spec.note:
             lines.append(f"  Note: {spec.note}")
     return "\n".join(line for i, line in enumerate(lines) if line or i > 1)
@@ -174,10 +171,13 @@ def bibtex(name: str) -> str:
     Raises:
         LossPlugError: If there is no such loss.
     """
-    from yolo_lossplug.papers import PAPERS
+    return "\n\n".join(entries(_parts(name)))
 
-    addresses = dict.fromkeys(spec.paper for spec in _parts(name) if spec.paper in PAPERS)
-    return "\n\n".join(PAPERS[address].bibtex(address) for address in addresses)
+
+def entries(specs: Iterable[Spec]) -> list[str]:
+    """Return the BibTeX entries of losses, each paper once."""
+    papers = dict.fromkeys(spec.paper for spec in specs if spec.paper)
+    return [paper.bibtex for paper in papers if paper.bibtex]
 
 
 def _parts(name: str) -> list[Spec]:
@@ -231,7 +231,7 @@ def _cells(spec: Spec) -> str:
 
     name = f"`{shown(spec)}`{' ∘' if spec.kind == OVERLAP else ''}"
     options = "<br>".join(f"`{p.key}` = {p.default} in {p.option.range}" for p in spec.parameters.values())
-    source = f"[{spec.year}]({spec.paper})" if spec.paper else ""
+    source = f"[{spec.year}]({spec.paper.address})" if spec.paper else ""
     return f"{name} | {spec.formula.replace('|', chr(92) + '|')} | {options} | {source}"
 
 

@@ -15,7 +15,11 @@ import typing
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from numbers import Real
-from typing import Any, Callable, NamedTuple, Optional, TypeVar
+from typing import Any, Callable, Optional, TypeVar, Union
+
+from yolo_lossplug.forms import Background, BoxKernel, ClassKernel
+from yolo_lossplug.option import Option
+from yolo_lossplug.paper import Paper
 
 Function = Callable[..., Any]
 F = TypeVar("F", bound=Function)
@@ -47,56 +51,6 @@ class LossPlugError(ValueError):
     """A mistake of the user: the message names the key, its value and the remedy."""
 
 
-@dataclass(frozen=True)
-class Option:
-    """What a number may be. The default stands in the signature that the option annotates.
-
-    Args:
-        help: What the option means, in a few words.
-        at_least: Smallest value allowed.
-        above: Bound that the value must exceed.
-        at_most: Largest value allowed.
-        below: Bound that the value must stay under.
-    """
-
-    help: str
-    at_least: Optional[float] = None
-    above: Optional[float] = None
-    at_most: Optional[float] = None
-    below: Optional[float] = None
-
-    @property
-    def range(self) -> str:
-        """The allowed interval in mathematical notation, e.g. ``(0.5, 1)`` or ``[0, ∞)``."""
-        low, high = "(-∞", "∞)"
-        if self.above is not None:
-            low = f"({self.above:g}"
-        elif self.at_least is not None:
-            low = f"[{self.at_least:g}"
-        if self.below is not None:
-            high = f"{self.below:g})"
-        elif self.at_most is not None:
-            high = f"{self.at_most:g}]"
-        return f"{low}, {high}"
-
-    def contains(self, value: float) -> bool:
-        """Return whether a finite number lies within the bounds."""
-        return (
-            math.isfinite(value)
-            and (self.at_least is None or value >= self.at_least)
-            and (self.above is None or value > self.above)
-            and (self.at_most is None or value <= self.at_most)
-            and (self.below is None or value < self.below)
-        )
-
-
-class Background(NamedTuple):
-    """An elementwise class loss at target 0, where nearly all elements are: weight·p^exponent·softplus(x), p = σ(x)."""
-
-    weight: float
-    exponent: float
-
-
 UNSET_NULLABLE = "auto"
 
 
@@ -122,6 +76,13 @@ class Parameter:
     def unset(self) -> Optional[str]:
         """What the key holds when the user has not given it: ``None``, or ``"auto"`` where ``None`` is a value."""
         return UNSET_NULLABLE if self.nullable else None
+
+    def samples(self) -> tuple[Any, ...]:
+        """Return values over the range, as `Option.samples` does, of the option's own type, and None if that is one."""
+        values = self.option.samples()
+        if self.type is int:
+            values = tuple(filter(self.option.contains, map(round, values)))
+        return (*dict.fromkeys(map(self.type, values)), *([None] if self.nullable else []))
 
     def check(self, value: Any) -> Any:
         """Return the value as the option's own type.
@@ -156,13 +117,13 @@ class Spec:
         parameters: Its options by key.
         context: Which of `CONTEXT` it wants.
         formula: One line.
-        paper: Address of the paper, empty if there is none.
-        year: Year of the paper, 0 if there is none.
+        paper: Where it was published, None if nowhere.
         note: What a user should know before choosing it.
         bases: For a modifier, the overlap losses it applies to; empty means all.
         stage: For a modifier, when it acts: a lower stage acts first, on what is nearer to the base.
         increasing: Options whose values must increase in this order.
         background: For a class loss, takes its options and returns its closed form at target 0; None if it has none.
+        kernel: Takes its options and returns it as the Triton kernels evaluate it; None if they do not have it.
     """
 
     name: str
@@ -171,13 +132,18 @@ class Spec:
     parameters: Mapping[str, Parameter]
     context: frozenset[str]
     formula: str = ""
-    paper: str = ""
-    year: int = 0
+    paper: Optional[Paper] = None
     note: str = ""
     bases: frozenset[str] = frozenset()
     stage: int = 0
     increasing: tuple[str, ...] = ()
     background: Optional[Callable[..., Background]] = None
+    kernel: Optional[Callable[..., Union[BoxKernel, ClassKernel]]] = None
+
+    @property
+    def year(self) -> int:
+        """Year of the paper, 0 if there is none."""
+        return self.paper.year if self.paper else 0
 
     def bind(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Return this function's keyword arguments: those of `options` that are its own, checked, else the defaults.
@@ -283,8 +249,10 @@ def box_loss(name: str, **about: Any) -> Callable[[F], F]:
 
     Args:
         name: Name in kebab-case.
-        **about: Attributes of `Spec` for the table of losses: ``formula`` in one line, ``paper`` address, ``year``,
-            ``note`` for users; and ``increasing``, options whose values must increase in that order.
+        **about: Attributes of `Spec` for the table of losses: ``formula`` in one line, ``note`` for users, and
+            ``paper``, a `Paper`, or its address and ``year``. Besides, ``increasing`` names options whose values must
+            increase in that order, and ``background`` and ``kernel`` say what engines evaluate instead of calling the
+            function.
 
     Raises:
         LossPlugError: If the signature is another one, or the name is taken.
@@ -351,7 +319,12 @@ def spec_of(kind: str, name: str, function: Function, **about: Any) -> Spec:
     parameters, context = _read_signature(kind, function)
     summary = (inspect.getdoc(function) or "").partition("\n")[0]
     about["formula"] = about.get("formula") or summary
+    about["paper"] = _paper(about.get("paper"), about.pop("year", 0))
     return Spec(name, kind, function, parameters, context, **about)
+
+
+def _paper(declared: Union[Paper, str, None], year: int) -> Optional[Paper]:
+    return Paper(declared, year=year) if isinstance(declared, str) and declared else declared or None
 
 
 def _declare(kind: str, name: str, about: Mapping[str, Any]) -> Callable[[F], F]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests import checks, oracles, rotated_oracles
 from yolo_lossplug import create_box_loss
 from yolo_lossplug.box_losses.rotated import Gaussian, gaussian, hellinger, wasserstein
 from yolo_lossplug.registry import REGISTRY, ROTATED, LossPlugError
@@ -51,53 +52,33 @@ WILD = torch.tensor(
 )
 
 
-def covariance(box):
-    _, _, w, h, angle = box.tolist()
-    rotation = torch.tensor([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]).double()
-    return rotation @ torch.diag(torch.tensor([w * w, h * h]).double()) @ rotation.T
-
-
-def oracle(name, p, t, tau=1.0):
-    """The formulas with matrices, their roots and inverses."""
-    d, sp, st = (p[:2] - t[:2]).double(), covariance(p), covariance(t)
-    if name == "probiou":
-        sp, st = sp / 12, st / 12
-        s = (sp + st) / 2
-        b = d @ s.inverse() @ d / 8 + 0.5 * torch.log(s.det() / (sp.det() * st.det()).sqrt())
-        return math.sqrt(max(1 - math.exp(-min(b.item(), 100)), 0))
-    sp, st = sp / 4, st / 4
-    if name == "gwd":
-        values, vectors = torch.linalg.eigh(sp)
-        root = vectors @ torch.diag(values.sqrt()) @ vectors.T
-        cross = torch.linalg.eigvalsh(root @ st @ root).clamp(min=0).sqrt().sum()
-        squared = d @ d + sp.trace() + st.trace() - 2 * cross
-        distance = math.sqrt(max(squared.item(), 0)) / (2 * (sp.det() * st.det()).item() ** 0.125)
-        return 1 - 1 / (tau + math.log1p(distance))
-    if name == "kld":
-        inverse = st.inverse()
-        divergence = 0.5 * (d @ inverse @ d + (inverse @ sp).trace() + torch.log(st.det() / sp.det())) - 1
-        return 1 - 1 / (tau + math.log1p(math.sqrt(max(divergence.item(), 0))))
-    overlap = sp - sp @ (sp + st).inverse() @ sp
-    vp, vt, v = (4 * s.det().clamp(min=0).sqrt() for s in (sp, st, overlap))
-    side = math.sqrt(t[2].item() * t[3].item())
-    centres = sum(0.5 * x * x if abs(x) < 1 else abs(x) - 0.5 for x in (d / side).tolist()) / 2
-    return math.exp(1 - 3 * (v / (vp + vt - v)).item()) - 1 + centres
-
-
 def pairs(n=40):
     rng = torch.Generator().manual_seed(8)
     target = torch.rand(n, 5, generator=rng, dtype=torch.float64) * torch.tensor([20.0, 20, 12, 6, 3]) + 1
     return target + torch.randn(n, 5, generator=rng, dtype=torch.float64) * 0.6, target
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *STACKS])
 def test_equals_the_formula_with_matrices(name):
-    pred, target = pairs()
-    for tau in (1.0, 2.5) if name in ("gwd", "kld") else (1.0,):
-        options = {f"{name}_tau": tau} if tau != 1 else {}
-        expected = [oracle(name, p, t, tau) for p, t in zip(pred, target)]
+    oracle, (pred, target) = rotated_oracles.rotated(name), pairs()
+    for options in checks.choices(create_box_loss(name)):
+        values = [oracle(p, t, **options) for p, t in zip(pred.tolist(), target.tolist())]
         found = create_box_loss(name, **options)(pred, target)
-        torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(found, torch.tensor(values, dtype=torch.float64), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", [*NAMES, *STACKS])
+def test_has_the_gradient_of_the_formula(name):
+    """What the oracle holds constant is detached, and nothing else."""
+    oracle, (pred, target) = rotated_oracles.rotated(name), pairs(9)
+    create_box_loss(name)(pred.requires_grad_(), target).sum().backward()
+    rows = [oracles.gradient(lambda p: oracle(p, t), p) for p, t in zip(pred.tolist(), target.tolist())]  # noqa: B023
+    torch.testing.assert_close(pred.grad, torch.tensor(rows, dtype=torch.float64), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", [*NAMES, *STACKS])
+def test_every_option_shows(name):
+    checks.every_option_shows(create_box_loss, name, pairs())
 
 
 def test_compares_all_the_numbers_of_others():
@@ -138,27 +119,6 @@ def test_finite_for_every_pair(name, dtype, device):
     empty = torch.zeros(0, 5, device=device, requires_grad=True)
     create_box_loss(name)(empty, torch.zeros(0, 5, device=device)).sum().backward()
     assert empty.grad.shape == (0, 5)
-
-
-@pytest.mark.parametrize("base", NAMES)
-@pytest.mark.parametrize("gamma", [0.5, 2.0])
-def test_focal_weighs_by_the_detached_overlap(base, gamma):
-    pred, target = pairs()
-    pred.requires_grad_()
-    overlap = torch.tensor([1 - oracle("probiou", p, t) for p, t in zip(pred.detach(), target)], dtype=torch.float64)
-    plain = create_box_loss(base)(pred, target)
-    found = create_box_loss(f"focal-{base}", focal_gamma=gamma)(pred, target)
-    torch.testing.assert_close(found, plain * overlap**gamma, rtol=1e-6, atol=1e-7)
-    gradient, expected = (torch.autograd.grad(loss.sum(), pred)[0] for loss in (found, plain))
-    torch.testing.assert_close(gradient, expected * (overlap**gamma).unsqueeze(-1), rtol=1e-6, atol=1e-7)
-
-
-@pytest.mark.parametrize("base", ["probiou", "gwd", "kld"])
-def test_alpha_raises_the_overlap(base):
-    pred, target = pairs()
-    expected = [1 - (1 - oracle(base, p, t)) ** 2.5 for p, t in zip(pred, target)]
-    found = create_box_loss(f"alpha-{base}", alpha_power=2.5)(pred, target)
-    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=1e-6, atol=1e-7)
 
 
 def test_prefixes_without_meaning_are_refused():

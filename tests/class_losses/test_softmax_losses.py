@@ -2,7 +2,6 @@
 """Losses of the classify task, alone and in its criterion."""
 
 import json
-import math
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from ultralytics.utils.loss import v8ClassificationLoss
 
+from tests import checks, oracles
 from tests.runs import Log, results, train
 from yolo_lossplug.registry import REGISTRY, SOFTMAX, LossPlugError
 from yolo_lossplug.selection.select import select
@@ -61,21 +61,23 @@ def test_criterion_equals_torch(smoothing, weights):
     assert logged == found.detach()
 
 
-@pytest.mark.parametrize(("name", "key"), [("focal", "cls_focal_gamma"), ("poly", "cls_poly_epsilon")])
-def test_scalar_formula_and_neutral_option(name, key):
+@pytest.mark.parametrize("name", NAMES)
+def test_equals_the_scalar_formula(name):
     logits, labels = batch()
     targets = F.one_hot(labels, 5).double()
     p = logits.detach().softmax(-1)[range(7), labels].tolist()
-    formula = {
-        "focal": lambda p, gamma: -((1 - p) ** gamma) * math.log(p),
-        "poly": lambda p, epsilon: -math.log(p) + epsilon * (1 - p),
-    }[name]
-    for value in (0.5, 2.0):
-        found = made(cls_loss=name, **{key: value})(logits, targets).sum(-1)
-        expected = torch.tensor([formula(x, value) for x in p], dtype=torch.float64)
+    for options in checks.choices(made(cls_loss=name)):
+        found = made(cls_loss=name, **options)(logits, targets).sum(-1)
+        expected = torch.tensor([oracles.SOFTMAX[name](x, **options) for x in p], dtype=torch.float64)
         torch.testing.assert_close(found.detach(), expected)
-    neutral = made(cls_loss=name, **{key: 0})(logits, targets)
-    torch.testing.assert_close(neutral, made(cls_loss="ce")(logits, targets))
+    checks.every_option_shows(lambda _, **options: made(cls_loss=name, **options), name, (logits, targets))
+
+
+def test_neutral_options():
+    logits, labels = batch()
+    targets = F.one_hot(labels, 5).double()
+    for keys in ({"cls_loss": "focal", "cls_focal_gamma": 0}, {"cls_loss": "poly", "cls_poly_epsilon": 0}):
+        torch.testing.assert_close(made(**keys)(logits, targets), made(cls_loss="ce")(logits, targets))
 
 
 @pytest.mark.parametrize("name", NAMES)

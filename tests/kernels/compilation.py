@@ -114,7 +114,7 @@ def main(capability=90, which=""):
     """Compile, and print what it takes."""
     taken = take_down(capability)
     formulas = [class_term.Formula(kind, 2.0, 0.25) for kind in range(4)]
-    kinds = [box_maths.HOST.value, *box_maths.KINDS.values(), box_term.NO_LOSS]
+    kinds = [*range(box_maths.HOST.value, box_maths.SIOU.value + 1), box_term.NO_LOSS]
     if which != "all":
         kinds = [box_maths.HOST.value, box_maths.SIOU.value, box_term.NO_LOSS]
     for i, kind in enumerate(kinds):

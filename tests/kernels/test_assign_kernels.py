@@ -12,7 +12,8 @@ from tests.problems import FAMILIES, N_CLASSES, SHAPES, STRIDES, problem
 from yolo_lossplug import create_box_loss
 from yolo_lossplug.kernels import is_interpreted
 from yolo_lossplug.kernels.assignment import Anchors, Numbers, assign, describe
-from yolo_lossplug.kernels.box_maths import HOST, KINDS
+from yolo_lossplug.kernels.box_maths import HOST
+from yolo_lossplug.registry import OVERLAP, REGISTRY
 from yolo_lossplug.ultralytics_hook.assigner import set_overlap
 
 N_PROBLEMS = int(os.environ.get("LOSSPLUG_PROBLEMS", "1" if is_interpreted() else "250"))
@@ -121,13 +122,12 @@ def test_settings(setting, place):
     assert equal(given.found(*setting), given.expected(stock(*setting)))
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", [spec.name for spec in REGISTRY if spec.kind == OVERLAP and spec.kernel])
 def test_another_overlap(name, place):
     given = Problem(problem("realistic", 1, size=(160, 128)), (160, 128), place)
     assigner = stock(10, 10, 0.5, 6.0)
     set_overlap(assigner, name)
-    theta = create_box_loss(name).options.get("siou_theta", 0.0)
-    assert equal(given.found(10, 10, 0.5, 6.0, KINDS[name], theta), given.expected(assigner))
+    assert equal(given.found(10, 10, 0.5, 6.0, *create_box_loss(name).kernel), given.expected(assigner))
 
 
 def test_objects_may_come_in_any_order_of_images(place):

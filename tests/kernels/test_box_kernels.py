@@ -13,9 +13,10 @@ from ultralytics.utils.metrics import bbox_iou
 from tests.pairs import boxes as degenerate
 from yolo_lossplug import create_box_loss
 from yolo_lossplug.kernels.assignment import Anchors, Assigned
-from yolo_lossplug.kernels.box_maths import HOST, KINDS, box_loss, overlap
+from yolo_lossplug.kernels.box_maths import HOST, box_loss, overlap
 from yolo_lossplug.kernels.box_term import NO_LOSS, Wanted, box_gradient, box_sums, decode, listed
 from yolo_lossplug.kernels.rounding import EXACT
+from yolo_lossplug.registry import OVERLAP, REGISTRY
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of masked places, in the interpreter
 
@@ -56,15 +57,14 @@ def pairs(place, n=200):
     return pred.to(place), target.to(place)
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", [spec.name for spec in REGISTRY if spec.kind == OVERLAP and spec.kernel])
 def test_our_formulas(name, place):
     loss = create_box_loss(name)
-    theta = loss.options.get("siou_theta", 0.0)
     for pred, target in (pairs(place), degenerate(device=place)):
         x = pred.clone().requires_grad_()
         expected = loss(x, target)
         (slope,) = torch.autograd.grad(expected.sum(), x)
-        value, gradient, shared = evaluated(KINDS[name], theta, pred, target)
+        value, gradient, shared = evaluated(*loss.kernel, pred, target)
         torch.testing.assert_close(value, expected.detach(), rtol=1e-6, atol=1e-6)
         assert gradient.isfinite().all()
         has_sides = (pred[:, 2:] != pred[:, :2]).all(
@@ -78,8 +78,9 @@ def test_our_formulas(name, place):
 def test_the_exponent_of_siou(place):
     pred, target = pairs(place)
     for theta in (1.0, 2.0, 5.5):
-        expected = create_box_loss("siou", siou_theta=theta)(pred, target)
-        torch.testing.assert_close(evaluated(KINDS["siou"], theta, pred, target)[0], expected, rtol=1e-5, atol=1e-6)
+        loss = create_box_loss("siou", siou_theta=theta)
+        assert loss.kernel.theta == theta
+        torch.testing.assert_close(evaluated(*loss.kernel, pred, target)[0], loss(pred, target), rtol=1e-5, atol=1e-6)
 
 
 def test_the_hosts_formula(place):

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from ultralytics.utils.loss import DFLoss
 
+from tests.checks import choices
 from yolo_lossplug import create_class_loss, list_class_losses
 from yolo_lossplug.registry import CLASS, REGISTRY
 from yolo_lossplug.sparse import class_term as class_sums
@@ -15,19 +16,8 @@ from yolo_lossplug.sparse import huge_pages
 from yolo_lossplug.sparse.class_term import class_sum
 from yolo_lossplug.sparse.distance_term import distances, gather
 
-OPTIONS = {
-    "bce": [{}],
-    "focal": [
-        {},
-        {"cls_focal_gamma": 1.5},
-        {"cls_focal_gamma": 0},
-        {"cls_focal_alpha": None},
-        {"cls_focal_alpha": 0.0},
-    ],
-    "qfl": [{}, {"cls_qfl_beta": 0}, {"cls_qfl_beta": 1.3}],
-    "varifocal": [{}, {"cls_vfl_gamma": 0, "cls_vfl_alpha": 0.4}, {"cls_vfl_gamma": 0.5}],
-}
-CHOICES = [(name, options) for name, several in OPTIONS.items() for options in several]
+CLOSED = [spec.name for spec in REGISTRY if spec.kind == CLASS and spec.background]
+CHOICES = [(name, options) for name in CLOSED for options in choices(create_class_loss(name))]
 
 
 class Sizes(TorchDispatchMode):
@@ -63,10 +53,6 @@ def dense(logits, index, targets, loss, weights=None):
     return (value if weights is None else value * weights.view(1, -1, 1)).sum()
 
 
-def test_every_closed_form_is_tested():
-    assert {spec.name for spec in REGISTRY if spec.kind == CLASS and spec.background} == set(OPTIONS)
-
-
 @pytest.mark.parametrize(("name", "options"), CHOICES, ids=str)
 def test_closed_form_at_target_zero(name, options):
     loss = create_class_loss(name, **options)
@@ -74,9 +60,12 @@ def test_closed_form_at_target_zero(name, options):
     exact = x.double()  # in float32 the elementwise form cancels far from 0
     expected, slope = loss(exact, torch.zeros_like(exact)), class_sums._slope(exact, torch.zeros_like(exact), loss)
     found = class_sums._at_zero(x, loss, loss.background, torch.empty_like(x))
-    torch.testing.assert_close(found.double(), expected, rtol=2e-5, atol=2e-8)
+    power = loss.background.exponent * torch.finfo(torch.float32).eps  # which multiplies the error of its base
+    torch.testing.assert_close(found.double(), expected, rtol=2e-5 + power, atol=2e-8)
     found = class_sums._slope_at_zero(x, loss, loss.background, torch.empty_like(x))
-    torch.testing.assert_close(found.double(), slope, rtol=1e-4, atol=2e-8)
+    torch.testing.assert_close(
+        found.double(), slope, rtol=1e-4 + 40 * power, atol=2e-8
+    )  # the error of 1 − p, times a logit
 
 
 ELEMENTWISE = [name for name in list_class_losses() if create_class_loss(name).state is None and name != "slide"]

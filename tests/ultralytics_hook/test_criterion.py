@@ -13,16 +13,28 @@ from ultralytics.utils.tal import TaskAlignedAssigner as StockAssigner
 
 import yolo_lossplug
 from tests import oracles
+from tests.checks import choices, class_oracle
 from tests.models import batch, evaluate, model, with_keys
 from tests.runs import ROOT
 from yolo_lossplug import LossPlugError, Option, create_box_loss, create_class_loss
-from yolo_lossplug.registry import box_loss, class_loss
+from yolo_lossplug.registry import (
+    CLASS,
+    MODIFIER,
+    OVERLAP,
+    REGISTRY,
+    ROTATED,
+    ROTATED_MODIFIER,
+    SOFTMAX,
+    box_loss,
+    class_loss,
+)
 from yolo_lossplug.selection.keys import keys
 from yolo_lossplug.selection.loss import list_box_losses, list_class_losses
+from yolo_lossplug.selection.names import PREFIXES
 from yolo_lossplug.selection.select import select
 from yolo_lossplug.ultralytics_hook.criterion import PluggedBboxLoss, PluggedClassLoss, is_plugged, leaves, plug
 
-UNUSUAL = {
+COMMON = {
     "loss": [{"loss": name} for name in list_box_losses() if name != "ciou"],
     # Smoothing lifts the targets of these random boxes to where the slide losses tell them apart.
     "cls_loss": [{"cls_loss": name, "cls_smoothing": 0.5} for name in list_class_losses() if name != "bce"],
@@ -36,45 +48,28 @@ UNUSUAL = {
         {"cls_weights": {"b": 2.0}},
         {"cls_loss": "qfl", "cls_weights": [0, 1, 1]},
     ],
-    "smooth_l1_beta": [{"loss": "smooth-l1", "smooth_l1_beta": 0.2}],
-    "riou_beta": [{"loss": "riou", "riou_beta": 0.7}],
-    "siou_theta": [{"loss": "siou", "siou_theta": 2.0}],
-    "focal_gamma": [{"loss": "focal-eiou", "focal_gamma": 1.5}],
-    "alpha_power": [{"loss": "alpha-iou", "alpha_power": 1.2}],
-    "inner_ratio": [{"loss": "inner-siou", "inner_ratio": 1.2}],
-    "focaler_d": [{"loss": "focaler-iou", "focaler_d": 0.1}],
-    "focaler_u": [{"loss": "focaler-iou", "focaler_u": 0.5}],
-    "shape_scale": [{"loss": "shape-iou", "shape_scale": 1.0}],
-    "piou_lambda": [{"loss": "piou-v2", "piou_lambda": 1.0}],
-    "nwd_constant": [{"loss": "nwd", "nwd_constant": 20}],
-    "interp_alpha": [{"loss": "interp-iou", "interp_alpha": 0.5}],
-    "interp_low": [{"loss": "d-interp-iou", "interp_low": 0.95}],
-    "interp_high": [{"loss": "d-interp-iou", "interp_high": 0.7}],
-    "wiou_gamma": [{"loss": "wiou-v2", "wiou_gamma": 1.5}],
-    "wiou_alpha": [{"loss": "wiou-v3", "wiou_alpha": 1.5}, {"loss": "wise-eiou", "wiou_alpha": 1.5}],
-    "wiou_delta": [{"loss": "wiou-v3", "wiou_delta": 2.0}],
-    "wiou_momentum": [{"loss": "wiou-v3", "wiou_momentum": 0.9}, {"loss": "wise-ciou", "wiou_momentum": 0.9}],
-    "uiou_start": [{"loss": "uiou", "uiou_start": 1.5}],
-    "uiou_end": [{"loss": "uiou", "uiou_end": 1.0}],
-    "cls_focal_gamma": [{"cls_loss": "focal", "cls_focal_gamma": 1.0}],
-    "cls_focal_alpha": [{"cls_loss": "focal", "cls_focal_alpha": None}, {"cls_loss": "focal", "cls_focal_alpha": 0.5}],
-    "cls_qfl_beta": [{"cls_loss": "qfl", "cls_qfl_beta": 1.0}],
-    "cls_vfl_gamma": [{"cls_loss": "varifocal", "cls_vfl_gamma": 1.0}],
-    "cls_vfl_alpha": [{"cls_loss": "varifocal", "cls_vfl_alpha": 0.5}],
-    "cls_poly_epsilon": [{"cls_loss": "poly", "cls_poly_epsilon": -0.5}],
-    "cls_asl_gamma_pos": [{"cls_loss": "asl", "cls_asl_gamma_pos": 0}],
-    "cls_asl_gamma_neg": [{"cls_loss": "asl", "cls_asl_gamma_neg": 2}],
-    "cls_asl_clip": [{"cls_loss": "asl", "cls_asl_clip": 0}],
-    "gwd_tau": [{"loss": "gwd", "gwd_tau": 2.0}],
-    "kld_tau": [{"loss": "kld", "kld_tau": 2.0}],
-    "cls_ghm_bins": [{"cls_loss": "ghm", "cls_ghm_bins": 5}],
-    "cls_ghm_momentum": [{"cls_loss": "ghm", "cls_ghm_momentum": 0.1}],
 }
-ROTATED_KEYS = {"gwd_tau", "kld_tau"}
-LATER = {"wiou_momentum", "uiou_end", "cls_ghm_momentum"}
-"""Keys that show in the second step, in the middle of a run."""
+"""Keys of no loss in particular, with values that are not the default."""
 # Engines give the same loss; suppression is no part of it; a report changes nothing.
 WITHOUT_EFFECT = {"loss_engine", "nms_iou", "lossplug_report"}
+
+
+def with_option(spec):
+    """Return the keys that choose a loss which has the options of a spec."""
+    if spec.kind == CLASS:
+        return {"cls_loss": spec.name}
+    if spec.kind not in PREFIXES.values():
+        return {"loss": spec.name}
+    bases = REGISTRY.names(OVERLAP if spec.kind == MODIFIER else ROTATED)
+    return {"loss": next(f"{spec.name}-{base}" for base in bases if not spec.bases or base in spec.bases)}
+
+
+OPTIONS = [
+    pytest.param(key, with_option(spec), spec.kind, id=f"{key}-{spec.kind}-{spec.name}")
+    for spec in REGISTRY
+    for key in spec.parameters
+    if spec.kind != SOFTMAX  # whose task is another
+]
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +124,17 @@ def test_our_ciou_equals_the_hosts(v8):
         torch.testing.assert_close(found, theirs, rtol=1e-5, atol=1e-7)
 
 
+def unit_of(loss, stride):
+    """Return what boxes in cells are multiplied with for a call without strides, as the oracles are."""
+    if "stride" not in loss.context:
+        return 1.0
+    if "imgsz" in loss.context:
+        return stride * 640 / 64  # the oracle's image is 10 times as large
+    pair = torch.rand(2, 1, 4)
+    is_in_cells = torch.equal(loss(*pair, stride=torch.full((1, 1), 8.0)), loss(*pair))
+    return stride / 8 if is_in_cells else stride
+
+
 @pytest.mark.parametrize("name", list_box_losses())
 def test_box_term_is_the_requested_formula(v8, name):
     """An independent scalar evaluation of the formula on the boxes that the host has assigned."""
@@ -136,11 +142,7 @@ def test_box_term_is_the_requested_formula(v8, name):
     _, pred, _, target, scores, total, foreground, _, stride = assignment(with_keys(made), preds, given)
     rows = foreground.nonzero(as_tuple=True)
     assert len(rows[0]) > 20
-    unit = 1.0
-    if name in ("l1", "l2", "smooth-l1"):
-        unit = stride[rows[1]] / 8  # cells of 8 pixels
-    elif name == "nwd" or "mpdiou" in name:
-        unit = stride[rows[1]] * (640 / 64 if "mpdiou" in name else 1)  # the oracle's image is 10 times as large
+    unit = unit_of(create_box_loss(name), stride[rows[1]])
     preds_in_unit, targets_in_unit = ((unit * boxes[rows]).double().tolist() for boxes in (pred, target))
     weights = scores[rows].sum(-1).tolist()
     terms = (oracles.box(name)(p, t) * w for p, t, w in zip(preds_in_unit, targets_in_unit, weights))
@@ -155,13 +157,9 @@ def test_class_term_is_the_requested_formula(v8, name):
     made, preds, given = v8
     *_, scores, total, _, _, _ = assignment(with_keys(made), preds, given)
     logits, scores = preds["scores"].permute(0, 2, 1).flatten().tolist(), scores.flatten().tolist()
-    if name in oracles.BATCH:  # the moving average of ema-slide has hardly moved from 1 after one step
-        values = oracles.BATCH[name](logits, scores, **({"mean": 1.0} if name == "ema-slide" else {}))
-    else:
-        values = [oracles.CLASS[name](s, y) for s, y in zip(logits, scores)]
-    expected = sum(values) / float(total) * 0.5 * 2
+    expected = sum(class_oracle(name)(logits, scores)) / float(total) * 0.5 * 2
     found, stock = losses(with_keys(made, cls_loss=name), preds, given), losses(with_keys(made), preds, given)
-    assert found[1].item() == pytest.approx(expected, rel=1e-2 if name in ("ghm", "ema-slide") else 2e-5)
+    assert found[1].item() == pytest.approx(expected, rel=1e-4 if name in oracles.BATCH else 2e-5)
     torch.testing.assert_close(found[[0, 2]], stock[[0, 2]], rtol=1e-6, atol=0)
 
 
@@ -188,30 +186,48 @@ def test_smoothing_equals_the_numbers_of_others():
     torch.testing.assert_close(found, torch.tensor(entry["loss"], dtype=torch.float64), rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize(("key", "given_keys"), [(key, one) for key, many in UNUSUAL.items() for one in many], ids=str)
-def test_every_key_changes_the_loss_and_trains(v8, key, given_keys):
-    made, preds, given = v8
-    if key in ROTATED_KEYS:
-        made, given = model("yolov8n-obb"), batch("yolov8n-obb")
-        preds = made(given["img"])
-    neutral = {k: v for k, v in given_keys.items() if k != key and k in ("loss", "cls_loss", "cls_smoothing")}
-    changed, unchanged = with_keys(made, **given_keys), with_keys(made, **neutral)
-    if key in LATER:
-        for criterion in (changed, unchanged):
-            run = (criterion.bbox_loss if "loss" in given_keys else criterion.bce).loss.state.state
-            run.epoch, run.epochs = 3, 6
-            losses(criterion, preds, given)
-    assert not torch.equal(losses(changed, preds, given), losses(unchanged, preds, given))
+def changes(unchanged, changed, preds, given):
+    """Return whether a loss is another, and whether it gives boxes and scores a gradient, which is finite."""
+    differs = not torch.equal(losses(changed, preds, given), losses(unchanged, preds, given))
     loss, _ = evaluate(changed, preds, given)
     gradients = torch.autograd.grad(loss.sum(), [preds["boxes"], preds["scores"]])
     assert all(g.isfinite().all() for g in gradients)
-    assert gradients[1].abs().sum() > 0
-    if key != "tal_iou":  # a severe overlap gives every one of these random boxes 0, and so no box any weight
-        assert gradients[0].abs().sum() > 0
+    return differs, *(g.abs().sum() > 0 for g in gradients)
+
+
+@pytest.mark.parametrize(("key", "given_keys"), [(key, one) for key, many in COMMON.items() for one in many], ids=str)
+def test_every_key_changes_the_loss_and_trains(v8, key, given_keys):
+    made, preds, given = v8
+    neutral = {k: v for k, v in given_keys.items() if k != key and k in ("loss", "cls_loss", "cls_smoothing")}
+    differs, boxes, scores = changes(with_keys(made, **neutral), with_keys(made, **given_keys), preds, given)
+    assert differs and scores
+    assert (
+        boxes or key == "tal_iou"
+    )  # a severe overlap gives every one of these random boxes 0, and so no box any weight
+
+
+@pytest.mark.parametrize(("key", "chosen", "kind"), OPTIONS)
+def test_every_option_changes_the_loss_and_trains(v8, key, chosen, kind):
+    made, preds, given = v8
+    if kind in (ROTATED, ROTATED_MODIFIER):
+        made, given = model("yolov8n-obb"), batch("yolov8n-obb")
+        preds = made(given["img"])
+    plain = create_class_loss if kind == CLASS else create_box_loss
+    found = []
+    for options in choices(plain(*chosen.values())):
+        if list(options) == [key]:
+            criteria = [with_keys(made, **chosen), with_keys(made, **chosen, **options)]
+            for criterion in criteria:
+                state = (criterion.bce if kind == CLASS else criterion.bbox_loss).loss.state
+                if state is not None:  # in the middle of a run, where options of what is remembered show
+                    state.state.epoch, state.state.epochs = 3, 6
+                    losses(criterion, preds, given)
+            found.append(changes(*criteria, preds, given))
+    assert any(map(all, found)), found
 
 
 def test_every_key_is_among_those_tested():
-    assert set(keys()) == {*UNUSUAL, *WITHOUT_EFFECT}
+    assert set(keys()) == {*COMMON, *(option.values[0] for option in OPTIONS), *WITHOUT_EFFECT}
 
 
 MODELS = ["yolov8n", "yolo11n", "yolov10n", "yolo26n", "yolov8n-seg", "yolo26n-seg", "yolov8n-pose", "yolo26n-pose"]

@@ -191,7 +191,7 @@ def test_ranks_agree(tmp_path):
     code = "import sys; from torch.distributed.run import main; main(sys.argv[1:])"
     done = python(code, "--nproc_per_node=2", "--master_port=29611", script, cwd=tmp_path)
     assert "SAME True" in done.stdout
-    assert "own.iou_loss.mean" in done.stdout and "own.counts" in done.stdout and "own.target" in done.stdout
+    assert "own.iou_loss.mean" in done.stdout and "own.shares" in done.stdout and "own.target" in done.stdout
 
 
 def test_the_epoch_reaches_the_loss_that_wants_it(data, tmp_path):

@@ -8,12 +8,25 @@ import math
 from torch import Tensor
 
 from yolo_lossplug.boxes import Pair, aspect_angle, ratio
+from yolo_lossplug.forms import BoxKernel, BoxKind
+from yolo_lossplug.paper import Paper
 from yolo_lossplug.registry import overlap_loss
 
-PAPER = "https://arxiv.org/abs/1911.08287"
+PAPER = Paper(
+    "https://arxiv.org/abs/1911.08287",
+    "Zheng, Zhaohui and Wang, Ping and Liu, Wei and Li, Jinze and Ye, Rongguang and Ren, Dongwei",
+    "Distance-IoU Loss: Faster and Better Learning for Bounding Box Regression",
+    "AAAI",
+    2020,
+    booktitle="Proceedings of the AAAI Conference on Artificial Intelligence",
+    volume="34",
+    number="07",
+    pages="12993--13000",
+    doi="10.1609/aaai.v34i07.6999",
+)
 
 
-@overlap_loss("diou", formula="1 − IoU + ρ²/c²", paper=PAPER, year=2020)
+@overlap_loss("diou", formula="1 − IoU + ρ²/c²", paper=PAPER, kernel=lambda: BoxKernel(BoxKind.DIOU))
 def diou(pair: Pair) -> tuple[Tensor, ...]:
     """DIoU loss = 1 − IoU + ρ²/c², in [0, 2): ρ the distance of the centres, c the enclosing diagonal, Eq. 7.
 
@@ -30,7 +43,6 @@ def diou(pair: Pair) -> tuple[Tensor, ...]:
     "ciou",
     formula="1 − IoU + ρ²/c² + sg(α)·v",
     paper=PAPER,
-    year=2020,
     note="What Ultralytics trains with. The aspect term vanishes for boxes of equal aspect but different size.",
 )
 def ciou(pair: Pair) -> tuple[Tensor, ...]:

@@ -6,15 +6,29 @@ from __future__ import annotations
 from torch import Tensor
 
 from yolo_lossplug.boxes import Pair, ratio
+from yolo_lossplug.forms import BoxKernel, BoxKind
+from yolo_lossplug.paper import Paper
 from yolo_lossplug.registry import overlap_loss
+
+PAPER = Paper(
+    "https://arxiv.org/abs/2101.08158",
+    "Zhang, Yi-Fan and Ren, Weiqiang and Zhang, Zhang and Jia, Zhen and Wang, Liang and Tan, Tieniu",
+    "Focal and Efficient IOU Loss for Accurate Bounding Box Regression",
+    "Neurocomputing",
+    2022,
+    journal="Neurocomputing",
+    volume="506",
+    pages="146--157",
+    doi="10.1016/j.neucom.2022.07.042",
+)
 
 
 @overlap_loss(
     "eiou",
     formula="1 − IoU + ρ²/c² + (w − W)²/cw² + (h − H)²/ch²",
-    paper="https://arxiv.org/abs/2101.08158",
-    year=2022,
+    paper=PAPER,
     note="Efficient IoU; other libraries use the same abbreviation for Extended IoU, a different loss.",
+    kernel=lambda: BoxKernel(BoxKind.EIOU),
 )
 def eiou(pair: Pair) -> tuple[Tensor, ...]:
     """EIoU loss = 1 − IoU + ρ²/c² + (w − W)²/cw² + (h − H)²/ch², in [0, 4), with cw, ch the enclosing sides.

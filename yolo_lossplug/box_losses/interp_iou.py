@@ -9,15 +9,20 @@ import torch
 from torch import Tensor
 
 from yolo_lossplug.boxes import Pair
+from yolo_lossplug.paper import Paper
 from yolo_lossplug.registry import Option, box_loss
 
-PAPER = "https://arxiv.org/abs/2507.12420"
+PAPER = Paper(
+    "https://arxiv.org/abs/2507.12420",
+    "Liu, Haoyuan and Watanabe, Hiroshi",
+    "InterpIoU: Rethinking Bounding Box Regression with Interpolation-Based IoU Optimization",
+    "arXiv",
+    2025,
+)
 UNSURE = "Source uncertain: no code of the authors was found, and copies of others disagree about the coefficient."
 
 
-@box_loss(
-    "interp-iou", formula="(1 − IoU(p, t)) + (1 − IoU(q, t)), q = (1 − α)·p + α·t", paper=PAPER, year=2025, note=UNSURE
-)
+@box_loss("interp-iou", formula="(1 − IoU(p, t)) + (1 − IoU(q, t)), q = (1 − α)·p + α·t", paper=PAPER, note=UNSURE)
 def interp_iou(
     pred: Tensor,
     target: Tensor,
@@ -44,7 +49,6 @@ def interp_iou(
     "d-interp-iou",
     formula="interp-iou with α = clamp(1 − sg(IoU), low, high)",
     paper=PAPER,
-    year=2025,
     note=UNSURE,
     increasing=("interp_low", "interp_high"),
 )

@@ -8,9 +8,35 @@ from typing import Annotated
 from torch import Tensor
 
 from yolo_lossplug.box_losses.algebra import Terms
+from yolo_lossplug.box_losses.eiou import PAPER as FOCAL
 from yolo_lossplug.boxes import power
+from yolo_lossplug.paper import Paper
 from yolo_lossplug.registry import Option, modifier
 
+INNER = Paper(
+    "https://arxiv.org/abs/2311.02877",
+    "Zhang, Hao and Xu, Cong and Zhang, Shuaijie",
+    "Inner-IoU: More Effective Intersection over Union Loss with Auxiliary Bounding Box",
+    "arXiv",
+    2023,
+)
+FOCALER = Paper(
+    "https://arxiv.org/abs/2401.10525",
+    "Zhang, Hao and Zhang, Shuaijie",
+    "Focaler-IoU: More Focused Intersection over Union Loss",
+    "arXiv",
+    2024,
+)
+ALPHA = Paper(
+    "https://arxiv.org/abs/2110.13675",
+    "He, Jiabo and Erfani, Sarah and Ma, Xingjun and Bailey, James and Chi, Ying and Hua, Xian-Sheng",
+    "Alpha-IoU: A Family of Power Intersection over Union Losses for Bounding Box Regression",
+    "NeurIPS",
+    2021,
+    booktitle="Advances in Neural Information Processing Systems",
+    volume="34",
+    pages="20230--20242",
+)
 MEASURE, REMAP, RAISE, WEIGHT = range(4)
 """Stages: the overlap is measured, remapped and raised, then the sum of the terms is weighted."""
 
@@ -24,8 +50,7 @@ FocalGamma = Annotated[float, Option("exponent of the overlap in the weight; 0 c
     "inner",
     stage=MEASURE,
     formula="u → IoU of both boxes scaled by r about their centres",
-    paper="https://arxiv.org/abs/2311.02877",
-    year=2023,
+    paper=INNER,
     note="r < 1 for data of high IoU, r > 1 for low; boxes that overlap may not when they are scaled down.",
 )
 def inner(
@@ -51,8 +76,7 @@ def inner(
     "focaler",
     stage=REMAP,
     formula="u → clip((u − d)/(e − d), 0, 1)",
-    paper="https://arxiv.org/abs/2401.10525",
-    year=2024,
+    paper=FOCALER,
     note="No gradient of the overlap outside (d, e): with e = 0.95 a box stops improving there.",
     increasing=("focaler_d", "focaler_u"),
 )
@@ -81,8 +105,7 @@ def focaler(
     "alpha",
     stage=RAISE,
     formula="u → u^α, each penalty → penalty^α",
-    paper="https://arxiv.org/abs/2110.13675",
-    year=2021,
+    paper=ALPHA,
     note="α > 1 raises the weight of pairs of high IoU.",
     bases=("iou", "giou", "diou", "ciou", "eiou"),
 )
@@ -109,8 +132,7 @@ def alpha(terms: Terms, *, alpha_power: AlphaPower = 3.0) -> Terms:
     "focal",
     stage=WEIGHT,
     formula="weight = sg(IoU^γ)",
-    paper="https://arxiv.org/abs/2101.08158",
-    year=2022,
+    paper=FOCAL,
     note="Boxes that do not overlap their target get loss 0 and gradient 0.",
 )
 def focal(terms: Terms, *, focal_gamma: FocalGamma = 0.5) -> Terms:

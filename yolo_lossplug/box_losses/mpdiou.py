@@ -8,8 +8,16 @@ from typing import Optional
 from torch import Tensor
 
 from yolo_lossplug.boxes import Pair
+from yolo_lossplug.paper import Paper
 from yolo_lossplug.registry import overlap_loss
 
+PAPER = Paper(
+    "https://arxiv.org/abs/2307.07662",
+    "Ma, Siliang and Xu, Yong",
+    "MPDIoU: A Loss for Efficient and Accurate Bounding Box Regression",
+    "arXiv",
+    2023,
+)
 DEFAULT_IMGSZ = 640
 """Side in pixels of the image where a call by hand gives none: Ultralytics' own default."""
 
@@ -17,8 +25,7 @@ DEFAULT_IMGSZ = 640
 @overlap_loss(
     "mpdiou",
     formula="1 − IoU + d₁²/(w² + h²) + d₂²/(w² + h²), w and h of the image",
-    paper="https://arxiv.org/abs/2307.07662",
-    year=2023,
+    paper=PAPER,
     note="The penalties of small boxes in a large image are tiny: close to plain iou there.",
 )
 def mpdiou(pair: Pair, *, stride: Optional[Tensor], imgsz: Optional[Tensor]) -> tuple[Tensor, ...]:

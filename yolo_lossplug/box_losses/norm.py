@@ -12,8 +12,19 @@ from typing import Annotated, Optional
 import torch.nn.functional as F
 from torch import Tensor
 
+from yolo_lossplug.paper import Paper
 from yolo_lossplug.registry import Option, box_loss
 
+PAPER = Paper(
+    "https://arxiv.org/abs/1504.08083",
+    "Girshick, Ross",
+    "Fast R-CNN",
+    "ICCV",
+    2015,
+    booktitle="Proceedings of the IEEE International Conference on Computer Vision (ICCV)",
+    pages="1440--1448",
+    doi="10.1109/ICCV.2015.169",
+)
 CELL = 8
 """Side in pixels of the cell that distances are measured in: that of the finest level of most models."""
 
@@ -61,8 +72,7 @@ def l2(pred: Tensor, target: Tensor, *, stride: Optional[Tensor] = None) -> Tens
 @box_loss(
     "smooth-l1",
     formula="mean of d²/2β where d = |p − t| < β, else d − β/2",
-    paper="https://arxiv.org/abs/1504.08083",
-    year=2015,
+    paper=PAPER,
     note=NOTE,
 )
 def smooth_l1(

@@ -9,14 +9,22 @@ import torch
 from torch import Tensor
 
 from yolo_lossplug.boxes import Pair, power
+from yolo_lossplug.paper import Paper
 from yolo_lossplug.registry import Option, box_loss
+
+PAPER = Paper(
+    "https://arxiv.org/abs/2110.13389",
+    "Wang, Jinwang and Xu, Chang and Yang, Wen and Yu, Lei",
+    "A Normalized Gaussian Wasserstein Distance for Tiny Object Detection",
+    "arXiv",
+    2021,
+)
 
 
 @box_loss(
     "nwd",
     formula="1 − exp(−D/C), D² = ρ² + ((w − W)² + (h − H)²)/4",
-    paper="https://arxiv.org/abs/2110.13389",
-    year=2021,
+    paper=PAPER,
     note="For tiny objects. The gradient of boxes further than a few C apart vanishes.",
 )
 def nwd(

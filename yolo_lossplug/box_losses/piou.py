@@ -9,16 +9,26 @@ import torch
 from torch import Tensor
 
 from yolo_lossplug.boxes import EPS, Pair
+from yolo_lossplug.paper import Paper
 from yolo_lossplug.registry import Option, box_loss, overlap_loss
 
-PAPER = "https://doi.org/10.1016/j.neunet.2023.11.041"
+PAPER = Paper(
+    "https://doi.org/10.1016/j.neunet.2023.11.041",
+    "Liu, Can and Wang, Kaige and Li, Qing and Zhao, Fazhan and Zhao, Kun and Ma, Hongtu",
+    "Powerful-IoU: More straightforward and faster bounding box regression loss with a nonmonotonic focusing mechanism",
+    "Neural Networks 170",
+    2024,
+    journal="Neural Networks",
+    volume="170",
+    pages="276--284",
+    doi="10.1016/j.neunet.2023.11.041",
+)
 
 
 @overlap_loss(
     "piou",
     formula="1 − IoU + 1 − exp(−P²)",
     paper=PAPER,
-    year=2024,
     note="The penalty is measured in target sizes, so it does not grow when the prediction is enlarged.",
 )
 def piou(pair: Pair) -> tuple[Tensor, ...]:
@@ -39,7 +49,6 @@ def piou(pair: Pair) -> tuple[Tensor, ...]:
     "piou-v2",
     formula="3x·exp(−x²)·piou, x = λ·exp(−P)",
     paper=PAPER,
-    year=2024,
     note="The attention 3x·exp(−x²) is detached: differentiated, as in the authors' code, it pushes far boxes away.",
 )
 def piou_v2(

@@ -11,14 +11,23 @@ import torch
 from torch import Tensor
 
 from yolo_lossplug.boxes import Pair
+from yolo_lossplug.paper import Paper
 from yolo_lossplug.registry import Option, box_loss
+
+PAPER = Paper(
+    "https://arxiv.org/abs/2008.03511",
+    "Wang, Keyang and Zhang, Lei",
+    "Single-Shot Two-Pronged Detector with Rectified IoU Loss",
+    "ACM MM",
+    2020,
+    booktitle="Proceedings of the 28th ACM International Conference on Multimedia",
+)
 
 
 @box_loss(
     "riou",
     formula="a(1 − u²)/2 + b(1 − u) − k·ln((c − u)/(c − 1)), u = IoU",
-    paper="https://arxiv.org/abs/2008.03511",
-    year=2020,
+    paper=PAPER,
     note="Our reconstruction: the paper gives the shape of the gradient, its constants could not be obtained.",
 )
 def riou(

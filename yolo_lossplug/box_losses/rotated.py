@@ -13,10 +13,48 @@ from typing import Annotated, Any, Callable, NamedTuple
 import torch
 from torch import Tensor
 
-from yolo_lossplug.box_losses.modifiers import RAISE, WEIGHT, AlphaPower, FocalGamma
+from yolo_lossplug.box_losses.eiou import PAPER as FOCAL
+from yolo_lossplug.box_losses.modifiers import ALPHA, RAISE, WEIGHT, AlphaPower, FocalGamma
 from yolo_lossplug.boxes import power
+from yolo_lossplug.paper import Paper
 from yolo_lossplug.registry import Option, rotated_box_loss, rotated_modifier
 
+PROBIOU = Paper(
+    "https://arxiv.org/abs/2106.06072",
+    "Llerena, Jeffri M. and Zeni, Luis Felipe and Kristen, Lucas N. and Jung, Claudio",
+    "Gaussian Bounding Boxes and Probabilistic Intersection-over-Union for Object Detection",
+    "arXiv",
+    2021,
+)
+GWD = Paper(
+    "https://arxiv.org/abs/2101.11952",
+    "Yang, Xue and Yan, Junchi and Ming, Qi and Wang, Wentao and Zhang, Xiaopeng and Tian, Qi",
+    "Rethinking Rotated Object Detection with Gaussian Wasserstein Distance Loss",
+    "ICML",
+    2021,
+    booktitle="Proceedings of the 38th International Conference on Machine Learning",
+    volume="139",
+    pages="11830--11841",
+)
+KLD = Paper(
+    "https://arxiv.org/abs/2106.01883",
+    "Yang, Xue and Yang, Xiaojiang and Yang, Jirui and Ming, Qi and Wang, Wentao and Tian, Qi and Yan, Junchi",
+    "Learning High-Precision Bounding Box for Rotated Object Detection via Kullback-Leibler Divergence",
+    "NeurIPS",
+    2021,
+    booktitle="Advances in Neural Information Processing Systems",
+    volume="34",
+    pages="18381--18394",
+)
+KFIOU = Paper(
+    "https://arxiv.org/abs/2201.12558",
+    "Yang, Xue and Zhou, Yue and Zhang, Gefan and Yang, Jirui and Wang, Wentao and Yan, Junchi and Zhang, Xiaopeng "
+    "and Tian, Qi",
+    "The KFIoU Loss for Rotated Object Detection",
+    "ICLR",
+    2023,
+    booktitle="International Conference on Learning Representations",
+)
 SMALLEST_SIDE = 1e-2
 LARGEST_SIDE = 1e6
 """Sides beyond are clamped: the squares of determinants of larger ones overflow float32."""
@@ -108,8 +146,7 @@ def evaluate(
 @rotated_box_loss(
     "probiou",
     formula="√(1 − exp(−B)), B the Bhattacharyya distance",
-    paper="https://arxiv.org/abs/2106.06072",
-    year=2021,
+    paper=PROBIOU,
     note="What Ultralytics trains with. A square says nothing about its angle.",
 )
 def probiou(pred: Tensor, target: Tensor) -> Tensor:
@@ -130,8 +167,7 @@ def probiou(pred: Tensor, target: Tensor) -> Tensor:
 @rotated_box_loss(
     "gwd",
     formula="1 − 1/(τ + ln(1 + d)), d the Wasserstein distance over 2·⁸√(|Σₚ|·|Σₜ|)",
-    paper="https://arxiv.org/abs/2101.11952",
-    year=2021,
+    paper=GWD,
     note="Normalised by the size of the boxes, as is usual in practice, and not in the paper: so it has no unit.",
 )
 def gwd(pred: Tensor, target: Tensor, *, gwd_tau: Tau = 1.0) -> Tensor:
@@ -156,8 +192,7 @@ def gwd(pred: Tensor, target: Tensor, *, gwd_tau: Tau = 1.0) -> Tensor:
 @rotated_box_loss(
     "kld",
     formula="1 − 1/(τ + ln(1 + √D)), D the Kullback-Leibler divergence",
-    paper="https://arxiv.org/abs/2106.01883",
-    year=2021,
+    paper=KLD,
     note="Has no unit. The divergence of the prediction from the target; it is not symmetric.",
 )
 def kld(pred: Tensor, target: Tensor, *, kld_tau: Tau = 1.0) -> Tensor:
@@ -184,8 +219,7 @@ def kld(pred: Tensor, target: Tensor, *, kld_tau: Tau = 1.0) -> Tensor:
 @rotated_box_loss(
     "kfiou",
     formula="exp(1 − 3·KFIoU) − 1 + mean smooth L1 of the centres",
-    paper="https://arxiv.org/abs/2201.12558",
-    year=2023,
+    paper=KFIOU,
     note="The overlap of the Kalman-filtered Gaussian, at most 1/3, times 3 so that a perfect box costs nothing.",
 )
 def kfiou(pred: Tensor, target: Tensor) -> Tensor:
@@ -214,8 +248,7 @@ def kfiou(pred: Tensor, target: Tensor) -> Tensor:
     "alpha",
     stage=RAISE,
     formula="1 − u → 1 − u^α",
-    paper="https://arxiv.org/abs/2110.13675",
-    year=2021,
+    paper=ALPHA,
     note="α > 1 raises the weight of pairs of high overlap. For losses of the form 1 − u.",
     bases=("probiou", "gwd", "kld"),
 )
@@ -240,8 +273,7 @@ def alpha(loss: Tensor, pred: Tensor, target: Tensor, *, alpha_power: AlphaPower
     "focal",
     stage=WEIGHT,
     formula="weight = sg(ProbIoU^γ)",
-    paper="https://arxiv.org/abs/2101.08158",
-    year=2022,
+    paper=FOCAL,
     note="ProbIoU, the overlap that Ultralytics assigns rotated boxes by, in the place of the paper's IoU.",
 )
 def focal(loss: Tensor, pred: Tensor, target: Tensor, *, focal_gamma: FocalGamma = 0.5) -> Tensor:

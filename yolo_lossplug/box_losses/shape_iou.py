@@ -9,14 +9,22 @@ import torch
 from torch import Tensor
 
 from yolo_lossplug.boxes import Pair, power, ratio, relative_difference
+from yolo_lossplug.paper import Paper
 from yolo_lossplug.registry import Option, overlap_loss
+
+PAPER = Paper(
+    "https://arxiv.org/abs/2312.17663",
+    "Zhang, Hao and Zhang, Shuaijie",
+    "Shape-IoU: More Accurate Metric considering Bounding Box Shape and Scale",
+    "arXiv",
+    2023,
+)
 
 
 @overlap_loss(
     "shape-iou",
     formula="1 − IoU + hh·dx²/c² + ww·dy²/c² + Ω/2",
-    paper="https://arxiv.org/abs/2312.17663",
-    year=2023,
+    paper=PAPER,
     note="With shape_scale=0 the shape of the target has no influence; the authors choose it for each dataset.",
 )
 def shape_iou(
@@ -36,7 +44,8 @@ def shape_iou(
     Returns:
         Two penalties (N,): the distance and half the shape cost. Nothing is detached.
     """
-    powers = power(pair.target_size, shape_scale)
+    larger = pair.target_size.amax(-1, keepdim=True)
+    powers = power(ratio(pair.target_size, larger.expand_as(pair.target_size)), shape_scale)  # W^s itself may overflow
     crossed = ratio(2 * powers, powers.sum(-1, keepdim=True)).flip(-1)
     distance = ratio((crossed * pair.offset.square()).sum(-1), pair.hull_size.square().sum(-1))
     shape = (1 - torch.exp(-crossed * relative_difference(pair.size, pair.target_size))).pow(4).sum(-1)

@@ -9,15 +9,25 @@ import torch
 from torch import Tensor
 
 from yolo_lossplug.boxes import Pair, power, ratio, relative_difference
+from yolo_lossplug.forms import BoxKernel, BoxKind
+from yolo_lossplug.paper import Paper
 from yolo_lossplug.registry import Option, overlap_loss
+
+PAPER = Paper(
+    "https://arxiv.org/abs/2205.12740",
+    "Gevorgyan, Zhora",
+    "SIoU Loss: More Powerful Learning for Bounding Box Regression",
+    "arXiv",
+    2022,
+)
 
 
 @overlap_loss(
     "siou",
     formula="1 − IoU + Δ/2 + Ω/2",
-    paper="https://arxiv.org/abs/2205.12740",
-    year=2022,
+    paper=PAPER,
     note="The angle term couples the axes; the gradient jumps where the centres are aligned.",
+    kernel=lambda siou_theta: BoxKernel(BoxKind.SIOU, siou_theta),
 )
 def siou(
     pair: Pair,

@@ -10,14 +10,22 @@ from torch import Tensor
 from yolo_lossplug import state as states
 from yolo_lossplug.box_losses.diou import ciou
 from yolo_lossplug.boxes import Pair
+from yolo_lossplug.paper import Paper
 from yolo_lossplug.registry import Option, box_loss
+
+PAPER = Paper(
+    "https://arxiv.org/abs/2408.06636",
+    "Luo, Xiangjie and Cai, Zhihao and Shao, Bo and Wang, Yingxun",
+    "Unified-IoU: For High-Quality Object Detection",
+    "arXiv",
+    2024,
+)
 
 
 @box_loss(
     "uiou",
     formula="ciou of both boxes scaled by r about their centres, r from 2 to 0.5 over the epochs",
-    paper="https://arxiv.org/abs/2408.06636",
-    year=2024,
+    paper=PAPER,
     note="Needs the epoch of the run. Our reading: the linear schedule, without the weights that the paper adds.",
 )
 def uiou(

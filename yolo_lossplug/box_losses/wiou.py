@@ -12,18 +12,25 @@ from yolo_lossplug import state as states
 from yolo_lossplug.box_losses.algebra import Terms
 from yolo_lossplug.box_losses.modifiers import WEIGHT, weigh
 from yolo_lossplug.boxes import Pair, ratio
+from yolo_lossplug.paper import Paper
 from yolo_lossplug.registry import Option, box_loss, modifier
 
-PAPER = "https://arxiv.org/abs/2301.10051"
+PAPER = Paper(
+    "https://arxiv.org/abs/2301.10051",
+    "Tong, Zanjia and Chen, Yuhang and Xu, Zewei and Yu, Rong",
+    "Wise-IoU: Bounding Box Regression Loss with Dynamic Focusing Mechanism",
+    "arXiv",
+    2023,
+)
 SMALLEST_MEAN = 1e-4
 """Floor of the running mean that outliers are measured by: a run of perfect boxes must not divide by 0."""
 
 Momentum = Annotated[float, Option("weight of a step in the running mean of 1 − IoU", above=0, at_most=1)]
-Alpha = Annotated[float, Option("α of the focusing factor", above=1)]
-Delta = Annotated[float, Option("δ, the outlier degree whose factor is 1", above=0)]
+Alpha = Annotated[float, Option("α of the focusing factor, which grows as α^δ", above=1, at_most=10)]
+Delta = Annotated[float, Option("δ, the outlier degree whose factor is 1; it grows as α^δ", above=0, at_most=10)]
 
 
-@box_loss("wiou", formula="exp(ρ²/sg(c²))·(1 − IoU)", paper=PAPER, year=2023, note="Version 1, without focusing.")
+@box_loss("wiou", formula="exp(ρ²/sg(c²))·(1 − IoU)", paper=PAPER, note="Version 1, without focusing.")
 def wiou(pred: Tensor, target: Tensor) -> Tensor:
     """Wise-IoU v1 = exp(ρ²/c²)·(1 − IoU), in [0, e); c² is detached, so that the enclosing box does not grow.
 
@@ -41,7 +48,6 @@ def wiou(pred: Tensor, target: Tensor) -> Tensor:
     "wiou-v2",
     formula="(sg(1 − IoU)/m)^γ·wiou, m a running mean of 1 − IoU",
     paper=PAPER,
-    year=2023,
     note="Has a state: its scale depends on the history of the run.",
 )
 def wiou_v2(
@@ -72,7 +78,6 @@ def wiou_v2(
     "wiou-v3",
     formula="β/(δ·α^(β − δ))·wiou, β = sg(1 − IoU)/m, m a running mean of 1 − IoU",
     paper=PAPER,
-    year=2023,
     note="Has a state: its scale depends on the history of the run.",
 )
 def wiou_v3(
@@ -106,7 +111,6 @@ def wiou_v3(
     stage=WEIGHT,
     formula="weight = β/(δ·α^(β − δ)), β = sg(1 − IoU)/m, m a running mean of 1 − IoU",
     paper=PAPER,
-    year=2023,
     note="The focusing factor of wiou-v3 on another loss. Has a state.",
 )
 def wise(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Ben-Baruch et al., Asymmetric Loss For Multi-Label Classification, ICCV 2021."""
+"""Ridnik et al., Asymmetric Loss For Multi-Label Classification, ICCV 2021."""
 
 from __future__ import annotations
 
@@ -9,14 +9,26 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from yolo_lossplug.boxes import EPS, power
+from yolo_lossplug.paper import Paper
 from yolo_lossplug.registry import Option, class_loss
+
+PAPER = Paper(
+    "https://arxiv.org/abs/2009.14119",
+    "Ridnik, Tal and Ben-Baruch, Emanuel and Zamir, Nadav and Noy, Asaf and Friedman, Itamar and Protter, Matan "
+    "and Zelnik-Manor, Lihi",
+    "Asymmetric Loss For Multi-Label Classification",
+    "ICCV",
+    2021,
+    booktitle="Proceedings of the IEEE/CVF International Conference on Computer Vision (ICCV)",
+    pages="82--91",
+    doi="10.1109/ICCV48922.2021.00015",
+)
 
 
 @class_loss(
     "asl",
     formula="−y·(1 − p)^γ₊·ln p − (1 − y)·p_m^γ₋·ln(1 − p_m), p_m = max(p − m, 0)",
-    paper="https://arxiv.org/abs/2009.14119",
-    year=2021,
+    paper=PAPER,
     note="Made for hard labels; a soft target is a mixture of the two terms. Negatives below the clip cost nothing.",
 )
 def asl(

@@ -6,10 +6,16 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from yolo_lossplug.registry import Background, class_loss
+from yolo_lossplug.forms import Background, ClassKernel, ClassKind
+from yolo_lossplug.registry import class_loss
 
 
-@class_loss("bce", formula="−y·ln p − (1 − y)·ln(1 − p)", background=lambda: Background(1, 0))
+@class_loss(
+    "bce",
+    formula="−y·ln p − (1 − y)·ln(1 − p)",
+    background=lambda: Background(1, 0),
+    kernel=lambda: ClassKernel(ClassKind.BCE),
+)
 def bce(logits: Tensor, targets: Tensor) -> Tensor:
     """BCE = −y·ln p − (1 − y)·ln(1 − p) with p = sigmoid(logit), in [0, ∞).
 

@@ -9,7 +9,20 @@ from torch import Tensor
 
 from yolo_lossplug.boxes import power
 from yolo_lossplug.class_losses.bce import bce
-from yolo_lossplug.registry import Background, Option, class_loss
+from yolo_lossplug.forms import Background, ClassKernel, ClassKind
+from yolo_lossplug.paper import Paper
+from yolo_lossplug.registry import Option, class_loss
+
+PAPER = Paper(
+    "https://arxiv.org/abs/1708.02002",
+    "Lin, Tsung-Yi and Goyal, Priya and Girshick, Ross and He, Kaiming and Dollár, Piotr",
+    "Focal Loss for Dense Object Detection",
+    "ICCV",
+    2017,
+    booktitle="Proceedings of the IEEE International Conference on Computer Vision (ICCV)",
+    pages="2999--3007",
+    doi="10.1109/ICCV.2017.324",
+)
 
 Gamma = Annotated[float, Option("exponent that damps easy elements; 0 damps none", at_least=0)]
 
@@ -17,12 +30,14 @@ Gamma = Annotated[float, Option("exponent that damps easy elements; 0 damps none
 @class_loss(
     "focal",
     formula="α_t·(1 − p_t)^γ·BCE",
-    paper="https://arxiv.org/abs/1708.02002",
-    year=2017,
+    paper=PAPER,
     note="On the soft targets of the assigner its minimum is not at p = y; qfl is the calibrated form. "
     "The sum shrinks by one or two orders: raise the gain 'cls'.",
     background=lambda cls_focal_gamma, cls_focal_alpha: Background(
         1 if cls_focal_alpha is None else 1 - cls_focal_alpha, cls_focal_gamma
+    ),
+    kernel=lambda cls_focal_gamma, cls_focal_alpha: ClassKernel(
+        ClassKind.FOCAL, cls_focal_gamma, -1.0 if cls_focal_alpha is None else cls_focal_alpha
     ),
 )
 def focal(

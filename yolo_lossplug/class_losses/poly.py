@@ -8,7 +8,18 @@ from typing import Annotated
 from torch import Tensor
 
 from yolo_lossplug.class_losses.bce import bce
+from yolo_lossplug.paper import Paper
 from yolo_lossplug.registry import Option, class_loss
+
+PAPER = Paper(
+    "https://arxiv.org/abs/2204.12511",
+    "Leng, Zhaoqi and Tan, Mingxing and Liu, Chenxi and Cubuk, Ekin Dogus and Shi, Jay and Cheng, Shuyang "
+    "and Anguelov, Dragomir",
+    "PolyLoss: A Polynomial Expansion Perspective of Classification Loss Functions",
+    "ICLR",
+    2022,
+    booktitle="International Conference on Learning Representations",
+)
 
 Epsilon = Annotated[float, Option("weight of the first polynomial; 0 is none", at_least=-1)]
 
@@ -16,8 +27,7 @@ Epsilon = Annotated[float, Option("weight of the first polynomial; 0 is none", a
 @class_loss(
     "poly",
     formula="BCE + ε·(1 − p_t)",
-    paper="https://arxiv.org/abs/2204.12511",
-    year=2022,
+    paper=PAPER,
     note="Poly-1 of the binary cross-entropy. The paper's value for detection is −1.",
 )
 def poly(

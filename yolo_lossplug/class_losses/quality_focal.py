@@ -9,16 +9,30 @@ from torch import Tensor
 
 from yolo_lossplug.boxes import power
 from yolo_lossplug.class_losses.bce import bce
-from yolo_lossplug.registry import Background, Option, class_loss
+from yolo_lossplug.forms import Background, ClassKernel, ClassKind
+from yolo_lossplug.paper import Paper
+from yolo_lossplug.registry import Option, class_loss
+
+PAPER = Paper(
+    "https://arxiv.org/abs/2006.04388",
+    "Li, Xiang and Wang, Wenhai and Wu, Lijun and Chen, Shuo and Hu, Xiaolin and Li, Jun and Tang, Jinhui "
+    "and Yang, Jian",
+    "Generalized Focal Loss: Learning Qualified and Distributed Bounding Boxes for Dense Object Detection",
+    "NeurIPS",
+    2020,
+    booktitle="Advances in Neural Information Processing Systems",
+    volume="33",
+    pages="21002--21012",
+)
 
 
 @class_loss(
     "qfl",
     formula="|y − p|^β·BCE",
-    paper="https://arxiv.org/abs/2006.04388",
-    year=2020,
+    paper=PAPER,
     note="The focal form for soft targets: smallest, and 0, at p = y. The sum shrinks: raise the gain 'cls'.",
     background=lambda cls_qfl_beta: Background(1, cls_qfl_beta),
+    kernel=lambda cls_qfl_beta: ClassKernel(ClassKind.QUALITY, cls_qfl_beta),
 )
 def qfl(
     logits: Tensor,

@@ -10,9 +10,16 @@ from torch import Tensor
 
 from yolo_lossplug import state as states
 from yolo_lossplug.class_losses.bce import bce
+from yolo_lossplug.paper import Paper
 from yolo_lossplug.registry import class_loss
 
-PAPER = "https://arxiv.org/abs/2208.02019"
+PAPER = Paper(
+    "https://arxiv.org/abs/2208.02019",
+    "Yu, Ziping and Huang, Hongbo and Chen, Weijun and Su, Yongxin and Liu, Yahui and Wang, Xiuying",
+    "YOLO-FaceV2: A Scale and Occlusion Aware Face Detector",
+    "arXiv",
+    2022,
+)
 FLOOR, BAND = 0.2, 0.1
 DECAY, WARM_UP = 0.999, 2000
 
@@ -21,7 +28,6 @@ DECAY, WARM_UP = 0.999, 2000
     "slide",
     formula="f(y)·BCE, f = 1 below μ − 0.1, e^(1 − μ) below μ, else e^(1 − y); μ the mean target of assigned anchors",
     paper=PAPER,
-    year=2022,
     note="Raises elements whose target lies near the mean, the hard ones.",
 )
 def slide(logits: Tensor, targets: Tensor) -> Tensor:

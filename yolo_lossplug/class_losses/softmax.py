@@ -6,7 +6,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from yolo_lossplug.boxes import power
+from yolo_lossplug.class_losses.focal import PAPER as FOCAL
 from yolo_lossplug.class_losses.focal import Gamma
+from yolo_lossplug.class_losses.poly import PAPER as POLY
 from yolo_lossplug.class_losses.poly import Epsilon
 from yolo_lossplug.registry import softmax_loss
 
@@ -28,8 +30,7 @@ def ce(logits: Tensor, targets: Tensor) -> Tensor:
 @softmax_loss(
     "focal",
     formula="−Σ t·(1 − p)^γ·ln p, p = softmax",
-    paper="https://arxiv.org/abs/1708.02002",
-    year=2017,
+    paper=FOCAL,
     note="Damps images that are classified well.",
 )
 def focal(logits: Tensor, targets: Tensor, *, cls_focal_gamma: Gamma = 2.0) -> Tensor:
@@ -50,8 +51,7 @@ def focal(logits: Tensor, targets: Tensor, *, cls_focal_gamma: Gamma = 2.0) -> T
 @softmax_loss(
     "poly",
     formula="Σ t·(−ln p + ε·(1 − p)), p = softmax",
-    paper="https://arxiv.org/abs/2204.12511",
-    year=2022,
+    paper=POLY,
     note="Poly-1 of the cross-entropy.",
 )
 def poly(logits: Tensor, targets: Tensor, *, cls_poly_epsilon: Epsilon = 1.0) -> Tensor:

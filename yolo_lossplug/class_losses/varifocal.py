@@ -10,16 +10,29 @@ from torch import Tensor
 
 from yolo_lossplug.boxes import power
 from yolo_lossplug.class_losses.bce import bce
-from yolo_lossplug.registry import Background, Option, class_loss
+from yolo_lossplug.forms import Background, ClassKernel, ClassKind
+from yolo_lossplug.paper import Paper
+from yolo_lossplug.registry import Option, class_loss
+
+PAPER = Paper(
+    "https://arxiv.org/abs/2008.13367",
+    "Zhang, Haoyang and Wang, Ying and Dayoub, Feras and Sünderhauf, Niko",
+    "VarifocalNet: An IoU-aware Dense Object Detector",
+    "CVPR",
+    2021,
+    booktitle="Proceedings of the IEEE/CVF Conference on Computer Vision and Pattern Recognition (CVPR)",
+    pages="8514--8523",
+    doi="10.1109/CVPR46437.2021.00841",
+)
 
 
 @class_loss(
     "varifocal",
     formula="y·BCE where y > 0, α·p^γ·BCE where y = 0",
-    paper="https://arxiv.org/abs/2008.13367",
-    year=2021,
+    paper=PAPER,
     note="Positives are weighted by their target and not damped. The sum shrinks: raise the gain 'cls'.",
     background=lambda cls_vfl_gamma, cls_vfl_alpha: Background(cls_vfl_alpha, cls_vfl_gamma),
+    kernel=lambda cls_vfl_gamma, cls_vfl_alpha: ClassKernel(ClassKind.VARIFOCAL, cls_vfl_gamma, cls_vfl_alpha),
 )
 def varifocal(
     logits: Tensor,

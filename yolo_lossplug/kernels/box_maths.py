@@ -10,12 +10,11 @@ import triton.language as tl
 
 from yolo_lossplug.boxes import EPS as SMALLEST_AREA
 from yolo_lossplug.boxes import LIMIT as LARGEST_COORDINATE
+from yolo_lossplug.forms import BoxKind
 from yolo_lossplug.kernels.rounding import arctan, exp, power, rounded
 
-HOST, IOU, GIOU, DIOU, EIOU, SIOU = (tl.constexpr(i) for i in range(6))
-"""Which overlap, or loss."""
-KINDS = {"iou": IOU.value, "giou": GIOU.value, "diou": DIOU.value, "eiou": EIOU.value, "siou": SIOU.value}
-"""The same by the name of a loss."""
+HOST, IOU, GIOU = tl.constexpr(BoxKind.HOST), tl.constexpr(BoxKind.IOU), tl.constexpr(BoxKind.GIOU)
+DIOU, EIOU, SIOU = tl.constexpr(BoxKind.DIOU), tl.constexpr(BoxKind.EIOU), tl.constexpr(BoxKind.SIOU)
 EPS = tl.constexpr(SMALLEST_AREA)
 SHORTEST = tl.constexpr(SMALLEST_AREA**0.5)
 LIMIT = tl.constexpr(LARGEST_COORDINATE)

@@ -5,7 +5,6 @@ The target of every anchor is a class and a score, so that the dense targets are
 `yolo_lossplug.class_losses`.
 """
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple, Optional
 
 import torch
@@ -14,45 +13,18 @@ import triton.language as tl
 from torch import Tensor
 
 from yolo_lossplug.boxes import EPS as SMALLEST_BASE
+from yolo_lossplug.forms import ClassKernel as Formula
+from yolo_lossplug.forms import ClassKind
 from yolo_lossplug.kernels.rounding import fast_exp, fast_power, fast_reciprocal, log1p, log1p_of_any, rounded
 from yolo_lossplug.sparse.huge_pages import empty_like
 
-BCE, FOCAL, QUALITY, VARIFOCAL = (tl.constexpr(i) for i in range(4))
-"""Which formula."""
-FORMULAS = {
-    "bce": (BCE.value,),
-    "focal": (FOCAL.value, "cls_focal_gamma", "cls_focal_alpha"),
-    "qfl": (QUALITY.value, "cls_qfl_beta"),
-    "varifocal": (VARIFOCAL.value, "cls_vfl_gamma", "cls_vfl_alpha"),
-}
-"""The same by the name of a loss, with the options that are its exponent and its weight."""
+BCE, FOCAL = tl.constexpr(ClassKind.BCE), tl.constexpr(ClassKind.FOCAL)
+QUALITY, VARIFOCAL = tl.constexpr(ClassKind.QUALITY), tl.constexpr(ClassKind.VARIFOCAL)
 EPS = tl.constexpr(SMALLEST_BASE)
 NOTHING = tl.constexpr(-60000.0)
 """A logit whose loss at target 0 is 0, in half precision too."""
 SIZE, CLASSES = 4096, 16
 """Elements of a program, and classes: all are loaded before any is worked on, so that enough is on its way."""
-
-
-class Formula(NamedTuple):
-    """A class loss as the kernels evaluate it.
-
-    Attributes:
-        kind: Which formula.
-        gamma: Exponent of the factor that damps.
-        alpha: Weight of positives (focal), of negatives (varifocal); negative for none.
-    """
-
-    kind: int
-    gamma: float = 0.0
-    alpha: float = -1.0
-
-
-def formula_of(name: str, options: Mapping[str, Any]) -> Optional[Formula]:
-    """Return the formula of a class loss by name, with its options; None for one that the kernels do not know."""
-    if name not in FORMULAS:
-        return None
-    kind, *keys = FORMULAS[name]
-    return Formula(kind, *(-1.0 if options[key] is None else float(options[key]) for key in keys))
 
 
 class Targets(NamedTuple):

@@ -68,11 +68,21 @@ def keys() -> dict[str, Optional[str]]:
 
 
 def given_keys(args: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those of our keys that arguments give a value, with the values."""
-    found = {key: args[key] for key, unset in keys().items() if key in args and args[key] != unset}
-    if found.get(REPORT) is False:
-        del found[REPORT]
-    return found
+    """Return those of our keys that arguments give a value, with the values; arrays, tensors and series are lists."""
+    values = {key: (_plain(args[key]), unset) for key, unset in keys().items() if key in args}
+    given = {key: value for key, (value, unset) in values.items() if not _is_unset(value, unset)}
+    if given.get(REPORT) is False:
+        del given[REPORT]
+    return given
+
+
+def _is_unset(value: Any, unset: Optional[str]) -> bool:
+    return value is unset or (isinstance(value, str) and value == unset)  # a table compares by element
+
+
+def _plain(value: Any) -> Any:
+    method = getattr(value, "tolist", None) or getattr(value, "to_list", None)
+    return method() if callable(method) else value
 
 
 def refuse_unknown(given: Mapping[str, Any], *others: str) -> None:

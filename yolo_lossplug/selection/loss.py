@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Optional
+from typing import Any, Callable, Optional, Union
 
 import torch
 from torch import Tensor
@@ -16,18 +16,18 @@ from torch import Tensor
 from yolo_lossplug import boxes
 from yolo_lossplug.box_losses import algebra, rotated
 from yolo_lossplug.box_losses.algebra import Part
+from yolo_lossplug.forms import Background, BoxKernel, ClassKernel
 from yolo_lossplug.registry import (
     BOX,
     CLASS,
     OVERLAP,
     ROTATED,
     SOFTMAX,
-    Background,
     LossPlugError,
     Spec,
 )
 from yolo_lossplug.selection.keys import given_keys
-from yolo_lossplug.selection.names import kind_of, names_with_prefixes, resolve
+from yolo_lossplug.selection.names import ABSENT, is_known, kind_of, names_with_prefixes, resolve
 from yolo_lossplug.selection.own import load_own
 from yolo_lossplug.selection.third_party import registry
 from yolo_lossplug.state import Scope, State
@@ -45,6 +45,7 @@ class Loss:
         state: What the loss remembers, its own until it joins a run; None for a loss that remembers nothing.
         kind: ``BOX`` or ``CLASS``.
         background: A class loss at target 0 in closed form, None if it has none.
+        kernel: The loss as the Triton kernels evaluate it, None if they do not have it.
     """
 
     name: str
@@ -54,30 +55,41 @@ class Loss:
     context: frozenset[str] = frozenset()
     state: Optional[Scope] = field(default=None, compare=False, repr=False)
     background: Optional[Background] = field(default=None, compare=False, repr=False)
+    kernel: Optional[Union[BoxKernel, ClassKernel]] = field(default=None, compare=False, repr=False)
 
     def __call__(
-        self, pred: Tensor, target: Tensor, *, stride: Optional[Tensor] = None, imgsz: Optional[Tensor] = None
+        self,
+        pred: Tensor,
+        target: Tensor,
+        *,
+        stride: Union[Tensor, float, None] = None,
+        imgsz: Union[Tensor, int, Sequence[int], None] = None,
     ) -> Tensor:
         """Return the loss, computed in float32 (float64 stays) whatever autocast says.
 
         Args:
             pred: Boxes (N, 4) x1 y1 x2 y2, or logits of any shape.
             target: Boxes (N, 4) in the same unit, or soft targets in [0, 1] of the same shape.
-            stride: Pixels per box unit (N, 1); None where boxes are in pixels. For box losses that want it.
-            imgsz: Height and width of the network input in pixels (2,). For box losses that want it.
+            stride: Pixels per box unit, a number or one for each pair (N, 1); None where boxes are in pixels. For box
+                losses that want it.
+            imgsz: Height and width of the network input in pixels, or its side. For box losses that want it.
 
         Returns:
             One loss per pair (N,), or per element.
 
         Raises:
-            LossPlugError: If a function of the user's own returns something else, or a result without gradient, or
-                changes its inputs.
+            LossPlugError: If a user-defined function returns something else, or a result without gradient, or changes
+                its inputs; if stride or imgsz are something else.
         """
-        known = {"stride": stride, "imgsz": imgsz, "state": self.state}
-        context = {key: known[key] for key in self.context}
         is_elementwise = self.kind in (CLASS, SOFTMAX)
         raise_dtype = boxes.as_float if is_elementwise else boxes.promote
         given = raise_dtype(pred), raise_dtype(target)  # copies for some, which the promise holds for too
+        known = {
+            "stride": _expanded("stride", stride, (*pred.shape[:1], 1), given[0]),
+            "imgsz": _expanded("imgsz", imgsz, (2,), given[0]),
+            "state": self.state,
+        }
+        context = {key: known[key] for key in self.context}
         before = _versions(*given)
         with _no_autocast(pred.device.type):
             loss = self.function(*given, **context)
@@ -158,6 +170,21 @@ def assigner_overlap(loss: Loss) -> Callable[[Tensor, Tensor], Tensor]:
     return partial(_overlap, loss)
 
 
+def _expanded(name: str, value: Any, shape: tuple[int, ...], like: Tensor) -> Optional[Tensor]:
+    """Return numbers as a tensor of a shape, of the type and on the device of another tensor; None stays.
+
+    Raises:
+        LossPlugError: If they are no numbers, or too many.
+    """
+    if value is None:
+        return None
+    try:
+        tensor = value if isinstance(value, Tensor) else torch.as_tensor(value, dtype=like.dtype, device=like.device)
+        return tensor.expand(shape)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise LossPlugError(f"{name}={value} must be a number, or numbers of shape {shape}.") from error
+
+
 def _versions(*tensors: Tensor) -> list[int]:
     """Return how often each tensor was changed in place; tensors of inference mode do not know."""
     return [-1 if tensor.is_inference() else tensor._version for tensor in tensors]
@@ -210,4 +237,14 @@ def bind(kind: str, name: str, options: Mapping[str, Any]) -> Loss:
     context = frozenset().union(*(s.context for s in used))
     state = State().scoped("own") if "state" in context else None
     background = spec.background(**values) if spec.background else None
-    return Loss(canonical, kind, function, values, context, state, background)
+    kernel = spec.kernel(**values) if spec.kernel and not modifiers else None
+    return Loss(canonical, kind, function, values, context, state, background, kernel)
+
+
+def bind_if_there(kind: str, name: str, options: Mapping[str, Any]) -> Loss:
+    """Return a loss of a stock run, which the host computes: it must not fail where a program lacks our modules."""
+    return bind(kind, name, options) if is_known(kind, name) else Loss(name, kind, _absent, {})
+
+
+def _absent(*args: Any, **context: Any) -> Tensor:
+    raise LossPlugError(ABSENT)

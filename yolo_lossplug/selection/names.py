@@ -20,6 +20,10 @@ from yolo_lossplug.registry import (
 )
 from yolo_lossplug.selection.third_party import registry
 
+ABSENT = (
+    "this program was built without the modules of losses; build it with "
+    "`pyinstaller --collect-submodules yolo_lossplug`, or what your builder has for whole packages."
+)
 PREFIXES = {BOX: MODIFIER, ROTATED: ROTATED_MODIFIER}
 """Kinds of losses that take prefixes, and the kind of these."""
 
@@ -87,6 +91,8 @@ def _unknown(kind: str, name: str) -> str:
     if kind in (CLASS, SOFTMAX) and is_known(CLASS if kind == SOFTMAX else SOFTMAX, name):
         other = "of the task classify" if kind == CLASS else "of tasks with boxes, and not of classify"
         return f"cls_loss={name} is one {other}. Take one of {', '.join(known)}."
+    if not known:
+        return f"{key}={name} is unknown: {ABSENT}"
     own = f"{name.strip()}:function" if name.strip().endswith(".py") else "file.py:function"
     return (
         f"{key}={name} is unknown.{suggest(normalise(name), known)} "

@@ -37,7 +37,7 @@ from yolo_lossplug.selection.keys import (
     no_effect,
     weights_of,
 )
-from yolo_lossplug.selection.loss import Loss, bind
+from yolo_lossplug.selection.loss import Loss, bind, bind_if_there
 from yolo_lossplug.selection.names import is_known, resolve, suggest
 from yolo_lossplug.selection.third_party import registry
 
@@ -130,9 +130,10 @@ def select(args: Mapping[str, Any]) -> Selection:
         LossPlugError: If a value is unknown, of another type, out of range, or without effect.
     """
     task = args.get("task") or "detect"
-    _refuse_unfit_task(task, given_keys(args))
-    kinds = loss_kinds(task)
-    box, cls = (bind(kinds[key], name_of(args, key, task), args) for key in ("loss", "cls_loss"))
+    given = given_keys(args)
+    _refuse_unfit_task(task, given)
+    bound = bind if given else bind_if_there
+    box, cls = (bound(kind, name_of(args, key, task), args) for key, kind in loss_kinds(task).items())
     given = given_keys(args)  # with the options of losses of the user's own, which are loaded now
 
     values = {key: p.check(given[key]) if key in given else p.default for key, p in NUMBERS.items()}

@@ -81,7 +81,7 @@ def ciou(boxes: Tensor, targets: Tensor) -> Tensor:
     return diou(boxes, targets) + torch.stack((zero, zero, -factor * boxes[3], factor * boxes[2]))
 
 
-GRADIENTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"iou": iou, "giou": giou, "diou": diou, "ciou": ciou}
+GRADIENTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {one.__name__: one for one in (iou, giou, diou, ciou)}
 """By the name of the loss; the paper has no others."""
 
 

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from ultralytics.utils.loss import BboxLoss, v8DetectionLoss
 
+from yolo_lossplug.forms import BoxKernel, BoxKind
 from yolo_lossplug.kernels.assignment import Anchors, Assigned, Numbers, Objects, assign, describe
-from yolo_lossplug.kernels.box_maths import HOST, KINDS
 from yolo_lossplug.kernels.box_term import NO_LOSS, Wanted, decode, listed
-from yolo_lossplug.kernels.class_term import Formula, Targets, formula_of
+from yolo_lossplug.kernels.class_term import Formula, Targets
 from yolo_lossplug.kernels.step import Step, losses
 from yolo_lossplug.selection.loss import Loss
 from yolo_lossplug.ultralytics_hook import report
@@ -230,28 +230,23 @@ def wanted_of(criterion: Any, types: Types) -> Wanted:
     module = criterion.bbox_loss
     n_bins = int(criterion.reg_max) if criterion.use_dfl else 1
     is_rounded = types.product != torch.float32
-    if module is fast.unplugged(module):
-        return Wanted(HOST.value, 0.0, n_bins, is_rounded)
-    kind = KINDS.get(module.loss.name, NO_LOSS)
-    return Wanted(kind, theta_of(module.loss), n_bins, is_rounded)
-
-
-def theta_of(loss: Loss) -> float:
-    """Return the exponent of a loss's shape cost, 0 for a loss without."""
-    return float(loss.options.get("siou_theta", 0.0))
+    is_host = module is fast.unplugged(module)
+    kernel = BoxKernel(BoxKind.HOST) if is_host else module.loss.kernel or BoxKernel(NO_LOSS)
+    return Wanted(kernel.kind, kernel.theta, n_bins, is_rounded)
 
 
 def numbers_of(assigner: Any, types: Types) -> Numbers:
     """Return what an assigner is set to."""
     loss = getattr(assigner, "overlap_loss", None)
+    overlap = BoxKernel(BoxKind.HOST) if loss is None else loss.kernel
     return Numbers(
         int(assigner.topk),
         int(topk2_of(assigner)),
         float(assigner.alpha),
         float(assigner.beta),
         float(assigner.eps),
-        HOST.value if loss is None else KINDS[loss.name],
-        0.0 if loss is None else theta_of(loss),
+        overlap.kind,
+        overlap.theta,
         types.power != torch.float32,
     )
 
@@ -266,7 +261,7 @@ def class_terms_of(criterion: Any, assigned: Assigned) -> tuple[Targets, Optiona
         float(getattr(module, "smoothing", 0.0)),
         None if weights is None else weights.float().contiguous(),
     )
-    return targets, None if loss is None else formula_of(loss.name, loss.options)
+    return targets, loss.kernel if loss is not None and isinstance(loss.kernel, Formula) else None
 
 
 def class_sum_of(criterion: Any, scores: Tensor, assigned: Assigned) -> Tensor:

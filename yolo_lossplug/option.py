@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""What the number of an option may be."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Optional
+
+PLACES = (0.1, 0.5, 0.9)
+NEAR = 2**-10
+"""Places of samples in a range of length 1, and how near to its ends others are."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """What a number may be. The default stands in the signature that the option annotates.
+
+    Args:
+        help: What the option means, in a few words.
+        at_least: Smallest value allowed.
+        above: Bound that the value must exceed.
+        at_most: Largest value allowed.
+        below: Bound that the value must stay under.
+    """
+
+    help: str
+    at_least: Optional[float] = None
+    above: Optional[float] = None
+    at_most: Optional[float] = None
+    below: Optional[float] = None
+
+    @property
+    def range(self) -> str:
+        """The allowed interval in mathematical notation, e.g. ``(0.5, 1)`` or ``[0, ∞)``."""
+        low, high = "(-∞", "∞)"
+        if self.above is not None:
+            low = f"({self.above:g}"
+        elif self.at_least is not None:
+            low = f"[{self.at_least:g}"
+        if self.below is not None:
+            high = f"{self.below:g})"
+        elif self.at_most is not None:
+            high = f"{self.at_most:g}]"
+        return f"{low}, {high}"
+
+    def contains(self, value: float) -> bool:
+        """Return whether a finite number lies within the bounds."""
+        return (
+            math.isfinite(value)
+            and (self.at_least is None or value >= self.at_least)
+            and (self.above is None or value > self.above)
+            and (self.at_most is None or value <= self.at_most)
+            and (self.below is None or value < self.below)
+        )
+
+    def samples(self) -> tuple[float, ...]:
+        """Return five values over the range, rising: its ends, or next to those not allowed, and three between.
+
+        Towards an end at infinity they grow by larger and larger steps, up to about 1000.
+
+        >>> Option("", above=0, at_most=1).samples()
+        (0.0009765625, 0.1, 0.5, 0.9, 1.0)
+        """
+        low, high = self._bounds
+        first = NEAR if self.at_least is None else 0.0
+        last = 1 - NEAR if self.at_most is None else 1.0
+        return tuple(_between(low, high, place) for place in (first, *PLACES, last))
+
+    @property
+    def _bounds(self) -> tuple[Optional[float], Optional[float]]:
+        low = self.above if self.above is not None else self.at_least
+        return low, self.below if self.below is not None else self.at_most
+
+
+def _between(low: Optional[float], high: Optional[float], place: float) -> float:
+    """Return what stands at a place in [0, 1] of a range, of which None is an end at infinity."""
+    if low is not None and high is not None:
+        return low + place * (high - low)
+    if low is not None:
+        return low + place / (1 - place)
+    if high is not None:
+        return high - (1 - place) / place
+    return (2 * place - 1) / (place * (1 - place))

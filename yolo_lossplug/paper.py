@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""The paper that a loss comes from, declared in the file of the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+ARXIV = "https://arxiv.org/abs/"
+
+
+@dataclass(frozen=True)
+class Paper:
+    """A citation; fields that are empty are left out of it.
+
+    Attributes:
+        address: Where it can be read.
+        authors: As BibTeX has them: ``Family, Given and Family, Given``.
+        title: Title.
+        venue: Short name of the conference or journal.
+        year: Year of publication, 0 if unknown.
+        journal: Full name, of an article.
+        booktitle: Proceedings, of a conference paper.
+        volume: Of the journal or the proceedings.
+        number: Issue of the volume.
+        pages: First and last, joined by ``--``.
+        doi: Digital object identifier.
+    """
+
+    address: str
+    authors: str = ""
+    title: str = ""
+    venue: str = ""
+    year: int = 0
+    journal: str = ""
+    booktitle: str = ""
+    volume: str = ""
+    number: str = ""
+    pages: str = ""
+    doi: str = ""
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        """Family names of the authors."""
+        return tuple(author.partition(",")[0] for author in self.authors.split(" and ") if author)
+
+    @property
+    def citation(self) -> str:
+        """One line: family names, title, venue, year, address; the address alone where no more is known."""
+        if not self.title:
+            return self.address
+        return f"{' and '.join(self.families)}: {self.title}. {self.venue} {self.year}. {self.address}"
+
+    @property
+    def bibtex(self) -> str:
+        """The BibTeX entry, empty where the title is unknown."""
+        if not self.title:
+            return ""
+        kind = "article" if self.journal else "inproceedings" if self.booktitle else "misc"
+        lines = (f"  {name} = {{{value}}}," for name, value in self._fields() if value)
+        return "\n".join([f"@{kind}{{{self._key},", *lines, "}"])
+
+    @property
+    def _key(self) -> str:
+        first_word = self.title.split(" ")[0].split("-")[0]
+        return f"{self.families[0]}{self.year}{first_word}".lower()
+
+    def _fields(self) -> Iterator[tuple[str, str]]:
+        yield "author", self.authors
+        yield "title", f"{{{self.title}}}"
+        for name in ("journal", "booktitle", "volume", "number", "pages"):
+            yield name, getattr(self, name)
+        yield "year", str(self.year)
+        yield "doi", self.doi
+        if self.address.startswith(ARXIV):
+            yield "eprint", self.address.removeprefix(ARXIV)
+            yield "archivePrefix", "arXiv"
+        yield "url", self.address
