@@ -106,6 +106,7 @@ def test_what_a_wheel_carries(kind, built):
     names = zipfile.ZipFile(built[kind]).namelist()
     for name in ("yolo_lossplug.pth", "yolo_lossplug.start", "yolo_lossplug/py.typed", "yolo_lossplug/shapes.py"):
         assert name in names
+    assert "yolo_lossplug/_pyinstaller/hook-yolo_lossplug.py" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert not [name for name in names if name.startswith(("tests", "configs", "examples"))]
     (metadata,) = [name for name in names if name.endswith("METADATA")]

@@ -69,6 +69,10 @@ REPORT = "lossplug_report"
 COMMON = frozenset((*NUMBERS, *NAMES, WEIGHTS, REPORT))
 """Keys that belong to no loss in particular."""
 
+ABSENT = (
+    "this program was built without the modules of losses; build it with "
+    "`pyinstaller --collect-submodules yolo_lossplug`, or what your builder has for whole packages."
+)
 GROUP = "yolo_lossplug.losses"
 """Entry points of packages with losses: each names a module, or a function in it."""
 
@@ -261,9 +265,10 @@ def select(args: Mapping[str, Any]) -> Selection:
         LossPlugError: If a value is unknown, of another type, out of range, or without effect.
     """
     task = args.get("task") or "detect"
-    _refuse_unfit_task(task, given_keys(args))
-    kinds = _kinds(task)
-    box, cls = (_bound(kinds[key], _named(args, key, task), args) for key in ("loss", "cls_loss"))
+    given = given_keys(args)
+    _refuse_unfit_task(task, given)
+    bound = _bound if given else _bound_if_there
+    box, cls = (bound(kind, _named(args, key, task), args) for key, kind in _kinds(task).items())
     given = given_keys(args)  # with the options of losses of the user's own, which are loaded now
 
     values = {key: p.check(given[key]) if key in given else p.default for key, p in NUMBERS.items()}
@@ -433,6 +438,8 @@ def _unknown(kind: str, name: str) -> str:
     if kind in (CLASS, SOFTMAX) and _is_known(CLASS if kind == SOFTMAX else SOFTMAX, name):
         other = "of the task classify" if kind == CLASS else "of tasks with boxes, and not of classify"
         return f"cls_loss={name} is one {other}. Take one of {', '.join(known)}."
+    if not known:
+        return f"{key}={name} is unknown: {ABSENT}"
     own = f"{name.strip()}:function" if name.strip().endswith(".py") else "file.py:function"
     return (
         f"{key}={name} is unknown.{suggest(_normalise(name), known)} "
@@ -647,6 +654,15 @@ def _bound(kind: str, name: str, options: Mapping[str, Any]) -> Loss:
     state = State().scoped("own") if "state" in context else None
     background = spec.background(**values) if spec.background else None
     return Loss(canonical, kind, function, values, context, state, background)
+
+
+def _bound_if_there(kind: str, name: str, options: Mapping[str, Any]) -> Loss:
+    """Return a loss of a stock run, which the host computes: it must not fail where a program lacks our modules."""
+    return _bound(kind, name, options) if _is_known(kind, name) else Loss(name, kind, _absent, {})
+
+
+def _absent(*args: Any, **context: Any) -> Tensor:
+    raise LossPlugError(ABSENT)
 
 
 def _modifiers(kind: str) -> list[Spec]:
