@@ -132,7 +132,16 @@ def _apply(module):
         if not problem:
             patches.apply(module)
     except Exception as error:  # plain Ultralytics must go on working whatever has happened here
-        problem = f"{type(error).__name__}: {error}"
+        problem = _words(error)
     if problem:
-        uninstall()
+        try:
+            uninstall()
+        except Exception as error:
+            problem = f"{problem}; undoing it failed: {_words(error)}"
         sys.modules.pop("yolo_lossplug", None)  # so that the next `import yolo_lossplug` runs, and says why
+
+
+def _words(error):
+    """Return an error as words: ours are sentences, and the name of any other is part of what it says."""
+    is_ours = type(error).__module__.partition(".")[0] == "yolo_lossplug"
+    return str(error).rstrip(".") if is_ours else f"unexpected {type(error).__name__}: {error}"
