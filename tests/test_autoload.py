@@ -106,6 +106,7 @@ def test_what_a_wheel_carries(kind, built):
     names = zipfile.ZipFile(built[kind]).namelist()
     for name in ("yolo_lossplug.pth", "yolo_lossplug.start", "yolo_lossplug/py.typed", "yolo_lossplug/shapes.py"):
         assert name in names
+    assert "yolo_lossplug/_pyinstaller/hook-yolo_lossplug.py" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert not [name for name in names if name.startswith(("tests", "configs", "examples"))]
     (metadata,) = [name for name in names if name.endswith("METADATA")]
@@ -149,14 +150,48 @@ def test_install_and_uninstall(kind, built, tmp_path):
     assert content(site) == before
 
 
-def test_the_hook_never_raises_whatever_it_meets(tmp_path):
-    """A broken plugin must not break plain Ultralytics."""
-    code = (
-        "import yolo_lossplug.registry as r\n"
-        "r.Registry.parameters = lambda self: 1 / 0\n"
-        "from ultralytics.utils import DEFAULT_CFG_DICT\n"
-        "import ultralytics.engine.trainer\n"
-        "print('loss' in DEFAULT_CFG_DICT)\n"
-    )
+BROKEN = """
+import {module} as broken
+{damage}
+from ultralytics.utils import DEFAULT_CFG_DICT
+import ultralytics.engine.trainer
+print('loss' in DEFAULT_CFG_DICT)
+try:
+    import yolo_lossplug
+except ImportError as error:
+    print(error)
+"""
+BREAKS = {
+    "an error of others": (
+        "yolo_lossplug.registry",
+        "broken.Registry.parameters = lambda self: 1 / 0",
+        "unexpected ZeroDivisionError: division by zero.",
+    ),
+    "an error of ours": (
+        "ultralytics.utils.tal",
+        "del broken.TaskAlignedAssigner.iou_calculation\nimport ultralytics.nn.tasks",
+        "ultralytics.utils.tal.TaskAlignedAssigner.iou_calculation is gone.",
+    ),
+    "a mistake": (
+        "yolo_lossplug.registry",
+        "def fail(self):\n raise broken.LossPlugError('It is wrong.')\nbroken.Registry.parameters = fail",
+        "It is wrong.",
+    ),
+    "undoing": (
+        "yolo_lossplug.ultralytics_hook.patches",
+        "broken.apply = broken.revert = lambda *args: [][0]",
+        "unexpected IndexError: list index out of range; undoing it failed: unexpected IndexError: list index out of "
+        "range.",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BREAKS)
+def test_the_hook_never_raises_whatever_it_meets(kind, tmp_path):
+    """A broken plugin must not break plain Ultralytics, and tells who asks in words what is wrong."""
+    module, damage, words = BREAKS[kind]
+    code = BROKEN.format(module=module, damage=damage)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True)
-    assert done.stdout.split()[-1] == "False" and done.stderr == ""
+    known, said = done.stdout.splitlines()[-2:]
+    assert known == "False" and done.stderr == ""
+    assert said == f"yolo-lossplug is not enabled: {words}"

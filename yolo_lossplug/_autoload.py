@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """The start-up hook: waits for Ultralytics to be imported, and does nothing until then.
 
-Python runs `start` at every start (see `yolo_lossplug.pth`), so this module imports nothing but `os` and `sys`, never
-raises and never prints. `YOLO_LOSSPLUG=0` switches it off.
+Python runs `start` at every start (see `yolo_lossplug.pth`), so this module imports nothing but `os`, `sys` and the
+built-in `_thread`, which are loaded already, never raises and never prints. `YOLO_LOSSPLUG=0` switches it off.
 """
 
+import _thread
 import os
 import sys
 
@@ -36,28 +37,51 @@ class _Loader:
         return self._loader.create_module(spec)
 
     def exec_module(self, module):
-        module.__spec__.loader = module.__loader__ = self._loader
+        for owner, attribute in ((module.__spec__, "loader"), (module, "__loader__")):
+            if getattr(owner, attribute, None) is self:  # a hook that was asked before us has put its own there
+                setattr(owner, attribute, self._loader)
         self._loader.exec_module(module)
         _apply(module)
 
     def __getattr__(self, name):
+        if name == "_loader":  # a copy is asked for attributes before it has any
+            raise AttributeError(name)
         return getattr(self._loader, name)
 
 
 class _Finder:
     """Finds the watched modules where everybody else would find them."""
 
+    def __init__(self):
+        self._asking = set()
+
     def find_spec(self, name, path=None, target=None):
         if name not in WATCHED:
             return None
-        for finder in sys.meta_path:
-            find_spec = None if isinstance(finder, _Finder) else getattr(finder, "find_spec", None)
+        question = _thread.get_ident(), name
+        if question in self._asking:  # another hook asks everybody but itself, us too, while we ask it
+            return None
+        self._asking.add(question)
+        try:
+            return self._ask(name, path, target)
+        finally:
+            self._asking.discard(question)
+
+    def _ask(self, name, path, target):
+        for finder in self._later():
+            find_spec = getattr(finder, "find_spec", None)
             spec = find_spec(name, path, target) if find_spec else None
             if spec is not None:
                 if hasattr(spec.loader, "exec_module"):
                     spec.loader = _Loader(spec.loader)
                 return spec
         return None
+
+    def _later(self):
+        """Return the finders behind this one: those before it have passed, or are asking right now."""
+        finders = list(sys.meta_path)
+        own = [position for position, finder in enumerate(finders) if isinstance(finder, _Finder)]
+        return finders[own[-1] + 1 :] if own else finders
 
 
 def start():
@@ -80,7 +104,7 @@ def install():
     sys.meta_path.insert(0, _Finder())
     for name in WATCHED:
         module = sys.modules.get(name)
-        if module is not None and not getattr(module.__spec__, "_initializing", False):
+        if module is not None and not getattr(getattr(module, "__spec__", None), "_initializing", False):
             _apply(module)
 
 
@@ -108,7 +132,16 @@ def _apply(module):
         if not problem:
             patches.apply(module)
     except Exception as error:  # plain Ultralytics must go on working whatever has happened here
-        problem = f"{type(error).__name__}: {error}"
+        problem = _words(error)
     if problem:
-        uninstall()
+        try:
+            uninstall()
+        except Exception as error:
+            problem = f"{problem}; undoing it failed: {_words(error)}"
         sys.modules.pop("yolo_lossplug", None)  # so that the next `import yolo_lossplug` runs, and says why
+
+
+def _words(error):
+    """Return an error as words: ours are sentences, and the name of any other is part of what it says."""
+    is_ours = type(error).__module__.partition(".")[0] == "yolo_lossplug"
+    return str(error).rstrip(".") if is_ours else f"unexpected {type(error).__name__}: {error}"

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 
 import yolo_lossplug
 from yolo_lossplug.registry import LossPlugError, Spec
@@ -18,7 +19,7 @@ usage: lossplug COMMAND ..., with arguments as `yolo` takes them; lossplug COMMA
 
   list        what loss= and cls_loss= take, with options, defaults and ranges
   explain     the parts of a name such as focal-inner-eiou, their formulas, options and papers
-  doctor      whether the plugin is active here, and with which Ultralytics
+  doctor      whether the plugin is active here, with which Python, device and Ultralytics, or what is in its way
   verify      whether a loss is the one that runs: numbers of stock, of ours, and of the formula by itself
   curves      draws losses and their gradients against IoU
   simulate    the regression experiment of the DIoU paper: how fast boxes reach their targets
@@ -40,7 +41,8 @@ Example: lossplug explain focal-inner-eiou\
 DOCTOR_HELP = """\
 usage: lossplug doctor
 
-Whether the plugin is active in plain Python and in `yolo`, and with which Ultralytics; exits with 1 if it is not.
+Whether the plugin is active in plain Python and in `yolo`, and with which Python, device, start-up hook and
+Ultralytics; names distributions that overwrite each other, and keys of a fork. Exits with 1 if it is not active.
 Example: lossplug doctor\
 """
 TOOLS = ("verify", "curves", "simulate", "compare")
@@ -236,13 +238,31 @@ def _cells(spec: Spec) -> str:
 
 
 def show_state() -> None:
-    """Print whether the plugin is active in plain Python and `yolo`, and exit with 1 if it is not."""
-    import ultralytics
-    import ultralytics.engine.tuner  # with it every module that is changed: shows a seam that has moved
+    """Print the environment, and whether the plugin is active in plain Python and `yolo`; exit with 1 if it is not."""
+    from yolo_lossplug.tools import installation
 
+    try:
+        import ultralytics
+        import ultralytics.engine.tuner  # with it every module that is changed: shows a seam that has moved
+    except ImportError as error:
+        print(f"yolo-lossplug {yolo_lossplug.__version__}", *installation.facts(), sep="\n")
+        print(f"not active: Ultralytics cannot be imported: {error}")
+        for line in installation.advice_on_owners(installation.owners(), is_importable=False):
+            print(line)
+        raise SystemExit(1) from error
+    folder = Path(ultralytics.__file__).parent
+    print(f"yolo-lossplug {yolo_lossplug.__version__} · ultralytics {ultralytics.__version__}")
+    print(*installation.facts(), f"{'ultralytics':<15}{folder}", sep="\n")
+    advice = installation.advice_on_owners(installation.owners(folder))
+    for line in (*advice, *installation.advice_on_keys(ultralytics.utils.DEFAULT_CFG_PATH)):
+        print(line)
+    _show_activity()
+
+
+def _show_activity() -> None:
+    """Print whether the plugin is active in plain Python and `yolo`, and exit with 1 if it is not."""
     from yolo_lossplug import _autoload
 
-    print(f"yolo-lossplug {yolo_lossplug.__version__} · ultralytics {ultralytics.__version__}")
     if not yolo_lossplug.is_enabled():
         print(f"not active: {_autoload.problem or 'switched off by YOLO_LOSSPLUG=0'}")
         raise SystemExit(1)

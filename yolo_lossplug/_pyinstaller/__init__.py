@@ -1,0 +1,9 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""What PyInstaller asks installed packages for: the folder of their hooks (entry point ``pyinstaller40``)."""
+
+from pathlib import Path
+
+
+def hook_dirs() -> list[str]:
+    """Return the folders that hold hooks for PyInstaller."""
+    return [str(Path(__file__).parent)]

@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Hook of PyInstaller: what a program needs of us that an analysis of import statements does not see."""
+
+from PyInstaller.utils.hooks import collect_dynamic_libs, collect_entry_point, collect_submodules
+
+# Modules of losses are imported because they are in the folder, and much else when it is first used.
+hiddenimports = collect_submodules("yolo_lossplug", filter=lambda name: "_pyinstaller" not in name)
+# Ultralytics imports these by name for every trainer, and its own hook has only its data.
+hiddenimports += collect_submodules("ultralytics.utils.callbacks")
+# torchvision loads its operators by file, which its own hook knows by the name of older releases.
+binaries = collect_dynamic_libs("torchvision", search_patterns=["*.so", "*.pyd", "*.dylib"])
+# Losses of other packages are announced by metadata, which analysis does not read.
+datas, losses = collect_entry_point("yolo_lossplug.losses")
+hiddenimports += losses
+# Triton compiles kernels from their source.
+module_collection_mode = {"yolo_lossplug.kernels": "py"}

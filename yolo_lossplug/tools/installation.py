@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""What `lossplug doctor` shows of an environment: interpreter, device, start-up hook, and who installed Ultralytics."""
+
+from __future__ import annotations
+
+import importlib
+import platform
+import site
+import sys
+from collections.abc import Iterable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import NamedTuple, Optional
+
+import torch
+import yaml
+
+from yolo_lossplug import kernels
+from yolo_lossplug.registry import REGISTRY
+from yolo_lossplug.selection import keys
+
+HOST = "ultralytics"
+HOOKS = ("yolo_lossplug.start", "yolo_lossplug.pth") if sys.version_info >= (3, 15) else ("yolo_lossplug.pth",)
+"""Files that this Python reads when it starts, the first there is."""
+WITHOUT_DEPENDENCIES = "pip install --no-deps yolo-lossplug"
+
+
+class Owner(NamedTuple):
+    """An installed distribution that has brought the package `ultralytics`."""
+
+    name: str
+    version: str
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.version}"
+
+
+def facts() -> list[str]:
+    """Return interpreter, torch, device, Triton and start-up hook, a line each."""
+    hook = start_up_hook(site_folders())
+    rows = {
+        "python": f"{platform.python_version()}, {sys.executable}",
+        "torch": f"{torch.__version__}, device {device_name()}",
+        "triton": triton_state(),
+        "start-up hook": str(hook or "none in the folders that this Python reads hooks from"),
+    }
+    return [f"{name:<15}{value}" for name, value in rows.items()]
+
+
+def default_device() -> torch.device:
+    """Return the device that Ultralytics trains on if it is not told another."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", 0)
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def device_name() -> str:
+    """Return the default device in words."""
+    device = default_device()
+    if device.type != "cuda":
+        return str(device)
+    return f"{device} ({torch.cuda.get_device_name(device)}), {torch.cuda.device_count()} in all"
+
+
+def triton_state() -> str:
+    """Return the release of Triton, and whether `loss_engine=triton` can run."""
+    try:
+        version = f"{importlib.import_module('triton').__version__}, "
+    except Exception:  # one that is broken raises anything, which `missing` tells
+        version = ""
+    missing = kernels.missing(default_device())
+    return f"{version}loss_engine=triton " + (f"cannot run: {missing}" if missing else "can run")
+
+
+def site_folders() -> list[Path]:
+    """Return the folders whose start-up hooks Python reads."""
+    user = [site.getusersitepackages()] if site.ENABLE_USER_SITE else []
+    return [Path(folder) for folder in (*site.getsitepackages(), *user)]
+
+
+def start_up_hook(folders: Iterable[Path]) -> Optional[Path]:
+    """Return the file of the start-up hook in the first of some folders that has one, None if none has."""
+    return next((file for folder in folders for file in map(folder.joinpath, HOOKS) if file.is_file()), None)
+
+
+def owners(folder: Optional[Path] = None, path: Optional[Sequence[str]] = None) -> list[Owner]:
+    """Return the distributions whose records list the package `ultralytics`, by name.
+
+    Args:
+        folder: The package's folder; None for any, as where the package cannot be imported any more.
+        path: Folders with installed distributions, those of `sys.path` by default.
+    """
+    found = metadata.distributions(path=list(sys.path if path is None else path))
+    return sorted({Owner(d.metadata["Name"], d.version) for d in found if _has_host(d, folder)})
+
+
+def _has_host(distribution: metadata.Distribution, folder: Optional[Path]) -> bool:
+    files = [file for file in distribution.files or () if file.as_posix() == f"{HOST}/__init__.py"]
+    return any(folder is None or Path(str(file.locate())).resolve().parent == folder.resolve() for file in files)
+
+
+def advice_on_owners(found: Sequence[Owner], is_importable: bool = True) -> list[str]:
+    """Return what is wrong with who has installed Ultralytics and the way out, a line each, empty if nothing is.
+
+    Args:
+        found: The distributions that have the package.
+        is_importable: Whether the package can be imported.
+    """
+    if not found:
+        return []
+    kept, *rest = sorted(found, key=lambda owner: owner.name == HOST)
+    reinstall = f"  pip install --force-reinstall --no-deps {kept.name}=={kept.version}"
+    later = [] if kept.name == HOST else [f"  {WITHOUT_DEPENDENCIES}, now and for every update"]
+    if rest:
+        return [
+            f"{len(found)} distributions own the folder {HOST}: {', '.join(map(str, found))}. Each overwrites the "
+            f"files of the other, and uninstalling one removes them for both. To keep {kept.name}:",
+            f"  pip uninstall {' '.join(owner.name for owner in rest)}",
+            reinstall,
+            *later,
+        ]
+    if not is_importable:
+        return [f"It was installed as {kept}. To install its files again:", reinstall, *later]
+    if later:
+        return [f"{HOST} is that of {kept}. So that pip does not install {HOST} over it:", *later]
+    return []
+
+
+def advice_on_keys(defaults: Path) -> list[str]:
+    """Return which of our keys belong to Ultralytics itself, as those of a fork may; a line, or none.
+
+    Args:
+        defaults: The file of Ultralytics' own keys and their defaults.
+    """
+    taken = sorted(set(yaml.safe_load(defaults.read_text(encoding="utf-8"))) & own_keys())
+    if not taken:
+        return []
+    return [
+        f"This Ultralytics is a fork with keys of its own named {', '.join(taken)}: they mean what the fork makes of "
+        f"them, and select nothing of yolo-lossplug."
+    ]
+
+
+def own_keys() -> set[str]:
+    """Return the keys of this package, without those of losses that others have registered."""
+    return {key for key in keys() if all(_is_ours(owner.function.__module__) for owner in REGISTRY.owners(key))}
+
+
+def _is_ours(module: str) -> bool:
+    return module.partition(".")[0] == "yolo_lossplug"
