@@ -107,7 +107,7 @@ def test_what_an_interrupted_run_has_left_is_removed(tmp_path):
 
 
 def test_ray(made):
-    pytest.importorskip("ray", reason="Ray has no build for this Python")
+    pytest.importorskip("ray", reason="Ray is in the extra 'ray': pip install -e '.[ray]'")
     todo = made({}, {"fails": True}, {})
     jobs.run_on_ray(todo, "cpu", tell_nothing)
     assert [job.state for job in todo] == [FINISHED, FAILED, FINISHED]
