@@ -66,6 +66,7 @@ def third_party(pred, target, *, third_scale: Annotated[float, Option("factor", 
 """
 
 
+@pytest.mark.slow
 def test_losses_of_other_packages(tmp_path):
     """An installed package registers its losses; a broken one is named in a warning, and breaks nothing."""
     (tmp_path / "third_losses.py").write_text(MODULE)
@@ -84,6 +85,7 @@ def test_losses_of_other_packages(tmp_path):
     assert "the losses of 'no_such_module_of_losses' are not available: No module named" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_misspelt_command_and_a_reader_who_has_gone(tmp_path):
     command = [sys.executable, "-m", "yolo_lossplug"]
     done = run([*command, "verfy"], tmp_path, check=False)

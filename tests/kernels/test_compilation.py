@@ -14,6 +14,7 @@ from tests.runs import ROOT
 IS_KNOWN = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not IS_KNOWN, reason="older Triton is asked in another way")
 def test_every_kernel_compiles(tmp_path):
     env = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path)}

@@ -8,7 +8,7 @@ from ultralytics import YOLO
 from ultralytics.cfg import get_cfg
 from ultralytics.utils import DEFAULT_CFG, DEFAULT_CFG_DICT
 
-from tests.runs import ROOT, TINY, yolo
+from tests.runs import ROOT, TINY, slow, yolo
 from yolo_lossplug import LossPlugError, Option, box_loss
 from yolo_lossplug.selection.keys import keys
 from yolo_lossplug.ultralytics_hook.config import guess_model
@@ -118,11 +118,13 @@ def test_unknown_key_is_the_hosts_error_with_our_keys_suggested():
     ("words", "message"),
     [
         (["train", "model=yolov8n.pt", "loss=eiuo"], "loss=eiuo is unknown. Did you mean 'eiou'?"),
-        (["train", "model=yolov8n-obb.pt", "loss=eiou"], "loss=eiou cannot be used with task=obb"),
-        (["train", "model=yolov8n-cls.pt", "tal_topk=3"], "tal_topk=3 has no effect with task=classify"),
-        (["train", "model=rtdetr-l.pt", "loss=eiou"], "loss=eiou cannot be used with model=rtdetr-l.pt: RT-DETR"),
-        (["val", "model=yolov8n.pt", "loss=eiou"], "loss=eiou has no effect with mode=val: it is a key of training"),
-        (["train", "model=yolov8n.pt", "loss=no.py:name"], "there is no file"),
+        slow(["train", "model=yolov8n-obb.pt", "loss=eiou"], "loss=eiou cannot be used with task=obb"),
+        slow(["train", "model=yolov8n-cls.pt", "tal_topk=3"], "tal_topk=3 has no effect with task=classify"),
+        slow(["train", "model=rtdetr-l.pt", "loss=eiou"], "loss=eiou cannot be used with model=rtdetr-l.pt: RT-DETR"),
+        slow(
+            ["val", "model=yolov8n.pt", "loss=eiou"], "loss=eiou has no effect with mode=val: it is a key of training"
+        ),
+        slow(["train", "model=yolov8n.pt", "loss=no.py:name"], "there is no file"),
     ],
     ids=str,
 )
@@ -134,6 +136,7 @@ def test_command_line_refuses_before_the_model_is_fetched(words, message, tmp_pa
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_switched_off_the_key_is_the_hosts_error(tmp_path):
     done = yolo("train", "model=yolov8n.yaml", "loss=eiou", cwd=tmp_path, env={"YOLO_LOSSPLUG": "0"}, check=False)
     assert done.returncode != 0

@@ -338,6 +338,7 @@ def test_a_gpu_takes_the_dense_form_where_it_is_small(given, monkeypatch):
         fast.step(criterion, lazy, data, {})
 
 
+@pytest.mark.slow
 def test_both_engines_train_to_the_same_results(data, tmp_path):
     rows = []
     for name in ("reference", "fast"):

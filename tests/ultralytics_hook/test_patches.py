@@ -124,6 +124,7 @@ DAMAGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_release_that_moved_a_seam_is_left_alone(damage, tmp_path):
     """Nothing is printed, everything but our keys works, and an explicit import says what moved."""
