@@ -4,7 +4,7 @@
 from typing import Annotated
 
 import pytest
-from ultralytics import YOLO
+from ultralytics import YOLO, cfg
 from ultralytics.cfg import get_cfg
 from ultralytics.utils import DEFAULT_CFG, DEFAULT_CFG_DICT
 
@@ -143,6 +143,11 @@ def test_switched_off_the_key_is_the_hosts_error(tmp_path):
     assert "'loss' is not a valid YOLO argument" in done.stdout
 
 
+def test_the_command_prints_a_mistake_without_a_traceback():
+    with pytest.raises(SystemExit, match=r"^LossPlug: loss=eiuo is unknown\. Did you mean 'eiou'\?"):
+        cfg.entrypoint(f"yolo train model=yolov8n.pt loss=eiuo data={NOWHERE}")
+
+
 def test_what_a_file_name_tells():
     for name, expected in {
         "yolov8n.yaml": ("detect", ""),
@@ -164,7 +169,17 @@ def test_a_checkpoint_knows_its_task_whatever_its_name(tmp_path):
     assert guess_model({"model": str(tmp_path / "other-obb.pt")}) == ("obb", "")
 
 
-@pytest.mark.parametrize("mode", ["val", "predict", "track", "export", "benchmark"])
+MODES = ["val", "predict", "track", "export", "benchmark"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_keys_of_training_are_refused_first(mode):
+    """Before anything is asked of the model."""
+    with pytest.raises(LossPlugError, match=f"loss=eiou has no effect with mode={mode}"):
+        getattr(YOLO, mode)(None, loss="eiou")
+
+
+@pytest.mark.parametrize("mode", MODES)
 def test_keys_of_training_are_refused_elsewhere(mode):
     model = YOLO("yolov8n.yaml")
     with pytest.raises(LossPlugError, match=f"loss=eiou has no effect with mode={mode}"):

@@ -5,6 +5,7 @@ import pickletools
 import shutil
 import sys
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -367,6 +368,23 @@ def test_a_loss_registered_by_the_users_script_reaches_the_workers(data, tmp_pat
     script.write_text(script.read_text().replace("if __name__ == '__main__':\n    ", ""))
     done = run(command, cwd=tmp_path, check=False)
     assert "loss=of-the-script is registered where the workers of multi-GPU training cannot load it from" in done.stdout
+
+
+def test_the_script_of_a_worker_enables_us():
+    from ultralytics.cfg import get_cfg
+    from ultralytics.utils import dist
+
+    class Trainer:
+        args, model, callbacks, hub_session = get_cfg(overrides={"loss": "eiou"}), None, {}, None
+
+    trainer = Trainer()
+    file = dist.generate_ddp_file(trainer)
+    try:
+        lines = Path(file).read_text(encoding="utf-8").splitlines()
+        assert lines[2:4] == ["import yolo_lossplug", "yolo_lossplug.enable()"]
+        assert not [line for line in lines[:2] if "ultralytics" in line and line.startswith(("import", "from"))]
+    finally:
+        dist.ddp_cleanup(trainer, str(file))
 
 
 def test_only_the_losses_of_the_run_are_imported_by_workers(registry):

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import ultralytics
 import yaml
 from ultralytics import YOLO
 from ultralytics.models.yolo.detect import DetectionTrainer
+from ultralytics.nn import tasks
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils.loss import v8DetectionLoss
 
@@ -17,6 +19,7 @@ from tests.conftest import dataset
 from tests.runs import ROOT, STILL, TINY, Log, results, slow, train
 from yolo_lossplug import DetectionLoss, LossPlugError, list_box_losses
 from yolo_lossplug.selection.keys import keys
+from yolo_lossplug.selection.select import select
 from yolo_lossplug.ultralytics_hook import patches
 from yolo_lossplug.ultralytics_hook import trainer as hook
 
@@ -65,6 +68,29 @@ def test_banner(plugged):
         assert part in line
 
 
+TAL = "assigner tal(topk=10, alpha=0.5, beta=6.0, iou=ciou)"
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"loss": "eiou"}, f"box eiou · class bce · {TAL}"),
+        ({"cls_smoothing": 0.1}, f"box ciou · class bce smoothing=0.1 · {TAL}"),
+        (
+            {"cls_loss": "qfl", "cls_smoothing": 0.2, "cls_weights": [1, 2]},
+            f"box ciou · class qfl(cls_qfl_beta=2.0) smoothing=0.2 weights=[1.0, 2.0] · {TAL}",
+        ),
+        ({"loss": "eiou", "nms_iou": "diou"}, f"box eiou · class bce · {TAL} · nms diou"),
+        ({"lossplug_report": True}, f"box ciou · class bce · {TAL} · report lossplug_report.csv"),
+        ({"task": "obb", "loss": "kld"}, f"box kld(kld_tau=1.0) · class bce · {TAL.replace('ciou', 'probiou')}"),
+        ({"task": "classify", "cls_smoothing": 0.1}, "class ce smoothing=0.1"),
+    ],
+    ids=str,
+)
+def test_every_part_of_the_banner(given, expected):
+    assert hook.banner(select(given), "some") == f"{expected} · engine some · ultralytics {ultralytics.__version__}"
+
+
 @pytest.mark.xdist_group("stock")
 def test_the_choice_is_recorded(plugged):
     trainer, _ = plugged
@@ -83,7 +109,9 @@ def test_a_stock_run_records_nothing(stock):
     checkpoint = torch.load(stock.best, map_location="cpu", weights_only=False)
     loaded = YOLO(stock.best)
     fresh = YOLO("yolov8n.yaml")
-    for place in (recorded, checkpoint["train_args"], vars(stock.args), loaded.model.args, fresh.model.args):
+    load = getattr(tasks, "load_checkpoint", None) or tasks.attempt_load_one_weight
+    models = (loaded.model, fresh.model, load(stock.best)[0])
+    for place in (recorded, checkpoint["train_args"], vars(stock.args), *(model.args for model in models)):
         assert not ours & set(place)
 
 
@@ -263,6 +291,26 @@ def test_criterion_is_out_of_the_way_while_a_checkpoint_is_written():
     with pytest.raises(OSError):
         patches._wrap_save_model(write)(trainer)
     assert (model.criterion, model.student_model.criterion) == ("criterion", "student's")
+
+
+def test_the_hosts_trainer_saves_without_the_criterion():
+    """Also where a criterion was made by hand, and no key is given."""
+    seen = []
+
+    class Model:
+        def __init__(self):
+            self.criterion = "criterion"
+
+        def state_dict(self, *_):
+            seen.append(vars(self).copy())
+            raise LookupError
+
+        __deepcopy__ = state_dict  # whichever a release asks for first
+
+    trainer = types.SimpleNamespace(ema=types.SimpleNamespace(ema=Model()))
+    with pytest.raises(LookupError):
+        DetectionTrainer.save_model(trainer)
+    assert seen == [{}] and trainer.ema.ema.criterion == "criterion"
 
 
 @pytest.mark.slow
