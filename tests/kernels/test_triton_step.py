@@ -2,6 +2,7 @@
 """Steps by kernels against those of the fast engine, and when they are not taken."""
 
 import copy
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -361,15 +362,30 @@ def test_auto_takes_them_where_they_are_recorded(given, monkeypatch):
     assert with_keys(made, loss="eiou", loss_engine="fast").kernels is None
 
 
-def test_every_record_is_there():
-    def check(records):
-        for (name, release), file in records.items():
-            text = (ROOT / file).read_text(encoding="utf-8")
-            assert name in text and f"torch {release}." in text
+RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*.md"))
 
-    check(kernels.RECORDED)
-    with pytest.raises(AssertionError):  # a file of another device is none
-        check({("NVIDIA Some", "2.15"): "benchmarks/results/2026-11-22-cpu-b16.md"})
+
+def measured_on(file):
+    """Return device and release of torch that a file of results names in its second paragraph."""
+    head = file.read_text(encoding="utf-8").split("\n\n")[1]
+    release, device = re.search(r" · torch (\d+\.\d+)\S* · ([^·]+)", head).groups()
+    return device.partition(",")[0].strip(), release
+
+
+@pytest.mark.parametrize("file", RESULTS, ids=lambda file: file.name)
+def test_results_name_device_and_release(file):
+    device, release = measured_on(file)
+    assert device and f"torch {release}." in file.read_text(encoding="utf-8")
+    assert ("cpu" in file.name) == ("NVIDIA" not in device)
+
+
+def test_records_are_of_their_device_and_release(tmp_path):
+    (tmp_path / "some.md").write_text(
+        "`command`\n\n2026-01-02 · ultralytics 8.4.1 · torch 2.11.0+cu130 · NVIDIA H200\n\n|"
+    )
+    example = {("NVIDIA H200", "2.11"): tmp_path / "some.md"}
+    for (device, release), file in {**example, **kernels.RECORDED}.items():
+        assert measured_on(ROOT / file) == (device, release)
 
 
 @pytest.mark.slow
