@@ -8,6 +8,10 @@ import tempfile
 from pathlib import Path
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # torch reads it when it is imported: a worker for each core, a thread for each
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import torch
 
 # Ultralytics reads its settings when it is imported: tests have their own, and leave nothing behind.
@@ -27,6 +31,12 @@ CODE = f"from ultralytics.utils import SETTINGS; SETTINGS.update({ {**FOLDERS, '
 subprocess.run([sys.executable, "-c", CODE], check=True, stdout=subprocess.DEVNULL, cwd=HOME)
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+
+
+def pytest_report_header(config):
+    if config.option.markexpr == "not slow":
+        return "quick tests only; all of them: pytest -m '' -n auto --dist loadgroup"
+    return None
 
 
 def pytest_generate_tests(metafunc):

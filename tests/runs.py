@@ -3,11 +3,14 @@
 
 import contextlib
 import csv
+import functools
 import logging
 import os
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 import yolo_lossplug
 
@@ -28,6 +31,9 @@ TINY = {
 }
 STILL = {"lr0": 0.0, "warmup_epochs": 0.0, "weight_decay": 0.0}
 """Weights that do not move: losses of two runs are comparable."""
+
+slow = functools.partial(pytest.param, marks=pytest.mark.slow)
+"""A case of a parametrised test that the quick tests leave out."""
 
 
 def train(model="yolov8n.yaml", trainer=None, callbacks=(), **keys):

@@ -33,6 +33,7 @@ def test_import_takes_no_framework_along(tmp_path):
     assert python(code, cwd=tmp_path).stdout.split() == ["False"]
 
 
+@pytest.mark.slow
 def test_doctor_tells_where_no_hook_is_read(tmp_path):
     """A folder on the path is no place whose hooks Python reads."""
     site = [PLACE, *(path for path in sys.path if path.endswith("site-packages"))]
@@ -58,6 +59,7 @@ def test_switched_off_the_import_does_not_enable(tmp_path):
     assert python(code, cwd=tmp_path, env={"YOLO_LOSSPLUG": "0"}).stdout.split() == ["False", "True"]
 
 
+@pytest.mark.slow
 def test_watched_modules_keep_their_own_loader(tmp_path):
     """`python -m`, `inspect.getsource` and reloads go on working."""
     code = (
@@ -69,6 +71,7 @@ def test_watched_modules_keep_their_own_loader(tmp_path):
     assert lines == ["SourceFileLoader", "True", "eiou"]
 
 
+@pytest.mark.slow
 def test_own_command(tmp_path):
     listing = run([str(Path(sys.executable).with_name("lossplug")), "list"], tmp_path).stdout
     for text in ("eiou", "focal_gamma=0.5 in [0, ∞)", "cls_loss=", "tal_topk=10"):
@@ -101,6 +104,8 @@ def built(tmp_path_factory):
     return {"wheel": next(folder.glob("*.whl")), "wheel from sdist": next(again.glob("*.whl"))}
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("built")
 @pytest.mark.parametrize("kind", ["wheel", "wheel from sdist"])
 def test_what_a_wheel_carries(kind, built):
     names = zipfile.ZipFile(built[kind]).namelist()
@@ -123,6 +128,8 @@ def content(site):
     return {str(p.relative_to(site)) for p in site.rglob("*") if "__pycache__" not in p.parts}
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("built")
 @pytest.mark.parametrize("kind", ["wheel", "wheel from sdist", "editable"])
 def test_install_and_uninstall(kind, built, tmp_path):
     """The hook runs after every kind of install, and nothing is left after uninstalling."""
@@ -186,6 +193,7 @@ BREAKS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", BREAKS)
 def test_the_hook_never_raises_whatever_it_meets(kind, tmp_path):
     """A broken plugin must not break plain Ultralytics, and tells who asks in words what is wrong."""

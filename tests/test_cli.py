@@ -7,7 +7,7 @@ import pytest
 
 from tests.runs import python, run
 from yolo_lossplug import LossPlugError, list_box_losses, list_class_losses
-from yolo_lossplug.cli import bibtex, explanation
+from yolo_lossplug.cli import bibtex, explanation, main
 from yolo_lossplug.paper import ARXIV, Paper
 from yolo_lossplug.registry import REGISTRY, box_loss
 
@@ -78,6 +78,20 @@ def test_bibtex_names_each_paper_once():
     assert bibtex("l1") == ""
 
 
+def test_explain_as_a_command(monkeypatch, capsys):
+    for words, text in ((["wise-siou"], "loss=wise-siou"), (["wise-siou", "--bibtex"], "@misc{")):
+        monkeypatch.setattr(sys, "argv", ["lossplug", "explain", *words])
+        main()
+        assert text in capsys.readouterr().out
+    for words, message in ((["wse-siou"], "Did you mean 'wise-siou'?"), ([], "takes one name, not 0")):
+        monkeypatch.setattr(sys, "argv", ["lossplug", "explain", *words])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        assert caught.value.code.startswith("LossPlug: " if words else "lossplug explain ")
+        assert message in caught.value.code
+
+
+@pytest.mark.slow
 def test_commands(tmp_path):
     command = [sys.executable, "-m", "yolo_lossplug", "explain"]
     assert "loss=wise-siou" in run([*command, "wise-siou"], tmp_path).stdout
@@ -97,6 +111,7 @@ def third_party(pred, target, *, third_scale: Annotated[float, Option("factor", 
 """
 
 
+@pytest.mark.slow
 def test_losses_of_other_packages(tmp_path):
     """An installed package registers its losses; a broken one is named in a warning, and breaks nothing."""
     (tmp_path / "third_losses.py").write_text(MODULE)
@@ -115,6 +130,7 @@ def test_losses_of_other_packages(tmp_path):
     assert "the losses of 'no_such_module_of_losses' are not available: No module named" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_misspelt_command_and_a_reader_who_has_gone(tmp_path):
     command = [sys.executable, "-m", "yolo_lossplug"]
     done = run([*command, "verfy"], tmp_path, check=False)
@@ -134,9 +150,7 @@ def test_explain_a_loss_of_ones_own(tmp_path, registry):
 
 @pytest.mark.parametrize("command", ["list", "explain", "doctor", "verify", "curves", "simulate", "compare"])
 def test_every_command_has_help_with_an_example(command, monkeypatch, capsys):
-    from yolo_lossplug import cli
-
     monkeypatch.setattr(sys, "argv", ["lossplug", command, "--help"])
-    cli.main()
+    main()
     said = capsys.readouterr().out
     assert said.startswith(f"usage: lossplug {command}") and f"Example: lossplug {command}" in said

@@ -86,6 +86,8 @@ def runs(data, tmp_path_factory):
     return place, said
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("contract")
 def test_validation_uses_the_loss_of_training(runs):
     place, said = runs
     assert "LossPlug: box eiou" in said["eiou"].replace("\x1b[0m", "") and "LossPlug" not in said["stock"]
@@ -97,6 +99,8 @@ def test_validation_uses_the_loss_of_training(runs):
         assert mixed[f"{part}/cls_loss"] < 0.9 * stock[f"{part}/cls_loss"]
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("contract")
 def test_checkpoints_are_clean_and_live_without_the_plugin(runs, data):
     place, _ = runs
     best = place / "mixed" / "weights" / "best.pt"
@@ -112,6 +116,7 @@ def test_checkpoints_are_clean_and_live_without_the_plugin(runs, data):
     assert "PREDICTED detect" in python(code, best, cwd=place, env=ABSENT).stdout
 
 
+@pytest.mark.slow
 def test_the_release_is_the_one_that_was_asked_for():
     import os
 

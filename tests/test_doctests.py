@@ -5,14 +5,44 @@ import doctest
 import importlib
 import pkgutil
 
+import pytest
+
 import yolo_lossplug
+from tests.runs import ROOT, python
+
+
+def modules():
+    """Import the modules of the package, but for those of the kernels where there is no Triton."""
+    for found in pkgutil.walk_packages(yolo_lossplug.__path__, "yolo_lossplug."):
+        if found.name.endswith("__main__"):
+            continue
+        try:
+            yield importlib.import_module(found.name)
+        except ModuleNotFoundError as error:
+            if error.name != "triton":
+                raise
 
 
 def test_examples_in_docstrings():
     tried = 0
-    for found in pkgutil.walk_packages(yolo_lossplug.__path__, "yolo_lossplug."):
-        if not found.name.endswith("__main__"):
-            result = doctest.testmod(importlib.import_module(found.name))
-            assert result.failed == 0, found.name
-            tried += result.attempted
+    for module in modules():
+        result = doctest.testmod(module)
+        assert result.failed == 0, module.__name__
+        tried += result.attempted
     assert tried > 8
+
+
+HIDDEN = """
+import sys
+sys.modules["triton"] = None
+from tests.test_doctests import modules, test_examples_in_docstrings
+test_examples_in_docstrings()
+print(*(module.__name__ for module in modules()))
+"""
+
+
+@pytest.mark.slow
+def test_all_other_modules_are_imported_where_there_is_no_triton():
+    found = set(python(HIDDEN, cwd=ROOT).stdout.split())
+    assert {"yolo_lossplug.kernels", "yolo_lossplug.ultralytics_hook.engines.choice"} <= found
+    assert not {"yolo_lossplug.kernels.step", "yolo_lossplug.ultralytics_hook.engines.triton"} & found

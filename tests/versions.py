@@ -67,7 +67,7 @@ def run(release, tests=CONTRACT):
     (found,) = folder.glob("ultralytics-*.dist-info")
     version = found.name.removeprefix("ultralytics-").removesuffix(".dist-info")
     environment = {**os.environ, "PYTHONPATH": str(folder), "LOSSPLUG_HOST": version}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "", *tests]
     start = time.perf_counter()
     done = subprocess.run(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

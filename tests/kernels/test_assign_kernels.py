@@ -9,6 +9,7 @@ from ultralytics.utils.ops import xywh2xyxy, xyxy2xywh
 from ultralytics.utils.tal import TaskAlignedAssigner as StockAssigner
 
 from tests.problems import FAMILIES, N_CLASSES, SHAPES, STRIDES, problem
+from tests.runs import slow
 from yolo_lossplug import create_box_loss
 from yolo_lossplug.kernels import is_interpreted
 from yolo_lossplug.kernels.assignment import Anchors, Numbers, assign, describe
@@ -22,6 +23,8 @@ MOST = 5 if is_interpreted() and "LOSSPLUG_PROBLEMS" not in os.environ else 1000
 """Objects of an image, for the same reason."""
 SETTINGS = ((10, 10, 0.5, 6.0), (7, 1, 0.5, 6.0), (13, 13, 1.0, 6.0), (10, 3, 0.5, 2.0), (5, 5, 0.5, 0.0))
 """Numbers of an assigner: topk, topk2, alpha, beta."""
+QUICK = ("realistic", "crowded", "zero_metrics", "no_objects")
+"""Families of problems that the quick tests have too, in which the interpreter takes a second for each."""
 
 
 @pytest.fixture(autouse=True)
@@ -106,7 +109,7 @@ def equal(found, expected):
     return int(foreground.sum())
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [name if name in QUICK else slow(name) for name in FAMILIES])
 def test_random_problems(family, place):
     n_positives = 0
     for seed in range(3, 3 + N_PROBLEMS):  # in that with seed 3 every family has positives
@@ -116,7 +119,7 @@ def test_random_problems(family, place):
     assert (n_positives > 0) == (family != "no_objects")
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("setting", [*SETTINGS[:2], *map(slow, SETTINGS[2:])])
 def test_settings(setting, place):
     given = Problem(problem("overlapping", 0, size=(160, 128)), (160, 128), place)
     assert equal(given.found(*setting), given.expected(stock(*setting)))
@@ -177,6 +180,7 @@ def test_no_objects_at_all(place):
     assert (assigned.row == -1).all() and not assigned.score.any() and not assigned.label.any()
 
 
+@pytest.mark.slow
 def test_the_same_every_time(place):
     given = Problem(problem("crowded", 1, size=(160, 128)), (160, 128), place)
     runs = [given.found(7, 2, 0.5, 6.0) for _ in range(3)]

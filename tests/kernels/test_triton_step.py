@@ -2,6 +2,7 @@
 """Steps by kernels against those of the fast engine, and when they are not taken."""
 
 import copy
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ from ultralytics.utils.loss import v8DetectionLoss
 
 from tests.models import batch, model, with_keys
 from tests.parts import with_part
-from tests.runs import ROOT, Log, results, train
+from tests.runs import ROOT, Log, results, slow, train
 from yolo_lossplug import LossPlugError, box_loss, kernels
 from yolo_lossplug.selection.select import select
 from yolo_lossplug.ultralytics_hook import config, console, trainer
@@ -80,7 +81,7 @@ def compared(made, preds, data, rtol=1e-5, **keys):
     return criterion
 
 
-@pytest.mark.parametrize("name", ["yolov8n", "yolov10n", "yolo26n", "yolov8n-seg", "yolo26n-pose"])
+@pytest.mark.parametrize("name", ["yolov8n", *map(slow, ("yolov10n", "yolo26n", "yolov8n-seg", "yolo26n-pose"))])
 def test_models(name, place):
     compared(*predicted(name, place), loss="eiou", cls_loss="qfl")
 
@@ -93,14 +94,14 @@ def test_batches_without_objects(name, place):
 @pytest.mark.parametrize(
     "keys",
     [
-        {},
+        slow({}),
         {"loss": "siou", "siou_theta": 3.0, "cls_loss": "focal", "cls_focal_alpha": None},
-        {"loss": "focal-eiou", "cls_loss": "varifocal"},
-        {"loss": "l1", "cls_loss": "poly"},
-        {"loss": "wiou-v3", "cls_loss": "ema-slide"},
-        {"cls_smoothing": 0.2, "cls_weights": [0, 1, 2]},
-        {"cls_loss": "poly", "cls_smoothing": 0.2},
-        {"tal_topk": 3, "tal_alpha": 1.0, "tal_beta": 1.0, "tal_iou": "siou"},
+        slow({"loss": "focal-eiou", "cls_loss": "varifocal"}),
+        slow({"loss": "l1", "cls_loss": "poly"}),
+        slow({"loss": "wiou-v3", "cls_loss": "ema-slide"}),
+        slow({"cls_smoothing": 0.2, "cls_weights": [0, 1, 2]}),
+        slow({"cls_loss": "poly", "cls_smoothing": 0.2}),
+        slow({"tal_topk": 3, "tal_alpha": 1.0, "tal_beta": 1.0, "tal_iou": "siou"}),
     ],
     ids=str,
 )
@@ -108,6 +109,7 @@ def test_keys(given, keys):
     compared(*given, **keys)
 
 
+@pytest.mark.slow
 def test_the_hosts_class_weights(given):
     made, preds, data = given
     made.class_weights = torch.tensor([0.5, 1, 2], device=preds["scores"].device)
@@ -117,9 +119,9 @@ def test_the_hosts_class_weights(given):
         del made.class_weights
 
 
-@pytest.mark.parametrize("loss", ["ciou", "giou"])
-@pytest.mark.parametrize("is_autocast", [True, False])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("loss", [slow("ciou"), "giou"])
+@pytest.mark.parametrize("is_autocast", [True, slow(False)])
+@pytest.mark.parametrize("dtype", [slow(torch.bfloat16), torch.float16], ids=str)
 def test_half_precision(given, dtype, is_autocast, loss, place):
     made, preds, data = given
     preds = {key: preds[key].to(dtype) for key in ("boxes", "scores")} | {
@@ -147,6 +149,7 @@ def answered(criterion, preds, data):
     return foreground, place * foreground, boxes
 
 
+@pytest.mark.slow
 def test_what_other_terms_are_told(given):
     made, preds, data = given
     data = {**data, "batch_idx": torch.ones_like(data["batch_idx"])}  # an image has none
@@ -182,6 +185,7 @@ def test_the_report_counts_the_same(given):
     assert sums[0].any()
 
 
+@pytest.mark.slow
 def test_the_same_every_time(given):
     (one, slopes, *_), (other, others, *_) = (run(*given, "triton", loss="eiou") for _ in range(2))
     assert torch.equal(one, other) and all(map(torch.equal, slopes, others))
@@ -213,6 +217,7 @@ def test_parts_that_somebody_else_has_put_in_are_used(given, part):
     assert not torch.allclose(found[1], v8DetectionLoss(made)(dict(preds), data)[0])
 
 
+@pytest.mark.slow
 def test_batches_that_are_views_of_others(given):
     made, preds, data = given
     labels = torch.cat((data["batch_idx"].unsqueeze(1), data["cls"], data["bboxes"]), 1)
@@ -237,6 +242,7 @@ def test_what_the_kernels_do_not_know_is_named(given):
     assert "the assigner" in triton.unknown(criterion, preds, types)
 
 
+@pytest.mark.slow
 def test_classes_that_there_are_not_stay_in_memory(given):
     made, preds, data = given
     run(made, preds, {**data, "cls": data["cls"] + 1e6}, "triton", loss="giou")
@@ -256,6 +262,7 @@ def test_image_sizes_are_remembered_up_to_a_number(given, monkeypatch):
 # Whether they run.
 
 
+@pytest.mark.slow
 @pytest.mark.trial
 def test_the_trial_sees_what_is_wrong(place, monkeypatch):
     trouble = choice.kernel_trouble.__wrapped__
@@ -306,6 +313,7 @@ def test_a_kernel_that_does_not_compile_is_left_out_once(given, monkeypatch):
     assert log.text.count("a kernel does not compile, and the run goes on without: at 3:5: no such instruction") == 1
 
 
+@pytest.mark.slow
 def test_where_there_is_no_triton(given, monkeypatch):
     monkeypatch.setattr(kernels, "missing", lambda device: "Triton cannot be imported (No module named 'triton')")
     with pytest.raises(LossPlugError, match=r"loss_engine=triton cannot be used: Triton cannot .* Remove it, or take"):
@@ -354,17 +362,33 @@ def test_auto_takes_them_where_they_are_recorded(given, monkeypatch):
     assert with_keys(made, loss="eiou", loss_engine="fast").kernels is None
 
 
-def test_every_record_is_there():
-    def check(records):
-        for (name, release), file in records.items():
-            text = (ROOT / file).read_text(encoding="utf-8")
-            assert name in text and f"torch {release}." in text
-
-    check(kernels.RECORDED)
-    with pytest.raises(AssertionError):  # a file of another device is none
-        check({("NVIDIA Some", "2.15"): "benchmarks/results/2026-11-22-cpu-b16.md"})
+RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*.md"))
 
 
+def measured_on(file):
+    """Return device and release of torch that a file of results names in its second paragraph."""
+    head = file.read_text(encoding="utf-8").split("\n\n")[1]
+    release, device = re.search(r" · torch (\d+\.\d+)\S* · ([^·]+)", head).groups()
+    return device.partition(",")[0].strip(), release
+
+
+@pytest.mark.parametrize("file", RESULTS, ids=lambda file: file.name)
+def test_results_name_device_and_release(file):
+    device, release = measured_on(file)
+    assert device and f"torch {release}." in file.read_text(encoding="utf-8")
+    assert ("cpu" in file.name) == ("NVIDIA" not in device)
+
+
+def test_records_are_of_their_device_and_release(tmp_path):
+    (tmp_path / "some.md").write_text(
+        "`command`\n\n2026-01-02 · ultralytics 8.4.1 · torch 2.11.0+cu130 · NVIDIA H200\n\n|"
+    )
+    example = {("NVIDIA H200", "2.11"): tmp_path / "some.md"}
+    for (device, release), file in {**example, **kernels.RECORDED}.items():
+        assert measured_on(ROOT / file) == (device, release)
+
+
+@pytest.mark.slow
 def test_a_run_with_kernels(data, tmp_path, place):
     rows = []
     for name in ("fast", "triton"):

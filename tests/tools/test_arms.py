@@ -42,6 +42,7 @@ def test_losses_of_ones_own_are_named_without_their_folder(tmp_path, registry):
     assert [name for name, _ in named(loss=f"{first},{second}")] == [first, second]
 
 
+@pytest.mark.slow
 def test_options_of_ones_own_are_keys(tmp_path, registry):
     """They are known as soon as a command is given, however many losses it names."""
     from yolo_lossplug.tools import compare, curves

@@ -42,6 +42,8 @@ def compared(tmp_path_factory):
     return place / "both", run([*COMMAND, *words], place)
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("compared")
 def test_every_run_has_a_row_and_a_folder(compared):
     place, done = compared
     rows = summary.read_table(place / "results.csv")
@@ -60,6 +62,8 @@ def test_every_run_has_a_row_and_a_folder(compared):
     assert "LossPlug: box eiou" in done.stdout.replace("\x1b[0m", "").replace("\x1b[34m\x1b[1m", "")
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("compared")
 def test_runs_differ_by_loss_and_seed_alone(compared):
     place, _ = compared
     rows = {(row["loss"], row["seed"]): row for row in summary.read_table(place / "results.csv")}
@@ -70,6 +74,8 @@ def test_runs_differ_by_loss_and_seed_alone(compared):
     assert first["ciou", "0"]["train/box_loss"] < 0.9 * first["eiou", "0"]["train/box_loss"]
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("compared")
 def test_summary(compared):
     place, done = compared
     text = (place / "summary.md").read_text(encoding="utf-8")
@@ -86,6 +92,8 @@ def test_summary(compared):
             assert picture.width > 500 and len(picture.convert("L").getcolors(256)) > 5
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("compared")
 def test_it_goes_on_where_it_was(compared):
     """Finished runs are kept, a new loss is added, one that fails leaves the others, and the exit status says so."""
     place, _ = compared
@@ -100,6 +108,8 @@ def test_it_goes_on_where_it_was(compared):
     assert [(row["state"], "out of luck" in row["reason"]) for row in rows] == [(FINISHED, False), (FAILED, True)]
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("compared")
 def test_another_plan_needs_another_name(compared):
     place, _ = compared
     args = {**KEYS, "loss": "ciou", "project": str(place.parent)}
@@ -231,6 +241,7 @@ def test_folders_of_runs_lie_in_the_comparison_whatever_the_project(tmp_path, mo
             compare.place_of(plan, name, "mine")
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_no_number_has_failed(data, tmp_path, registry):
     own = tmp_path / "own.py"
     own.write_text("def broken(pred, target):\n    return (pred - target).sum(-1) * float('nan')\n")
@@ -247,6 +258,8 @@ def test_metrics_of_nothing_are_said_to_be_nothing():
     assert "nothing has been learnt" not in summary.markdown(summary.summarise(some, ["a", "b"]), [], [])
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("compared")
 def test_a_comparison_may_move_to_another_device(compared):
     place, _ = compared
     keys = {key: value for key, value in KEYS.items() if key not in ("device", "workers")}

@@ -93,6 +93,7 @@ def test_scale_goes_both_ways_and_shift_goes_on_without_overlap():
     assert (shift.iou[shift.positions > 1] == 0).all() and shift.positions.max() == 2
 
 
+@pytest.mark.slow
 def test_options_reach_the_loss(tmp_path):
     rows = drawn(tmp_path, loss="focal-eiou,eiou", focal_gamma=[0.3, 2])
     # At a shift by half, EIoU = 2/3 + (1/2)²/(3.25) because the hull is 3/2 x 1 sides.
@@ -133,6 +134,7 @@ def test_every_class_loss_has_finite_curves():
     assert all(math.isfinite(row["value"]) and math.isfinite(row["gradient"]) for row in rows)
 
 
+@pytest.mark.slow
 def test_class_losses_against_numbers_by_hand(tmp_path):
     rows = drawn(tmp_path, cls_loss="bce,focal", cls_focal_gamma=2, cls_focal_alpha=0.25)
     assert {row["target"] for row in rows} == {0, 0.5, 1}
@@ -161,6 +163,7 @@ def test_legend_has_rows_of_like_length():
     assert curves.legend_columns(["a"] * 2, 200) == 2
 
 
+@pytest.mark.slow
 def test_default_draws_some_losses(tmp_path):
     assert {row["loss"] for row in drawn(tmp_path)} >= {"iou", "giou", "ciou"}
     other = curves.folder("curves", "found", str(tmp_path))
@@ -204,6 +207,7 @@ def test_losses_of_classify_have_two_classes():
     assert slopes.tolist() == pytest.approx((p - 1).tolist())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("task", "names"), [("obb", "probiou"), ("classify", "focal")])
 def test_other_tasks_have_curves(tmp_path, task, names):
     curves.main({"task": task, "project": str(tmp_path)})

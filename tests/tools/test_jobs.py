@@ -77,6 +77,7 @@ def interruptible():
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["turn", "devices"])
 def test_an_interrupt_ends_what_runs(made, way, interruptible):
     todo = made({"seconds": 0.1}, {"seconds": 60}, {"seconds": 60})
@@ -106,8 +107,10 @@ def test_what_an_interrupted_run_has_left_is_removed(tmp_path):
     assert command[-1] == str(job.file)
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("ray")
 def test_ray(made):
-    pytest.importorskip("ray", reason="Ray has no build for this Python")
+    pytest.importorskip("ray", reason="Ray is in the extra 'ray': pip install -e '.[ray]'")
     todo = made({}, {"fails": True}, {})
     jobs.run_on_ray(todo, "cpu", tell_nothing)
     assert [job.state for job in todo] == [FINISHED, FAILED, FINISHED]

@@ -90,6 +90,7 @@ def test_kinds_of_gradients():
         simulate._descents(losses, "exact")
 
 
+@pytest.mark.slow
 def test_published_gradients_have_a_panel_of_their_own(tmp_path):
     simulate.main({"loss": "giou,eiou", "gradients": ("published", "true"), "cases": 343, "project": str(tmp_path)})
     (folder,) = tmp_path.iterdir()

@@ -206,6 +206,7 @@ def table_of(place):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_results_are_written(tmp_path, capsys):
     place = command(tmp_path, loss="focal-eiou", focal_gamma=[0.3, 0.5])
     rows = table_of(place)

@@ -107,6 +107,7 @@ def test_seams_are_listed():
     assert all("non_max_suppression" in name or "_YOLO_CLI" in name or "Multi" in name for name in seams["absent"])
 
 
+@pytest.mark.slow
 def test_command(tmp_path):
     done = run([*COMMAND, "loss=eiou", "imgsz=64", "--json"], tmp_path)
     found = json.loads(done.stdout)

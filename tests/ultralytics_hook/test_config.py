@@ -4,11 +4,11 @@
 from typing import Annotated
 
 import pytest
-from ultralytics import YOLO
+from ultralytics import YOLO, cfg
 from ultralytics.cfg import get_cfg
 from ultralytics.utils import DEFAULT_CFG, DEFAULT_CFG_DICT
 
-from tests.runs import ROOT, TINY, yolo
+from tests.runs import ROOT, TINY, slow, yolo
 from yolo_lossplug import LossPlugError, Option, box_loss
 from yolo_lossplug.selection.keys import keys
 from yolo_lossplug.ultralytics_hook.config import guess_model
@@ -118,11 +118,13 @@ def test_unknown_key_is_the_hosts_error_with_our_keys_suggested():
     ("words", "message"),
     [
         (["train", "model=yolov8n.pt", "loss=eiuo"], "loss=eiuo is unknown. Did you mean 'eiou'?"),
-        (["train", "model=yolov8n-obb.pt", "loss=eiou"], "loss=eiou cannot be used with task=obb"),
-        (["train", "model=yolov8n-cls.pt", "tal_topk=3"], "tal_topk=3 has no effect with task=classify"),
-        (["train", "model=rtdetr-l.pt", "loss=eiou"], "loss=eiou cannot be used with model=rtdetr-l.pt: RT-DETR"),
-        (["val", "model=yolov8n.pt", "loss=eiou"], "loss=eiou has no effect with mode=val: it is a key of training"),
-        (["train", "model=yolov8n.pt", "loss=no.py:name"], "there is no file"),
+        slow(["train", "model=yolov8n-obb.pt", "loss=eiou"], "loss=eiou cannot be used with task=obb"),
+        slow(["train", "model=yolov8n-cls.pt", "tal_topk=3"], "tal_topk=3 has no effect with task=classify"),
+        slow(["train", "model=rtdetr-l.pt", "loss=eiou"], "loss=eiou cannot be used with model=rtdetr-l.pt: RT-DETR"),
+        slow(
+            ["val", "model=yolov8n.pt", "loss=eiou"], "loss=eiou has no effect with mode=val: it is a key of training"
+        ),
+        slow(["train", "model=yolov8n.pt", "loss=no.py:name"], "there is no file"),
     ],
     ids=str,
 )
@@ -134,10 +136,16 @@ def test_command_line_refuses_before_the_model_is_fetched(words, message, tmp_pa
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_switched_off_the_key_is_the_hosts_error(tmp_path):
     done = yolo("train", "model=yolov8n.yaml", "loss=eiou", cwd=tmp_path, env={"YOLO_LOSSPLUG": "0"}, check=False)
     assert done.returncode != 0
     assert "'loss' is not a valid YOLO argument" in done.stdout
+
+
+def test_the_command_prints_a_mistake_without_a_traceback():
+    with pytest.raises(SystemExit, match=r"^LossPlug: loss=eiuo is unknown\. Did you mean 'eiou'\?"):
+        cfg.entrypoint(f"yolo train model=yolov8n.pt loss=eiuo data={NOWHERE}")
 
 
 def test_what_a_file_name_tells():
@@ -161,7 +169,17 @@ def test_a_checkpoint_knows_its_task_whatever_its_name(tmp_path):
     assert guess_model({"model": str(tmp_path / "other-obb.pt")}) == ("obb", "")
 
 
-@pytest.mark.parametrize("mode", ["val", "predict", "track", "export", "benchmark"])
+MODES = ["val", "predict", "track", "export", "benchmark"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_keys_of_training_are_refused_first(mode):
+    """Before anything is asked of the model."""
+    with pytest.raises(LossPlugError, match=f"loss=eiou has no effect with mode={mode}"):
+        getattr(YOLO, mode)(None, loss="eiou")
+
+
+@pytest.mark.parametrize("mode", MODES)
 def test_keys_of_training_are_refused_elsewhere(mode):
     model = YOLO("yolov8n.yaml")
     with pytest.raises(LossPlugError, match=f"loss=eiou has no effect with mode={mode}"):

@@ -78,12 +78,14 @@ def test_a_resumed_run_remembers_number_for_number(data, tmp_path, monkeypatch):
     assert remembered(tmp_path / "whole" / "run")["epoch"] == 3
 
 
+@pytest.mark.slow
 def test_nothing_is_written_for_losses_that_remember_nothing(data, tmp_path):
     trainer = train(data=data, project=str(tmp_path), loss="eiou")
     assert not (trainer.wdir / "lossplug.pt").exists()
     assert memory.state_of(vars(trainer.args)) is None, "the run is over, and its state is still held"
 
 
+@pytest.mark.slow
 def test_a_state_of_another_epoch_is_not_used(data, tmp_path):
     run(tmp_path, data, stop_after=2)
     weights = tmp_path / "run" / "weights"
@@ -95,6 +97,7 @@ def test_a_state_of_another_epoch_is_not_used(data, tmp_path):
     assert states[0]["main.steps"] == 1
 
 
+@pytest.mark.slow
 def test_two_trainers_at_once_remember_apart(data, tmp_path):
     from ultralytics.models.yolo.detect import DetectionTrainer
 
@@ -185,6 +188,8 @@ dist.destroy_process_group()
 """
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("ranks")
 def test_ranks_agree(tmp_path):
     script = tmp_path / "ranks.py"
     script.write_text(RANKS)
@@ -194,6 +199,7 @@ def test_ranks_agree(tmp_path):
     assert "own.iou_loss.mean" in done.stdout and "own.shares" in done.stdout and "own.target" in done.stdout
 
 
+@pytest.mark.slow
 def test_the_epoch_reaches_the_loss_that_wants_it(data, tmp_path):
     seen = []
     callbacks = [("on_train_batch_end", lambda t: seen.append(t.model.criterion.bbox_loss.loss.state.progress))]

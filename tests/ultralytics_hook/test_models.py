@@ -12,7 +12,7 @@ import ultralytics
 import yaml
 
 from tests.conftest import dataset
-from tests.runs import Log, results, train
+from tests.runs import Log, results, slow, train
 from tests.tables import mark, write
 from yolo_lossplug.ultralytics_hook.criterion import branches, is_plugged
 from yolo_lossplug.ultralytics_hook.trainer import selection_of
@@ -24,6 +24,8 @@ ALL_TASKS = ("yolov8n", "yolo11n", "yolo26n")
 """Families that are trained for every task; the others for detection."""
 CASES = [(f, t) for f in FAMILIES for t in TASKS if t == "detect" or f in ALL_TASKS]
 END_TO_END = ("yolov10n", "yolo26n")
+QUICK = ("yolo26n", "detect")
+"""What is trained by the quick tests too."""
 
 
 def file_of(family, task):
@@ -47,7 +49,9 @@ def table():
         write("models", ["model", *TASKS], rows, f"ultralytics {ultralytics.__version__}")
 
 
-@pytest.mark.parametrize(("family", "task"), CASES, ids=[f"{f}-{t}" for f, t in CASES])
+@pytest.mark.parametrize(
+    ("family", "task"), [case if case == QUICK else slow(*case) for case in CASES], ids=[f"{f}-{t}" for f, t in CASES]
+)
 def test_a_model_trains_with_the_losses(family, task, table, tmp_path):
     if not is_known(family):
         pytest.skip(f"ultralytics {ultralytics.__version__} has no {family[:-1]}")

@@ -122,6 +122,7 @@ def test_predict_and_val(trained, data, monkeypatch):
     assert trained.args.nms_iou == "diou"
 
 
+@pytest.mark.slow
 def test_validation_in_training(data, tmp_path, monkeypatch):
     seen = calls(monkeypatch)
     train(data=data, project=str(tmp_path), nms_iou="diou")

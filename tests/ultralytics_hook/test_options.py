@@ -42,6 +42,7 @@ def option(name):
     return OPTIONS[name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIONS)
 def test_an_option_of_the_host(name, data, tmp_path):
     seen = []
@@ -54,6 +55,7 @@ def test_an_option_of_the_host(name, data, tmp_path):
     assert len(rows) == option(name).get("epochs", 1) and 0 < rows[-1]["train/box_loss"] < 1e4
 
 
+@pytest.mark.slow
 def test_two_trainers_alive_at_once(data, tmp_path):
     """Each has its own losses, whichever was made first, and whichever runs first."""
     keys = {**TINY, "model": "yolov8n.yaml", "data": data, "project": str(tmp_path)}
@@ -66,6 +68,7 @@ def test_two_trainers_alive_at_once(data, tmp_path):
         assert trainer.model.criterion.bbox_loss.loss.name == loss == trainer.ema.ema.criterion.bbox_loss.loss.name
 
 
+@pytest.mark.slow
 def test_threads(data, tmp_path):
     """Two trainings in threads of one process, each with its own losses, also those that remember."""
     failures, criteria = [], {}
@@ -94,6 +97,7 @@ def test_threads(data, tmp_path):
     assert not (tmp_path / "focal-eiou" / "weights" / "lossplug.pt").exists()
 
 
+@pytest.mark.slow
 def test_a_student_of_distillation(data, tmp_path):
     from ultralytics.utils import DEFAULT_CFG_DICT
 
@@ -117,6 +121,7 @@ print("CRITERION", model.trainer.model.criterion.bbox_loss.loss.name)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++") and not shutil.which("clang++"), reason="inductor needs a C++ compiler")
 def test_compiled(data, tmp_path):
     """torch.compile with inductor; the loss is left outside of the graph, where its sizes vary from step to step."""

@@ -4,11 +4,13 @@
 import functools
 import importlib
 import inspect
+import json
 import sys
 
 import pytest
 
-from tests.runs import Log, python
+from tests.runs import ROOT, Log, python
+from tests.ultralytics_hook import rows
 from yolo_lossplug import LossPlugError, _autoload
 from yolo_lossplug.ultralytics_hook import compatibility, criterion, patches, trainer
 
@@ -52,10 +54,32 @@ def test_enable_and_disable_are_idempotent_and_exact(enabled):
     assert len(during["defaults"]) > len(before["defaults"])
 
 
-def test_every_change_says_why():
+def test_every_change_is_watched_for_and_says_why():
     assert set(patches.modules()) == set(_autoload.WATCHED)
-    for patch in patches.PATCHES:
-        assert len(patch.reason) > 30, patch.attribute
+    names = [rows.name_of(patch) for patch in patches.PATCHES]
+    assert len(set(names)) == len(names) and set(names) == set(rows.TESTS)
+    reasons = {}
+    for patch in patches.PATCHES:  # rows of one kind share theirs
+        reasons.setdefault(patch.reason, set()).add(getattr(patch.make, "func", patch.make))
+    assert all(reason.strip() and len(makers) == 1 for reason, makers in reasons.items())
+
+
+@pytest.mark.slow
+def test_without_any_one_change_a_test_fails():
+    """With all changes the tests of what they are for pass, and without a change that of this one does not."""
+    done = python("from tests.ultralytics_hook import rows; rows.main()", cwd=ROOT)
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found.pop("nothing") is False
+    assert len(found) > 20 and not [name for name, is_missed in found.items() if not is_missed]
+
+
+def test_runs_that_the_host_starts_are_started_by_us():
+    from ultralytics import cfg
+    from ultralytics.engine import trainer
+
+    if not hasattr(cfg, "_YOLO_CLI_COMMAND"):
+        pytest.skip("this release of Ultralytics has its command in the middle of a function")
+    assert cfg._YOLO_CLI_COMMAND == trainer._YOLO_CLI_COMMAND == [sys.executable, "-m", "yolo_lossplug"]
 
 
 @pytest.mark.parametrize(
@@ -124,6 +148,7 @@ DAMAGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_release_that_moved_a_seam_is_left_alone(damage, tmp_path):
     """Nothing is printed, everything but our keys works, and an explicit import says what moved."""

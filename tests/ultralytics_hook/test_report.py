@@ -267,6 +267,8 @@ def pair(data, tmp_path_factory):
     return runs
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("pair")
 def test_a_report_changes_nothing_else(pair):
     (stock, _, _), (trainer, _, _) = pair
     assert results(trainer.save_dir) == results(stock.save_dir) and len(results(stock.save_dir)) == 2
@@ -279,6 +281,8 @@ def test_a_report_changes_nothing_else(pair):
     assert trainer.metrics.keys() == stock.metrics.keys()
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("pair")
 def test_the_table_of_a_run(pair, data):
     trainer = pair[1][0]
     rows = table(trainer.save_dir)
@@ -296,6 +300,8 @@ def test_the_table_of_a_run(pair, data):
     assert not (trainer.save_dir / "lossplug_report.png").exists(), "plots=False"
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("pair")
 def test_loggers_see_what_the_table_says_and_nobody_else_does(pair):
     (_, plain, _), (trainer, logger, text) = pair
     assert len(logger.seen) == len(plain.seen) == 3, "two epochs and the last validation"
@@ -312,6 +318,8 @@ def test_loggers_see_what_the_table_says_and_nobody_else_does(pair):
     assert "box ciou · " in line and "report lossplug_report.csv" in line and "engine reference" in line
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("pair")
 def test_the_key_is_recorded_only_where_it_is_on(pair):
     for (trainer, _, _), expected in zip(pair, (None, True)):
         recorded = yaml.safe_load((trainer.save_dir / "args.yaml").read_text())
@@ -322,6 +330,7 @@ def test_the_key_is_recorded_only_where_it_is_on(pair):
     assert "lossplug_report" not in select({"loss": "eiou", "lossplug_report": False}).resolved()
 
 
+@pytest.mark.slow
 def test_branches_plots_and_the_fast_engine(data, tmp_path):
     logger = Logger()
     keys = {"data": data, "project": str(tmp_path), "epochs": 2, "plots": True, "loss": "eiou"}
@@ -341,6 +350,7 @@ def test_branches_plots_and_the_fast_engine(data, tmp_path):
     assert b"lossplug_meter" not in trainer.last.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_with_its_table(data, tmp_path):
     folder = interrupt("yolov8n.yaml", data=data, project=tmp_path, lossplug_report=True)
     file = folder / "lossplug_report.csv"
@@ -378,6 +388,7 @@ def test_an_epoch_that_is_begun_again_counts_once(data, tmp_path):
     assert first["objects"] == "0" and first["mean_iou"] == "" and int(second["objects"]) > 0
 
 
+@pytest.mark.slow
 def test_rotated_boxes(tmp_path):
     data = dataset("turned-report", task="obb")
     trainer = train("yolov8n-obb.yaml", data=data, project=str(tmp_path), lossplug_report=True)
@@ -385,6 +396,8 @@ def test_rotated_boxes(tmp_path):
     assert int(row["objects"]) > 0 and 0 < float(row["mean_iou"]) < 1
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("ranks")
 def test_ranks_report_together(data, tmp_path):
     """Two ranks see half of the images each, and the first writes what both have counted."""
     (tmp_path / "shim").mkdir()
@@ -399,6 +412,7 @@ def test_ranks_report_together(data, tmp_path):
     assert row["objects"] == expected["objects"] and int(row["objects"]) > 40
 
 
+@pytest.mark.slow
 def test_the_command_line(data, tmp_path):
     words = ("detect", "train", "model=yolov8n.yaml")
     yolo(*words, cwd=tmp_path, **TINY, data=data, project=tmp_path, name="run", lossplug_report=True)
@@ -424,6 +438,7 @@ def test_where_the_key_has_no_effect():
     assert select({"lossplug_report": True}) != select({"lossplug_report": False, "loss": "ciou"})
 
 
+@pytest.mark.slow
 def test_a_run_that_reports_nothing_leaves_a_table_alone(data, tmp_path):
     """Not even where one that did was broken off in the same folder."""
     keys = {"data": data, "project": str(tmp_path), "name": "run", "exist_ok": True}

@@ -5,6 +5,7 @@ import pickletools
 import shutil
 import sys
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -28,6 +29,7 @@ def test_command_line(data, tmp_path):
     assert yaml.safe_load(args.read_text())["loss"] == "eiou"
 
 
+@pytest.mark.slow
 def test_configuration_file_with_overrides(data, tmp_path):
     recipe = ROOT / "configs" / "focal-eiou.yaml"
     words = ["train", f"cfg={recipe}", "model=yolov8n.yaml", "focal_gamma=0.8"]
@@ -35,6 +37,7 @@ def test_configuration_file_with_overrides(data, tmp_path):
     assert "box focal-eiou(focal_gamma=0.8)" in banner(done.stdout)
 
 
+@pytest.mark.slow
 def test_one_number_for_number_stock_run(data, tmp_path):
     """A seeded run with weights that move: switched off, installed but unused, and with the stock loss named."""
     rows = []
@@ -59,6 +62,7 @@ IMPORTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", IMPORTS)
 def test_python_imports(order, tmp_path):
     """Without the start-up hook (-S) the import alone is enough, in any order; with the hook, no import is needed."""
@@ -81,6 +85,8 @@ def copy_of_run(folder, target):
     return target / "last.pt"
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("interrupted")
 def test_resume_brings_the_choice_back(interrupted, tmp_path):
     folder = shutil.copytree(interrupted, tmp_path / "run")
     last = copy_of_run(folder, folder / "weights")
@@ -94,6 +100,7 @@ def test_resume_brings_the_choice_back(interrupted, tmp_path):
     assert len(after) == 3 and after[0] == before[0]
 
 
+@pytest.mark.slow
 def test_resume_of_an_end_to_end_head(data, tmp_path):
     folder = interrupt("yolov10n.yaml", data=data, project=tmp_path, loss="eiou", tal_topk=6)
     code = (
@@ -116,6 +123,7 @@ def globals_of(checkpoint):
     return {str(arg) for _, arg, _ in pickletools.genops(pickled) if isinstance(arg, str)}
 
 
+@pytest.mark.xdist_group("interrupted")
 def test_checkpoints_hold_nothing_of_ours(interrupted, interrupted_stock):
     from yolo_lossplug.selection.keys import keys
 
@@ -140,6 +148,8 @@ print('TUNED')
 """
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("interrupted")
 def test_a_checkpoint_lives_without_the_plugin(interrupted, data, tmp_path):
     import cv2
     import numpy as np
@@ -156,12 +166,16 @@ def test_a_checkpoint_lives_without_the_plugin(interrupted, data, tmp_path):
 RESUME = "import sys\nfrom ultralytics import YOLO\nYOLO(sys.argv[1]).train(resume=True)\nprint('RESUMED')"
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("interrupted")
 def test_a_stock_run_resumes_without_the_plugin(interrupted_stock, tmp_path):
     last = copy_of_run(interrupted_stock, tmp_path)
     done = python(WITHOUT_PLUGIN + RESUME, last, cwd=tmp_path, env=ABSENT)
     assert "RESUMED" in done.stdout
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("interrupted")
 def test_a_run_with_our_loss_does_not_resume_without_the_plugin(interrupted, tmp_path):
     """It would go on with another loss."""
     last = copy_of_run(interrupted, tmp_path)
@@ -170,6 +184,7 @@ def test_a_run_with_our_loss_does_not_resume_without_the_plugin(interrupted, tmp
     assert "is not a valid YOLO argument" in done.stdout
 
 
+@pytest.mark.slow
 def test_several_datasets_by_the_command_of_the_host(data, other_data, tmp_path):
     """Without a trainer class, every dataset is trained in a process of its own."""
     code = (
@@ -183,6 +198,7 @@ def test_several_datasets_by_the_command_of_the_host(data, other_data, tmp_path)
     assert sorted(results(file.parent)[-1]["epoch"] for file in tmp_path.rglob("results.csv")) == [1, 1]
 
 
+@pytest.mark.slow
 def test_tune(data, tmp_path):
     """The tuner writes every key of the configuration into the command of each run."""
     code = (
@@ -197,6 +213,7 @@ def test_tune(data, tmp_path):
     assert "1/1 iterations complete" in done.stdout
 
 
+@pytest.mark.slow
 def test_stock_tune_sees_none_of_our_keys(data, tmp_path):
     code = (
         "import sys\nfrom ultralytics import YOLO\n"
@@ -207,6 +224,7 @@ def test_stock_tune_sees_none_of_our_keys(data, tmp_path):
     assert "1/1 iterations complete" in done.stdout
 
 
+@pytest.mark.slow
 def test_own_loss_on_the_command_line(data, tmp_path):
     words = ["train", "model=yolov8n.yaml", f"loss={ROOT / 'examples' / 'own_loss.py'}:log_cosh", "log_cosh_scale=3"]
     done = yolo(*words, cwd=tmp_path, data=data, project=tmp_path, **TINY)
@@ -224,13 +242,15 @@ EXAMPLES = {
     "tune iterations=2": ["box focal-eiou(focal_gamma=0.5)", "2/2 iterations complete", "Best fitness"],
     "tune iterations=2 use_ray=True": ["box focal-eiou(focal_gamma=", "focal_gamma=", "box="],
 }
+COMMANDS = [pytest.param(c, marks=pytest.mark.xdist_group("ray")) if "use_ray" in c else c for c in EXAMPLES]
 
 
-@pytest.mark.parametrize("command", EXAMPLES)
+@pytest.mark.slow
+@pytest.mark.parametrize("command", COMMANDS)
 def test_examples(command, tmp_path):
     example, *more = command.split()
     if "use_ray=True" in more:
-        pytest.importorskip("ray.tune", reason="Ray has no build for this Python")
+        pytest.importorskip("ray.tune", reason="Ray is in the extra 'ray': pip install -e '.[ray]'")
     words = ["epochs=1", "imgsz=64", f"project={tmp_path}", "device=cpu", "fraction=0.2", *more]
     done = run([sys.executable, str(ROOT / "examples" / f"{example}.py"), *words], cwd=tmp_path)
     assert BANNER in done.stdout
@@ -313,6 +333,8 @@ finally:
 """
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("ranks")
 @pytest.mark.parametrize("hook", [True, False], ids=["with the start-up hook", "by the script alone"])
 def test_two_workers(hook, data, tmp_path):
     """The host's own launcher and script, with two gloo ranks."""
@@ -328,6 +350,8 @@ def test_two_workers(hook, data, tmp_path):
     assert list(tmp_path.rglob("last.pt"))
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("ranks")
 def test_a_loss_registered_by_the_users_script_reaches_the_workers(data, tmp_path):
     (tmp_path / "shim").mkdir()
     (tmp_path / "shim" / "sitecustomize.py").write_text(SHIM)
@@ -344,6 +368,23 @@ def test_a_loss_registered_by_the_users_script_reaches_the_workers(data, tmp_pat
     script.write_text(script.read_text().replace("if __name__ == '__main__':\n    ", ""))
     done = run(command, cwd=tmp_path, check=False)
     assert "loss=of-the-script is registered where the workers of multi-GPU training cannot load it from" in done.stdout
+
+
+def test_the_script_of_a_worker_enables_us():
+    from ultralytics.cfg import get_cfg
+    from ultralytics.utils import dist
+
+    class Trainer:
+        args, model, callbacks, hub_session = get_cfg(overrides={"loss": "eiou"}), None, {}, None
+
+    trainer = Trainer()
+    file = dist.generate_ddp_file(trainer)
+    try:
+        lines = Path(file).read_text(encoding="utf-8").splitlines()
+        assert lines[2:4] == ["import yolo_lossplug", "yolo_lossplug.enable()"]
+        assert not [line for line in lines[:2] if "ultralytics" in line and line.startswith(("import", "from"))]
+    finally:
+        dist.ddp_cleanup(trainer, str(file))
 
 
 def test_only_the_losses_of_the_run_are_imported_by_workers(registry):

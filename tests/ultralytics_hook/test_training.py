@@ -7,16 +7,19 @@ from pathlib import Path
 
 import pytest
 import torch
+import ultralytics
 import yaml
 from ultralytics import YOLO
 from ultralytics.models.yolo.detect import DetectionTrainer
+from ultralytics.nn import tasks
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils.loss import v8DetectionLoss
 
 from tests.conftest import dataset
-from tests.runs import ROOT, STILL, TINY, Log, results, train
+from tests.runs import ROOT, STILL, TINY, Log, results, slow, train
 from yolo_lossplug import DetectionLoss, LossPlugError, list_box_losses
 from yolo_lossplug.selection.keys import keys
+from yolo_lossplug.selection.select import select
 from yolo_lossplug.ultralytics_hook import patches
 from yolo_lossplug.ultralytics_hook import trainer as hook
 
@@ -39,6 +42,7 @@ def plugged(data, stock, tmp_path_factory):
     return trainer, log.text
 
 
+@pytest.mark.xdist_group("stock")
 def test_validation_loss_is_the_chosen_one_too(stock, data, tmp_path):
     """A callback that sets the model's criterion trains with it, and validates with the host's."""
     eiou = results(train(data=data, project=str(tmp_path), **STILL, loss="eiou").save_dir)[-1]
@@ -49,12 +53,14 @@ def test_validation_loss_is_the_chosen_one_too(stock, data, tmp_path):
             assert eiou[f"{part}/{other}"] == pytest.approx(plain[f"{part}/{other}"], rel=1e-4)
 
 
+@pytest.mark.xdist_group("stock")
 def test_naming_the_stock_loss_changes_nothing(stock, data, tmp_path):
     named = train(data=data, project=str(tmp_path), **STILL, loss="CIoU")
     assert results(named.save_dir) == results(stock.save_dir)
     assert named.args.loss == "ciou"
 
 
+@pytest.mark.xdist_group("stock")
 def test_banner(plugged):
     _, text = plugged
     (line,) = [line for line in text.splitlines() if "LossPlug: " in line]
@@ -62,6 +68,30 @@ def test_banner(plugged):
         assert part in line
 
 
+TAL = "assigner tal(topk=10, alpha=0.5, beta=6.0, iou=ciou)"
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"loss": "eiou"}, f"box eiou · class bce · {TAL}"),
+        ({"cls_smoothing": 0.1}, f"box ciou · class bce smoothing=0.1 · {TAL}"),
+        (
+            {"cls_loss": "qfl", "cls_smoothing": 0.2, "cls_weights": [1, 2]},
+            f"box ciou · class qfl(cls_qfl_beta=2.0) smoothing=0.2 weights=[1.0, 2.0] · {TAL}",
+        ),
+        ({"loss": "eiou", "nms_iou": "diou"}, f"box eiou · class bce · {TAL} · nms diou"),
+        ({"lossplug_report": True}, f"box ciou · class bce · {TAL} · report lossplug_report.csv"),
+        ({"task": "obb", "loss": "kld"}, f"box kld(kld_tau=1.0) · class bce · {TAL.replace('ciou', 'probiou')}"),
+        ({"task": "classify", "cls_smoothing": 0.1}, "class ce smoothing=0.1"),
+    ],
+    ids=str,
+)
+def test_every_part_of_the_banner(given, expected):
+    assert hook.banner(select(given), "some") == f"{expected} · engine some · ultralytics {ultralytics.__version__}"
+
+
+@pytest.mark.xdist_group("stock")
 def test_the_choice_is_recorded(plugged):
     trainer, _ = plugged
     recorded = yaml.safe_load((trainer.save_dir / "args.yaml").read_text())
@@ -72,16 +102,20 @@ def test_the_choice_is_recorded(plugged):
         assert "alpha_power" not in place and "cls_focal_alpha" not in place, "keys without effect"
 
 
+@pytest.mark.xdist_group("stock")
 def test_a_stock_run_records_nothing(stock):
     ours = set(keys())
     recorded = yaml.safe_load((stock.save_dir / "args.yaml").read_text())
     checkpoint = torch.load(stock.best, map_location="cpu", weights_only=False)
     loaded = YOLO(stock.best)
     fresh = YOLO("yolov8n.yaml")
-    for place in (recorded, checkpoint["train_args"], vars(stock.args), loaded.model.args, fresh.model.args):
+    load = getattr(tasks, "load_checkpoint", None) or tasks.attempt_load_one_weight
+    models = (loaded.model, fresh.model, load(stock.best)[0])
+    for place in (recorded, checkpoint["train_args"], vars(stock.args), *(model.args for model in models)):
         assert not ours & set(place)
 
 
+@pytest.mark.xdist_group("stock")
 def test_callbacks_are_there_once_and_pickle_by_reference(plugged):
     import pickle
 
@@ -90,6 +124,7 @@ def test_callbacks_are_there_once_and_pickle_by_reference(plugged):
         assert pickle.loads(pickle.dumps(callback)) is callback
 
 
+@pytest.mark.slow
 def test_two_losses_one_after_the_other(data, tmp_path):
     model = YOLO("yolov8n.yaml")
     for name in ("eiou", "giou"):
@@ -102,6 +137,7 @@ def test_two_losses_one_after_the_other(data, tmp_path):
     assert "LossPlug" not in log.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in list_box_losses() if n != "ciou"] + ["focal-alpha-ciou"])
 def test_every_loss_trains(name, data, tmp_path):
     trainer = train(data=data, project=str(tmp_path), loss=name, val=False)
@@ -110,6 +146,7 @@ def test_every_loss_trains(name, data, tmp_path):
     assert all(p.isfinite().all() for p in trainer.model.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda file: file.stem)
 def test_every_recipe_trains(file, data, tmp_path):
     trainer = train(cfg=str(file), data=data, project=str(tmp_path), val=False)
@@ -143,6 +180,7 @@ class ReachedByCallback(ByHand):
     model_class = OwnStockModel
 
 
+@pytest.mark.slow
 def test_custom_trainer(data, tmp_path):
     class Custom(DetectionTrainer):
         pass
@@ -153,12 +191,14 @@ def test_custom_trainer(data, tmp_path):
     assert trainer.model.criterion.bbox_loss.loss.name == "eiou"
 
 
+@pytest.mark.slow
 def test_criterion_by_hand_in_a_custom_trainer(data, tmp_path):
     trainer = train(trainer=ByHand, data=data, project=str(tmp_path))
     assert trainer.model.criterion.bbox_loss.loss.name == "giou"
     assert trainer.ema.ema.criterion.bbox_loss.loss.name == "giou"
 
 
+@pytest.mark.slow
 def test_a_model_class_of_the_users_own(data, tmp_path, enabled):
     trainer = train(trainer=ReachedByCallback, data=data, project=str(tmp_path), loss="eiou")
     assert trainer.ema.ema.criterion.bbox_loss.loss.name == "eiou"
@@ -166,6 +206,7 @@ def test_a_model_class_of_the_users_own(data, tmp_path, enabled):
     assert not hasattr(OwnStockModel.init_criterion, patches.MARK)
 
 
+@pytest.mark.slow
 def test_trainer_without_a_model_object(data, tmp_path):
     """A trainer made directly, with callbacks of the user's that name few events."""
     overrides = {**TINY, "model": "yolov8n.yaml", "data": data, "project": str(tmp_path), "loss": "eiou"}
@@ -190,6 +231,7 @@ class Careless(DetectionTrainer):
         torch.save(content, self.last)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "keys_given", [{}, {"loss": "eiou", "cls_loss": "qfl", "tal_iou": "giou"}], ids=["stock", "ours"]
 )
@@ -226,6 +268,7 @@ def test_a_replaced_criterion_stops_the_run(event, replace, role, data, tmp_path
         train(data=data, project=str(tmp_path), loss="eiou", callbacks=[(event, replace)])
 
 
+@pytest.mark.slow
 def test_disabled_in_between_stops_the_run(data, tmp_path, enabled):
     with pytest.raises(LossPlugError, match="was requested, but training runs v8DetectionLoss"):
         train(
@@ -250,6 +293,27 @@ def test_criterion_is_out_of_the_way_while_a_checkpoint_is_written():
     assert (model.criterion, model.student_model.criterion) == ("criterion", "student's")
 
 
+def test_the_hosts_trainer_saves_without_the_criterion():
+    """Also where a criterion was made by hand, and no key is given."""
+    seen = []
+
+    class Model:
+        def __init__(self):
+            self.criterion = "criterion"
+
+        def state_dict(self, *_):
+            seen.append(vars(self).copy())
+            raise LookupError
+
+        __deepcopy__ = state_dict  # whichever a release asks for first
+
+    trainer = types.SimpleNamespace(ema=types.SimpleNamespace(ema=Model()))
+    with pytest.raises(LookupError):
+        DetectionTrainer.save_model(trainer)
+    assert seen == [{}] and trainer.ema.ema.criterion == "criterion"
+
+
+@pytest.mark.slow
 def test_several_datasets_in_this_process(data, other_data, tmp_path):
     model = YOLO("yolov8n.yaml")
     with Log() as log:
@@ -259,6 +323,7 @@ def test_several_datasets_in_this_process(data, other_data, tmp_path):
     assert saved == ["eiou", "eiou"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="mixed precision is trained on a GPU")
 @pytest.mark.parametrize("amp", [True, "bf16"])
 def test_mixed_precision(amp, data, tmp_path):
@@ -269,7 +334,7 @@ def test_mixed_precision(amp, data, tmp_path):
     assert all(p.isfinite().all() for p in trainer.model.parameters())
 
 
-@pytest.mark.parametrize("loss", ["gwd", "focal-alpha-kld", "kfiou"])
+@pytest.mark.parametrize("loss", ["gwd", slow("focal-alpha-kld"), slow("kfiou")])
 def test_rotated_boxes_train(loss, tmp_path):
     data = dataset("turned", task="obb")
     with Log() as log:
@@ -280,6 +345,7 @@ def test_rotated_boxes_train(loss, tmp_path):
     assert trainer.ema.ema.criterion.bbox_loss.loss.name == loss
 
 
+@pytest.mark.slow
 def test_stacked_with_the_hosts_class_weights(data, tmp_path):
     trainer = train(data=data, project=str(tmp_path), loss="focal-siou", epochs=2, cls_loss="varifocal", cls_pw=0.5)
     assert trainer.model.criterion.bce.is_weighted

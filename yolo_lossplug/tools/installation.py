@@ -17,7 +17,7 @@ import yaml
 
 from yolo_lossplug import kernels
 from yolo_lossplug.registry import REGISTRY
-from yolo_lossplug.selection import keys
+from yolo_lossplug.selection.keys import keys
 
 HOST = "ultralytics"
 HOOKS = ("yolo_lossplug.start", "yolo_lossplug.pth") if sys.version_info >= (3, 15) else ("yolo_lossplug.pth",)

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Take out one change to the host after another, and see whether the test of what it is for fails.
+
+`python -m tests.ultralytics_hook.rows` prints what each of these tests does without its row.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import tests.conftest  # noqa: F401  (settings of Ultralytics, before it is imported)
+import yolo_lossplug
+from yolo_lossplug.ultralytics_hook import patches
+
+TESTS = {
+    "cfg.check_dict_alignment": "test_config.py::test_an_unknown_loss_is_reported_before_its_unknown_options",
+    "cfg.check_cfg": "test_config.py::test_mistakes_before_data_and_model",
+    "cfg.entrypoint": "test_config.py::test_the_command_prints_a_mistake_without_a_traceback",
+    "cfg._YOLO_CLI_COMMAND": "test_patches.py::test_runs_that_the_host_starts_are_started_by_us",
+    "utils.torch_utils.DEFAULT_CFG_DICT": "test_training.py::test_a_stock_run_records_nothing",
+    "nn.tasks.DEFAULT_CFG_DICT": "test_training.py::test_a_stock_run_records_nothing",
+    "engine.model.DEFAULT_CFG_DICT": "test_training.py::test_a_stock_run_records_nothing",
+    "models.yolo.detect.predict.DetectionPredictor.postprocess": "test_nms.py::test_predict_and_val",
+    "models.yolo.detect.val.DetectionValidator.postprocess": "test_nms.py::test_predict_and_val",
+    "utils.nms.non_max_suppression": "test_nms.py::test_whole_suppression_equals_the_rule_class_by_class",
+    "utils.ops.non_max_suppression": "test_nms.py::test_whole_suppression_equals_the_rule_class_by_class",
+    **{
+        f"engine.model.Model.{mode}": f"test_config.py::test_keys_of_training_are_refused_first[{mode}]"
+        for mode in ("val", "predict", "track", "export", "benchmark")
+    },
+    "nn.tasks.*.init_criterion": "test_criterion.py::test_every_head_runs_it",
+    "engine.trainer.get_cfg": "test_training.py::test_the_choice_is_recorded",
+    "engine.trainer.BaseTrainer.check_resume": "test_config.py::test_tasks_and_families_that_cannot_use_it",
+    "engine.trainer.BaseTrainer.__init__": "test_training.py::test_banner",
+    "engine.trainer.BaseTrainer.save_model": "test_training.py::test_the_hosts_trainer_saves_without_the_criterion",
+    "engine.trainer.MultiTrainer.__init__": "test_config.py::test_a_sequence_of_datasets_is_checked_before_the_first",
+    "engine.tuner.Tuner.__init__": "test_config.py::test_a_tuner_starts_from_the_defaults_of_our_keys",
+    "utils.dist.generate_ddp_file": "test_routes.py::test_the_script_of_a_worker_enables_us",
+}
+"""By row, as `name_of` writes it, the test that fails without it."""
+
+
+def name_of(row):
+    """Return module and attribute of a row, below `ultralytics`."""
+    return f"{row.module}.{row.attribute}".removeprefix("ultralytics.")
+
+
+def failed(*names):
+    """Return whether tests fail; one that is not there is an error."""
+    folder = Path(__file__).parent
+    status = pytest.main(["-q", "--tb=no", "-p", "no:cacheprovider", "-m", "", *(f"{folder / name}" for name in names)])
+    assert status in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED), names
+    return status != pytest.ExitCode.OK
+
+
+def main():
+    """Print as JSON whether anything fails with all rows, and whether the test of each row fails without it."""
+    rows = patches.PATCHES
+    absent = {name.removeprefix("ultralytics.") for name, is_there in patches.seams() if not is_there}
+    found = {"nothing": failed(*dict.fromkeys(TESTS.values()))}
+    for left_out in rows:
+        if name_of(left_out) not in absent:
+            patches.PATCHES = tuple(row for row in rows if row is not left_out)
+            yolo_lossplug.disable()
+            yolo_lossplug.enable()
+            found[name_of(left_out)] = failed(TESTS[name_of(left_out)])
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
