@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""What mkdocs adds to the pages when it builds them: a page for every family of losses, tables, and all pictures.
+"""What mkdocs adds to the pages when it builds them: a page for every family of losses, tables, and pictures.
 
 Pictures are made by the functions behind `lossplug curves` and `lossplug simulate`, and tables by those behind
 `lossplug list` and `lossplug COMMAND --help`, so that no page can say anything else than the code.
 """
 
 import importlib
+import re
 import subprocess
 import sys
 import tempfile
@@ -25,6 +26,8 @@ ROOT = Path(__file__).parent.parent
 WORK = tempfile.TemporaryDirectory()
 CASES = 17_150
 """Of the simulation, fifty anchor points: enough for the order of the losses, in seconds."""
+GENERATED = re.compile(r"<!-- generated: (\w+) -->.*?<!-- end -->", re.DOTALL)
+"""What a build replaces. Between the two comments stands what a reader of the source gets."""
 SIMULATED, KINDS = "iou,giou,diou,ciou,eiou,siou", "published,true"
 SECTIONS = {
     BOX: "Box losses",
@@ -57,31 +60,16 @@ def on_files(files, config):
         simulate.main(
             {"loss": SIMULATED, "gradients": KINDS, "cases": CASES, "project": str(folder.parent), "name": folder.name}
         )
-    made = {name: folder / name for name in ("simulate.png", "map.png", "simulate.gif")}
+    made = {name: folder / name for name in ("map.png", "simulate.gif")}
     made["cost.png"] = ROOT / "benchmarks" / "results" / "cost.png"
     for name, path in made.items():
-        uri = f"pictures/{name}"
-        if files.get_file_from_path(uri):
-            files.remove(files.get_file_from_path(uri))
-        files.append(File.generated(config, uri, abs_src_path=str(path)))
+        files.append(File.generated(config, f"pictures/{name}", abs_src_path=str(path)))
     return files
 
 
 def on_page_markdown(markdown, page, config, files):
-    """Fill the places that pages leave for what is made."""
-    filled = {
-        "<!-- table: losses -->": index,
-        "<!-- pictures: simulate -->": simulated,
-        "<!-- table: patches -->": patches,
-        "<!-- text: commands -->": commands,
-        "<!-- picture: cost -->": lambda: (
-            "![Time and memory of a step against the number of objects](pictures/cost.png)"
-        ),
-    }
-    for place, make in filled.items():
-        if place in markdown:
-            markdown = markdown.replace(place, make())
-    return markdown
+    """Put what is generated where pages ask for it."""
+    return GENERATED.sub(lambda found: MAKERS[found[1]](), markdown)
 
 
 def families():
@@ -159,20 +147,21 @@ def family_page(key, specs):
     return "\n".join(lines)
 
 
-def index():
-    """Return the table of all losses, with links to their pages."""
-    lines = ["| loss | formula | weakness or remark |", "|---|---|---|"]
-    for key, specs in families():
-        for spec in specs:
-            link = f"[`{cli.shown(spec)}`]({page(key).removeprefix('losses/')})"
-            lines.append(f"| {link} | {spec.formula.replace('|', chr(92) + '|')} | {spec.note} |")
-    return "\n".join(lines)
+def losses():
+    """Return the tables of all losses, with links to their pages."""
+    pages = {(spec.kind, spec.name): page(key) for key, specs in families() for spec in specs}
+
+    def link(spec, name):
+        address = pages.get((spec.kind, spec.name), "").removeprefix("losses/")
+        return f"[{name}]({address})" if address else name
+
+    return cli.markdown(link)
 
 
 def simulated():
     """Return the pictures of the simulation, with their command."""
     command = f"`lossplug simulate loss={SIMULATED} gradients={KINDS} cases={CASES}`"
-    pictures = {"Error against the step": "simulate.png", "Error by place": "map.png", "On their way": "simulate.gif"}
+    pictures = {"Error by position of the anchor": "map.png", "Boxes on their way": "simulate.gif"}
     return "\n\n".join([command, *(f"![{words}](../pictures/{name})" for words, name in pictures.items())])
 
 
@@ -191,3 +180,15 @@ def commands():
     said = subprocess.run(example, capture_output=True, text=True, check=True).stdout
     parts.append(f"## What verify prints\n\n```text\n$ lossplug {' '.join(example[3:])}\n{said}```\n")
     return "\n".join(parts)
+
+
+MAKERS = {
+    "losses": losses,
+    "keys": cli.keys_markdown,
+    "options": cli.options_markdown,
+    "simulation": simulated,
+    "patches": patches,
+    "commands": commands,
+    "cost": lambda: "![Time and memory of a step against the number of objects](pictures/cost.png)",
+}
+"""Functions by the name that a page asks for."""

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Callable
 
 import yolo_lossplug
 from yolo_lossplug.registry import LossPlugError, Spec
@@ -29,7 +30,7 @@ usage: lossplug COMMAND ..., with arguments as `yolo` takes them; lossplug COMMA
 LIST_HELP = """\
 usage: lossplug list [--markdown]
 
-What loss= and cls_loss= take, with options, defaults and ranges; --markdown prints the table of the README.
+What loss= and cls_loss= take, with options, defaults and ranges; --markdown prints the tables of the documentation.
 Example: lossplug list\
 """
 EXPLAIN_HELP = """\
@@ -106,11 +107,9 @@ def run_tool(name: str, words: Sequence[str]) -> None:
 def show_losses() -> None:
     """Print every loss with its formula and options."""
     if "--markdown" in sys.argv:
-        print(markdown())
+        print(markdown(), keys_markdown(), options_markdown(), sep="\n")
         return
-    from yolo_lossplug.selection.keys import ASSIGNER_OVERLAPS, ENGINES, NAMES, NUMBERS
-
-    for title, _, specs in _sections():
+    for title, specs in _sections():
         print(title)
         for spec in specs:
             source = f"  [{spec.paper.address}, {spec.year}]" if spec.paper else ""
@@ -120,13 +119,8 @@ def show_losses() -> None:
             for p in spec.parameters.values():
                 print(f"  {'':<13}  {p.key}={p.default} in {p.option.range}: {p.option.help}")
     print("any loss")
-    for p in NUMBERS.values():
-        print(f"  {p.key}={p.default} in {p.option.range}: {p.option.help}")
-    print(f"  tal_iou={NAMES['tal_iou']}: overlap inside the assigner, one of {', '.join(ASSIGNER_OVERLAPS)}")
-    print(f"  nms_iou={NAMES['nms_iou']}: overlap in the suppression of val, predict and track, or diou")
-    print(f"  loss_engine={NAMES['loss_engine']}: one of {', '.join(ENGINES)}")
-    print("  lossplug_report=False: True writes what the assigner does, by epoch, to lossplug_report.csv and a plot")
-    print("  cls_weights: a list of one weight for each class, or a mapping from names of classes to weights")
+    for key, default, values, meaning in common_keys():
+        print(f"  {key}={default}: {meaning} ({values})")
 
 
 def show_parts() -> None:
@@ -201,40 +195,110 @@ def shown(spec: Spec) -> str:
     return f"{spec.name}-" if spec.kind in PREFIXES.values() else spec.name
 
 
-def _sections() -> list[tuple[str, str, list[Spec]]]:
-    """Return what there is to list: title, title in Markdown, and the specs by name."""
+def _sections() -> list[tuple[str, list[Spec]]]:
+    """Return what there is to list: titles, each with its specs by name."""
     from yolo_lossplug.registry import BOX, CLASS, MODIFIER, OVERLAP, ROTATED, ROTATED_MODIFIER, SOFTMAX
     from yolo_lossplug.selection.third_party import registry
 
     sections = (
-        ("loss=", "`loss=`", (BOX, OVERLAP)),
-        ("loss= prefixes", "prefix", (MODIFIER,)),
-        ("loss= of task=obb", "`loss=` of obb", (ROTATED,)),
-        ("loss= prefixes of task=obb", "prefix of obb", (ROTATED_MODIFIER,)),
-        ("cls_loss=", "`cls_loss=`", (CLASS,)),
-        ("cls_loss= of task=classify", "`cls_loss=` of classify", (SOFTMAX,)),
+        ("loss=", (BOX, OVERLAP)),
+        ("loss= prefixes", (MODIFIER,)),
+        ("loss= for task=obb", (ROTATED,)),
+        ("loss= prefixes for task=obb", (ROTATED_MODIFIER,)),
+        ("cls_loss=", (CLASS,)),
+        ("cls_loss= for task=classify", (SOFTMAX,)),
     )
     return [
-        (title, marked, sorted((spec for spec in registry() if spec.kind in kinds), key=lambda spec: spec.name))
-        for title, marked, kinds in sections
+        (title, sorted((spec for spec in registry() if spec.kind in kinds), key=lambda spec: spec.name))
+        for title, kinds in sections
     ]
 
 
-def markdown() -> str:
-    """Return the table of losses of the README."""
-    rows = [f"| {title} | {_cells(spec)} |" for _, title, specs in _sections() for spec in specs]
-    head = "| key | name | formula | options = default in range | source |\n|---|---|---|---|---|"
-    return "\n".join([head, *rows, ""])
+def common_keys() -> list[tuple[str, str, str, str]]:
+    """Return key, default, values and meaning of every key that belongs to no loss in particular."""
+    from yolo_lossplug.selection.keys import ASSIGNER_OVERLAPS, ENGINES, NAMES, NMS_OVERLAPS, NUMBERS, REPORT, WEIGHTS
+
+    names = {
+        "loss": ("name, prefix-name, file.py:function or package.module:function", "box loss; probiou for task=obb"),
+        "cls_loss": ("name, file.py:function or package.module:function", "class loss; ce for task=classify"),
+        "tal_iou": (", ".join(ASSIGNER_OVERLAPS), "overlap inside the assigner, clamped at 0"),
+        "nms_iou": (", ".join(NMS_OVERLAPS), "overlap in the NMS of val, predict, track and of validation in training"),
+        "loss_engine": (", ".join(ENGINES), "how the loss is computed; all engines compute the same loss"),
+    }
+    return [
+        *((key, default, *names[key]) for key, default in NAMES.items()),
+        *((p.key, str(p.default), p.option.range, p.option.help) for p in NUMBERS.values()),
+        (
+            WEIGHTS,
+            "none",
+            "list of one number per class, or mapping from names to numbers",
+            "weight of each class",
+        ),
+        (REPORT, "False", "True, False", "write what the assigner does, by epoch, to lossplug_report.csv and a plot"),
+    ]
 
 
-def _cells(spec: Spec) -> str:
-    """Return name, formula, options and source of a loss as cells of a Markdown table."""
+def table(head: str, rows: Iterable[Iterable[str]]) -> str:
+    """Return a Markdown table.
+
+    Args:
+        head: Titles of the columns, separated by `` | ``.
+        rows: The cells of every row; bars in them are escaped.
+    """
+    lines = [" | ".join(cell.replace("|", "\\|") for cell in row) for row in rows]
+    rule = "|---" * (head.count("|") + 1)
+    return "".join([f"| {head} |\n{rule}|\n", *(f"| {line} |\n" for line in lines)])
+
+
+def markdown(link: Callable[[Spec, str], str] = lambda spec, name: name) -> str:
+    """Return the tables of losses for the documentation, one for each key and task.
+
+    Args:
+        link: Makes a link of a loss's name.
+    """
+    head = "name | formula | options = default in range | source | remark"
+    return "\n".join(
+        f"### {title}\n\n{table(head, ([link(spec, _marked(spec)), *_cells(spec)] for spec in specs))}"
+        for title, specs in _sections()
+    )
+
+
+def _marked(spec: Spec) -> str:
+    """Return the name of a loss as code, with a sign if it takes prefixes."""
     from yolo_lossplug.registry import OVERLAP
 
-    name = f"`{shown(spec)}`{' ∘' if spec.kind == OVERLAP else ''}"
+    return f"`{shown(spec)}`{' ∘' if spec.kind == OVERLAP else ''}"
+
+
+def _cells(spec: Spec) -> tuple[str, str, str, str]:
+    """Return formula, options, source and remark of a loss."""
     options = "<br>".join(f"`{p.key}` = {p.default} in {p.option.range}" for p in spec.parameters.values())
     source = f"[{spec.year}]({spec.paper.address})" if spec.paper else ""
-    return f"{name} | {spec.formula.replace('|', chr(92) + '|')} | {options} | {source}"
+    return spec.formula, options, source, spec.note
+
+
+def keys_markdown() -> str:
+    """Return the table of keys that belong to no loss in particular."""
+    return table("key | default | values | meaning", ([f"`{key}`", *rest] for key, *rest in common_keys()))
+
+
+def options_markdown() -> str:
+    """Return the table of the losses' own keys."""
+    from yolo_lossplug.registry import REGISTRY
+
+    rows = (
+        [f"`{p.key}`", str(p.default), p.option.range, p.option.help, ", ".join(dict.fromkeys(map(_belongs, owners)))]
+        for p in REGISTRY.parameters().values()
+        if (owners := REGISTRY.owners(p.key))
+    )
+    return table("key | default | range | meaning | belongs to", sorted(rows))
+
+
+def _belongs(spec: Spec) -> str:
+    """Return how an option's loss is asked for."""
+    from yolo_lossplug.registry import CLASS, SOFTMAX
+
+    return f"`{'cls_loss' if spec.kind in (CLASS, SOFTMAX) else 'loss'}={shown(spec)}`"
 
 
 def show_state() -> None:
