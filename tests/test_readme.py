@@ -16,12 +16,11 @@ README, CHINESE = ((ROOT / name).read_text(encoding="utf-8") for name in ("READM
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 
 
-def test_every_loss_is_named():
-    (names,) = [line for line in README.splitlines() if line.startswith("All names:")]
-    ours = {spec.name for spec in REGISTRY if spec.function.__module__.startswith("yolo_lossplug.")}
-    prefixes = {f"{name}-" for name in ours if f"`{name}-`" in README}
-    named = set(re.findall(r"`([\w-]+)`", names))
-    assert named | {prefix.strip("-") for prefix in prefixes} == ours
+def test_names_are_those_of_losses():
+    """New ones are added at a release: a loss is a file and an oracle."""
+    (line,) = [line for line in README.splitlines() if line.startswith("Names:")]
+    named = set(re.findall(r"`([\w-]+)`", line))
+    assert len(named) > 30 and named <= {spec.name for spec in REGISTRY}
 
 
 @pytest.mark.parametrize("file", ["README.md", "docs/compare.md"])
