@@ -145,6 +145,11 @@ class Spec:
         """Year of the paper, 0 if there is none."""
         return self.paper.year if self.paper else 0
 
+    @property
+    def is_user_defined(self) -> bool:
+        """Whether the function is none of this package's."""
+        return self.function.__module__.partition(".")[0] != "yolo_lossplug"
+
     def bind(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Return this function's keyword arguments: those of `options` that are its own, checked, else the defaults.
 

@@ -20,7 +20,7 @@ from yolo_lossplug import LossPlugError, box_loss, kernels
 from yolo_lossplug.selection.select import select
 from yolo_lossplug.ultralytics_hook import config, console, trainer
 from yolo_lossplug.ultralytics_hook.assigner import set_overlap
-from yolo_lossplug.ultralytics_hook.criterion import leaves, plug
+from yolo_lossplug.ultralytics_hook.criterion import branch_criteria, plug
 from yolo_lossplug.ultralytics_hook.engines import choice, triton
 from yolo_lossplug.ultralytics_hook.report import Meter, watch
 
@@ -72,7 +72,7 @@ def compared(made, preds, data, rtol=1e-5, **keys):
     (expected, slopes, expected_items, _), (loss, others, items, criterion) = (
         run(made, preds, data, name, **keys) for name in ("fast", "triton")
     )
-    assert all(leaf.kernels is not None for leaf in leaves(criterion))
+    assert all(leaf.lossplug.kernels is not None for leaf in branch_criteria(criterion))
     torch.testing.assert_close(loss, expected, rtol=rtol, atol=1e-6)
     assert list(items) == list(expected_items)
     for one, other in zip(slopes, others):
@@ -136,7 +136,7 @@ def test_half_precision(given, dtype, is_autocast, loss, place):
         foregrounds = [
             answered(with_keys(made, loss_engine=name, loss=loss), preds, data) for name in ("fast", "triton")
         ]
-    assert criterion.kernels is not None
+    assert criterion.lossplug.kernels is not None
     assert all(torch.equal(one, other) for one, other in zip(*foregrounds))
 
 
@@ -168,7 +168,7 @@ def test_a_loss_that_reads_all_boxes_is_given_these_alone(given, registry):
         return distance / distance.mean()
 
     criterion = compared(*given, loss="centred")
-    assert not criterion.kernels.is_box_loss_pointwise
+    assert not criterion.lossplug.kernels.is_box_loss_pointwise
     assert seen[0] == seen[-1] < 50  # those of the fast engine; 5 objects have at most 50 anchors
 
 
@@ -209,7 +209,7 @@ def test_parts_that_somebody_else_has_put_in_are_used(given, part):
     for name in ("fast", "triton"):
         criterion = with_part(part, made)
         plug(criterion, select({"loss_engine": name}))
-        criterion.is_lazy = False
+        criterion.lossplug.decision = criterion.lossplug.decision._replace(is_lazy=False)
         with Log() as log:
             found.append(criterion(dict(preds), data)[0])
         assert ("the kernels cannot take the steps of this run" in log.text) == (is_left_out and name == "triton")
@@ -238,7 +238,7 @@ def test_what_the_kernels_do_not_know_is_named(given):
     criterion.assigner.topk = 1000
     assert "an image has 84 anchors only" in triton.unknown(criterion, preds, types)
     set_overlap(criterion.assigner, "giou")
-    criterion.assigner.overlap_loss = None
+    criterion.assigner.lossplug.overlap_loss = None
     assert "the assigner" in triton.unknown(criterion, preds, types)
 
 
@@ -256,7 +256,7 @@ def test_image_sizes_are_remembered_up_to_a_number(given, monkeypatch):
     criterion(dict(preds), data)
     with torch.inference_mode():
         criterion(dict(preds), data)
-    assert len(criterion.kernels.known) == 1
+    assert len(criterion.lossplug.kernels.known) == 1
 
 
 # Whether they run.
@@ -288,10 +288,10 @@ def test_kernels_that_fail_leave_the_run_to_others(given, monkeypatch):
         for _ in range(2):
             criterion = with_keys(made, loss_engine="triton", loss="eiou")
     assert log.text.count("loss_engine=triton: the kernels fail (RuntimeError: no compiler); the run goes on") == 1
-    assert criterion.kernels is None
-    criterion.is_lazy = False
+    assert criterion.lossplug.kernels is None
+    criterion.lossplug.decision = criterion.lossplug.decision._replace(is_lazy=False)
     torch.testing.assert_close(criterion(dict(preds), data)[0], run(*given, "fast", loss="eiou")[0])
-    name = choice.description("triton", made.model[-1], criterion.device)
+    name = str(criterion.lossplug.decision)
     assert name == ("fast" if criterion.device.type == "cpu" else "fast in crowds, else reference")
 
 
@@ -308,7 +308,7 @@ def test_a_kernel_that_does_not_compile_is_left_out_once(given, monkeypatch):
     monkeypatch.setattr(triton, "losses", fail)
     with Log() as log:
         for _ in range(2):
-            criterion.is_lazy = False
+            criterion.lossplug.decision = criterion.lossplug.decision._replace(is_lazy=False)
             torch.testing.assert_close(step(criterion, *given[1:])[0], expected)
     assert log.text.count("a kernel does not compile, and the run goes on without: at 3:5: no such instruction") == 1
 
@@ -346,7 +346,7 @@ def test_a_run_without_is_refused_before_anything_is_loaded(monkeypatch):
 
 def test_auto_takes_them_where_they_are_recorded(given, monkeypatch):
     made = given[0]
-    assert with_keys(made, loss="eiou").kernels is None
+    assert with_keys(made, loss="eiou").lossplug.kernels is None
     device = torch.device("cuda")
     monkeypatch.setattr(kernels, "_missing_triton", lambda: None)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA Some")
@@ -357,9 +357,9 @@ def test_auto_takes_them_where_they_are_recorded(given, monkeypatch):
     monkeypatch.setattr(torch, "__version__", "2.16.0")
     assert not kernels.is_recorded(device)
     monkeypatch.setattr(kernels, "is_recorded", lambda device: True)
-    assert with_keys(made, loss="eiou").kernels is not None
-    assert choice.description("auto", made.model[-1], given[1]["scores"].device) == "triton"
-    assert with_keys(made, loss="eiou", loss_engine="fast").kernels is None
+    assert with_keys(made, loss="eiou").lossplug.kernels is not None
+    assert str(with_keys(made, loss="eiou").lossplug.decision) == "triton"
+    assert with_keys(made, loss="eiou", loss_engine="fast").lossplug.kernels is None
 
 
 RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*.md"))

@@ -32,7 +32,13 @@ from yolo_lossplug.selection.keys import keys
 from yolo_lossplug.selection.loss import list_box_losses, list_class_losses
 from yolo_lossplug.selection.names import PREFIXES
 from yolo_lossplug.selection.select import select
-from yolo_lossplug.ultralytics_hook.criterion import PluggedBboxLoss, PluggedClassLoss, is_plugged, leaves, plug
+from yolo_lossplug.ultralytics_hook.criterion import (
+    PluggedBboxLoss,
+    PluggedClassLoss,
+    branch_criteria,
+    is_plugged,
+    plug,
+)
 
 COMMON = {
     "loss": [{"loss": name} for name in list_box_losses() if name != "ciou"],
@@ -89,7 +95,7 @@ def losses(criterion, preds, given):
 
 def assignment(criterion, preds, given):
     """Return what the criterion hands to its box loss."""
-    (leaf,) = leaves(criterion)
+    (leaf,) = branch_criteria(criterion)
     seen, stock = [], leaf.bbox_loss
     leaf.bbox_loss = lambda *args: (seen.append(args), stock(*args))[1]
     try:
@@ -241,10 +247,10 @@ def test_every_head_runs_it(name):
     preds = made(given["img"])
     chosen = {"loss": "focal-eiou", "cls_loss": "qfl", "tal_topk": 6, "tal_beta": 5.0, "tal_iou": "giou"}
     stock, criterion = with_keys(made), with_keys(made, **chosen)
-    parts = list(leaves(criterion))
+    parts = list(branch_criteria(criterion))
     assert len(parts) == (2 if name in ("yolov10n", "yolo26n", "yolo26n-seg", "yolo26n-pose") else 1)
-    assert is_plugged(criterion, select({**chosen, "task": parts[0].lossplug.task}))
-    for part, plain in zip(parts, leaves(stock)):
+    assert is_plugged(criterion, select({**chosen, "task": parts[0].lossplug.selection.task}))
+    for part, plain in zip(parts, branch_criteria(stock)):
         assert isinstance(part.assigner, type(plain.assigner)), "another kind of assigner than the host's"
         one_to_one = plain.assigner.topk != 10 or getattr(plain.assigner, "topk2", 10) != 10
         expected = (plain.assigner.topk, plain.assigner.beta) if one_to_one else (6, 5.0)
@@ -328,7 +334,7 @@ def test_by_hand_in_a_compound_criterion():
         by_hand = E2ELoss(made, yolo_lossplug.DetectionLoss)
     finally:
         made.args.loss = made.args.tal_topk = None
-    assert [leaf.assigner.topk for leaf in leaves(by_hand)] == [6, 7]
+    assert [leaf.assigner.topk for leaf in branch_criteria(by_hand)] == [6, 7]
     preds = made(given["img"])
     assert torch.equal(losses(by_hand, preds, given), losses(with_keys(made, loss="eiou", tal_topk=6), preds, given))
 
@@ -479,7 +485,7 @@ def test_branches_remember_apart_and_validation_remembers_nothing():
     made, given = model("yolo26n"), batch("yolo26n")
     preds = made(given["img"])
     criterion = with_keys(made, loss="wiou-v3", cls_loss="ema-slide", wiou_momentum=0.5)
-    many, one = (leaf.bbox_loss.loss.state for leaf in leaves(criterion))
+    many, one = (leaf.bbox_loss.loss.state for leaf in branch_criteria(criterion))
     assert many.state is one.state
     run = many.state
     with torch.no_grad():

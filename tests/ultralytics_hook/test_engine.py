@@ -2,6 +2,7 @@
 """The fast engine against the reference: every model, loss and key, and when it does not run."""
 
 import copy
+from types import SimpleNamespace
 from typing import Annotated
 
 import pytest
@@ -15,7 +16,7 @@ from tests.runs import Log, results, train
 from yolo_lossplug import LossPlugError, Option, class_loss, create_class_loss
 from yolo_lossplug.selection.loss import list_box_losses, list_class_losses
 from yolo_lossplug.selection.select import select
-from yolo_lossplug.ultralytics_hook.criterion import leaves, plug
+from yolo_lossplug.ultralytics_hook.criterion import branch_criteria, plug
 from yolo_lossplug.ultralytics_hook.engines import choice, fast, parity
 from yolo_lossplug.ultralytics_hook.engines.fast import FastMixin
 
@@ -59,7 +60,7 @@ def compared(made, preds, data, n_steps=1, rtol=1e-5, **keys):
             assert other is None or not other.any()
             continue
         assert (other - one).norm() <= 1e-4 * one.norm()
-    assert all(isinstance(leaf, FastMixin) for leaf in leaves(criterion))
+    assert all(isinstance(leaf, FastMixin) for leaf in branch_criteria(criterion))
     return criterion
 
 
@@ -86,7 +87,7 @@ def test_every_box_loss(given, loss):
 def test_every_class_loss(given, cls_loss, keys):
     criterion = compared(*given, cls_loss=cls_loss, n_steps=2, **keys)
     loss = create_class_loss(cls_loss)
-    assert criterion.is_class_loss_pointwise == (loss.state is None and cls_loss != "slide")
+    assert criterion.lossplug.is_class_loss_pointwise == (loss.state is None and cls_loss != "slide")
 
 
 @pytest.mark.parametrize(
@@ -138,7 +139,7 @@ def test_anchors_that_are_assigned_with_score_zero_are_not_smoothed(given):
     boxes[:, ::16] = 20  # every box is a point, so that no metric is above 0
     data = {**data, "bboxes": torch.tensor([[0.1, 0.05, 0.2, 0.1]]).repeat(5, 1)}
     criterion = compared(made, {**preds, "boxes": boxes}, data, cls_smoothing=0.3)
-    decoder = fast.Decoder(criterion, boxes, *criterion.known_anchors[1:], torch.float32)
+    decoder = fast.Decoder(criterion, boxes, *criterion.lossplug.anchors[1:], torch.float32)
     targets = fast.targets_of(criterion, data, 2, decoder.anchors.imgsz)
     assigned = fast.assigned_by(criterion, decoder, preds["scores"], targets, {})
     assert len(assigned.anchor) and not assigned.score.any()
@@ -190,7 +191,7 @@ def test_a_class_loss_that_reads_the_whole_batch_is_given_the_whole_batch(given,
         return (logits - logits.mean() * centred_by).square() + targets
 
     criterion = compared(*given, cls_loss="centred")
-    assert not criterion.is_class_loss_pointwise
+    assert not criterion.lossplug.is_class_loss_pointwise
     assert tuple(given[1]["scores"].permute(0, 2, 1).shape) in shapes
 
 
@@ -232,7 +233,7 @@ def test_engines_by_name(given):
     made, _, _ = given
     assert isinstance(with_keys(made, loss="eiou"), FastMixin)
     fast, reference = (with_keys(made, loss_engine=name) for name in ("fast", "reference"))
-    assert isinstance(fast, FastMixin) and isinstance(fast, v8DetectionLoss) and not fast.is_lazy
+    assert isinstance(fast, FastMixin) and isinstance(fast, v8DetectionLoss) and not fast.lossplug.decision.is_lazy
     assert not isinstance(reference, FastMixin)
     plug(fast, select({"loss_engine": "reference"}))
     assert type(fast) is v8DetectionLoss
@@ -246,10 +247,10 @@ def test_engines_by_name(given):
 def test_every_kind_of_criterion_stays_what_it_is():
     for name in MODELS:
         made = model(name)
-        for leaf in leaves(with_keys(made, loss_engine="fast")):
+        for leaf in branch_criteria(with_keys(made, loss_engine="fast")):
             stock = type(leaf).__mro__[1]
             assert isinstance(leaf, v8DetectionLoss) and isinstance(leaf, stock)
-            fast.slow_down(leaf)
+            fast.remove_fast_step(leaf)
             assert type(leaf) is (v8DetectionLoss if stock is FastMixin else stock)
 
 
@@ -267,7 +268,7 @@ def test_a_host_that_computes_something_else(given, monkeypatch, errors):
     criterion = with_keys(made, loss="eiou")
     assert not isinstance(criterion, FastMixin)
     assert criterion(dict(preds), data)[0].isfinite().all()
-    described = choice.description("auto", made.model[-1], torch.device("cpu"))
+    described = str(criterion.lossplug.decision)
     reason = "it fails with" if errors[0] == float("inf") else "its loss would differ by"
     assert described.startswith(f"reference ({reason} ")
     with pytest.raises(LossPlugError, match=f"loss_engine=fast cannot be used: {reason}"):
@@ -306,20 +307,24 @@ def test_the_first_step_may_be_one_of_a_validation(given, context):
     assert all(g.isfinite().all() for g in torch.autograd.grad(criterion(run, data)[0].sum(), inputs))
 
 
+def described(engine, head, device):
+    """Return the decision for a head, as the banner says it."""
+    about = {name: getattr(head, name) for name in ("stride", "reg_max", "ne") if hasattr(head, name)}
+    return str(choice.decide(engine, SimpleNamespace(device=torch.device(device), **about)))
+
+
 def test_a_release_without_the_step(monkeypatch, given):
     monkeypatch.setattr(choice, "METHOD", "gone")
     head = given[0].model[-1]
-    assert choice.description("auto", head, torch.device("cpu")) == (
-        "reference (this release of Ultralytics has no step to replace)"
-    )
-    assert choice.description("auto", head, torch.device("mps")) == "reference (it is not tested on mps)"
-    assert choice.description("reference", head, torch.device("cpu")) == "reference"
+    assert described("auto", head, "cpu") == ("reference (this release of Ultralytics has no step to replace)")
+    assert described("auto", head, "mps") == "reference (it is not tested on mps)"
+    assert described("reference", head, "cpu") == "reference"
 
 
 def test_rotated_boxes_have_the_reference():
     made = model("yolov8n-obb")
     assert not isinstance(with_keys(made, loss="kld"), FastMixin)
-    assert choice.description("auto", made.model[-1], torch.device("cpu")) == "reference (boxes are rotated)"
+    assert described("auto", made.model[-1], "cpu") == "reference (boxes are rotated)"
 
 
 def test_a_step_that_was_taken_away_stops_the_run(given):
@@ -327,13 +332,15 @@ def test_a_step_that_was_taken_away_stops_the_run(given):
 
     criterion, selection = with_keys(given[0], loss="eiou"), select({"loss": "eiou"})
     assert is_plugged(criterion, selection)
-    fast.slow_down(criterion)
+    fast.remove_fast_step(criterion)
     assert not is_plugged(criterion, selection)
 
 
 def test_a_gpu_takes_the_dense_form_where_it_is_small(given, monkeypatch):
     made, preds, data = given
     criterion = with_keys(made, loss="eiou")
+
+    criterion.lossplug.decision = criterion.lossplug.decision._replace(is_lazy=True)
 
     class OnGPU(torch.Tensor):
         is_cuda = True

@@ -12,7 +12,7 @@ from ultralytics import YOLO
 from tests.runs import STILL, TINY, Log, python, results, train
 from yolo_lossplug import create_box_loss, create_class_loss
 from yolo_lossplug.state import State
-from yolo_lossplug.ultralytics_hook.run import memory
+from yolo_lossplug.ultralytics_hook.run import memory, runs
 
 CHOICE = {"loss": "wiou-v3", "cls_loss": "ema-slide", "wiou_momentum": 0.3}
 PLAIN = {"hsv_h": 0, "hsv_s": 0, "hsv_v": 0, "degrees": 0, "translate": 0, "scale": 0, "fliplr": 0, "erasing": 0}
@@ -29,7 +29,7 @@ def run(folder, data, stop_after=None, resume=None):
     states = []
 
     def note(trainer):
-        states.append({key: value.clone() for key, value in memory.state_of(vars(trainer.args)).tensors.items()})
+        states.append({key: value.clone() for key, value in runs.of(trainer).state.tensors.items()})
 
     def stop(trainer):
         if stop_after is not None and trainer.epoch == stop_after:
@@ -82,7 +82,7 @@ def test_a_resumed_run_remembers_number_for_number(data, tmp_path, monkeypatch):
 def test_nothing_is_written_for_losses_that_remember_nothing(data, tmp_path):
     trainer = train(data=data, project=str(tmp_path), loss="eiou")
     assert not (trainer.wdir / "lossplug.pt").exists()
-    assert memory.state_of(vars(trainer.args)) is None, "the run is over, and its state is still held"
+    assert runs.find(vars(trainer.args)) is None, "the run is over, and its state is still held"
 
 
 @pytest.mark.slow
@@ -103,7 +103,7 @@ def test_two_trainers_at_once_remember_apart(data, tmp_path):
 
     keys = {**TINY, "model": "yolov8n.yaml", "data": data, "project": str(tmp_path), "loss": "wiou-v3"}
     one, other = (DetectionTrainer(overrides=dict(keys)) for _ in range(2))
-    states = [memory.state_of(vars(trainer.args)) for trainer in (one, other)]
+    states = [runs.of(trainer).state for trainer in (one, other)]
     assert states[0] is not states[1]
     one.train()
     assert states[0].tensors and not states[1].tensors

@@ -15,7 +15,7 @@ from tests.conftest import dataset
 from tests.runs import Log, results, slow, train
 from tests.tables import mark, write
 from yolo_lossplug.ultralytics_hook.criterion import branches, is_plugged
-from yolo_lossplug.ultralytics_hook.trainer import selection_of
+from yolo_lossplug.ultralytics_hook.run import runs
 
 KEYS = {"loss": "inner-eiou", "cls_loss": "qfl"}
 FAMILIES = ("yolov8n", "yolov9t", "yolov10n", "yolo11n", "yolo12n", "yolo26n")
@@ -63,7 +63,7 @@ def test_a_model_trains_with_the_losses(family, task, table, tmp_path):
         trainer = train(file_of(family, task), data=data, project=str(tmp_path), callbacks=watch, epochs=2, **keys)
     assert f"box {keys['loss']}(" in log.text and "class qfl" in log.text
     criterion = seen[-1]
-    assert is_plugged(criterion, selection_of(trainer))
+    assert is_plugged(criterion, runs.of(trainer).selection)
     names = [name for name, _ in branches(criterion)]
     is_split = family in END_TO_END
     assert names == (["one2many", "one2one"] if is_split else ["main"])

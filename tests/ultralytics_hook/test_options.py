@@ -16,7 +16,7 @@ from ultralytics.models.yolo.detect import DetectionTrainer
 from tests.runs import STILL, TINY, Log, python, results, train
 from yolo_lossplug.ultralytics_hook.compatibility import numbers
 from yolo_lossplug.ultralytics_hook.criterion import is_plugged
-from yolo_lossplug.ultralytics_hook.trainer import selection_of
+from yolo_lossplug.ultralytics_hook.run import runs
 
 CHOICE = {"loss": "inner-eiou", "cls_loss": "qfl"}
 OPTIONS = {
@@ -50,7 +50,7 @@ def test_an_option_of_the_host(name, data, tmp_path):
     with Log() as log:
         trainer = train(data=data, project=str(tmp_path), callbacks=watch, **{**CHOICE, **option(name)})
     assert "box inner-eiou(inner_ratio=0.7) · class qfl" in log.text
-    assert seen and all(is_plugged(criterion, selection_of(trainer)) for criterion in seen)
+    assert seen and all(is_plugged(criterion, runs.of(trainer).selection) for criterion in seen)
     rows = results(trainer.save_dir)
     assert len(rows) == option(name).get("epochs", 1) and 0 < rows[-1]["train/box_loss"] < 1e4
 

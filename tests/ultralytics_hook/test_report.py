@@ -25,8 +25,9 @@ from yolo_lossplug import DetectionLoss, LossPlugError
 from yolo_lossplug.selection.keys import given_keys, keys
 from yolo_lossplug.selection.select import select
 from yolo_lossplug.ultralytics_hook import config, report
-from yolo_lossplug.ultralytics_hook.criterion import leaves
+from yolo_lossplug.ultralytics_hook.criterion import branch_criteria
 from yolo_lossplug.ultralytics_hook.engines import fast
+from yolo_lossplug.ultralytics_hook.run import counts, runs, watch
 from yolo_lossplug.ultralytics_hook.run.counts import COLUMNS, no_sums, summary, tally
 
 MODELS = ["yolov8n", "yolo11n", "yolov10n", "yolov8n-seg", "yolov8n-pose"]
@@ -42,11 +43,11 @@ def table(folder):
 @pytest.fixture
 def collector(tmp_path):
     """The collector of a run that criteria made with ``save_dir="here"`` belong to."""
-    args = types.SimpleNamespace(save_dir="here")
+    args = types.SimpleNamespace(save_dir="here", lossplug_report=True)
     trainer = types.SimpleNamespace(args=args, save_dir=tmp_path, resume=False)
-    report.begin(trainer, True)
-    yield report.collector_of({"save_dir": "here"})
-    report.end(trainer)
+    runs.begin(trainer)
+    yield runs.find({"save_dir": "here"}).collector
+    runs.end(trainer)
 
 
 def test_sums_by_hand():
@@ -90,8 +91,8 @@ def test_nothing_has_no_ratio():
 def test_an_object_that_loses_every_anchor_is_unassigned(n_places):
     """Two objects want the same anchors: the first gets all of them, and a place without object is none."""
     assigner, places = TaskAlignedAssigner(topk=10, num_classes=1, alpha=0.5, beta=6.0), points(64, 64, (16,))
-    meter = report.Meter(torch.device("cpu"))
-    report.watch(assigner, meter)
+    meter = counts.Meter(torch.device("cpu"))
+    watch.watch(assigner, meter)
     boxes = torch.tensor([[[4.0, 4, 44, 44], [4, 4, 44, 44], [0, 0, 0, 0]]])[:, :n_places]
     mask = torch.tensor([[[1.0], [1], [0]]])[:, :n_places]
     scores, predicted = torch.full((1, len(places), 1), 0.5), torch.tensor([4.0, 4, 44, 24]).expand(1, len(places), 4)
@@ -110,7 +111,7 @@ def preds_of(name, size=256):
 def run(made, preds, data, loss_engine):
     """Take a step and return the criterion, and the inputs and outputs of its assigners."""
     criterion, seen = with_keys(made, save_dir="here", lossplug_report=True, loss_engine=loss_engine), []
-    for leaf in leaves(criterion):
+    for leaf in branch_criteria(criterion):
         leaf.assigner.register_forward_hook(lambda module, given, answer: seen.append((given, answer)))
     criterion(copy.deepcopy(preds), data)
     return criterion, seen
@@ -141,15 +142,15 @@ def by_hand(given, answer):
 def test_the_reference_counts_what_its_assigners_answer(name, collector):
     criterion, seen = run(*preds_of(name), "reference")
     assert collector.meters.keys() == BRANCHES.get(name, {"main"})
-    for leaf, (given, answer) in zip(leaves(criterion), seen):
-        expected, found = by_hand(given, answer), report.meter_of(leaf.assigner).sums
+    for leaf, (given, answer) in zip(branch_criteria(criterion), seen):
+        expected, found = by_hand(given, answer), watch.meter_of(leaf.assigner).sums
         assert torch.equal(found[:, :3], expected[:, :3])
         torch.testing.assert_close(found[:, 3], expected[:, 3], rtol=1e-5, atol=1e-5)
         assert found[:, 0].sum() == 5 and found[:, 2].sum() > 0 and (found[:, 3].sum() > 0)
         # All anchors, the others with whatever they predict, as on a GPU.
         first = torch.arange(2).unsqueeze(1) * given[4].shape[1]
         boxes = given[1].masked_fill(~answer[3].bool().unsqueeze(-1), float("nan")).flatten(0, 1)
-        whole = report.Meter(torch.device("cpu"))
+        whole = counts.Meter(torch.device("cpu"))
         whole.add(given[4], given[5], (answer[4] + first).flatten(), answer[3].bool().flatten(), boxes)
         torch.testing.assert_close(whole.sums, found, rtol=1e-12, atol=1e-12)
     assert len(seen) == len(collector.meters)
@@ -192,14 +193,14 @@ def test_only_training_counts_and_only_once(loss_engine, collector):
     criterion(copy.deepcopy(preds), empty)
     assert torch.equal(meter.sums, 2 * once)
     collector.clear()
-    assert not report.meter_of(criterion.assigner).sums.any()
+    assert not watch.meter_of(criterion.assigner).sums.any()
 
 
 def test_a_criterion_made_by_hand_reports_to_its_run_and_to_no_other(collector):
     made, preds, data = preds_of("yolov8n")
     alone = with_keys(made, lossplug_report=True)
     alone(copy.deepcopy(preds), data)
-    assert report.meter_of(alone.assigner) is None and not collector.meters
+    assert watch.meter_of(alone.assigner) is None and not collector.meters
     stock, made.args = made.args, types.SimpleNamespace(**vars(made.args), save_dir="here")
     try:
         criterion = DetectionLoss(made, lossplug_report=True)
@@ -211,29 +212,29 @@ def test_a_criterion_made_by_hand_reports_to_its_run_and_to_no_other(collector):
 
 def test_an_assigner_that_cannot_be_watched():
     with pytest.raises(LossPlugError, match="lossplug_report cannot be used with object, which is no module"):
-        report.watch(object(), None)
+        watch.watch(object(), None)
 
 
 def test_rows_are_kept_until_an_epoch_and_a_table_is_complete_or_as_it_was(tmp_path, monkeypatch):
     values = dict.fromkeys(COLUMNS, 0.123456789)
-    first = report.Collector(tmp_path / report.FILE, False)
+    first = counts.Collector(tmp_path / counts.FILE, False)
     for epoch in (1, 2, 3):
         first.add(epoch, {"one2many": {**values, "objects": 1234567.0}, "one2one": {**values, "mean_iou": None}})
     first.write()
     assert [row["epoch"] for row in table(tmp_path)] == ["1", "1", "2", "2", "3", "3"]
     assert table(tmp_path)[0]["objects"] == "1234567" and table(tmp_path)[0]["mean_iou"] == "0.123457"
     assert table(tmp_path)[1]["mean_iou"] == ""
-    again = report.Collector(tmp_path / report.FILE, True)
+    again = counts.Collector(tmp_path / counts.FILE, True)
     again.add(2, {"one2many": {**values, "objects": 5.0}})
-    before = (tmp_path / report.FILE).read_bytes()
+    before = (tmp_path / counts.FILE).read_bytes()
     monkeypatch.setattr(csv.DictWriter, "writerows", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError):
         again.write()
-    assert (tmp_path / report.FILE).read_bytes() == before
+    assert (tmp_path / counts.FILE).read_bytes() == before
     monkeypatch.undo()
     again.write()
     assert [(row["epoch"], row["objects"]) for row in table(tmp_path)] == [("1", "1234567"), ("1", "0"), ("2", "5")]
-    assert report.Collector(tmp_path / report.FILE, False).rows == []
+    assert counts.Collector(tmp_path / counts.FILE, False).rows == []
     assert not list(tmp_path.glob("*.tmp"))
 
 
@@ -296,7 +297,7 @@ def test_the_table_of_a_run(pair, data):
         assert int(row["objects"]) == sum(int(row[f"objects_{size}"]) for size in ("small", "medium", "large"))
         assert 0 < float(row["positives_per_object"]) <= 10
         assert 0 <= float(row["unassigned_share"]) < 1 and 0 < float(row["mean_iou"]) < 1
-    assert report.collector_of(vars(trainer.args)) is None, "the run is over, and its collector is still held"
+    assert runs.find(vars(trainer.args)) is None, "the run is over, and its collector is still held"
     assert not (trainer.save_dir / "lossplug_report.png").exists(), "plots=False"
 
 
@@ -347,7 +348,7 @@ def test_branches_plots_and_the_fast_engine(data, tmp_path):
     assert picture.read_bytes().startswith(b"\x89PNG") and picture.stat().st_size > 20_000
     assert picture.name in logger.plots
     # The moving average is what is saved: it knows nothing of us, nor of its criterion.
-    assert b"lossplug_meter" not in trainer.last.read_bytes()
+    assert b"OnAssigner" not in trainer.last.read_bytes()
 
 
 @pytest.mark.slow
@@ -377,7 +378,7 @@ def test_an_epoch_that_is_begun_again_counts_once(data, tmp_path):
 
     def again(trainer):
         if trainer.epoch == 0:
-            collector = report.collector_of(vars(trainer.args))
+            collector = runs.of(trainer).collector
             assert collector.meters["main"].sums[0, 0] > 0
             report.start_epoch(trainer)
             assert not collector.meters["main"].sums.any()
@@ -445,13 +446,13 @@ def test_a_run_that_reports_nothing_leaves_a_table_alone(data, tmp_path):
     seen = []
 
     def stop(trainer):
-        seen.append(report.collector_of(vars(trainer.args)))
+        seen.append(runs.of(trainer))
         raise KeyboardInterrupt
 
     with contextlib.suppress(KeyboardInterrupt):
         train(callbacks=[("on_fit_epoch_end", stop)], lossplug_report=True, **keys)
     before = table(tmp_path / "run")
-    report._collectors[str(tmp_path / "run")] = seen[0]  # releases before 8.4.139 have no teardown after an error
+    runs._RUNS[str(tmp_path / "run")] = seen[0]  # releases before 8.4.139 have no teardown after an error
     train(epochs=2, **keys)
     assert table(tmp_path / "run") == before
     assert "lossplug_report" not in yaml.safe_load((tmp_path / "run" / "args.yaml").read_text())

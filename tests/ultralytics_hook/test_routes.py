@@ -390,11 +390,11 @@ def test_the_script_of_a_worker_enables_us():
 def test_only_the_losses_of_the_run_are_imported_by_workers(registry):
     from yolo_lossplug import box_loss
     from yolo_lossplug.selection.select import select
-    from yolo_lossplug.ultralytics_hook.patches import _worker_header
+    from yolo_lossplug.ultralytics_hook.workers import header
 
     @box_loss("of-this-test")
     def of_this_test(pred, target):
         return (pred - target).abs().sum(-1)
 
-    assert __name__ not in _worker_header(select({})) + _worker_header(select({"loss": "eiou"}))
-    assert f"import {__name__}" in _worker_header(select({"loss": "of-this-test"}))
+    assert __name__ not in header(select({})) + header(select({"loss": "eiou"}))
+    assert f"import {__name__}" in header(select({"loss": "of-this-test"}))

@@ -13,15 +13,17 @@ from ultralytics import YOLO
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.nn import tasks
 from ultralytics.nn.tasks import DetectionModel
-from ultralytics.utils.loss import v8DetectionLoss
+from ultralytics.utils.loss import v8ClassificationLoss, v8DetectionLoss
 
+from tests import models
 from tests.conftest import dataset
 from tests.runs import ROOT, STILL, TINY, Log, results, slow, train
 from yolo_lossplug import DetectionLoss, LossPlugError, list_box_losses
 from yolo_lossplug.selection.keys import keys
 from yolo_lossplug.selection.select import select
-from yolo_lossplug.ultralytics_hook import patches
+from yolo_lossplug.ultralytics_hook import patching
 from yolo_lossplug.ultralytics_hook import trainer as hook
+from yolo_lossplug.ultralytics_hook.criterion import plug
 
 CHOICE = {"loss": "focal-eiou", "focal_gamma": 0.4, "cls_loss": "qfl", "tal_topk": 7}
 
@@ -88,7 +90,13 @@ TAL = "assigner tal(topk=10, alpha=0.5, beta=6.0, iou=ciou)"
     ids=str,
 )
 def test_every_part_of_the_banner(given, expected):
-    assert hook.banner(select(given), "some") == f"{expected} · engine some · ultralytics {ultralytics.__version__}"
+    if given.get("task") == "classify":
+        criterion = plug(v8ClassificationLoss(), select(given))
+    else:
+        criterion = models.with_keys(models.model("yolov8n-obb" if "task" in given else "yolov8n", nc=2), **given)
+    said = hook.banner(select(given), criterion)
+    engine = criterion.lossplug.decision if hasattr(criterion, "assigner") else "reference"
+    assert said == f"{expected} · engine {engine} · ultralytics {ultralytics.__version__}"
 
 
 @pytest.mark.xdist_group("stock")
@@ -203,7 +211,7 @@ def test_a_model_class_of_the_users_own(data, tmp_path, enabled):
     trainer = train(trainer=ReachedByCallback, data=data, project=str(tmp_path), loss="eiou")
     assert trainer.ema.ema.criterion.bbox_loss.loss.name == "eiou"
     enabled.disable()
-    assert not hasattr(OwnStockModel.init_criterion, patches.MARK)
+    assert not hasattr(OwnStockModel.init_criterion, patching.MARK)
 
 
 @pytest.mark.slow
@@ -289,7 +297,7 @@ def test_criterion_is_out_of_the_way_while_a_checkpoint_is_written():
         raise OSError("disk full")
 
     with pytest.raises(OSError):
-        patches._wrap_save_model(write)(trainer)
+        hook.save_model(write, trainer)
     assert (model.criterion, model.student_model.criterion) == ("criterion", "student's")
 
 

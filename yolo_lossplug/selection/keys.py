@@ -61,10 +61,15 @@ CLASSIFY = "classify"
 CLASSIFY_KEYS = frozenset({"cls_loss", "cls_smoothing", "cls_weights", "loss_engine"})
 
 
+CLAIMED: set[str] = set()
+"""Keys that the host at hand has itself: its meaning wins, and they are no keys of ours."""
+
+
 def keys() -> dict[str, Optional[str]]:
     """Return every training key with the value that means 'not given'."""
     options = {**NUMBERS, **registry().parameters()}
-    return {**dict.fromkeys((*NAMES, WEIGHTS, REPORT)), **{key: parameter.unset for key, parameter in options.items()}}
+    unset = {**dict.fromkeys((*NAMES, WEIGHTS, REPORT)), **{key: p.unset for key, p in options.items()}}
+    return {key: value for key, value in unset.items() if key not in CLAIMED}
 
 
 def given_keys(args: Mapping[str, Any]) -> dict[str, Any]:

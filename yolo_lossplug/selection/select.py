@@ -14,6 +14,7 @@ from yolo_lossplug.registry import (
 )
 from yolo_lossplug.selection.keys import (
     ASSIGNER_OVERLAPS,
+    CLAIMED,
     CLASSIFY,
     CLASSIFY_KEYS,
     COMMON,
@@ -40,6 +41,9 @@ from yolo_lossplug.selection.keys import (
 from yolo_lossplug.selection.loss import Loss, bind, bind_if_there
 from yolo_lossplug.selection.names import is_known, resolve, suggest
 from yolo_lossplug.selection.third_party import registry
+
+SETTLED = frozenset(("loss", "cls_loss", "tal_topk", "tal_alpha", "tal_beta", "loss_engine"))
+"""Keys that stand together in the arguments of a run with boxes that was settled."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,18 @@ class Selection:
         return bool(self.given)
 
     @property
+    def chosen(self) -> frozenset[str]:
+        """Keys that the user has chosen: those given.
+
+        Of arguments that hold every key, those of a resumed run or of a worker, these are the ones off their defaults.
+        """
+        if not self.given >= SETTLED:
+            return self.given
+        defaults = {**NAMES, **{key: p.default for key, p in {**NUMBERS, **registry().parameters()}.items()}}
+        values = self.resolved()
+        return frozenset(key for key in self.given if values.get(key) != defaults.get(key))
+
+    @property
     def has_stock_box_loss(self) -> bool:
         """Whether the box term is the host's own."""
         return self.box.name in (STOCK_BOX, STOCK_ROTATED)
@@ -114,10 +130,10 @@ class Selection:
             **({REPORT: True} if self.report else {}),
         }
         if self.task == CLASSIFY:
-            return {key: values[key] for key in values if key in CLASSIFY_KEYS or key in self.cls.options}
-        if self.box.kind == ROTATED:  # the overlap of its assigner is the host's
+            values = {key: values[key] for key in values if key in CLASSIFY_KEYS or key in self.cls.options}
+        elif self.box.kind == ROTATED:  # the overlap of its assigner is the host's
             del values["tal_iou"]
-        return values
+        return {key: value for key, value in values.items() if key not in CLAIMED}
 
 
 def select(args: Mapping[str, Any]) -> Selection:

@@ -116,7 +116,7 @@ def verify(args: Mapping[str, Any]) -> tuple[dict[str, Any], list[Row]]:
         "python": platform.python_version(),
         "device": str(next(one.model.parameters()).device),
         "model": str(args.get("model", "yolov8n.yaml")),
-        "runs": trainer.banner(one.selection, trainer.engine_name(one.selection, one.model)),
+        "runs": trainer.banner(one.selection, criterion),
         "seams": {"found": [name for name, is_there in seams if is_there], "absent": [n for n, i in seams if not i]},
     }
     return found, rows

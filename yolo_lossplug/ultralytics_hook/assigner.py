@@ -13,11 +13,12 @@ from ultralytics.utils import tal
 from ultralytics.utils.ops import xywh2xyxy, xyxy2xywh
 
 from yolo_lossplug.selection.keys import STOCK_BOX
-from yolo_lossplug.selection.loss import Loss, assigner_overlap, create_box_loss
+from yolo_lossplug.selection.loss import assigner_overlap, create_box_loss
 from yolo_lossplug.selection.select import select
 from yolo_lossplug.sparse.assign import Assignment, Measure, assign
 from yolo_lossplug.sparse.grid import Level, levels_of_shapes, points_of_levels, shapes_of_points
 from yolo_lossplug.sparse.topk import Objects, is_exact
+from yolo_lossplug.ultralytics_hook.attached import Derived, derive, on_assigner
 
 SMALLEST = {"cpu": 300_000}
 """Elements of (images, objects, anchors) below which the dense form takes less time, by kind of device."""
@@ -25,18 +26,20 @@ DENSE_ON_GPU = 30_000_000
 """The same for a GPU: up to there it holds the dense form easily, and is faster with it."""
 
 
-class OverlapMixin:
+class OverlapMixin(Derived):
     """An assigner that measures overlap with another IoU."""
 
-    overlap: Optional[Callable[[Tensor, Tensor], Tensor]] = None
-    overlap_loss: Optional[Loss] = None
-    """What the overlap is 1 minus of."""
+    @staticmethod
+    def bases(cls: type) -> tuple[type, ...]:
+        """Return the bases of a class of the host that measures so."""
+        return OverlapMixin, cls
 
     def iou_calculation(self, gt_bboxes: Tensor, pd_bboxes: Tensor) -> Tensor:
         """Return the overlap (N,) >= 0 of boxes (N, 4), x1 y1 x2 y2 in pixels; the host's own CIoU unless replaced."""
-        if self.overlap is None:
+        overlap = on_assigner(self).overlap
+        if overlap is None:
             return super().iou_calculation(gt_bboxes, pd_bboxes)  # type: ignore[misc]
-        return self.overlap(pd_bboxes, gt_bboxes).to(pd_bboxes.dtype)
+        return overlap(pd_bboxes, gt_bboxes).to(pd_bboxes.dtype)
 
 
 class TaskAlignedAssigner(OverlapMixin, tal.TaskAlignedAssigner):
@@ -127,10 +130,9 @@ class TaskAlignedAssigner(OverlapMixin, tal.TaskAlignedAssigner):
 def set_overlap(assigner: tal.TaskAlignedAssigner, name: str) -> None:
     """Make an assigner measure overlap with another IoU; its class stays, and what else it overrides stays too."""
     if not isinstance(assigner, OverlapMixin):
-        cls = type(assigner)
-        assigner.__class__ = type(f"Plugged{cls.__name__}", (OverlapMixin, cls), {})
-    loss = None if name == STOCK_BOX else create_box_loss(name)
-    assigner.overlap_loss, assigner.overlap = loss, None if loss is None else assigner_overlap(loss)
+        assigner.__class__ = derive(OverlapMixin, type(assigner))
+    loss, attached = None if name == STOCK_BOX else create_box_loss(name), on_assigner(assigner)
+    attached.overlap_loss, attached.overlap = loss, None if loss is None else assigner_overlap(loss)
 
 
 HOOKS = (

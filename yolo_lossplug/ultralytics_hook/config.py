@@ -3,14 +3,18 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable, Optional
 
 from yolo_lossplug.registry import BOX, CLASS, REGISTRY, LossPlugError, Spec
-from yolo_lossplug.selection.keys import COMMON, NUMBERS, given_keys, keys
+from yolo_lossplug.selection.keys import CLAIMED, COMMON, NUMBERS, given_keys, keys
 from yolo_lossplug.selection.names import suggest
 from yolo_lossplug.selection.own import load_own
 from yolo_lossplug.selection.select import refuse_unknown_names, select
+from yolo_lossplug.ultralytics_hook import nms
+from yolo_lossplug.ultralytics_hook.patching import Undo
+from yolo_lossplug.ultralytics_hook.run.making import is_making
 
 TRAINING = "train"
 FOREIGN_FAMILIES = {"rtdetr": "RT-DETR", "-world": "YOLO-World", "yoloe": "YOLOE"}
@@ -38,7 +42,7 @@ def register_own(custom: dict[str, Any], *bases: dict[str, Any]) -> None:
                     base.setdefault(parameter.key, parameter.unset)
 
 
-def know(custom: dict[str, Any], base: dict[str, Any]) -> None:
+def add_given_keys(custom: dict[str, Any], base: dict[str, Any]) -> None:
     """Let a configuration know those of our keys that are given, as that of a predictor that is asked again."""
     for key, value in keys().items():
         if key in custom:
@@ -137,12 +141,48 @@ def guess_model(custom: dict[str, Any]) -> tuple[str, str]:
     return custom.get("task") or guessed, family
 
 
-def add_keys(defaults: dict[str, Any], namespace: Any) -> None:
-    """Add our keys to Ultralytics' defaults, in place: other modules hold the same objects."""
-    for key, value in keys().items():
-        defaults.setdefault(key, value)
-        if not hasattr(namespace, key):
-            setattr(namespace, key, value)
+def add_keys(defaults: dict[str, Any]) -> Undo:
+    """Add our keys to Ultralytics' defaults, in place, those of losses registered later too; return the undo.
+
+    A key that Ultralytics has itself, as a fork may, keeps its meaning, and is no key of ours.
+    """
+    namespace = sys.modules["ultralytics.utils"].DEFAULT_CFG
+    CLAIMED.update(key for key in defaults if key in COMMON)
+    if CLAIMED:
+        say_claimed()
+    REGISTRY.reserve(defaults)
+
+    def add(spec: Optional[Spec] = None) -> None:
+        for key, value in keys().items():
+            defaults.setdefault(key, value)
+            if not hasattr(namespace, key):
+                setattr(namespace, key, value)
+
+    def undo() -> None:
+        REGISTRY.observers.remove(add)
+        REGISTRY.reserve(())
+        for key in keys():
+            defaults.pop(key, None)
+            vars(namespace).pop(key, None)
+        CLAIMED.clear()
+
+    add()
+    REGISTRY.observers.append(add)
+    return undo
+
+
+def say_claimed() -> None:
+    """Say which keys this Ultralytics has itself."""
+    names = ", ".join(sorted(CLAIMED))
+    sys.modules["ultralytics.utils"].LOGGER.warning(
+        f"LossPlug: this Ultralytics has keys of its own named {names}; they keep its meaning, and those of "
+        f"yolo-lossplug are not available. `lossplug doctor` says more."
+    )
+
+
+def without_keys(stock: dict[str, Any]) -> dict[str, Any]:
+    """Return defaults without our keys."""
+    return {key: value for key, value in stock.items() if key not in keys()}
 
 
 def settle_space(tuner: Any) -> None:
@@ -164,17 +204,50 @@ def settle_space(tuner: Any) -> None:
     select(args)
 
 
-def key_adder(defaults: dict[str, Any], namespace: Any) -> Any:
-    """Return an observer that adds the keys of a loss registered later."""
-
-    def add(spec: Spec) -> None:
-        add_keys(defaults, namespace)
-
-    return add
+# What stands around functions of the host.
 
 
-def remove_keys(defaults: dict[str, Any], namespace: Any) -> None:
-    """Take our keys out of Ultralytics' defaults."""
-    for key in keys():
-        defaults.pop(key, None)
-        vars(namespace).pop(key, None)
+def check_dict_alignment(
+    stock: Callable[..., None], base: dict[str, Any], custom: dict[str, Any], *args: Any, **kwargs: Any
+) -> None:
+    """Check what was typed, names before values, as soon as the command line has read it."""
+    register_own(custom, base, sys.modules["ultralytics.utils"].DEFAULT_CFG_DICT)
+    add_given_keys(custom, base)
+    stock(base, custom, *args, **kwargs)
+    if TRAINING in base:  # only the command line adds the names of modes to the keys
+        check_given(base, custom)
+
+
+def check_cfg(stock: Callable[..., None], cfg: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+    """Check a configuration; that of a trainer is checked where it is settled."""
+    stock(cfg, *args, **kwargs)
+    if not is_making():
+        check_merged(cfg)
+
+
+def entrypoint(stock: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+    """Run the command line; a mistake of the user is one line."""
+    try:
+        stock(*args, **kwargs)
+    except LossPlugError as error:
+        raise SystemExit(f"LossPlug: {error}") from error
+
+
+def in_mode(stock: Callable[..., Any], mode: str, model: Any, *args: Any, **kwargs: Any) -> Any:
+    """Run another mode than training, with those keys of ours that matter there."""
+    refuse_keys_of_training(mode, kwargs)
+    nms.check(model, mode, kwargs)
+    return stock(model, *args, **kwargs)
+
+
+def check_multi_trainer(stock: Callable[..., None], trainer: Any, *args: Any, **kwargs: Any) -> None:
+    """Make what trains on several datasets, and check what all its runs train with."""
+    stock(trainer, *args, **kwargs)
+    register_own(trainer.args)
+    check_merged(trainer.args)
+
+
+def check_tuner(stock: Callable[..., None], tuner: Any, *args: Any, **kwargs: Any) -> None:
+    """Make a tuner, and check what it varies."""
+    stock(tuner, *args, **kwargs)
+    settle_space(tuner)

@@ -12,10 +12,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Optional
 
 import torch
-from torch import Tensor, nn
-from ultralytics.utils import tal
+from torch import nn
+from ultralytics.utils import DEFAULT_CFG_DICT, IterableSimpleNamespace, tal
 from ultralytics.utils.loss import (
     BboxLoss,
+    RotatedBboxLoss,
     v8ClassificationLoss,
     v8DetectionLoss,
     v8OBBLoss,
@@ -24,130 +25,23 @@ from ultralytics.utils.loss import (
 )
 
 from yolo_lossplug.registry import ROTATED, SOFTMAX, LossPlugError
-from yolo_lossplug.selection.keys import STOCK_BOX, refuse_unknown
-from yolo_lossplug.selection.loss import Loss, create_box_loss
+from yolo_lossplug.selection.keys import CLASSIFY, STOCK_BOX, STOCK_CLASS, STOCK_ROTATED, refuse_unknown
 from yolo_lossplug.selection.select import Selection, class_weights, select
 from yolo_lossplug.state import Scope, State
-from yolo_lossplug.ultralytics_hook import report
-from yolo_lossplug.ultralytics_hook.assigner import set_overlap
+from yolo_lossplug.ultralytics_hook.assigner import set_overlap, topk2_of
+from yolo_lossplug.ultralytics_hook.attached import on_assigner, on_criterion
 from yolo_lossplug.ultralytics_hook.engines import choice, fast
+from yolo_lossplug.ultralytics_hook.members import PluggedBboxLoss, PluggedClassLoss, PluggedSoftmaxLoss, self_test
+from yolo_lossplug.ultralytics_hook.run import runs
+from yolo_lossplug.ultralytics_hook.run.counts import Collector
+from yolo_lossplug.ultralytics_hook.run.watch import watch
 
 STOCK_TOPK = inspect.signature(v8DetectionLoss.__init__).parameters["tal_topk"].default
 
-BRANCHES = ("one2many", "one2one", "vp_criterion")
-"""Attributes under which a compound criterion holds others."""
-
-
-class PluggedBboxLoss(nn.Module):
-    """The host's box loss with another IoU term; its DFL (or L1) term stays the host's.
-
-    Args:
-        stock: The host's module.
-        loss: Box loss to use.
-        stride: Strides of the pyramid levels in pixels.
-    """
-
-    def __init__(self, stock: BboxLoss, loss: Loss, stride: Tensor) -> None:
-        super().__init__()
-        self.stock, self.loss, self.stride = stock, loss, stride
-        if loss.state is not None:  # ranks agree about what is remembered from the first step on
-            empty = stride.new_zeros((0, 4)).float()
-            with torch.no_grad():
-                loss(empty, empty)
-
-    def forward(
-        self,
-        pred_dist: Tensor,
-        pred_bboxes: Tensor,
-        anchor_points: Tensor,
-        target_bboxes: Tensor,
-        target_scores: Tensor,
-        target_scores_sum: Tensor,
-        fg_mask: Tensor,
-        *extra: Any,
-    ) -> tuple[Tensor, Tensor]:
-        """Return the IoU and the DFL term, as the host's module does; boxes are in grid cells of their level."""
-        # The host computes its CIoU of the detached boxes in vain: cheaper than a copy of its DFL for every release.
-        dfl = self.stock(
-            pred_dist,
-            pred_bboxes.detach(),
-            anchor_points,
-            target_bboxes,
-            target_scores,
-            target_scores_sum,
-            fg_mask,
-            *extra,
-        )[1]
-        rows = fg_mask.nonzero(as_tuple=True)
-        weight = target_scores[rows].sum(-1)
-        per_box = self.loss(pred_bboxes[rows], target_bboxes[rows], **self.context(anchor_points, rows[1]))
-        return (per_box * weight).sum() / target_scores_sum, dfl
-
-    def context(self, anchor_points: Tensor, anchors: Tensor) -> dict[str, Tensor]:
-        """Return stride (N, 1) and network input size (2,) in pixels, read off the anchors, if the loss wants them."""
-        if not self.loss.context & {"stride", "imgsz"}:
-            return {}
-        # Older releases do not pass them. Every level starts at the cell centre (0.5, 0.5), and only there.
-        level = (anchor_points == 0.5).all(-1).cumsum(0) - 1
-        stride = self.stride.to(anchor_points.device)[level].unsqueeze(-1)
-        imgsz = ((anchor_points + 0.5) * stride).amax(0).flip(0)
-        return {"stride": stride[anchors], "imgsz": imgsz}
-
-
-class PluggedClassLoss(nn.Module):
-    """A class loss in place of the host's elementwise BCE.
-
-    Args:
-        loss: Class loss to use.
-        smoothing: ε of label smoothing: targets of assigned anchors become y·(1 − ε/2) + (1 − y)·ε/2.
-        is_weighted: Whether the host multiplies class weights of its own into the result.
-        weights: Weights of the classes (classes,), None for none.
-    """
-
-    def __init__(
-        self, loss: Loss, smoothing: float = 0.0, is_weighted: bool = False, weights: Optional[Tensor] = None
-    ) -> None:
-        super().__init__()
-        self.loss, self.smoothing, self.is_weighted, self.weights = loss, smoothing, is_weighted, weights
-
-    def forward(self, pred: Tensor, target: Tensor) -> Tensor:
-        """Return the loss of each element; `pred` are logits (b, anchors, classes), `target` their soft targets."""
-        if self.smoothing:
-            # Only assigned anchors: lifting the other 8,000 negatives of every class would swamp the sum.
-            assigned = target.amax(-1, keepdim=True) > 0
-            target = torch.where(assigned, target * (1 - self.smoothing) + self.smoothing / 2, target)
-        result = self.loss(pred, target)
-        if self.weights is not None:
-            return result * self.weights
-        # The host multiplies in place, which autograd forbids on a result that backward reads, as that of an exp.
-        return result.clone() if self.is_weighted else result
-
-
-class PluggedSoftmaxLoss:
-    """The criterion of the classify task with another loss.
-
-    Args:
-        stock: The host's criterion.
-        selection: What to train with.
-        weights: Weights of the classes (classes,), None for none.
-    """
-
-    def __init__(self, stock: Any, selection: Selection, weights: Optional[list[float]]) -> None:
-        self.stock, self.lossplug, self.loss, self.weights = stock, selection, selection.cls, weights
-
-    def __call__(self, preds: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Any]:
-        """Return the mean loss of the images, weighted as `torch.nn.CrossEntropyLoss` does, and what is logged."""
-        items = self.stock(preds, batch)[1]
-        logits, labels = preds[1] if isinstance(preds, (list, tuple)) else preds, batch["cls"]
-        count, smoothing = logits.shape[-1], self.lossplug.cls_smoothing
-        targets = torch.nn.functional.one_hot(labels.long(), count) * (1 - smoothing) + smoothing / count
-        terms = self.loss(logits, targets.to(logits.dtype))
-        if self.weights is None:
-            loss = terms.sum(-1).mean()
-        else:
-            weights = torch.tensor(self.weights, dtype=terms.dtype, device=terms.device)
-            loss = (terms * weights).sum() / weights[labels.long()].sum().clamp(min=1e-12)
-        return loss, dict.fromkeys(items, loss.detach()) if isinstance(items, dict) else loss.detach()
+ONE_TO_ONE = "one2one"
+"""The branch of an end-to-end head whose every gt has one anchor."""
+TOLERANCE = 1e-4
+"""Largest relative error of the host's box loss, beside ours, with which it is taken for CIoU."""
 
 
 class PluggedCriterion:
@@ -155,7 +49,7 @@ class PluggedCriterion:
 
     Args:
         model: The model, de-paralleled; ``model.args`` may hold our keys.
-        *args: Further arguments of the host's criterion.
+        *args_: Further arguments of the host's criterion.
         **kwargs: Our keys, which go before those of ``model.args``, and keyword arguments of the host's criterion.
 
     Raises:
@@ -164,16 +58,38 @@ class PluggedCriterion:
 
     task = "detect"
 
-    def __init__(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
-        host = {}
+    def __init__(self, model: nn.Module, *args_: Any, **kwargs: Any) -> None:
+        host, branch = {}, "main"
         if kwargs.get("tal_topk2") is not None:  # a one-to-one head, which keeps the numbers that the host gives it
             host = {key: kwargs.pop(key) for key in ("tal_topk", "tal_topk2") if key in kwargs}
+            branch = ONE_TO_ONE
         elif kwargs.get("tal_topk") == STOCK_TOPK:  # the host's compound criteria spell their default out
             del kwargs["tal_topk"]
-        selection = select({**arguments(model), "task": self.task, **kwargs})
+        args = arguments(model)
+        selection = select({**args, "task": self.task, **kwargs})
         refuse_unknown(kwargs)
-        super().__init__(model, *args, **host)  # type: ignore[call-arg]
-        plug(self, selection, names=class_names(model), collector=report.collector_of(arguments(model)))
+        super().__init__(WithGains(model), *args_, **host)  # type: ignore[call-arg]
+        run = runs.find(args)
+        plug(self, selection, names=class_names(model), collector=run.collector if run else None, branch=branch)
+
+
+class WithGains:
+    """A model as a criterion of the host reads it, whose arguments are a namespace with all gains.
+
+    Those of a loaded model are a dict, and those of one that was made by hand lack the gains, or are not there.
+    """
+
+    def __init__(self, model: Any) -> None:
+        args = getattr(model, "args", None)
+        is_whole = not isinstance(args, dict) and all(hasattr(args, gain) for gain in ("box", "cls", "dfl"))
+        self.model_, self.args = model, args if is_whole else IterableSimpleNamespace(**_with_defaults(model))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model_, name)
+
+
+def _with_defaults(model: Any) -> dict[str, Any]:
+    return {**DEFAULT_CFG_DICT, **{key: value for key, value in arguments(model).items() if value is not None}}
 
 
 class DetectionLoss(PluggedCriterion, v8DetectionLoss):
@@ -198,28 +114,6 @@ class OBBLoss(PluggedCriterion, v8OBBLoss):
     task = "obb"
 
 
-@torch.no_grad()
-def self_test() -> float:
-    """Return how far our CIoU in the host's seams is from the host's own, relative, on random boxes.
-
-    A run with our losses rests on how the host calls its box loss, how it weighs and sums, and what its boxes are.
-    """
-    rng = torch.Generator().manual_seed(0)
-    anchors = torch.stack(torch.meshgrid(torch.arange(8.0), torch.arange(8.0), indexing="xy"), -1).view(-1, 2) + 0.5
-    low = anchors - torch.rand(2, 64, 2, generator=rng) * 3
-    boxes = torch.cat((low, low + 1 + torch.rand(2, 64, 2, generator=rng) * 4), -1)
-    targets = boxes + torch.randn(2, 64, 4, generator=rng) * 0.1
-    scores = torch.rand(2, 64, 3, generator=rng)
-    foreground = torch.rand(2, 64, generator=rng) > 0.5
-    given: tuple[Any, ...] = (torch.randn(2, 64, 64, generator=rng), boxes, anchors, targets, scores, scores.sum())
-    stock = BboxLoss(16)
-    extra: tuple[Any, ...] = (torch.tensor([64.0, 64.0]), torch.full((64, 1), 8.0))
-    extra = extra[: len(inspect.signature(stock.forward).parameters) - len(given) - 1]
-    theirs = stock(*given, foreground, *extra)
-    ours = PluggedBboxLoss(stock, create_box_loss(STOCK_BOX), torch.tensor([8.0]))(*given, foreground, *extra)
-    return max(float((a - b).abs() / a.abs().clamp(min=1e-9)) for a, b in zip(theirs, ours))
-
-
 def arguments(model: Any) -> dict[str, Any]:
     """Return a model's training arguments, which are a dict on a loaded model and a namespace in training."""
     args = getattr(model, "args", None) or {}
@@ -232,17 +126,13 @@ def class_names(model: Any) -> dict[int, str]:
     return {int(i): str(name) for i, name in (names.items() if isinstance(names, dict) else enumerate(names))}
 
 
-def leaves(criterion: Any) -> list[v8DetectionLoss]:
-    """Return every criterion inside one that holds a box loss, a class loss and an assigner."""
-    return [leaf for _, leaf in branches(criterion)]
-
-
 def plug(
     criterion: Any,
     selection: Selection,
     state: Optional[State] = None,
     names: Optional[Mapping[int, str]] = None,
-    collector: Optional[report.Collector] = None,
+    collector: Optional[Collector] = None,
+    branch: str = "main",
 ) -> Any:
     """Put the selected losses into a host criterion, in place; without any key nothing is touched.
 
@@ -252,6 +142,7 @@ def plug(
         state: What the run remembers; None for a state of the criterion's own.
         names: Names of the classes by index.
         collector: What the run reports of the assignment, if it does.
+        branch: Name of the criterion where it is no compound of others.
 
     Returns:
         The criterion.
@@ -266,92 +157,192 @@ def plug(
             selection = _of_task(selection, "classify")
         count = max(names or {}, default=-1) + 1
         return PluggedSoftmaxLoss(criterion, selection, class_weights(selection, count, names or {}))
-    found = list(branches(criterion))
-    if not found:
+    leaves = list(branches(criterion, branch))
+    if not leaves:
         raise LossPlugError(
-            f"{', '.join(sorted(selection.given))} cannot be used with {type(criterion).__name__}, which has no box "
+            f"{', '.join(sorted(selection.chosen))} cannot be used with {type(criterion).__name__}, which has no box "
             f"and class loss of the kind that detect, segment, pose, obb and classify models train with; remove it."
         )
     state = State() if state is None else state
-    for branch, leaf in found:
-        _plug_leaf(leaf, selection, state.scoped(branch), names or {})
+    for branch, leaf in leaves:
+        _plug_leaf(leaf, branch, selection, state.scoped(branch), names or {})
         if selection.report:
-            report.watch(leaf.assigner, collector.meter(branch, leaf.device) if collector else None)
+            watch(leaf.assigner, collector.meter(branch, leaf.device) if collector else None)
     return criterion
 
 
 def is_plugged(criterion: Any, selection: Selection) -> bool:
     """Return whether every part of a criterion runs what is selected."""
+    return not differences(criterion, selection)
+
+
+def differences(criterion: Any, selection: Selection, role: str = "training") -> list[str]:
+    """Return what a criterion runs otherwise than it should: the key, what was asked for, and what runs.
+
+    Args:
+        criterion: Any criterion.
+        selection: What is selected.
+        role: What the criterion is for, as the message names it.
+    """
     if isinstance(criterion, PluggedSoftmaxLoss):
-        return criterion.lossplug == selection and criterion.loss == selection.cls
-    found = leaves(criterion)
-    return bool(found) and all(_runs(leaf, selection) for leaf in found)
+        is_same = criterion.lossplug == selection and criterion.loss == selection.cls
+        return [] if is_same else [f"cls_loss={selection.cls} was requested, but {role} runs {criterion.loss}"]
+    leaves = branch_criteria(criterion)
+    if not leaves:
+        asked = f"loss={selection.box} " if selection.task != CLASSIFY else ""
+        return [f"{asked}cls_loss={selection.cls} was requested, but {role} runs {type(criterion).__name__}"]
+    return [text for leaf in leaves for text in _differences(leaf, selection, role)]
 
 
-def branches(criterion: Any, name: str = "main") -> Iterator[tuple[str, v8DetectionLoss]]:
-    """Yield the leaves of a criterion with the name of their branch."""
+def _differences(leaf: v8DetectionLoss, selection: Selection, role: str) -> list[str]:
+    attached, actual = on_criterion(leaf), running(leaf)
+    if attached.selection is None:
+        module = type(leaf.bbox_loss).__name__
+        asked = f"loss={selection.box} cls_loss={selection.cls}"
+        return [f"{asked} was requested, but {role} runs {type(leaf).__name__} with {module}"]
+    wrong = [
+        f"{key}={value} was requested, but {role} runs {key}={actual[key]}"
+        for key, value in attached.running.items()
+        if actual[key] != value
+    ]
+    if wrong or attached.selection == selection:
+        return wrong
+    before, now = attached.selection.resolved(), selection.resolved()
+    return [
+        f"{key}={now.get(key)} was requested, but {role} runs {key}={before.get(key)}"
+        for key in sorted({*before, *now})
+        if before.get(key) != now.get(key)
+    ] or [f"loss={selection.box} was requested, but {role} runs loss={attached.selection.box}"]
+
+
+def running(leaf: v8DetectionLoss) -> dict[str, Any]:
+    """Return what a criterion runs, by key, read from its members and not from what was asked for."""
+    assigner, is_fast = leaf.assigner, isinstance(leaf, fast.FastMixin)
+    overlap, decision = on_assigner(assigner).overlap_loss, on_criterion(leaf).decision
+    rotated = isinstance(assigner, tal.RotatedTaskAlignedAssigner)
+    return {
+        "loss": getattr(leaf.bbox_loss, "loss", None) or _stock_name(leaf.bbox_loss),
+        "cls_loss": getattr(leaf.bce, "loss", None) or (STOCK_CLASS if has_stock_bce(leaf) else _described(leaf.bce)),
+        "cls_smoothing": getattr(leaf.bce, "smoothing", 0.0),
+        "tal_topk": assigner.topk,
+        "tal_alpha": assigner.alpha,
+        "tal_beta": assigner.beta,
+        "tal_iou": overlap.name if overlap else STOCK_ROTATED if rotated else STOCK_BOX,
+        "loss_engine": decision if is_fast == (decision.name != choice.REFERENCE) else choice.REFERENCE,
+    }
+
+
+def _stock_name(module: Any) -> str:
+    """Return what a box loss of the host computes; that of a fork has no name of ours."""
+    if type(module) is RotatedBboxLoss:
+        return STOCK_ROTATED
+    if type(module) is BboxLoss:
+        return STOCK_BOX if is_host_ciou() else "BboxLoss (not CIoU)"
+    return type(module).__name__
+
+
+def is_host_ciou() -> bool:
+    """Return whether the host's box loss is CIoU; that of a fork may be another."""
+    return self_test() < TOLERANCE
+
+
+def has_stock_bce(leaf: v8DetectionLoss) -> bool:
+    """Return whether the class loss of a criterion is the host's, without weights that somebody else has put in."""
+    module = leaf.bce
+    return type(module) is nn.BCEWithLogitsLoss and module.weight is None and module.pos_weight is None
+
+
+def _described(module: Any) -> str:
+    weights = [name for name in ("weight", "pos_weight") if getattr(module, name, None) is not None]
+    return f"{type(module).__name__}({', '.join(weights)})" if weights else type(module).__name__
+
+
+def branches(criterion: Any, name: str = "main", depth: int = 3) -> Iterator[tuple[str, v8DetectionLoss]]:
+    """Yield the criteria inside one that hold a box loss, a class loss and an assigner, with the names of branches.
+
+    Looked for are attributes that are criteria, or are called as one, in compound criteria and in wrappers.
+    """
     if isinstance(criterion, v8DetectionLoss):
         yield name, criterion
         return
-    for branch in BRANCHES:
-        if hasattr(criterion, branch):
-            yield from branches(getattr(criterion, branch), branch)
+    for branch, inner in list(getattr(criterion, "__dict__", {}).items()):
+        if depth and callable(inner) and not isinstance(inner, (nn.Module, type)):
+            yield from branches(inner, branch, depth - 1)
 
 
-def _plug_leaf(leaf: v8DetectionLoss, selection: Selection, scope: Scope, names: Mapping[int, str]) -> None:
+def branch_criteria(criterion: Any) -> list[v8DetectionLoss]:
+    """Return the criteria inside one that hold a box loss, a class loss and an assigner."""
+    return [leaf for _, leaf in branches(criterion)]
+
+
+def is_one_to_one(branch: str, leaf: v8DetectionLoss) -> bool:
+    """Return whether a criterion is that of a one-to-one head, which keeps the numbers of its assigner."""
+    return branch == ONE_TO_ONE or topk2_of(leaf.assigner) < leaf.assigner.topk
+
+
+def _plug_leaf(
+    leaf: v8DetectionLoss, branch: str, selection: Selection, scope: Scope, names: Mapping[int, str]
+) -> None:
     is_rotated = isinstance(leaf.assigner, tal.RotatedTaskAlignedAssigner)
     if is_rotated != (selection.box.kind == ROTATED):
         selection = _of_task(selection, "obb" if is_rotated else "detect")
-    if not selection.has_stock_box_loss:
-        stock = leaf.bbox_loss.stock if isinstance(leaf.bbox_loss, PluggedBboxLoss) else leaf.bbox_loss
+    attached = on_criterion(leaf)
+    if not selection.has_stock_box_loss or _is_forks(leaf, selection):
+        stock = fast.stock_bbox_loss(leaf.bbox_loss)
         leaf.bbox_loss = PluggedBboxLoss(stock, selection.box.within(scope), leaf.stride)
     if not selection.has_stock_class_loss:
-        is_weighted = getattr(leaf, "class_weights", None) is not None
-        weights = class_weights(selection, leaf.nc, names)
-        leaf.bce = PluggedClassLoss(
-            selection.cls.within(scope),
-            selection.cls_smoothing,
-            is_weighted,
-            None if weights is None else torch.tensor(weights, device=leaf.device),
-        )
-    assigner = leaf.assigner
-    if not hasattr(leaf, "is_one_to_many"):
-        leaf.is_one_to_many = _is_one_to_many(assigner)
-    if leaf.is_one_to_many:
-        assigner.topk, assigner.alpha, assigner.beta = selection.tal_topk, selection.tal_alpha, selection.tal_beta
-        if hasattr(assigner, "topk2"):
-            assigner.topk2 = selection.tal_topk
+        _put_class_loss(leaf, selection, scope, names)
+    if not is_one_to_one(branch, leaf):
+        _set_numbers(leaf.assigner, selection)
     if selection.tal_iou != STOCK_BOX:
-        set_overlap(assigner, selection.tal_iou)
-    leaf.is_fast = choice.settle(leaf, selection.loss_engine)
-    leaf.lossplug = selection
+        set_overlap(leaf.assigner, selection.tal_iou)
+    choice.install(leaf, choice.decide(selection.loss_engine, leaf))
+    attached.selection, attached.running = selection, {**running(leaf), **_stock_members(leaf, selection)}
+
+
+def _stock_members(leaf: v8DetectionLoss, selection: Selection) -> dict[str, Any]:
+    """Return what should be the host's own by key, and is not where a criterion ran something else before."""
+    stock: dict[str, Any] = {}
+    if selection.has_stock_box_loss and isinstance(leaf.bbox_loss, PluggedBboxLoss) and is_host_ciou():
+        stock["loss"] = selection.box.name
+    if selection.has_stock_class_loss and isinstance(leaf.bce, PluggedClassLoss):
+        stock["cls_loss"] = selection.cls.name
+    if selection.tal_iou == STOCK_BOX and on_assigner(leaf.assigner).overlap_loss is not None:
+        stock["tal_iou"] = STOCK_BOX
+    return stock
+
+
+def _is_forks(leaf: v8DetectionLoss, selection: Selection) -> bool:
+    """Whether `ciou` is selected, and the host's own box loss, as that of a fork may, computes another one."""
+    return selection.box.name == STOCK_BOX and type(leaf.bbox_loss) is BboxLoss and not is_host_ciou()
+
+
+def _put_class_loss(leaf: v8DetectionLoss, selection: Selection, scope: Scope, names: Mapping[int, str]) -> None:
+    if not isinstance(leaf.bce, PluggedClassLoss) and not has_stock_bce(leaf):
+        keys = [key for key in ("cls_loss", "cls_smoothing", "cls_weights") if key in selection.given]
+        raise LossPlugError(
+            f"{', '.join(keys)} cannot be used with this criterion, whose class loss is {_described(leaf.bce)}: it "
+            f"would be replaced. Remove the keys, or give the criterion a plain BCEWithLogitsLoss and use cls_weights."
+        )
+    weights = class_weights(selection, leaf.nc, names)
+    leaf.bce = PluggedClassLoss(
+        selection.cls.within(scope),
+        selection.cls_smoothing,
+        getattr(leaf, "class_weights", None) is not None,
+        None if weights is None else torch.tensor(weights, device=leaf.device),
+    )
+
+
+def _set_numbers(assigner: Any, selection: Selection) -> None:
+    """Set those numbers of an assigner that the user has chosen; a criterion's own stay otherwise."""
+    for key, attribute in (("tal_topk", "topk"), ("tal_alpha", "alpha"), ("tal_beta", "beta")):
+        if key in selection.chosen:
+            setattr(assigner, attribute, getattr(selection, key))
+    if "tal_topk" in selection.chosen and hasattr(assigner, "topk2"):
+        assigner.topk2 = selection.tal_topk
 
 
 def _of_task(selection: Selection, task: str) -> Selection:
     """Return what was asked for as the task of a criterion takes it, where nobody has said which task it is."""
     given = {key: value for key, value in selection.resolved().items() if key in selection.given}
     return select({**given, "task": task})
-
-
-def _is_one_to_many(assigner: tal.TaskAlignedAssigner) -> bool:
-    """Whether an assigner has the host's default number of anchors per object; one-to-one heads are given their own."""
-    return assigner.topk == STOCK_TOPK and getattr(assigner, "topk2", assigner.topk) == assigner.topk
-
-
-def _runs(leaf: v8DetectionLoss, selection: Selection) -> bool:
-    """Whether the members of a leaf are the selected ones, whatever it claims."""
-    if getattr(leaf, "lossplug", None) != selection:
-        return False
-    box, cls, assigner = getattr(leaf.bbox_loss, "loss", None), getattr(leaf.bce, "loss", None), leaf.assigner
-    numbers = (selection.tal_topk, selection.tal_alpha, selection.tal_beta)
-    return (
-        (not leaf.is_one_to_many or (assigner.topk, assigner.alpha, assigner.beta) == numbers)
-        and (selection.has_stock_box_loss if box is None else box == selection.box)
-        and (
-            selection.has_stock_class_loss
-            if cls is None
-            else (cls == selection.cls and leaf.bce.smoothing == selection.cls_smoothing)
-        )
-        and (getattr(assigner, "overlap", None) is None) == (selection.tal_iou == STOCK_BOX)
-        and isinstance(leaf, fast.FastMixin) == leaf.is_fast
-    )

@@ -3,31 +3,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
-from weakref import WeakKeyDictionary
+import functools
+from collections.abc import Iterable, Mapping
+from typing import Any, Callable
 
 import ultralytics
 from ultralytics.utils import LOGGER, RANK
 
 import yolo_lossplug
-from yolo_lossplug.registry import ROTATED, LossPlugError
-from yolo_lossplug.selection.keys import (
-    CLASSIFY,
-    NAMES,
-    REPORT,
-    STOCK_BOX,
-    STOCK_CLASS,
-    STOCK_ROTATED,
-    given_keys,
-    keys,
-)
+from yolo_lossplug.registry import LossPlugError
+from yolo_lossplug.selection.keys import NAMES, REPORT, STOCK_BOX, STOCK_CLASS, given_keys, keys
 from yolo_lossplug.selection.select import Selection, class_weights, select
-from yolo_lossplug.ultralytics_hook import compatibility, patches, report
+from yolo_lossplug.ultralytics_hook import compatibility, patching, report
 from yolo_lossplug.ultralytics_hook.console import PREFIX
-from yolo_lossplug.ultralytics_hook.criterion import arguments, class_names, is_plugged, leaves, plug, self_test
+from yolo_lossplug.ultralytics_hook.criterion import (
+    TOLERANCE,
+    arguments,
+    branches,
+    class_names,
+    differences,
+    is_one_to_one,
+    plug,
+    running,
+    self_test,
+)
 from yolo_lossplug.ultralytics_hook.engines import choice
-from yolo_lossplug.ultralytics_hook.run import memory
+from yolo_lossplug.ultralytics_hook.run import making, memory, runs
+from yolo_lossplug.ultralytics_hook.run.counts import FILE
 
 FOREIGN = (
     ("ultralytics.models.rtdetr", "RT-DETR matches queries to objects and has no box loss of this kind"),
@@ -35,6 +37,11 @@ FOREIGN = (
     ("ultralytics.models.yolo.yoloe", "YOLOE trains on prompts"),
 )
 """Modules of trainers whose criterion is another one, and why."""
+
+
+def get_cfg(stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Merge the arguments of a trainer, or read those of the checkpoint that it resumes, and settle them."""
+    return settle(stock(*args, **kwargs))
 
 
 def settle(args: Any) -> Any:
@@ -52,15 +59,21 @@ def settle(args: Any) -> Any:
     values = vars(args)
     if values.get("resume"):
         return args  # those of the checkpoint come next
-    selection = select(values)
+    selection = making.selected(values, is_final=True)
     for key in keys():
         values.pop(key, None)
     values.update(selection.resolved())
     return args
 
 
+def check_resume(stock: Callable[..., None], trainer: Any, overrides: dict[str, Any]) -> None:
+    """Resume a run, if that was asked for, and check what the trainer trains with, before it loads anything."""
+    stock(trainer, overrides)
+    check(trainer, overrides)
+
+
 def check(trainer: Any, overrides: dict[str, Any]) -> None:
-    """Check what a new trainer trains with, before it loads anything.
+    """Check what a new trainer trains with.
 
     Args:
         trainer: A trainer whose arguments are final.
@@ -69,7 +82,7 @@ def check(trainer: Any, overrides: dict[str, Any]) -> None:
     Raises:
         LossPlugError: If it cannot be used with this trainer.
     """
-    selection = select(vars(trainer.args))
+    selection = making.selected(vars(trainer.args))
     if selection.is_active:
         refuse_foreign_trainer(type(trainer), given_keys(overrides or {}) or selection.given)
     why = choice.why_no_kernels(selection.loss_engine, trainer.args.device)
@@ -78,6 +91,7 @@ def check(trainer: Any, overrides: dict[str, Any]) -> None:
     if why:  # a run that began elsewhere
         LOGGER.warning(f"{PREFIX}{why} This run goes on with loss_engine={choice.AUTO}.")
         trainer.args.loss_engine = choice.AUTO
+        selection = making.selected(vars(trainer.args), is_final=True)
     if trainer.args.resume:
         _warn_of_ignored(overrides, selection)
         for key in keys().keys() - selection.resolved().keys():
@@ -98,58 +112,58 @@ def refuse_foreign_trainer(trainer: type, given: Iterable[str]) -> None:
                 )
 
 
-_selections: WeakKeyDictionary[Any, Selection] = WeakKeyDictionary()
+def banner(selection: Selection, criterion: Any) -> str:
+    """Return the line that says what a criterion runs; of an end-to-end head its one-to-many branch."""
+    leaves = sorted(branches(criterion), key=lambda pair: is_one_to_one(*pair))
+    return line(selection, running(leaves[0][1]) if leaves else {})
 
 
-def selection_of(trainer: Any) -> Selection:
-    """Return what a trainer trains with; it was settled when the trainer was made."""
-    return _selections.get(trainer) or select(vars(trainer.args))
-
-
-def banner(selection: Selection, engine_name: str) -> str:
-    """Return the line that says what runs."""
-    cls = f"class {selection.cls}"
+def line(selection: Selection, actual: Mapping[str, Any]) -> str:
+    """Return what a selection and the values that run, by key, are in words."""
+    cls = f"class {actual.get('cls_loss', selection.cls)}"
     if selection.cls_smoothing:
         cls += f" smoothing={selection.cls_smoothing}"
     if selection.cls_weights:
         cls += f" weights={selection.cls_weights}"
     parts = [cls]
-    if selection.task != CLASSIFY:
-        overlap = STOCK_ROTATED if selection.box.kind == ROTATED else selection.tal_iou
-        numbers = f"topk={selection.tal_topk}, alpha={selection.tal_alpha}, beta={selection.tal_beta}, iou={overlap}"
-        parts = [f"box {selection.box}", cls, f"assigner tal({numbers})"]
+    if actual:
+        numbers = ", ".join(f"{key}={actual[f'tal_{key}']}" for key in ("topk", "alpha", "beta", "iou"))
+        parts = [f"box {actual['loss']}", cls, f"assigner tal({numbers})"]
         if selection.nms_iou != NAMES["nms_iou"]:
             parts.append(f"nms {selection.nms_iou}")
         if selection.report:
-            parts.append(f"report {report.FILE}")
-    return " · ".join([*parts, f"engine {engine_name}", f"ultralytics {ultralytics.__version__}"])
-
-
-def engine_name(selection: Selection, model: Any) -> str:
-    """Return the engine that a model's criterion runs, and why if it is not the fast one."""
-    if selection.task == CLASSIFY:
-        return choice.REFERENCE
-    return choice.description(selection.loss_engine, model.model[-1], next(model.parameters()).device)
+            parts.append(f"report {FILE}")
+    engine = actual.get("loss_engine", choice.REFERENCE)
+    return " · ".join([*parts, f"engine {engine}", f"ultralytics {ultralytics.__version__}"])
 
 
 def announce(trainer: Any) -> None:
     """Callback before training: reach a model class of the user's own, and print the banner on the first rank."""
-    selection = selection_of(trainer)
+    selection = runs.of(trainer).selection
     if not selection.is_active:
         return
-    for model in (_unwrap(trainer.model), getattr(trainer.ema, "ema", None)):
-        if model is not None and not hasattr(model, "args"):  # the trainer of classify does not hand them on
-            model.args = trainer.args
+    model = _unwrap(trainer.model)
+    for one in (model, getattr(trainer.ema, "ema", None)):
+        if one is not None and not hasattr(one, "args"):  # the trainer of classify does not hand them on
+            one.args = trainer.args
     if yolo_lossplug.is_enabled():
-        patches.wrap_model_class(type(_unwrap(trainer.model)))
+        wrap_model_class(type(model))
     if "nc" in trainer.data:  # a wrong name or number is reported before the first batch
-        class_weights(selection, trainer.data["nc"], class_names(_unwrap(trainer.model)))
+        class_weights(selection, trainer.data["nc"], class_names(model))
     if RANK in {-1, 0}:
         warn_of_release(ultralytics.__version__)
-        LOGGER.info(f"{PREFIX}{banner(selection, engine_name(selection, _unwrap(trainer.model)))}")
+        # One that is there already is that of a resumed run; else the first batch makes one like this.
+        criterion = vars(model).get("criterion") or model.init_criterion()
+        LOGGER.info(f"{PREFIX}{banner(selection, criterion)}")
 
 
-TOLERANCE = 1e-4
+def wrap_model_class(cls: type) -> None:
+    """Wrap `init_criterion` where a model class that somebody has written outside Ultralytics overrides it."""
+    for owner in cls.__mro__:
+        if "init_criterion" in vars(owner) and not patching.is_ours(vars(owner)["init_criterion"]):
+            patching.apply(patching.around("trainer.init_criterion"), owner, "init_criterion")
+
+
 _warned: set[str] = set()
 
 
@@ -180,7 +194,7 @@ def guard(trainer: Any) -> None:
     Raises:
         LossPlugError: If the criterion of the model, or of its moving average, is another one.
     """
-    selection = selection_of(trainer)
+    selection = runs.of(trainer).selection
     if not selection.is_active:
         return
     averaged = getattr(trainer.ema, "ema", None)
@@ -188,50 +202,86 @@ def guard(trainer: Any) -> None:
         criterion = getattr(_unwrap(model), "criterion", None)
         if criterion is None and role == "validation":
             continue  # the moving average makes its criterion at the first validation
-        if not is_plugged(criterion, selection):
-            found = ", ".join(sorted({describe(leaf) for leaf in leaves(criterion)})) or "no box loss"
-            box = "" if selection.task == CLASSIFY else f"loss={selection.box.name} "
+        wrong = differences(criterion, selection, role)
+        if wrong:
             raise LossPlugError(
-                f"{box}cls_loss={selection.cls.name} was requested, but {role} runs "
-                f"{type(criterion).__name__} with {found}. The run is stopped. Something has replaced the criterion "
-                f"of the model, or made it by hand: remove that, or the keys of the run."
+                f"{'; '.join(dict.fromkeys(wrong))}. The run is stopped. A callback, trainer or patch changed the "
+                f"criterion ({type(criterion).__name__}). Remove it, or remove the yolo-lossplug keys."
             )
 
 
-def describe(leaf: Any) -> str:
-    """Return what a criterion runs as its box loss."""
-    return f"box loss {leaf.bbox_loss.loss}" if hasattr(leaf.bbox_loss, "loss") else type(leaf.bbox_loss).__name__
+def check_memory(trainer: Any) -> None:
+    """Callback before training: what the losses remember is that of the checkpoint, or they start anew."""
+    run = runs.of(trainer)
+    if run.selection.is_active:
+        memory.check(run.state, trainer, any(loss.state for loss in (run.selection.box, run.selection.cls)))
+
+
+def count_epoch(trainer: Any) -> None:
+    """Callback at the start of an epoch."""
+    state = runs.of(trainer).state
+    state.epoch, state.epochs = trainer.epoch, trainer.epochs
+
+
+def commit(trainer: Any) -> None:
+    """Callback after a batch, on every rank."""
+    runs.of(trainer).state.commit()
 
 
 CALLBACKS = (
-    ("on_pretrain_routine_end", memory.check),
+    ("on_pretrain_routine_end", check_memory),
     ("on_pretrain_routine_end", announce),
-    ("on_train_epoch_start", memory.count_epoch),
+    ("on_train_epoch_start", count_epoch),
     ("on_train_epoch_start", report.start_epoch),
     ("on_train_batch_end", guard),
-    ("on_train_batch_end", memory.commit),
+    ("on_train_batch_end", commit),
     ("on_train_epoch_end", report.end_epoch),
     ("on_fit_epoch_end", guard),
     ("on_fit_epoch_end", report.hide),
-    ("teardown", memory.end),
-    ("teardown", report.end),
+    ("teardown", runs.end),
 )
 FIRST = (("on_fit_epoch_end", report.show), ("on_train_end", report.draw))
 """Callbacks that go before those of the loggers."""
 
 
+def make(stock: Callable[..., None], trainer: Any, *args: Any, **kwargs: Any) -> None:
+    """Make a trainer, with a run and our callbacks."""
+    with making.making():
+        stock(trainer, *args, **kwargs)
+        join(trainer)
+
+
 def join(trainer: Any) -> None:
-    """Give a trainer our callbacks, once, and its run a memory."""
-    selection = _selections[trainer] = select(vars(trainer.args))
-    if selection.is_active:
-        memory.begin(trainer)
-        patches.wrap_own_save_model(trainer)
-    report.begin(trainer, selection.report)
+    """Give a trainer a run, and our callbacks, once."""
+    if runs.begin(trainer).selection.is_active:
+        keep_criterion_out(trainer)
     for event, callback in (*CALLBACKS, *FIRST):
         callbacks = trainer.callbacks.setdefault(event, [])
         if callback in callbacks:  # of the run before, whose loggers may be fewer
             callbacks.remove(callback)
         callbacks.insert(0 if (event, callback) in FIRST else len(callbacks), callback)
+
+
+def save_model(stock: Callable[..., Any], trainer: Any, *args: Any, **kwargs: Any) -> Any:
+    """Write a checkpoint without the criterion in it, and beside it what the losses remember."""
+    models = models_with_criterion(trainer.ema.ema)
+    criteria = [vars(model).pop("criterion") for model in models]
+    try:
+        saved = stock(trainer, *args, **kwargs)
+    finally:
+        for model, criterion in zip(models, criteria):
+            model.criterion = criterion
+    run = runs.of(trainer)
+    if run.selection.is_active:
+        memory.save(run.state, trainer)
+    return saved
+
+
+def keep_criterion_out(trainer: Any) -> None:
+    """Keep the criterion out of what a trainer class of the user's own writes in place of the host's checkpoints."""
+    own = type(trainer).save_model
+    if not patching.is_ours(own):
+        trainer.save_model = functools.partial(save_model, own, trainer)
 
 
 WRAPPERS = ("module", "_orig_mod", "student_model")
@@ -244,10 +294,15 @@ def models_with_criterion(model: Any) -> list[Any]:
     return [m for m in candidates if m is not None and "criterion" in vars(m)]
 
 
-def init_criterion(stock: Any, model: Any) -> Any:
+def init_criterion(stock: Callable[..., Any], model: Any) -> Any:
     """Return the criterion that a model makes, with our losses in it."""
-    args = arguments(model)
-    return plug(stock(model), select(args), memory.state_of(args), class_names(model), report.collector_of(args))
+    args, names = arguments(model), class_names(model)
+    run = runs.find(args)
+    if run is None:  # by hand, or after training
+        return plug(stock(model), select(args), names=names)
+    is_settled = run.selection.resolved() == given_keys(args)  # a callback may have changed the arguments: see `guard`
+    selection = run.selection if is_settled else select(args)
+    return plug(stock(model), selection, run.state, names, run.collector)
 
 
 def _unwrap(model: Any) -> Any:

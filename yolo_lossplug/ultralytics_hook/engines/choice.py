@@ -16,35 +16,52 @@ from ultralytics.utils.loss import v8DetectionLoss
 
 from yolo_lossplug import kernels
 from yolo_lossplug.registry import LossPlugError
+from yolo_lossplug.ultralytics_hook.attached import Decision, on_criterion
 from yolo_lossplug.ultralytics_hook.console import warn_once
-from yolo_lossplug.ultralytics_hook.engines.fast import slow_down, speed_up
-from yolo_lossplug.ultralytics_hook.engines.parity import CELLS, METHOD, EngineFailed, _beyond, differences, self_test
+from yolo_lossplug.ultralytics_hook.engines.fast import install_fast_step, remove_fast_step
+from yolo_lossplug.ultralytics_hook.engines.parity import (
+    CELLS,
+    METHOD,
+    EngineFailed,
+    differences,
+    self_test,
+    tolerance_error,
+)
 
 AUTO, FAST, REFERENCE, TRITON = "auto", "fast", "reference", "triton"
 
 
-def settle(criterion: Any, engine: str) -> bool:
-    """Make a criterion take the steps of an engine; return whether that is the fast one, with kernels or without.
+def decide(engine: str, criterion: Any) -> Decision:
+    """Return which engine takes the steps of a criterion; asked once, when the losses are put in.
 
     Args:
+        engine: ``auto``, ``fast``, ``triton`` or ``reference``, as asked for.
         criterion: The criterion.
-        engine: ``auto``, ``fast``, ``triton`` or ``reference``.
 
     Raises:
         LossPlugError: If it is to be ``fast`` or ``triton``, and cannot be.
     """
+    if engine == REFERENCE:
+        return Decision(REFERENCE)
     device = criterion.device
-    why = None if engine == REFERENCE else obstacle(criterion, device)
-    why = why or (kernels.missing(device) if engine == TRITON else None)
+    why = why_not_fast(criterion, device) or (kernels.missing(device) if engine == TRITON else None)
     if engine in (FAST, TRITON) and why:
         raise LossPlugError(_refusal(engine, why))
-    if engine == REFERENCE or why:
-        slow_down(criterion)
-        return False
-    speed_up(criterion, is_lazy=engine != FAST)
-    if _has_kernels(engine, criterion, device):
+    if why:
+        return Decision(REFERENCE, why)
+    is_lazy = engine != FAST and device.type == "cuda"
+    return Decision(TRITON if _has_kernels(engine, criterion, device) else FAST, is_lazy=is_lazy)
+
+
+def install(criterion: Any, decision: Decision) -> None:
+    """Make a criterion take the steps of an engine."""
+    if decision.name == REFERENCE:
+        remove_fast_step(criterion)
+    else:
+        install_fast_step(criterion, decision.is_lazy)
+    if decision.name == TRITON:
         use_kernels(criterion)
-    return True
+    on_criterion(criterion).decision = decision
 
 
 def why_no_kernels(engine: str, device: Any) -> Optional[str]:
@@ -66,30 +83,18 @@ def _refusal(engine: str, why: str) -> str:
     return f"loss_engine={engine} cannot be used: {why}. Remove it, or take loss_engine=auto."
 
 
-def description(engine: str, head: Any, device: torch.device) -> str:
-    """Return the engine that runs, and why if it is not the one that was asked for, for the banner."""
-    if engine == REFERENCE:
-        return REFERENCE
-    why = obstacle(head, device)
-    if why:
-        return f"{REFERENCE} ({why})"
-    if _has_kernels(engine, head, device):
-        return TRITON
-    return f"{FAST} in crowds, else {REFERENCE}" if device.type == "cuda" and engine != FAST else FAST
-
-
 def use_kernels(criterion: Any, is_trial: bool = False) -> None:
     """Make a fast criterion take its steps by kernels."""
     from yolo_lossplug.ultralytics_hook.engines.triton import TritonKernels
 
-    criterion.kernels = TritonKernels(criterion, is_trial)
+    on_criterion(criterion).kernels = TritonKernels(criterion, is_trial)
 
 
 def _has_kernels(engine: str, head: Any, device: torch.device) -> bool:
     """Return whether kernels run; where they were asked for and fail, say so once."""
     if not (engine == TRITON or (engine == AUTO and kernels.is_recorded(device))) or kernels.missing(device):
         return False
-    trouble = kernel_trouble(str(device), *_about(head))
+    trouble = kernel_trouble(str(device), *head_key(head))
     if trouble and engine == TRITON:
         warn_once(f"loss_engine=triton: {trouble}; the run goes on without kernels.")
     return trouble is None
@@ -100,22 +105,22 @@ def kernel_trouble(device: str, reg_max: int, strides: tuple[float, ...]) -> Opt
     """Return what is wrong with the kernels on a device, None if they give the numbers of the host."""
 
     def prepare(criterion: Any) -> None:
-        speed_up(criterion, is_lazy=False)
+        install_fast_step(criterion, is_lazy=False)
         use_kernels(criterion, is_trial=True)
 
     try:
         errors = differences(device, reg_max, strides, prepare, 4 if kernels.is_interpreted() else CELLS)
     except EngineFailed as error:  # no compiler, a GPU that Triton does not know, and what else there is
         return f"the kernels fail ({error})"
-    return _beyond(*errors)
+    return tolerance_error(*errors)
 
 
-def _about(head: Any) -> tuple[int, tuple[float, ...]]:
+def head_key(head: Any) -> tuple[int, tuple[float, ...]]:
     """Return bins and strides of a head."""
     return int(head.reg_max), tuple(float(stride) for stride in head.stride)
 
 
-def obstacle(head: Any, device: torch.device) -> Optional[str]:
+def why_not_fast(head: Any, device: torch.device) -> Optional[str]:
     """Return why the fast engine cannot run, None if it can.
 
     The engine takes some steps on random problems and is compared with the host's own step.
@@ -130,5 +135,5 @@ def obstacle(head: Any, device: torch.device) -> Optional[str]:
         return "this release of Ultralytics has no step to replace"
     if (hasattr(head, "assigner") and isinstance(head.assigner, tal.RotatedTaskAlignedAssigner)) or hasattr(head, "ne"):
         return "boxes are rotated"
-    errors = self_test(str(device), *_about(head))
-    return "it fails with this release of Ultralytics" if math.isinf(errors[0]) else _beyond(*errors)
+    errors = self_test(str(device), *head_key(head))
+    return "it fails with this release of Ultralytics" if math.isinf(errors[0]) else tolerance_error(*errors)

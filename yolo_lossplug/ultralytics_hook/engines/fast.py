@@ -7,7 +7,7 @@ targets, decoding and measuring boxes stay with the host; what is another is whi
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Optional, Protocol
+from typing import Any, NamedTuple, Optional
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,6 @@ from yolo_lossplug.sparse.class_term import class_sum
 from yolo_lossplug.sparse.distance_term import bin_probabilities, distances, gather
 from yolo_lossplug.sparse.grid import levels_of_shapes
 from yolo_lossplug.sparse.topk import Objects
-from yolo_lossplug.ultralytics_hook import report
 from yolo_lossplug.ultralytics_hook.assigner import (
     DENSE_ON_GPU,
     assigned_targets,
@@ -31,6 +30,8 @@ from yolo_lossplug.ultralytics_hook.assigner import (
     objects_of,
     sparse_assignment,
 )
+from yolo_lossplug.ultralytics_hook.attached import Decision, Derived, derive, on_criterion
+from yolo_lossplug.ultralytics_hook.run.watch import meter_of
 
 LARGEST_DECODED = 2**16
 """Anchors that are decoded at a time."""
@@ -70,22 +71,13 @@ class Anchors(NamedTuple):
     shapes: tuple[tuple[int, int], ...]
 
 
-class Kernels(Protocol):
-    """Another way to take a step."""
-
-    def step(self, criterion: Any, preds: dict[str, Tensor], batch: dict[str, Any]) -> Optional[tuple]:
-        """Return what the host's step returns, None where it cannot be taken this way."""
-
-
-class FastMixin(v8DetectionLoss):
+class FastMixin(Derived, v8DetectionLoss):
     """A criterion whose step is the fast one wherever that is defined."""
 
-    is_lazy = True
-    """Whether the engine may leave a step to the host where the host is faster."""
-    is_class_loss_pointwise = True
-    """Whether the class loss may be evaluated on parts."""
-    kernels: Optional[Kernels] = None
-    """Kernels that take the step, None for tensor functions."""
+    @staticmethod
+    def bases(cls: type) -> tuple[type, ...]:
+        """Return the bases of a class of the host whose step is the fast one; what it overrides goes first."""
+        return (FastMixin,) if cls is v8DetectionLoss else (cls, FastMixin)
 
     def get_assigned_targets_and_loss(self, preds: dict[str, Tensor], batch: dict[str, Any], **extra: Any) -> tuple:
         """Return the assigned targets, the loss by box, class and DFL, and its items, as the host's method does."""
@@ -93,26 +85,24 @@ class FastMixin(v8DetectionLoss):
         return super().get_assigned_targets_and_loss(preds, batch, **extra) if result is None else result
 
 
-def speed_up(criterion: v8DetectionLoss, is_lazy: bool) -> None:
+def install_fast_step(criterion: v8DetectionLoss, is_lazy: bool) -> None:
     """Make a criterion take fast steps; its class stays, and what else that overrides stays too."""
-    cls = type(criterion)
     if not isinstance(criterion, FastMixin):
-        bases = (FastMixin,) if cls is v8DetectionLoss else (cls, FastMixin)
-        criterion.__class__ = type(f"Fast{cls.__name__}", bases, {})
-    criterion.is_lazy, criterion.kernels = is_lazy, None
-    loss = class_loss_of(criterion)
-    criterion.is_class_loss_pointwise = loss is not None and is_pointwise(loss)
+        criterion.__class__ = derive(FastMixin, type(criterion))
+    loss, attached = class_loss_of(criterion), on_criterion(criterion)
+    attached.decision, attached.kernels = Decision("fast", is_lazy=is_lazy), None
+    attached.is_class_loss_pointwise = loss is not None and is_pointwise(loss)
 
 
-def slow_down(criterion: v8DetectionLoss) -> None:
-    """Undo `speed_up`."""
-    cls = type(criterion)
-    if isinstance(criterion, FastMixin):
-        criterion.__class__ = v8DetectionLoss if cls.__bases__ == (FastMixin,) else cls.__bases__[0]
+def remove_fast_step(criterion: v8DetectionLoss) -> None:
+    """Undo `install_fast_step`."""
+    stock = vars(type(criterion)).get("stock_class")
+    if isinstance(criterion, FastMixin) and stock is not None:
+        criterion.__class__ = stock
 
 
 def class_loss_of(criterion: Any) -> Optional[Loss]:
-    """Return the class loss of a criterion; None if it has a module of somebody else's."""
+    """Return the class loss of a criterion; None if `bce` is a third-party module."""
     module = criterion.bce
     if type(module) is nn.BCEWithLogitsLoss and module.weight is None and module.pos_weight is None:
         return create_class_loss(STOCK_CLASS)
@@ -120,7 +110,7 @@ def class_loss_of(criterion: Any) -> Optional[Loss]:
     return loss if isinstance(loss, Loss) else None
 
 
-def unplugged(bbox_loss: Any) -> Any:
+def stock_bbox_loss(bbox_loss: Any) -> Any:
     """Return the host's box loss module inside ours."""
     return getattr(bbox_loss, "stock", bbox_loss)
 
@@ -135,13 +125,14 @@ def step(criterion: Any, preds: dict[str, Tensor], batch: dict[str, Any], extra:
         batch: The batch.
         extra: What the criterion hands on to an assigner of its own.
     """
-    if criterion.kernels is not None and not extra:
-        result = criterion.kernels.step(criterion, preds, batch)
+    attached = on_criterion(criterion)
+    if attached.kernels is not None and not extra:
+        result = attached.kernels.step(criterion, preds, batch)
         if result is not None:
             return result
     boxes, scores = preds["boxes"], preds["scores"]
     anchors = anchors_of(criterion, preds["feats"], scores.dtype)
-    if criterion.is_lazy and scores.is_cuda and dense_size(batch, len(scores), scores.shape[2]) < DENSE_ON_GPU:
+    if attached.decision.is_lazy and scores.is_cuda and dense_size(batch, len(scores), scores.shape[2]) < DENSE_ON_GPU:
         return None
     targets = targets_of(criterion, batch, len(scores), anchors.imgsz)
     decoder = Decoder(criterion, boxes, anchors, targets.boxes.dtype)
@@ -155,25 +146,25 @@ def step(criterion: Any, preds: dict[str, Tensor], batch: dict[str, Any], extra:
     box, dfl = box_terms(criterion, boxes, targets, anchors, assigned, total, decoder.bins_of(assigned.anchor))
     gains = criterion.hyp
     loss = torch.stack([term.float() for term in (box * gains.box, cls * gains.cls, dfl * gains.dfl)])
-    meter = report.meter_of(criterion.assigner)
+    meter = meter_of(criterion.assigner)
     if meter is not None:
         is_positive = torch.ones_like(assigned.anchor, dtype=torch.bool)
         meter.add(targets.boxes, targets.mask, assigned.object, is_positive, decoder.decoded[assigned.anchor])
     names = getattr(criterion, "loss_names", None)
     items = loss.detach() if names is None else dict(zip(names, loss.detach()))
-    return _answer(criterion, targets, anchors, assigned), loss, items
+    return assignment_outputs(criterion, targets, anchors, assigned), loss, items
 
 
 def anchors_of(criterion: Any, feats: Any, dtype: torch.dtype) -> Anchors:
     """Return the anchors of a criterion; those of the last step if the image has the same size."""
     shapes = tuple((feat.shape[2], feat.shape[3]) for feat in feats)
     key = (shapes, feats[0].dtype, feats[0].device, dtype, torch.is_inference_mode_enabled())
-    known = vars(criterion).get("known_anchors")
-    if known is None or known[0] != key:
+    attached = on_criterion(criterion)
+    if attached.anchors is None or attached.anchors[0] != key:
         points, strides = tal.make_anchors(feats, criterion.stride, 0.5)
         imgsz = torch.tensor(shapes[0], device=criterion.device, dtype=dtype) * criterion.stride[0]
-        known = criterion.known_anchors = (key, Anchors(points, strides, imgsz, shapes))
-    return known[1]
+        attached.anchors = (key, Anchors(points, strides, imgsz, shapes))
+    return attached.anchors[1]
 
 
 def dense_size(batch: dict[str, Any], n_images: int, n_anchors: int) -> int:
@@ -290,7 +281,7 @@ def has_exact_bins(criterion: Any, boxes: Tensor) -> bool:
         and boxes.dtype == torch.float32
         and not is_autocast(boxes.device.type)
         and type(criterion).bbox_decode is v8DetectionLoss.bbox_decode
-        and type(unplugged(criterion.bbox_loss)) is BboxLoss
+        and type(stock_bbox_loss(criterion.bbox_loss)) is BboxLoss
     )
 
 
@@ -330,7 +321,7 @@ def box_terms(
     points, strides = anchors.points[cell], anchors.strides[cell]
     wanted = targets.boxes.flatten(0, 1)[assigned.object] / strides
     module, weight = criterion.bbox_loss, assigned.score
-    stock = unplugged(module)
+    stock = stock_bbox_loss(module)
     if has_exact_bins(criterion, boxes):
         sides = tal.bbox2dist(points, wanted, criterion.reg_max - 1)
         limit = criterion.reg_max - 1 - 0.01
@@ -373,7 +364,7 @@ def class_term(criterion: Any, scores: Tensor, anchor: Tensor, labels: Tensor, s
         score: The targets of these (n,).
     """
     loss, smoothing = class_loss_of(criterion), getattr(criterion.bce, "smoothing", 0.0)
-    if loss is None or not criterion.is_class_loss_pointwise:
+    if loss is None or not on_criterion(criterion).is_class_loss_pointwise:
         return dense_class_term(criterion, scores, anchor, labels, score)
     n_classes, n_anchors, score = scores.shape[1], scores.shape[2], score.to(scores.dtype)
     image, cell = anchor // n_anchors, anchor % n_anchors
@@ -426,13 +417,13 @@ def weights_of(criterion: Any) -> Optional[Tensor]:
     return stock.flatten() * own
 
 
-def is_answer_read(criterion: Any) -> bool:
+def reads_assignment(criterion: Any) -> bool:
     """Return whether a criterion adds terms of its own, for which it reads what anchors are assigned."""
     return getattr(type(criterion), "loss", None) is not v8DetectionLoss.loss
 
 
-def _answer(criterion: Any, targets: Targets, anchors: Anchors, assigned: Assignment) -> tuple:
+def assignment_outputs(criterion: Any, targets: Targets, anchors: Anchors, assigned: Assignment) -> tuple:
     """Return what tasks that add terms of their own read: foreground, objects, their boxes, anchors and strides."""
-    if not is_answer_read(criterion):
+    if not reads_assignment(criterion):
         return (None,) * 5
     return (*assigned_targets(assigned, targets.boxes, len(anchors.points)), anchors.points, anchors.strides)

@@ -14,7 +14,7 @@ from torch import Tensor
 from ultralytics.utils import IterableSimpleNamespace
 from ultralytics.utils.loss import v8DetectionLoss
 
-from yolo_lossplug.ultralytics_hook.engines.fast import speed_up
+from yolo_lossplug.ultralytics_hook.engines.fast import install_fast_step
 
 METHOD = "get_assigned_targets_and_loss"
 
@@ -25,7 +25,7 @@ TOLERANCE, SLOPE_TOLERANCE = 1e-5, 1e-4
 """Largest relative error of the loss, and of its gradients in norm, with which an engine may run."""
 
 
-def _beyond(error: float, slope_error: float) -> Optional[str]:
+def tolerance_error(error: float, slope_error: float) -> Optional[str]:
     """Return which errors are beyond the tolerances, None if none is."""
     if error <= TOLERANCE and slope_error <= SLOPE_TOLERANCE:
         return None
@@ -40,7 +40,7 @@ class EngineFailed(Exception):
 def self_test(device: str, reg_max: int, strides: tuple[float, ...]) -> tuple[float, float]:
     """Return `differences` of the fast engine; infinite where the host has changed so that it fails."""
     try:
-        return differences(device, reg_max, strides, lambda criterion: speed_up(criterion, is_lazy=False))
+        return differences(device, reg_max, strides, lambda criterion: install_fast_step(criterion, is_lazy=False))
     except EngineFailed:
         return math.inf, math.inf
 

@@ -19,10 +19,12 @@ from yolo_lossplug.kernels.box_term import NO_LOSS, Wanted, decode, listed
 from yolo_lossplug.kernels.class_term import Formula, Targets
 from yolo_lossplug.kernels.step import Step, losses
 from yolo_lossplug.selection.loss import Loss
-from yolo_lossplug.ultralytics_hook import report
 from yolo_lossplug.ultralytics_hook.assigner import floor_of, has_own_hooks, topk2_of
+from yolo_lossplug.ultralytics_hook.attached import on_assigner, on_criterion
 from yolo_lossplug.ultralytics_hook.console import warn_once
 from yolo_lossplug.ultralytics_hook.engines import fast
+from yolo_lossplug.ultralytics_hook.run.counts import Meter
+from yolo_lossplug.ultralytics_hook.run.watch import meter_of
 
 LARGEST_DECODED = 2**24
 """Elements of the head's outputs that are decoded at a time where the host decodes."""
@@ -94,7 +96,7 @@ class TritonKernels:
             if self.is_trial or not is_compilers:
                 raise
             warn_once(f"a kernel does not compile, and the run goes on without: {' '.join(str(error).split())[:300]}")
-            criterion.kernels = None
+            on_criterion(criterion).kernels = None
             return None
 
     def _step(self, criterion: Any, preds: dict[str, Tensor], batch: dict[str, Any], types: Types) -> tuple:
@@ -117,12 +119,12 @@ class TritonKernels:
         loss, factors = losses(outputs, scores, step)
         if formula is None:
             loss = torch.stack((loss[0], class_sum_of(criterion, scores, assigned) * factors[1], loss[2]))
-        meter = report.meter_of(assigner)
+        meter = meter_of(assigner)
         if meter is not None:
             count(meter, objects, assigned, grid * anchors.strides.repeat(len(scores)).unsqueeze(1))
         names = getattr(criterion, "loss_names", None)
         items = loss.detach() if names is None else dict(zip(names, loss.detach()))
-        return answer(criterion, image.view(-1), objects, assigned, known), loss, items
+        return assignment_outputs(criterion, image.view(-1), objects, assigned, known), loss, items
 
     def _known(self, criterion: Any, feats: Any, dtype: torch.dtype) -> Known:
         """Return the anchors of a criterion; the host waits for those of a new image size."""
@@ -190,13 +192,13 @@ class TritonKernels:
 def unknown(criterion: Any, preds: dict[str, Tensor], types: Types) -> Optional[str]:
     """Return which part of a criterion's step the kernels do not know, since somebody has put it in; None if none."""
     boxes, scores, assigner = preds["boxes"], preds["scores"], criterion.assigner
-    is_own_overlap = getattr(assigner, "overlap", None) is not None and getattr(assigner, "overlap_loss", None) is None
-    if has_own_hooks(assigner) or is_own_overlap:
+    attached = on_assigner(assigner)
+    if has_own_hooks(assigner) or (attached.overlap is not None and attached.overlap_loss is None):
         return f"the assigner {type(assigner).__name__} is not Ultralytics' own"
     for method in ("bbox_decode", "preprocess"):
         if getattr(type(criterion), method) is not getattr(v8DetectionLoss, method):
             return f"{type(criterion).__name__} has a {method} of its own"
-    if type(fast.unplugged(criterion.bbox_loss)) is not BboxLoss:
+    if type(fast.stock_bbox_loss(criterion.bbox_loss)) is not BboxLoss:
         return f"the box loss {type(criterion.bbox_loss).__name__} is not Ultralytics' own"
     if scores.dtype not in (torch.float32, torch.float16, torch.bfloat16) or not (
         boxes.dtype == scores.dtype == types.product
@@ -230,15 +232,16 @@ def wanted_of(criterion: Any, types: Types) -> Wanted:
     module = criterion.bbox_loss
     n_bins = int(criterion.reg_max) if criterion.use_dfl else 1
     is_rounded = types.product != torch.float32
-    is_host = module is fast.unplugged(module)
+    is_host = module is fast.stock_bbox_loss(module)
     kernel = BoxKernel(BoxKind.HOST) if is_host else module.loss.kernel or BoxKernel(NO_LOSS)
     return Wanted(kernel.kind, kernel.theta, n_bins, is_rounded)
 
 
 def numbers_of(assigner: Any, types: Types) -> Numbers:
     """Return what an assigner is set to."""
-    loss = getattr(assigner, "overlap_loss", None)
+    loss = on_assigner(assigner).overlap_loss
     overlap = BoxKernel(BoxKind.HOST) if loss is None else loss.kernel
+    assert isinstance(overlap, BoxKernel)  # each of those that `tal_iou` takes has one
     return Numbers(
         int(assigner.topk),
         int(topk2_of(assigner)),
@@ -315,16 +318,16 @@ def is_pointwise(loss: Loss) -> bool:
     return torch.allclose(whole[order], torch.cat(parts), rtol=1e-5, atol=1e-7)
 
 
-def count(meter: report.Meter, objects: Objects, assigned: Assigned, found: Tensor) -> None:
+def count(meter: Meter, objects: Objects, assigned: Assigned, found: Tensor) -> None:
     """Count what was assigned, for the report; `found` are the boxes (b·A, 4) of all anchors in pixels."""
     boxes = objects.boxes.unsqueeze(0)
     is_object = boxes.sum(2, keepdim=True) > 0
     meter.add(boxes, is_object, assigned.row.clamp(min=0).long(), assigned.row >= 0, found)
 
 
-def answer(criterion: Any, image: Tensor, objects: Objects, assigned: Assigned, known: Known) -> tuple:
+def assignment_outputs(criterion: Any, image: Tensor, objects: Objects, assigned: Assigned, known: Known) -> tuple:
     """Return what tasks that add terms of their own read: foreground, objects, their boxes, anchors and strides."""
-    if not fast.is_answer_read(criterion):
+    if not fast.reads_assignment(criterion):
         return (None,) * 5
     n, n_images = len(objects.boxes), len(objects.first)
     row = assigned.row.view(n_images, -1).long()

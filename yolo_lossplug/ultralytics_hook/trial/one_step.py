@@ -20,7 +20,7 @@ from yolo_lossplug.selection.keys import CLASSIFY, keys
 from yolo_lossplug.selection.select import Selection, class_weights, select
 from yolo_lossplug.state import State
 from yolo_lossplug.ultralytics_hook.criterion import branches, class_names
-from yolo_lossplug.ultralytics_hook.engines.fast import unplugged
+from yolo_lossplug.ultralytics_hook.engines.fast import stock_bbox_loss
 from yolo_lossplug.ultralytics_hook.engines.parity import METHOD
 from yolo_lossplug.ultralytics_hook.trial import one_run
 
@@ -114,7 +114,7 @@ def terms(criterion: Any, one: Trial) -> dict[str, tuple[float, ...]]:
     seen: dict[str, tuple[float, ...]] = {}
     for branch, leaf in branches(criterion):
         if hasattr(leaf, METHOD):
-            setattr(leaf, METHOD, _told(getattr(leaf, METHOD), branch, seen))
+            setattr(leaf, METHOD, recording(getattr(leaf, METHOD), branch, seen))
     members = seen_in(criterion, one)
     for branch, leaf in branches(criterion):
         vars(leaf).pop(METHOD, None)
@@ -131,7 +131,7 @@ def seen_in(criterion: Any, one: Trial) -> dict[str, Seen]:
     handles = []
     for branch, leaf in branches(criterion):
         for name, module in (("box", leaf.bbox_loss), ("cls", leaf.bce)):
-            handles.append(module.register_forward_hook(functools.partial(_note, seen[branch], name)))
+            handles.append(module.register_forward_hook(functools.partial(record, seen[branch], name)))
     try:
         criterion(one.preds, one.batch)
     finally:
@@ -147,7 +147,7 @@ def formula_terms(leaf: Any, given: Seen, one: Trial) -> tuple[float, ...]:
     """
     pred_dist, pred, points, target, scores, total, foreground, *extra = (_double(value) for value in given.box)
     rows = foreground.nonzero(as_tuple=True)
-    stock = unplugged(leaf.bbox_loss)
+    stock = stock_bbox_loss(leaf.bbox_loss)
     context = {} if leaf.bbox_loss is stock else leaf.bbox_loss.context(points, rows[1])
     own = State().scoped("formula")  # what a loss remembers, it starts from like the criterion
     box = one.selection.box.within(own)(pred[rows], target[rows], **context)
@@ -204,7 +204,7 @@ def drawn_batch(model: Any, cfg: Any) -> dict[str, Any]:
     return batch
 
 
-def _told(method: Any, branch: str, seen: dict[str, tuple[float, ...]]) -> Any:
+def recording(method: Any, branch: str, seen: dict[str, tuple[float, ...]]) -> Any:
     """Return a method that notes the terms it returns."""
 
     def told(*args: Any, **kwargs: Any) -> Any:
@@ -216,7 +216,7 @@ def _told(method: Any, branch: str, seen: dict[str, tuple[float, ...]]) -> Any:
     return told
 
 
-def _note(seen: dict[str, Any], name: str, module: Any, given: tuple, output: Any) -> None:
+def record(seen: dict[str, Any], name: str, module: Any, given: tuple, output: Any) -> None:
     """Hook of a module: note what it was given and has returned, the first time; a mask term may ask once more."""
     seen.setdefault(name, given)  # the host may change the output in place afterwards
     seen.setdefault(f"{name}_terms", output.clone() if isinstance(output, Tensor) else output)

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""The mechanism of changes to the host: make one, check what it relies on, undo it and nothing else.
+
+What a change is has the form ``change(owner, attribute) -> undo``.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, Callable
+
+Undo = Callable[[], None]
+Change = Callable[[Any, str], Undo]
+
+HOOK = "yolo_lossplug.ultralytics_hook"
+MARK = "__lossplug__"
+"""Attribute of the functions that we put in."""
+
+
+class SeamMoved(Exception):
+    """This release of Ultralytics lacks something that the plugin relies on."""
+
+
+@dataclass(frozen=True)
+class Patch:
+    """One change to the host.
+
+    Attributes:
+        module: Module that holds the attribute.
+        attribute: Dotted name inside the module; ``*.method`` means on every class there that defines the method.
+        change: Makes the change and returns its undo.
+        reason: Why here and nowhere else.
+        parameters: Leading parameters that we rely on, checked before anything is changed.
+        is_optional: Whether releases without the attribute are fine without the change.
+    """
+
+    module: str
+    attribute: str
+    change: Change
+    reason: str
+    parameters: tuple[str, ...] = ()
+    is_optional: bool = False
+
+
+def around(path: str, *first: Any) -> Change:
+    """Return a change that lets a function of the hook stand around one of the host.
+
+    Args:
+        path: ``module.function`` inside the hook, imported when the host's function is called and not before. It is
+            called as ``function(stock, *first, *args, **kwargs)``.
+        *first: Arguments that go before those of the call.
+    """
+
+    def change(owner: Any, attribute: str) -> Undo:
+        stock, is_live = vars(owner)[attribute], True
+
+        @functools.wraps(stock)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            if not is_live:  # somebody holds on to it, or has put another wrapper over it
+                return stock(*args, **kwargs)
+            return resolve(path)(stock, *first, *args, **kwargs)
+
+        def undo() -> None:
+            nonlocal is_live
+            is_live = False
+            put_back()
+
+        setattr(wrapper, MARK, True)
+        put_back = put(owner, attribute, wrapper)
+        return undo
+
+    return change
+
+
+def made_by(path: str) -> Change:
+    """Return a change that puts what a function of the hook makes of a value in its place."""
+
+    def change(owner: Any, attribute: str) -> Undo:
+        return put(owner, attribute, resolve(path)(vars(owner)[attribute]))
+
+    return change
+
+
+def in_place(path: str) -> Change:
+    """Return a change by a function of the hook that alters a value which others hold too, and returns its undo."""
+
+    def change(owner: Any, attribute: str) -> Undo:
+        return resolve(path)(vars(owner)[attribute])
+
+    return change
+
+
+def resolve(path: str) -> Callable[..., Any]:
+    """Return a function of the hook by its name ``module.function``."""
+    module, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(f"{HOOK}.{module}"), name)
+
+
+def put(owner: Any, attribute: str, value: Any) -> Undo:
+    """Set an attribute, and return what sets it back, unless somebody else has set it meanwhile."""
+    stock = vars(owner)[attribute]
+    setattr(owner, attribute, value)
+
+    def undo() -> None:
+        if vars(owner).get(attribute) is value:
+            setattr(owner, attribute, stock)
+
+    return undo
+
+
+_undo: list[Undo] = []
+
+
+def apply(change: Change, owner: Any, attribute: str) -> None:
+    """Make a change that `revert` undoes."""
+    _undo.append(change(owner, attribute))
+
+
+def revert() -> None:
+    """Undo everything, last change first."""
+    while _undo:
+        _undo.pop()()
+
+
+def is_ours(function: Any) -> bool:
+    """Return whether we have put in a function."""
+    return hasattr(function, MARK)
+
+
+def check_parameters(name: str, function: Any, expected: Sequence[str]) -> None:
+    """Check the leading parameters of a function, if any are expected.
+
+    Raises:
+        SeamMoved: If it has others, or is not there.
+    """
+    if not expected:
+        return
+    if not callable(function):
+        raise SeamMoved(f"{MOVED}: {name} is gone")
+    actual = tuple(inspect.signature(function).parameters)[: len(expected)]
+    if actual != tuple(expected):
+        raise SeamMoved(f"{MOVED}: {name} takes ({', '.join(actual)}, …) where ({', '.join(expected)}, …) was expected")
+
+
+MOVED = "this release of Ultralytics has changed what the plugin relies on"
+
+
+def targets(module: ModuleType, patch: Patch) -> Iterator[tuple[Any, str]]:
+    """Yield owner and name of every attribute that a patch changes.
+
+    Raises:
+        SeamMoved: If there is none, and the patch is not optional.
+    """
+    owners = owners_of(module, patch.attribute)
+    if not owners and not patch.is_optional:
+        raise SeamMoved(f"{MOVED}: {patch.module}.{patch.attribute} is gone")
+    for owner in owners:
+        yield owner, patch.attribute.rpartition(".")[2]
+
+
+def owners_of(module: ModuleType, name: str) -> list[Any]:
+    """Return the module or the classes that define an attribute, which is dotted as that of a `Patch`."""
+    path, _, attribute = name.rpartition(".")
+    candidates = [c for c in vars(module).values() if inspect.isclass(c)] if path == "*" else [look_up(module, path)]
+    return [owner for owner in candidates if owner is not None and attribute in vars(owner)]
+
+
+def look_up(owner: Any, path: str) -> Any:
+    """Return the attribute of a dotted path, the owner itself for an empty one, None if there is none."""
+    for name in path.split(".") if path else ():
+        owner = getattr(owner, name, None)
+    return owner
+
+
+def exists(module: str, attribute: str) -> bool:
+    """Return whether this release has an attribute, which is dotted as that of a `Patch`."""
+    try:
+        return bool(owners_of(importlib.import_module(module), attribute))
+    except ImportError:
+        return False

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""What a trainer selects while it is being made: once, when its arguments are merged. Imports nothing of the host."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Optional
+
+from yolo_lossplug.selection.select import Selection, select
+
+_made: ContextVar[Optional[list[Selection]]] = ContextVar("made", default=None)
+"""Selections of the trainer that is being made: none until its arguments are merged, another when it resumes a run."""
+
+
+@contextmanager
+def making() -> Iterator[None]:
+    """Keep what a trainer selects while it is being made."""
+    token = _made.set([])
+    try:
+        yield
+    finally:
+        _made.reset(token)
+
+
+def is_making() -> bool:
+    """Return whether a trainer is being made."""
+    return _made.get() is not None
+
+
+def selected(args: Mapping[str, Any], is_final: bool = False) -> Selection:
+    """Return what the trainer that is being made trains with.
+
+    Args:
+        args: Its arguments.
+        is_final: Whether they have just been merged, so that nothing selected before counts.
+    """
+    made = _made.get()
+    if made and not is_final:
+        return made[-1]
+    selection = select(args)
+    if made is not None:
+        made.append(selection)
+    return selection

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""One `Run` for each training. Its models find it by the folder of the run, which stands in their arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Optional
+
+from yolo_lossplug.selection.select import Selection, select
+from yolo_lossplug.state import State
+from yolo_lossplug.ultralytics_hook.run import memory
+from yolo_lossplug.ultralytics_hook.run.counts import FILE, Collector
+from yolo_lossplug.ultralytics_hook.run.making import selected
+
+
+@dataclass
+class Run:
+    """What belongs to one training.
+
+    Attributes:
+        selection: What it trains with; selected once, when its trainer has merged its arguments.
+        state: What its losses remember, shared by the trained model, its moving average, and all branches.
+        collector: What it reports of the assignment, None for a run that reports nothing.
+    """
+
+    selection: Selection
+    state: State = field(default_factory=State)
+    collector: Optional[Collector] = None
+
+
+_RUNS: dict[str, Run] = {}
+
+
+def begin(trainer: Any) -> Run:
+    """Register the run of a new trainer, before any model makes a criterion.
+
+    The trained model and its moving average have copies of the same arguments, and so the same folder.
+    """
+    args = vars(trainer.args)
+    run = trainer.lossplug = Run(selected(args))
+    if run.selection.is_active:
+        memory.restore(run.state, trainer)
+    if run.selection.report:
+        run.collector = Collector(Path(trainer.save_dir) / FILE, bool(trainer.resume))
+    _RUNS[str(args.get("save_dir"))] = run
+    return run
+
+
+def of(trainer: Any) -> Run:
+    """Return the run of a trainer."""
+    run: Optional[Run] = getattr(trainer, "lossplug", None)
+    return Run(select(vars(trainer.args))) if run is None else run
+
+
+def find(args: Mapping[str, Any]) -> Optional[Run]:
+    """Return the run that a model with these arguments belongs to, None if none is under way."""
+    return _RUNS.get(str(args.get("save_dir")))
+
+
+def end(trainer: Any) -> None:
+    """Callback when a trainer is done, or has failed."""
+    _RUNS.pop(str(getattr(trainer.args, "save_dir", None)), None)
