@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """From keys to losses, and every message about a mistake."""
 
+import importlib
 import pickle
 import sys
+from pathlib import Path
 from typing import Annotated, Optional
 
 import numpy as np
@@ -12,7 +14,7 @@ import torch
 from yolo_lossplug import LossPlugError, Option, create_box_loss, create_class_loss, list_box_losses, list_class_losses
 from yolo_lossplug.registry import BOX, REGISTRY, Parameter, box_loss, class_loss
 from yolo_lossplug.selection.keys import given_keys, keys
-from yolo_lossplug.selection.own import load_own
+from yolo_lossplug.selection.own import load_module, load_own
 from yolo_lossplug.selection.select import select
 
 MISTAKES = [
@@ -277,6 +279,37 @@ def test_files_of_one_name_in_two_folders(tmp_path, registry):
         create_box_loss(f"{tmp_path / folder / 'mine.py'}:l")(torch.ones(1, 4), torch.zeros(1, 4)) for folder in "aba"
     ]
     assert [value.item() for value in values] == [4, 40, 4]
+
+
+def test_a_file_is_loaded_once_whatever_it_is_called_by(tmp_path, monkeypatch, registry):
+    file, link = tmp_path / "counted.py", tmp_path / "link.py"
+    file.write_text("import sys\nsys.counted = getattr(sys, 'counted', 0) + 1\ndef l(pred, target): ...\n")
+    link.symlink_to(file)
+    monkeypatch.setattr(sys, "counted", 0, raising=False)
+    module = load_module(str(file), "loss")
+    monkeypatch.chdir(tmp_path)
+    assert load_module("counted.py", "loss") is load_module("link.py", "loss") is module and sys.counted == 1
+    monkeypatch.delitem(sys.modules, module.__name__)
+    assert load_module(str(file), "loss") is not module and sys.counted == 2
+
+
+def test_an_imported_module_is_that_of_its_file(tmp_path, monkeypatch, registry):
+    (tmp_path / "imported_for_test.py").write_text("def l(pred, target): ...\n")
+    (tmp_path / "link_for_test.py").symlink_to(tmp_path / "imported_for_test.py")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    imported = importlib.import_module("link_for_test")
+    assert load_module(str(tmp_path / "imported_for_test.py"), "loss") is imported
+
+
+def test_a_loaded_file_resolves_no_other_module(tmp_path, monkeypatch, registry):
+    file = tmp_path / "quick.py"
+    file.write_text("def l(pred, target): ...\n")
+    load_module(str(file), "loss")
+    resolved = []
+    stock = Path.resolve
+    monkeypatch.setattr(Path, "resolve", lambda path, *args: resolved.append(path) or stock(path, *args))
+    load_module(str(file), "loss")
+    assert resolved == [file]
 
 
 def test_own_module(tmp_path, monkeypatch, registry):

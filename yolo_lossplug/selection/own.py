@@ -10,6 +10,7 @@ import sys
 import zlib
 from pathlib import Path
 from types import ModuleType
+from typing import Optional
 
 from yolo_lossplug.registry import (
     CLASS,
@@ -20,6 +21,9 @@ from yolo_lossplug.registry import (
     spec_of,
 )
 from yolo_lossplug.selection.names import suggest
+
+_modules: dict[Path, ModuleType] = {}
+"""Loaded modules by the resolved path of their file."""
 
 
 def load_own(reference: str, kind: str) -> Spec:
@@ -63,9 +67,9 @@ def load_module(place: str, asked: str) -> ModuleType:
     path = Path(place).resolve()
     if not path.is_file():
         raise LossPlugError(f"{asked}: there is no file {path}.")
-    for module in list(sys.modules.values()):
-        if getattr(module, "__file__", None) and Path(str(module.__file__)).resolve() == path:
-            return module
+    cached = _cached_module(path)
+    if cached:
+        return cached
     name = f"yolo_lossplug_own_{path.stem}_{zlib.crc32(str(path).encode()):08x}"  # two folders may hold one name
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
@@ -76,4 +80,32 @@ def load_module(place: str, asked: str) -> ModuleType:
     except Exception as error:
         del sys.modules[name]
         raise LossPlugError(f"{asked}: {path} fails when loaded ({type(error).__name__}: {error}).") from error
+    _modules[path] = module
     return module
+
+
+def _cached_module(path: Path) -> Optional[ModuleType]:
+    """Return the module that was loaded from a resolved path, None if there is none in `sys.modules`."""
+    module = _modules.get(path)
+    if module is None or sys.modules.get(module.__name__) is not module:
+        module = _imported_from(path)
+    if module is not None:
+        _modules[path] = module
+    return module
+
+
+def _imported_from(path: Path) -> Optional[ModuleType]:
+    """Return the imported module of a file. Resolving a path is slow: only files with the same inode are resolved."""
+    inode = path.stat().st_ino
+    for module in list(sys.modules.values()):
+        file = getattr(module, "__file__", None)
+        if file and _inode(Path(file)) == inode and Path(file).resolve() == path:
+            return module
+    return None
+
+
+def _inode(file: Path) -> Optional[int]:
+    try:
+        return file.stat().st_ino
+    except OSError:  # inside an archive, say
+        return None
