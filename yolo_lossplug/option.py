@@ -22,6 +22,7 @@ class Option:
         above: Bound that the value must exceed.
         at_most: Largest value allowed.
         below: Bound that the value must stay under.
+        formerly: Key of older YOLOs for the same, which an error points from to this one.
     """
 
     help: str
@@ -29,6 +30,7 @@ class Option:
     above: Optional[float] = None
     at_most: Optional[float] = None
     below: Optional[float] = None
+    formerly: str = ""
 
     @property
     def range(self) -> str:

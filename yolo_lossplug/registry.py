@@ -124,6 +124,7 @@ class Spec:
         increasing: Options whose values must increase in this order.
         background: For a class loss, takes its options and returns its closed form at target 0; None if it has none.
         kernel: Takes its options and returns it as the Triton kernels evaluate it; None if they do not have it.
+        aliases: Other spellings of the name, in kebab-case.
     """
 
     name: str
@@ -139,6 +140,7 @@ class Spec:
     increasing: tuple[str, ...] = ()
     background: Optional[Callable[..., Background]] = None
     kernel: Optional[Callable[..., Union[BoxKernel, ClassKernel]]] = None
+    aliases: tuple[str, ...] = ()
 
     @property
     def year(self) -> int:
@@ -184,12 +186,19 @@ class Registry:
         return iter(sorted(self.specs.values(), key=lambda spec: (spec.kind, spec.name)))
 
     def get(self, kind: str, name: str) -> Optional[Spec]:
-        """Return the spec of that kind and name, or None."""
-        return self.specs.get((kind, name))
+        """Return the spec of that kind and name, or with that alias, or None; a name goes before an alias."""
+        return self.specs.get((kind, name)) or self._by_alias(kind, name)
+
+    def _by_alias(self, kind: str, alias: str) -> Optional[Spec]:
+        return next((spec for spec in self.specs.values() if spec.kind == kind and alias in spec.aliases), None)
 
     def names(self, *kinds: str) -> tuple[str, ...]:
         """Return the sorted names of these kinds."""
         return tuple(sorted(spec.name for spec in self.specs.values() if spec.kind in kinds))
+
+    def aliases(self, *kinds: str) -> tuple[str, ...]:
+        """Return the sorted aliases of these kinds."""
+        return tuple(sorted(alias for spec in self.specs.values() if spec.kind in kinds for alias in spec.aliases))
 
     def parameters(self) -> dict[str, Parameter]:
         """Return every option of every loss by key."""
@@ -216,7 +225,7 @@ class Registry:
         """
         rivals = (BOX, OVERLAP) if spec.kind in (BOX, OVERLAP) else (spec.kind,)
         for kind in rivals:
-            known = self.get(kind, spec.name)
+            known = self.specs.get((kind, spec.name))
             if known and not _same_definition(known.function, spec.function):
                 raise LossPlugError(
                     f"{spec.kind} '{spec.name}' is already registered by {_where(known.function)}; "
@@ -251,8 +260,8 @@ def box_loss(name: str, **about: Any) -> Callable[[F], F]:
         name: Name in kebab-case.
         **about: Attributes of `Spec` for the table of losses: ``formula`` in one line, ``note`` for users, and
             ``paper``, a `Paper`, or its address and ``year``. Besides, ``increasing`` names options whose values must
-            increase in that order, and ``background`` and ``kernel`` say what engines evaluate instead of calling the
-            function.
+            increase in that order, ``background`` and ``kernel`` say what engines evaluate instead of calling the
+            function, and ``aliases`` is a tuple of other spellings of the name, in kebab-case.
 
     Raises:
         LossPlugError: If the signature is another one, or the name is taken.
@@ -328,8 +337,9 @@ def _paper(declared: Union[Paper, str, None], year: int) -> Optional[Paper]:
 
 
 def _declare(kind: str, name: str, about: Mapping[str, Any]) -> Callable[[F], F]:
-    if name != name.strip().lower().replace("_", "-").replace(" ", "-") or not name or ":" in name:
-        raise LossPlugError(f"'{name}' is no name for a {kind}: use lower-case words joined by '-'.")
+    for word in (name, *about.get("aliases", ())):
+        if word != word.strip().lower().replace("_", "-").replace(" ", "-") or not word or ":" in word:
+            raise LossPlugError(f"'{word}' is not a valid name for a {kind}: use lower-case words joined by '-'.")
 
     def register(function: F) -> F:
         REGISTRY.add(spec_of(kind, name, function, **about))

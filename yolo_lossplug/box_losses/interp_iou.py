@@ -22,7 +22,13 @@ PAPER = Paper(
 UNSURE = "Source uncertain: no code of the authors was found, and copies of others disagree about the coefficient."
 
 
-@box_loss("interp-iou", formula="(1 − IoU(p, t)) + (1 − IoU(q, t)), q = (1 − α)·p + α·t", paper=PAPER, note=UNSURE)
+@box_loss(
+    "interp-iou",
+    aliases=("interpiou",),
+    formula="(1 − IoU(p, t)) + (1 − IoU(q, t)), q = (1 − α)·p + α·t",
+    paper=PAPER,
+    note=UNSURE,
+)
 def interp_iou(
     pred: Tensor,
     target: Tensor,
@@ -47,6 +53,7 @@ def interp_iou(
 
 @box_loss(
     "d-interp-iou",
+    aliases=("d-interpiou", "dinterpiou"),
     formula="interp-iou with α = clamp(1 − sg(IoU), low, high)",
     paper=PAPER,
     note=UNSURE,

@@ -145,6 +145,7 @@ def evaluate(
 
 @rotated_box_loss(
     "probiou",
+    aliases=("prob-iou",),
     formula="√(1 − exp(−B)), B the Bhattacharyya distance",
     paper=PROBIOU,
     note="What Ultralytics trains with. A square says nothing about its angle.",
@@ -218,6 +219,7 @@ def kld(pred: Tensor, target: Tensor, *, kld_tau: Tau = 1.0) -> Tensor:
 
 @rotated_box_loss(
     "kfiou",
+    aliases=("kf-iou",),
     formula="exp(1 − 3·KFIoU) − 1 + mean smooth L1 of the centres",
     paper=KFIOU,
     note="The overlap of the Kalman-filtered Gaussian, at most 1/3, times 3 so that a perfect box costs nothing.",

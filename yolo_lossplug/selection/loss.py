@@ -27,7 +27,7 @@ from yolo_lossplug.registry import (
     Spec,
 )
 from yolo_lossplug.selection.keys import given_keys
-from yolo_lossplug.selection.names import ABSENT, is_known, kind_of, names_with_prefixes, resolve
+from yolo_lossplug.selection.names import ABSENT, is_known, is_user_defined, kind_of, names_with_prefixes, resolve
 from yolo_lossplug.selection.own import load_own
 from yolo_lossplug.selection.third_party import registry
 from yolo_lossplug.state import Scope, State
@@ -213,7 +213,7 @@ def _created(kind: str, name: str, options: Mapping[str, Any]) -> Loss:
 def bind(kind: str, name: str, options: Mapping[str, Any]) -> Loss:
     """Resolve a name into its parts and bind their options."""
     modifiers: list[Spec] = []
-    if ":" in name:
+    if is_user_defined(name):
         spec = load_own(name.strip(), kind)
         place, _, function_name = name.strip().rpartition(":")
         # The whole path, so that a run is resumed, and its workers start, from any folder.

@@ -20,19 +20,21 @@ from yolo_lossplug.registry import (
     Spec,
     spec_of,
 )
-from yolo_lossplug.selection.names import suggest
+from yolo_lossplug.selection.names import is_user_defined, suggest, unknown
 
 _modules: dict[Path, ModuleType] = {}
 """Loaded modules by the resolved path of their file."""
 
 
 def load_own(reference: str, kind: str) -> Spec:
-    """Return the spec of a user's own function, named as ``package.module:name`` or ``path/to/file.py:name``.
+    """Return the spec of a user-defined function, named as ``package.module:name`` or ``path/to/file.py:name``.
 
     Raises:
-        LossPlugError: If the file, module or function is not there, or its signature is unfit.
+        LossPlugError: If the file, module or function does not exist, or its signature does not fit.
     """
     key = "cls_loss" if kind in (CLASS, SOFTMAX) else "loss"
+    if not is_user_defined(reference):
+        raise LossPlugError(unknown(kind, reference))
     place, _, name = reference.rpartition(":")
     module = load_module(place, f"{key}={reference}")
     function = getattr(module, name, None)

@@ -20,6 +20,7 @@ from yolo_lossplug.selection.keys import (
     ENGINES,
     NAMES,
     NMS_OVERLAPS,
+    NO_FAST_ENGINE,
     NUMBERS,
     REPORT,
     STOCK_BOX,
@@ -27,7 +28,6 @@ from yolo_lossplug.selection.keys import (
     STOCK_ROTATED,
     STOCK_SOFTMAX,
     TASKS,
-    UNSPED,
     WEIGHTS,
     choose,
     flag_of,
@@ -38,7 +38,7 @@ from yolo_lossplug.selection.keys import (
     weights_of,
 )
 from yolo_lossplug.selection.loss import Loss, bind, bind_if_there
-from yolo_lossplug.selection.names import is_known, resolve, suggest
+from yolo_lossplug.selection.names import is_known, is_user_defined, resolve, suggest
 from yolo_lossplug.selection.third_party import registry
 
 
@@ -134,13 +134,13 @@ def select(args: Mapping[str, Any]) -> Selection:
     _refuse_unfit_task(task, given)
     bound = bind if given else bind_if_there
     box, cls = (bound(kind, name_of(args, key, task), args) for key, kind in loss_kinds(task).items())
-    given = given_keys(args)  # with the options of losses of the user's own, which are loaded now
+    given = given_keys(args)  # with the options of user-defined losses, which are loaded now
 
     values = {key: p.check(given[key]) if key in given else p.default for key, p in NUMBERS.items()}
     tal_iou = choose("tal_iou", args, ASSIGNER_OVERLAPS)
     engine = choose("loss_engine", args, ENGINES)
-    if engine in ("fast", "triton") and task in UNSPED:
-        raise LossPlugError(f"loss_engine={engine} cannot be used with task={task}: {UNSPED[task]}. Remove it.")
+    if engine in ("fast", "triton") and task in NO_FAST_ENGINE:
+        raise LossPlugError(f"loss_engine={engine} cannot be used with task={task}: {NO_FAST_ENGINE[task]}. Remove it.")
     for key, value in given.items():
         if key not in COMMON and key not in box.options and key not in cls.options:
             raise LossPlugError(no_effect(key, value, box.name, cls.name))
@@ -172,7 +172,7 @@ def refuse_unknown_names(given: Mapping[str, Any]) -> None:
         name = name_of(given, key, str(task))
         # Without a task the loss may be one of any: the trainer knows, and is asked next.
         is_of_another = task is None and any(is_known(other, name) for other in (ROTATED, SOFTMAX))
-        if given.get(key) is not None and ":" not in name and not is_of_another:
+        if given.get(key) is not None and not is_user_defined(name) and not is_of_another:
             resolve(kind, name)
 
 

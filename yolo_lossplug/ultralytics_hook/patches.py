@@ -62,6 +62,7 @@ def _wrap_alignment(stock: Callable[..., None]) -> Callable[..., None]:
         from yolo_lossplug.ultralytics_hook import config
 
         config.register_own(custom, base, DEFAULT_CFG_DICT)
+        config.point_to_ours(base, custom)
         config.know(custom, base)
         stock(base, custom, *args, **kwargs)
         if config.TRAINING in base:  # only the command line adds the names of modes to the keys
@@ -84,7 +85,10 @@ def _wrap_check_cfg(stock: Callable[..., None]) -> Callable[..., None]:
 def _wrap_entrypoint(stock: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(stock)
     def entrypoint(*args: Any, **kwargs: Any) -> None:
+        from yolo_lossplug.ultralytics_hook import config
+
         try:
+            config.refuse_typed_none((*args, *kwargs.values()))
             stock(*args, **kwargs)
         except LossPlugError as error:
             raise SystemExit(f"LossPlug: {error}") from error
