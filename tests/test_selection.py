@@ -282,9 +282,9 @@ def test_create():
     assert create_box_loss("focal-eiou", focal_gamma=1).options == {"focal_gamma": 1.0}
     assert str(create_box_loss("focal-eiou")) == "focal-eiou(focal_gamma=0.5)"
     assert str(create_class_loss("bce")) == "bce"
-    with pytest.raises(LossPlugError, match=r"alpha_power=2 is no option of 'focal-eiou'; it takes focal_gamma"):
+    with pytest.raises(LossPlugError, match=r"alpha_power=2 is not an option of 'focal-eiou'; it takes focal_gamma"):
         create_box_loss("focal-eiou", alpha_power=2)
-    with pytest.raises(LossPlugError, match=r"gamma=2 is no option of 'bce'; it takes none"):
+    with pytest.raises(LossPlugError, match=r"gamma=2 is not an option of 'bce'; it takes none"):
         create_class_loss("bce", gamma=2)
     with pytest.raises(LossPlugError, match="Did you mean 'qfl'"):
         create_class_loss("qfll")

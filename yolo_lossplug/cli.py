@@ -20,7 +20,7 @@ usage: lossplug COMMAND ..., with arguments as `yolo` takes them; lossplug COMMA
 
   list        what loss= and cls_loss= take, with options, defaults and ranges
   explain     the parts of a name such as focal-inner-eiou, their formulas, options and papers
-  doctor      whether the plugin is active here, with which Python, device and Ultralytics, or what is in its way
+  doctor      whether the plugin is active, with versions and devices, and why not if it is not
   verify      whether a loss is the one that runs: numbers of stock, of ours, and of the formula by itself
   curves      draws losses and their gradients against IoU
   simulate    the regression experiment of the DIoU paper: how fast boxes reach their targets
@@ -52,13 +52,13 @@ TOOLS = ("verify", "curves", "simulate", "compare")
 
 
 def main() -> None:
-    """Run a command of ours, or hand the arguments to Ultralytics with the plugin enabled."""
+    """Run a `lossplug` command, or pass the arguments to Ultralytics with the plugin enabled."""
     try:
         run()
         sys.stdout.flush()
     except KeyboardInterrupt:
         raise SystemExit(130) from None
-    except BrokenPipeError:  # `lossplug list | head`: nobody reads on
+    except BrokenPipeError:  # `lossplug list | head` closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
 
@@ -92,7 +92,7 @@ def is_help(words: Sequence[str]) -> bool:
 
 
 def run_tool(name: str, words: Sequence[str]) -> None:
-    """Run one of the tools; an error of the user's is one line, and Ctrl-C is no error of ours."""
+    """Run one of the tools; a mistake of the user is one line."""
     tool = importlib.import_module(f"yolo_lossplug.tools.{name}")
     if is_help(words):
         print(tool.HELP)

@@ -44,7 +44,7 @@ CONTEXT = {
     ROTATED_MODIFIER: frozenset(),
     SOFTMAX: frozenset(),
 }
-"""Keyword-only parameters that the caller supplies, by kind. They are no options and no keys."""
+"""Keyword-only parameters that the caller supplies, by kind. They are neither options nor keys."""
 
 
 class LossPlugError(ValueError):
@@ -56,13 +56,13 @@ UNSET_NULLABLE = "auto"
 
 @dataclass(frozen=True)
 class Parameter:
-    """An option as found in a signature: its key, type and default.
+    """An option as read from a signature: its key, type and default.
 
     Attributes:
         key: Name of the option, and of the training key.
         type: ``float`` or ``int``.
         nullable: Whether ``None`` is a value that the option can take.
-        default: Value where the key is not given.
+        default: Value where the key is not set.
         option: Meaning and bounds.
     """
 
@@ -172,9 +172,9 @@ class Registry:
 
     Attributes:
         specs: The losses.
-        observers: Told of every loss that is added.
-        reserved: Keys that no option may be named like, since the host has them.
-        refused: Why losses that were added before the reserved keys were known are not there any more, by name.
+        observers: Called with every spec that is added.
+        reserved: Keys of Ultralytics, which no option may have.
+        refused: Why losses were removed when keys were reserved, by name.
     """
 
     specs: dict[tuple[str, str], Spec] = field(default_factory=dict)
@@ -209,11 +209,11 @@ class Registry:
         return [spec for spec in self if key in spec.parameters]
 
     def reserve(self, reserved: Iterable[str]) -> None:
-        """Refuse options that are named like a key of the host, of losses to come and of those that are here."""
+        """Refuse losses with an option named like a key of Ultralytics: those that are registered, and later ones."""
         self.reserved = frozenset(reserved)
-        for place, spec in list(self.specs.items()):
+        for index, spec in list(self.specs.items()):
             for key in self.reserved & spec.parameters.keys():
-                del self.specs[place]
+                del self.specs[index]
                 self.refused[spec.name] = _reserved(key, spec.function)
                 break
 
@@ -412,6 +412,6 @@ def _where(function: Function) -> str:
 
 
 def import_siblings(package: str, path: Iterable[str]) -> None:
-    """Import every module of a package, so that a new file of losses needs no list to stand in."""
+    """Import every module of a package, so that a new file of losses registers itself."""
     for module in pkgutil.iter_modules(path):
         importlib.import_module(f"{package}.{module.name}")

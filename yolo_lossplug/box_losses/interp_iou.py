@@ -19,7 +19,7 @@ PAPER = Paper(
     "arXiv",
     2025,
 )
-UNSURE = "Source uncertain: no code of the authors was found, and copies of others disagree about the coefficient."
+UNSURE = "Source uncertain: the authors published no code, and third-party versions disagree about the coefficient."
 
 
 @box_loss(
@@ -34,7 +34,7 @@ def interp_iou(
     target: Tensor,
     *,
     interp_alpha: Annotated[
-        float, Option("place of the interpolated box between prediction and target", above=0, below=1)
+        float, Option("position of the interpolated box between prediction and target", above=0, below=1)
     ] = 0.98,
 ) -> Tensor:
     """InterpIoU = (1 − IoU(p, t)) + (1 − IoU(q, t)) with q = (1 − α)·p + α·t, in [0, 2].

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""The training keys: their defaults, the values they take, and what to say of a value that is wrong."""
+"""The training keys: their defaults, the values they take, and the messages about wrong ones."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ COMMON = frozenset((*NUMBERS, *NAMES, WEIGHTS, REPORT))
 """Keys that are not options of one loss."""
 
 TASKS = {"detect": BOX, "segment": BOX, "pose": BOX, "obb": ROTATED}
-"""Tasks with boxes, and their kind."""
+"""Tasks with boxes, and the kind of their box losses."""
 
 NO_FAST_ENGINE = {"obb": "its boxes are rotated", "classify": "it has no boxes"}
 """Tasks without a fast engine, and why."""
@@ -116,7 +116,7 @@ def instead_of(key: str, value: Any) -> str:
 
 
 def refuse_none(key: str, value: Any) -> None:
-    """Raise an error for a name that was typed as none, which is parsed as if the key were not given.
+    """Raise an error for a name that was typed as none, which parses to the unset value.
 
     Raises:
         LossPlugError: If it is one.
@@ -145,7 +145,7 @@ def name_of(args: Mapping[str, Any], key: str, task: str = "detect") -> str:
 
 
 def choose(key: str, args: Mapping[str, Any], choices: tuple[str, ...]) -> str:
-    """Return the value of a key that takes one of a few names, its default if it is not given.
+    """Return the value of a key that takes one of a few names, its default if it is not set.
 
     Args:
         key: The key.
@@ -182,12 +182,12 @@ def weights_of(value: Any) -> Optional[Union[dict[str, float], list[float]]]:
 
 
 def no_effect(key: str, value: Any, box: str, cls: str) -> str:
-    """Return that an option belongs to none of the chosen losses, and where it belongs."""
+    """Return the message about an option that none of the chosen losses has: it names those that have it."""
     owners = registry().owners(key)
     is_class = any(owner.kind in (CLASS, SOFTMAX) for owner in owners)
     chosen = f"cls_loss={cls}" if is_class else f"loss={box}"
-    places = [
+    owned = [
         f"{o.name}-*" if o.kind in PREFIXES.values() else f"{'cls_loss' if is_class else 'loss'}={o.name}"
         for o in owners
     ]
-    return f"{key}={value} has no effect with {chosen}; it belongs to {', '.join(dict.fromkeys(places))}."
+    return f"{key}={value} has no effect with {chosen}; it belongs to {', '.join(dict.fromkeys(owned))}."

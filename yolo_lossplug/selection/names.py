@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""The grammar of names, ``focal-inner-eiou`` being `eiou` with two prefixes, and what to say of an unknown one."""
+"""The grammar of names, ``focal-inner-eiou`` being `eiou` with two prefixes, and the messages about unknown ones."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def resolve(kind: str, name: str) -> tuple[Spec, list[Spec]]:
         name: Name as the user writes it.
 
     Raises:
-        LossPlugError: If there is no such loss, or the parts do not fit.
+        LossPlugError: If there is no such loss, or the prefixes do not apply to it.
     """
     parts = _split(kind, name)
     if parts is None:
@@ -72,7 +72,7 @@ def resolve(kind: str, name: str) -> tuple[Spec, list[Spec]]:
 
 
 def _split(kind: str, name: str) -> Optional[tuple[Spec, list[Spec]]]:
-    """Return the spec of a name and its modifiers as they are named, whether or not they fit; None if it is unknown."""
+    """Return the spec of a name and its modifiers in the given order, unchecked; None if the name is unknown."""
     modifiers: list[Spec] = []
     rest = normalise(name)
     while True:
@@ -87,7 +87,7 @@ def _split(kind: str, name: str) -> Optional[tuple[Spec, list[Spec]]]:
 
 
 def unknown(kind: str, name: str) -> str:
-    """Return why a name is none of that kind, and what to take instead."""
+    """Return why a name is not a loss of that kind, and the remedy."""
     explanations = (_refused, _stock, _several, _recipe, _file, _of_another_task, _of_another_key)
     reason = next((text for explain in explanations if (text := explain(kind, name))), "")
     key, known = key_of(kind), names_with_prefixes(kind)
@@ -111,7 +111,7 @@ def _stock(kind: str, name: str) -> str:
 
 
 def how_to_get_stock(key: str, value: Any, default: str) -> str:
-    """Return that a key has no value for Ultralytics' own loss except its default."""
+    """Return how to keep the stock loss, which only the default names."""
     return f"{key}={value} is unknown. To keep Ultralytics' own, remove {key}, or give {key}={default}."
 
 
@@ -127,10 +127,10 @@ def _recipe(kind: str, name: str) -> str:
 
 
 def _file(kind: str, name: str) -> str:
-    key, place = key_of(kind), name.strip().rstrip(":")
-    if place.endswith(".py"):
-        return f"{key}={name} lacks the function in that file: {key}={place}:function."
-    is_path = "/" in place or "\\" in place
+    key, file = key_of(kind), name.strip().rstrip(":")
+    if file.endswith(".py"):
+        return f"{key}={name} lacks the function in that file: {key}={file}:function."
+    is_path = "/" in file or "\\" in file
     return f"{key}={name} is a path; a user-defined loss is {key}=file.py:function." if is_path else ""
 
 
@@ -202,8 +202,8 @@ def is_user_defined(name: str) -> bool:
     >>> [is_user_defined(name) for name in (r"C:\losses\my.py:mine", r"C:\losses\my.py", "eiou")]
     [True, False, False]
     """
-    place, _, function = DRIVE.sub("", name.strip()).rpartition(":")
-    return bool(place and function) and not is_list(name)
+    module, _, function = DRIVE.sub("", name.strip()).rpartition(":")
+    return bool(module and function) and not is_list(name)
 
 
 def is_known(kind: str, name: str) -> bool:
@@ -256,9 +256,9 @@ def hint(word: str, known: Iterable[str], every: str) -> str:
     """Return the nearest of some words, or the list of all where none is near, but each list only once.
 
     Args:
-        word: What is unknown.
-        known: What may be meant.
-        every: The list of all, as it is shown.
+        word: The unknown word.
+        known: Candidates for a suggestion.
+        every: The whole list as text.
     """
     near = suggest(word, known)
     if near or every in _listed:

@@ -35,12 +35,12 @@ def load_own(reference: str, kind: str) -> Spec:
     key = "cls_loss" if kind in (CLASS, SOFTMAX) else "loss"
     if not is_user_defined(reference):
         raise LossPlugError(unknown(kind, reference))
-    place, _, name = reference.rpartition(":")
-    module = load_module(place, f"{key}={reference}")
+    module_name, _, name = reference.rpartition(":")
+    module = load_module(module_name, f"{key}={reference}")
     function = getattr(module, name, None)
     if not callable(function):
         functions = [n for n, f in vars(module).items() if getattr(f, "__module__", None) == module.__name__]
-        raise LossPlugError(f"{key}={reference}: {place} has no function '{name}'.{suggest(name, functions)}")
+        raise LossPlugError(f"{key}={reference}: {module_name} has no function '{name}'.{suggest(name, functions)}")
     for spec in REGISTRY:
         if spec.function is function and spec.kind == kind:
             return spec
@@ -49,24 +49,24 @@ def load_own(reference: str, kind: str) -> Spec:
     return spec
 
 
-def load_module(place: str, asked: str) -> ModuleType:
+def load_module(source: str, asked: str) -> ModuleType:
     """Return the module of that dotted name or ``.py`` file; a file that is loaded already is not loaded again.
 
     Args:
-        place: ``package.module`` or a path that ends in ``.py``.
-        asked: The key and value that asked for it, for the message.
+        source: ``package.module`` or a path that ends in ``.py``.
+        asked: Key and value of the user, for the message.
 
     Raises:
-        LossPlugError: If it is not there or fails when loaded.
+        LossPlugError: If it does not exist or fails when loaded.
     """
-    if not place.endswith(".py"):
+    if not source.endswith(".py"):
         if not {"", str(Path.cwd())} & set(sys.path):
             sys.path.append(str(Path.cwd()))  # so that a project's own package is found from its folder, by `yolo` too
         try:
-            return importlib.import_module(place)
+            return importlib.import_module(source)
         except ImportError as error:
-            raise LossPlugError(f"{asked}: module '{place}' cannot be imported ({error}).") from error
-    path = Path(place).resolve()
+            raise LossPlugError(f"{asked}: module '{source}' cannot be imported ({error}).") from error
+    path = Path(source).resolve()
     if not path.is_file():
         raise LossPlugError(f"{asked}: there is no file {path}.")
     cached = _cached_module(path)

@@ -51,12 +51,12 @@ class Selection:
         cls: The class loss.
         cls_smoothing: Label smoothing of assigned targets.
         cls_weights: Weights of the classes, by index or by name; None for none.
-        tal_topk: Anchors per object.
+        tal_topk: Maximum number of anchors per object.
         tal_alpha: Exponent of the score.
         tal_beta: Exponent of the overlap.
         tal_iou: Overlap inside the assigner.
         loss_engine: Requested engine.
-        nms_iou: Overlap in the suppression of validation.
+        nms_iou: Overlap in the NMS of validation.
         report: Whether a report of the assignment is written.
         given: Keys that the user has given; without any, the run is stock.
         task: Task of the run.
@@ -83,17 +83,17 @@ class Selection:
 
     @property
     def has_stock_box_loss(self) -> bool:
-        """Whether the box term is the host's own."""
+        """Whether the box loss is the stock one."""
         return self.box.name in (STOCK_BOX, STOCK_ROTATED)
 
     @property
     def has_stock_class_loss(self) -> bool:
-        """Whether the class term is the host's own."""
+        """Whether the class loss is the stock one."""
         return self.cls.name in (STOCK_CLASS, STOCK_SOFTMAX) and not self.cls_smoothing and self.cls_weights is None
 
     @property
     def has_stock_numbers(self) -> bool:
-        """Whether everything that is selected is the host's own."""
+        """Whether losses and assigner are the stock ones."""
         stock = {**{key: parameter.default for key, parameter in NUMBERS.items()}, "tal_iou": NAMES["tal_iou"]}
         is_stock = all(getattr(self, key) == value for key, value in stock.items())
         return self.has_stock_box_loss and self.has_stock_class_loss and is_stock
@@ -162,7 +162,7 @@ def select(args: Mapping[str, Any]) -> Selection:
 
 
 def refuse_unknown_names(given: Mapping[str, Any]) -> None:
-    """Raise an error for a loss that is unknown, whatever else is given.
+    """Raise an error for a loss that is unknown, before anything else is checked.
 
     Raises:
         LossPlugError: If there is one.
@@ -219,13 +219,13 @@ def _refuse_unfit_task(task: str, given: Mapping[str, Any]) -> None:
     if task not in TASKS:
         key, value = next(iter(given.items()))
         raise LossPlugError(
-            f"{key}={value} has no effect with task={task}, whose loss is another one; remove it. "
+            f"{key}={value} has no effect with task={task}, which has another criterion; remove it. "
             f"Tasks that take it: {', '.join(TASKS)}."
         )
     for key in ("tal_iou", "nms_iou"):
         if TASKS[task] != ROTATED or key not in given:
             continue
         raise LossPlugError(
-            f"{key}={given[key]} cannot be used with task={task}: its boxes are rotated, and this overlap is "
-            f"one of horizontal boxes. Remove it; {task} takes loss, cls_loss, tal_topk, tal_alpha and tal_beta."
+            f"{key}={given[key]} cannot be used with task={task}: its boxes are rotated, and this overlap "
+            f"takes horizontal boxes. Remove it; {task} takes loss, cls_loss, tal_topk, tal_alpha and tal_beta."
         )
