@@ -31,6 +31,22 @@ def test_explain_resolves_a_name_into_its_parts():
         explanation("iner-eiou")
 
 
+def test_explain_a_key_a_prefix_and_an_alias():
+    assert explanation("focal_gamma").splitlines() == [
+        "focal_gamma=0.5 in [0, ∞): exponent of the overlap in the weight; 0 changes nothing",
+        "  belongs to loss=focal-",
+    ]
+    assert "belongs to cls_loss=focal" in explanation("cls-focal-gamma")
+    assert explanation("tal_topk") == "tal_topk=10: maximum number of anchors per object ([1, ∞))"
+    prefix = explanation("Focal-")
+    assert prefix.startswith("loss=focal-*\nfocal-: weight = sg(IoU^γ)") and "sg(ProbIoU^γ)" in prefix
+    assert bibtex("focal-") == bibtex("focal_gamma") and bibtex("focal-").startswith("@article{zhang2022focal")
+    assert explanation("WIoUv3") == explanation("wiou-v3") and "also as wiouv3, wiou3" in explanation("wiou-v3")
+    for name, message in (("qfll", "cls_loss=qfll is unknown. Did you mean 'qfl'"), ("inner", "'inner-' is a prefix")):
+        with pytest.raises(LossPlugError, match=message):
+            explanation(name)
+
+
 def test_every_loss_can_be_explained_and_every_paper_cited():
     for name in (*list_box_losses(), *list_class_losses()):
         assert explanation(name)

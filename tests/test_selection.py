@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """From keys to losses, and every message about a mistake."""
 
+import importlib
 import pickle
 import sys
+from pathlib import Path
 from typing import Annotated, Optional
 
 import numpy as np
@@ -10,30 +12,67 @@ import pytest
 import torch
 
 from yolo_lossplug import LossPlugError, Option, create_box_loss, create_class_loss, list_box_losses, list_class_losses
-from yolo_lossplug.registry import BOX, REGISTRY, Parameter, box_loss, class_loss
-from yolo_lossplug.selection.keys import given_keys, keys
-from yolo_lossplug.selection.own import load_own
+from yolo_lossplug.registry import BOX, CLASS, OVERLAP, REGISTRY, ROTATED, SOFTMAX, Parameter, box_loss, class_loss
+from yolo_lossplug.selection import names
+from yolo_lossplug.selection.keys import given_keys, keys, refuse_unknown
+from yolo_lossplug.selection.own import load_module, load_own
 from yolo_lossplug.selection.select import select
+
+
+def all_of(*kinds):
+    return ", ".join(sorted(spec.name for spec in REGISTRY if spec.kind in kinds))
+
 
 MISTAKES = [
     ({"loss": "eiuo"}, "loss=eiuo is unknown. Did you mean 'eiou'?"),
     ({"loss": "focal-eiuo"}, "loss=focal-eiuo is unknown. Did you mean 'focal-eiou'?"),
     ({"loss": "focl-eiou"}, "Did you mean 'focal-eiou'?"),
-    ({"loss": "nothing like it"}, "Known: ciou, d-interp-iou, diou, eiou,"),
-    ({"loss": ""}, "loss= is unknown"),
+    ({"loss": "eiuo"}, "'eiou'? `lossplug list` shows all; a user-defined loss is loss=file.py:function."),
+    ({"loss": "nothing like it"}, f"Known: {all_of(BOX, OVERLAP)}; with prefixes focal-, wise-,"),
+    ({"loss": ""}, "loss= is unknown. To keep Ultralytics' own, remove loss, or give loss=ciou."),
+    ({"loss": "none"}, "loss=none is unknown. To keep Ultralytics' own, remove loss, or give loss=ciou."),
+    ({"loss": "None"}, "loss=None is unknown. To keep Ultralytics' own, remove loss,"),
+    ({"loss": "stock", "task": "obb"}, "remove loss, or give loss=probiou."),
+    ({"cls_loss": "default"}, "remove cls_loss, or give cls_loss=bce."),
+    ({"cls_loss": "none", "task": "classify"}, "remove cls_loss, or give cls_loss=ce."),
+    ({"loss": "qfl"}, "loss=qfl is unknown; qfl is a class loss: cls_loss=qfl."),
+    ({"loss": "VFL"}, "loss=VFL is unknown; VFL is a class loss: cls_loss=varifocal."),
+    ({"loss": "bce", "task": "obb"}, "bce is a class loss: cls_loss=bce."),
+    ({"loss": "focal"}, "focal is a class loss: cls_loss=focal; 'focal-' is a prefix, e.g. loss=focal-ciou."),
+    ({"loss": "inner"}, "loss=inner is unknown; 'inner-' is a prefix, e.g. loss=inner-ciou."),
+    ({"cls_loss": "Focal-EIoU"}, "Focal-EIoU is a box loss: loss=focal-eiou."),
+    ({"cls_loss": "kld", "task": "classify"}, "kld is a box loss: loss=kld."),
+    ({"loss": "CIoU,EIoU"}, "several losses: lossplug compare loss=CIoU,EIoU trains with each."),
+    ({"loss": ["ciou", "eiou"]}, "several losses: lossplug compare loss=ciou,eiou"),
+    ({"loss": "eiuo, ciou"}, "several losses: lossplug compare"),
+    ({"loss": "a.py:f,b.py:g"}, "several losses: lossplug compare"),
+    ({"cls_loss": "qfl,focal"}, "several losses: lossplug compare cls_loss=qfl,focal"),
+    ({"loss": ["ciou"]}, "loss=['ciou'] must be a name, e.g. loss=ciou."),
+    ({"loss": "configs/eiou.yaml"}, "loss=configs/eiou.yaml is a recipe: cfg=configs/eiou.yaml."),
+    ({"loss": "C:\\losses\\my.py"}, "lacks the function in that file: loss=C:\\losses\\my.py:function."),
+    ({"loss": "/x/my.py"}, "loss=/x/my.py lacks the function in that file: loss=/x/my.py:function."),
+    ({"loss": "/x/my.py:"}, "loss=/x/my.py: lacks the function in that file: loss=/x/my.py:function."),
+    ({"cls_loss": "my.py"}, "cls_loss=my.py lacks the function in that file: cls_loss=my.py:function."),
+    ({"loss": ":function"}, "loss=:function is unknown."),
+    ({"loss": "losses/mine"}, "loss=losses/mine is a path; a user-defined loss is loss=file.py:function."),
+    ({"loss": "/no,such/file.py:name"}, "there is no file"),
+    ({"loss": "C:\\no\\such.py:name"}, "there is no file"),
     ({"loss": 3}, "loss=3 must be a name, e.g. loss=ciou"),
     ({"loss": True}, "loss=True must be a name"),
     ({"loss": "focal-focal-iou"}, "loss=focal-focal-iou has 'focal-' twice"),
     (
         {"loss": "focal-l1"},
-        "'l1' is not of the form 1 − u + penalties. It goes before ciou, diou, eiou, giou",
+        f"The prefix 'focal-' needs an IoU loss (1 − IoU + penalties); 'l1' is not one. Use it with {all_of(OVERLAP)}.",
     ),
-    ({"loss": "alpha-siou"}, "'siou' is not defined for it. It goes before ciou, diou, eiou, giou, iou."),
-    ({"loss": "focal-"}, "loss=focal- is unknown"),
+    ({"loss": "alpha-siou"}, "The prefix 'alpha-' is not defined for 'siou'. Use it with ciou, diou, eiou, giou, iou."),
+    (
+        {"loss": "focal-"},
+        "loss=focal- is unknown; focal is a class loss: cls_loss=focal; 'focal-' is a prefix, e.g.",
+    ),
     ({"cls_loss": "focl"}, "cls_loss=focl is unknown. Did you mean 'focal'?"),
     (
         {"cls_loss": "eiou"},
-        "cls_loss=eiou is unknown. Known: asl, bce, ema-slide, focal",
+        "cls_loss=eiou is unknown; eiou is a box loss: loss=eiou.",
     ),
     ({"cls_loss": "focal-bce"}, "cls_loss=focal-bce is unknown"),
     ({"tal_iou": "goiu"}, "tal_iou=goiu is unknown. Did you mean 'giou'?"),
@@ -62,7 +101,7 @@ MISTAKES = [
     ({"cls_weights": [1, -1]}, "cls_weights=-1 is out of range; it must be in [0, ∞)"),
     ({"cls_weights": {"car": "x"}}, "cls_weights='x' must be a number"),
     ({"loss": "focaler-iou", "focaler_d": 0.95}, "focaler_d=0.95 must be below focaler_u=0.95"),
-    ({"loss": "inner-nwd"}, "'nwd' is not of the form 1 − u + penalties"),
+    ({"loss": "inner-nwd"}, "needs an IoU loss (1 − IoU + penalties); 'nwd' is not one."),
     ({"tal_topk": 0}, "tal_topk=0 is out of range; it must be in [1, ∞)"),
     ({"tal_topk": 2.5}, "tal_topk=2.5 must be an integer in [1, ∞)"),
     ({"tal_topk": "many"}, "tal_topk='many' must be an integer"),
@@ -70,9 +109,11 @@ MISTAKES = [
         {"loss": "eiou", "task": "obb"},
         "loss=eiou cannot be used with task=obb: its boxes are rotated",
     ),
-    ({"loss": "focal-eiou", "task": "obb"}, "horizontal boxes. obb takes alpha-gwd, alpha-kld,"),
-    ({"loss": "kldd", "task": "obb"}, "loss=kldd is unknown. Did you mean 'kld'? Known: gwd, kfiou, kld, probiou"),
-    ({"loss": "kld"}, "loss=kld is one of rotated boxes: it needs task=obb"),
+    ({"loss": "focal-eiou", "task": "obb"}, "this loss takes horizontal boxes. obb takes alpha-gwd, alpha-kld,"),
+    ({"loss": "kldd", "task": "obb"}, "loss=kldd is unknown. Did you mean 'kld'?"),
+    ({"loss": "nothing", "task": "obb"}, f"Known: {all_of(ROTATED)}; with prefixes"),
+    ({"cls_loss": "eiu"}, f"cls_loss=eiu is unknown. Known: {all_of(CLASS)}; a user-defined loss is cls_loss="),
+    ({"loss": "kld"}, "loss=kld takes rotated boxes: it needs task=obb"),
     ({"loss": "gwd", "task": "obb", "gwd_tau": 0.5}, "gwd_tau=0.5 is out of range; it must be in [1, ∞)"),
     ({"tal_iou": "giou", "task": "obb"}, "tal_iou=giou cannot be used with task=obb"),
     (
@@ -82,9 +123,9 @@ MISTAKES = [
     ({"tal_topk": 3, "task": "classify"}, "It takes cls_loss (ce, focal, poly), their options, cls_smoothing and"),
     (
         {"cls_loss": "qfl", "task": "classify"},
-        "cls_loss=qfl is one of tasks with boxes, and not of classify.",
+        "cls_loss=qfl is not available for task=classify; choose ce, focal or poly.",
     ),
-    ({"cls_loss": "ce"}, "cls_loss=ce is one of the task classify. Take one of asl, bce,"),
+    ({"cls_loss": "ce"}, "cls_loss=ce is only available for task=classify; choose asl, bce,"),
     ({"cls_focal_alpha": 0.5, "task": "classify"}, "cls_focal_alpha=0.5 has no effect with task=classify"),
     ({"cls_focal_gamma": 1, "task": "classify"}, "cls_focal_gamma=1 has no effect with cls_loss=ce; it belongs to"),
     ({"loss": 3, "task": "obb"}, "loss=3 must be a name, e.g. loss=probiou"),
@@ -96,12 +137,81 @@ MISTAKES = [
 ]
 
 
+@pytest.fixture
+def unlisted(monkeypatch):
+    """No list of names has been shown yet."""
+    monkeypatch.setattr(names, "_listed", set())
+
+
 @pytest.mark.parametrize(("args", "message"), MISTAKES, ids=[str(args) for args, _ in MISTAKES])
-def test_mistakes(args, message):
+def test_mistakes(args, message, unlisted):
     with pytest.raises(LossPlugError) as caught:
         select(args)
     assert message in str(caught.value)
     assert isinstance(caught.value, ValueError)
+
+
+def message_of(args):
+    with pytest.raises(LossPlugError) as caught:
+        select(args)
+    return str(caught.value)
+
+
+def test_a_list_of_names_is_shown_once(unlisted):
+    first, second = (message_of({"loss": name}) for name in ("nothing like it", "and another"))
+    assert "Known: ciou, " in first and "Known" not in second
+    assert second.startswith("loss=and another is unknown. `lossplug list` shows all; a user-defined loss is loss=")
+    assert "Known: asl, " in message_of({"cls_loss": "nothing like it"}), "another list"
+
+
+SPELLINGS = {
+    "loss": "WIoUv3 wiou3 Wise-IoU-v3 WIoU_v1 PIoU2 PIoUv2 MPD-IoU focal-mpd-iou SmoothL1 Efficient-IoU inner-shapeiou",
+    "cls_loss": "vfl VFL quality_focal ghmc GHM-C asymmetric binary-cross-entropy Focal-Loss poly1 EMASlide",
+}
+CANONICAL = {
+    "loss": "wiou-v3 wiou-v3 wiou-v3 wiou piou-v2 piou-v2 mpdiou focal-mpdiou smooth-l1 eiou inner-shape-iou",
+    "cls_loss": "varifocal varifocal qfl ghm ghm asl bce focal poly ema-slide",
+}
+
+
+@pytest.mark.parametrize("key", SPELLINGS)
+def test_usual_spellings_are_accepted_and_recorded_by_name(key):
+    for spelling, name in zip(SPELLINGS[key].split(), CANONICAL[key].split()):
+        assert select({key: spelling}).resolved()[key] == name, spelling
+    assert select({"loss": "KF-IoU", "task": "obb"}).box.name == "kfiou"
+    assert select({"cls_loss": "cross-entropy", "task": "classify"}).cls.name == "ce"
+
+
+def test_an_alias_is_that_of_one_loss_and_hides_no_name():
+    for kind, other in ((BOX, OVERLAP), (CLASS, CLASS), (ROTATED, ROTATED), (SOFTMAX, SOFTMAX)):
+        kinds = {kind, other}
+        aliases, known = REGISTRY.aliases(*kinds), set(names.names_with_prefixes(kind))
+        assert aliases and len(aliases) == len(set(aliases))
+        assert not known & set(aliases)
+        assert all(names.normalise(alias) == alias for alias in aliases)
+    assert select({"loss": "wise-iou"}).box.name == "wise-iou", "a prefix, and no version of wiou"
+
+
+def test_a_name_of_a_user_goes_before_an_alias(registry):
+    @class_loss("vfl", aliases=("my-vfl",))
+    def vfl(logits, targets):
+        return (logits - targets).square()
+
+    assert create_class_loss("vfl").name == "vfl" == create_class_loss("My-VFL").name
+    assert create_class_loss("vfl")(torch.zeros(1), torch.ones(1)).item() == 1
+    with pytest.raises(LossPlugError, match="'A' is not a valid name for a class loss"):
+        class_loss("b", aliases=("A",))
+
+
+def test_unknown_keys_of_older_yolos():
+    for args, message in (
+        ({"label_smoothing": 0.1}, "label_smoothing=0.1 is unknown. Use cls_smoothing=0.1."),
+        ({"fl_gamma": 1.5}, "fl_gamma=1.5 is unknown. Use cls_loss=focal cls_focal_gamma=1.5."),
+        ({"focal_gama": 1}, "focal_gama=1 is unknown. Did you mean 'focal_gamma'? `lossplug list` shows all."),
+    ):
+        with pytest.raises(LossPlugError) as caught:
+            refuse_unknown(args)
+        assert str(caught.value) == message
 
 
 @pytest.mark.parametrize("spelling", ["focal-eiou", "Focal-EIoU", "focal_eiou", " focal eiou ", "FOCAL_EIOU"])
@@ -172,9 +282,9 @@ def test_create():
     assert create_box_loss("focal-eiou", focal_gamma=1).options == {"focal_gamma": 1.0}
     assert str(create_box_loss("focal-eiou")) == "focal-eiou(focal_gamma=0.5)"
     assert str(create_class_loss("bce")) == "bce"
-    with pytest.raises(LossPlugError, match=r"alpha_power=2 is no option of 'focal-eiou'; it takes focal_gamma"):
+    with pytest.raises(LossPlugError, match=r"alpha_power=2 is not an option of 'focal-eiou'; it takes focal_gamma"):
         create_box_loss("focal-eiou", alpha_power=2)
-    with pytest.raises(LossPlugError, match=r"gamma=2 is no option of 'bce'; it takes none"):
+    with pytest.raises(LossPlugError, match=r"gamma=2 is not an option of 'bce'; it takes none"):
         create_class_loss("bce", gamma=2)
     with pytest.raises(LossPlugError, match="Did you mean 'qfl'"):
         create_class_loss("qfll")
@@ -221,7 +331,8 @@ def test_context_of_another_shape_is_refused():
 
 
 def test_lists():
-    assert list_class_losses() == ("asl", "bce", "ema-slide", "focal", "ghm", "poly", "qfl", "slide", "varifocal")
+    assert list_class_losses() == tuple(sorted(spec.name for spec in REGISTRY if spec.kind == CLASS))
+    assert {"bce", "focal", "qfl", "ema-slide"} <= set(list_class_losses())
     assert {"ciou", "focal-eiou", "alpha-ciou", "riou", "wiou-v3", "inner-siou", "wise-piou"} <= set(list_box_losses())
     assert list(list_box_losses()) == sorted(list_box_losses())
 
@@ -277,6 +388,37 @@ def test_files_of_one_name_in_two_folders(tmp_path, registry):
         create_box_loss(f"{tmp_path / folder / 'mine.py'}:l")(torch.ones(1, 4), torch.zeros(1, 4)) for folder in "aba"
     ]
     assert [value.item() for value in values] == [4, 40, 4]
+
+
+def test_a_file_is_loaded_once_whatever_it_is_called_by(tmp_path, monkeypatch, registry):
+    file, link = tmp_path / "counted.py", tmp_path / "link.py"
+    file.write_text("import sys\nsys.counted = getattr(sys, 'counted', 0) + 1\ndef l(pred, target): ...\n")
+    link.symlink_to(file)
+    monkeypatch.setattr(sys, "counted", 0, raising=False)
+    module = load_module(str(file), "loss")
+    monkeypatch.chdir(tmp_path)
+    assert load_module("counted.py", "loss") is load_module("link.py", "loss") is module and sys.counted == 1
+    monkeypatch.delitem(sys.modules, module.__name__)
+    assert load_module(str(file), "loss") is not module and sys.counted == 2
+
+
+def test_an_imported_module_is_that_of_its_file(tmp_path, monkeypatch, registry):
+    (tmp_path / "imported_for_test.py").write_text("def l(pred, target): ...\n")
+    (tmp_path / "link_for_test.py").symlink_to(tmp_path / "imported_for_test.py")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    imported = importlib.import_module("link_for_test")
+    assert load_module(str(tmp_path / "imported_for_test.py"), "loss") is imported
+
+
+def test_a_loaded_file_resolves_no_other_module(tmp_path, monkeypatch, registry):
+    file = tmp_path / "quick.py"
+    file.write_text("def l(pred, target): ...\n")
+    load_module(str(file), "loss")
+    resolved = []
+    stock = Path.resolve
+    monkeypatch.setattr(Path, "resolve", lambda path, *args: resolved.append(path) or stock(path, *args))
+    load_module(str(file), "loss")
+    assert resolved == [file]
 
 
 def test_own_module(tmp_path, monkeypatch, registry):
@@ -369,7 +511,7 @@ def test_bad_signatures_are_refused_with_the_reason():
         assert REGISTRY.get(BOX, "bad-signature") is None
     assert "must be exactly (logits, targets)" in refused(class_loss("bad-signature"), swapped)
     for name in ("", "Upper", "under_score", "a:b"):
-        with pytest.raises(LossPlugError, match="is no name for a box loss"):
+        with pytest.raises(LossPlugError, match="is not a valid name for a box loss"):
             box_loss(name)
 
 

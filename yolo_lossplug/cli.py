@@ -20,7 +20,7 @@ usage: lossplug COMMAND ..., with arguments as `yolo` takes them; lossplug COMMA
 
   list        what loss= and cls_loss= take, with options, defaults and ranges
   explain     the parts of a name such as focal-inner-eiou, their formulas, options and papers
-  doctor      whether the plugin is active here, with which Python, device and Ultralytics, or what is in its way
+  doctor      whether the plugin is active, with versions and devices, and why not if it is not
   verify      whether a loss is the one that runs: numbers of stock, of ours, and of the formula by itself
   curves      draws losses and their gradients against IoU
   simulate    the regression experiment of the DIoU paper: how fast boxes reach their targets
@@ -37,6 +37,7 @@ EXPLAIN_HELP = """\
 usage: lossplug explain NAME [--bibtex]
 
 The parts of a name, outermost first, with formulas, options, papers and weaknesses; --bibtex prints citations alone.
+NAME is also a prefix such as focal-, or a key such as focal_gamma.
 Example: lossplug explain focal-inner-eiou\
 """
 DOCTOR_HELP = """\
@@ -51,13 +52,13 @@ TOOLS = ("verify", "curves", "simulate", "compare")
 
 
 def main() -> None:
-    """Run a command of ours, or hand the arguments to Ultralytics with the plugin enabled."""
+    """Run a `lossplug` command, or pass the arguments to Ultralytics with the plugin enabled."""
     try:
         run()
         sys.stdout.flush()
     except KeyboardInterrupt:
         raise SystemExit(130) from None
-    except BrokenPipeError:  # `lossplug list | head`: nobody reads on
+    except BrokenPipeError:  # `lossplug list | head` closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
 
@@ -76,7 +77,9 @@ def run() -> None:
     elif command in TOOLS:
         run_tool(command, words)
     elif close := get_close_matches(command, (*own, *TOOLS), 1, 0.75):
-        raise SystemExit(f"LossPlug: '{command}' is no command. Did you mean '{close[0]}'? lossplug --help lists them.")
+        raise SystemExit(
+            f"LossPlug: '{command}' is not a command. Did you mean '{close[0]}'? lossplug --help lists them."
+        )
     else:
         from ultralytics.cfg import entrypoint
 
@@ -89,7 +92,7 @@ def is_help(words: Sequence[str]) -> bool:
 
 
 def run_tool(name: str, words: Sequence[str]) -> None:
-    """Run one of the tools; an error of the user's is one line, and Ctrl-C is no error of ours."""
+    """Run one of the tools; a mistake of the user is one line."""
     tool = importlib.import_module(f"yolo_lossplug.tools.{name}")
     if is_help(words):
         print(tool.HELP)
@@ -138,21 +141,25 @@ def explanation(name: str) -> str:
     """Return the parts of a box or class loss, with formulas, options, sources and weaknesses.
 
     Args:
-        name: Name as in ``loss=name`` or ``cls_loss=name``.
+        name: Name as in ``loss=name`` or ``cls_loss=name``, a prefix as ``focal-``, or a key as ``focal_gamma``.
 
     Raises:
-        LossPlugError: If there is no such loss.
+        LossPlugError: If there is no such loss, prefix or key.
     """
-    from yolo_lossplug.registry import CLASS, OVERLAP, SOFTMAX
+    from yolo_lossplug.registry import OVERLAP
+    from yolo_lossplug.selection.names import key_of
 
-    specs = _parts(name)
-    is_class = specs[-1].kind in (CLASS, SOFTMAX)
-    title = "-".join(spec.name for spec in specs)
-    lines = [f"{'cls_loss' if is_class else 'loss'}={title}"]
+    if option := _option(name):
+        return option
+    prefixes = _prefixes(name)
+    specs = prefixes or _parts(name)
+    title = f"{specs[0].name}-*" if prefixes else "-".join(spec.name for spec in specs)
+    lines = [f"{key_of(specs[-1].kind)}={title}"]
     if specs[-1].kind == OVERLAP:
         lines.append("L = weight · (1 − u + Σ penalties), u = IoU unless a part changes it")
     for spec in specs:
         lines += ["", f"{shown(spec)}: {spec.formula}"]
+        lines += [f"  also as {', '.join(spec.aliases)}"] if spec.aliases else []
         lines += [f"  {p.key}={p.default} in {p.option.range}: {p.option.help}" for p in spec.parameters.values()]
         if spec.paper:
             lines.append(f"  {spec.paper.citation}")
@@ -167,7 +174,9 @@ def bibtex(name: str) -> str:
     Raises:
         LossPlugError: If there is no such loss.
     """
-    return "\n\n".join(entries(_parts(name)))
+    from yolo_lossplug.selection.third_party import registry
+
+    return "\n\n".join(entries(registry().owners(_key(name)) or _prefixes(name) or _parts(name)))
 
 
 def entries(specs: Iterable[Spec]) -> list[str]:
@@ -176,15 +185,45 @@ def entries(specs: Iterable[Spec]) -> list[str]:
     return [paper.bibtex for paper in papers if paper.bibtex]
 
 
+def _key(name: str) -> str:
+    return name.strip().lower().replace("-", "_")
+
+
+def _option(name: str) -> str:
+    """Return the explanation of a key, empty if the name is that of no key."""
+    from yolo_lossplug.selection.third_party import registry
+
+    key = _key(name)
+    common = [f"{k}={default}: {meaning} ({values})" for k, default, values, meaning in common_keys() if k == key]
+    owners = registry().owners(key)
+    if not owners:
+        return "".join(common)
+    p = owners[0].parameters[key]
+    belongs = ", ".join(dict.fromkeys(_belongs(owner).strip("`") for owner in owners))
+    return f"{p.key}={p.default} in {p.option.range}: {p.option.help}\n  belongs to {belongs}"
+
+
+def _prefixes(name: str) -> list[Spec]:
+    """Return the prefixes of a name like ``focal-``, of horizontal and of rotated boxes; none for another name."""
+    from yolo_lossplug.selection.names import PREFIXES
+    from yolo_lossplug.selection.third_party import registry
+
+    prefixes = (spec for spec in registry() if spec.kind in PREFIXES.values())
+    return [spec for spec in prefixes if f"{spec.name}-" == name.strip().lower()]
+
+
 def _parts(name: str) -> list[Spec]:
     """Return the specs of a name, outermost first; a name of both kinds is the box loss."""
     from yolo_lossplug.registry import BOX, CLASS, ROTATED, SOFTMAX
-    from yolo_lossplug.selection.names import kind_of, resolve
+    from yolo_lossplug.selection.names import is_known, is_user_defined, names_with_prefixes, resolve, suggest
     from yolo_lossplug.selection.own import load_own
 
-    if ":" in name:
+    if is_user_defined(name):
         return [load_own(name, BOX)]
-    spec, modifiers = resolve(kind_of(name, BOX, CLASS, ROTATED, SOFTMAX), name)
+    kinds = (BOX, CLASS, ROTATED, SOFTMAX)
+    kind = next((k for k in kinds if is_known(k, name)), None)
+    kind = kind or next((k for k in kinds if suggest(name, names_with_prefixes(k))), BOX)  # for a better message
+    spec, modifiers = resolve(kind, name)
     return [*modifiers, spec]
 
 

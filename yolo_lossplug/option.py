@@ -7,9 +7,9 @@ import math
 from dataclasses import dataclass
 from typing import Optional
 
-PLACES = (0.1, 0.5, 0.9)
+INNER = (0.1, 0.5, 0.9)
 NEAR = 2**-10
-"""Places of samples in a range of length 1, and how near to its ends others are."""
+"""Positions of samples in a range of length 1, and the distance of the outer ones from open ends."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class Option:
         above: Bound that the value must exceed.
         at_most: Largest value allowed.
         below: Bound that the value must stay under.
+        formerly: Key of older YOLOs for the same, which an error points from to this one.
     """
 
     help: str
@@ -29,6 +30,7 @@ class Option:
     above: Optional[float] = None
     at_most: Optional[float] = None
     below: Optional[float] = None
+    formerly: str = ""
 
     @property
     def range(self) -> str:
@@ -65,7 +67,7 @@ class Option:
         low, high = self._bounds
         first = NEAR if self.at_least is None else 0.0
         last = 1 - NEAR if self.at_most is None else 1.0
-        return tuple(_between(low, high, place) for place in (first, *PLACES, last))
+        return tuple(_between(low, high, position) for position in (first, *INNER, last))
 
     @property
     def _bounds(self) -> tuple[Optional[float], Optional[float]]:
@@ -73,12 +75,12 @@ class Option:
         return low, self.below if self.below is not None else self.at_most
 
 
-def _between(low: Optional[float], high: Optional[float], place: float) -> float:
-    """Return what stands at a place in [0, 1] of a range, of which None is an end at infinity."""
+def _between(low: Optional[float], high: Optional[float], position: float) -> float:
+    """Return the value at a position in [0, 1] of a range; an end of None is infinite."""
     if low is not None and high is not None:
-        return low + place * (high - low)
+        return low + position * (high - low)
     if low is not None:
-        return low + place / (1 - place)
+        return low + position / (1 - position)
     if high is not None:
-        return high - (1 - place) / place
-    return (2 * place - 1) / (place * (1 - place))
+        return high - (1 - position) / position
+    return (2 * position - 1) / (position * (1 - position))

@@ -46,7 +46,7 @@ class Paper:
 
     @property
     def citation(self) -> str:
-        """One line: family names, title, venue, year, address; the address alone where no more is known."""
+        """One line: family names, title, venue, year, address; the address alone without a title."""
         if not self.title:
             return self.address
         return f"{' and '.join(self.families)}: {self.title}. {self.venue} {self.year}. {self.address}"

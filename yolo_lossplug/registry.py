@@ -44,7 +44,7 @@ CONTEXT = {
     ROTATED_MODIFIER: frozenset(),
     SOFTMAX: frozenset(),
 }
-"""Keyword-only parameters that the caller supplies, by kind. They are no options and no keys."""
+"""Keyword-only parameters that the caller supplies, by kind. They are neither options nor keys."""
 
 
 class LossPlugError(ValueError):
@@ -56,13 +56,13 @@ UNSET_NULLABLE = "auto"
 
 @dataclass(frozen=True)
 class Parameter:
-    """An option as found in a signature: its key, type and default.
+    """An option as read from a signature: its key, type and default.
 
     Attributes:
         key: Name of the option, and of the training key.
         type: ``float`` or ``int``.
         nullable: Whether ``None`` is a value that the option can take.
-        default: Value where the key is not given.
+        default: Value where the key is not set.
         option: Meaning and bounds.
     """
 
@@ -124,6 +124,7 @@ class Spec:
         increasing: Options whose values must increase in this order.
         background: For a class loss, takes its options and returns its closed form at target 0; None if it has none.
         kernel: Takes its options and returns it as the Triton kernels evaluate it; None if they do not have it.
+        aliases: Other spellings of the name, in kebab-case.
     """
 
     name: str
@@ -139,6 +140,7 @@ class Spec:
     increasing: tuple[str, ...] = ()
     background: Optional[Callable[..., Background]] = None
     kernel: Optional[Callable[..., Union[BoxKernel, ClassKernel]]] = None
+    aliases: tuple[str, ...] = ()
 
     @property
     def year(self) -> int:
@@ -175,9 +177,9 @@ class Registry:
 
     Attributes:
         specs: The losses.
-        observers: Told of every loss that is added.
-        reserved: Keys that no option may be named like, since the host has them.
-        refused: Why losses that were added before the reserved keys were known are not there any more, by name.
+        observers: Called with every spec that is added.
+        reserved: Keys of Ultralytics, which no option may have.
+        refused: Why losses were removed when keys were reserved, by name.
     """
 
     specs: dict[tuple[str, str], Spec] = field(default_factory=dict)
@@ -189,12 +191,19 @@ class Registry:
         return iter(sorted(self.specs.values(), key=lambda spec: (spec.kind, spec.name)))
 
     def get(self, kind: str, name: str) -> Optional[Spec]:
-        """Return the spec of that kind and name, or None."""
-        return self.specs.get((kind, name))
+        """Return the spec of that kind and name, or with that alias, or None; a name goes before an alias."""
+        return self.specs.get((kind, name)) or self._by_alias(kind, name)
+
+    def _by_alias(self, kind: str, alias: str) -> Optional[Spec]:
+        return next((spec for spec in self.specs.values() if spec.kind == kind and alias in spec.aliases), None)
 
     def names(self, *kinds: str) -> tuple[str, ...]:
         """Return the sorted names of these kinds."""
         return tuple(sorted(spec.name for spec in self.specs.values() if spec.kind in kinds))
+
+    def aliases(self, *kinds: str) -> tuple[str, ...]:
+        """Return the sorted aliases of these kinds."""
+        return tuple(sorted(alias for spec in self.specs.values() if spec.kind in kinds for alias in spec.aliases))
 
     def parameters(self) -> dict[str, Parameter]:
         """Return every option of every loss by key."""
@@ -205,11 +214,11 @@ class Registry:
         return [spec for spec in self if key in spec.parameters]
 
     def reserve(self, reserved: Iterable[str]) -> None:
-        """Refuse options that are named like a key of the host, of losses to come and of those that are here."""
+        """Refuse losses with an option named like a key of Ultralytics: those that are registered, and later ones."""
         self.reserved = frozenset(reserved)
-        for place, spec in list(self.specs.items()):
+        for index, spec in list(self.specs.items()):
             for key in self.reserved & spec.parameters.keys():
-                del self.specs[place]
+                del self.specs[index]
                 self.refused[spec.name] = _reserved(key, spec.function)
                 break
 
@@ -221,7 +230,7 @@ class Registry:
         """
         rivals = (BOX, OVERLAP) if spec.kind in (BOX, OVERLAP) else (spec.kind,)
         for kind in rivals:
-            known = self.get(kind, spec.name)
+            known = self.specs.get((kind, spec.name))
             if known and not _same_definition(known.function, spec.function):
                 raise LossPlugError(
                     f"{spec.kind} '{spec.name}' is already registered by {_where(known.function)}; "
@@ -256,8 +265,8 @@ def box_loss(name: str, **about: Any) -> Callable[[F], F]:
         name: Name in kebab-case.
         **about: Attributes of `Spec` for the table of losses: ``formula`` in one line, ``note`` for users, and
             ``paper``, a `Paper`, or its address and ``year``. Besides, ``increasing`` names options whose values must
-            increase in that order, and ``background`` and ``kernel`` say what engines evaluate instead of calling the
-            function.
+            increase in that order, ``background`` and ``kernel`` say what engines evaluate instead of calling the
+            function, and ``aliases`` is a tuple of other spellings of the name, in kebab-case.
 
     Raises:
         LossPlugError: If the signature is another one, or the name is taken.
@@ -333,8 +342,9 @@ def _paper(declared: Union[Paper, str, None], year: int) -> Optional[Paper]:
 
 
 def _declare(kind: str, name: str, about: Mapping[str, Any]) -> Callable[[F], F]:
-    if name != name.strip().lower().replace("_", "-").replace(" ", "-") or not name or ":" in name:
-        raise LossPlugError(f"'{name}' is no name for a {kind}: use lower-case words joined by '-'.")
+    for word in (name, *about.get("aliases", ())):
+        if word != word.strip().lower().replace("_", "-").replace(" ", "-") or not word or ":" in word:
+            raise LossPlugError(f"'{word}' is not a valid name for a {kind}: use lower-case words joined by '-'.")
 
     def register(function: F) -> F:
         REGISTRY.add(spec_of(kind, name, function, **about))
@@ -407,6 +417,6 @@ def _where(function: Function) -> str:
 
 
 def import_siblings(package: str, path: Iterable[str]) -> None:
-    """Import every module of a package, so that a new file of losses needs no list to stand in."""
+    """Import every module of a package, so that a new file of losses registers itself."""
     for module in pkgutil.iter_modules(path):
         importlib.import_module(f"{package}.{module.name}")

@@ -122,7 +122,7 @@ def test_finite_for_every_pair(name, dtype, device):
 
 
 def test_prefixes_without_meaning_are_refused():
-    with pytest.raises(LossPlugError, match="'kfiou' is not defined for it. It goes before gwd, kld, probiou."):
+    with pytest.raises(LossPlugError, match="is not defined for 'kfiou'. Use it with gwd, kld, probiou."):
         create_box_loss("alpha-kfiou")
     with pytest.raises(LossPlugError, match="twice"):
         create_box_loss("focal-focal-kld")

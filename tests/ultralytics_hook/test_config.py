@@ -11,6 +11,7 @@ from ultralytics.utils import DEFAULT_CFG, DEFAULT_CFG_DICT
 from tests.runs import ROOT, TINY, slow, yolo
 from yolo_lossplug import LossPlugError, Option, box_loss
 from yolo_lossplug.selection.keys import keys
+from yolo_lossplug.ultralytics_hook import config, console
 from yolo_lossplug.ultralytics_hook.config import guess_model
 
 NOWHERE = "no-such-dataset.yaml"
@@ -72,9 +73,9 @@ def test_a_sequence_of_datasets_is_checked_before_the_first(tmp_path):
 
 
 def test_an_unknown_loss_is_reported_before_its_unknown_options():
-    with pytest.raises(LossPlugError, match="loss=scaled-l1 is unknown.*or one of your own as loss=file.py:function"):
+    with pytest.raises(LossPlugError, match="loss=scaled-l1 is unknown.*a user-defined loss is loss=file.py:function"):
         get_cfg(overrides={"loss": "scaled-l1", "l1_scale": 2.0})
-    with pytest.raises(LossPlugError, match="or one of your own as loss=mine.py:function"):
+    with pytest.raises(LossPlugError, match="loss=mine.py lacks the function in that file: loss=mine.py:function"):
         get_cfg(overrides={"loss": "mine.py"})
 
 
@@ -107,6 +108,34 @@ def test_a_tuner_starts_from_the_defaults_of_our_keys(data, tmp_path):
         tuner(space={"focal_gamma": (0.1, 1.5)})
     with pytest.raises(LossPlugError, match="loss cannot be tuned: it is not a number"):
         tuner(space={"loss": (0, 1)})
+
+
+@pytest.mark.parametrize("word", ["loss=none", "cls_loss=NONE", "loss=None", "--loss=none"])
+def test_a_name_typed_as_none_is_refused(word):
+    key = word.lstrip("-").partition("=")[0]
+    with pytest.raises(SystemExit, match=f"LossPlug: {key}=none is unknown. .* remove {key}, or give {key}="):
+        cfg.entrypoint(f"yolo train model=yolov8n.pt {word} data={NOWHERE}")
+    with pytest.raises(LossPlugError, match=f"remove {key}, or give {key}="):
+        console.parse([word])
+
+
+def test_a_program_that_gives_every_key_may_give_none():
+    words = " ".join(f"{key}=None" for key in keys())
+    config.refuse_typed_none((f"yolo train {words}",))
+    with pytest.raises(LossPlugError, match="loss=none is unknown"):
+        config.refuse_typed_none(("yolo train loss=None cls_loss=qfl",))
+
+
+def test_a_key_of_older_yolos_points_to_ours(monkeypatch):
+    said = []
+    monkeypatch.setattr(console, "warn_once", said.append)
+    with pytest.raises(LossPlugError, match=r"fl_gamma=1.5 is unknown. Use cls_loss=focal cls_focal_gamma=1.5\."):
+        get_cfg(overrides={"fl_gamma": 1.5})
+    assert not hasattr(get_cfg(overrides={"label_smoothing": 0.1, "mode": "train"}), "label_smoothing")
+    assert said == ["label_smoothing=0.1 has no effect in this release of Ultralytics. Use cls_smoothing=0.1."]
+    for stock in ({"label_smoothing": 0.0}, {"label_smoothing": 0.1, "mode": "val"}):
+        get_cfg(overrides=stock)
+    assert len(said) == 1
 
 
 def test_unknown_key_is_the_hosts_error_with_our_keys_suggested():

@@ -15,7 +15,7 @@ class Terms(NamedTuple):
     """The parts of one overlap loss, before they are put together.
 
     Attributes:
-        pair: The boxes, as they were given.
+        pair: The boxes, as passed in.
         overlap: u (N,), in [0, 1]; the IoU until a modifier changes it.
         penalties: What is added to 1 − u, each (N,) and >= 0.
         weight: Factor of the sum (N,), or None for 1.

@@ -26,7 +26,9 @@ PAPER = Paper(
 )
 
 
-@overlap_loss("diou", formula="1 − IoU + ρ²/c²", paper=PAPER, kernel=lambda: BoxKernel(BoxKind.DIOU))
+@overlap_loss(
+    "diou", aliases=("distance-iou",), formula="1 − IoU + ρ²/c²", paper=PAPER, kernel=lambda: BoxKernel(BoxKind.DIOU)
+)
 def diou(pair: Pair) -> tuple[Tensor, ...]:
     """DIoU loss = 1 − IoU + ρ²/c², in [0, 2): ρ the distance of the centres, c the enclosing diagonal, Eq. 7.
 
@@ -41,6 +43,7 @@ def diou(pair: Pair) -> tuple[Tensor, ...]:
 
 @overlap_loss(
     "ciou",
+    aliases=("complete-iou",),
     formula="1 − IoU + ρ²/c² + sg(α)·v",
     paper=PAPER,
     note="What Ultralytics trains with. The aspect term vanishes for boxes of equal aspect but different size.",

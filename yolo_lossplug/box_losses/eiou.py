@@ -25,6 +25,7 @@ PAPER = Paper(
 
 @overlap_loss(
     "eiou",
+    aliases=("efficient-iou",),
     formula="1 − IoU + ρ²/c² + (w − W)²/cw² + (h − H)²/ch²",
     paper=PAPER,
     note="Efficient IoU; other libraries use the same abbreviation for Extended IoU, a different loss.",

@@ -24,6 +24,7 @@ PAPER = Paper(
 
 @overlap_loss(
     "giou",
+    aliases=("generalized-iou",),
     formula="1 − IoU + (C − U)/C",
     paper=PAPER,
     note="Equals iou where one box lies inside the other; slow on boxes far apart.",

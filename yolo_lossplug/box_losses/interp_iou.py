@@ -19,16 +19,22 @@ PAPER = Paper(
     "arXiv",
     2025,
 )
-UNSURE = "Source uncertain: no code of the authors was found, and copies of others disagree about the coefficient."
+UNSURE = "Source uncertain: the authors published no code, and third-party versions disagree about the coefficient."
 
 
-@box_loss("interp-iou", formula="(1 − IoU(p, t)) + (1 − IoU(q, t)), q = (1 − α)·p + α·t", paper=PAPER, note=UNSURE)
+@box_loss(
+    "interp-iou",
+    aliases=("interpiou",),
+    formula="(1 − IoU(p, t)) + (1 − IoU(q, t)), q = (1 − α)·p + α·t",
+    paper=PAPER,
+    note=UNSURE,
+)
 def interp_iou(
     pred: Tensor,
     target: Tensor,
     *,
     interp_alpha: Annotated[
-        float, Option("place of the interpolated box between prediction and target", above=0, below=1)
+        float, Option("position of the interpolated box between prediction and target", above=0, below=1)
     ] = 0.98,
 ) -> Tensor:
     """InterpIoU = (1 − IoU(p, t)) + (1 − IoU(q, t)) with q = (1 − α)·p + α·t, in [0, 2].
@@ -47,6 +53,7 @@ def interp_iou(
 
 @box_loss(
     "d-interp-iou",
+    aliases=("d-interpiou", "dinterpiou"),
     formula="interp-iou with α = clamp(1 − sg(IoU), low, high)",
     paper=PAPER,
     note=UNSURE,

@@ -43,7 +43,9 @@ def iou(pair: Pair) -> tuple[Tensor, ...]:
     return ()
 
 
-@box_loss("log-iou", formula="−ln IoU", paper=PAPER, note="No gradient for boxes that do not overlap.")
+@box_loss(
+    "log-iou", aliases=("logiou",), formula="−ln IoU", paper=PAPER, note="No gradient for boxes that do not overlap."
+)
 def log_iou(pred: Tensor, target: Tensor) -> Tensor:
     """Log IoU = −ln max(IoU, 1e-6), in [0, 13.8155]: Yu et al., UnitBox, ACM MM 2016.
 

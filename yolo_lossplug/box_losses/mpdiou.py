@@ -24,6 +24,7 @@ DEFAULT_IMGSZ = 640
 
 @overlap_loss(
     "mpdiou",
+    aliases=("mpd-iou", "mpd"),
     formula="1 − IoU + d₁²/(w² + h²) + d₂²/(w² + h²), w and h of the image",
     paper=PAPER,
     note="The penalties of small boxes in a large image are tiny: close to plain iou there.",

@@ -31,7 +31,7 @@ CELL = 8
 NOTE = "Not scale-invariant: counts a large box's error for more than a small one's, and knows nothing of overlap."
 
 
-@box_loss("l1", formula="mean |p − t| over x1, y1, x2, y2", note=NOTE)
+@box_loss("l1", aliases=("mae",), formula="mean |p − t| over x1, y1, x2, y2", note=NOTE)
 def l1(pred: Tensor, target: Tensor, *, stride: Optional[Tensor] = None) -> Tensor:
     """L1 = mean over the four coordinates of |p − t|, in [0, ∞).
 
@@ -50,7 +50,7 @@ def l1(pred: Tensor, target: Tensor, *, stride: Optional[Tensor] = None) -> Tens
     return F.l1_loss(*_in_cells(pred, target, stride), reduction="none").mean(-1)
 
 
-@box_loss("l2", formula="mean (p − t)² over x1, y1, x2, y2", note=NOTE)
+@box_loss("l2", aliases=("mse",), formula="mean (p − t)² over x1, y1, x2, y2", note=NOTE)
 def l2(pred: Tensor, target: Tensor, *, stride: Optional[Tensor] = None) -> Tensor:
     """L2 = mean over the four coordinates of (p − t)², in [0, ∞); also known as MSE.
 
@@ -71,6 +71,7 @@ def l2(pred: Tensor, target: Tensor, *, stride: Optional[Tensor] = None) -> Tens
 
 @box_loss(
     "smooth-l1",
+    aliases=("smoothl1",),
     formula="mean of d²/2β where d = |p − t| < β, else d − β/2",
     paper=PAPER,
     note=NOTE,

@@ -27,6 +27,7 @@ PAPER = Paper(
 
 @overlap_loss(
     "piou",
+    aliases=("piou-v1", "piouv1", "piou1", "powerful-iou"),
     formula="1 − IoU + 1 − exp(−P²)",
     paper=PAPER,
     note="The penalty is measured in target sizes, so it does not grow when the prediction is enlarged.",
@@ -47,6 +48,7 @@ def piou(pair: Pair) -> tuple[Tensor, ...]:
 
 @box_loss(
     "piou-v2",
+    aliases=("piouv2", "piou2", "powerful-iou-v2", "powerful-iouv2"),
     formula="3x·exp(−x²)·piou, x = λ·exp(−P)",
     paper=PAPER,
     note="The attention 3x·exp(−x²) is detached: differentiated, as in the authors' code, it pushes far boxes away.",

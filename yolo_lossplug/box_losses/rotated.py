@@ -55,11 +55,11 @@ KFIOU = Paper(
     2023,
     booktitle="International Conference on Learning Representations",
 )
-SMALLEST_SIDE = 1e-2
-LARGEST_SIDE = 1e6
-"""Sides beyond are clamped: the squares of determinants of larger ones overflow float32."""
+MIN_SIDE = 1e-2
+MAX_SIDE = 1e6
+"""Sides outside are clamped: squared determinants of larger ones overflow float32."""
 LARGEST_DISTANCE = 100.0
-"""Largest Bhattacharyya distance that is told from larger ones, as in Ultralytics."""
+"""Larger Bhattacharyya distances are clamped to it, as in Ultralytics."""
 
 Tau = Annotated[float, Option("τ of 1 − 1/(τ + f): 1 gives the loss the range [0, 1)", at_least=1)]
 
@@ -95,7 +95,7 @@ class Gaussian(NamedTuple):
 def gaussian(boxes: Tensor, k: float) -> Gaussian:
     """Return the Gaussians of boxes (N, 5) with covariance R·diag(w², h²)/k·Rᵀ."""
     x, y, w, h, angle = boxes.unbind(-1)
-    first, second = (side.clamp(SMALLEST_SIDE, LARGEST_SIDE).square() / k for side in (w, h))
+    first, second = (side.clamp(MIN_SIDE, MAX_SIDE).square() / k for side in (w, h))
     return Gaussian(x, y, angle, first, second)
 
 
@@ -145,6 +145,7 @@ def evaluate(
 
 @rotated_box_loss(
     "probiou",
+    aliases=("prob-iou",),
     formula="√(1 − exp(−B)), B the Bhattacharyya distance",
     paper=PROBIOU,
     note="What Ultralytics trains with. A square says nothing about its angle.",
@@ -218,6 +219,7 @@ def kld(pred: Tensor, target: Tensor, *, kld_tau: Tau = 1.0) -> Tensor:
 
 @rotated_box_loss(
     "kfiou",
+    aliases=("kf-iou",),
     formula="exp(1 − 3·KFIoU) − 1 + mean smooth L1 of the centres",
     paper=KFIOU,
     note="The overlap of the Kalman-filtered Gaussian, at most 1/3, times 3 so that a perfect box costs nothing.",
@@ -274,7 +276,7 @@ def alpha(loss: Tensor, pred: Tensor, target: Tensor, *, alpha_power: AlphaPower
     stage=WEIGHT,
     formula="weight = sg(ProbIoU^γ)",
     paper=FOCAL,
-    note="ProbIoU, the overlap that Ultralytics assigns rotated boxes by, in the place of the paper's IoU.",
+    note="ProbIoU, the overlap that Ultralytics assigns rotated boxes by, instead of the paper's IoU.",
 )
 def focal(loss: Tensor, pred: Tensor, target: Tensor, *, focal_gamma: FocalGamma = 0.5) -> Tensor:
     """Weight each pair by its detached overlap, 1 − the Hellinger distance, to the power γ.

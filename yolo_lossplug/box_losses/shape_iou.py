@@ -23,6 +23,7 @@ PAPER = Paper(
 
 @overlap_loss(
     "shape-iou",
+    aliases=("shapeiou",),
     formula="1 − IoU + hh·dx²/c² + ww·dy²/c² + Ω/2",
     paper=PAPER,
     note="With shape_scale=0 the shape of the target has no influence; the authors choose it for each dataset.",

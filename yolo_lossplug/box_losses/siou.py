@@ -24,6 +24,7 @@ PAPER = Paper(
 
 @overlap_loss(
     "siou",
+    aliases=("scylla-iou",),
     formula="1 − IoU + Δ/2 + Ω/2",
     paper=PAPER,
     note="The angle term couples the axes; the gradient jumps where the centres are aligned.",

@@ -24,6 +24,7 @@ PAPER = Paper(
 
 @box_loss(
     "uiou",
+    aliases=("unified-iou",),
     formula="ciou of both boxes scaled by r about their centres, r from 2 to 0.5 over the epochs",
     paper=PAPER,
     note="Needs the epoch of the run. Our reading: the linear schedule, without the weights that the paper adds.",

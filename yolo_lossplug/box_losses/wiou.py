@@ -30,7 +30,13 @@ Alpha = Annotated[float, Option("α of the focusing factor, which grows as α^δ
 Delta = Annotated[float, Option("δ, the outlier degree whose factor is 1; it grows as α^δ", above=0, at_most=10)]
 
 
-@box_loss("wiou", formula="exp(ρ²/sg(c²))·(1 − IoU)", paper=PAPER, note="Version 1, without focusing.")
+@box_loss(
+    "wiou",
+    aliases=("wiou-v1", "wiouv1", "wiou1", "wise-iou-v1", "wise-iouv1"),
+    formula="exp(ρ²/sg(c²))·(1 − IoU)",
+    paper=PAPER,
+    note="Version 1, without focusing.",
+)
 def wiou(pred: Tensor, target: Tensor) -> Tensor:
     """Wise-IoU v1 = exp(ρ²/c²)·(1 − IoU), in [0, e); c² is detached, so that the enclosing box does not grow.
 
@@ -46,6 +52,7 @@ def wiou(pred: Tensor, target: Tensor) -> Tensor:
 
 @box_loss(
     "wiou-v2",
+    aliases=("wiouv2", "wiou2", "wise-iou-v2", "wise-iouv2"),
     formula="(sg(1 − IoU)/m)^γ·wiou, m a running mean of 1 − IoU",
     paper=PAPER,
     note="Has a state: its scale depends on the history of the run.",
@@ -76,6 +83,7 @@ def wiou_v2(
 
 @box_loss(
     "wiou-v3",
+    aliases=("wiouv3", "wiou3", "wise-iou-v3", "wise-iouv3"),
     formula="β/(δ·α^(β − δ))·wiou, β = sg(1 − IoU)/m, m a running mean of 1 − IoU",
     paper=PAPER,
     note="Has a state: its scale depends on the history of the run.",

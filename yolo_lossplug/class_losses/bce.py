@@ -12,6 +12,7 @@ from yolo_lossplug.registry import class_loss
 
 @class_loss(
     "bce",
+    aliases=("binary-cross-entropy",),
     formula="−y·ln p − (1 − y)·ln(1 − p)",
     background=lambda: Background(1, 0),
     kernel=lambda: ClassKernel(ClassKind.BCE),

@@ -24,11 +24,12 @@ PAPER = Paper(
     doi="10.1109/ICCV.2017.324",
 )
 
-Gamma = Annotated[float, Option("exponent that damps easy elements; 0 damps none", at_least=0)]
+Gamma = Annotated[float, Option("exponent that damps easy elements; 0 damps none", at_least=0, formerly="fl_gamma")]
 
 
 @class_loss(
     "focal",
+    aliases=("focal-loss",),
     formula="α_t·(1 − p_t)^γ·BCE",
     paper=PAPER,
     note="On the soft targets of the assigner its minimum is not at p = y; qfl is the calibrated form. "

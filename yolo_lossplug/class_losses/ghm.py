@@ -29,6 +29,7 @@ PAPER = Paper(
 
 @class_loss(
     "ghm",
+    aliases=("ghmc", "ghm-c"),
     formula="N/(R·n)·BCE, R the number of elements with a like |p − y|, n of bins in use",
     paper=PAPER,
     note="Has a state. Made for hard labels, and for a mean over all elements, which are summed here: the gain 'cls' "

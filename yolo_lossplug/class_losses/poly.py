@@ -26,6 +26,7 @@ Epsilon = Annotated[float, Option("weight of the first polynomial; 0 is none", a
 
 @class_loss(
     "poly",
+    aliases=("polyloss", "poly-loss", "poly1", "poly-1"),
     formula="BCE + ε·(1 − p_t)",
     paper=PAPER,
     note="Poly-1 of the binary cross-entropy. The paper's value for detection is −1.",

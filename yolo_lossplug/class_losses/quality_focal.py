@@ -28,6 +28,7 @@ PAPER = Paper(
 
 @class_loss(
     "qfl",
+    aliases=("quality-focal", "quality-focal-loss"),
     formula="|y − p|^β·BCE",
     paper=PAPER,
     note="The focal form for soft targets: smallest, and 0, at p = y. The sum shrinks: raise the gain 'cls'.",

@@ -26,6 +26,7 @@ DECAY, WARM_UP = 0.999, 2000
 
 @class_loss(
     "slide",
+    aliases=("slide-loss", "slideloss"),
     formula="f(y)·BCE, f = 1 below μ − 0.1, e^(1 − μ) below μ, else e^(1 − y); μ the mean target of assigned anchors",
     paper=PAPER,
     note="Raises elements whose target lies near the mean, the hard ones.",
@@ -46,6 +47,7 @@ def slide(logits: Tensor, targets: Tensor) -> Tensor:
 
 @class_loss(
     "ema-slide",
+    aliases=("emaslide", "ema-slide-loss", "emaslideloss"),
     formula="slide with μ a moving average over the steps",
     note="Community practice, no paper behind it. Has a state; μ starts at 1.",
 )

@@ -13,7 +13,7 @@ from yolo_lossplug.class_losses.poly import Epsilon
 from yolo_lossplug.registry import softmax_loss
 
 
-@softmax_loss("ce", formula="−Σ t·ln p, p = softmax", note="What Ultralytics trains with.")
+@softmax_loss("ce", aliases=("cross-entropy",), formula="−Σ t·ln p, p = softmax", note="What Ultralytics trains with.")
 def ce(logits: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy = −Σ over classes of t·ln p with p = softmax(logits), in [0, ∞).
 
@@ -29,6 +29,7 @@ def ce(logits: Tensor, targets: Tensor) -> Tensor:
 
 @softmax_loss(
     "focal",
+    aliases=("focal-loss",),
     formula="−Σ t·(1 − p)^γ·ln p, p = softmax",
     paper=FOCAL,
     note="Damps images that are classified well.",
@@ -50,6 +51,7 @@ def focal(logits: Tensor, targets: Tensor, *, cls_focal_gamma: Gamma = 2.0) -> T
 
 @softmax_loss(
     "poly",
+    aliases=("polyloss", "poly-loss", "poly1", "poly-1"),
     formula="Σ t·(−ln p + ε·(1 − p)), p = softmax",
     paper=POLY,
     note="Poly-1 of the cross-entropy.",

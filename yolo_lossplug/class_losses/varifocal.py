@@ -28,6 +28,7 @@ PAPER = Paper(
 
 @class_loss(
     "varifocal",
+    aliases=("vfl", "vari-focal", "varifocal-loss"),
     formula="y·BCE where y > 0, α·p^γ·BCE where y = 0",
     paper=PAPER,
     note="Positives are weighted by their target and not damped. The sum shrinks: raise the gain 'cls'.",

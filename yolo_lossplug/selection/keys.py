@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""The training keys: their defaults, the values they take, and what to say of a value that is wrong."""
+"""The training keys: their defaults, the values they take, and the messages about wrong ones."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from yolo_lossplug.registry import (
     Option,
     Parameter,
 )
-from yolo_lossplug.selection.names import PREFIXES, normalise, suggest
+from yolo_lossplug.selection.names import PREFIXES, STOCK, hint, how_to_get_stock, key_of, normalise, suggest
 from yolo_lossplug.selection.third_party import registry
 
-STOCK_BOX, STOCK_CLASS, STOCK_ROTATED, STOCK_SOFTMAX = "ciou", "bce", "probiou", "ce"
+STOCK_BOX, STOCK_CLASS, STOCK_ROTATED, STOCK_SOFTMAX = STOCK[BOX], STOCK[CLASS], STOCK[ROTATED], STOCK[SOFTMAX]
 
 ENGINES = ("auto", "fast", "triton", "reference")
 
@@ -29,12 +29,18 @@ ASSIGNER_OVERLAPS = ("ciou", "diou", "eiou", "giou", "iou", "siou")
 NUMBERS = {
     p.key: p
     for p in (
-        Parameter("tal_topk", int, False, 10, Option("anchors assigned to an object at most", at_least=1)),
+        Parameter("tal_topk", int, False, 10, Option("maximum number of anchors per object", at_least=1)),
         Parameter("tal_alpha", float, False, 0.5, Option("exponent of the score in the assigner's metric", at_least=0)),
         Parameter(
             "tal_beta", float, False, 6.0, Option("exponent of the overlap in the assigner's metric", at_least=0)
         ),
-        Parameter("cls_smoothing", float, False, 0.0, Option("smoothing of assigned targets", at_least=0, below=1)),
+        Parameter(
+            "cls_smoothing",
+            float,
+            False,
+            0.0,
+            Option("smoothing of assigned targets", at_least=0, below=1, formerly="label_smoothing"),
+        ),
     )
 }
 
@@ -44,16 +50,16 @@ NAMES = {"loss": STOCK_BOX, "cls_loss": STOCK_CLASS, "tal_iou": "ciou", "loss_en
 WEIGHTS = "cls_weights"
 
 REPORT = "lossplug_report"
-"""The key that asks for a report of the assignment; False is as good as not given."""
+"""The key that asks for a report of the assignment; False means the same as no key."""
 
 COMMON = frozenset((*NUMBERS, *NAMES, WEIGHTS, REPORT))
-"""Keys that belong to no loss in particular."""
+"""Keys that are not options of one loss."""
 
 TASKS = {"detect": BOX, "segment": BOX, "pose": BOX, "obb": ROTATED}
-"""Tasks with boxes, and their kind."""
+"""Tasks with boxes, and the kind of their box losses."""
 
-UNSPED = {"obb": "its boxes are rotated", "classify": "it has no boxes"}
-"""Tasks that the fast engine does not run, and why."""
+NO_FAST_ENGINE = {"obb": "its boxes are rotated", "classify": "it has no boxes"}
+"""Tasks without a fast engine, and why."""
 
 CLASSIFY = "classify"
 """The task without boxes that takes keys of the class loss."""
@@ -66,14 +72,14 @@ CLAIMED: set[str] = set()
 
 
 def keys() -> dict[str, Optional[str]]:
-    """Return every training key with the value that means 'not given'."""
+    """Return every training key with its unset value."""
     options = {**NUMBERS, **registry().parameters()}
     unset = {**dict.fromkeys((*NAMES, WEIGHTS, REPORT)), **{key: p.unset for key, p in options.items()}}
     return {key: value for key, value in unset.items() if key not in CLAIMED}
 
 
 def given_keys(args: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those of our keys that arguments give a value, with the values; arrays, tensors and series are lists."""
+    """Return our keys that are set in arguments, with their values; arrays, tensors and series become lists."""
     values = {key: (_plain(args[key]), unset) for key, unset in keys().items() if key in args}
     given = {key: value for key, (value, unset) in values.items() if not _is_unset(value, unset)}
     if given.get(REPORT) is False:
@@ -91,7 +97,7 @@ def _plain(value: Any) -> Any:
 
 
 def refuse_unknown(given: Mapping[str, Any], *others: str) -> None:
-    """Raise an error for a key that is none of ours, nor one of some others.
+    """Raise an error for a key that is neither a key of yolo-lossplug nor one of some others.
 
     Raises:
         LossPlugError: If there is one.
@@ -99,7 +105,29 @@ def refuse_unknown(given: Mapping[str, Any], *others: str) -> None:
     known = (*others, *keys())
     for key, value in given.items():
         if key not in known:
-            raise LossPlugError(f"{key}={value} is unknown.{suggest(key, known)} Known: {', '.join(known)}.")
+            raise LossPlugError(
+                f"{key}={value} is unknown.{instead_of(key, value) or hint(key, known, ', '.join(known))}."
+            )
+
+
+def instead_of(key: str, value: Any) -> str:
+    """Return which key of ours does what a key of an older YOLO did, empty if none does."""
+    options = {**NUMBERS, **registry().parameters()}
+    ours = next((parameter.key for parameter in options.values() if parameter.option.formerly == key), None)
+    if ours is None:
+        return ""
+    owners = [f"{key_of(owner.kind)}={owner.name} " for owner in registry().owners(ours)]
+    return f" Use {''.join(owners[:1])}{ours}={value}"
+
+
+def refuse_none(key: str, value: Any) -> None:
+    """Raise an error for a name that was typed as none, which parses to the unset value.
+
+    Raises:
+        LossPlugError: If it is one.
+    """
+    if key in NAMES and value is None:
+        raise LossPlugError(how_to_get_stock(key, "none", NAMES[key]))
 
 
 def loss_kinds(task: str) -> dict[str, str]:
@@ -108,27 +136,29 @@ def loss_kinds(task: str) -> dict[str, str]:
 
 
 def name_of(args: Mapping[str, Any], key: str, task: str = "detect") -> str:
-    """Return the name that a key has, its default where it is not given."""
+    """Return the name that is the value of a key, its default where it is not set."""
     value, default = args.get(key), NAMES[key]
     if key in loss_kinds(task):
-        default = {ROTATED: STOCK_ROTATED, SOFTMAX: STOCK_SOFTMAX}.get(loss_kinds(task)[key], default)
+        default = STOCK[loss_kinds(task)[key]]
     if value is None:
         return default
+    if isinstance(value, (list, tuple)) and len(value) > 1:
+        value = ",".join(map(str, value))  # several losses: the next check says what to do with them
     if not isinstance(value, str):
         raise LossPlugError(f"{key}={value!r} must be a name, e.g. {key}={default}.")
     return value
 
 
 def choose(key: str, args: Mapping[str, Any], choices: tuple[str, ...]) -> str:
-    """Return the value of a key that takes one of a few names, its default if it is not given.
+    """Return the value of a key that takes one of a few names, its default if it is not set.
 
     Args:
         key: The key.
-        args: What is given.
-        choices: The names.
+        args: Arguments.
+        choices: The allowed names.
 
     Raises:
-        LossPlugError: If the value is none of them.
+        LossPlugError: If the value is not one of them.
     """
     name = normalise(name_of(args, key))
     if name not in choices:
@@ -157,12 +187,12 @@ def weights_of(value: Any) -> Optional[Union[dict[str, float], list[float]]]:
 
 
 def no_effect(key: str, value: Any, box: str, cls: str) -> str:
-    """Return that an option belongs to none of the chosen losses, and where it belongs."""
+    """Return the message about an option that none of the chosen losses has: it names those that have it."""
     owners = registry().owners(key)
     is_class = any(owner.kind in (CLASS, SOFTMAX) for owner in owners)
     chosen = f"cls_loss={cls}" if is_class else f"loss={box}"
-    places = [
+    owned = [
         f"{o.name}-*" if o.kind in PREFIXES.values() else f"{'cls_loss' if is_class else 'loss'}={o.name}"
         for o in owners
     ]
-    return f"{key}={value} has no effect with {chosen}; it belongs to {', '.join(dict.fromkeys(places))}."
+    return f"{key}={value} has no effect with {chosen}; it belongs to {', '.join(dict.fromkeys(owned))}."

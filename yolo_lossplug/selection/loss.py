@@ -27,7 +27,7 @@ from yolo_lossplug.registry import (
     Spec,
 )
 from yolo_lossplug.selection.keys import given_keys
-from yolo_lossplug.selection.names import ABSENT, is_known, kind_of, names_with_prefixes, resolve
+from yolo_lossplug.selection.names import ABSENT, is_known, is_user_defined, kind_of, names_with_prefixes, resolve
 from yolo_lossplug.selection.own import load_own
 from yolo_lossplug.selection.third_party import registry
 from yolo_lossplug.state import Scope, State
@@ -83,19 +83,19 @@ class Loss:
         """
         is_elementwise = self.kind in (CLASS, SOFTMAX)
         raise_dtype = boxes.as_float if is_elementwise else boxes.promote
-        given = raise_dtype(pred), raise_dtype(target)  # copies for some, which the promise holds for too
-        known = {
-            "stride": _expanded("stride", stride, (*pred.shape[:1], 1), given[0]),
-            "imgsz": _expanded("imgsz", imgsz, (2,), given[0]),
+        inputs = raise_dtype(pred), raise_dtype(target)  # copies for some, which the promise holds for too
+        available = {
+            "stride": _expanded("stride", stride, (*pred.shape[:1], 1), inputs[0]),
+            "imgsz": _expanded("imgsz", imgsz, (2,), inputs[0]),
             "state": self.state,
         }
-        context = {key: known[key] for key in self.context}
-        before = _versions(*given)
+        context = {key: available[key] for key in self.context}
+        before = _versions(*inputs)
         with _no_autocast(pred.device.type):
-            loss = self.function(*given, **context)
-        if _versions(*given) != before:
+            loss = self.function(*inputs, **context)
+        if _versions(*inputs) != before:
             raise LossPlugError(
-                f"loss '{self.name}' changes its inputs in place; the other losses need them as they were."
+                f"loss '{self.name}' changes its inputs in place, which other losses read; work on a copy."
             )
         if not isinstance(loss, Tensor):
             raise LossPlugError(f"loss '{self.name}' must return a tensor, not {loss!r}.")
@@ -106,7 +106,9 @@ class Loss:
                 f"{'element' if is_elementwise else 'pair'}, but returned {tuple(loss.shape)}."
             )
         if torch.is_grad_enabled() and pred.requires_grad and not loss.requires_grad:
-            raise LossPlugError(f"loss '{self.name}' has no gradient: it must not detach what it computes.")
+            raise LossPlugError(
+                f"loss '{self.name}' has no gradient; remove .detach() or torch.no_grad() from its result."
+            )
         return loss
 
     def within(self, scope: Scope) -> Loss:
@@ -174,7 +176,7 @@ def _expanded(name: str, value: Any, shape: tuple[int, ...], like: Tensor) -> Op
     """Return numbers as a tensor of a shape, of the type and on the device of another tensor; None stays.
 
     Raises:
-        LossPlugError: If they are no numbers, or too many.
+        LossPlugError: If they are not numbers, or of another shape.
     """
     if value is None:
         return None
@@ -186,7 +188,7 @@ def _expanded(name: str, value: Any, shape: tuple[int, ...], like: Tensor) -> Op
 
 
 def _versions(*tensors: Tensor) -> list[int]:
-    """Return how often each tensor was changed in place; tensors of inference mode do not know."""
+    """Return how often each tensor was changed in place; -1 for tensors of inference mode, which do not count."""
     return [-1 if tensor.is_inference() else tensor._version for tensor in tensors]
 
 
@@ -206,18 +208,18 @@ def _created(kind: str, name: str, options: Mapping[str, Any]) -> Loss:
     for key, value in options.items():
         if key not in loss.options:
             takes = f"it takes {', '.join(loss.options)}" if loss.options else "it takes none"
-            raise LossPlugError(f"{key}={value} is no option of '{loss.name}'; {takes}.")
+            raise LossPlugError(f"{key}={value} is not an option of '{loss.name}'; {takes}.")
     return loss
 
 
 def bind(kind: str, name: str, options: Mapping[str, Any]) -> Loss:
     """Resolve a name into its parts and bind their options."""
     modifiers: list[Spec] = []
-    if ":" in name:
+    if is_user_defined(name):
         spec = load_own(name.strip(), kind)
-        place, _, function_name = name.strip().rpartition(":")
+        file, _, function_name = name.strip().rpartition(":")
         # The whole path, so that a run is resumed, and its workers start, from any folder.
-        canonical = f"{Path(place).resolve()}:{function_name}" if place.endswith(".py") else name.strip()
+        canonical = f"{Path(file).resolve()}:{function_name}" if file.endswith(".py") else name.strip()
     else:
         spec, modifiers = resolve(kind, name)
         canonical = "-".join([*(m.name for m in modifiers), spec.name])
@@ -242,7 +244,7 @@ def bind(kind: str, name: str, options: Mapping[str, Any]) -> Loss:
 
 
 def bind_if_there(kind: str, name: str, options: Mapping[str, Any]) -> Loss:
-    """Return a loss of a stock run, which the host computes: it must not fail where a program lacks our modules."""
+    """Return a loss of a stock run, which Ultralytics computes: it must not fail in a frozen program without ours."""
     return bind(kind, name, options) if is_known(kind, name) else Loss(name, kind, _absent, {})
 
 

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""The grammar of names, ``focal-inner-eiou`` being `eiou` with two prefixes, and what to say of an unknown one."""
+"""The grammar of names, ``focal-inner-eiou`` being `eiou` with two prefixes, and the messages about unknown ones."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
-from typing import Optional
+from typing import Any, Optional
 
 from yolo_lossplug.registry import (
     BOX,
@@ -24,8 +25,17 @@ ABSENT = (
     "this program was built without the modules of losses; build it with "
     "`pyinstaller --collect-submodules yolo_lossplug`, or what your builder has for whole packages."
 )
+STOCK = {BOX: "ciou", CLASS: "bce", ROTATED: "probiou", SOFTMAX: "ce"}
+"""Ultralytics' own loss of each kind."""
+
 PREFIXES = {BOX: MODIFIER, ROTATED: ROTATED_MODIFIER}
 """Kinds of losses that take prefixes, and the kind of these."""
+
+DRIVE = re.compile(r"^[A-Za-z]:(?=[/\\])")
+"""The drive of a path of Windows, whose colon is not the one before a function."""
+
+_listed: set[str] = set()
+"""Lists of names that this process has shown: once is enough."""
 
 
 def kind_of(name: str, *kinds: str) -> str:
@@ -41,27 +51,28 @@ def resolve(kind: str, name: str) -> tuple[Spec, list[Spec]]:
         name: Name as the user writes it.
 
     Raises:
-        LossPlugError: If there is no such loss, or the parts do not fit.
+        LossPlugError: If there is no such loss, or the prefixes do not apply to it.
     """
     parts = _split(kind, name)
     if parts is None:
-        raise LossPlugError(_unknown(kind, name))
+        raise LossPlugError(unknown(kind, name))
     spec, modifiers = parts
     for position, m in enumerate(modifiers):
         if m in modifiers[:position]:
             raise LossPlugError(f"loss={name} has '{m.name}-' twice; name it once.")
         if not _fits(m, spec.name) or spec.kind == BOX:
-            bases = sorted(m.bases) or registry().names(OVERLAP if kind == BOX else kind)
-            raise LossPlugError(
-                f"loss={name} has no meaning: '{m.name}-' acts on {m.formula}, and '{spec.name}' is "
-                f"{'not of the form 1 − u + penalties' if spec.kind == BOX else 'not defined for it'}. "
-                f"It goes before {', '.join(bases)}."
+            what = (
+                f"needs an IoU loss (1 − IoU + penalties); '{spec.name}' is not one"
+                if spec.kind == BOX
+                else f"is not defined for '{spec.name}'"
             )
+            bases = ", ".join(sorted(m.bases) or _bases(kind))
+            raise LossPlugError(f"loss={name} is not possible. The prefix '{m.name}-' {what}. Use it with {bases}.")
     return spec, [m for m in _modifiers(kind) if m in modifiers]
 
 
 def _split(kind: str, name: str) -> Optional[tuple[Spec, list[Spec]]]:
-    """Return the spec of a name and its modifiers as they are named, whether or not they fit; None if it is unknown."""
+    """Return the spec of a name and its modifiers in the given order, unchecked; None if the name is unknown."""
     modifiers: list[Spec] = []
     rest = normalise(name)
     while True:
@@ -75,29 +86,124 @@ def _split(kind: str, name: str) -> Optional[tuple[Spec, list[Spec]]]:
         rest = rest[len(prefix.name) + 1 :]
 
 
-def _unknown(kind: str, name: str) -> str:
-    """Return why a name is none of that kind, and what to take instead."""
-    for refused, reason in registry().refused.items():
-        if f"-{normalise(name)}".endswith(f"-{refused}"):
-            return reason
-    key, known = "cls_loss" if kind in (CLASS, SOFTMAX) else "loss", names_with_prefixes(kind)
-    if kind == ROTATED and is_known(BOX, name):
-        return (
-            f"loss={name} cannot be used with task=obb: its boxes are rotated, and this loss is one of "
-            f"horizontal boxes. obb takes {', '.join(known)}."
-        )
-    if kind == BOX and is_known(ROTATED, name):
-        return f"loss={name} is one of rotated boxes: it needs task=obb and a model of that task."
-    if kind in (CLASS, SOFTMAX) and is_known(CLASS if kind == SOFTMAX else SOFTMAX, name):
-        other = "of the task classify" if kind == CLASS else "of tasks with boxes, and not of classify"
-        return f"cls_loss={name} is one {other}. Take one of {', '.join(known)}."
+def unknown(kind: str, name: str) -> str:
+    """Return why a name is not a loss of that kind, and the remedy."""
+    explanations = (_refused, _stock, _several, _recipe, _file, _of_another_task, _of_another_key)
+    reason = next((text for explain in explanations if (text := explain(kind, name))), "")
+    key, known = key_of(kind), names_with_prefixes(kind)
+    if reason:
+        return reason
     if not known:
         return f"{key}={name} is unknown: {ABSENT}"
-    own = f"{name.strip()}:function" if name.strip().endswith(".py") else "file.py:function"
-    return (
-        f"{key}={name} is unknown.{suggest(normalise(name), known)} "
-        f"Known: {', '.join(registry().names(*spec_kinds(kind)))}{_prefixes(kind)}; or one of your own as {key}={own}."
-    )
+    every = f"{', '.join(registry().names(*spec_kinds(kind)))}{_prefixes(kind)}"
+    near = hint(normalise(name), (*known, *registry().aliases(*spec_kinds(kind))), every)
+    return f"{key}={name} is unknown.{near}; a user-defined loss is {key}=file.py:function."
+
+
+def _refused(kind: str, name: str) -> str:
+    refused = registry().refused.items()
+    return next((reason for loss, reason in refused if f"-{normalise(name)}".endswith(f"-{loss}")), "")
+
+
+def _stock(kind: str, name: str) -> str:
+    is_stock = normalise(name) in ("", "none", "null", "stock", "default")
+    return how_to_get_stock(key_of(kind), name, STOCK[kind]) if is_stock else ""
+
+
+def how_to_get_stock(key: str, value: Any, default: str) -> str:
+    """Return how to keep the stock loss, which only the default names."""
+    return f"{key}={value} is unknown. To keep Ultralytics' own, remove {key}, or give {key}={default}."
+
+
+def _several(kind: str, name: str) -> str:
+    key = key_of(kind)
+    words = f"{key}={name} is a list of several losses: lossplug compare {key}={name} trains with each."
+    return words if is_list(name) else ""
+
+
+def _recipe(kind: str, name: str) -> str:
+    is_yaml = name.strip().lower().endswith((".yaml", ".yml"))
+    return f"{key_of(kind)}={name} is a recipe: cfg={name.strip()}." if is_yaml else ""
+
+
+def _file(kind: str, name: str) -> str:
+    key, file = key_of(kind), name.strip().rstrip(":")
+    if file.endswith(".py"):
+        return f"{key}={name} lacks the function in that file: {key}={file}:function."
+    is_path = "/" in file or "\\" in file
+    return f"{key}={name} is a path; a user-defined loss is {key}=file.py:function." if is_path else ""
+
+
+def _of_another_task(kind: str, name: str) -> str:
+    key, known = key_of(kind), names_with_prefixes(kind)
+    if kind == ROTATED and is_known(BOX, name):
+        return (
+            f"{key}={name} cannot be used with task=obb: its boxes are rotated, and this loss takes horizontal boxes. "
+            f"obb takes {', '.join(known)}."
+        )
+    if kind == BOX and is_known(ROTATED, name):
+        return f"{key}={name} takes rotated boxes: it needs task=obb and a model of that task."
+    if kind == SOFTMAX and is_known(CLASS, name):
+        return f"{key}={name} is not available for task=classify; choose {either(known)}."
+    if kind == CLASS and is_known(SOFTMAX, name):
+        return f"{key}={name} is only available for task=classify; choose {either(known)}."
+    return ""
+
+
+def _of_another_key(kind: str, name: str) -> str:
+    """Return what a name means as a value of the other key, or as a prefix."""
+    meanings = [text for text in (_as_other_loss(kind, name), _as_prefix(kind, name)) if text]
+    return f"{key_of(kind)}={name} is unknown; {'; '.join(meanings)}." if meanings else ""
+
+
+def _as_other_loss(kind: str, name: str) -> str:
+    others = (CLASS, SOFTMAX) if key_of(kind) == "loss" else (BOX, ROTATED)
+    other = next((k for k in others if is_known(k, name)), None)
+    if other is None:
+        return ""
+    spec, modifiers = resolve(other, name)
+    canonical = "-".join(part.name for part in (*modifiers, spec))
+    what = "class loss" if key_of(other) == "cls_loss" else "box loss"
+    return f"{name.strip().rstrip('-')} is a {what}: {key_of(other)}={canonical}"
+
+
+def _as_prefix(kind: str, name: str) -> str:
+    m = next((m for m in _modifiers(kind) if m.name == normalise(name)), None)
+    if m is None:
+        return ""
+    example = f"{m.name}-{(sorted(m.bases) or _bases(kind))[0]}"
+    return f"'{m.name}-' is a prefix, e.g. {key_of(kind)}={example}"
+
+
+def key_of(kind: str) -> str:
+    """Return the key that names losses of a kind."""
+    return "cls_loss" if kind in (CLASS, SOFTMAX) else "loss"
+
+
+def either(words: Sequence[str]) -> str:
+    """Return words as a choice.
+
+    >>> either(("ce", "focal", "poly"))
+    'ce, focal or poly'
+    """
+    return " or ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
+
+
+def is_list(name: str) -> bool:
+    """Return whether a value names several losses; a path may hold commas as well."""
+    first, *others = (word.strip() for word in name.split(","))
+    words = (first, *others)
+    return bool(others) and (is_user_defined(first) or any(is_known(kind, word) for word in words for kind in STOCK))
+
+
+def is_user_defined(name: str) -> bool:
+    r"""Return whether a name refers to a function, as ``file.py:function`` or ``package.module:function``.
+
+    >>> [is_user_defined(name) for name in (r"C:\losses\my.py:mine", r"C:\losses\my.py", "eiou")]
+    [True, False, False]
+    """
+    module, _, function = DRIVE.sub("", name.strip()).rpartition(":")
+    return bool(module and function) and not is_list(name)
 
 
 def is_known(kind: str, name: str) -> bool:
@@ -117,14 +223,18 @@ def _modifiers(kind: str) -> list[Spec]:
 
 def names_with_prefixes(kind: str) -> tuple[str, ...]:
     """Return the names of a kind of loss, sorted: every loss, and every loss with one modifier."""
-    bases = registry().names(OVERLAP if kind == BOX else kind)
-    singles = (f"{m.name}-{base}" for m in _modifiers(kind) for base in bases if _fits(m, base))
+    singles = (f"{m.name}-{base}" for m in _modifiers(kind) for base in _bases(kind) if _fits(m, base))
     return tuple(sorted({*registry().names(*spec_kinds(kind)), *singles}))
 
 
 def spec_kinds(kind: str) -> tuple[str, ...]:
     """Return the kinds of specs that a key of this kind names."""
     return (BOX, OVERLAP) if kind == BOX else (kind,)
+
+
+def _bases(kind: str) -> tuple[str, ...]:
+    """Return the losses that take prefixes."""
+    return registry().names(OVERLAP if kind == BOX else kind)
 
 
 def _fits(m: Spec, base: str) -> bool:
@@ -140,3 +250,18 @@ def suggest(word: str, known: Iterable[str]) -> str:
     """Return a sentence with the nearest of some words, empty if none is near."""
     matches = get_close_matches(word, list(known), n=1)
     return f" Did you mean '{matches[0]}'?" if matches else ""
+
+
+def hint(word: str, known: Iterable[str], every: str) -> str:
+    """Return the nearest of some words, or the list of all where none is near, but each list only once.
+
+    Args:
+        word: The unknown word.
+        known: Candidates for a suggestion.
+        every: The whole list as text.
+    """
+    near = suggest(word, known)
+    if near or every in _listed:
+        return f"{near} `lossplug list` shows all"
+    _listed.add(every)
+    return f" Known: {every}"

@@ -10,6 +10,7 @@ import sys
 import zlib
 from pathlib import Path
 from types import ModuleType
+from typing import Optional
 
 from yolo_lossplug.registry import (
     CLASS,
@@ -19,22 +20,27 @@ from yolo_lossplug.registry import (
     Spec,
     spec_of,
 )
-from yolo_lossplug.selection.names import suggest
+from yolo_lossplug.selection.names import is_user_defined, suggest, unknown
+
+_modules: dict[Path, ModuleType] = {}
+"""Loaded modules by the resolved path of their file."""
 
 
 def load_own(reference: str, kind: str) -> Spec:
-    """Return the spec of a user's own function, named as ``package.module:name`` or ``path/to/file.py:name``.
+    """Return the spec of a user-defined function, named as ``package.module:name`` or ``path/to/file.py:name``.
 
     Raises:
-        LossPlugError: If the file, module or function is not there, or its signature is unfit.
+        LossPlugError: If the file, module or function does not exist, or its signature does not fit.
     """
     key = "cls_loss" if kind in (CLASS, SOFTMAX) else "loss"
-    place, _, name = reference.rpartition(":")
-    module = load_module(place, f"{key}={reference}")
+    if not is_user_defined(reference):
+        raise LossPlugError(unknown(kind, reference))
+    module_name, _, name = reference.rpartition(":")
+    module = load_module(module_name, f"{key}={reference}")
     function = getattr(module, name, None)
     if not callable(function):
         functions = [n for n, f in vars(module).items() if getattr(f, "__module__", None) == module.__name__]
-        raise LossPlugError(f"{key}={reference}: {place} has no function '{name}'.{suggest(name, functions)}")
+        raise LossPlugError(f"{key}={reference}: {module_name} has no function '{name}'.{suggest(name, functions)}")
     for spec in REGISTRY:
         if spec.function is function and spec.kind == kind:
             return spec
@@ -43,29 +49,29 @@ def load_own(reference: str, kind: str) -> Spec:
     return spec
 
 
-def load_module(place: str, asked: str) -> ModuleType:
+def load_module(source: str, asked: str) -> ModuleType:
     """Return the module of that dotted name or ``.py`` file; a file that is loaded already is not loaded again.
 
     Args:
-        place: ``package.module`` or a path that ends in ``.py``.
-        asked: The key and value that asked for it, for the message.
+        source: ``package.module`` or a path that ends in ``.py``.
+        asked: Key and value of the user, for the message.
 
     Raises:
-        LossPlugError: If it is not there or fails when loaded.
+        LossPlugError: If it does not exist or fails when loaded.
     """
-    if not place.endswith(".py"):
+    if not source.endswith(".py"):
         if not {"", str(Path.cwd())} & set(sys.path):
             sys.path.append(str(Path.cwd()))  # so that a project's own package is found from its folder, by `yolo` too
         try:
-            return importlib.import_module(place)
+            return importlib.import_module(source)
         except ImportError as error:
-            raise LossPlugError(f"{asked}: module '{place}' cannot be imported ({error}).") from error
-    path = Path(place).resolve()
+            raise LossPlugError(f"{asked}: module '{source}' cannot be imported ({error}).") from error
+    path = Path(source).resolve()
     if not path.is_file():
         raise LossPlugError(f"{asked}: there is no file {path}.")
-    for module in list(sys.modules.values()):
-        if getattr(module, "__file__", None) and Path(str(module.__file__)).resolve() == path:
-            return module
+    cached = _cached_module(path)
+    if cached:
+        return cached
     name = f"yolo_lossplug_own_{path.stem}_{zlib.crc32(str(path).encode()):08x}"  # two folders may hold one name
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
@@ -76,4 +82,32 @@ def load_module(place: str, asked: str) -> ModuleType:
     except Exception as error:
         del sys.modules[name]
         raise LossPlugError(f"{asked}: {path} fails when loaded ({type(error).__name__}: {error}).") from error
+    _modules[path] = module
     return module
+
+
+def _cached_module(path: Path) -> Optional[ModuleType]:
+    """Return the module that was loaded from a resolved path, None if there is none in `sys.modules`."""
+    module = _modules.get(path)
+    if module is None or sys.modules.get(module.__name__) is not module:
+        module = _imported_from(path)
+    if module is not None:
+        _modules[path] = module
+    return module
+
+
+def _imported_from(path: Path) -> Optional[ModuleType]:
+    """Return the imported module of a file. Resolving a path is slow: only files with the same inode are resolved."""
+    inode = path.stat().st_ino
+    for module in list(sys.modules.values()):
+        file = getattr(module, "__file__", None)
+        if file and _inode(Path(file)) == inode and Path(file).resolve() == path:
+            return module
+    return None
+
+
+def _inode(file: Path) -> Optional[int]:
+    try:
+        return file.stat().st_ino
+    except OSError:  # inside an archive, say
+        return None

@@ -21,6 +21,7 @@ from yolo_lossplug.selection.keys import (
     ENGINES,
     NAMES,
     NMS_OVERLAPS,
+    NO_FAST_ENGINE,
     NUMBERS,
     REPORT,
     STOCK_BOX,
@@ -28,7 +29,6 @@ from yolo_lossplug.selection.keys import (
     STOCK_ROTATED,
     STOCK_SOFTMAX,
     TASKS,
-    UNSPED,
     WEIGHTS,
     choose,
     flag_of,
@@ -39,7 +39,7 @@ from yolo_lossplug.selection.keys import (
     weights_of,
 )
 from yolo_lossplug.selection.loss import Loss, bind, bind_if_there
-from yolo_lossplug.selection.names import is_known, resolve, suggest
+from yolo_lossplug.selection.names import is_known, is_user_defined, resolve, suggest
 from yolo_lossplug.selection.third_party import registry
 
 SETTLED = frozenset(("loss", "cls_loss", "tal_topk", "tal_alpha", "tal_beta", "loss_engine"))
@@ -55,12 +55,12 @@ class Selection:
         cls: The class loss.
         cls_smoothing: Label smoothing of assigned targets.
         cls_weights: Weights of the classes, by index or by name; None for none.
-        tal_topk: Anchors per object.
+        tal_topk: Maximum number of anchors per object.
         tal_alpha: Exponent of the score.
         tal_beta: Exponent of the overlap.
         tal_iou: Overlap inside the assigner.
         loss_engine: Requested engine.
-        nms_iou: Overlap in the suppression of validation.
+        nms_iou: Overlap in the NMS of validation.
         report: Whether a report of the assignment is written.
         given: Keys that the user has given; without any, the run is stock.
         task: Task of the run.
@@ -99,17 +99,17 @@ class Selection:
 
     @property
     def has_stock_box_loss(self) -> bool:
-        """Whether the box term is the host's own."""
+        """Whether the box loss is the stock one."""
         return self.box.name in (STOCK_BOX, STOCK_ROTATED)
 
     @property
     def has_stock_class_loss(self) -> bool:
-        """Whether the class term is the host's own."""
+        """Whether the class loss is the stock one."""
         return self.cls.name in (STOCK_CLASS, STOCK_SOFTMAX) and not self.cls_smoothing and self.cls_weights is None
 
     @property
     def has_stock_numbers(self) -> bool:
-        """Whether everything that is selected is the host's own."""
+        """Whether losses and assigner are the stock ones."""
         stock = {**{key: parameter.default for key, parameter in NUMBERS.items()}, "tal_iou": NAMES["tal_iou"]}
         is_stock = all(getattr(self, key) == value for key, value in stock.items())
         return self.has_stock_box_loss and self.has_stock_class_loss and is_stock
@@ -150,13 +150,13 @@ def select(args: Mapping[str, Any]) -> Selection:
     _refuse_unfit_task(task, given)
     bound = bind if given else bind_if_there
     box, cls = (bound(kind, name_of(args, key, task), args) for key, kind in loss_kinds(task).items())
-    given = given_keys(args)  # with the options of losses of the user's own, which are loaded now
+    given = given_keys(args)  # with the options of user-defined losses, which are loaded now
 
     values = {key: p.check(given[key]) if key in given else p.default for key, p in NUMBERS.items()}
     tal_iou = choose("tal_iou", args, ASSIGNER_OVERLAPS)
     engine = choose("loss_engine", args, ENGINES)
-    if engine in ("fast", "triton") and task in UNSPED:
-        raise LossPlugError(f"loss_engine={engine} cannot be used with task={task}: {UNSPED[task]}. Remove it.")
+    if engine in ("fast", "triton") and task in NO_FAST_ENGINE:
+        raise LossPlugError(f"loss_engine={engine} cannot be used with task={task}: {NO_FAST_ENGINE[task]}. Remove it.")
     for key, value in given.items():
         if key not in COMMON and key not in box.options and key not in cls.options:
             raise LossPlugError(no_effect(key, value, box.name, cls.name))
@@ -178,7 +178,7 @@ def select(args: Mapping[str, Any]) -> Selection:
 
 
 def refuse_unknown_names(given: Mapping[str, Any]) -> None:
-    """Raise an error for a loss that is unknown, whatever else is given.
+    """Raise an error for a loss that is unknown, before anything else is checked.
 
     Raises:
         LossPlugError: If there is one.
@@ -188,7 +188,7 @@ def refuse_unknown_names(given: Mapping[str, Any]) -> None:
         name = name_of(given, key, str(task))
         # Without a task the loss may be one of any: the trainer knows, and is asked next.
         is_of_another = task is None and any(is_known(other, name) for other in (ROTATED, SOFTMAX))
-        if given.get(key) is not None and ":" not in name and not is_of_another:
+        if given.get(key) is not None and not is_user_defined(name) and not is_of_another:
             resolve(kind, name)
 
 
@@ -235,13 +235,13 @@ def _refuse_unfit_task(task: str, given: Mapping[str, Any]) -> None:
     if task not in TASKS:
         key, value = next(iter(given.items()))
         raise LossPlugError(
-            f"{key}={value} has no effect with task={task}, whose loss is another one; remove it. "
+            f"{key}={value} has no effect with task={task}, which has another criterion; remove it. "
             f"Tasks that take it: {', '.join(TASKS)}."
         )
     for key in ("tal_iou", "nms_iou"):
         if TASKS[task] != ROTATED or key not in given:
             continue
         raise LossPlugError(
-            f"{key}={given[key]} cannot be used with task={task}: its boxes are rotated, and this overlap is "
-            f"one of horizontal boxes. Remove it; {task} takes loss, cls_loss, tal_topk, tal_alpha and tal_beta."
+            f"{key}={given[key]} cannot be used with task={task}: its boxes are rotated, and this overlap "
+            f"takes horizontal boxes. Remove it; {task} takes loss, cls_loss, tal_topk, tal_alpha and tal_beta."
         )

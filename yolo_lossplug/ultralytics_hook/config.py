@@ -4,11 +4,21 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Callable, Optional
 
 from yolo_lossplug.registry import BOX, CLASS, REGISTRY, LossPlugError, Spec
-from yolo_lossplug.selection.keys import CLAIMED, COMMON, NUMBERS, given_keys, keys
+from yolo_lossplug.selection.keys import (
+    CLAIMED,
+    COMMON,
+    NAMES,
+    NUMBERS,
+    given_keys,
+    instead_of,
+    keys,
+    refuse_none,
+)
 from yolo_lossplug.selection.names import suggest
 from yolo_lossplug.selection.own import load_own
 from yolo_lossplug.selection.select import refuse_unknown_names, select
@@ -95,7 +105,7 @@ def refuse_unknown(given: dict[str, Any]) -> None:
     known = [*DEFAULT_CFG_DICT, *keys()]
     for key, value in given.items():
         if key not in known:
-            raise LossPlugError(f"{key}={value} is unknown.{suggest(key, known)}")
+            raise LossPlugError(f"{key}={value} is unknown.{instead_of(key, value) or suggest(key, known)}")
 
 
 def refuse_keys_of_training(mode: str, given: dict[str, Any]) -> None:
@@ -204,6 +214,55 @@ def settle_space(tuner: Any) -> None:
     select(args)
 
 
+def point_to_ours(base: dict[str, Any], custom: dict[str, Any]) -> None:
+    """Name the key of ours for a key of older YOLOs that this release has dropped, or has never had.
+
+    Args:
+        base: Keys that Ultralytics knows.
+        custom: What the user gave.
+
+    Raises:
+        LossPlugError: If Ultralytics would refuse the key.
+    """
+    for key, value in custom.items():
+        hint = "" if key in base else instead_of(key, value)
+        if not hint:
+            continue
+        if not _is_dropped(key):
+            raise LossPlugError(f"{key}={value} is unknown.{hint}.")
+        if value and (custom.get("mode") or TRAINING) == TRAINING:
+            from yolo_lossplug.ultralytics_hook.console import warn_once
+
+            warn_once(f"{key}={value} has no effect in this release of Ultralytics.{hint}.")
+
+
+def _is_dropped(key: str) -> bool:
+    """Return whether Ultralytics drops a key with a warning, as it does with keys of its past."""
+    from ultralytics import cfg
+
+    from yolo_lossplug.ultralytics_hook.console import quiet
+
+    handle = getattr(cfg, "_handle_deprecation", dict)
+    with quiet():
+        return key not in handle({key: 0.0})
+
+
+def refuse_typed_none(lines: Sequence[str]) -> None:
+    """Raise an error for `loss=none` on the command line, which would train stock without a word.
+
+    Args:
+        lines: Command lines; the words of this process if there is none.
+
+    Raises:
+        LossPlugError: If a name is typed as none, unless all are: programs, as Ultralytics' tuner, give every key.
+    """
+    words = " ".join(lines).split() or sys.argv[1:]
+    pairs = dict(word.lstrip("-").split("=", 1) for word in words if "=" in word)
+    if not NAMES.keys() <= pairs.keys():
+        for key, value in pairs.items():
+            refuse_none(key, None if value.lower() == "none" else value)
+
+
 # What stands around functions of the host.
 
 
@@ -212,6 +271,7 @@ def check_dict_alignment(
 ) -> None:
     """Check what was typed, names before values, as soon as the command line has read it."""
     register_own(custom, base, sys.modules["ultralytics.utils"].DEFAULT_CFG_DICT)
+    point_to_ours(base, custom)
     add_given_keys(custom, base)
     stock(base, custom, *args, **kwargs)
     if TRAINING in base:  # only the command line adds the names of modes to the keys
@@ -228,6 +288,7 @@ def check_cfg(stock: Callable[..., None], cfg: dict[str, Any], *args: Any, **kwa
 def entrypoint(stock: Callable[..., None], *args: Any, **kwargs: Any) -> None:
     """Run the command line; a mistake of the user is one line."""
     try:
+        refuse_typed_none((*args, *kwargs.values()))
         stock(*args, **kwargs)
     except LossPlugError as error:
         raise SystemExit(f"LossPlug: {error}") from error

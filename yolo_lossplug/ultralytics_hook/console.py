@@ -17,6 +17,7 @@ from ultralytics.utils import LOGGER, RUNS_DIR, TQDM, colorstr
 from ultralytics.utils.files import increment_path
 
 from yolo_lossplug.registry import LossPlugError
+from yolo_lossplug.selection.keys import refuse_none
 
 VERSION = ultralytics.__version__
 PREFIX = colorstr("LossPlug: ")
@@ -29,7 +30,7 @@ def parse(words: Sequence[str]) -> dict[str, Any]:
         words: ``key=value`` as `yolo` takes it; ``--key value``, ``--key=value`` and ``--key`` for True do as well.
 
     Raises:
-        LossPlugError: If a word is none of these.
+        LossPlugError: If a word is none of these, or a name is none.
     """
     args: dict[str, Any] = {}
     pairs: list[str] = []
@@ -47,6 +48,7 @@ def parse(words: Sequence[str]) -> dict[str, Any]:
             key, value = parse_key_value_pair(pair if "=" in pair else f"{pair}=True")
         except AssertionError as error:
             raise LossPlugError(f"'{pair}' has no value: write key=value, as for `yolo`.") from error
+        refuse_none(key, value)
         args[key] = value
     return args
 
