@@ -10,6 +10,7 @@ process (ABBA). Peak memory is that of a process of its own for each side.
     python benchmarks/bench_loss.py --cases xview crowd300   by name
     python benchmarks/bench_loss.py --assigner               the assigner alone, with dense outputs
     python benchmarks/bench_loss.py --train-step             whole training steps of YOLOv8n and YOLOv8s
+    python benchmarks/bench_loss.py --huge-pages             the fast engine without and with huge pages, in CPU time
     python benchmarks/bench_loss.py --device cuda --amp      on a GPU, mixed precision
     python benchmarks/bench_loss.py --device cuda --amp --engine triton     there, with kernels
     python benchmarks/bench_loss.py --device cuda --amp --class-kernels     the kernels of the class loss alone
@@ -23,6 +24,7 @@ import datetime
 import gc
 import importlib.util
 import json
+import math
 import os
 import platform
 import statistics
@@ -31,6 +33,7 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -42,6 +45,7 @@ from ultralytics.utils import IterableSimpleNamespace
 from ultralytics.utils.loss import FocalLoss
 
 import yolo_lossplug
+from yolo_lossplug.sparse import huge_pages
 from yolo_lossplug.sparse.class_term import class_sum
 from yolo_lossplug.ultralytics_hook.engines import fast
 
@@ -209,6 +213,22 @@ def measure(name, options):
     if not options.no_memory:
         row.update(memory(name, options, is_stock_too=not row["baseline"].endswith("time")))
     return row
+
+
+def measure_huge_pages(name, options):
+    """Return the row of the fast engine's CPU time with 4 KiB pages ("stock") and with huge pages ("ours")."""
+    case = case_of(name)
+    problems = [problem(case, seed, "cpu") for seed in range(N_BATCHES)]
+    criterion = make("ours", case, "cpu")
+
+    def take(min_bytes, given):
+        with mock.patch.object(huge_pages, "MIN_BYTES", min_bytes):
+            start = time.process_time()
+            step(criterion, given, "cpu", options.amp)
+            return time.process_time() - start
+
+    _, times = alternate((math.inf, huge_pages.MIN_BYTES), problems, options.pairs, options.seconds, take)
+    return {"case": name, "batch": case.batch, "baseline": "4 KiB pages", **summary(times)}
 
 
 def on_gpu(sides, given, amp):
@@ -461,10 +481,11 @@ def context(options):
         platform.machine(),
     )
     pages = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    amp, clock = " · amp float16" * options.amp, " · CPU time" * options.huge_pages
     device = torch.cuda.get_device_name() if options.device == "cuda" else f"{cpu}, {options.threads} thread(s)"
     return (
         f"{datetime.date.today()} · ultralytics {ultralytics.__version__} · torch {torch.__version__} · {device}"
-        f"{' · amp float16' if options.amp else ''} · OMP_WAIT_POLICY={os.environ['OMP_WAIT_POLICY']} · THP "
+        f"{amp}{clock} · OMP_WAIT_POLICY={os.environ['OMP_WAIT_POLICY']} · THP "
         f"{pages.read_text().strip() if pages.exists() else '-'} · THP_MEM_ALLOC_ENABLE="
         f"{os.environ.get('THP_MEM_ALLOC_ENABLE', '0')} · load {os.getloadavg()[0]:.1f}"
     )
@@ -531,6 +552,7 @@ def main():
     parser.add_argument("--no-memory", action="store_true")
     parser.add_argument("--assigner", action="store_true")
     parser.add_argument("--train-step", action="store_true")
+    parser.add_argument("--huge-pages", action="store_true", help="what huge pages save on a CPU")
     parser.add_argument("--engine", help="of our side: fast on a CPU and auto on a GPU unless named")
     parser.add_argument("--class-kernels", action="store_true", help="rates of the class kernels on a GPU")
     parser.add_argument("--models", nargs="*", default=["yolov8n", "yolov8s"], help="of --train-step")
@@ -558,6 +580,8 @@ def main():
     elif options.train_step:
         pairs = [(m, c) for m in options.models for c in ("coco7", "crowd300")]
         jobs = [lambda m=m, c=c: measure_training(m, c, options) for m, c in pairs]
+    elif options.huge_pages:
+        jobs = [lambda n=n: measure_huge_pages(n, options) for n in names]
     else:
         jobs = [lambda n=n: measure(n, options) for n in names]
         jobs += [lambda: measure_focal(options)] * ("focal" in names)

@@ -168,9 +168,9 @@ def test_nothing_as_large_as_the_logits_is_held_but_their_gradient():
     assert set(large) == {logits.numel(), features.numel()}
 
 
-def test_large_pages_change_nothing(monkeypatch):
+def test_huge_pages_change_no_value(monkeypatch):
     given = torch.randn(1500, 1500)
-    assert given.numel() * 4 > huge_pages.SMALLEST
+    assert given.numel() * 4 > huge_pages.MIN_BYTES
     assert huge_pages.empty_like(given.t()).is_contiguous()
     assert torch.equal(huge_pages.zeros(given.shape, like=given), torch.zeros(1500, 1500))
     monkeypatch.setattr(huge_pages.sys, "platform", "other")

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Buffers for gradients, in pages as large as the system has them.
+"""Large buffers in huge pages, on Linux where transparent huge pages are set to `madvise`.
 
-A buffer that is new in every step is mapped page by page when it is first written, which at 4 KiB a page takes several
-times as long as writing it.
+A large buffer is allocated anew in every step, and the kernel maps it page by page at the first write; at 4 KiB a page
+that takes longer than the writing. `benchmarks/results/2026-11-25-cpu-huge-pages.md` has the gain, and
+`python benchmarks/bench_loss.py --huge-pages` measures it.
 """
 
 from __future__ import annotations
@@ -15,40 +16,40 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 
-SMALLEST = 8 * 2**20
-"""Bytes from which large pages are worth asking for."""
-PAGE = 2 * 2**20
+MIN_BYTES = 8 * 2**20
+"""Smallest buffer in bytes for which huge pages are requested."""
+PAGE_BYTES = 2 * 2**20
 MADV_HUGEPAGE = 14
 
 
 def empty_like(tensor: Tensor) -> Tensor:
-    """Return a contiguous tensor of the same shape and type whose values are yet to be written."""
+    """Return an uninitialised contiguous tensor of the same shape and dtype."""
     return _advised(torch.empty_like(tensor, memory_format=torch.contiguous_format))
 
 
 def empty(shape: torch.Size, like: Tensor) -> Tensor:
-    """Return a tensor of that shape, and of the type of another, whose values are yet to be written."""
+    """Return an uninitialised tensor of a shape, with the dtype and device of `like`."""
     return _advised(like.new_empty(shape))
 
 
 def zeros(shape: torch.Size, like: Tensor) -> Tensor:
-    """Return a tensor of zeros of that shape, and of the type of another."""
+    """Return a tensor of zeros of a shape, with the dtype and device of `like`."""
     return empty(shape, like).zero_()
 
 
 def _advised(tensor: Tensor) -> Tensor:
-    """Ask for large pages behind a tensor; it is no matter whether that is granted."""
+    """Request huge pages for the memory of a tensor; the kernel may refuse without an error."""
     size = tensor.numel() * tensor.element_size()
-    advise = _madvise() if tensor.device.type == "cpu" and size >= SMALLEST else None
+    advise = _madvise() if tensor.device.type == "cpu" and size >= MIN_BYTES else None
     if advise is not None:
-        begin = -(-tensor.data_ptr() // PAGE) * PAGE
-        advise(begin, (tensor.data_ptr() + size - begin) // PAGE * PAGE, MADV_HUGEPAGE)
+        begin = -(-tensor.data_ptr() // PAGE_BYTES) * PAGE_BYTES
+        advise(begin, (tensor.data_ptr() + size - begin) // PAGE_BYTES * PAGE_BYTES, MADV_HUGEPAGE)
     return tensor
 
 
 @functools.cache
 def _madvise() -> Optional[Any]:
-    """Return the system's call, None where there is none."""
+    """Return the system call, None where the platform has none."""
     if not sys.platform.startswith("linux"):
         return None
     try:
