@@ -10,16 +10,18 @@ import pytest
 import yolo_lossplug
 from tests.runs import ROOT, python
 
+OPTIONAL = ("triton", "PyInstaller")
+
 
 def modules():
-    """Import the modules of the package, but for those of the kernels where there is no Triton."""
+    """Import the modules of the package, but for those that need what is not installed everywhere."""
     for found in pkgutil.walk_packages(yolo_lossplug.__path__, "yolo_lossplug."):
         if found.name.endswith("__main__"):
             continue
         try:
             yield importlib.import_module(found.name)
         except ModuleNotFoundError as error:
-            if error.name != "triton":
+            if error.name not in OPTIONAL:
                 raise
 
 

@@ -52,6 +52,7 @@ def program(tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("program")
 @pytest.mark.parametrize("keys", [{}, {"loss": "focal-eiou", "cls_loss": "qfl"}], ids=["stock", "ours"])
 def test_a_frozen_program_trains(keys, program, data, tmp_path):
     done = run([program, f"data={data}", f"project={tmp_path}", *(f"{k}={v}" for k, v in keys.items())], tmp_path)
@@ -62,6 +63,7 @@ def test_a_frozen_program_trains(keys, program, data, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("program")
 def test_a_frozen_program_has_every_loss(program, tmp_path):
     (line,) = (line for line in run([program, "list"], tmp_path).stdout.splitlines() if line.startswith("LISTED"))
     assert line.split()[1:] == [*yolo_lossplug.list_box_losses(), *yolo_lossplug.list_class_losses()]
@@ -77,6 +79,7 @@ pkgutil.iter_modules = iter_modules
 """What a builder does that only follows import statements."""
 
 
+@pytest.mark.slow
 def test_without_modules_of_losses_a_stock_run_is_a_stock_run(data, tmp_path):
     done = python(HIDDEN + PROGRAM, f"data={data}", f"project={tmp_path / 'hidden'}", cwd=tmp_path)
     assert "LossPlug" not in done.stdout
@@ -86,6 +89,7 @@ def test_without_modules_of_losses_a_stock_run_is_a_stock_run(data, tmp_path):
     assert one == other
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["loss=eiou", "cls_loss=qfl", "loss=ciou", "tal_topk=7", "task=obb cls_loss=focal"])
 def test_without_modules_of_losses_our_keys_say_what_is_missing(key, data, tmp_path):
     words = [f"data={data}", f"project={tmp_path}", *key.split()]

@@ -161,6 +161,7 @@ sys.meta_path[:] = [Wrapper(), *stock]
     assert "LOADED ONCE" in imported(host, tmp_path, arrange)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["0", "1", "len(sys.meta_path)"])
 def test_the_real_host_beside_a_second_hook(place, tmp_path):
     code = f"""
@@ -178,6 +179,7 @@ print(yolo_lossplug.is_enabled(), get_cfg(overrides={{"loss": "eiou"}}).loss)
     assert python(code, cwd=tmp_path).stdout.split()[-2:] == ["True", "eiou"]
 
 
+@pytest.mark.slow
 def test_a_loader_can_be_copied(tmp_path):
     code = """
 import copy, importlib.util, yolo_lossplug

@@ -122,6 +122,8 @@ def doctor(site, cwd):
     return run([sys.executable, "-m", "yolo_lossplug", "doctor"], cwd, {"PYTHONPATH": str(site)}, check=False)
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("installation")
 def test_doctor_beside_a_headless_distribution(site, tmp_path):
     done = doctor(site, tmp_path)
     assert done.returncode == 0 and "active: `yolo` and Python know the keys of yolo-lossplug" in done.stdout
@@ -130,6 +132,8 @@ def test_doctor_beside_a_headless_distribution(site, tmp_path):
         assert line in done.stdout
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("installation")
 def test_doctor_in_a_fork(site, tmp_path):
     defaults = site / "ultralytics" / "cfg" / "default.yaml"
     stock = defaults.read_text(encoding="utf-8")
@@ -142,6 +146,8 @@ def test_doctor_in_a_fork(site, tmp_path):
     )
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("installation")
 def test_doctor_without_the_host(site, tmp_path):
     code = (
         f"import sys; sys.path.insert(0, {str(site)!r}); sys.modules['ultralytics'] = None\n"
