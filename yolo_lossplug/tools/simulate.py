@@ -14,9 +14,9 @@ Gradients are the true ones, by automatic differentiation, so that every loss ca
 program are written by hand and differ: those of the IoU by w and h are twice the true ones; GIoU's intersection of
 boxes apart is a product of lengths below 0 instead of 0; DIoU's and CIoU's enclosing diagonal has the other sign by x
 and y, and mixes both axes by w and h; CIoU's v lacks the factor 1/(w² + h²). `gradients=published` takes them
-(`published.py`), and gives the published order: IoU last, then GIoU, DIoU, CIoU. With the true gradients GIoU ends
-before DIoU: its own is right then, and that of DIoU also grows the enclosing box, which slows it down. In both, IoU
-is last, because it never moves a box without overlap, and CIoU is before DIoU.
+(`published_gradients.py`), and gives the published order: IoU last, then GIoU, DIoU, CIoU. With the true gradients
+GIoU ends before DIoU: its own is right then, and that of DIoU also grows the enclosing box, which slows it down. In
+both, IoU is last, because it never moves a box without overlap, and CIoU is before DIoU.
 
 A side that a step would make smaller than `SMALLEST` becomes `SMALLEST`; the authors let boxes turn inside out. Numbers
 are float32. Lengths are grid cells; losses that measure in pixels get a stride of 8 and an image of 20 x 20 cells, so
@@ -46,7 +46,7 @@ from yolo_lossplug.boxes import Pair
 from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.selection import Loss, refuse_unknown
 from yolo_lossplug.state import State
-from yolo_lossplug.tools import published as published_gradients
+from yolo_lossplug.tools import published_gradients
 from yolo_lossplug.tools.arms import arms, know_own
 from yolo_lossplug.tools.curves import labels, legend_columns, refuse_keys_of_training, refuse_task
 from yolo_lossplug.ultralytics_hook.console import folder, progress, say

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from yolo_lossplug import charts
-from yolo_lossplug.tools import statistics
+from yolo_lossplug.tools import significance
 from yolo_lossplug.tools.jobs import FAILED, FINISHED, Job
 from yolo_lossplug.ultralytics_hook.training import history
 
@@ -65,7 +65,7 @@ def summarise(results: Mapping[tuple[str, int], Mapping[str, Any]], arms: Sequen
             mine = {seed: value for (name, seed), value in known.items() if name == arm}
             if not mine:
                 continue
-            mean, deviation = statistics.mean_and_deviation(list(mine.values()))
+            mean, deviation = significance.mean_and_deviation(list(mine.values()))
             row = {"loss": arm, "measure": measure, "seeds": len(mine), "mean": mean, "sd": deviation}
             rows.append({**row, **_difference(known, arms[0], arm, measure)})
     return rows
@@ -77,7 +77,7 @@ def _difference(known: Mapping[tuple[str, int], float], first: str, arm: str, me
     seeds = [seed for name, seed in known if name == arm and (first, seed) in known]
     if arm == first or not seeds or not measure.startswith("metrics/"):
         return dict.fromkeys(columns)
-    found = statistics.compare([known[arm, seed] - known[first, seed] for seed in seeds])
+    found = significance.compare([known[arm, seed] - known[first, seed] for seed in seeds])
     return dict(zip(columns, (len(seeds), *found)))
 
 
@@ -147,9 +147,9 @@ def _caution(cells: Cells, others: int) -> list[str]:
     fewest = min((row["paired_seeds"] for row in cells.values() if row["paired_seeds"]), default=0)
     lines = [
         '"better" and "worse" are said where both the bootstrap interval and Student\'s exclude 0, of at least '
-        f'{statistics.FEWEST} seeds; all else is "within noise", which is no proof of equality.'
+        f'{significance.FEWEST} seeds; all else is "within noise", which is no proof of equality.'
     ]
-    if fewest < statistics.FEWEST:
+    if fewest < significance.FEWEST:
         lines.append(f"{fewest} seed{'s' * (fewest > 1)}: too few for any verdict.")
     elif fewest < 5:
         lines.append(f"{fewest} seeds can show large differences only; 5 or more show smaller ones.")
@@ -199,7 +199,7 @@ def draw_ranking(results: Mapping[tuple[str, int], Mapping[str, Any]], file: Pat
     made, axes = charts.figure(1, 1, width=7, height=1.2 + 0.45 * len(ranked))
     axis = axes[0, 0]
     for place, (_, found) in enumerate(ranked):
-        mean, deviation = statistics.mean_and_deviation(found)
+        mean, deviation = significance.mean_and_deviation(found)
         axis.barh(place, mean, color="#b8cfe0", edgecolor="#0072b2", xerr=deviation, ecolor="#444444", capsize=4)
         axis.plot(found, [place] * len(found), "o", color="#000000", markersize=3.5)
     axis.set_yticks(range(len(ranked)), [arm for arm, _ in ranked])

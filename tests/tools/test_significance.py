@@ -6,8 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from yolo_lossplug.tools import statistics
-from yolo_lossplug.tools.statistics import BETTER, NOISE, WORSE, compare
+from yolo_lossplug.tools import significance
+from yolo_lossplug.tools.significance import BETTER, NOISE, WORSE, compare
 
 
 def verdicts(mean, seeds, draws=400):
@@ -44,16 +44,16 @@ def test_no_difference():
 
 
 def test_intervals():
-    low, high = statistics.t_interval([1.0, 2.0, 3.0])
+    low, high = significance.t_interval([1.0, 2.0, 3.0])
     assert (low, high) == pytest.approx((2 - 4.303 / math.sqrt(3), 2 + 4.303 / math.sqrt(3)))
     values = np.random.default_rng(0).normal(1.0, 2.0, 400)
-    low, high = statistics.bootstrap_interval(values)
+    low, high = significance.bootstrap_interval(values)
     half = 1.96 * values.std(ddof=1) / 20
     assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.03)
-    assert statistics.bootstrap_interval([1.0, 2.0, 4.0]) == statistics.bootstrap_interval([1.0, 2.0, 4.0])
-    assert statistics.t_interval(values)[1] - values.mean() == pytest.approx(half)
+    assert significance.bootstrap_interval([1.0, 2.0, 4.0]) == significance.bootstrap_interval([1.0, 2.0, 4.0])
+    assert significance.t_interval(values)[1] - values.mean() == pytest.approx(half)
 
 
 def test_mean_and_deviation():
-    assert statistics.mean_and_deviation([2.0]) == (2.0, None)
-    assert statistics.mean_and_deviation([1.0, 2.0, 4.0]) == pytest.approx((7 / 3, math.sqrt(7 / 3)))
+    assert significance.mean_and_deviation([2.0]) == (2.0, None)
+    assert significance.mean_and_deviation([1.0, 2.0, 4.0]) == pytest.approx((7 / 3, math.sqrt(7 / 3)))
