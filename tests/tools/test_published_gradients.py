@@ -8,6 +8,7 @@ import torch
 
 from yolo_lossplug import LossPlugError, create_box_loss
 from yolo_lossplug.tools import published_gradients, simulate
+from yolo_lossplug.tools import simulate_experiment as experiment
 from yolo_lossplug.tools.published_gradients import GRADIENTS
 
 
@@ -26,7 +27,7 @@ APART = boxes((4.0, 2.0, 1.0, 1.0))
 
 def true(name, one, double=False):
     """Return the gradient by automatic differentiation, by w and h doubled if asked."""
-    found = simulate.gradient(create_box_loss(name), one, TARGET)
+    found = experiment.gradient(create_box_loss(name), one, TARGET)
     return found * torch.tensor([1.0, 1.0, 2.0, 2.0]).unsqueeze(1) if double else found
 
 
@@ -70,8 +71,8 @@ def test_aspect_term_lacks_its_denominator():
 
 def test_the_published_order():
     """Figure 4 of the paper: IoU last, stuck where boxes are apart, then GIoU, DIoU, and CIoU first."""
-    sample = simulate.draw_cases(3 * 343)
-    runs = {n: simulate.simulate(n, simulate.Published(slope), sample) for n, slope in GRADIENTS.items()}
+    sample = experiment.draw_cases(3 * 343)
+    runs = {n: experiment.simulate(n, experiment.Published(slope), sample) for n, slope in GRADIENTS.items()}
     last = [runs[name].means[-1].item() for name in ("iou", "giou", "diou", "ciou")]
     assert last[0] > 3 * last[1] and last[1] > 100 * last[2]
     total = {name: run.means.sum().item() for name, run in runs.items()}
@@ -82,13 +83,13 @@ def test_the_published_order():
 
 def test_kinds_of_gradients():
     losses = {name: create_box_loss(name) for name in ("giou", "eiou")}
-    assert list(simulate._descents(losses, ("published", "true"))) == ["giou, published", "giou", "eiou"]
-    assert list(simulate._descents(losses, "true,published")) == ["giou", "eiou", "giou, published"]
-    assert simulate._descents(losses, None) == losses
+    assert list(simulate.descents(losses, ("published", "true"))) == ["giou, published", "giou", "eiou"]
+    assert list(simulate.descents(losses, "true,published")) == ["giou", "eiou", "giou, published"]
+    assert simulate.descents(losses, None) == losses
     with pytest.raises(LossPlugError, match="has no loss=eiou: the paper has iou, giou, diou, ciou"):
-        simulate._descents(losses, "published")
+        simulate.descents(losses, "published")
     with pytest.raises(LossPlugError, match="gradients=exact is unknown. Known: true, published"):
-        simulate._descents(losses, "exact")
+        simulate.descents(losses, "exact")
 
 
 def test_published_gradients_have_a_panel_of_their_own(tmp_path):

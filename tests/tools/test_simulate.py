@@ -12,6 +12,7 @@ from yolo_lossplug import LossPlugError, create_box_loss
 from yolo_lossplug.boxes import Pair
 from yolo_lossplug.cli import run_tool
 from yolo_lossplug.tools import simulate
+from yolo_lossplug.tools import simulate_experiment as experiment
 
 FEW = 343
 """Every kind of pair once."""
@@ -23,17 +24,17 @@ def column(*numbers):
 
 @pytest.fixture(scope="module")
 def sample():
-    return simulate.draw_cases(3 * FEW)
+    return experiment.draw_cases(3 * FEW)
 
 
 @pytest.fixture(scope="module")
 def runs(sample):
     losses = {name: create_box_loss(name) for name in ("iou", "giou", "diou", "ciou")}
-    return {name: simulate.simulate(name, loss, sample) for name, loss in losses.items()}
+    return {name: experiment.simulate(name, loss, sample) for name, loss in losses.items()}
 
 
 def test_all_cases_are_those_of_the_paper():
-    every = simulate.draw_cases()
+    every = experiment.draw_cases()
     assert every.anchors.shape == every.targets.shape == (4, 1_715_000)
     assert every.points.shape == (5000, 2)
     distance = (every.points - 10).norm(dim=1)
@@ -60,24 +61,24 @@ def test_a_subset_is_even_and_seeded(sample):
     _, counts = kinds.unique(dim=1, return_counts=True)
     assert len(counts) == FEW and (counts == 3).all()
     assert len(sample.point.unique()) > 2 * FEW  # spread over the points
-    again, other = simulate.draw_cases(3 * FEW), simulate.draw_cases(3 * FEW, seed=1)
+    again, other = experiment.draw_cases(3 * FEW), experiment.draw_cases(3 * FEW, seed=1)
     assert torch.equal(again.anchors, sample.anchors) and torch.equal(again.targets, sample.targets)
     assert not torch.equal(other.anchors, sample.anchors)
-    assert torch.equal(simulate.draw_cases(100).anchors, sample.anchors[:, :100])
+    assert torch.equal(experiment.draw_cases(100).anchors, sample.anchors[:, :100])
 
 
 def test_learning_rate_decays_at_80_and_90_percent():
-    rates = [simulate.learning_rate(i) for i in range(200)]
+    rates = [experiment.learning_rate(i) for i in range(200)]
     assert rates == [0.1] * 160 + [0.01] * 20 + [0.001] * 20
 
 
 def test_one_step_by_hand():
     loss, target = create_box_loss("iou"), column(10.0, 10.0, 2.0, 2.0)
     # Inside the target I = w·h and U = 4: ∂IoU/∂w = ∂IoU/∂h = 1/4, and the factor is 0.1·(2 − 1/4) = 0.175.
-    moved = simulate.step(loss, column(10.25, 10.0, 1.0, 1.0), target, 0.1)
+    moved = experiment.step(loss, column(10.25, 10.0, 1.0, 1.0), target, 0.1)
     assert torch.allclose(moved, column(10.25, 10.0, 1 + 0.175 / 4, 1 + 0.175 / 4))
     # Out by 1/4 on the left: I = 3/4, U = 4.25; ∂I/∂x = 1, ∂I/∂w = 1/2, ∂I/∂h = 3/4; of the area 0, 1, 1.
-    moved = simulate.step(loss, column(9.25, 10.0, 1.0, 1.0), target, 0.1)
+    moved = experiment.step(loss, column(9.25, 10.0, 1.0, 1.0), target, 0.1)
     inside, union = 0.75, 4.25
     factor = 0.1 * (2 - inside / union)
     dx, dw, dh = (
@@ -90,15 +91,15 @@ def test_one_step_by_hand():
 
 def test_sides_stay_positive():
     loss, target = create_box_loss("iou"), column(10.0, 10.0, 1.0, 1.0)
-    path = list(simulate.trajectory(loss, column(10.4, 10.0, 0.01, 6.0), target, 40))
-    assert all((boxes[2:] >= simulate.SMALLEST).all() and boxes.isfinite().all() for boxes in path)
-    moved = simulate.step(loss, column(10.0, 10.0, 0.5, 50.0), target, 1e6)
-    assert moved[3].item() == pytest.approx(simulate.SMALLEST)
+    path = list(experiment.trajectory(loss, column(10.4, 10.0, 0.01, 6.0), target, 40))
+    assert all((boxes[2:] >= experiment.MIN_SIDE).all() and boxes.isfinite().all() for boxes in path)
+    moved = experiment.step(loss, column(10.0, 10.0, 0.5, 50.0), target, 1e6)
+    assert moved[3].item() == pytest.approx(experiment.MIN_SIDE)
 
 
 def test_iou_does_not_move_boxes_without_overlap(sample, runs):
-    apart = simulate.overlap(sample.anchors, sample.targets) == 0
-    *_, last = simulate.trajectory(create_box_loss("iou"), sample.anchors, sample.targets, 20)
+    apart = experiment.overlap(sample.anchors, sample.targets) == 0
+    *_, last = experiment.trajectory(create_box_loss("iou"), sample.anchors, sample.targets, 20)
     assert torch.equal(last[:, apart], sample.anchors[:, apart]) and 0.5 < apart.float().mean() < 1
     assert not torch.equal(last[:, ~apart], sample.anchors[:, ~apart])
     assert runs["iou"].disjoint == pytest.approx(apart.float().mean().item())
@@ -124,23 +125,23 @@ def test_errors_start_with_the_distance_of_the_anchors(sample, runs):
 def test_map_is_the_final_error_of_the_points(sample, runs):
     found = runs["diou"]
     counts = torch.bincount(sample.point, minlength=5000)
-    assert (found.places.isnan() == (counts == 0)).all()
-    assert (found.places.nan_to_num() * counts).sum().item() == pytest.approx(found.errors[-1].item(), rel=1e-6)
+    assert (found.point_errors.isnan() == (counts == 0)).all()
+    assert (found.point_errors.nan_to_num() * counts).sum().item() == pytest.approx(found.errors[-1].item(), rel=1e-6)
 
 
 def test_chunks_and_repetitions_change_nothing(sample, runs):
     def again(**keys):
-        return simulate.simulate("ciou", create_box_loss("ciou"), sample, iterations=40, **keys)
+        return experiment.simulate("ciou", create_box_loss("ciou"), sample, iterations=40, **keys)
 
     assert torch.equal(again().errors, again().errors)
     assert torch.allclose(again(chunk=400).errors, again().errors, rtol=1e-6)
-    assert torch.allclose(again(chunk=400).places, again().places, rtol=1e-3, equal_nan=True)
+    assert torch.allclose(again(chunk=400).point_errors, again().point_errors, rtol=1e-3, equal_nan=True)
 
 
 def test_a_loss_that_remembers_sees_all_cases_in_each_step(sample):
     loss, seen = create_box_loss("wiou-v3"), []
-    whole = simulate.simulate("w", loss, sample, iterations=12)
-    parts = simulate.simulate("w", loss, sample, iterations=12, chunk=50, tick=seen.append)
+    whole = experiment.simulate("w", loss, sample, iterations=12)
+    parts = experiment.simulate("w", loss, sample, iterations=12, chunk=50, tick=seen.append)
     assert torch.equal(whole.errors, parts.errors) and seen == [3 * FEW] * 13
     assert not loss.state.state.tensors
     assert whole.errors[-1] < whole.errors[0]
@@ -148,28 +149,28 @@ def test_a_loss_that_remembers_sees_all_cases_in_each_step(sample):
 
 def test_the_mean_that_a_loss_remembers_is_of_the_steps_before():
     loss, boxes, target = create_box_loss("wiou-v2"), column(10.5, 10.0, 1.0, 1.0), column(10.0, 10.0, 1.0, 1.0)
-    first, second, third = simulate.trajectory(loss, boxes, target, 2)
+    first, second, third = experiment.trajectory(loss, boxes, target, 2)
     plain = create_box_loss("wiou")
 
     def factor(before, after):
         """Return by how much more a box has moved along x than with wiou, without memory."""
-        return ((after - before) / (simulate.step(plain, before, target, 0.1) - before))[0].item()
+        return ((after - before) / (experiment.step(plain, before, target, 0.1) - before))[0].item()
 
-    outlier = [1 - Pair(simulate.corners(b), simulate.corners(target)).iou.item() for b in (first, second)]
+    outlier = [1 - Pair(experiment.corners(b), experiment.corners(target)).iou.item() for b in (first, second)]
     mean = 0.99 * 1 + 0.01 * outlier[0]
     assert factor(first, second) == pytest.approx(math.sqrt(outlier[0]), rel=1e-3)
-    rate = simulate.learning_rate(1, 2) / 0.1
+    rate = experiment.learning_rate(1, 2) / 0.1
     assert factor(second, third) == pytest.approx(rate * math.sqrt(outlier[1] / mean), rel=1e-3)
 
 
 @pytest.mark.parametrize("name", ["nwd", "l1", "l2", "mpdiou", "uiou", "focal-inner-siou", "wise-ciou"])
 def test_every_sort_of_loss_takes_part(name, sample):
-    found = simulate.simulate(name, create_box_loss(name), sample, iterations=30)
+    found = experiment.simulate(name, create_box_loss(name), sample, iterations=30)
     assert found.errors.isfinite().all() and found.errors[-1] < found.errors[0]
 
 
 def test_steps_that_overshoot_stay_finite(sample):
-    found = simulate.simulate("log-iou", create_box_loss("log-iou"), sample, iterations=30)  # gradient 1/IoU
+    found = experiment.simulate("log-iou", create_box_loss("log-iou"), sample, iterations=30)  # gradient 1/IoU
     assert found.errors.isfinite().all() and found.errors.max() > found.errors[0]
 
 
@@ -185,7 +186,7 @@ def test_steps_are_the_epochs_of_a_loss_that_changes_during_a_run():
             seen.append(self.scope.progress)
             return (pred - target).square().sum(1)
 
-    list(simulate.trajectory(Spy(), column(10.5, 10.0, 1.0, 1.0), column(10.0, 10.0, 1.0, 1.0), 4))
+    list(experiment.trajectory(Spy(), column(10.5, 10.0, 1.0, 1.0), column(10.0, 10.0, 1.0, 1.0), 4))
     assert seen == [0, 0.25, 0.5, 0.75]
 
 
@@ -193,7 +194,7 @@ def test_pixels_are_an_eighth_of_a_cell():
     boxes, target = column(11.0, 10.0, 1.0, 1.0), column(10.0, 10.0, 1.0, 1.0)
     # NWD = 1 − exp(−8·|Δx|/12.8)
     expected = math.exp(-8 / 12.8) * 8 / 12.8
-    assert simulate.gradient(create_box_loss("nwd"), boxes, target)[0].item() == pytest.approx(expected, rel=1e-4)
+    assert experiment.gradient(create_box_loss("nwd"), boxes, target)[0].item() == pytest.approx(expected, rel=1e-4)
 
 
 def command(folder, **keys):
@@ -264,7 +265,7 @@ def test_errors_name_the_key(tmp_path, keys, message):
 
 
 def test_results_are_the_same_on_every_device(sample, runs, device):
-    found = simulate.simulate("ciou", create_box_loss("ciou"), sample, device=torch.device(device))
+    found = experiment.simulate("ciou", create_box_loss("ciou"), sample, device=torch.device(device))
     assert torch.allclose(found.means, runs["ciou"].means, rtol=0.02)
 
 

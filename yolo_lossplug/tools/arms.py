@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, Optional
@@ -52,7 +53,7 @@ def arms(args: Mapping[str, Any], task: Optional[str] = None) -> list[Arm]:
         LossPlugError: If a value is wrong, or is used by no arm.
     """
     names = {key: _values(key, args.get(key)) or [None] for key in ("loss", "cls_loss")}
-    know_own(args)
+    load_user_losses(args)
     ours = {key: _values(key, value) for key, value in given_keys(args).items() if key not in names}
     found: dict[str, Arm] = {}
     used: set[str] = set()
@@ -76,8 +77,15 @@ def arms(args: Mapping[str, Any], task: Optional[str] = None) -> list[Arm]:
     return list(found.values())
 
 
-def know_own(args: Mapping[str, Any]) -> None:
-    """Load the losses of the user's own that arguments name, so that their options are keys of ours.
+def labels(chosen: Sequence[Arm], is_class: bool = False) -> list[str]:
+    """Return a label for each arm: its loss with the options, and the arm's name where two would be the same."""
+    found = [short_name(str(arm.selection.cls if is_class else arm.selection.box)) for arm in chosen]
+    counts = Counter(found)
+    return [label if counts[label] == 1 else f"{label} [{arm.name}]" for label, arm in zip(found, chosen)]
+
+
+def load_user_losses(args: Mapping[str, Any]) -> None:
+    """Load the user-defined losses that arguments name, so that their options are keys of ours.
 
     Raises:
         LossPlugError: If one cannot be loaded.

@@ -22,7 +22,7 @@ import yolo_lossplug
 from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.selection import keys
 from yolo_lossplug.tools import jobs, summary
-from yolo_lossplug.tools.arms import Arm, arms, know_own
+from yolo_lossplug.tools.arms import Arm, arms, load_user_losses
 from yolo_lossplug.tools.jobs import FAILED, FINISHED, RUNNING, WAITING, Job
 from yolo_lossplug.ultralytics_hook import training
 from yolo_lossplug.ultralytics_hook.console import VERSION, say
@@ -150,7 +150,7 @@ def plan_of(args: Mapping[str, Any]) -> Plan:
             raise LossPlugError(
                 f"{key}= is missing: lossplug compare data=coco128.yaml model=yolov8n.yaml loss=ciou,eiou"
             )
-    know_own(args)
+    load_user_losses(args)
     common = {key: value for key, value in args.items() if key not in OWN and key not in keys()}
     task = training.check(common)
     found = arms(args, task)
