@@ -2,7 +2,6 @@
 """`lossplug compare` from the command line on the embedded dataset, and its plans."""
 
 import json
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -202,19 +201,31 @@ def test_a_plan_that_cannot_be_read(tmp_path):
         compare.place_of(compare.plan_of({**KEYS, "loss": "ciou"}), "mine", tmp_path)
 
 
+HOLD = """
+import pathlib, sys, time
+from yolo_lossplug.tools.compare import locked
+with locked(pathlib.Path(sys.argv[1])):
+    print("locked", flush=True)
+    time.sleep(600)
+"""
+
+
 def test_one_comparison_at_a_time_in_a_folder(tmp_path):
-    with compare.locked(tmp_path):
-        with pytest.raises(LossPlugError, match="another comparison is at work"), compare.locked(tmp_path):
+    """Another process is kept out, and one that was killed leaves no lock."""
+    other = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout.readline() == "locked\n"
+        with pytest.raises(LossPlugError, match="another comparison is running in"), compare.locked(tmp_path):
             pass
-        assert (tmp_path / compare.LOCK).is_file()
-    assert not list(tmp_path.iterdir())
-    done = subprocess.Popen([sys.executable, "-c", "pass"])
-    done.wait()
-    (tmp_path / compare.LOCK).write_text(f"{socket.gethostname()} {done.pid}")
-    with compare.locked(tmp_path):  # left by one that was killed
+    finally:
+        other.kill()
+        other.wait()
+    again = pytest.raises(LossPlugError, match="give another name=")
+    with compare.locked(tmp_path), again, compare.locked(tmp_path):
         pass
-    (tmp_path / compare.LOCK).write_text(f"elsewhere {done.pid}")
-    with pytest.raises(LossPlugError, match="elsewhere"), compare.locked(tmp_path):
+    with pytest.raises(RuntimeError, match="fails inside"), compare.locked(tmp_path):
+        raise RuntimeError("fails inside")
+    with compare.locked(tmp_path):
         pass
 
 

@@ -4,11 +4,9 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 import signal
-import socket
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 import yolo_lossplug
 from yolo_lossplug.registry import LossPlugError
@@ -274,46 +273,20 @@ def say_states(job: Job, todo: Sequence[Job], is_short: bool = False) -> None:
 
 
 @contextmanager
-def locked(place: Path) -> Iterator[None]:
-    """Keep another comparison out of a folder while the context is open.
+def locked(directory: Path) -> Iterator[None]:
+    """Keep another comparison out of a directory while the context is open; the lock ends with its process.
 
     Raises:
-        LossPlugError: If one is at work there. What a process that is gone has left does not count.
+        LossPlugError: If one is running there.
     """
-    file, mine = place / LOCK, f"{socket.gethostname()} {os.getpid()}"
-    for _ in range(2):
-        try:
-            descriptor = os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-        except FileExistsError:
-            owner = file.read_text(encoding="utf-8")
-            if _is_alive(owner):
-                raise LossPlugError(
-                    f"another comparison is at work in {place} ({owner}); wait for it, or give another name=. "
-                    f"If there is none, remove {file}."
-                ) from None
-            file.unlink(missing_ok=True)
-        else:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as target:
-                target.write(mine)
-            break
     try:
+        lock = FileLock(directory / LOCK).acquire(timeout=0)
+    except Timeout:
+        raise LossPlugError(
+            f"another comparison is running in {directory}; wait for it to end, or give another name=."
+        ) from None
+    with lock:
         yield
-    finally:
-        file.unlink(missing_ok=True)
-
-
-def _is_alive(owner: str) -> bool:
-    """Whether the process that a lock names is there, as far as this machine can tell."""
-    host, _, number = owner.partition(" ")
-    if host != socket.gethostname() or not number.isdigit():
-        return bool(number)
-    try:
-        os.kill(int(number), 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # it is somebody else's, or Windows cannot ask
-        return True
-    return True
 
 
 def table(todo: Sequence[Job]) -> str:
