@@ -21,10 +21,11 @@ import yolo_lossplug
 from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.selection import keys
 from yolo_lossplug.tools import jobs, summary
-from yolo_lossplug.tools.arms import Arm, arms, load_user_losses
+from yolo_lossplug.tools.arguments import merge
+from yolo_lossplug.tools.arms import Arm, arms
 from yolo_lossplug.tools.jobs import FAILED, FINISHED, RUNNING, WAITING, Job
 from yolo_lossplug.ultralytics_hook import training
-from yolo_lossplug.ultralytics_hook.console import VERSION, say
+from yolo_lossplug.ultralytics_hook.console import VERSION, say, training_keys
 from yolo_lossplug.ultralytics_hook.console import folder as new_folder
 
 HELP = """\
@@ -37,6 +38,7 @@ results.csv, summary.md, summary.csv, curves.png and ranking.png, with paired di
   name=NAME        the same name with the same keys goes on: finished runs are kept, losses and seeds may be added
   devices=0,1      one run at a time on each of these; without it the runs follow each other on device=
   engine=ray       on a Ray cluster (pip install 'yolo-lossplug[ray]')
+  cfg=FILE         a recipe as of `yolo train`, and the command line over it; options go to the losses that have them
 Every other key is one of `yolo train`.
 Example: lossplug compare data=coco128.yaml model=yolov8n.yaml loss=ciou,eiou,wiou-v3 seeds=3 epochs=100\
 """
@@ -61,6 +63,8 @@ class Plan:
         args: What all runs have in common, as `yolo train` takes it.
         devices: Devices of the runs that go side by side; empty for one after another.
         engine: ``local`` or ``ray``.
+        name: Name of the comparison; None for the default.
+        project: Where its folder is; None for the default.
     """
 
     arms: list[Arm]
@@ -68,6 +72,8 @@ class Plan:
     args: dict[str, Any]
     devices: tuple[Any, ...]
     engine: str
+    name: Any
+    project: Any
 
 
 def main(args: dict[str, Any]) -> None:
@@ -95,7 +101,7 @@ def compare(args: Mapping[str, Any]) -> Path:
     plan = plan_of(args)
     if len(plan.arms) < 2:
         say(f"there is one loss, {plan.arms[0].name}: its seeds show the noise, and it is compared with nothing")
-    place = place_of(plan, args.get("name"), args.get("project"))
+    place = place_of(plan, plan.name, plan.project)
     todo = jobs_of(plan, place)
     waiting = [job for job in todo if job.state == WAITING]
     if waiting:
@@ -141,6 +147,9 @@ def plan_of(args: Mapping[str, Any]) -> Plan:
     Raises:
         LossPlugError: If an argument is wrong.
     """
+    unused = {*RESERVED, "save_dir", *(["device"] if "devices" in args else [])}
+    given = merge(args, training_keys() - unused)
+    args = given.values
     for key, why in RESERVED.items():
         if key in args:
             raise LossPlugError(f"{key}={args[key]} cannot be given to compare: {why}.")
@@ -149,12 +158,12 @@ def plan_of(args: Mapping[str, Any]) -> Plan:
             raise LossPlugError(
                 f"{key}= is missing: lossplug compare data=coco128.yaml model=yolov8n.yaml loss=ciou,eiou"
             )
-    load_user_losses(args)
     common = {key: value for key, value in args.items() if key not in OWN and key not in keys()}
     task = training.check(common)
-    found = arms(args, task)
-    for arm in found:
+    chosen = arms(args, task, given.recipe)
+    for arm in chosen:
         training.check({**common, **arm.keys})
+    given.say_unused(chosen)
     engine = str(args.get("engine", ENGINES[0]))
     if engine not in ENGINES:
         raise LossPlugError(f"engine={engine} is unknown. Known: {', '.join(ENGINES)}.")
@@ -165,7 +174,7 @@ def plan_of(args: Mapping[str, Any]) -> Plan:
         raise LossPlugError(
             f"device={args['device']} has no effect with devices=: each run has one of those. Remove it."
         )
-    return Plan(found, _seeds(args.get("seeds", 3)), common, devices, engine)
+    return Plan(chosen, _seeds(args.get("seeds", 3)), common, devices, engine, args.get("name"), args.get("project"))
 
 
 def place_of(plan: Plan, name: Any, project: Any) -> Path:

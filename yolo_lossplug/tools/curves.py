@@ -11,8 +11,8 @@ from torch import Tensor
 from yolo_lossplug import charts
 from yolo_lossplug.registry import REGISTRY, ROTATED, SOFTMAX, LossPlugError
 from yolo_lossplug.selection import CLASSIFY, refuse_unknown
-from yolo_lossplug.tools.arguments import refuse_keys_of_training, refuse_task
-from yolo_lossplug.tools.arms import Arm, arms, labels, load_user_losses
+from yolo_lossplug.tools.arguments import Arguments, loss_keys, merge, refuse_keys_of_training, refuse_task
+from yolo_lossplug.tools.arms import Arm, arms, labels
 from yolo_lossplug.tools.curves_measures import curve, measure_class, movements, probabilities
 from yolo_lossplug.tools.curves_plots import TARGETS, draw, draw_class
 from yolo_lossplug.ultralytics_hook.console import folder, say
@@ -27,6 +27,7 @@ against the predicted probability for cls_loss=. Writes curves.png and curves.cs
   task=        obb or classify, for their losses
   option=      options of these losses; each of several values is drawn
   project=, name=   folder of the results; default runs/curves/curves
+  cfg=         a recipe as of `yolo train`: its losses, options, task, project and name, and the command line over it
 Example: lossplug curves loss=ciou,focal-eiou focal_gamma=0.3,0.5\
 """
 DEFAULT = "iou,giou,diou,ciou,eiou,siou"
@@ -43,22 +44,38 @@ def main(args: Mapping[str, Any]) -> None:
     Raises:
         LossPlugError: If a key or a value is wrong.
     """
-    load_user_losses(args)
+    given = merge(args, loss_keys("task", "project", "name"))
+    args = _with_one_kind(given, args)
     refuse_unknown(args, "task", "project", "name")
     refuse_task(args, *OTHER_TASKS)
     refuse_keys_of_training(args)
     task = args.get("task")
     is_class = args.get("cls_loss") is not None or task == CLASSIFY
-    if is_class and args.get("loss") is not None:
-        raise LossPlugError(
-            f"loss={args['loss']} and cls_loss={args['cls_loss']} are drawn against different things; give one of them."
-        )
     key = "cls_loss" if is_class else "loss"
-    chosen = arms({**args, key: args.get(key) or OTHER_TASKS.get(str(task), DEFAULT)}, task)
+    chosen = arms({**args, key: args.get(key) or OTHER_TASKS.get(str(task), DEFAULT)}, task, given.recipe)
+    given.say_unused(chosen)
     directory = folder("curves", args.get("name"), args.get("project"))
     charts.save_table(class_rows(chosen) if is_class else rows(chosen), directory / "curves.csv")
     (draw_class if is_class else draw)(chosen, directory / "curves.png")
     say(f"drew {', '.join(labels(chosen, is_class))}: {directory / 'curves.png'}")
+
+
+def _with_one_kind(given: Arguments, typed: Mapping[str, Any]) -> dict[str, Any]:
+    """Return arguments that name box losses or class losses: those of the command line, if a recipe has the others.
+
+    Raises:
+        LossPlugError: If both are named.
+    """
+    other = {"loss": "cls_loss", "cls_loss": "loss"}
+    kinds = [key for key in other if typed.get(key) is not None]
+    if len(kinds) == 1:
+        return {key: value for key, value in given.values.items() if key != other[kinds[0]]}
+    box, cls = (given.values.get(key) for key in other)
+    if cls is not None and box is not None:
+        raise LossPlugError(
+            f"loss={box} and cls_loss={cls} are drawn against different things; give one of them on the command line."
+        )
+    return given.values
 
 
 def rows(chosen: Sequence[Arm]) -> list[dict[str, Any]]:

@@ -13,8 +13,8 @@ from torch import Tensor
 from yolo_lossplug import charts
 from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.selection import Loss, refuse_unknown
-from yolo_lossplug.tools.arguments import refuse_keys_of_training, refuse_task
-from yolo_lossplug.tools.arms import arms, labels, load_user_losses
+from yolo_lossplug.tools.arguments import loss_keys, merge, refuse_keys_of_training, refuse_task
+from yolo_lossplug.tools.arms import arms, labels
 from yolo_lossplug.tools.published_gradients import GRADIENTS
 from yolo_lossplug.tools.simulate_experiment import (
     ALL,
@@ -40,6 +40,7 @@ Writes simulate.png (error by iteration), map.png (error by anchor point), simul
   device=   cpu, or cuda or the index of a GPU
   gradients=true,published   of the formulas, or those of the authors' program, which the published figure shows
   project=, name=   folder of the results; default runs/simulate/simulate
+  cfg=      a recipe as of `yolo train`: its loss, options, seed, device, project and name, and the command line over it
 Example: lossplug simulate loss=iou,giou,diou,ciou,focal-eiou focal_gamma=0.3,0.5 cases=50000\
 """
 DEFAULT = "iou,giou,diou,ciou"
@@ -59,14 +60,16 @@ def main(args: Mapping[str, Any]) -> None:
         LossPlugError: If a key or a value is wrong.
         KeyboardInterrupt: With Ctrl-C; results of the finished losses are written before.
     """
-    load_user_losses(args)
+    given = merge(args, loss_keys("seed", "device", "project", "name") - {"cls_loss"})
+    args = given.values
     refuse_unknown(args, "task", "cases", "seed", "device", "gradients", "project", "name")
     refuse_task(args)
     refuse_keys_of_training(args, "cls_loss")
-    chosen = arms({"loss": DEFAULT, **args})
+    chosen = arms({"loss": DEFAULT, **args}, recipe=given.recipe)
     sample = draw_cases(_whole(args, "cases", ALL, ALL, at_least=1), _whole(args, "seed", 0, 2**63 - 1))
     device = _device(args.get("device"))
     losses = descents({label: arm.selection.box for label, arm in zip(labels(chosen), chosen)}, args.get("gradients"))
+    given.say_unused(chosen)
     runs: list[Run] = []
     try:
         for name, loss in losses.items():

@@ -16,8 +16,9 @@ import yolo_lossplug
 from yolo_lossplug import _autoload
 from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.selection import CLASSIFY
+from yolo_lossplug.tools.arguments import merge
 from yolo_lossplug.ultralytics_hook import patches, probe, trainer
-from yolo_lossplug.ultralytics_hook.console import VERSION, quiet
+from yolo_lossplug.ultralytics_hook.console import VERSION, quiet, training_keys
 from yolo_lossplug.ultralytics_hook.criterion import branches
 
 HELP = """\
@@ -27,9 +28,15 @@ Builds the model as training would, takes one step on a seeded batch of drawn im
 every term its value in stock Ultralytics, its value with the keys given, and that of the formula evaluated by itself
 in float64 on the same assigned boxes. Says "active" and exits with 0 if the last two agree, and with 1 otherwise.
 Keys are those of `yolo train`, of which model= (yolov8n.yaml), imgsz= (160), batch= (4), device= (cpu) and data=, for
-the names of classes, have a meaning here. --json prints the same for machines.
+the names of classes, have a meaning here. cfg=FILE reads a recipe, and the command line goes over it. --json prints
+the same for machines.
 Example: lossplug verify loss=focal-eiou focal_gamma=0.8 cls_loss=qfl\
 """
+RESERVED = {
+    "mode": (("train", None), "losses run in training"),
+    "resume": ((False, None), "a resumed run goes on with the losses of its checkpoint"),
+}
+"""Keys with the values that are accepted, and why no others are."""
 TOLERANCE = 1e-3
 """Relative. The host's BCE loses up to 2e-4 of a sum over many logits far below 0; a wrong formula is off by more."""
 
@@ -91,6 +98,10 @@ def verify(args: Mapping[str, Any]) -> tuple[dict[str, Any], list[Row]]:
     Raises:
         LossPlugError: If an argument is wrong.
     """
+    given = merge(args, training_keys() - {*RESERVED, "save_dir"})
+    args = given.values
+    _refuse_reserved(args)
+    given.say_unused()
     one = probe.trial(dict(args))
     stock = probe.terms(probe.criterion_of(one, is_stock=True), one)
     criterion = probe.criterion_of(one)
@@ -119,6 +130,17 @@ def verify(args: Mapping[str, Any]) -> tuple[dict[str, Any], list[Row]]:
         "seams": {"found": [name for name, is_there in seams if is_there], "absent": [n for n, i in seams if not i]},
     }
     return found, rows
+
+
+def _refuse_reserved(args: Mapping[str, Any]) -> None:
+    """Raise an error for a key that would make another run of it than a training from the start.
+
+    Raises:
+        LossPlugError: If there is one.
+    """
+    for key, (harmless, why) in RESERVED.items():
+        if key in args and args[key] not in harmless:
+            raise LossPlugError(f"{key}={args[key]} cannot be given to verify: {why}. Remove it.")
 
 
 def report(found: Mapping[str, Any], rows: list[Row]) -> str:
