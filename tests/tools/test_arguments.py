@@ -72,8 +72,8 @@ def test_arguments_of_a_run_are_a_recipe(written):
 def test_options_of_a_file_go_to_the_losses_that_have_them():
     with Log() as log:
         assert arms_of(cfg=RECIPE, loss="ciou,eiou") == [
-            ("ciou", {"loss": "ciou"}),
-            ("eiou", {"loss": "eiou"}),
+            ("ciou", {"loss": "ciou", "loss_engine": "auto"}),
+            ("eiou", {"loss": "eiou", "loss_engine": "auto"}),
         ]
     assert f"not used from {RECIPE}: focal_gamma" in log.text
     with Log() as log:

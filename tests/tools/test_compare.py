@@ -2,6 +2,7 @@
 """`lossplug compare` from the command line on the embedded dataset, and its plans."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -67,6 +68,19 @@ def test_runs_differ_by_loss_and_seed_alone(compared):
     assert all(first["ciou", "0"][key] == pytest.approx(first["eiou", "0"][key], rel=0.02) for key in same)
     assert first["ciou", "0"]["train/cls_loss"] != first["ciou", "1"]["train/cls_loss"]
     assert first["ciou", "0"]["train/box_loss"] < 0.9 * first["eiou", "0"]["train/box_loss"]
+
+
+def test_all_runs_have_one_engine(compared):
+    """Otherwise `ciou`, whose numbers are stock, would take the host's step, and seconds would compare engines."""
+    _, done = compared
+    engines = re.findall(r"· engine (.+?) ·", done.stdout)
+    assert len(engines) == 4 and len(set(engines)) == 1
+    plan = compare.plan_of({**KEYS, "loss": "ciou,eiou"})
+    assert [arm.keys["loss_engine"] for arm in plan.arms] == ["auto", "auto"]
+    plan = compare.plan_of({**KEYS, "loss": "ciou,eiou", "loss_engine": "reference"})
+    assert [arm.keys["loss_engine"] for arm in plan.arms] == ["reference", "reference"]
+    (arm,) = compare.plan_of({**KEYS, "model": "rtdetr-l.yaml"}).arms
+    assert arm.keys == {}, "a family with another criterion takes none of our keys"
 
 
 def test_summary(compared):

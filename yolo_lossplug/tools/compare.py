@@ -10,7 +10,7 @@ import signal
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ results.csv, summary.md, summary.csv, curves.png and ranking.png, with paired di
   devices=0,1      one run at a time on each of these; without it the runs follow each other on device=
   engine=ray       on a Ray cluster (pip install 'yolo-lossplug[ray]')
   cfg=FILE         a recipe as of `yolo train`, and the command line over it; options go to the losses that have them
-Every other key is one of `yolo train`.
+Every other key is one of `yolo train`. All runs take the same loss_engine; default auto.
 Example: lossplug compare data=coco128.yaml model=yolov8n.yaml loss=ciou,eiou,wiou-v3 seeds=3 epochs=100\
 """
 OWN = ("seeds", "devices", "engine", "name", "project")
@@ -160,9 +160,7 @@ def plan_of(args: Mapping[str, Any]) -> Plan:
             )
     common = {key: value for key, value in args.items() if key not in OWN and key not in keys()}
     task = training.check(common)
-    chosen = arms(args, task, given.recipe)
-    for arm in chosen:
-        training.check({**common, **arm.keys})
+    chosen = [_with_engine(arm, common) for arm in arms(args, task, given.recipe)]
     given.say_unused(chosen)
     engine = str(args.get("engine", ENGINES[0]))
     if engine not in ENGINES:
@@ -175,6 +173,24 @@ def plan_of(args: Mapping[str, Any]) -> Plan:
             f"device={args['device']} has no effect with devices=: each run has one of those. Remove it."
         )
     return Plan(chosen, _seeds(args.get("seeds", 3)), common, devices, engine, args.get("name"), args.get("project"))
+
+
+def _with_engine(arm: Arm, common: Mapping[str, Any]) -> Arm:
+    """Return an arm with the engine named, so that all runs have the same, those with stock numbers too.
+
+    Without the key such a run takes the host's own step and the others what ``auto`` chooses, and their seconds would
+    tell engines apart rather than losses.
+
+    Raises:
+        LossPlugError: If the arguments of its runs are wrong.
+    """
+    keys_with_engine = {"loss_engine": "auto", **arm.keys}
+    try:
+        training.check({**common, **keys_with_engine})
+    except LossPlugError:
+        training.check({**common, **arm.keys})  # a task or family with another criterion has one engine
+        return arm
+    return replace(arm, keys=keys_with_engine)
 
 
 def place_of(plan: Plan, name: Any, project: Any) -> Path:
