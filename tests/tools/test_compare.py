@@ -296,6 +296,21 @@ def test_differences_are_those_of_common_seeds():
     assert "no common seed" in summary.markdown(rows, [], [])
 
 
+def test_the_interval_that_decides_is_printed():
+    """A bootstrap of these three seeds excludes 0, and the verdict is not from it."""
+    gains = (0.001, 0.02, 0.003)
+    found = {("a", seed): result(0.1) for seed in range(3)}
+    found = {**found, **{("b", seed): result(0.1 + gain) for seed, gain in enumerate(gains)}}
+    rows = summary.summarise(found, ["a", "b"])
+    row = next(row for row in rows if row["loss"] == "b" and row["measure"] == "metrics/mAP50-95(B)")
+    assert row["low"] < 0 < row["high"] and row["interval"] == "student" and row["verdict"] == "within noise"
+    text = summary.markdown(rows, [], [])
+    assert f"({row['low']:+.4f} to {row['high']:+.4f}, student), **within noise**" in text
+    assert "(2 seeds: no interval), **within noise**" in summary.markdown(
+        summary.summarise({key: value for key, value in found.items() if key[1] < 2}, ["a", "b"]), [], []
+    )
+
+
 def test_order_and_names_of_metrics():
     names = ["metrics/recall(B)", "metrics/mAP50(M)", "metrics/mAP50(B)", "metrics/mAP50-95(B)", "val/box_loss"]
     order = ["metrics/mAP50-95(B)", "metrics/mAP50(B)", "metrics/recall(B)", "metrics/mAP50(M)"]

@@ -28,18 +28,39 @@ def test_differences_are_found():
 
 def test_three_seeds_on_one_side_are_not_enough():
     """The bootstrap interval of three values of one sign excludes 0 always, by chance once in four times."""
-    found = compare([0.001, 0.02, 0.003])
-    assert found.low > 0 and found.verdict == NOISE
+    values = [0.001, 0.02, 0.003]
+    found = compare(values)
+    assert significance.bootstrap_interval(values)[0] > 0 and found.verdict == NOISE
+    assert found.low < 0 < found.high and found.interval == "student", "the interval that decides is shown"
     assert compare([0.010, 0.011, 0.012]).verdict == BETTER
 
 
+@pytest.mark.parametrize("mean", [-2.0, -0.5, 0.0, 0.5, 2.0])
+@pytest.mark.parametrize("seeds", [3, 4, 12])
+def test_the_interval_excludes_0_where_the_verdict_says_so_and_both_intervals_do(seeds, mean):
+    rng = np.random.default_rng(seeds)
+    for _ in range(60):
+        values = rng.standard_exponential(seeds) - 1 + mean
+        found = compare(values)
+        both = significance.bootstrap_interval(values), significance.t_interval(values)
+        verdict = BETTER if min(b[0] for b in both) > 0 else WORSE if max(b[1] for b in both) < 0 else NOISE
+        shown = BETTER if found.low > 0 else WORSE if found.high < 0 else NOISE
+        assert found.verdict == verdict == shown and (found.low, found.high) in both
+
+
+def test_either_interval_may_decide():
+    assert {compare(np.array([1.0, 1, 1, 1, 1, 1, 1, 1, 1, 1, x])).interval for x in (1.2, -9.0)} == {"student"}
+    skewed = [-3.0, *[1.0] * 60]
+    assert compare(skewed).interval == "bootstrap"
+
+
 def test_one_and_two_seeds_have_no_verdict():
-    assert compare([5.0]) == (5.0, None, None, NOISE)
+    assert compare([5.0]) == compare([4.0, 6.0]) == (5.0, None, None, None, NOISE)
     assert compare([5.0, 5.001]).verdict == NOISE
 
 
 def test_no_difference():
-    assert compare([0.0, 0.0, 0.0]) == (0.0, 0.0, 0.0, NOISE)
+    assert compare([0.0, 0.0, 0.0]) == (0.0, 0.0, 0.0, "student", NOISE)
     assert compare([0.1, 0.1, 0.1]).verdict == BETTER  # deterministic, and the same in every seed
 
 

@@ -73,7 +73,7 @@ def summarise(results: Mapping[tuple[str, int], Mapping[str, Any]], arms: Sequen
 
 def _difference(known: Mapping[tuple[str, int], float], first: str, arm: str, measure: str) -> dict[str, Any]:
     """Return the columns of a paired difference, empty for the first loss and for what is not a metric."""
-    columns = ("paired_seeds", "difference", "low", "high", "verdict")
+    columns = ("paired_seeds", "difference", "low", "high", "interval", "verdict")
     seeds = [seed for name, seed in known if name == arm and (first, seed) in known]
     if arm == first or not seeds or not measure.startswith("metrics/"):
         return dict.fromkeys(columns)
@@ -99,7 +99,11 @@ def markdown(rows: Sequence[Mapping[str, Any]], runs: Sequence[Job], header: Seq
     lines += ["", "## Metrics of the best checkpoint, mean ± sd over the seeds", ""]
     lines += _means(cells, arms, [*metrics, *(m for m in others if m == "seconds")])
     if len(arms) > 1:
-        lines += ["", f"## Difference from `{arms[0]}`, seed by seed, with a bootstrap 95 % interval of its mean", ""]
+        lines += [
+            "",
+            f"## Difference from `{arms[0]}`, seed by seed, with the 95 % interval that decides",
+            "",
+        ]
         lines += _differences(cells, arms, metrics)
         lines += ["", *_caution(cells, len(arms) - 1)]
     lines += ["", "## Losses after the last epoch", "", SCALE_NOTE, ""]
@@ -134,9 +138,10 @@ def _differences(cells: Cells, arms: Sequence[str], metrics: Sequence[str]) -> l
             if cell is None or cell["difference"] is None:
                 words.append("no common seed")
             elif cell["low"] is None:
-                words.append(f"{cell['difference']:+.4f}, one seed: no interval, **{cell['verdict']}**")
+                seeds = f"{cell['paired_seeds']} seed{'s' * (cell['paired_seeds'] > 1)}"
+                words.append(f"{cell['difference']:+.4f} ({seeds}: no interval), **{cell['verdict']}**")
             else:
-                interval = f"{cell['low']:+.4f} to {cell['high']:+.4f}"
+                interval = f"{cell['low']:+.4f} to {cell['high']:+.4f}, {cell['interval']}"
                 words.append(f"{cell['difference']:+.4f} ({interval}), **{cell['verdict']}**")
         lines.append(f"| `{arm}` | " + " | ".join(words) + " |")
     return lines
@@ -146,10 +151,11 @@ def _caution(cells: Cells, others: int) -> list[str]:
     """Return what must be said of the verdicts."""
     fewest = min((row["paired_seeds"] for row in cells.values() if row["paired_seeds"]), default=0)
     lines = [
-        '"better" and "worse" are said where both the bootstrap interval and Student\'s exclude 0, of at least '
-        f'{significance.FEWEST} seeds; all else is "within noise", which is no proof of equality.'
+        "Of the bootstrap interval and Student's the one that reaches further towards 0 is shown, and decides: "
+        f'"better" and "worse" need it to exclude 0, and at least {significance.MIN_SEEDS} seeds. All else is '
+        '"within noise", which does not prove equality.'
     ]
-    if fewest < significance.FEWEST:
+    if fewest < significance.MIN_SEEDS:
         lines.append(f"{fewest} seed{'s' * (fewest > 1)}: too few for any verdict.")
     elif fewest < 5:
         lines.append(f"{fewest} seeds can show large differences only; 5 or more show smaller ones.")
