@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.runs import Log
 from yolo_lossplug import LossPlugError, create_box_loss
 from yolo_lossplug.boxes import Pair
 from yolo_lossplug.cli import run_tool
@@ -281,3 +282,65 @@ def test_the_command_takes_cases_as_an_option(tmp_path):
     assert float(table_of(tmp_path / "found")[0]["total_error"]) > 0
     with pytest.raises(SystemExit, match="cases=0 must be"):
         run_tool("simulate", ["--cases", "0"])
+
+
+@pytest.fixture
+def four_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(before)
+
+
+class Watch:
+    """A loss that notes the threads which operations may take inside, and may fail."""
+
+    def __init__(self, state=None, fails=False):
+        self.state, self.fails, self.seen = state, fails, set()
+
+    def within(self, scope):
+        return self
+
+    def __call__(self, pred, target, stride, imgsz):
+        self.seen.add(torch.get_num_threads())
+        if self.fails:
+            raise KeyboardInterrupt
+        return (pred - target).square().sum(1)
+
+
+@pytest.mark.parametrize("keys", [{}, {"chunk": 100}])
+@pytest.mark.parametrize("state", [None, "one"])
+def test_no_threads_inside_operations(sample, keys, state, four_threads):
+    """They wait for each other, and beside busy processes for a time slice at each operation."""
+    loss = Watch(state)
+    experiment.simulate("watch", loss, sample, iterations=3, **keys)
+    assert loss.seen == {1} and torch.get_num_threads() == 4
+
+
+def test_an_interrupt_ends_all_chunks_and_restores_threads(sample, four_threads):
+    ticks = []
+    with pytest.raises(KeyboardInterrupt):
+        experiment.simulate("watch", Watch(fails=True), sample, chunk=10, tick=ticks.append)
+    assert torch.get_num_threads() == 4 and len(ticks) < len(sample) // 10
+
+    def stop(count):
+        ticks.append(count)
+        if len(ticks) == 20:
+            raise KeyboardInterrupt
+
+    ticks.clear()
+    with pytest.raises(KeyboardInterrupt):
+        experiment.simulate("ciou", create_box_loss("ciou"), sample, iterations=10_000, chunk=300, tick=stop)
+    assert len(ticks) < 400, "the other chunks ended too"
+
+
+def test_a_log_tells_the_progress_where_there_is_no_terminal(tmp_path, monkeypatch):
+    monkeypatch.setattr(simulate, "LOG_INTERVAL", 0.0)
+    with Log() as log:
+        command(tmp_path, loss="iou")
+    shares = [line.rpartition(": ")[2] for line in log.lines if "iou: " in line]
+    assert shares[0] == "0%" and shares[-1] == "100%" and len(shares) == 201
+    monkeypatch.setattr(simulate, "LOG_INTERVAL", 60.0)
+    with Log() as log:
+        command(tmp_path, loss="iou")
+    assert "iou: " not in log.text

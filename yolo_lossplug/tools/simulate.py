@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import torch
 from torch import Tensor
@@ -48,6 +50,8 @@ TRUE, PUBLISHED = "true", "published"
 """Kinds of gradients."""
 SHOWN = (0, 50, 100, 200)
 """Iterations in the printed table."""
+LOG_INTERVAL = 10.0
+"""Seconds between lines on the progress, where there is no terminal for a bar."""
 
 
 def main(args: Mapping[str, Any]) -> None:
@@ -154,11 +158,27 @@ def _published(losses: Mapping[str, Loss], is_alone: bool) -> dict[str, Descent]
 
 
 def _simulate_with_bar(name: str, loss: Descent, sample: Cases, device: torch.device) -> Run:
-    bar = progress(len(sample) * (ITERATIONS + 1), name)
+    total = len(sample) * (ITERATIONS + 1)
+    bar = progress(total, name)
     try:
-        return simulate(name, loss, sample, device=device, tick=bar.update)
+        tick = bar.update if sys.stdout.isatty() else _logger(name, total)
+        return simulate(name, loss, sample, device=device, tick=tick)
     finally:
         bar.close()
+
+
+def _logger(name: str, total: int) -> Callable[[int], None]:
+    """Return a function that counts steps, and logs their share now and then, where a bar cannot be drawn."""
+    done, due = 0, time.monotonic() + LOG_INTERVAL
+
+    def tick(count: int) -> None:
+        nonlocal done, due
+        done += count
+        if time.monotonic() >= due:
+            due = time.monotonic() + LOG_INTERVAL
+            say(f"{name}: {done / total:.0%}")
+
+    return tick
 
 
 def _whole(args: Mapping[str, Any], key: str, default: int, at_most: int, at_least: int = 0) -> int:

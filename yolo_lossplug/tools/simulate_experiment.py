@@ -30,9 +30,10 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from threading import Lock
+from functools import partial
+from threading import Event, Lock
 from typing import Any, Callable, Optional, Union
 
 import torch
@@ -230,22 +231,18 @@ def simulate(
         device: Where to compute; None for the CPU.
         chunk: Cases that are moved together; None for what is fast on the device. A loss with a state moves all cases
             together whatever this is, because each step changes the state.
-        tick: Called with the number of cases after each step.
+        tick: Called with the number of cases after each step, by one thread at a time.
     """
     started = time.perf_counter()
     device = device or torch.device("cpu")
     size = len(sample) if loss.state is not None else chunk or (CHUNK if device.type == "cpu" else len(sample))
     lock = Lock()
 
-    def move(anchors: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, int]:
-        anchors, targets = anchors.contiguous().to(device), targets.contiguous().to(device)
-        totals = []
-        for boxes in trajectory(loss, anchors, targets, iterations):
-            totals.append(errors(boxes, targets).sum(dtype=torch.float64))
-            with lock:
-                tick(boxes.shape[1])
-        return torch.stack(totals).cpu(), errors(boxes, targets).cpu(), int((overlap(boxes, targets) == 0).sum())
+    def locked_tick(count: int) -> None:
+        with lock:
+            tick(count)
 
+    move = partial(_move, loss=loss, iterations=iterations, device=device, tick=locked_tick)
     parts = _side_by_side(move, list(zip(sample.anchors.split(size, 1), sample.targets.split(size, 1))), device)
     sums, final, disjoint = zip(*parts)
     point_errors = _means(torch.cat(final), sample.point, len(sample.points))
@@ -253,23 +250,48 @@ def simulate(
     return Run(name, torch.stack(sums).sum(0), len(sample), point_errors, sum(disjoint) / len(sample), seconds)
 
 
-def _side_by_side(
-    move: Callable[[Tensor, Tensor], Any], chunks: Sequence[tuple[Tensor, Tensor]], device: torch.device
-) -> list[Any]:
-    """Move chunks, on a CPU one in each thread of torch: threads inside operations this small wait for each other."""
-    threads = torch.get_num_threads()
-    if device.type != "cpu" or len(chunks) < threads or threads == 1:
-        return [move(*chunk) for chunk in chunks]
+def _move(
+    anchors: Tensor,
+    targets: Tensor,
+    stopped: Event,
+    *,
+    loss: Descent,
+    iterations: int,
+    device: torch.device,
+    tick: Callable[[int], Any],
+) -> tuple[Tensor, Tensor, int]:
+    """Move boxes (4, N); return sums of errors (iterations + 1,), final errors (N,) and the number without overlap."""
+    anchors, targets = anchors.contiguous().to(device), targets.contiguous().to(device)
+    totals = []
+    for boxes in trajectory(loss, anchors, targets, iterations):
+        totals.append(errors(boxes, targets).sum(dtype=torch.float64))
+        tick(boxes.shape[1])
+        if stopped.is_set():
+            raise KeyboardInterrupt
+    return torch.stack(totals).cpu(), errors(boxes, targets).cpu(), int((overlap(boxes, targets) == 0).sum())
+
+
+def _side_by_side(move: Callable[..., Any], chunks: Sequence[tuple[Tensor, Tensor]], device: torch.device) -> list[Any]:
+    """Move chunks, on a CPU one in each thread of torch, and without threads inside operations.
+
+    Threads inside operations of 1 ms or less spin while they wait for each other, and beside busy processes for a whole
+    time slice each time: a run took a hundred times as long.
+    """
+    stopped, threads = Event(), torch.get_num_threads()
+    if device.type != "cpu":
+        return [move(*chunk, stopped) for chunk in chunks]
     torch.set_num_threads(1)
     try:
         with ThreadPoolExecutor(threads) as pool:
-            futures = [pool.submit(move, *chunk) for chunk in chunks]
+            futures = [pool.submit(move, *chunk, stopped) for chunk in chunks]
             try:
-                return [future.result() for future in futures]
-            except BaseException:  # Ctrl-C: do not begin the others
+                for future in wait(futures, return_when=FIRST_EXCEPTION).done:
+                    future.result()
+            finally:  # after Ctrl-C or an error: end those at work, and begin no others
+                stopped.set()
                 for future in futures:
                     future.cancel()
-                raise
+            return [future.result() for future in futures]
     finally:
         torch.set_num_threads(threads)
 
