@@ -19,7 +19,7 @@ usage: lossplug COMMAND ..., with arguments as `yolo` takes them; lossplug COMMA
   list        what loss= and cls_loss= take, with options, defaults and ranges
   explain     the parts of a name such as focal-inner-eiou, their formulas, options and papers
   doctor      whether the plugin is active here, and with which Ultralytics
-  verify      whether a loss is the one that runs: numbers of stock, of ours, and of the formula by itself
+  verify      whether a loss is the one that runs, its scale beside stock, and the gain that would match it
   curves      draws losses and their gradients against IoU
   simulate    the regression experiment of the DIoU paper: how fast boxes reach their targets
   compare     trains with several losses and seeds, and says which differences are more than noise
