@@ -101,8 +101,17 @@ def run_tool(name: str, words: Sequence[str]) -> None:
         raise SystemExit(f"LossPlug: {error}") from error
 
 
+def refuse_words(command: str, words: Sequence[str], *accepted: str) -> None:
+    """Exit with an error for a word that a command does not take."""
+    for word in words:
+        if word not in accepted:
+            takes = f"it takes {', '.join(accepted)}" if accepted else "it takes no arguments"
+            raise SystemExit(f"LossPlug: '{word}' cannot be given to {command}; {takes}. Remove it.")
+
+
 def show_losses() -> None:
     """Print every loss with its formula and options."""
+    refuse_words("list", sys.argv[2:], "--markdown")
     if "--markdown" in sys.argv:
         print(markdown())
         return
@@ -129,7 +138,8 @@ def show_losses() -> None:
 
 def show_parts() -> None:
     """Print what a name of a loss is made of, or the citations of its parts."""
-    names = [word for word in sys.argv[2:] if not word.startswith("-")]
+    names = [word for word in sys.argv[2:] if not word.startswith("-") and "=" not in word]
+    refuse_words("explain", [word for word in sys.argv[2:] if word not in names], "--bibtex")
     if len(names) != 1:
         raise SystemExit(f"lossplug explain takes one name, not {len(names)}: lossplug explain focal-inner-eiou")
     try:
@@ -236,6 +246,7 @@ def _cells(spec: Spec) -> str:
 
 def show_state() -> None:
     """Print whether the plugin is active in plain Python and `yolo`, and exit with 1 if it is not."""
+    refuse_words("doctor", sys.argv[2:])
     import ultralytics
     import ultralytics.engine.tuner  # with it every module that is changed: shows a seam that has moved
 
