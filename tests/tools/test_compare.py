@@ -119,12 +119,12 @@ def test_another_plan_needs_another_name(compared):
     with pytest.raises(LossPlugError, match="name=both is a comparison with another epochs, imgsz"):
         compare.compare({**args, "epochs": 4, "imgsz": 96, "name": "both"})
     plan = compare.plan_of(args)
-    assert compare.place_of(plan, "both", place.parent) == place
-    assert compare.place_of(plan, "other", place.parent) == place.parent / "other"
-    assert compare.place_of(plan, None, place.parent) == place.parent / "compare"
+    assert compare.directory_of(plan, "both", place.parent) == place
+    assert compare.directory_of(plan, "other", place.parent) == place.parent / "other"
+    assert compare.directory_of(plan, None, place.parent) == place.parent / "compare"
     place.rename(place.parent / "compare2")
     try:
-        assert compare.place_of(plan, None, place.parent) == place.parent / "compare2", "the command alone goes on"
+        assert compare.directory_of(plan, None, place.parent) == place.parent / "compare2", "the command alone goes on"
     finally:
         (place.parent / "compare2").rename(place)
 
@@ -137,7 +137,7 @@ def test_another_plan_needs_another_name(compared):
         ({"epoch": 3}, "epoch=3 is unknown. Did you mean 'epochs'"),
         ({"data": None}, "data= is missing"),
         ({"seed": 1}, "seed=1 cannot be given to compare: give seeds= instead"),
-        ({"resume": True}, "goes on when the same command is given again"),
+        ({"resume": True}, "the same command continues an unfinished comparison"),
         ({"seeds": 0}, "seeds=0 must be a number of seeds"),
         ({"seeds": "a"}, "seeds=a must be"),
         ({"seeds": (1, 1)}, "must be"),
@@ -212,7 +212,7 @@ def test_a_plan_that_cannot_be_read(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / compare.PLAN).write_text("{")
     with pytest.raises(LossPlugError, match="cannot be read"):
-        compare.place_of(compare.plan_of({**KEYS, "loss": "ciou"}), "mine", tmp_path)
+        compare.directory_of(compare.plan_of({**KEYS, "loss": "ciou"}), "mine", tmp_path)
 
 
 HOLD = """
@@ -248,12 +248,12 @@ def test_folders_of_runs_lie_in_the_comparison_whatever_the_project(tmp_path, mo
     monkeypatch.chdir(tmp_path)
     plan = compare.plan_of({**KEYS, "loss": "ciou"})
     for project in ("mine", None):
-        (job, *_) = compare.jobs_of(plan, compare.place_of(plan, "name", project))
+        (job, *_) = compare.jobs_of(plan, compare.directory_of(plan, "name", project))
         assert Path(job.args["project"]).is_absolute()
         assert (tmp_path in job.folder.parents) is (project is not None)
     for name in ("a/b", "..", str(tmp_path), "."):
         with pytest.raises(LossPlugError, match="must be the name of a folder"):
-            compare.place_of(plan, name, "mine")
+            compare.directory_of(plan, name, "mine")
 
 
 def test_a_run_whose_loss_is_nan_has_failed(data, tmp_path, registry):
@@ -276,7 +276,7 @@ def test_a_comparison_may_move_to_another_device(compared):
     place, _ = compared
     keys = {key: value for key, value in KEYS.items() if key not in ("device", "workers")}
     plan = compare.plan_of({**keys, "loss": "ciou", "devices": (0, 1)})
-    assert compare.place_of(plan, "both", place.parent) == place
+    assert compare.directory_of(plan, "both", place.parent) == place
 
 
 def result(value, **more):

@@ -32,7 +32,7 @@ Example: lossplug curves loss=ciou,focal-eiou focal_gamma=0.3,0.5\
 """
 DEFAULT = "iou,giou,diou,ciou,eiou,siou"
 OTHER_TASKS = {"obb": ",".join(REGISTRY.names(ROTATED)), CLASSIFY: ",".join(REGISTRY.names(SOFTMAX))}
-"""Tasks with losses of their own, and these."""
+"""Tasks with other losses, and the names of these."""
 
 
 def main(args: Mapping[str, Any]) -> None:
