@@ -170,3 +170,37 @@ def test_every_command_has_help_with_an_example(command, monkeypatch, capsys):
     main()
     said = capsys.readouterr().out
     assert said.startswith(f"usage: lossplug {command}") and f"Example: lossplug {command}" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["list", "--json"], "'--json' cannot be given to list; it takes --markdown. Remove it."),
+        (["list", "--markdown", "loss=eiou"], "'loss=eiou' cannot be given to list"),
+        (["list", "eiou"], "'eiou' cannot be given to list"),
+        (["explain", "eiou", "--json"], "'--json' cannot be given to explain; it takes --bibtex. Remove it."),
+        (["explain", "eiou", "cfg=recipe.yaml"], "'cfg=recipe.yaml' cannot be given to explain"),
+        (["explain", "--bib", "eiou"], "'--bib' cannot be given to explain"),
+        (["doctor", "--json"], "'--json' cannot be given to doctor; it takes no arguments. Remove it."),
+    ],
+)
+def test_words_that_a_command_does_not_take_are_refused(words, message, monkeypatch, capsys):
+    from yolo_lossplug import cli
+
+    monkeypatch.setattr(sys, "argv", ["lossplug", *words])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert message in caught.value.code and capsys.readouterr().out == ""
+
+
+def test_flags_of_list_and_explain(monkeypatch, capsys):
+    from yolo_lossplug import cli
+
+    for words, start in (
+        (["list"], "loss="),
+        (["list", "--markdown"], "| key |"),
+        (["explain", "--bibtex", "eiou"], "@"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["lossplug", *words])
+        cli.main()
+        assert capsys.readouterr().out.startswith(start)

@@ -40,6 +40,13 @@ def legend_below(made: Figure, axes: Any, columns: int = 3) -> None:
     made.legend(handles, labels, loc="outside lower center", ncols=min(columns, max(1, len(labels))), frameon=False)
 
 
+def legend_columns(names: Sequence[str], width: int) -> int:
+    """Return the number of columns of a legend at most a number of characters wide, with rows of like length."""
+    most = max(1, min(6, len(names), width // (max(len(name) for name in names) + 10)))
+    rows_needed = -(-len(names) // most)
+    return -(-len(names) // rows_needed)
+
+
 def save(made: Figure, file: Path) -> Path:
     """Write a figure as PNG and return the file."""
     file.parent.mkdir(parents=True, exist_ok=True)

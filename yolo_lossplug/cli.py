@@ -21,7 +21,7 @@ usage: lossplug COMMAND ..., with arguments as `yolo` takes them; lossplug COMMA
   list        what loss= and cls_loss= take, with options, defaults and ranges
   explain     the parts of a name such as focal-inner-eiou, their formulas, options and papers
   doctor      whether the plugin is active, with versions and devices, and why not if it is not
-  verify      whether a loss is the one that runs: numbers of stock, of ours, and of the formula by itself
+  verify      whether a loss is the one that runs, its scale beside stock, and the gain that would match it
   curves      draws losses and their gradients against IoU
   simulate    the regression experiment of the DIoU paper: how fast boxes reach their targets
   compare     trains with several losses and seeds, and says which differences are more than noise
@@ -107,8 +107,17 @@ def run_tool(name: str, words: Sequence[str]) -> None:
         raise SystemExit(f"LossPlug: {error}") from error
 
 
+def refuse_words(command: str, words: Sequence[str], *accepted: str) -> None:
+    """Exit with an error for a word that a command does not take."""
+    for word in words:
+        if word not in accepted:
+            takes = f"it takes {', '.join(accepted)}" if accepted else "it takes no arguments"
+            raise SystemExit(f"LossPlug: '{word}' cannot be given to {command}; {takes}. Remove it.")
+
+
 def show_losses() -> None:
     """Print every loss with its formula and options."""
+    refuse_words("list", sys.argv[2:], "--markdown")
     if "--markdown" in sys.argv:
         print(markdown(), keys_markdown(), options_markdown(), sep="\n")
         return
@@ -128,7 +137,8 @@ def show_losses() -> None:
 
 def show_parts() -> None:
     """Print what a name of a loss is made of, or the citations of its parts."""
-    names = [word for word in sys.argv[2:] if not word.startswith("-")]
+    names = [word for word in sys.argv[2:] if not word.startswith("-") and "=" not in word]
+    refuse_words("explain", [word for word in sys.argv[2:] if word not in names], "--bibtex")
     if len(names) != 1:
         raise SystemExit(f"lossplug explain takes one name, not {len(names)}: lossplug explain focal-inner-eiou")
     try:
@@ -342,6 +352,7 @@ def _belongs(spec: Spec) -> str:
 
 def show_state() -> None:
     """Print the environment, and whether the plugin is active in plain Python and `yolo`; exit with 1 if it is not."""
+    refuse_words("doctor", sys.argv[2:])
     from yolo_lossplug.tools import installation
 
     try:

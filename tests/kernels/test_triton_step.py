@@ -22,7 +22,8 @@ from yolo_lossplug.ultralytics_hook import config, console, trainer
 from yolo_lossplug.ultralytics_hook.assigner import set_overlap
 from yolo_lossplug.ultralytics_hook.criterion import branch_criteria, plug
 from yolo_lossplug.ultralytics_hook.engines import choice, triton
-from yolo_lossplug.ultralytics_hook.report import Meter, watch
+from yolo_lossplug.ultralytics_hook.run.counts import Meter
+from yolo_lossplug.ultralytics_hook.run.watch import watch
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of masked places, in the interpreter
 on_gpu = pytest.mark.skipif(kernels.is_interpreted(), reason="only a GPU can be waited for")

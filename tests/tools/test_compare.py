@@ -2,7 +2,7 @@
 """`lossplug compare` from the command line on the embedded dataset, and its plans."""
 
 import json
-import socket
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -74,8 +74,19 @@ def test_runs_differ_by_loss_and_seed_alone(compared):
     assert first["ciou", "0"]["train/box_loss"] < 0.9 * first["eiou", "0"]["train/box_loss"]
 
 
-@pytest.mark.slow
-@pytest.mark.xdist_group("compared")
+def test_all_runs_have_one_engine(compared):
+    """Otherwise `ciou`, whose numbers are stock, would take the host's step, and seconds would compare engines."""
+    _, done = compared
+    engines = re.findall(r"· engine (.+?) ·", done.stdout)
+    assert len(engines) == 4 and len(set(engines)) == 1
+    plan = compare.plan_of({**KEYS, "loss": "ciou,eiou"})
+    assert [arm.keys["loss_engine"] for arm in plan.arms] == ["auto", "auto"]
+    plan = compare.plan_of({**KEYS, "loss": "ciou,eiou", "loss_engine": "reference"})
+    assert [arm.keys["loss_engine"] for arm in plan.arms] == ["reference", "reference"]
+    (arm,) = compare.plan_of({**KEYS, "model": "rtdetr-l.yaml"}).arms
+    assert arm.keys == {}, "a family with another criterion takes none of our keys"
+
+
 def test_summary(compared):
     place, done = compared
     text = (place / "summary.md").read_text(encoding="utf-8")
@@ -116,12 +127,12 @@ def test_another_plan_needs_another_name(compared):
     with pytest.raises(LossPlugError, match="name=both is a comparison with another epochs, imgsz"):
         compare.compare({**args, "epochs": 4, "imgsz": 96, "name": "both"})
     plan = compare.plan_of(args)
-    assert compare.place_of(plan, "both", place.parent) == place
-    assert compare.place_of(plan, "other", place.parent) == place.parent / "other"
-    assert compare.place_of(plan, None, place.parent) == place.parent / "compare"
+    assert compare.directory_of(plan, "both", place.parent) == place
+    assert compare.directory_of(plan, "other", place.parent) == place.parent / "other"
+    assert compare.directory_of(plan, None, place.parent) == place.parent / "compare"
     place.rename(place.parent / "compare2")
     try:
-        assert compare.place_of(plan, None, place.parent) == place.parent / "compare2", "the command alone goes on"
+        assert compare.directory_of(plan, None, place.parent) == place.parent / "compare2", "the command alone goes on"
     finally:
         (place.parent / "compare2").rename(place)
 
@@ -134,7 +145,7 @@ def test_another_plan_needs_another_name(compared):
         ({"epoch": 3}, "epoch=3 is unknown. Did you mean 'epochs'"),
         ({"data": None}, "data= is missing"),
         ({"seed": 1}, "seed=1 cannot be given to compare: give seeds= instead"),
-        ({"resume": True}, "goes on when the same command is given again"),
+        ({"resume": True}, "the same command continues an unfinished comparison"),
         ({"seeds": 0}, "seeds=0 must be a number of seeds"),
         ({"seeds": "a"}, "seeds=a must be"),
         ({"seeds": (1, 1)}, "must be"),
@@ -209,22 +220,34 @@ def test_a_plan_that_cannot_be_read(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / compare.PLAN).write_text("{")
     with pytest.raises(LossPlugError, match="cannot be read"):
-        compare.place_of(compare.plan_of({**KEYS, "loss": "ciou"}), "mine", tmp_path)
+        compare.directory_of(compare.plan_of({**KEYS, "loss": "ciou"}), "mine", tmp_path)
+
+
+HOLD = """
+import pathlib, sys, time
+from yolo_lossplug.tools.compare import locked
+with locked(pathlib.Path(sys.argv[1])):
+    print("locked", flush=True)
+    time.sleep(600)
+"""
 
 
 def test_one_comparison_at_a_time_in_a_folder(tmp_path):
-    with compare.locked(tmp_path):
-        with pytest.raises(LossPlugError, match="another comparison is at work"), compare.locked(tmp_path):
+    """Another process is kept out, and one that was killed leaves no lock."""
+    other = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout.readline() == "locked\n"
+        with pytest.raises(LossPlugError, match="another comparison is running in"), compare.locked(tmp_path):
             pass
-        assert (tmp_path / compare.LOCK).is_file()
-    assert not list(tmp_path.iterdir())
-    done = subprocess.Popen([sys.executable, "-c", "pass"])
-    done.wait()
-    (tmp_path / compare.LOCK).write_text(f"{socket.gethostname()} {done.pid}")
-    with compare.locked(tmp_path):  # left by one that was killed
+    finally:
+        other.kill()
+        other.wait()
+    again = pytest.raises(LossPlugError, match="give another name=")
+    with compare.locked(tmp_path), again, compare.locked(tmp_path):
         pass
-    (tmp_path / compare.LOCK).write_text(f"elsewhere {done.pid}")
-    with pytest.raises(LossPlugError, match="elsewhere"), compare.locked(tmp_path):
+    with pytest.raises(RuntimeError, match="fails inside"), compare.locked(tmp_path):
+        raise RuntimeError("fails inside")
+    with compare.locked(tmp_path):
         pass
 
 
@@ -233,19 +256,18 @@ def test_folders_of_runs_lie_in_the_comparison_whatever_the_project(tmp_path, mo
     monkeypatch.chdir(tmp_path)
     plan = compare.plan_of({**KEYS, "loss": "ciou"})
     for project in ("mine", None):
-        (job, *_) = compare.jobs_of(plan, compare.place_of(plan, "name", project))
+        (job, *_) = compare.jobs_of(plan, compare.directory_of(plan, "name", project))
         assert Path(job.args["project"]).is_absolute()
         assert (tmp_path in job.folder.parents) is (project is not None)
     for name in ("a/b", "..", str(tmp_path), "."):
         with pytest.raises(LossPlugError, match="must be the name of a folder"):
-            compare.place_of(plan, name, "mine")
+            compare.directory_of(plan, name, "mine")
 
 
-@pytest.mark.slow
-def test_a_loss_that_is_no_number_has_failed(data, tmp_path, registry):
+def test_a_run_whose_loss_is_nan_has_failed(data, tmp_path, registry):
     own = tmp_path / "own.py"
     own.write_text("def broken(pred, target):\n    return (pred - target).sum(-1) * float('nan')\n")
-    with pytest.raises(FloatingPointError, match=r"box_loss=nan"):
+    with pytest.raises(FloatingPointError, match=r"the loss is NaN or infinite after the last epoch: .*box_loss=nan"):
         one_run.train(
             {**TINY, "model": "yolov8n.yaml", "data": data, "loss": f"{own}:broken", "project": str(tmp_path)}
         )
@@ -264,7 +286,7 @@ def test_a_comparison_may_move_to_another_device(compared):
     place, _ = compared
     keys = {key: value for key, value in KEYS.items() if key not in ("device", "workers")}
     plan = compare.plan_of({**keys, "loss": "ciou", "devices": (0, 1)})
-    assert compare.place_of(plan, "both", place.parent) == place
+    assert compare.directory_of(plan, "both", place.parent) == place
 
 
 def result(value, **more):
@@ -282,6 +304,21 @@ def test_differences_are_those_of_common_seeds():
     rows = summary.summarise(only, ["a", "b"])
     assert all(row["difference"] is None for row in rows)
     assert "no common seed" in summary.markdown(rows, [], [])
+
+
+def test_the_interval_that_decides_is_printed():
+    """A bootstrap of these three seeds excludes 0, and the verdict is not from it."""
+    gains = (0.001, 0.02, 0.003)
+    found = {("a", seed): result(0.1) for seed in range(3)}
+    found = {**found, **{("b", seed): result(0.1 + gain) for seed, gain in enumerate(gains)}}
+    rows = summary.summarise(found, ["a", "b"])
+    row = next(row for row in rows if row["loss"] == "b" and row["measure"] == "metrics/mAP50-95(B)")
+    assert row["low"] < 0 < row["high"] and row["interval"] == "student" and row["verdict"] == "within noise"
+    text = summary.markdown(rows, [], [])
+    assert f"({row['low']:+.4f} to {row['high']:+.4f}, student), **within noise**" in text
+    assert "(2 seeds: no interval), **within noise**" in summary.markdown(
+        summary.summarise({key: value for key, value in found.items() if key[1] < 2}, ["a", "b"]), [], []
+    )
 
 
 def test_order_and_names_of_metrics():

@@ -7,11 +7,12 @@ import math
 import pytest
 import torch
 
-from yolo_lossplug import LossPlugError, create_box_loss, create_class_loss, list_class_losses
+from yolo_lossplug import LossPlugError, charts, create_box_loss, create_class_loss, list_class_losses
 from yolo_lossplug.boxes import Pair
 from yolo_lossplug.registry import BOX, MODIFIER, OVERLAP, REGISTRY
 from yolo_lossplug.tools import curves
-from yolo_lossplug.tools.arms import arms
+from yolo_lossplug.tools import curves_measures as measures
+from yolo_lossplug.tools.arms import arms, labels
 
 BASES = REGISTRY.names(BOX, OVERLAP)
 PREFIXED = tuple(f"{name}-eiou" for name in REGISTRY.names(MODIFIER))
@@ -57,21 +58,21 @@ def test_shift_against_numbers_by_hand(tmp_path):
 
 
 def test_gradient_is_the_difference_quotient():
-    loss, target = create_box_loss("eiou"), curves.target_box()
+    loss, target = create_box_loss("eiou"), measures.target_box()
     box = target + torch.tensor([20.0, -7.0, 31.0, 5.0], dtype=torch.float64)
-    values, gradients = curves.measure(loss, box[None], target)
+    values, gradients = measures.measure(loss, box[None], target)
     assert values.shape == (1,) and gradients.shape == (1, 4)
     for i in range(4):
         step = torch.zeros(4, dtype=torch.float64)
         step[i] = 1e-4
-        high, low = (curves.measure(loss, (box + sign * step)[None], target)[0] for sign in (1, -1))
+        high, low = (measures.measure(loss, (box + sign * step)[None], target)[0] for sign in (1, -1))
         assert gradients[0, i] == pytest.approx((high - low).item() / 2e-4, rel=1e-6)
 
 
 @pytest.mark.parametrize("name", ["shift", "scale", "aspect"])
 def test_movements_have_the_iou_they_say(name):
-    way = curves.movement(name)
-    assert torch.allclose(Pair(way.boxes, curves.target_box().expand_as(way.boxes)).iou, way.iou)
+    way = measures.movement(name)
+    assert torch.allclose(Pair(way.boxes, measures.target_box().expand_as(way.boxes)).iou, way.iou)
     size = way.boxes[:, 2:] - way.boxes[:, :2]
     centre = (way.boxes[:, 2:] + way.boxes[:, :2]) / 2
     expected = {
@@ -87,9 +88,9 @@ def test_movements_have_the_iou_they_say(name):
 
 
 def test_scale_goes_both_ways_and_shift_goes_on_without_overlap():
-    factors = curves.movement("scale").positions
+    factors = measures.movement("scale").positions
     assert factors.min() == pytest.approx(math.sqrt(0.1)) and factors.max() == pytest.approx(math.sqrt(10))
-    shift = curves.movement("shift")
+    shift = measures.movement("shift")
     assert (shift.iou[shift.positions > 1] == 0).all() and shift.positions.max() == 2
 
 
@@ -107,17 +108,19 @@ def test_options_reach_the_loss(tmp_path):
 
 def test_losses_in_pixels_see_pixels():
     l1, nwd = (create_box_loss(name) for name in ("l1", "nwd"))
-    way = curves.movement("shift")
+    way = measures.movement("shift")
     half = way.boxes[(way.positions - 0.5).abs() < 1e-9]
-    assert curves.measure(nwd, half, curves.target_box())[0].item() == pytest.approx(1 - math.exp(-32 / 12.8))
-    cells = curves.measure(l1, half, curves.target_box())[0].item()  # 32 pixels are 4 cells, two coordinates of four
+    assert measures.measure(nwd, half, measures.target_box())[0].item() == pytest.approx(1 - math.exp(-32 / 12.8))
+    cells = measures.measure(l1, half, measures.target_box())[
+        0
+    ].item()  # 32 pixels are 4 cells, two coordinates of four
     assert cells == pytest.approx(l1(torch.tensor([[4.0, 0, 12, 8]]), torch.tensor([[0.0, 0, 8, 8]])).item())
 
 
 def test_losses_that_remember_start_afresh():
-    loss, way = create_box_loss("wiou-v3"), curves.movement("scale")
-    first = curves.measure(loss, way.boxes, curves.target_box())[0]
-    again = curves.measure(loss, way.boxes, curves.target_box())[0]
+    loss, way = create_box_loss("wiou-v3"), measures.movement("scale")
+    first = measures.measure(loss, way.boxes, measures.target_box())[0]
+    again = measures.measure(loss, way.boxes, measures.target_box())[0]
     assert torch.equal(first, again)
     assert not loss.state.state.tensors  # nor does the loss remember the curve
 
@@ -147,20 +150,20 @@ def test_class_losses_against_numbers_by_hand(tmp_path):
 def test_class_gradient_is_by_the_logit():
     p = torch.tensor([0.3], dtype=torch.float64)
     loss = create_class_loss("qfl")
-    derivative = curves.measure_class(loss, p, 0.5)[1].item()
-    high, low = (curves.measure_class(loss, (p.logit() + step).sigmoid(), 0.5)[0].item() for step in (1e-5, -1e-5))
+    derivative = measures.measure_class(loss, p, 0.5)[1].item()
+    high, low = (measures.measure_class(loss, (p.logit() + step).sigmoid(), 0.5)[0].item() for step in (1e-5, -1e-5))
     assert derivative == pytest.approx((high - low) / 2e-5, rel=1e-6)
 
 
 def test_equal_labels_get_the_name_of_their_arm():
     chosen = arms({"loss": "ciou"}) + arms({"loss": "ciou,eiou"})[:1] + arms({"loss": "eiou"})
-    assert curves.labels(chosen) == ["ciou [ciou]", "ciou [ciou]", "eiou"]
+    assert labels(chosen) == ["ciou [ciou]", "ciou [ciou]", "eiou"]
 
 
 def test_legend_has_rows_of_like_length():
-    assert curves.legend_columns(["a"] * 6, 60) == 3
-    assert curves.legend_columns(["a" * 100] * 3, 90) == 1
-    assert curves.legend_columns(["a"] * 2, 200) == 2
+    assert charts.legend_columns(["a"] * 6, 60) == 3
+    assert charts.legend_columns(["a" * 100] * 3, 90) == 1
+    assert charts.legend_columns(["a"] * 2, 200) == 2
 
 
 @pytest.mark.slow
@@ -191,10 +194,10 @@ def test_errors_name_the_key(tmp_path, keys, message):
 
 def test_rotated_boxes_are_drawn_unturned():
     """A rotated loss sees x, y, w, h and an angle of 0, in cells."""
-    target = curves.target_box()
+    target = measures.target_box()
     moved = torch.stack((target, target + torch.tensor([32.0, 0, 32, 0])))
     loss = create_box_loss("kld")
-    values, gradients = curves.measure(loss, moved, target)
+    values, gradients = measures.measure(loss, moved, target)
     five = torch.tensor([[0.0, 0, 8, 8, 0], [4, 0, 8, 8, 0]], dtype=torch.float64)
     assert torch.allclose(values, loss(five, five[:1].expand_as(five)))
     assert values[0].abs() < 1e-9 < values[1] and gradients[1, 0] == pytest.approx(gradients[1, 2]) != 0
@@ -202,7 +205,7 @@ def test_rotated_boxes_are_drawn_unturned():
 
 def test_losses_of_classify_have_two_classes():
     p = torch.tensor([0.25, 0.5], dtype=torch.float64)
-    values, slopes = curves.measure_class(create_class_loss("ce"), p, 1.0)
+    values, slopes = measures.measure_class(create_class_loss("ce"), p, 1.0)
     assert values.tolist() == pytest.approx((-p.log()).tolist())
     assert slopes.tolist() == pytest.approx((p - 1).tolist())
 

@@ -8,10 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.runs import Log
 from yolo_lossplug import LossPlugError, create_box_loss
 from yolo_lossplug.boxes import Pair
 from yolo_lossplug.cli import run_tool
 from yolo_lossplug.tools import simulate
+from yolo_lossplug.tools import simulate_experiment as experiment
 
 FEW = 343
 """Every kind of pair once."""
@@ -23,17 +25,17 @@ def column(*numbers):
 
 @pytest.fixture(scope="module")
 def sample():
-    return simulate.draw_cases(3 * FEW)
+    return experiment.draw_cases(3 * FEW)
 
 
 @pytest.fixture(scope="module")
 def runs(sample):
     losses = {name: create_box_loss(name) for name in ("iou", "giou", "diou", "ciou")}
-    return {name: simulate.simulate(name, loss, sample) for name, loss in losses.items()}
+    return {name: experiment.simulate(name, loss, sample) for name, loss in losses.items()}
 
 
 def test_all_cases_are_those_of_the_paper():
-    every = simulate.draw_cases()
+    every = experiment.draw_cases()
     assert every.anchors.shape == every.targets.shape == (4, 1_715_000)
     assert every.points.shape == (5000, 2)
     distance = (every.points - 10).norm(dim=1)
@@ -60,24 +62,24 @@ def test_a_subset_is_even_and_seeded(sample):
     _, counts = kinds.unique(dim=1, return_counts=True)
     assert len(counts) == FEW and (counts == 3).all()
     assert len(sample.point.unique()) > 2 * FEW  # spread over the points
-    again, other = simulate.draw_cases(3 * FEW), simulate.draw_cases(3 * FEW, seed=1)
+    again, other = experiment.draw_cases(3 * FEW), experiment.draw_cases(3 * FEW, seed=1)
     assert torch.equal(again.anchors, sample.anchors) and torch.equal(again.targets, sample.targets)
     assert not torch.equal(other.anchors, sample.anchors)
-    assert torch.equal(simulate.draw_cases(100).anchors, sample.anchors[:, :100])
+    assert torch.equal(experiment.draw_cases(100).anchors, sample.anchors[:, :100])
 
 
 def test_learning_rate_decays_at_80_and_90_percent():
-    rates = [simulate.learning_rate(i) for i in range(200)]
+    rates = [experiment.learning_rate(i) for i in range(200)]
     assert rates == [0.1] * 160 + [0.01] * 20 + [0.001] * 20
 
 
 def test_one_step_by_hand():
     loss, target = create_box_loss("iou"), column(10.0, 10.0, 2.0, 2.0)
     # Inside the target I = w·h and U = 4: ∂IoU/∂w = ∂IoU/∂h = 1/4, and the factor is 0.1·(2 − 1/4) = 0.175.
-    moved = simulate.step(loss, column(10.25, 10.0, 1.0, 1.0), target, 0.1)
+    moved = experiment.step(loss, column(10.25, 10.0, 1.0, 1.0), target, 0.1)
     assert torch.allclose(moved, column(10.25, 10.0, 1 + 0.175 / 4, 1 + 0.175 / 4))
     # Out by 1/4 on the left: I = 3/4, U = 4.25; ∂I/∂x = 1, ∂I/∂w = 1/2, ∂I/∂h = 3/4; of the area 0, 1, 1.
-    moved = simulate.step(loss, column(9.25, 10.0, 1.0, 1.0), target, 0.1)
+    moved = experiment.step(loss, column(9.25, 10.0, 1.0, 1.0), target, 0.1)
     inside, union = 0.75, 4.25
     factor = 0.1 * (2 - inside / union)
     dx, dw, dh = (
@@ -90,15 +92,15 @@ def test_one_step_by_hand():
 
 def test_sides_stay_positive():
     loss, target = create_box_loss("iou"), column(10.0, 10.0, 1.0, 1.0)
-    path = list(simulate.trajectory(loss, column(10.4, 10.0, 0.01, 6.0), target, 40))
-    assert all((boxes[2:] >= simulate.SMALLEST).all() and boxes.isfinite().all() for boxes in path)
-    moved = simulate.step(loss, column(10.0, 10.0, 0.5, 50.0), target, 1e6)
-    assert moved[3].item() == pytest.approx(simulate.SMALLEST)
+    path = list(experiment.trajectory(loss, column(10.4, 10.0, 0.01, 6.0), target, 40))
+    assert all((boxes[2:] >= experiment.MIN_SIDE).all() and boxes.isfinite().all() for boxes in path)
+    moved = experiment.step(loss, column(10.0, 10.0, 0.5, 50.0), target, 1e6)
+    assert moved[3].item() == pytest.approx(experiment.MIN_SIDE)
 
 
 def test_iou_does_not_move_boxes_without_overlap(sample, runs):
-    apart = simulate.overlap(sample.anchors, sample.targets) == 0
-    *_, last = simulate.trajectory(create_box_loss("iou"), sample.anchors, sample.targets, 20)
+    apart = experiment.overlap(sample.anchors, sample.targets) == 0
+    *_, last = experiment.trajectory(create_box_loss("iou"), sample.anchors, sample.targets, 20)
     assert torch.equal(last[:, apart], sample.anchors[:, apart]) and 0.5 < apart.float().mean() < 1
     assert not torch.equal(last[:, ~apart], sample.anchors[:, ~apart])
     assert runs["iou"].disjoint == pytest.approx(apart.float().mean().item())
@@ -124,23 +126,23 @@ def test_errors_start_with_the_distance_of_the_anchors(sample, runs):
 def test_map_is_the_final_error_of_the_points(sample, runs):
     found = runs["diou"]
     counts = torch.bincount(sample.point, minlength=5000)
-    assert (found.places.isnan() == (counts == 0)).all()
-    assert (found.places.nan_to_num() * counts).sum().item() == pytest.approx(found.errors[-1].item(), rel=1e-6)
+    assert (found.point_errors.isnan() == (counts == 0)).all()
+    assert (found.point_errors.nan_to_num() * counts).sum().item() == pytest.approx(found.errors[-1].item(), rel=1e-6)
 
 
 def test_chunks_and_repetitions_change_nothing(sample, runs):
     def again(**keys):
-        return simulate.simulate("ciou", create_box_loss("ciou"), sample, iterations=40, **keys)
+        return experiment.simulate("ciou", create_box_loss("ciou"), sample, iterations=40, **keys)
 
     assert torch.equal(again().errors, again().errors)
     assert torch.allclose(again(chunk=400).errors, again().errors, rtol=1e-6)
-    assert torch.allclose(again(chunk=400).places, again().places, rtol=1e-3, equal_nan=True)
+    assert torch.allclose(again(chunk=400).point_errors, again().point_errors, rtol=1e-3, equal_nan=True)
 
 
 def test_a_loss_that_remembers_sees_all_cases_in_each_step(sample):
     loss, seen = create_box_loss("wiou-v3"), []
-    whole = simulate.simulate("w", loss, sample, iterations=12)
-    parts = simulate.simulate("w", loss, sample, iterations=12, chunk=50, tick=seen.append)
+    whole = experiment.simulate("w", loss, sample, iterations=12)
+    parts = experiment.simulate("w", loss, sample, iterations=12, chunk=50, tick=seen.append)
     assert torch.equal(whole.errors, parts.errors) and seen == [3 * FEW] * 13
     assert not loss.state.state.tensors
     assert whole.errors[-1] < whole.errors[0]
@@ -148,28 +150,28 @@ def test_a_loss_that_remembers_sees_all_cases_in_each_step(sample):
 
 def test_the_mean_that_a_loss_remembers_is_of_the_steps_before():
     loss, boxes, target = create_box_loss("wiou-v2"), column(10.5, 10.0, 1.0, 1.0), column(10.0, 10.0, 1.0, 1.0)
-    first, second, third = simulate.trajectory(loss, boxes, target, 2)
+    first, second, third = experiment.trajectory(loss, boxes, target, 2)
     plain = create_box_loss("wiou")
 
     def factor(before, after):
         """Return by how much more a box has moved along x than with wiou, without memory."""
-        return ((after - before) / (simulate.step(plain, before, target, 0.1) - before))[0].item()
+        return ((after - before) / (experiment.step(plain, before, target, 0.1) - before))[0].item()
 
-    outlier = [1 - Pair(simulate.corners(b), simulate.corners(target)).iou.item() for b in (first, second)]
+    outlier = [1 - Pair(experiment.corners(b), experiment.corners(target)).iou.item() for b in (first, second)]
     mean = 0.99 * 1 + 0.01 * outlier[0]
     assert factor(first, second) == pytest.approx(math.sqrt(outlier[0]), rel=1e-3)
-    rate = simulate.learning_rate(1, 2) / 0.1
+    rate = experiment.learning_rate(1, 2) / 0.1
     assert factor(second, third) == pytest.approx(rate * math.sqrt(outlier[1] / mean), rel=1e-3)
 
 
 @pytest.mark.parametrize("name", ["nwd", "l1", "l2", "mpdiou", "uiou", "focal-inner-siou", "wise-ciou"])
 def test_every_sort_of_loss_takes_part(name, sample):
-    found = simulate.simulate(name, create_box_loss(name), sample, iterations=30)
+    found = experiment.simulate(name, create_box_loss(name), sample, iterations=30)
     assert found.errors.isfinite().all() and found.errors[-1] < found.errors[0]
 
 
 def test_steps_that_overshoot_stay_finite(sample):
-    found = simulate.simulate("log-iou", create_box_loss("log-iou"), sample, iterations=30)  # gradient 1/IoU
+    found = experiment.simulate("log-iou", create_box_loss("log-iou"), sample, iterations=30)  # gradient 1/IoU
     assert found.errors.isfinite().all() and found.errors.max() > found.errors[0]
 
 
@@ -185,7 +187,7 @@ def test_steps_are_the_epochs_of_a_loss_that_changes_during_a_run():
             seen.append(self.scope.progress)
             return (pred - target).square().sum(1)
 
-    list(simulate.trajectory(Spy(), column(10.5, 10.0, 1.0, 1.0), column(10.0, 10.0, 1.0, 1.0), 4))
+    list(experiment.trajectory(Spy(), column(10.5, 10.0, 1.0, 1.0), column(10.0, 10.0, 1.0, 1.0), 4))
     assert seen == [0, 0.25, 0.5, 0.75]
 
 
@@ -193,7 +195,7 @@ def test_pixels_are_an_eighth_of_a_cell():
     boxes, target = column(11.0, 10.0, 1.0, 1.0), column(10.0, 10.0, 1.0, 1.0)
     # NWD = 1 − exp(−8·|Δx|/12.8)
     expected = math.exp(-8 / 12.8) * 8 / 12.8
-    assert simulate.gradient(create_box_loss("nwd"), boxes, target)[0].item() == pytest.approx(expected, rel=1e-4)
+    assert experiment.gradient(create_box_loss("nwd"), boxes, target)[0].item() == pytest.approx(expected, rel=1e-4)
 
 
 def command(folder, **keys):
@@ -265,7 +267,7 @@ def test_errors_name_the_key(tmp_path, keys, message):
 
 
 def test_results_are_the_same_on_every_device(sample, runs, device):
-    found = simulate.simulate("ciou", create_box_loss("ciou"), sample, device=torch.device(device))
+    found = experiment.simulate("ciou", create_box_loss("ciou"), sample, device=torch.device(device))
     assert torch.allclose(found.means, runs["ciou"].means, rtol=0.02)
 
 
@@ -281,3 +283,65 @@ def test_the_command_takes_cases_as_an_option(tmp_path):
     assert float(table_of(tmp_path / "found")[0]["total_error"]) > 0
     with pytest.raises(SystemExit, match="cases=0 must be"):
         run_tool("simulate", ["--cases", "0"])
+
+
+@pytest.fixture
+def four_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(before)
+
+
+class Watch:
+    """A loss that notes the threads which operations may take inside, and may fail."""
+
+    def __init__(self, state=None, fails=False):
+        self.state, self.fails, self.seen = state, fails, set()
+
+    def within(self, scope):
+        return self
+
+    def __call__(self, pred, target, stride, imgsz):
+        self.seen.add(torch.get_num_threads())
+        if self.fails:
+            raise KeyboardInterrupt
+        return (pred - target).square().sum(1)
+
+
+@pytest.mark.parametrize("keys", [{}, {"chunk": 100}])
+@pytest.mark.parametrize("state", [None, "one"])
+def test_no_threads_inside_operations(sample, keys, state, four_threads):
+    """They wait for each other, and beside busy processes for a time slice at each operation."""
+    loss = Watch(state)
+    experiment.simulate("watch", loss, sample, iterations=3, **keys)
+    assert loss.seen == {1} and torch.get_num_threads() == 4
+
+
+def test_an_interrupt_ends_all_chunks_and_restores_threads(sample, four_threads):
+    ticks = []
+    with pytest.raises(KeyboardInterrupt):
+        experiment.simulate("watch", Watch(fails=True), sample, chunk=10, tick=ticks.append)
+    assert torch.get_num_threads() == 4 and len(ticks) < len(sample) // 10
+
+    def stop(count):
+        ticks.append(count)
+        if len(ticks) == 20:
+            raise KeyboardInterrupt
+
+    ticks.clear()
+    with pytest.raises(KeyboardInterrupt):
+        experiment.simulate("ciou", create_box_loss("ciou"), sample, iterations=10_000, chunk=300, tick=stop)
+    assert len(ticks) < 400, "the other chunks ended too"
+
+
+def test_a_log_tells_the_progress_where_there_is_no_terminal(tmp_path, monkeypatch):
+    monkeypatch.setattr(simulate, "LOG_INTERVAL", 0.0)
+    with Log() as log:
+        command(tmp_path, loss="iou")
+    shares = [line.rpartition(": ")[2] for line in log.lines if "iou: " in line]
+    assert shares[0] == "0%" and shares[-1] == "100%" and len(shares) == 201
+    monkeypatch.setattr(simulate, "LOG_INTERVAL", 60.0)
+    with Log() as log:
+        command(tmp_path, loss="iou")
+    assert "iou: " not in log.text

@@ -2,16 +2,20 @@
 """`lossplug verify` says "active" where the loss runs, and exits with 1 where another one does."""
 
 import json
+import math
+import re
 import sys
 
 import pytest
+import torch
 
 from tests.runs import run
-from yolo_lossplug import LossPlugError
+from yolo_lossplug import LossPlugError, cli
 from yolo_lossplug.tools import verify
 from yolo_lossplug.ultralytics_hook import criterion
 from yolo_lossplug.ultralytics_hook.engines import choice, fast
 from yolo_lossplug.ultralytics_hook.patches import PATCHES, SEAMS
+from yolo_lossplug.ultralytics_hook.trial import one_step
 
 COMMAND = [sys.executable, "-m", "yolo_lossplug", "verify"]
 TINY = {"imgsz": 64, "batch": 2}
@@ -36,7 +40,7 @@ def test_what_is_asked_for_is_active(model, keys):
     found, rows = values(model, **keys)
     assert all(row.agrees and row.error < 5e-4 for row in rows)
     is_split, is_classify = model == "yolov10n.yaml", "-cls" in model
-    assert [row.term for row in rows] == (["class"] if is_classify else [*verify.one_step.TERMS] * (1 + is_split))
+    assert [row.term for row in rows] == (["class"] if is_classify else [*one_step.TERMS] * (1 + is_split))
     for row in rows:
         asked = {"box": "loss", "class": "cls_loss"}.get(row.term)
         if asked in keys and not (is_classify and keys["cls_loss"] == "focal"):
@@ -72,7 +76,7 @@ def test_a_criterion_that_runs_another_loss_is_found_out(monkeypatch, capsys):
     with pytest.raises(SystemExit) as caught:
         verify.main({**TINY, "loss": "eiou", "loss_engine": "reference"})
     said = capsys.readouterr().out
-    assert caught.value.code == 1 and "not active: box is not what the formula gives" in said
+    assert caught.value.code == 1 and "not active: box is not as expected" in said
     assert said.count("NOT WHAT WAS ASKED FOR") == 1
 
 
@@ -100,6 +104,88 @@ def test_nan_is_not_active():
     assert verify.Row("main", "box", 1.0, 0.0, 0.0).agrees
 
 
+def scales(model="yolov8n.yaml", **keys):
+    """Return the scale of each term, by its name if there is one branch."""
+    return {row.term if row.branch == "main" else (row.branch, row.term): row.scale for row in values(model, **keys)[1]}
+
+
+def test_the_scale_is_that_beside_a_default_run_whatever_the_gains():
+    plain, more = scales(cls_loss="focal"), scales(cls_loss="focal", cls=5.0, box=15.0)
+    assert (more["class"].key, more["class"].gain, more["box"].gain, more["dfl"].gain) == ("cls", 5.0, 15.0, 1.5)
+    for term, factor in (("box", 2), ("class", 10), ("dfl", 1)):
+        assert more[term].default == plain[term].default and more[term].default_grad == plain[term].default_grad
+        assert more[term].value_ratio == pytest.approx(factor * plain[term].value_ratio)
+        assert more[term].grad_ratio == pytest.approx(factor * plain[term].grad_ratio)
+        assert more[term].gain_for_value == pytest.approx(plain[term].gain_for_value)
+        assert more[term].gain_for_grad == pytest.approx(plain[term].gain_for_grad)
+    assert plain["box"].value_ratio == pytest.approx(1) and plain["box"].gain_for_grad == pytest.approx(7.5)
+    assert 0 < plain["class"].value_ratio < 0.5
+
+
+@pytest.mark.parametrize("loss", ["focal", "ghm"])
+@pytest.mark.parametrize("model", ["yolov8n.yaml", "yolov10n.yaml"])
+def test_the_gains_that_are_printed_match(model, loss):
+    """A run with the gain has the value, or the gradient, of a default run."""
+    for term, scale in scales(model, cls_loss=loss).items():
+        if term in ("class", ("one2many", "class")):
+            by_value = scales(model, cls_loss=loss, cls=scale.gain_for_value)[term]
+            by_grad = scales(model, cls_loss=loss, cls=scale.gain_for_grad)[term]
+            assert by_value.value_ratio == pytest.approx(1, rel=1e-3)
+            assert by_grad.grad_ratio == pytest.approx(1, rel=1e-3)
+
+
+@pytest.mark.parametrize("model", ["yolov8n.yaml", "yolov8n-seg.yaml", "yolov8n-pose.yaml", "yolov8n-obb.yaml"])
+@pytest.mark.parametrize("term", ["box", "class", "dfl"])
+def test_gradients_are_those_of_the_criterion_with_one_gain(model, term):
+    """The sum that the host goes backward from, with all other gains at 0, by the boxes and scores of the head."""
+    keys = {"cls_loss": "focal", "loss_engine": "reference"}
+    one = one_step.trial({"model": model, **TINY, **keys})
+    norm = one_step.grad_norms(one_step.criterion_of(one), one)["main"][one_step.TERMS.index(term)]
+    others = {key: 0.0 for key in ("box", "cls", "dfl", "pose", "kobj", "angle") if key != one_step.GAINS[term]}
+    loss = one_step.criterion_of(one, **others)(one.preds, one.batch)[0].sum() / TINY["batch"]
+    # Masks have the gain of boxes; older releases return them behind the boxes and scores.
+    old = one.preds[0] if "seg" in model and not isinstance(one.preds, dict) else one.preds
+    preds = one.preds if isinstance(one.preds, dict) else {"all": old}
+    outputs = [
+        t for key in preds if key in ("boxes", "scores", "angle", "all") for t in one_step.head_outputs(preds[key])
+    ]
+    grads = [g for g in torch.autograd.grad(loss, outputs, allow_unused=True) if g is not None]
+    assert norm > 0 and norm == pytest.approx(sum(g.square().sum().item() for g in grads) ** 0.5, rel=1e-3)
+
+
+def test_classify_has_no_gain():
+    (scale,) = scales("yolov8n-cls.yaml", cls_loss="focal").values()
+    assert scale.key is None and math.isnan(scale.gain_for_value) and scale.value_ratio != pytest.approx(1, rel=1e-4)
+
+
+def test_a_gain_of_0_has_no_match():
+    scale = scales(cls=0.0)["class"]
+    assert scale.ours == 0 and math.isnan(scale.gain_for_value) and scale.default > 0
+
+
+def test_tables_are_aligned_under_a_heading_for_each_column(capsys):
+    with pytest.raises(SystemExit):
+        verify.main({**TINY, "cls": 5.0, "cls_loss": "ghm", "loss": "l1"})
+    said = capsys.readouterr().out.splitlines()
+    starts = [i for i, line in enumerate(said) if line.startswith("term")]
+    assert len(starts) == 2
+    for start in starts:
+        head, *body = (re.split(r" {2,}", line) for line in said[start : start + 4])
+        assert {len(row) for row in body} == {len(head)} and [row[0] for row in body] == [*one_step.TERMS]
+        assert len({len(line) for line in said[start : start + 4]}) == 1
+    class_row = next(line for line in said[starts[1] :] if line.startswith("class"))
+    assert "  cls=5  " in class_row and class_row.count("cls=") == 3
+
+
+def test_what_is_proven_is_said(capsys):
+    with pytest.raises(SystemExit):
+        verify.main({**TINY, "loss": "eiou"})
+    said = capsys.readouterr().out
+    assert "the registered function, called directly in float64" in said and "not that it is the formula" in said
+    assert "does not prove that the function\nis the formula of the paper" in verify.HELP
+    assert not any("formula by itself" in text for text in (said, verify.HELP, cli.HELP))
+
+
 def test_seams_are_listed():
     seams = values(loss="eiou")[0]["seams"]
     assert len(seams["found"]) + len(seams["absent"]) == len(PATCHES) + len(SEAMS)
@@ -112,6 +198,7 @@ def test_command(tmp_path):
     done = run([*COMMAND, "loss=eiou", "imgsz=64", "--json"], tmp_path)
     found = json.loads(done.stdout)
     assert found["active"] and found["device"] == "cpu" and found["terms"][0]["term"] == "box"
+    assert found["terms"][1]["scale"]["key"] == "cls" and found["terms"][1]["scale"]["gain_for_value"] > 0
     done = run([*COMMAND, "loss=eiou", "imgsz=64"], tmp_path, env={"YOLO_LOSSPLUG": "0"}, check=False)
     assert done.returncode == 1 and "switched off" in done.stdout and "Traceback" not in done.stdout
     assert not list(tmp_path.iterdir())

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, Optional
@@ -14,13 +15,16 @@ from yolo_lossplug.selection.keys import COMMON, STOCK_BOX, STOCK_CLASS, WEIGHTS
 from yolo_lossplug.selection.own import load_own
 from yolo_lossplug.selection.select import Selection, select
 
+NAMES = ("loss", "cls_loss")
+"""Keys that name losses."""
+
 
 @dataclass(frozen=True)
 class Arm:
-    """One choice of losses among those that are compared.
+    """One of the choices of losses that are compared.
 
     Attributes:
-        name: What tells it from the others, ``focal-eiou focal_gamma=0.3``.
+        name: What distinguishes it from the others, ``focal-eiou focal_gamma=0.3``.
         keys: Our keys, as a training run takes them.
         selection: The choice, checked.
     """
@@ -30,12 +34,14 @@ class Arm:
     selection: Selection
 
 
-def arms(args: Mapping[str, Any], task: Optional[str] = None) -> list[Arm]:
-    """Return every combination of the values that our keys have in arguments, an option where it belongs alone.
+def arms(args: Mapping[str, Any], task: Optional[str] = None, recipe: Optional[Mapping[str, Any]] = None) -> list[Arm]:
+    """Return every combination of the values of our keys; an option goes to the losses that have it.
 
     Args:
         args: Arguments; a value of ours may be a list, or a string with commas. Keys of others are ignored.
         task: Task of the runs, None for one with horizontal boxes.
+        recipe: The keys of a file that the command line went over. Names of arms tell what differs from it. If the
+            losses are not those of the file, no arm needs to have its options.
 
     Returns:
         The arms, in the order of the values; each combination once.
@@ -43,38 +49,60 @@ def arms(args: Mapping[str, Any], task: Optional[str] = None) -> list[Arm]:
     Raises:
         LossPlugError: If a value is wrong, or is used by no arm.
     """
-    names = {key: _values(key, args.get(key)) or [None] for key in ("loss", "cls_loss")}
-    know_own(args)
-    ours = {key: _values(key, value) for key, value in given_keys(args).items() if key not in names}
+    load_user_losses(args)
+    recipe = recipe or {}
+    names = {key: _values(key, args.get(key)) or [None] for key in NAMES}
+    options = {key: _values(key, value) for key, value in given_keys(args).items() if key not in names}
     found: dict[str, Arm] = {}
-    used: set[str] = set()
-    for pair in product(*names.values()):
-        named = {key: name for key, name in zip(names, pair) if name is not None}
-        chosen = select({**named, "task": task})
-        known = COMMON.union(chosen.box.options, chosen.cls.options)
-        lists = {key: values for key, values in ours.items() if key in known}
-        for values in product(*lists.values()):
-            given = {**named, **dict(zip(lists, values))}
-            selection = select({**given, "task": task})
-            name = _name(selection, given, {**names, **ours})
-            used |= given.keys()
-            found.setdefault(name, Arm(name, given, selection))
-    for key in ours:
-        if key not in used:
-            box, cls = (
-                ",".join(str(name or stock) for name in names[k]) for k, stock in zip(names, (STOCK_BOX, STOCK_CLASS))
-            )
-            raise LossPlugError(no_effect(key, args[key], box, cls))
+    for keys in _combinations(names, options, task):
+        selection = select({**keys, "task": task})
+        name = _name(selection, keys, {**names, **options}, recipe)
+        found.setdefault(name, Arm(name, keys, selection))
+    used = {key for arm in found.values() for key in arm.keys}
+    _refuse_unused([key for key in options if key not in used], args, recipe, names)
     return list(found.values())
 
 
-def know_own(args: Mapping[str, Any]) -> None:
-    """Load the losses of the user's own that arguments name, so that their options are keys of ours.
+def _combinations(
+    names: Mapping[str, Sequence[Any]], options: Mapping[str, Sequence[Any]], task: Optional[str]
+) -> Iterator[dict[str, Any]]:
+    """Yield the keys of each combination: names of losses, and the options that belong to these."""
+    for pair in product(*names.values()):
+        named = {key: name for key, name in zip(names, pair) if name is not None}
+        losses = select({**named, "task": task})
+        accepted = COMMON.union(losses.box.options, losses.cls.options)
+        lists = {key: values for key, values in options.items() if key in accepted}
+        for values in product(*lists.values()):
+            yield {**named, **dict(zip(lists, values))}
+
+
+def _refuse_unused(
+    unused: Sequence[str], args: Mapping[str, Any], recipe: Mapping[str, Any], names: Mapping[str, Sequence[Any]]
+) -> None:
+    """Raise an error for an option that no arm has, unless it came with the losses of a file, which are replaced."""
+    is_replaced = any(args.get(key) != recipe.get(key) for key in NAMES)
+    for key in unused:
+        if is_replaced and key in recipe and args[key] == recipe[key]:
+            continue
+        stock = dict(zip(NAMES, (STOCK_BOX, STOCK_CLASS)))
+        box, cls = (",".join(str(name or stock[each]) for name in names[each]) for each in NAMES)
+        raise LossPlugError(no_effect(key, args[key], box, cls))
+
+
+def labels(chosen: Sequence[Arm], is_class: bool = False) -> list[str]:
+    """Return a label for each arm: its loss with the options, and the arm's name where two would be the same."""
+    losses = [short_name(str(arm.selection.cls if is_class else arm.selection.box)) for arm in chosen]
+    counts = Counter(losses)
+    return [loss if counts[loss] == 1 else f"{loss} [{arm.name}]" for loss, arm in zip(losses, chosen)]
+
+
+def load_user_losses(args: Mapping[str, Any]) -> None:
+    """Load the user-defined losses that arguments name, so that their options are keys of ours.
 
     Raises:
         LossPlugError: If one cannot be loaded.
     """
-    for key, kind in (("loss", BOX), ("cls_loss", CLASS)):
+    for key, kind in zip(NAMES, (BOX, CLASS)):
         for name in _values(key, args.get(key)):
             if ":" in str(name):
                 load_own(name, kind)
@@ -84,7 +112,7 @@ def _values(key: str, value: Any) -> list[Any]:
     """Return the values of a key, none for None.
 
     Raises:
-        LossPlugError: If it is given without a value.
+        LossPlugError: If one of them is empty.
     """
     if value is None:
         return []
@@ -98,16 +126,22 @@ def _values(key: str, value: Any) -> list[Any]:
     return [value]
 
 
-def _name(selection: Selection, given: Mapping[str, Any], lists: Mapping[str, list[Any]]) -> str:
-    """Return the values that vary, names first; the box loss where nothing does."""
-    names = {"loss": selection.box.name, "cls_loss": selection.cls.name}
-    words = [_short(name, lists[key]) for key, name in names.items() if len(lists[key]) > 1]
-    words += [f"{key}={value}" for key, value in given.items() if key not in names and len(lists[key]) > 1]
+def _name(
+    selection: Selection, keys: Mapping[str, Any], lists: Mapping[str, Sequence[Any]], recipe: Mapping[str, Any]
+) -> str:
+    """Return the values that vary or differ from the recipe, names first; the box loss where none does."""
+
+    def is_shown(key: str) -> bool:
+        return len(lists[key]) > 1 or (bool(recipe) and key in keys and keys[key] != recipe.get(key))
+
+    names = dict(zip(NAMES, (selection.box.name, selection.cls.name)))
+    words = [_short(name, lists[key]) for key, name in names.items() if is_shown(key)]
+    words += [f"{key}={value}" for key, value in keys.items() if key not in names and is_shown(key)]
     return " ".join(words) or _short(selection.box.name, [])
 
 
-def _short(name: str, others: list[Any]) -> str:
-    """Return a loss of the user's own without its folder, unless another one would have the same name."""
+def _short(name: str, others: Sequence[Any]) -> str:
+    """Return a user-defined loss without its folder, unless another one would have the same name."""
     short = short_name(name)
     return short if sum(short_name(str(other)) == short for other in others) < 2 else name
 

@@ -1,30 +1,30 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""`lossplug compare`: trains with several losses and seeds, and says which differences are more than noise."""
+"""`lossplug compare`: trains with several losses and seeds, and tells which differences are more than noise."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 import signal
-import socket
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable, Optional
 
 import torch
+from filelock import FileLock, Timeout
 
 import yolo_lossplug
 from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.selection.keys import keys
 from yolo_lossplug.tools import jobs, summary
-from yolo_lossplug.tools.arms import Arm, arms, know_own
+from yolo_lossplug.tools.arguments import merge
+from yolo_lossplug.tools.arms import Arm, arms
 from yolo_lossplug.tools.jobs import FAILED, FINISHED, RUNNING, WAITING, Job
-from yolo_lossplug.ultralytics_hook.console import VERSION, say
+from yolo_lossplug.ultralytics_hook.console import VERSION, say, training_keys
 from yolo_lossplug.ultralytics_hook.console import folder as new_folder
 from yolo_lossplug.ultralytics_hook.trial import one_run
 
@@ -33,19 +33,21 @@ usage: lossplug compare data=DATA model=MODEL loss=NAME,NAME,... [seeds=3] [key=
 
 Trains with each loss and each seed, everything else equal, and writes into runs/compare/NAME/: a folder for every run,
 results.csv, summary.md, summary.csv, curves.png and ranking.png, with paired differences against the first loss.
-  loss=ciou,eiou   every key of ours takes several values, an option where it belongs: cls_loss=bce,qfl tal_topk=7,10
-  seeds=3          number of seeds, 0 to 2, or their list: seeds=0,7,42
-  name=NAME        the same name with the same keys goes on: finished runs are kept, losses and seeds may be added
+  loss=ciou,eiou   every key of ours takes several values, and an option goes to the losses that have it:
+                   cls_loss=bce,qfl tal_topk=7,10
+  seeds=3          number of seeds, 0 to 2, or a list of them: seeds=0,7,42
+  name=NAME        the same name with the same keys continues: finished runs are kept, losses and seeds may be added
   devices=0,1      one run at a time on each of these; without it the runs follow each other on device=
   engine=ray       on a Ray cluster (pip install 'yolo-lossplug[ray]')
-Every other key is one of `yolo train`.
+  cfg=FILE         a recipe as of `yolo train`, and the command line over it; options go to the losses that have them
+Every other key is one of `yolo train`. All runs take the same loss_engine; default auto.
 Example: lossplug compare data=coco128.yaml model=yolov8n.yaml loss=ciou,eiou,wiou-v3 seeds=3 epochs=100\
 """
 OWN = ("seeds", "devices", "engine", "name", "project")
 RESERVED = {
     "seed": "give seeds= instead",
-    "resume": "an unfinished comparison goes on when the same command is given again",
-    "exist_ok": "the comparison has a folder of its own: give name=",
+    "resume": "the same command continues an unfinished comparison",
+    "exist_ok": "a comparison has its own folder: give name=",
     "mode": "it always trains",
 }
 ENGINES = ("local", "ray")
@@ -57,11 +59,13 @@ class Plan:
     """What is compared.
 
     Attributes:
-        arms: The choices of losses; the first is what the others are measured against.
+        arms: The choices of losses; the others are compared with the first.
         seeds: The seeds.
-        args: What all runs have in common, as `yolo train` takes it.
-        devices: Devices of the runs that go side by side; empty for one after another.
+        args: Common arguments of all runs, as `yolo train` takes them.
+        devices: Devices of runs that go side by side; empty for one after another.
         engine: ``local`` or ``ray``.
+        name: Name of the comparison; None for the default.
+        project: Where its folder is; None for the default.
     """
 
     arms: list[Arm]
@@ -69,14 +73,16 @@ class Plan:
     args: dict[str, Any]
     devices: tuple[Any, ...]
     engine: str
+    name: Any
+    project: Any
 
 
 def main(args: dict[str, Any]) -> None:
-    """Compare, and exit with 1 if a run has failed. What a cluster sends before it kills ends it as Ctrl-C does."""
+    """Compare, and exit with 1 if a run has failed. SIGTERM, which a cluster sends first, ends it as Ctrl-C does."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    place = compare(args)
-    print(f"\n{(place / 'summary.md').read_text(encoding='utf-8')}\nwritten to {place}")
-    if any(row["state"] == FAILED for row in summary.read_table(place / "results.csv")):
+    directory = compare(args)
+    print(f"\n{(directory / 'summary.md').read_text(encoding='utf-8')}\nwritten to {directory}")
+    if any(row["state"] == FAILED for row in summary.read_table(directory / "results.csv")):
         raise SystemExit(1)
 
 
@@ -91,49 +97,59 @@ def compare(args: Mapping[str, Any]) -> Path:
 
     Raises:
         LossPlugError: If an argument is wrong; nothing is trained or written then.
-        KeyboardInterrupt: After Ctrl-C; the summary of what is finished is written, and the same call goes on.
+        KeyboardInterrupt: After Ctrl-C; the summary of the finished runs is written, and the same call continues.
     """
     plan = plan_of(args)
     if len(plan.arms) < 2:
-        say(f"there is one loss, {plan.arms[0].name}: its seeds show the noise, and it is compared with nothing")
-    place = place_of(plan, args.get("name"), args.get("project"))
-    todo = jobs_of(plan, place)
+        say(f"only one loss, {plan.arms[0].name}: its seeds show the noise, and there is nothing to compare it with")
+    directory = directory_of(plan, plan.name, plan.project)
+    todo = jobs_of(plan, directory)
     waiting = [job for job in todo if job.state == WAITING]
     if waiting:
         one_run.prepare({**plan.args, **plan.arms[0].keys})
-    place.mkdir(parents=True, exist_ok=True)
-    with locked(place):
-        return _run(plan, place, todo, waiting)
+    directory.mkdir(parents=True, exist_ok=True)
+    with locked(directory):
+        _run(plan, directory, todo, waiting)
+    return directory
 
 
-def _run(plan: Plan, place: Path, todo: list[Job], waiting: list[Job]) -> Path:
-    """Run what waits, and write the summary after every run."""
-    _write_plan(plan, place)
-    lost = sum(job.state == FINISHED and not job.folder.is_dir() for job in todo)
-    if lost:
-        say(f"{lost} of the finished runs have lost their folder: they count, and are missing in curves.png")
+def _run(plan: Plan, directory: Path, todo: list[Job], waiting: list[Job]) -> None:
+    """Run the waiting jobs, and write the summary after every run."""
+    _write_plan(plan, directory)
+    _say_lost(todo)
+    say(f"{len(todo)} runs in {directory}, {len(todo) - len(waiting)} of them finished before")
+    is_table = bool(plan.devices) or plan.engine != ENGINES[0]  # no run has the terminal
 
-    def tell(job: Job) -> None:
-        say_states(job, todo, is_short=not plan.devices and plan.engine == ENGINES[0])
+    def report(job: Job) -> None:
+        say_progress(job, todo, is_table)
         if job.state in (FINISHED, FAILED) and any(one.state in (WAITING, RUNNING) for one in todo):
-            summary.write(todo, place, _header(plan))
+            summary.write(todo, directory, _header(plan))
 
-    say(f"{len(todo)} runs in {place}, {len(todo) - len(waiting)} of them finished before")
     try:
-        if plan.engine == "ray":
-            jobs.run_on_ray(waiting, plan.args.get("device", "cpu"), tell)
-        elif plan.devices:
-            jobs.run_on_devices(waiting, plan.devices, tell)
-        else:
-            jobs.run_in_turn(waiting, tell)
+        _start(plan, waiting, report)
     except KeyboardInterrupt:
-        say(f"interrupted. What is finished stays in {place}; the same command with name={place.name} goes on.")
+        say(f"interrupted. Finished runs stay in {directory}; the same command with name={directory.name} continues.")
         raise
     finally:
         for job in todo:
             job.state = WAITING if job.state == RUNNING else job.state
-        summary.write(todo, place, _header(plan))
-    return place
+        summary.write(todo, directory, _header(plan))
+
+
+def _start(plan: Plan, waiting: list[Job], report: Callable[[Job], None]) -> None:
+    """Run jobs where the plan says."""
+    if plan.engine == "ray":
+        jobs.run_on_ray(waiting, plan.args.get("device", "cpu"), report)
+    elif plan.devices:
+        jobs.run_on_devices(waiting, plan.devices, report)
+    else:
+        jobs.run_in_turn(waiting, report)
+
+
+def _say_lost(todo: Sequence[Job]) -> None:
+    lost = sum(job.state == FINISHED and not job.folder.is_dir() for job in todo)
+    if lost:
+        say(f"the folders of {lost} finished runs are missing: these runs count, but curves.png does not show them")
 
 
 def plan_of(args: Mapping[str, Any]) -> Plan:
@@ -142,76 +158,124 @@ def plan_of(args: Mapping[str, Any]) -> Plan:
     Raises:
         LossPlugError: If an argument is wrong.
     """
+    unused = {*RESERVED, "save_dir", *(["device"] if "devices" in args else [])}
+    given = merge(args, training_keys() - unused)
+    values = given.values
+    _refuse_reserved(values)
+    common = {key: value for key, value in values.items() if key not in OWN and key not in keys()}
+    task = one_run.check(common)
+    chosen = [_with_engine(arm, common) for arm in arms(values, task, given.recipe)]
+    given.say_unused(chosen)
+    devices, engine = _devices(values)
+    name, project = values.get("name"), values.get("project")
+    return Plan(chosen, _seeds(values.get("seeds", 3)), common, devices, engine, name, project)
+
+
+def _refuse_reserved(args: Mapping[str, Any]) -> None:
+    """Raise an error for keys that a comparison sets itself, and for missing ones.
+
+    Raises:
+        LossPlugError: If there is one.
+    """
     for key, why in RESERVED.items():
         if key in args:
             raise LossPlugError(f"{key}={args[key]} cannot be given to compare: {why}.")
     for key in ("data", "model"):
         if not args.get(key):
-            raise LossPlugError(
-                f"{key}= is missing: lossplug compare data=coco128.yaml model=yolov8n.yaml loss=ciou,eiou"
-            )
-    know_own(args)
-    common = {key: value for key, value in args.items() if key not in OWN and key not in keys()}
-    task = one_run.check(common)
-    found = arms(args, task)
-    for arm in found:
-        one_run.check({**common, **arm.keys})
+            example = "lossplug compare data=coco128.yaml model=yolov8n.yaml loss=ciou,eiou"
+            raise LossPlugError(f"{key}= is missing: {example}")
+
+
+def _devices(args: Mapping[str, Any]) -> tuple[tuple[Any, ...], str]:
+    """Return the devices of runs that go side by side, and the engine.
+
+    Raises:
+        LossPlugError: If the engine is unknown, or does not take devices.
+    """
     engine = str(args.get("engine", ENGINES[0]))
+    devices = tuple(_listed(args.get("devices", ())))
     if engine not in ENGINES:
         raise LossPlugError(f"engine={engine} is unknown. Known: {', '.join(ENGINES)}.")
-    devices = tuple(_listed(args.get("devices", ())))
     if devices and engine == "ray":
-        raise LossPlugError("devices= has no effect with engine=ray: Ray places the runs. Remove it.")
+        raise LossPlugError("devices= has no effect with engine=ray: Ray schedules the runs. Remove it.")
     if devices and "device" in args:
         raise LossPlugError(
-            f"device={args['device']} has no effect with devices=: each run has one of those. Remove it."
+            f"device={args['device']} has no effect with devices=, which each run takes one of. Remove it."
         )
-    return Plan(found, _seeds(args.get("seeds", 3)), common, devices, engine)
+    return devices, engine
 
 
-def place_of(plan: Plan, name: Any, project: Any) -> Path:
-    """Return the folder of a comparison: the one that it began in, or a new one.
+def _with_engine(arm: Arm, common: Mapping[str, Any]) -> Arm:
+    """Return an arm with the engine named, so that all runs have the same, those with stock numbers too.
+
+    Without the key such a run takes the host's own step and the others what ``auto`` chooses, and their seconds would
+    tell engines apart rather than losses.
+
+    Raises:
+        LossPlugError: If the arguments of its runs are wrong.
+    """
+    keys_with_engine = {"loss_engine": "auto", **arm.keys}
+    try:
+        one_run.check({**common, **keys_with_engine})
+    except LossPlugError:
+        one_run.check({**common, **arm.keys})  # a task or family with another criterion has one engine
+        return arm
+    return replace(arm, keys=keys_with_engine)
+
+
+def directory_of(plan: Plan, name: Any, project: Any) -> Path:
+    """Return the folder of a comparison: that of an earlier one with the same keys, or a new one.
 
     Raises:
         LossPlugError: If a comparison of that name has other keys.
     """
-    first = new_folder("compare", name, project)
-    before = first.parent / str(name or "compare")
-    candidates = [before, *sorted(first.parent.glob(f"{before.name}[0-9]*"))] if name is None else [before]
-    for candidate in candidates:
-        if not (candidate / PLAN).is_file():
-            continue
-        try:
-            known = json.loads((candidate / PLAN).read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise LossPlugError(f"{candidate / PLAN} cannot be read ({error}); give another name=.") from error
-        before_args, args = (_comparable(args) for args in (known["args"], plan.args))
-        if before_args == args:
-            return candidate
-        if name is not None:
-            differing = sorted(key for key in {*before_args, *args} if before_args.get(key) != args.get(key))
-            raise LossPlugError(
-                f"name={name} is a comparison with another {', '.join(differing)}: its runs and these would not "
-                f"differ by the loss alone. Give another name."
-            )
-    return first if name is None else before
+    new = new_folder("compare", name, project)
+    first = new.parent / str(name or "compare")
+    if name is None:
+        candidates = [first, *sorted(first.parent.glob(f"{first.name}[0-9]*"))]
+        return next((one for one in candidates if _differing_keys(one, plan) == []), new)
+    differing = _differing_keys(first, plan)
+    if differing:
+        raise LossPlugError(
+            f"name={name} is a comparison with another {', '.join(differing)}: its runs and these would not "
+            f"differ by the loss alone. Give another name."
+        )
+    return first
 
 
-def jobs_of(plan: Plan, place: Path) -> list[Job]:
+def _differing_keys(directory: Path, plan: Plan) -> Optional[list[str]]:
+    """Return the keys in which a plan differs from the comparison in a folder; None if there is no comparison.
+
+    Raises:
+        LossPlugError: If its plan cannot be read.
+    """
+    file = directory / PLAN
+    if not file.is_file():
+        return None
+    try:
+        earlier = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise LossPlugError(f"{file} cannot be read ({error}); give another name=.") from error
+    one, other = (_comparable(args) for args in (earlier["args"], plan.args))
+    return sorted(key for key in {*one, *other} if one.get(key) != other.get(key))
+
+
+def jobs_of(plan: Plan, directory: Path) -> list[Job]:
     """Return the runs of a comparison, seed by seed, so that an early look compares all losses."""
-    made = []
-    for seed in plan.seeds:
-        for arm in plan.arms:
-            run = place / "runs" / f"{slug(arm.name)}-seed{seed}"
-            args = {**plan.args, **arm.keys, "seed": seed, "project": str(run.parent), "name": run.name}
-            job = Job(arm.name, seed, run, {**args, "exist_ok": True})
-            job.state = FINISHED if job.read() else WAITING
-            made.append(job)
-    return made
+    return [_job(plan, arm, seed, directory / "runs") for seed in plan.seeds for arm in plan.arms]
+
+
+def _job(plan: Plan, arm: Arm, seed: int, runs: Path) -> Job:
+    """Return one run, finished if its result is there."""
+    folder = runs / f"{slug(arm.name)}-seed{seed}"
+    args = {**plan.args, **arm.keys, "seed": seed, "project": str(runs), "name": folder.name, "exist_ok": True}
+    job = Job(arm.name, seed, folder, args)
+    job.state = FINISHED if job.read() else WAITING
+    return job
 
 
 def slug(name: str) -> str:
-    """Return a name as that of a folder; different names differ in it.
+    """Return a name that can be a folder's; different names give different ones.
 
     >>> slug("focal-eiou focal_gamma=0.3")
     'focal-eiou_focal_gamma=0.3'
@@ -238,82 +302,60 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _comparable(args: Mapping[str, Any]) -> Any:
-    """Return what must be the same in all runs, as it is read from a file; a comparison may move to other devices."""
+    """Return the arguments that must be equal in all runs, as JSON gives them back; devices may change."""
     kept = {key: value for key, value in args.items() if key not in ("device", "workers")}
     return json.loads(json.dumps(kept, default=str))
 
 
-def _write_plan(plan: Plan, place: Path) -> None:
-    (place / PLAN).write_text(
+def _write_plan(plan: Plan, directory: Path) -> None:
+    (directory / PLAN).write_text(
         json.dumps({"args": plan.args, "seeds": plan.seeds}, indent=2, default=str), encoding="utf-8"
     )
 
 
 def _header(plan: Plan) -> list[str]:
-    """Return what a reader must know to repeat the comparison."""
-    ours: dict[str, list[str]] = {}
-    for arm in plan.arms:
-        for key, value in arm.keys.items():
-            ours.setdefault(key, []).append(str(value))
-    lists = {key: ",".join(dict.fromkeys(values)) for key, values in ours.items()}
-    seeds = plan.seeds if plan.seeds != tuple(range(len(plan.seeds))) else len(plan.seeds)
-    words = {**plan.args, **lists, "seeds": ",".join(map(str, seeds)) if isinstance(seeds, tuple) else seeds}
-    command = " ".join(shlex.quote(f"{key}={value}") for key, value in words.items())
+    """Return the command and the versions, with which the comparison can be repeated."""
+    command = " ".join(shlex.quote(f"{key}={value}") for key, value in _words(plan).items())
     versions = f"yolo-lossplug {yolo_lossplug.__version__} · ultralytics {VERSION} · torch {torch.__version__}"
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     return [f"`lossplug compare {command}`", f"{versions} · {device}"]
 
 
-def say_states(job: Job, todo: Sequence[Job], is_short: bool = False) -> None:
-    """Say how far the runs are when one has started or ended: a line, or a table where no run has the terminal."""
+def _words(plan: Plan) -> dict[str, Any]:
+    """Return the arguments of the command that gives a plan."""
+    ours: dict[str, list[str]] = {}
+    for arm in plan.arms:
+        for key, value in arm.keys.items():
+            ours.setdefault(key, []).append(str(value))
+    lists = {key: ",".join(dict.fromkeys(values)) for key, values in ours.items()}
+    is_range = plan.seeds == tuple(range(len(plan.seeds)))
+    return {**plan.args, **lists, "seeds": len(plan.seeds) if is_range else ",".join(map(str, plan.seeds))}
+
+
+def say_progress(job: Job, todo: Sequence[Job], is_table: bool = False) -> None:
+    """Log that a run has started or ended, with the number of runs in each state, and a table of all if asked."""
     states = (FINISHED, FAILED, RUNNING, WAITING)
     counts = " · ".join(f"{sum(one.state == state for one in todo)} {state}" for state in states)
     say(f"{job.arm} seed {job.seed}: {job.state}{f' ({job.reason})' if job.reason else ''} · {counts}")
-    if not is_short:
+    if is_table:
         print(table(todo), flush=True)
 
 
 @contextmanager
-def locked(place: Path) -> Iterator[None]:
-    """Keep another comparison out of a folder while the context is open.
+def locked(directory: Path) -> Iterator[None]:
+    """Keep another comparison out of a directory while the context is open; the lock ends with its process.
 
     Raises:
-        LossPlugError: If one is at work there. What a process that is gone has left does not count.
+        LossPlugError: If one is running there.
     """
-    file, mine = place / LOCK, f"{socket.gethostname()} {os.getpid()}"
-    for _ in range(2):
-        try:
-            descriptor = os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-        except FileExistsError:
-            owner = file.read_text(encoding="utf-8")
-            if _is_alive(owner):
-                raise LossPlugError(
-                    f"another comparison is at work in {place} ({owner}); wait for it, or give another name=. "
-                    f"If there is none, remove {file}."
-                ) from None
-            file.unlink(missing_ok=True)
-        else:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as target:
-                target.write(mine)
-            break
     try:
+        lock = FileLock(directory / LOCK).acquire(timeout=0)
+    except Timeout:
+        raise LossPlugError(
+            f"another comparison is running in {directory}; wait for it to end, or give another name=."
+        ) from None
+    with lock:
         yield
-    finally:
-        file.unlink(missing_ok=True)
-
-
-def _is_alive(owner: str) -> bool:
-    """Whether the process that a lock names is there, as far as this machine can tell."""
-    host, _, number = owner.partition(" ")
-    if host != socket.gethostname() or not number.isdigit():
-        return bool(number)
-    try:
-        os.kill(int(number), 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # it is somebody else's, or Windows cannot ask
-        return True
-    return True
 
 
 def table(todo: Sequence[Job]) -> str:

@@ -18,7 +18,7 @@ from yolo_lossplug.registry import LossPlugError
 
 WAITING, RUNNING, FINISHED, FAILED = "waiting", "running", "finished", "failed"
 PATIENCE = 30
-"""Seconds that an interrupted run has to end by itself."""
+"""Seconds until an interrupted run that does not end is killed."""
 POLL = 0.2
 """Seconds between looks at the runs."""
 
@@ -50,17 +50,17 @@ class Job:
 
     @property
     def result(self) -> Path:
-        """File that is there if the run is finished."""
+        """File that exists if the run is finished."""
         return self._beside(".result.json")
 
     @property
     def error(self) -> Path:
-        """File that is there if the run has failed with an exception."""
+        """File that exists if the run has failed with an exception."""
         return self._beside(".error.txt")
 
     @property
     def log(self) -> Path:
-        """What a run prints that has no terminal of its own."""
+        """Output of a run that has no terminal."""
         return self._beside(".log.txt")
 
     def _beside(self, ending: str) -> Path:
@@ -74,7 +74,7 @@ class Job:
             return None
 
     def prepare(self, device: Any) -> list[str]:
-        """Remove what an interrupted run has left, write the arguments, and return the command that runs it."""
+        """Remove the files of an interrupted run, write the arguments, and return the command that runs it."""
         shutil.rmtree(self.folder, ignore_errors=True)
         for file in (self.error, self.result):
             file.unlink(missing_ok=True)
@@ -85,41 +85,41 @@ class Job:
         self.state = RUNNING
         return [sys.executable, "-m", "yolo_lossplug.tools.train_one", str(self.file)]
 
-    def settle(self, status: int) -> None:
-        """Take note of how the run has ended."""
+    def finish(self, status: int) -> None:
+        """Set the state after the run has ended with an exit status."""
         self.state = FINISHED if self.read() else FAILED
         if self.state == FAILED:
             text = self.error.read_text(encoding="utf-8") if self.error.is_file() else ""
             self.reason = text.partition("\n")[0] or f"exit status {status}"
 
 
-def run_in_turn(jobs: Sequence[Job], tell: Callable[[Job], None]) -> None:
+def run_in_turn(jobs: Sequence[Job], report: Callable[[Job], None]) -> None:
     """Run jobs one after another in this terminal.
 
     Args:
         jobs: The waiting jobs.
-        tell: Called before and after each.
+        report: Called before and after each.
     """
     for job in jobs:
         command = job.prepare(None)
-        tell(job)
+        report(job)
         process = subprocess.Popen(command)
         try:
             process.wait()
         except BaseException:  # Ctrl-C, above all
             _interrupt([process])
             raise
-        job.settle(process.returncode)
-        tell(job)
+        job.finish(process.returncode)
+        report(job)
 
 
-def run_on_devices(jobs: Sequence[Job], devices: Sequence[Any], tell: Callable[[Job], None]) -> None:
+def run_on_devices(jobs: Sequence[Job], devices: Sequence[Any], report: Callable[[Job], None]) -> None:
     """Run jobs side by side, one on each device at a time; each writes a log.
 
     Args:
         jobs: The waiting jobs.
         devices: As Ultralytics takes them, ``0`` or ``cpu``; one that is named twice takes two.
-        tell: Called when a job starts or ends.
+        report: Called when a job starts or ends.
     """
     waiting, free = list(jobs), list(devices)
     running: list[tuple[Job, Any, subprocess.Popen]] = []
@@ -130,25 +130,25 @@ def run_on_devices(jobs: Sequence[Job], devices: Sequence[Any], tell: Callable[[
                 command = job.prepare(device)
                 with job.log.open("w", encoding="utf-8") as log:
                     running.append((job, device, subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)))
-                tell(job)
+                report(job)
             time.sleep(POLL)
             for entry in [entry for entry in running if entry[2].poll() is not None]:
                 running.remove(entry)
                 free.append(entry[1])
-                entry[0].settle(entry[2].returncode)
-                tell(entry[0])
-    except BaseException:  # Ctrl-C, or a reader of the output who has gone
+                entry[0].finish(entry[2].returncode)
+                report(entry[0])
+    except BaseException:  # Ctrl-C, or a closed pipe of the output
         _interrupt([process for _, _, process in running])
         raise
 
 
-def run_on_ray(jobs: Sequence[Job], device: Any, tell: Callable[[Job], None]) -> None:
+def run_on_ray(jobs: Sequence[Job], device: Any, report: Callable[[Job], None]) -> None:
     """Run jobs as tasks of a Ray cluster, whose nodes share this file system; of this machine if there is no cluster.
 
     Args:
         jobs: The waiting jobs.
         device: ``cpu`` for a processor each; else each has a GPU of its own.
-        tell: Called when a job starts or ends.
+        report: Called when a job starts or ends.
 
     Raises:
         LossPlugError: If Ray is not installed.
@@ -171,14 +171,14 @@ def run_on_ray(jobs: Sequence[Job], device: Any, tell: Callable[[Job], None]) ->
                 job = waiting.pop(0)
                 command = job.prepare("cpu" if on_cpu else 0)  # Ray shows a task one GPU, which is its first
                 pending[task.remote(command, str(job.log), str(Path.cwd()))] = job
-                tell(job)
+                report(job)
             (done,), _ = ray.wait(list(pending), num_returns=1)
             job = pending.pop(done)
             try:
-                job.settle(ray.get(done))
+                job.finish(ray.get(done))
             except ray.exceptions.RayError as error:
                 job.state, job.reason = FAILED, str(error).partition("\n")[0]
-            tell(job)
+            report(job)
     finally:
         for task_left in pending:  # as Ctrl-C in its process, which takes the training along
             ray.cancel(task_left)
@@ -195,7 +195,7 @@ def _run_logged(command: list[str], log: str, cwd: str) -> int:
 
 
 def _interrupt(processes: Sequence[subprocess.Popen]) -> None:
-    """Let runs end as Ctrl-C does, and make them after a while."""
+    """Interrupt runs as Ctrl-C does, and kill those that do not end in time."""
     for process in processes:
         if process.poll() is None:
             process.send_signal(signal.SIGINT)

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from yolo_lossplug import charts
-from yolo_lossplug.tools import statistics
+from yolo_lossplug.tools import significance
 from yolo_lossplug.tools.jobs import FAILED, FINISHED, Job
 from yolo_lossplug.ultralytics_hook.trial.one_run import history
 
@@ -23,32 +23,36 @@ Cells = Mapping[tuple[str, str], Mapping[str, Any]]
 MARKS = {"(B)": "", "(M)": " mask", "(P)": " pose"}
 SCALE_NOTE = (
     "Values of a loss are on the scale of that loss: `loss=l1` is not worse than `loss=ciou` because its box_loss is "
-    "larger. They are listed to see whether a run has converged, and compared nowhere."
+    "larger. They are listed to see whether a run has converged, and are not compared."
 )
 
 
-def write(runs: Sequence[Job], place: Path, header: Sequence[str]) -> None:
+def write(runs: Sequence[Job], directory: Path, header: Sequence[str]) -> None:
     """Write results.csv, summary.csv, summary.md and, once a run is finished, curves.png and ranking.png.
 
     Args:
-        runs: All runs of the comparison, in order; the loss of the first is what the others are measured against.
-        place: Folder of the comparison.
+        runs: All runs of the comparison, in order; the others are compared with the loss of the first.
+        directory: Folder of the comparison.
         header: Lines on what was run, for the summary.
     """
     results = {(job.arm, job.seed): result for job in runs if job.state == FINISHED and (result := job.read())}
-    charts.save_table([_row(job, results.get((job.arm, job.seed))) for job in runs], place / "results.csv")
+    charts.save_table([_row(job, results.get((job.arm, job.seed))) for job in runs], directory / "results.csv")
     arms = list(dict.fromkeys(job.arm for job in runs))
     rows = summarise(results, arms)
     if rows:
-        charts.save_table(rows, place / "summary.csv")
-    versions = sorted({result["versions"] for result in results.values()})
-    mixed = [f"Not all runs were made with the same versions: {'; '.join(versions)}."] if len(versions) > 1 else []
-    text = markdown(rows, runs, [*header, *mixed])
-    (place / "summary.md").write_text(text, encoding="utf-8")
+        charts.save_table(rows, directory / "summary.csv")
+    text = markdown(rows, runs, [*header, *_mixed_versions(results)])
+    (directory / "summary.md").write_text(text, encoding="utf-8")
     if results:
         histories = {key: history(Path(result["save_dir"])) for key, result in results.items()}
-        draw_curves(histories, arms, place / "curves.png")
-        draw_ranking(results, place / "ranking.png")
+        draw_curves(histories, arms, directory / "curves.png")
+        draw_ranking(results, directory / "ranking.png")
+
+
+def _mixed_versions(results: Mapping[tuple[str, int], Mapping[str, Any]]) -> list[str]:
+    """Return a warning if runs were made with different versions."""
+    versions = sorted({result["versions"] for result in results.values()})
+    return [f"Not all runs were made with the same versions: {'; '.join(versions)}."] if len(versions) > 1 else []
 
 
 def summarise(results: Mapping[tuple[str, int], Mapping[str, Any]], arms: Sequence[str]) -> list[dict[str, Any]]:
@@ -60,60 +64,60 @@ def summarise(results: Mapping[tuple[str, int], Mapping[str, Any]], arms: Sequen
     """
     rows = []
     for measure in _measures(results):
-        known = {key: flat[measure] for key, result in results.items() if measure in (flat := _flat(result))}
+        values = {key: flat[measure] for key, result in results.items() if measure in (flat := _flat(result))}
         for arm in arms:
-            mine = {seed: value for (name, seed), value in known.items() if name == arm}
-            if not mine:
-                continue
-            mean, deviation = statistics.mean_and_deviation(list(mine.values()))
-            row = {"loss": arm, "measure": measure, "seeds": len(mine), "mean": mean, "sd": deviation}
-            rows.append({**row, **_difference(known, arms[0], arm, measure)})
+            of_arm = [value for (name, _), value in values.items() if name == arm]
+            if of_arm:
+                mean, deviation = significance.mean_and_deviation(of_arm)
+                row = {"loss": arm, "measure": measure, "seeds": len(of_arm), "mean": mean, "sd": deviation}
+                rows.append({**row, **_difference(values, arms[0], arm, measure)})
     return rows
 
 
-def _difference(known: Mapping[tuple[str, int], float], first: str, arm: str, measure: str) -> dict[str, Any]:
+def _difference(values: Mapping[tuple[str, int], float], first: str, arm: str, measure: str) -> dict[str, Any]:
     """Return the columns of a paired difference, empty for the first loss and for what is not a metric."""
-    columns = ("paired_seeds", "difference", "low", "high", "verdict")
-    seeds = [seed for name, seed in known if name == arm and (first, seed) in known]
+    columns = ("paired_seeds", "difference", "low", "high", "interval", "verdict")
+    seeds = [seed for name, seed in values if name == arm and (first, seed) in values]
     if arm == first or not seeds or not measure.startswith("metrics/"):
         return dict.fromkeys(columns)
-    found = statistics.compare([known[arm, seed] - known[first, seed] for seed in seeds])
-    return dict(zip(columns, (len(seeds), *found)))
+    difference = significance.compare([values[arm, seed] - values[first, seed] for seed in seeds])
+    return dict(zip(columns, (len(seeds), *difference)))
 
 
 def markdown(rows: Sequence[Mapping[str, Any]], runs: Sequence[Job], header: Sequence[str]) -> str:
     """Return the summary as Markdown."""
-    lines = ["# Comparison", "", *(f"{line}  " for line in header), ""]
-    finished, failed = ([job for job in runs if job.state == state] for state in (FINISHED, FAILED))
-    lines += [f"{len(finished)} of {len(runs)} runs finished."]
-    lines += [f"- failed: {job.arm} seed {job.seed}: {job.reason}" for job in failed]
+    lines = ["# Comparison", "", *(f"{line}  " for line in header), "", *_states(runs)]
     if not rows:
         return "\n".join([*lines, ""])
-    measures = list(dict.fromkeys(row["measure"] for row in rows))
     cells = {(row["loss"], row["measure"]): row for row in rows}
-    arms = list(dict.fromkeys(row["loss"] for row in rows))
+    arms, measures = (list(dict.fromkeys(row[key] for row in rows)) for key in ("loss", "measure"))
     metrics = [measure for measure in measures if measure.startswith("metrics/")]
-    others = [measure for measure in measures if measure not in metrics]
-    if not any(cells[arm, metric]["mean"] for arm in arms for metric in metrics if (arm, metric) in cells):
+    losses = [measure for measure in measures if measure not in (*metrics, "seconds")]
+    if not any(row["mean"] for row in rows if row["measure"] in metrics):
         lines += ["", "All metrics are 0: nothing has been learnt yet, and nothing can be compared. Train longer."]
     lines += ["", "## Metrics of the best checkpoint, mean ± sd over the seeds", ""]
-    lines += _means(cells, arms, [*metrics, *(m for m in others if m == "seconds")])
+    lines += _means(cells, arms, [*metrics, "seconds"])
     if len(arms) > 1:
-        lines += ["", f"## Difference from `{arms[0]}`, seed by seed, with a bootstrap 95 % interval of its mean", ""]
-        lines += _differences(cells, arms, metrics)
-        lines += ["", *_caution(cells, len(arms) - 1)]
-    lines += ["", "## Losses after the last epoch", "", SCALE_NOTE, ""]
-    lines += _means(cells, arms, [m for m in others if m != "seconds"])
+        lines += ["", f"## Difference from `{arms[0]}`, seed by seed, with the 95 % interval that decides", ""]
+        lines += [*_differences(cells, arms, metrics), "", *_caution(cells, len(arms) - 1)]
+    lines += ["", "## Losses after the last epoch", "", SCALE_NOTE, "", *_means(cells, arms, losses)]
     return "\n".join([*lines, ""])
+
+
+def _states(runs: Sequence[Job]) -> list[str]:
+    """Return how many runs have finished, and why others have failed."""
+    finished, failed = ([job for job in runs if job.state == state] for state in (FINISHED, FAILED))
+    reasons = [f"- failed: {job.arm} seed {job.seed}: {job.reason}" for job in failed]
+    return [f"{len(finished)} of {len(runs)} runs finished.", *reasons]
 
 
 def _means(cells: Cells, arms: Sequence[str], measures: Sequence[str]) -> list[str]:
     head = "| loss | seeds | " + " | ".join(label(measure) for measure in measures) + " |"
     lines = [head, "|---" * (len(measures) + 2) + "|"]
     for arm in arms:
-        mine = [cells.get((arm, measure)) for measure in measures]
-        seeds = max((cell["seeds"] for cell in mine if cell), default=0)
-        lines.append(f"| `{arm}` | {seeds} | " + " | ".join(_mean(cell) for cell in mine) + " |")
+        of_arm = [cells.get((arm, measure)) for measure in measures]
+        seeds = max((cell["seeds"] for cell in of_arm if cell), default=0)
+        lines.append(f"| `{arm}` | {seeds} | " + " | ".join(_mean(cell) for cell in of_arm) + " |")
     return lines
 
 
@@ -128,28 +132,34 @@ def _mean(cell: Optional[Mapping[str, Any]]) -> str:
 def _differences(cells: Cells, arms: Sequence[str], metrics: Sequence[str]) -> list[str]:
     lines = ["| loss | " + " | ".join(label(metric) for metric in metrics) + " |", "|---" * (len(metrics) + 1) + "|"]
     for arm in arms[1:]:
-        words = []
-        for metric in metrics:
-            cell = cells.get((arm, metric))
-            if cell is None or cell["difference"] is None:
-                words.append("no common seed")
-            elif cell["low"] is None:
-                words.append(f"{cell['difference']:+.4f}, one seed: no interval, **{cell['verdict']}**")
-            else:
-                interval = f"{cell['low']:+.4f} to {cell['high']:+.4f}"
-                words.append(f"{cell['difference']:+.4f} ({interval}), **{cell['verdict']}**")
-        lines.append(f"| `{arm}` | " + " | ".join(words) + " |")
+        lines.append(
+            f"| `{arm}` | " + " | ".join(_difference_cell(cells.get((arm, metric))) for metric in metrics) + " |"
+        )
     return lines
 
 
+def _difference_cell(cell: Optional[Mapping[str, Any]]) -> str:
+    """Return a difference with its interval and verdict."""
+    if cell is None or cell["difference"] is None:
+        return "no common seed"
+    seeds = f"{cell['paired_seeds']} seed{'s' * (cell['paired_seeds'] > 1)}"
+    interval = (
+        f"{seeds}: no interval"
+        if cell["low"] is None
+        else f"{cell['low']:+.4f} to {cell['high']:+.4f}, {cell['interval']}"
+    )
+    return f"{cell['difference']:+.4f} ({interval}), **{cell['verdict']}**"
+
+
 def _caution(cells: Cells, others: int) -> list[str]:
-    """Return what must be said of the verdicts."""
+    """Return notes on what the verdicts mean."""
     fewest = min((row["paired_seeds"] for row in cells.values() if row["paired_seeds"]), default=0)
     lines = [
-        '"better" and "worse" are said where both the bootstrap interval and Student\'s exclude 0, of at least '
-        f'{statistics.FEWEST} seeds; all else is "within noise", which is no proof of equality.'
+        "Of the bootstrap interval and Student's the one that reaches further towards 0 is shown, and decides: "
+        f'"better" and "worse" need it to exclude 0, and at least {significance.MIN_SEEDS} seeds. All else is '
+        '"within noise", which does not prove equality.'
     ]
-    if fewest < statistics.FEWEST:
+    if fewest < significance.MIN_SEEDS:
         lines.append(f"{fewest} seed{'s' * (fewest > 1)}: too few for any verdict.")
     elif fewest < 5:
         lines.append(f"{fewest} seeds can show large differences only; 5 or more show smaller ones.")
@@ -164,29 +174,31 @@ def draw_curves(
     """Draw every metric against the epoch: mean over the seeds, and a band of one standard deviation."""
     names = _order(dict.fromkeys(name for rows in histories.values() for row in rows for name in row))
     columns = min(2, len(names)) or 1
-    made, axes = charts.figure(-(-len(names) // columns) or 1, columns)
+    figure, axes = charts.figure(-(-len(names) // columns) or 1, columns)
     for axis in axes.flat[len(names) :]:
         axis.set_axis_off()
     for axis, name in zip(axes.flat, names):
         for arm, style in zip(arms, charts.styles()):
             runs = [[row[name] for row in rows if name in row] for (one, _), rows in histories.items() if one == arm]
-            runs = [run for run in runs if run]
-            if not runs:
-                continue
-            length = min(len(run) for run in runs)  # a run that stopped early has no mean beyond
-            values = np.array([run[:length] for run in runs])
-            epochs = np.arange(1, length + 1)
-            mean, spread = values.mean(0), values.std(0, ddof=1) if len(values) > 1 else 0
-            axis.plot(epochs, mean, label=arm, markevery=max(1, length // 8), **style)
-            axis.fill_between(epochs, mean - spread, mean + spread, color=style["color"], alpha=0.15, linewidth=0)
-        axis.set_xlabel("epoch")
+            _draw_band(axis, arm, [run for run in runs if run], style)
+        axis.set(xlabel="epoch", ylabel=label(name))
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axis.set_ylim(bottom=0)
-        axis.set_ylabel(label(name))
         axis.grid(alpha=0.3)
     if names:
-        charts.legend_below(made, axes.flat[0])
-    charts.save(made, file)
+        charts.legend_below(figure, axes.flat[0])
+    charts.save(figure, file)
+
+
+def _draw_band(axis: Any, arm: str, runs: Sequence[Sequence[float]], style: Mapping[str, Any]) -> None:
+    """Draw the mean of runs and their deviation, as far as the shortest run goes."""
+    if not runs:
+        return
+    length = min(len(run) for run in runs)
+    values, epochs = np.array([run[:length] for run in runs]), np.arange(1, length + 1)
+    mean, spread = values.mean(0), values.std(0, ddof=1) if len(values) > 1 else 0
+    axis.plot(epochs, mean, label=arm, markevery=max(1, length // 8), **style)
+    axis.fill_between(epochs, mean - spread, mean + spread, color=style["color"], alpha=0.15, linewidth=0)
 
 
 def draw_ranking(results: Mapping[tuple[str, int], Mapping[str, Any]], file: Path) -> None:
@@ -196,18 +208,18 @@ def draw_ranking(results: Mapping[tuple[str, int], Mapping[str, Any]], file: Pat
     for (arm, _), result in results.items():
         values.setdefault(arm, []).append(_flat(result)[main])
     ranked = sorted(values.items(), key=lambda pair: -float(np.mean(pair[1])))
-    made, axes = charts.figure(1, 1, width=7, height=1.2 + 0.45 * len(ranked))
+    figure, axes = charts.figure(1, 1, width=7, height=1.2 + 0.45 * len(ranked))
     axis = axes[0, 0]
-    for place, (_, found) in enumerate(ranked):
-        mean, deviation = statistics.mean_and_deviation(found)
-        axis.barh(place, mean, color="#b8cfe0", edgecolor="#0072b2", xerr=deviation, ecolor="#444444", capsize=4)
-        axis.plot(found, [place] * len(found), "o", color="#000000", markersize=3.5)
+    for y, (_, of_arm) in enumerate(ranked):
+        mean, deviation = significance.mean_and_deviation(of_arm)
+        axis.barh(y, mean, color="#b8cfe0", edgecolor="#0072b2", xerr=deviation, ecolor="#444444", capsize=4)
+        axis.plot(of_arm, [y] * len(of_arm), "o", color="#000000", markersize=3.5)
     axis.set_yticks(range(len(ranked)), [arm for arm, _ in ranked])
     axis.invert_yaxis()
     axis.set_xlabel(f"{label(main)} of the best checkpoint: mean, sd, seeds")
     axis.set_xlim(left=0)
     axis.grid(axis="x", alpha=0.3)
-    charts.save(made, file)
+    charts.save(figure, file)
 
 
 def label(measure: str) -> str:
@@ -254,7 +266,7 @@ def _order(names: Mapping[str, Any]) -> list[str]:
     """Return the metrics among names: boxes before masks and keypoints, the main one first."""
 
     def rank(name: str) -> tuple[int, int]:
-        place = next((i for i, word in enumerate(ORDER) if name.startswith(f"metrics/{word}(")), len(ORDER))
-        return [*MARKS].index(name[-3:]) if name[-3:] in MARKS else 0, place
+        position = next((i for i, word in enumerate(ORDER) if name.startswith(f"metrics/{word}(")), len(ORDER))
+        return [*MARKS].index(name[-3:]) if name[-3:] in MARKS else 0, position
 
     return sorted((name for name in names if name.startswith("metrics/")), key=rank)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""One run of a comparison, in a process of its own: ``python -m yolo_lossplug.tools.train_one job.json``.
+"""One run of a comparison as a separate process: ``python -m yolo_lossplug.tools.train_one job.json``.
 
-So a run that fails, or runs out of memory, takes no other along, and each starts from the same state of the process.
+So a run that fails, or runs out of memory, does not end the others, and each starts from the same state of the process.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 def main(file: Path) -> int:
-    """Train with the arguments in a file, write what came out, or why it failed, and return the exit status."""
+    """Train with the arguments in a file, write the result or the error, and return the exit status."""
     job = json.loads(file.read_text(encoding="utf-8"))
     result, error = Path(job["result"]), Path(job["error"])
     try:

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""`lossplug verify`: does the loss that was asked for run? One step of stock, of ours, and of the formula by itself."""
+"""`lossplug verify`: whether the loss that was asked for runs, and which gain it wants. One step, without training."""
 
 from __future__ import annotations
 
 import json
+import math
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Optional
 
 import torch
 
@@ -16,8 +17,9 @@ import yolo_lossplug
 from yolo_lossplug import _autoload
 from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.selection.keys import CLASSIFY
+from yolo_lossplug.tools.arguments import merge
 from yolo_lossplug.ultralytics_hook import patches, trainer
-from yolo_lossplug.ultralytics_hook.console import VERSION, quiet
+from yolo_lossplug.ultralytics_hook.console import VERSION, quiet, training_keys
 from yolo_lossplug.ultralytics_hook.criterion import branches
 from yolo_lossplug.ultralytics_hook.trial import one_step
 
@@ -25,14 +27,72 @@ HELP = """\
 usage: lossplug verify [key=value ...] [--json]
 
 Builds the model as training would, takes one step on a seeded batch of drawn images, without training, and prints for
-every term its value in stock Ultralytics, its value with the keys given, and that of the formula evaluated by itself
-in float64 on the same assigned boxes. Says "active" and exits with 0 if the last two agree, and with 1 otherwise.
+every term:
+  stock, ours   its value in stock Ultralytics and with the keys given, both with the gains of the run
+  expected      the registered function of your loss, called directly in float64 on the boxes, logits and targets that
+                the criterion passed to it; weights of boxes and classes and label smoothing are derived again
+Says "active" and exits with 0 if ours is as expected, and with 1 otherwise. This proves which function runs, with which
+options, weights and gain, and that criterion and engine do not change its result. It does not prove that the function
+is the formula of the paper: tests of this package compare every built-in loss with an independent implementation.
+Then it compares the scale of every term with a default run (stock loss and default gains), by value and by the L2 norm
+of its gradient with respect to the head's outputs, and prints the gain that would make either equal.
 Keys are those of `yolo train`, of which model= (yolov8n.yaml), imgsz= (160), batch= (4), device= (cpu) and data=, for
-the names of classes, have a meaning here. --json prints the same for machines.
+the names of classes, have a meaning here. cfg=FILE reads a recipe, and the command line goes over it. --json prints
+the same for machines.
 Example: lossplug verify loss=focal-eiou focal_gamma=0.8 cls_loss=qfl\
 """
+PROOF = """\
+expected: the registered function, called directly in float64 on what the criterion passed to it, weights derived again.
+It proves which function runs, and that criterion and engine do not change it; not that it is the formula of the paper.\
+"""
+RESERVED = {
+    "mode": (("train", None), "losses run in training"),
+    "resume": ((False, None), "a resumed run goes on with the losses of its checkpoint"),
+}
+"""Keys with the values that are accepted, and why no others are."""
 TOLERANCE = 1e-3
 """Relative. The host's BCE loses up to 2e-4 of a sum over many logits far below 0; a wrong formula is off by more."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The scale of a term beside that of a default run, which has the stock loss and the default gains.
+
+    Attributes:
+        key: Ultralytics' key of the gain; None for the classify task, which has none.
+        gain: Gain of this run; 1 without a key.
+        default: Value of the term in a default run.
+        default_grad: L2 norm of its gradient with respect to the head's outputs in a default run.
+        ours: Value in this run.
+        ours_grad: Norm of the gradient in this run.
+    """
+
+    key: Optional[str]
+    gain: float
+    default: float
+    default_grad: float
+    ours: float
+    ours_grad: float
+
+    @property
+    def value_ratio(self) -> float:
+        """Value as a multiple of that of a default run; NaN if that is 0."""
+        return _ratio(self.ours, self.default)
+
+    @property
+    def grad_ratio(self) -> float:
+        """Norm of the gradient as a multiple of that of a default run; NaN if that is 0."""
+        return _ratio(self.ours_grad, self.default_grad)
+
+    @property
+    def gain_for_value(self) -> float:
+        """Gain with which the value would be that of a default run; NaN without a key."""
+        return _ratio(self.gain, self.value_ratio) if self.key else math.nan
+
+    @property
+    def gain_for_grad(self) -> float:
+        """Gain with which the norm of the gradient would be that of a default run; NaN without a key."""
+        return _ratio(self.gain, self.grad_ratio) if self.key else math.nan
 
 
 @dataclass(frozen=True)
@@ -42,25 +102,27 @@ class Row:
     Attributes:
         branch: ``main``, or one of an end-to-end head.
         term: ``box``, ``class`` or ``dfl``.
-        stock: Value in stock Ultralytics, with the host's gain.
+        stock: Value in stock Ultralytics, with the gain of this run.
         ours: Value with the keys that are verified.
-        formula: Value of the formula in float64.
+        expected: Value of the registered function, called directly in float64.
+        scale: The same beside a default run.
     """
 
     branch: str
     term: str
     stock: float
     ours: float
-    formula: float
+    expected: float
+    scale: Optional[Scale] = None
 
     @property
     def error(self) -> float:
-        """Relative difference of ours from the formula."""
-        return abs(self.ours - self.formula) / max(abs(self.formula), 1e-9)
+        """Relative difference of ours from what is expected."""
+        return abs(self.ours - self.expected) / max(abs(self.expected), 1e-9)
 
     @property
     def agrees(self) -> bool:
-        """Whether ours is the formula, within rounding; never if one of them is not finite."""
+        """Whether ours is as expected, within rounding; never if one of them is not finite."""
         return self.error <= TOLERANCE
 
 
@@ -70,14 +132,9 @@ def main(args: dict[str, Any]) -> None:
     if not yolo_lossplug.is_enabled():
         raise LossPlugError(f"not active: {_autoload.problem or 'switched off by YOLO_LOSSPLUG=0'}.")
     with quiet() if is_json else nullcontext():
-        found, rows = verify(args)
-    is_active = all(row.agrees for row in rows)
-    if is_json:
-        terms = [{**asdict(row), "error": row.error, "agrees": row.agrees} for row in rows]
-        print(json.dumps({**found, "terms": terms, "active": is_active}, indent=2))
-    else:
-        print(report(found, rows))
-    raise SystemExit(not is_active)
+        about, rows = verify(args)
+    print(json.dumps(_as_json(about, rows), indent=2) if is_json else report(about, rows))
+    raise SystemExit(not all(row.agrees for row in rows))
 
 
 def verify(args: Mapping[str, Any]) -> tuple[dict[str, Any], list[Row]]:
@@ -87,61 +144,173 @@ def verify(args: Mapping[str, Any]) -> tuple[dict[str, Any], list[Row]]:
         args: As `yolo train` takes them.
 
     Returns:
-        What was found about versions, device, engine and seams, and the terms.
+        Versions, device, engine and seams, and the terms.
 
     Raises:
         LossPlugError: If an argument is wrong.
     """
-    one = one_step.trial(dict(args))
-    stock = one_step.terms(one_step.criterion_of(one, is_stock=True), one)
-    criterion = one_step.criterion_of(one)
-    ours = one_step.terms(criterion, one)
-    if one.selection.task == CLASSIFY:
-        names: tuple[str, ...] = ("class",)
-        formula = {"main": one_step.softmax_formula(one)}
-    else:
-        names, reference = one_step.TERMS, one_step.criterion_of(one, loss_engine="reference")
-        inputs = one_step.seen_in(reference, one)
-        formula = {name: one_step.formula_terms(leaf, inputs[name], one) for name, leaf in branches(reference)}
-    rows = [
-        Row(branch, term, *values)
-        for branch in ours
-        for term, *values in zip(names, stock[branch], ours[branch], formula[branch])
-    ]
+    given = merge(args, training_keys() - {*RESERVED, "save_dir"})
+    _refuse_reserved(given.values)
+    given.say_unused()
+    one = one_step.trial(given.values)
+    return _about(one, str(given.values.get("model", "yolov8n.yaml"))), _rows(one)
+
+
+def _refuse_reserved(args: Mapping[str, Any]) -> None:
+    """Raise an error for a key with which it would not be a training from the start.
+
+    Raises:
+        LossPlugError: If there is one.
+    """
+    for key, (harmless, why) in RESERVED.items():
+        if key in args and args[key] not in harmless:
+            raise LossPlugError(f"{key}={args[key]} cannot be given to verify: {why}. Remove it.")
+
+
+def _about(one: one_step.Trial, model: str) -> dict[str, Any]:
+    """Return versions, device, banner and seams."""
     seams = patches.seams()
-    found = {
+    return {
         "yolo_lossplug": yolo_lossplug.__version__,
         "ultralytics": VERSION,
         "torch": torch.__version__,
         "python": platform.python_version(),
         "device": str(next(one.model.parameters()).device),
-        "model": str(args.get("model", "yolov8n.yaml")),
-        "runs": trainer.banner(one.selection, criterion),
+        "model": model,
+        "runs": trainer.banner(one.selection, one_step.criterion_of(one)),
         "seams": {"found": [name for name, is_there in seams if is_there], "absent": [n for n, i in seams if not i]},
     }
-    return found, rows
 
 
-def report(found: Mapping[str, Any], rows: list[Row]) -> str:
-    """Return the findings as text."""
-    seams = found["seams"]
-    lines = [
-        f"yolo-lossplug {found['yolo_lossplug']} · ultralytics {found['ultralytics']} · torch {found['torch']} · "
-        f"Python {found['python']} · {found['device']} · {found['model']}",
-        found["runs"],
-        f"seams of the host: {len(seams['found'])} found"
-        + (f"; not in this release, and not needed: {', '.join(seams['absent'])}" if seams["absent"] else ""),
-        "",
-        f"{'term':<18}{'stock':>12}{'ours':>12}{'formula':>12}  {'off by':<9}",
+def _rows(one: one_step.Trial) -> list[Row]:
+    """Return the terms of a step by branch."""
+    names = ("class",) if one.selection.task == CLASSIFY else one_step.TERMS
+    stock = one_step.terms(one_step.criterion_of(one, is_stock=True), one)
+    ours = one_step.terms(one_step.criterion_of(one), one)
+    expected, scales = _expected(one), _scales(one, names, ours)
+    return [
+        Row(branch, term, stock[branch][i], ours[branch][i], expected[branch][i], scales[branch][i])
+        for branch in ours
+        for i, term in enumerate(names)
     ]
-    several = len({row.branch for row in rows}) > 1
-    for row in rows:
-        name = f"{row.branch} {row.term}" if several else row.term
-        verdict = f"{row.ours / row.stock:.5g} x stock" if row.stock else ""
-        lines.append(
-            f"{name:<18}{row.stock:>12.6g}{row.ours:>12.6g}{row.formula:>12.6g}  {row.error:<9.1e}"
-            f"{verdict if row.agrees else 'NOT WHAT WAS ASKED FOR'}"
-        )
+
+
+def _expected(one: one_step.Trial) -> dict[str, tuple[float, ...]]:
+    """Return the values of the registered functions by branch."""
+    if one.selection.task == CLASSIFY:
+        return {"main": one_step.softmax_formula(one)}
+    reference = one_step.criterion_of(one, loss_engine="reference")
+    inputs = one_step.seen_in(reference, one)
+    return {name: one_step.formula_terms(leaf, inputs[name], one) for name, leaf in branches(reference)}
+
+
+def _scales(one: one_step.Trial, names: Sequence[str], ours: Mapping[str, Sequence[float]]) -> dict[str, list[Scale]]:
+    """Return the scales of terms by branch; each criterion is a new one, since some losses remember a step."""
+    gains = one_step.default_gains()
+    default = one_step.terms(one_step.criterion_of(one, is_stock=True, **gains), one)
+    default_grads = one_step.grad_norms(one_step.criterion_of(one, is_stock=True, **gains), one)
+    our_grads = one_step.grad_norms(one_step.criterion_of(one, loss_engine="reference"), one)
+    keys = [None if one.selection.task == CLASSIFY else one_step.GAINS[name] for name in names]
+    run_gains = [1.0 if key is None else float(getattr(one.args, key)) for key in keys]
+    return {
+        branch: [
+            Scale(*values)
+            for values in zip(keys, run_gains, default[branch], default_grads[branch], ours[branch], our_grads[branch])
+        ]
+        for branch in ours
+    }
+
+
+def _as_json(about: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
+    """Return the findings for machines; what is not finite is null."""
+    return {**about, "terms": [_term(row) for row in rows], "active": all(row.agrees for row in rows)}
+
+
+def _term(row: Row) -> dict[str, Any]:
+    derived = ("value_ratio", "grad_ratio", "gain_for_value", "gain_for_grad")
+    scale = {**asdict(row.scale), **{name: getattr(row.scale, name) for name in derived}} if row.scale else {}
+    values = {**asdict(row), "error": row.error, "agrees": row.agrees, "scale": _finite(scale)}
+    return _finite(values)
+
+
+def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values with None in place of NaN and infinity, which JSON does not have."""
+    return {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in values.items()}
+
+
+def report(about: Mapping[str, Any], rows: Sequence[Row]) -> str:
+    """Return the findings as text."""
     wrong = sorted({row.term for row in rows if not row.agrees})
-    lines += ["", "active" if not wrong else f"not active: {', '.join(wrong)} is not what the formula gives"]
-    return "\n".join(lines)
+    verdict = f"not active: {', '.join(wrong)} is not as expected" if wrong else "active"
+    parts = [_header(about), _values_table(rows), PROOF, _scale_table(rows), verdict]
+    return "\n\n".join(parts)
+
+
+def _header(about: Mapping[str, Any]) -> str:
+    seams = about["seams"]
+    absent = f"; not in this release, and not needed: {', '.join(seams['absent'])}" if seams["absent"] else ""
+    return (
+        f"yolo-lossplug {about['yolo_lossplug']} · ultralytics {about['ultralytics']} · torch {about['torch']} · "
+        f"Python {about['python']} · {about['device']} · {about['model']}\n"
+        f"{about['runs']}\n"
+        f"seams of the host: {len(seams['found'])} found{absent}"
+    )
+
+
+def _values_table(rows: Sequence[Row]) -> str:
+    head = ("term", "stock", "ours", "expected", "error", "ours/stock", "ours is")
+    cells = [
+        (
+            *(_name(row, rows), _number(row.stock), _number(row.ours), _number(row.expected), f"{row.error:.1e}"),
+            *(_number(_ratio(row.ours, row.stock)), "as expected" if row.agrees else "NOT WHAT WAS ASKED FOR"),
+        )
+        for row in rows
+    ]
+    return table([head, *cells])
+
+
+def _scale_table(rows: Sequence[Row]) -> str:
+    """Return the scales, with the gain that would make a term as large as in a default run."""
+    head = ("term", "default", "ours", "ours/default", "grad ours/default", "gain", "for same value", "for same grad")
+    scales = [(row, row.scale) for row in rows if row.scale]
+    keys = {scale.key for _, scale in scales}
+    gains = "".join(f", {key}={gain:g}" for key, gain in one_step.default_gains().items() if key in keys)
+    cells = [
+        (
+            *(_name(row, rows), _number(scale.default), _number(scale.ours)),
+            *(_number(scale.value_ratio), _number(scale.grad_ratio)),
+            *(_gain(scale.key, gain) for gain in (scale.gain, scale.gain_for_value, scale.gain_for_grad)),
+        )
+        for row, scale in scales
+    ]
+    title = f"scale beside a default run (stock loss{gains}) on this batch, with these weights:"
+    return f"{title}\n{table([head, *cells])}"
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows of cells as columns of equal width, the first flush left, the others flush right.
+
+    >>> print(table([("term", "value"), ("box", "1.25")]))
+    term  value
+    box    1.25
+    """
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join([f"{first:<{widths[0]}}", *map(str.rjust, rest, widths[1:])]) for first, *rest in rows]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _name(row: Row, rows: Sequence[Row]) -> str:
+    """Return the name of a term, with its branch if there are several."""
+    return f"{row.branch} {row.term}" if len({each.branch for each in rows}) > 1 else row.term
+
+
+def _number(value: float) -> str:
+    return f"{value:.5g}" if math.isfinite(value) else "-"
+
+
+def _gain(key: Optional[str], gain: float) -> str:
+    return f"{key}={gain:.3g}" if key and math.isfinite(gain) else "-"
+
+
+def _ratio(value: float, other: float) -> float:
+    return value / other if other else math.nan

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import ultralytics
-from ultralytics.cfg import merge_equals_args, parse_key_value_pair
-from ultralytics.utils import LOGGER, RUNS_DIR, TQDM, colorstr
+from ultralytics.cfg import cfg2dict, merge_equals_args, parse_key_value_pair
+from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, RUNS_DIR, TQDM, checks, colorstr
 from ultralytics.utils.files import increment_path
 
 from yolo_lossplug.registry import LossPlugError
-from yolo_lossplug.selection.keys import refuse_none
+from yolo_lossplug.selection.keys import keys, refuse_none
 
 VERSION = ultralytics.__version__
 PREFIX = colorstr("LossPlug: ")
@@ -92,3 +92,23 @@ def folder(kind: str, name: Any = None, project: Any = None) -> Path:
     if Path(name).name != name or name == "..":
         raise LossPlugError(f"name={name} must be the name of a folder; where it lies is said by project=.")
     return Path(increment_path(Path(project or RUNS_DIR / kind).absolute() / name))
+
+
+def read_cfg(file: Any) -> dict[str, Any]:
+    """Return the keys of the file that `cfg=` names, found and read as `yolo` does, without `cfg` itself.
+
+    Raises:
+        LossPlugError: If it does not exist, or does not hold keys and values in YAML.
+    """
+    try:
+        content = cfg2dict(checks.check_yaml(file))
+    except Exception as error:  # of the file system, of YAML, and assertions of Ultralytics
+        raise LossPlugError(f"cfg={file} cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise LossPlugError(f"cfg={file} must hold one 'key: value' a line.")
+    return {str(key): value for key, value in content.items() if key != "cfg"}
+
+
+def training_keys() -> frozenset[str]:
+    """Return every key that a recipe of a training may hold: Ultralytics' and ours."""
+    return frozenset((*DEFAULT_CFG_DICT, *keys(), "save_dir", "augmentations"))

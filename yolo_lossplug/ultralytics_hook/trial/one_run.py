@@ -95,7 +95,7 @@ def train(args: dict[str, Any]) -> dict[str, Any]:
     last = history(folder)[-1]
     broken = [f"{key}={value}" for key, value in last.items() if key.endswith("_loss") and not math.isfinite(value)]
     if broken:
-        raise FloatingPointError(f"the loss is no number after the last epoch: {', '.join(broken)}")
+        raise FloatingPointError(f"the loss is NaN or infinite after the last epoch: {', '.join(broken)}")
     metrics = model.metrics  # none where workers of several devices have trained
     if metrics is None:
         metrics = model.val(data=args["data"], plots=False)

@@ -12,6 +12,7 @@ from torch import Tensor
 from ultralytics import YOLO
 from ultralytics.cfg import get_cfg
 from ultralytics.data.utils import check_cls_dataset, check_det_dataset
+from ultralytics.utils import DEFAULT_CFG_DICT
 from ultralytics.utils.torch_utils import select_device
 
 from yolo_lossplug import shapes
@@ -257,3 +258,46 @@ def _with_classes(model: Any, cfg: Any) -> Any:
         model.task = trained.task
     model.names = names
     return model
+
+
+GAINS = {"box": "box", "class": "cls", "dfl": "dfl"}
+"""Ultralytics' keys of the gains, by term."""
+
+
+def default_gains() -> dict[str, float]:
+    """Return the gains of a run that sets none, by key."""
+    return {key: float(DEFAULT_CFG_DICT[key]) for key in GAINS.values()}
+
+
+def grad_norms(criterion: Any, one: Trial) -> dict[str, tuple[float, ...]]:
+    """Return the L2 norm of the gradient of each term by the head's outputs, gains included, by branch.
+
+    Args:
+        criterion: A criterion that takes the host's own step; the fast engine does not call the members it is seen in.
+        one: The step.
+    """
+    outputs = head_outputs(one.preds)
+    if one.selection.task == CLASSIFY:
+        return {"main": (_grad_norm(criterion(one.preds, one.batch)[0], outputs),)}
+    members, norms = seen_in(criterion, one), {}
+    for branch, leaf in branches(criterion):
+        seen = members[branch]
+        box, dfl = seen.box_terms
+        values = (box * leaf.hyp.box, _class_term(leaf, seen.cls_terms, seen) * leaf.hyp.cls, dfl * leaf.hyp.dfl)
+        norms[branch] = tuple(_grad_norm(value, outputs) for value in values)
+    return norms
+
+
+def head_outputs(preds: Any) -> list[Tensor]:
+    """Return all tensors that a head returns in training, but the features it is fed with (``feats`` of a mapping)."""
+    if isinstance(preds, Tensor):
+        return [preds] if preds.requires_grad else []
+    values = [preds[key] for key in preds if key != "feats"] if isinstance(preds, dict) else preds
+    return [tensor for value in values for tensor in head_outputs(value)]
+
+
+def _grad_norm(value: Tensor, outputs: list[Tensor]) -> float:
+    if not value.requires_grad:  # no anchor is assigned
+        return 0.0
+    grads = torch.autograd.grad(value.sum(), outputs, retain_graph=True, allow_unused=True)
+    return float(sum(grad.double().square().sum() for grad in grads if grad is not None)) ** 0.5

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""What can be said about a difference that a few seeds have shown."""
+"""Verdicts on paired differences between a few seeds."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ T_QUANTILES = (
 )
 """97.5 % quantiles of Student's t for 1 to 30 degrees of freedom."""
 NORMAL_QUANTILE = 1.960
-FEWEST = 3
-"""Seeds without which nothing is called a difference."""
+MIN_SEEDS = 3
+"""Fewer get no interval and no verdict."""
 BETTER, WORSE, NOISE = "better", "worse", "within noise"
 
 
@@ -26,19 +26,21 @@ class Difference(NamedTuple):
 
     Attributes:
         mean: Mean of the differences, seed by seed.
-        low: Lower end of the bootstrap 95 % interval of the mean; None for one seed.
+        low: Lower end of the 95 % interval of the mean that decides; None below three seeds.
         high: Its upper end.
+        interval: ``bootstrap`` or ``student``; None below three seeds.
         verdict: ``better``, ``worse`` or ``within noise``.
     """
 
     mean: float
     low: Optional[float]
     high: Optional[float]
+    interval: Optional[str]
     verdict: str
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, Optional[float]]:
-    """Return the mean and the sample standard deviation, which one value alone has not.
+    """Return the mean and the sample standard deviation, None for a single value.
 
     >>> mean_and_deviation([1.0, 3.0])
     (2.0, 1.4142135623730951)
@@ -71,20 +73,18 @@ def t_interval(differences: Sequence[float]) -> tuple[float, float]:
 
 
 def compare(differences: Sequence[float]) -> Difference:
-    """Return what paired differences say; higher is better.
+    """Return the verdict on paired differences; higher is better.
 
     A bootstrap of three seeds never leaves their range, and would call one difference in four real where there is none.
-    So a verdict needs Student's interval to exclude 0 as well, and three seeds.
+    So a verdict needs Student's interval to exclude 0 as well, and three seeds. Of both intervals that one decides, and
+    is returned, which reaches further towards 0.
 
     Args:
-        differences: Measure of a loss less that of the first loss, seed by seed; at least one.
+        differences: Metric of a loss less that of the first loss, seed by seed; at least one.
     """
     mean = float(np.mean(differences))
-    if len(differences) < 2:
-        return Difference(mean, None, None, NOISE)
-    low, high = bootstrap_interval(differences)
-    if len(differences) < FEWEST or min(np.abs((low, high))) == 0:
-        return Difference(mean, low, high, NOISE)
-    intervals = ((low, high), t_interval(differences))
-    is_better, is_worse = all(one > 0 for one, _ in intervals), all(other < 0 for _, other in intervals)
-    return Difference(mean, low, high, BETTER if is_better else WORSE if is_worse else NOISE)
+    if len(differences) < MIN_SEEDS:
+        return Difference(mean, None, None, None, NOISE)
+    intervals = {"student": t_interval(differences), "bootstrap": bootstrap_interval(differences)}
+    name, (low, high) = min(intervals.items(), key=lambda pair: pair[1][0] if mean > 0 else -pair[1][1])
+    return Difference(mean, low, high, name, BETTER if low > 0 else WORSE if high < 0 else NOISE)

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from yolo_lossplug import LossPlugError, create_box_loss
-from yolo_lossplug.tools import published, simulate
+from yolo_lossplug.tools import published_gradients, simulate
+from yolo_lossplug.tools import simulate_experiment as experiment
+from yolo_lossplug.tools.published_gradients import GRADIENTS
 
 
 def boxes(*rows):
@@ -25,43 +27,43 @@ APART = boxes((4.0, 2.0, 1.0, 1.0))
 
 def true(name, one, double=False):
     """Return the gradient by automatic differentiation, by w and h doubled if asked."""
-    found = simulate.gradient(create_box_loss(name), one, TARGET)
+    found = experiment.gradient(create_box_loss(name), one, TARGET)
     return found * torch.tensor([1.0, 1.0, 2.0, 2.0]).unsqueeze(1) if double else found
 
 
 @pytest.mark.parametrize("one", OVERLAPPING.values(), ids=OVERLAPPING)
 @pytest.mark.parametrize("name", ["iou", "giou"])
 def test_overlapping_boxes_have_true_gradients_with_doubled_sizes(name, one):
-    assert torch.allclose(published.GRADIENTS[name](one, TARGET), true(name, one, True), atol=1e-5)
+    assert torch.allclose(GRADIENTS[name](one, TARGET), true(name, one, True), atol=1e-5)
 
 
 def test_boxes_apart():
-    assert (published.iou(APART, TARGET) == 0).all()
+    assert (published_gradients.iou(APART, TARGET) == 0).all()
     # By hand: I = −2.5 · −1, as a product of two negative extents, where it should be 0; U = 1 + 2 − 2.5, C = 5.5 · 3.
     shared, hull = (-2.5, -1.0), (5.5, 3.0)
     inner = (-shared[1], -shared[0])  # ∂I by x and y: only the lower edges bound the intersection
     union, area = 3 - shared[0] * shared[1], hull[0] * hull[1]
     by_x = ((0 - inner[0]) * area - union * hull[1]) / area**2
     by_y = ((0 - inner[1]) * area - union * hull[0]) / area**2
-    assert published.giou(APART, TARGET)[:2].flatten().tolist() == pytest.approx([-by_x, -by_y], rel=1e-5)
+    assert published_gradients.giou(APART, TARGET)[:2].flatten().tolist() == pytest.approx([-by_x, -by_y], rel=1e-5)
 
 
 def test_distance_term():
     """ρ² = 20, c² = 5.5² + 3²; by x, c² counts both sides and has the other sign, and so it has by w, halved."""
     square, c2 = 20.0, 5.5**2 + 3**2
-    found = (published.diou(APART, TARGET) - published.iou(APART, TARGET)).flatten()
+    found = (published_gradients.diou(APART, TARGET) - published_gradients.iou(APART, TARGET)).flatten()
     both = 2 * 5.5 + 2 * 3
     assert found[0].item() == pytest.approx((2 * 4 * c2 + both * square) / c2**2, rel=1e-5)
     assert found[1].item() == pytest.approx((2 * 2 * c2 + both * square) / c2**2, rel=1e-5)
     assert found[2].item() == pytest.approx(-both * 0.5 * square / c2**2, rel=1e-5)
     encloses = boxes((0.5, 0.25, 4.0, 4.0))
-    added = (published.diou(encloses, TARGET) - published.iou(encloses, TARGET)).flatten()
+    added = (published_gradients.diou(encloses, TARGET) - published_gradients.iou(encloses, TARGET)).flatten()
     assert added[2].item() == pytest.approx(16 * (0.25 + 0.0625) / 32**2, rel=1e-4)  # −1 by a side that encloses
 
 
 def test_aspect_term_lacks_its_denominator():
     one = boxes((0.6, 0.3, 1.5, 0.9))
-    added = (published.ciou(one, TARGET) - published.diou(one, TARGET)).flatten()
+    added = (published_gradients.ciou(one, TARGET) - published_gradients.diou(one, TARGET)).flatten()
     exact = (true("ciou", one) - true("diou", one)).flatten()
     assert (added[:2] == 0).all()
     assert (added[2:] / exact[2:]).tolist() == pytest.approx([1.5**2 + 0.9**2] * 2, rel=1e-3)
@@ -69,8 +71,8 @@ def test_aspect_term_lacks_its_denominator():
 
 def test_the_published_order():
     """Figure 4 of the paper: IoU last, stuck where boxes are apart, then GIoU, DIoU, and CIoU first."""
-    sample = simulate.draw_cases(3 * 343)
-    runs = {n: simulate.simulate(n, simulate.Published(slope), sample) for n, slope in published.GRADIENTS.items()}
+    sample = experiment.draw_cases(3 * 343)
+    runs = {n: experiment.simulate(n, experiment.Published(slope), sample) for n, slope in GRADIENTS.items()}
     last = [runs[name].means[-1].item() for name in ("iou", "giou", "diou", "ciou")]
     assert last[0] > 3 * last[1] and last[1] > 100 * last[2]
     total = {name: run.means.sum().item() for name, run in runs.items()}
@@ -81,13 +83,13 @@ def test_the_published_order():
 
 def test_kinds_of_gradients():
     losses = {name: create_box_loss(name) for name in ("giou", "eiou")}
-    assert list(simulate._descents(losses, ("published", "true"))) == ["giou, published", "giou", "eiou"]
-    assert list(simulate._descents(losses, "true,published")) == ["giou", "eiou", "giou, published"]
-    assert simulate._descents(losses, None) == losses
+    assert list(simulate.descents(losses, ("published", "true"))) == ["giou, published", "giou", "eiou"]
+    assert list(simulate.descents(losses, "true,published")) == ["giou", "eiou", "giou, published"]
+    assert simulate.descents(losses, None) == losses
     with pytest.raises(LossPlugError, match="has no loss=eiou: the paper has iou, giou, diou, ciou"):
-        simulate._descents(losses, "published")
+        simulate.descents(losses, "published")
     with pytest.raises(LossPlugError, match="gradients=exact is unknown. Known: true, published"):
-        simulate._descents(losses, "exact")
+        simulate.descents(losses, "exact")
 
 
 @pytest.mark.slow

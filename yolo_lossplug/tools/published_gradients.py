@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """The gradients behind the published figure of Zheng et al., Distance-IoU Loss, AAAI 2020, section 3.
 
-The authors' program takes steps along gradients that are not those of the formulas. Written here from what it does, in
-our own notation, so that the published order of the losses can be repeated, and its cause be seen:
+The authors' program takes steps along gradients that are not those of the formulas. They are written here from what it
+does, in our own notation, so that the published order of the losses can be repeated and explained:
 
 1. By w and h the edges' derivatives are subtracted without the factor 1/2, which doubles those of the IoU.
-2. GIoU's intersection is a product of two extents also where they are below 0, that is, where boxes are apart.
+2. GIoU's intersection is a product of two extents also where they are negative, that is, for disjoint boxes.
 3. By x and y the derivative of c² in ρ²/c² has the other sign: boxes are pulled faster than the formula does.
 4. That derivative is taken by one side and used for both sides of the enclosing box, and is −1 by a side that encloses.
 5. By w and h that of CIoU's v lacks the factor 1/(w² + h²), which the paper says.
@@ -23,10 +23,10 @@ from torch import Tensor
 
 
 class Extents(NamedTuple):
-    """Both axes (2, N) of a pair of boxes: what they share, what encloses them, and which edges decide it.
+    """Both axes (2, N) of a pair of boxes: intersection, enclosing box, and the edges that bound these.
 
     Attributes:
-        shared: Extent of the intersection, below 0 where boxes are apart.
+        shared: Extent of the intersection, negative for disjoint boxes.
         hull: Extent of the enclosing box.
         inner: Whether the lower and the upper edge (2, 2, N) of the predicted box bound the intersection.
         outer: Whether they bound the enclosing box.
@@ -81,7 +81,7 @@ def ciou(boxes: Tensor, targets: Tensor) -> Tensor:
     return diou(boxes, targets) + torch.stack((zero, zero, -factor * boxes[3], factor * boxes[2]))
 
 
-GRADIENTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {one.__name__: one for one in (iou, giou, diou, ciou)}
+GRADIENTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {each.__name__: each for each in (iou, giou, diou, ciou)}
 """By the name of the loss; the paper has no others."""
 
 

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Arguments of the commands: a recipe given as cfg=, the command line over it, and what several commands check."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from yolo_lossplug.registry import LossPlugError
+from yolo_lossplug.selection.keys import COMMON, given_keys, keys
+from yolo_lossplug.tools.arms import NAMES, Arm, load_user_losses
+from yolo_lossplug.ultralytics_hook.console import read_cfg, say, training_keys
+
+
+class Arguments(NamedTuple):
+    """Arguments of a command, merged as `yolo` merges them.
+
+    Attributes:
+        values: The keys of the file given as cfg= that the command takes, and the command line's over them.
+        recipe: All keys of the file; empty without one.
+        file: The file as the user has named it; None without one.
+        unused: Training keys of the file that the command does not take.
+    """
+
+    values: dict[str, Any]
+    recipe: dict[str, Any]
+    file: Any
+    unused: tuple[str, ...]
+
+    def say_unused(self, chosen: Sequence[Arm] = ()) -> None:
+        """Log the keys of the file without effect: those that the command does not take, or no loss here has."""
+        used = {key for arm in chosen for key in arm.keys}
+        of_no_loss = [key for key in given_keys(self.recipe) if chosen and key not in used]
+        unused = list(dict.fromkeys((*self.unused, *of_no_loss)))
+        if unused:
+            say(f"not used from {self.file}: {', '.join(unused)}")
+
+
+def merge(args: Mapping[str, Any], accepted: Container[str]) -> Arguments:
+    """Return the arguments of a command with those of the file that cfg= names; user-defined losses are loaded.
+
+    A key of the command line is checked by the command. A training key of the file that the command does not take is
+    left out, so that one recipe serves training and all commands; a key that nobody knows stays, and is refused.
+
+    Args:
+        args: Arguments as the user has given them.
+        accepted: Training keys that the command takes.
+
+    Raises:
+        LossPlugError: If the file cannot be read, or a user-defined loss not be loaded.
+    """
+    file = args.get("cfg")
+    typed = {key: value for key, value in args.items() if key != "cfg"}
+    content = {} if file is None else read_cfg(file)
+    load_user_losses({**content, **typed})
+    known = training_keys()
+    unused = {key for key in content if key in known and key not in accepted}
+    kept = {key: value for key, value in content.items() if key not in unused}
+    return Arguments({**kept, **typed}, content, file, tuple(key for key in content if key in unused - typed.keys()))
+
+
+def loss_keys(*others: str) -> frozenset[str]:
+    """Return the keys of a command that shows losses: names, options, and some others."""
+    return frozenset((*keys(), *others)) - COMMON | {*NAMES}
+
+
+def refuse_task(args: Mapping[str, Any], *others: str) -> None:
+    """Raise an error for a task without horizontal boxes.
+
+    Args:
+        args: The arguments.
+        others: Further tasks that are accepted.
+
+    Raises:
+        LossPlugError: If it is one.
+    """
+    accepted = ("detect", "segment", "pose", *others)
+    if args.get("task") not in (None, *accepted):
+        raise LossPlugError(f"task={args['task']} cannot be used here; remove it, or give {', '.join(accepted)}.")
+
+
+def refuse_keys_of_training(args: Mapping[str, Any], *others: str) -> None:
+    """Raise an error for a key of ours that changes a training run, but no loss of a single box.
+
+    Args:
+        args: The arguments.
+        others: Further keys without effect.
+
+    Raises:
+        LossPlugError: If there is one.
+    """
+    without_effect = {*COMMON.difference(NAMES), *others}
+    for key, value in given_keys(args).items():
+        if key in without_effect:
+            raise LossPlugError(f"{key}={value} has no effect here, only in training; remove it.")
