@@ -198,7 +198,7 @@ def test_flags_of_list_and_explain(monkeypatch, capsys):
 
     for words, start in (
         (["list"], "loss="),
-        (["list", "--markdown"], "| key |"),
+        (["list", "--markdown"], "### loss="),
         (["explain", "--bibtex", "eiou"], "@"),
     ):
         monkeypatch.setattr(sys, "argv", ["lossplug", *words])

@@ -3,6 +3,7 @@
 
 import ast
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,35 @@ def test_imports_point_down(path):
                 continue
             assert target != "__init__", f"{path.name} imports {name}"
             assert level(target) <= level(unit(path)), f"{path.name} imports {name}"
+
+
+def module_name(path):
+    """Return the dotted name of a module, that of a package for its `__init__`."""
+    return ".".join(("yolo_lossplug", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
+
+
+def graph():
+    """Return the modules that each module imports, at its top or inside of functions."""
+    names = {module_name(path) for path in MODULES}
+
+    def module_of(name):
+        return name if name in names else name.rpartition(".")[0]
+
+    return {module_name(path): {module_of(name) for name in imports(path)} & names for path in MODULES}
+
+
+def test_no_import_circle():
+    """Not inside of a layer either, nor by an import inside of a function; the start-up hook alone reaches up."""
+    edges = graph()
+    edges["yolo_lossplug._autoload"] = set()
+    TopologicalSorter({name: targets - {name, "yolo_lossplug"} for name, targets in edges.items()}).prepare()
+
+
+def test_the_table_of_changes_imports_the_mechanism_alone():
+    hook = "yolo_lossplug.ultralytics_hook"
+    assert {name for name in graph()[f"{hook}.patches"] if name.startswith(hook) and name != hook} == {
+        f"{hook}.patching"
+    }
 
 
 LOSSES = {*yolo_lossplug.list_box_losses(), *(spec.name for spec in REGISTRY)}

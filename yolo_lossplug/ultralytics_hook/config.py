@@ -24,7 +24,7 @@ from yolo_lossplug.selection.own import load_own
 from yolo_lossplug.selection.select import refuse_unknown_names, select
 from yolo_lossplug.ultralytics_hook import nms
 from yolo_lossplug.ultralytics_hook.patching import Undo
-from yolo_lossplug.ultralytics_hook.run.making import is_making
+from yolo_lossplug.ultralytics_hook.run.making import is_making, is_settled
 
 TRAINING = "train"
 FOREIGN_FAMILIES = {"rtdetr": "RT-DETR", "-world": "YOLO-World", "yoloe": "YOLOE"}
@@ -281,7 +281,7 @@ def check_dict_alignment(
 def check_cfg(stock: Callable[..., None], cfg: dict[str, Any], *args: Any, **kwargs: Any) -> None:
     """Check a configuration; that of a trainer is checked where it is settled."""
     stock(cfg, *args, **kwargs)
-    if not is_making():
+    if not is_making() and not is_settled(cfg):
         check_merged(cfg)
 
 

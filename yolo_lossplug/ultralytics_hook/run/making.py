@@ -43,3 +43,12 @@ def selected(args: Mapping[str, Any], is_final: bool = False) -> Selection:
     if made is not None:
         made.append(selection)
     return selection
+
+
+FOLDERS: set[str] = set()
+"""Folders of runs that are under way, whose arguments are settled."""
+
+
+def is_settled(args: Mapping[str, Any]) -> bool:
+    """Return whether arguments are those of a run that is under way, as its validator has them too."""
+    return str(args.get("save_dir")) in FOLDERS

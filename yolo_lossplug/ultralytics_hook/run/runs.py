@@ -12,7 +12,7 @@ from yolo_lossplug.selection.select import Selection, select
 from yolo_lossplug.state import State
 from yolo_lossplug.ultralytics_hook.run import memory
 from yolo_lossplug.ultralytics_hook.run.counts import FILE, Collector
-from yolo_lossplug.ultralytics_hook.run.making import selected
+from yolo_lossplug.ultralytics_hook.run.making import FOLDERS, selected
 
 
 @dataclass
@@ -45,6 +45,7 @@ def begin(trainer: Any) -> Run:
     if run.selection.report:
         run.collector = Collector(Path(trainer.save_dir) / FILE, bool(trainer.resume))
     _RUNS[str(args.get("save_dir"))] = run
+    FOLDERS.add(str(args.get("save_dir")))
     return run
 
 
@@ -61,4 +62,6 @@ def find(args: Mapping[str, Any]) -> Optional[Run]:
 
 def end(trainer: Any) -> None:
     """Callback when a trainer is done, or has failed."""
-    _RUNS.pop(str(getattr(trainer.args, "save_dir", None)), None)
+    folder = str(getattr(trainer.args, "save_dir", None))
+    _RUNS.pop(folder, None)
+    FOLDERS.discard(folder)
