@@ -232,7 +232,9 @@ def directory_of(plan: Plan, name: Any, project: Any) -> Path:
     new = new_folder("compare", name, project)
     first = new.parent / str(name or "compare")
     if name is None:
-        candidates = [first, *sorted(first.parent.glob(f"{first.name}[0-9]*"))]
+        # Ultralytics numbers folders as name2 or, in newer releases, as name-2.
+        numbered = re.compile(re.escape(first.name) + r"-?\d+")
+        candidates = [first, *sorted(one for one in first.parent.glob("*") if numbered.fullmatch(one.name))]
         return next((one for one in candidates if _differing_keys(one, plan) == []), new)
     differing = _differing_keys(first, plan)
     if differing:
