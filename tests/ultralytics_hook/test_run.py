@@ -45,7 +45,7 @@ def test_a_training_selects_once(data, tmp_path, monkeypatch):
 def test_one_attribute_on_objects_of_the_host():
     made = model("yolov8n")
     stock, ours = v8DetectionLoss(made), with_keys(made, loss="eiou", cls_loss="qfl", tal_iou="giou", tal_topk=7)
-    preds = {key: value for key, value in made(batch("yolov8n")["img"]).items()}
+    preds = made(batch("yolov8n")["img"])
     for criterion in (stock, ours):
         criterion(dict(preds), batch("yolov8n"))
     assert set(vars(ours)) - set(vars(stock)) == {attached.ATTRIBUTE}
@@ -179,7 +179,9 @@ def test_a_run_that_was_copied_goes_on_with_what_its_losses_remember(data, tmp_p
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(data=data, project=str(tmp_path / "a"), loss="wiou-v3", epochs=3, callbacks=[("on_train_batch_end", stop)])
+        train(
+            data=data, project=str(tmp_path / "a"), loss="wiou-v3", epochs=3, callbacks=[("on_train_batch_end", stop)]
+        )
     shutil.move(tmp_path / "a", tmp_path / "b")
     (last,) = (tmp_path / "b").rglob("last.pt")
     seen = []

@@ -126,7 +126,7 @@ def refuse_none(key: str, value: Any) -> None:
     Raises:
         LossPlugError: If it is one.
     """
-    if key in NAMES and value is None:
+    if key in NAMES and key not in CLAIMED and value is None:
         raise LossPlugError(how_to_get_stock(key, "none", NAMES[key]))
 
 
@@ -137,7 +137,7 @@ def loss_kinds(task: str) -> dict[str, str]:
 
 def name_of(args: Mapping[str, Any], key: str, task: str = "detect") -> str:
     """Return the name that is the value of a key, its default where it is not set."""
-    value, default = args.get(key), NAMES[key]
+    value, default = None if key in CLAIMED else args.get(key), NAMES[key]
     if key in loss_kinds(task):
         default = STOCK[loss_kinds(task)[key]]
     if value is None:

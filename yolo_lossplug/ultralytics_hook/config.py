@@ -45,7 +45,7 @@ def register_own(custom: dict[str, Any], *bases: dict[str, Any]) -> None:
         refuse_unknown_names(custom)  # first, or the host would complain about an option of a loss that nobody knows
     for key, kind in (("loss", BOX), ("cls_loss", CLASS)):
         name = custom.get(key)
-        if isinstance(name, str) and ":" in name:
+        if key not in CLAIMED and isinstance(name, str) and ":" in name:
             spec = load_own(name.strip(), kind)
             for base in bases:
                 for parameter in spec.parameters.values():
