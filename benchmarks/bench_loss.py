@@ -404,7 +404,7 @@ def measure_focal(options):
         make("ours", case, device), given.batch, case.batch, torch.tensor([640.0, 640.0], device=device)
     )
     assigned = answer_of(case, given, device)
-    label = targets.labels.flatten().long()[assigned.object]
+    label = targets.labels.flatten().long()[assigned.slot]
     n_anchors = given.scores.shape[2]
     index = (assigned.anchor // n_anchors * N_CLASSES + label) * n_anchors + assigned.anchor % n_anchors
     dense = torch.zeros(case.batch, n_anchors, N_CLASSES, device=device)
