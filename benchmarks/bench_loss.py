@@ -251,19 +251,19 @@ def on_gpu(sides, given, amp):
 
 def measure_class_kernels(name, options):
     """Return the rate of the class kernels, forward and backward, as a share of that of a copy."""
-    from yolo_lossplug.kernels.class_term import Targets, class_gradient, class_sums
+    from yolo_lossplug.kernels.class_term import ClassTargets, class_gradient, class_sums
 
     case, dtype = CASES["b64-coco7"], torch.float16 if options.amp else torch.float32
     n = case.batch * 8400
     logits = (torch.randn(case.batch, N_CLASSES, 8400, device="cuda") - 4).to(dtype)
     score = torch.rand(n, device="cuda") * (torch.rand(n, device="cuda") < 0.02)
-    targets = Targets(torch.randint(N_CLASSES, (n,), dtype=torch.int32, device="cuda"), score)
-    formula, scale = yolo_lossplug.create_class_loss(name).kernel, torch.ones((), device="cuda")
+    targets = ClassTargets(torch.randint(N_CLASSES, (n,), dtype=torch.int32, device="cuda"), score)
+    kernel, scale = yolo_lossplug.create_class_loss(name).kernel, torch.ones((), device="cuda")
     copy, size = torch.empty_like(logits), logits.numel() * logits.element_size()
     works = {
         "copy": (lambda: copy.copy_(logits), 2 * size),
-        "forward": (lambda: class_sums(logits, targets, formula), size),
-        "backward": (lambda: class_gradient(logits, targets, formula, scale), 2 * size),
+        "forward": (lambda: class_sums(logits, targets, kernel), size),
+        "backward": (lambda: class_gradient(logits, targets, kernel, scale), 2 * size),
     }
     rates = {}
     for work, (function, n_bytes) in works.items():
@@ -404,7 +404,7 @@ def measure_focal(options):
         make("ours", case, device), given.batch, case.batch, torch.tensor([640.0, 640.0], device=device)
     )
     assigned = answer_of(case, given, device)
-    label = targets.labels.flatten().long()[assigned.object]
+    label = targets.labels.flatten().long()[assigned.slot]
     n_anchors = given.scores.shape[2]
     index = (assigned.anchor // n_anchors * N_CLASSES + label) * n_anchors + assigned.anchor % n_anchors
     dense = torch.zeros(case.batch, n_anchors, N_CLASSES, device=device)

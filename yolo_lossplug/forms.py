@@ -16,7 +16,7 @@ class Background(NamedTuple):
 class BoxKind:
     """Box losses and overlaps that the Triton kernels have; the first is Ultralytics' own CIoU."""
 
-    HOST, IOU, GIOU, DIOU, EIOU, SIOU = range(6)
+    STOCK, IOU, GIOU, DIOU, EIOU, SIOU = range(6)
 
 
 class BoxKernel(NamedTuple):

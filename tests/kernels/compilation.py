@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Compile every kernel of a step without a GPU: python -m tests.kernels.compilation [capability [all]].
 
-A launch is taken down with its arguments and compiled for an NVIDIA GPU of that capability, 90 unless named, for some
-of the losses or for all; Triton brings compiler and assembler along. A line for every variant says its registers, its
+A launch is recorded with its arguments and compiled for an NVIDIA GPU of that capability, 90 unless named, for some
+of the losses or for all; Triton includes compiler and assembler. A line for every variant reports its registers, its
 stack, and its instructions.
 """
 
@@ -21,6 +21,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from yolo_lossplug.forms import ClassKernel
 from yolo_lossplug.kernels import assignment, box_maths, box_term, class_term, step
 
 OPTIONS = ("num_warps", "enable_fp_fusion")
@@ -34,11 +35,11 @@ TYPES = {
 }
 
 
-class Taken:
-    """Stands in for a kernel, and compiles what it is launched with."""
+class Recorder:
+    """Replaces a kernel, and compiles the variants that it is launched with."""
 
     def __init__(self, kernel, capability):
-        self.kernel, self.target, self.found = kernel, GPUTarget("cuda", capability, 32), {}
+        self.kernel, self.target, self.compiled = kernel, GPUTarget("cuda", capability, 32), {}
 
     def __getitem__(self, grid):
         return self.launch
@@ -50,10 +51,10 @@ class Taken:
         types = {name: "constexpr" if name in constants else type_of(value) for name, value in bound.items()}
         values = {name: value for name, value in bound.items() if name in constants}
         key = (tuple(types.items()), tuple(values.items()))
-        if key not in self.found:
+        if key not in self.compiled:
             aligned = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(types.values()) if kind[0] == "*"}
             source = ASTSource(self.kernel, types, constexprs=values, attrs=aligned)
-            self.found[key] = triton.compile(source, target=self.target, options=options)
+            self.compiled[key] = triton.compile(source, target=self.target, options=options)
 
 
 def type_of(value):
@@ -77,55 +78,57 @@ def resources(compiled):
     return int(registers), int(stack), len(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/", code, re.M))
 
 
-def take_down(capability):
-    """Put something in the place of every kernel that is launched; return these by name."""
-    taken = {}
+def record_launches(capability):
+    """Replace every kernel that is launched by a recorder; return the recorders by name."""
+    recorders = {}
     for module in (assignment, box_term, class_term, step):
         for name in sorted(set(re.findall(r"\b(_\w+)\[", inspect.getsource(module)))):
-            stand_in = Taken(getattr(module, name), capability)
+            stand_in = Recorder(getattr(module, name), capability)
             setattr(module, name, stand_in)
-            taken[f"{module.__name__.rpartition('.')[2]}.{name}"] = stand_in
-    return taken
+            recorders[f"{module.__name__.rpartition('.')[2]}.{name}"] = stand_in
+    return recorders
 
 
-def launch_all(dtype, topk2, kind, formula, n_bins):
-    """Launch a step forward and backward on tensors of no meaning."""
+def launch_all(dtype, topk2, kind, class_kernel, n_bins):
+    """Launch a step forward and backward on arbitrary tensors."""
     b, n, classes, n_anchors = 2, 5, 80, 8400
     rand = torch.rand
     levels = torch.zeros(3, 3, dtype=torch.int32)
-    anchors = assignment.Anchors(rand(n_anchors, 2), rand(n_anchors, 2), rand(n_anchors), levels, rand(2))
-    objects = assignment.describe(rand(n), rand(n), rand(n, 4), (b, classes), anchors, (16.0, 16.0))
+    anchors = assignment.KernelAnchors(rand(n_anchors, 2), rand(n_anchors, 2), rand(n_anchors), levels, rand(2))
+    gts = assignment.describe(rand(n), rand(n), rand(n, 4), (b, classes), anchors, (16.0, 16.0))
     outputs, scores = (torch.zeros(b, c, n_anchors, dtype=dtype).requires_grad_() for c in (4 * n_bins, classes))
-    wanted = box_term.Wanted(kind, 4.0, n_bins, dtype != torch.float32)
-    grid = box_term.decode(outputs.detach(), anchors, wanted)
-    overlap = max(kind, box_maths.HOST.value)
-    numbers = assignment.Numbers(10, topk2, 0.5, 6.0, 1e-9, overlap, 4.0, dtype != torch.float32)
-    assigned = assignment.assign(objects, scores.detach(), grid, anchors, numbers)
-    plain = class_term.Targets(assigned.label, assigned.score)
+    box_config = box_term.BoxTermConfig(kind, 4.0, n_bins, dtype != torch.float32)
+    grid = box_term.decode(outputs.detach(), anchors, box_config)
+    overlap = max(kind, box_maths.STOCK.value)
+    config = assignment.AssignerConfig(10, topk2, 0.5, 6.0, 1e-9, overlap, 4.0, dtype != torch.float32)
+    assigned = assignment.assign(gts, scores.detach(), grid, anchors, config)
+    plain = class_term.ClassTargets(assigned.label, assigned.score)
     targets = plain._replace(smoothing=0.1, weights=rand(classes)) if dtype == torch.bfloat16 else plain
-    given = step.Step(objects.boxes, assigned, grid, anchors, wanted, targets, formula, (7.5, 0.5, 1.5))
+    inputs = step.Step(gts.boxes, assigned, grid, anchors, box_config, targets, class_kernel, (7.5, 0.5, 1.5))
     if kind == box_term.NO_LOSS:
-        box_term.listed(assigned, objects.boxes, grid, anchors)
-        given = given._replace(box_sum=torch.zeros(()), slopes=torch.zeros(10 * n, 4))
-    step.losses(outputs, scores, given)[0].sum().backward()
+        box_term.listed(assigned, gts.boxes, grid, anchors)
+        inputs = inputs._replace(box_sum=torch.zeros(()), box_grad=torch.zeros(10 * n, 4))
+    step.losses(outputs, scores, inputs)[0].sum().backward()
 
 
 def main(capability=90, which=""):
-    """Compile, and print what it takes."""
-    taken = take_down(capability)
-    formulas = [class_term.Formula(kind, 2.0, 0.25) for kind in range(4)]
-    kinds = [*range(box_maths.HOST.value, box_maths.SIOU.value + 1), box_term.NO_LOSS]
+    """Compile, and print the resources."""
+    recorders = record_launches(capability)
+    class_kernels = [ClassKernel(kind, 2.0, 0.25) for kind in range(4)]
+    kinds = [*range(box_maths.STOCK.value, box_maths.SIOU.value + 1), box_term.NO_LOSS]
     if which != "all":
-        kinds = [box_maths.HOST.value, box_maths.SIOU.value, box_term.NO_LOSS]
+        kinds = [box_maths.STOCK.value, box_maths.SIOU.value, box_term.NO_LOSS]
     for i, kind in enumerate(kinds):
         dtype = list(TYPES)[i % 3]
-        launch_all(dtype, (10, 1)[i % 2], kind, formulas[i % 4], (16, 16, 1)[i % 3])
-    for name, kernel in taken.items():
-        for (types, values), compiled in kernel.found.items():
-            about = " ".join([t[1:] for _, t in types if t in ("*fp16", "*bf16")][:1])
-            about += "".join(f" {key}={value}" for key, value in values if key in ("KIND", "OVERLAP", "KEEP", "BINS"))
+        launch_all(dtype, (10, 1)[i % 2], kind, class_kernels[i % 4], (16, 16, 1)[i % 3])
+    for name, kernel in recorders.items():
+        for (types, values), compiled in kernel.compiled.items():
+            description = " ".join([t[1:] for _, t in types if t in ("*fp16", "*bf16")][:1])
+            description += "".join(
+                f" {key}={value}" for key, value in values if key in ("KIND", "OVERLAP", "KEEP", "BINS")
+            )
             registers, stack, instructions = resources(compiled)
-            print(f"{name} {about}: {registers} registers, {stack} bytes of stack, {instructions} instructions")
+            print(f"{name} {description}: {registers} registers, {stack} bytes of stack, {instructions} instructions")
 
 
 if __name__ == "__main__":

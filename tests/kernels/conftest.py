@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Kernels run on a GPU where there is one, and in Triton's interpreter elsewhere."""
+"""Kernels run on a GPU if there is one, else in Triton's interpreter."""
 
 from importlib.util import find_spec
 
@@ -9,8 +9,8 @@ collect_ignore_glob = [] if find_spec("triton") else ["test_*.py"]  # there is n
 
 
 @pytest.fixture(scope="session")
-def place():
-    """Where kernels run."""
+def kernel_device():
+    """Return the device of the kernels: "cpu" in the interpreter, else "cuda"."""
     from yolo_lossplug import kernels
 
     return "cpu" if kernels.is_interpreted() else "cuda"

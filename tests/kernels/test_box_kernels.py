@@ -12,13 +12,13 @@ from ultralytics.utils.metrics import bbox_iou
 
 from tests.pairs import boxes as degenerate
 from yolo_lossplug import create_box_loss
-from yolo_lossplug.kernels.assignment import Anchors, Assigned
-from yolo_lossplug.kernels.box_maths import HOST, box_loss, overlap
-from yolo_lossplug.kernels.box_term import NO_LOSS, Wanted, box_gradient, box_sums, decode, listed
+from yolo_lossplug.kernels.assignment import Assigned, KernelAnchors
+from yolo_lossplug.kernels.box_maths import STOCK, box_loss, overlap
+from yolo_lossplug.kernels.box_term import NO_LOSS, BoxTermConfig, box_gradient, box_sums, decode, listed
 from yolo_lossplug.kernels.rounding import EXACT
 from yolo_lossplug.registry import OVERLAP, REGISTRY
 
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of masked places, in the interpreter
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of masked elements, in the interpreter
 
 
 @triton.jit
@@ -47,58 +47,58 @@ def evaluated(kind, theta, pred, target):
     return out[:, 0], out[:, 1:5], out[:, 5]
 
 
-def pairs(place, n=200):
-    """Return boxes of every kind, among them equal ones, and ones with equal edges."""
+def pairs(device, n=200):
+    """Return random pairs of boxes, some equal, some with equal edges."""
     rng = torch.Generator().manual_seed(1)
     corner = torch.rand(2, n, 2, generator=rng) * 10
     pred, target = (torch.cat((c, c + torch.rand(n, 2, generator=rng) * 8), -1) for c in corner)
     target[:10] = pred[:10]
     target[10:20, :2], target[20:30, 2:] = pred[10:20, :2], pred[20:30, 2:]
-    return pred.to(place), target.to(place)
+    return pred.to(device), target.to(device)
 
 
 @pytest.mark.parametrize("name", [spec.name for spec in REGISTRY if spec.kind == OVERLAP and spec.kernel])
-def test_our_formulas(name, place):
+def test_our_formulas(name, kernel_device):
     loss = create_box_loss(name)
-    for pred, target in (pairs(place), degenerate(device=place)):
+    for pred, target in (pairs(kernel_device), degenerate(device=kernel_device)):
         x = pred.clone().requires_grad_()
         expected = loss(x, target)
-        (slope,) = torch.autograd.grad(expected.sum(), x)
+        (grad,) = torch.autograd.grad(expected.sum(), x)
         value, gradient, shared = evaluated(*loss.kernel, pred, target)
         torch.testing.assert_close(value, expected.detach(), rtol=1e-6, atol=1e-6)
         assert gradient.isfinite().all()
         has_sides = (pred[:, 2:] != pred[:, :2]).all(
             1
         )  # at a side of 0, clamp has a gradient or not, by torch's release
-        error = (gradient - slope).norm(dim=1)[has_sides]
-        assert (error <= 2e-4 * slope.norm(dim=1)[has_sides] + 1e-5).all()
+        error = (gradient - grad).norm(dim=1)[has_sides]
+        assert (error <= 2e-4 * grad.norm(dim=1)[has_sides] + 1e-5).all()
         torch.testing.assert_close(shared, (1 - expected.detach()).clamp(0), rtol=1e-6, atol=1e-6)
 
 
-def test_the_exponent_of_siou(place):
-    pred, target = pairs(place)
+def test_the_exponent_of_siou(kernel_device):
+    pred, target = pairs(kernel_device)
     for theta in (1.0, 2.0, 5.5):
         loss = create_box_loss("siou", siou_theta=theta)
         assert loss.kernel.theta == theta
         torch.testing.assert_close(evaluated(*loss.kernel, pred, target)[0], loss(pred, target), rtol=1e-5, atol=1e-6)
 
 
-def test_the_hosts_formula(place):
-    pred, target = pairs(place)
+def test_the_formula_of_ultralytics(kernel_device):
+    pred, target = pairs(kernel_device)
     x = pred.clone().requires_grad_()
     expected = bbox_iou(x, target, xywh=False, CIoU=True).squeeze(-1)
-    (slope,) = torch.autograd.grad((1 - expected).sum(), x)
-    value, gradient, shared = evaluated(HOST.value, 0.0, pred, target)
+    (grad,) = torch.autograd.grad((1 - expected).sum(), x)
+    value, gradient, shared = evaluated(STOCK.value, 0.0, pred, target)
     torch.testing.assert_close(value, 1 - expected.detach(), rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(gradient, slope, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(gradient, grad, rtol=1e-4, atol=1e-5)
     forward = bbox_iou(target, pred, xywh=False, CIoU=True).squeeze(-1).clamp(0)
     torch.testing.assert_close(shared, forward, rtol=1e-6, atol=1e-7)
 
 
 class Scene:
-    """Two images of 64 x 96 pixels, with a head's outputs, objects, and anchors that have one."""
+    """Two images of 64 x 96 pixels, with a head's outputs, gts, and an assignment."""
 
-    def __init__(self, place, n_bins=16, dtype=torch.float32):
+    def __init__(self, device, n_bins=16, dtype=torch.float32):
         rng = torch.Generator().manual_seed(2)
         shapes, strides = [(8, 12), (4, 6)], torch.tensor([8.0, 16.0])
         grids = [torch.cartesian_prod(torch.arange(h), torch.arange(w)).flip(1) + 0.5 for h, w in shapes]
@@ -106,32 +106,32 @@ class Scene:
         levels = torch.tensor([(0, 8, 12), (96, 4, 6)], dtype=torch.int32)
         scale = torch.tensor([96.0, 64.0])
         tensors = (points * each.unsqueeze(1), points, each, levels, scale)
-        self.anchors = Anchors(*(tensor.to(place) for tensor in tensors))
+        self.anchors = KernelAnchors(*(tensor.to(device) for tensor in tensors))
         n = len(points)
         outputs = torch.randn(2, 4 * n_bins, n, generator=rng)
-        self.outputs = (outputs.abs() * 3 if n_bins == 1 else outputs * 2).to(place, dtype)
+        self.outputs = (outputs.abs() * 3 if n_bins == 1 else outputs * 2).to(device, dtype)
         corner = torch.rand(6, 2, generator=rng) * 40
-        self.boxes = torch.cat((corner, corner + 4 + torch.rand(6, 2, generator=rng) * 50), 1).to(place)
+        self.boxes = torch.cat((corner, corner + 4 + torch.rand(6, 2, generator=rng) * 50), 1).to(device)
         row = torch.randint(6, (2 * n,), generator=rng).masked_fill(torch.rand(2 * n, generator=rng) > 0.15, -1)
-        row[:70] = -1  # so that a program has nothing to do
-        self.is_positive = (row >= 0).to(place)
+        row[:70] = -1  # so that one program has no positive
+        self.is_positive = (row >= 0).to(device)
         slots = torch.full((100,), -1)
         slots[torch.randperm(100, generator=rng)[: int((row >= 0).sum())]] = (row >= 0).nonzero().squeeze(1)
         chosen = torch.zeros(2 * n, dtype=torch.long)
         chosen[slots[slots >= 0]] = 100 - (slots >= 0).nonzero().squeeze(1)
-        slots[(slots < 0).nonzero()[0]] = slots[slots >= 0][0]  # one that another row has selected too
+        slots[(slots < 0).nonzero()[0]] = slots[slots >= 0][0]  # an anchor that two rows selected
         score = torch.rand(2 * n, generator=rng) * (row >= 0)
         made = (row.int(), row.clamp(min=0).int(), score, score.view(1, -1).sum(1), slots.int(), chosen.int())
-        self.assigned = Assigned(*(tensor.to(place) for tensor in made))
-        self.head = SimpleNamespace(use_dfl=n_bins > 1, proj=torch.arange(float(n_bins), device=place))
+        self.assigned = Assigned(*(tensor.to(device) for tensor in made))
+        self.head = SimpleNamespace(use_dfl=n_bins > 1, proj=torch.arange(float(n_bins), device=device))
 
     def decoded(self, outputs):
-        """Return the boxes (b, A, 4) that the host decodes."""
+        """Return the boxes (b, A, 4) that Ultralytics decodes."""
         points = self.anchors.points.to(outputs.dtype)
         return v8DetectionLoss.bbox_decode(self.head, points, outputs.permute(0, 2, 1).contiguous())
 
     def terms(self, outputs, n_bins):
-        """Return both terms as the host computes them."""
+        """Return both terms as Ultralytics computes them."""
         assigned, anchors, dtype = self.assigned, self.anchors, outputs.dtype
         target = self.boxes[assigned.row.clamp(min=0).long()].view(2, -1, 4) / anchors.strides.view(1, -1, 1)
         return BboxLoss(n_bins).to(outputs.device)(
@@ -148,37 +148,37 @@ class Scene:
 
 
 @pytest.mark.parametrize("n_bins", [16, 1, 32, 7])
-def test_terms_of_the_host(n_bins, place):
-    scene = Scene(place, n_bins)
+def test_terms_of_ultralytics(n_bins, kernel_device):
+    scene = Scene(kernel_device, n_bins)
     x = scene.outputs.clone().requires_grad_()
     expected = scene.terms(x, n_bins)
-    (slope,) = torch.autograd.grad(2 * expected[0] + 3 * expected[1], x)
-    wanted = Wanted(HOST.value, 0.0, n_bins)
-    grid = decode(scene.outputs, scene.anchors, wanted)
+    (grad,) = torch.autograd.grad(2 * expected[0] + 3 * expected[1], x)
+    config = BoxTermConfig(STOCK.value, 0.0, n_bins)
+    grid = decode(scene.outputs, scene.anchors, config)
     torch.testing.assert_close(grid.view(2, -1, 4), scene.decoded(scene.outputs), rtol=1e-5, atol=1e-5)
-    given = (scene.outputs, scene.boxes, scene.assigned, grid, scene.anchors, wanted)
-    for sums, one in zip(box_sums(*given), expected):
+    args = (scene.outputs, scene.boxes, scene.assigned, grid, scene.anchors, config)
+    for sums, one in zip(box_sums(*args), expected):
         torch.testing.assert_close(sums.sum(), one.detach(), rtol=1e-5, atol=1e-5)
-    scales = tuple(torch.tensor(factor, device=place) for factor in (2.0, 3.0))
-    torch.testing.assert_close(box_gradient(*given, scales, None), slope, rtol=1e-4, atol=1e-5)
+    scales = tuple(torch.tensor(factor, device=kernel_device) for factor in (2.0, 3.0))
+    torch.testing.assert_close(box_gradient(*args, scales, None), grad, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("n_bins", [16, 1])
-def test_roundings_of_the_host(n_bins, dtype, place):
-    scene = Scene(place, n_bins, dtype)
-    grid = decode(scene.outputs, scene.anchors, Wanted(HOST.value, 0.0, n_bins, True))
+def test_roundings_of_ultralytics(n_bins, dtype, kernel_device):
+    scene = Scene(kernel_device, n_bins, dtype)
+    grid = decode(scene.outputs, scene.anchors, BoxTermConfig(STOCK.value, 0.0, n_bins, True))
     expected = scene.decoded(scene.outputs).float().flatten(0, 1)
     is_equal = grid == expected
-    assert is_equal.float().mean() > 0.98  # the host adds up in another order, which a rounding may show
+    assert is_equal.float().mean() > 0.98  # the order of summation differs, which may change a rounding
     torch.testing.assert_close(grid, expected, rtol=torch.finfo(dtype).eps, atol=torch.finfo(dtype).eps)
 
 
-def test_a_loss_that_is_evaluated_elsewhere(place):
-    """Its boxes are listed by slot, each anchor once, and its gradients find their way back."""
-    scene = Scene(place)
-    wanted = Wanted(HOST.value, 0.0, 16)
-    grid = decode(scene.outputs, scene.anchors, wanted)
+def test_a_loss_evaluated_outside_the_kernels(kernel_device):
+    """Its boxes are listed by slot, each anchor once, and its gradients return to the outputs."""
+    scene = Scene(kernel_device)
+    config = BoxTermConfig(STOCK.value, 0.0, 16)
+    grid = decode(scene.outputs, scene.anchors, config)
     predicted, targets, scores, strides = listed(scene.assigned, scene.boxes, grid, scene.anchors)
     n = int(scene.is_positive.sum())
     assert int((scores > 0).sum()) == n < len(scores) == 100
@@ -187,13 +187,13 @@ def test_a_loss_that_is_evaluated_elsewhere(place):
     predicted.requires_grad_()
     loss = 1 - bbox_iou(predicted, targets, xywh=False, CIoU=True).squeeze(-1)
     total = (loss * scores).sum()
-    (slopes,) = torch.autograd.grad(total, predicted)
-    given = (scene.outputs, scene.boxes, scene.assigned, grid, scene.anchors)
-    scales = tuple(torch.tensor(factor, device=place) for factor in (2.0, 3.0))
-    box, dfl = box_sums(*given, wanted)
+    (grads,) = torch.autograd.grad(total, predicted)
+    args = (scene.outputs, scene.boxes, scene.assigned, grid, scene.anchors)
+    scales = tuple(torch.tensor(factor, device=kernel_device) for factor in (2.0, 3.0))
+    box, dfl = box_sums(*args, config)
     assert total.item() == pytest.approx(box.sum().item(), rel=1e-5)
-    elsewhere = wanted._replace(kind=NO_LOSS)
-    assert not box_sums(*given, elsewhere)[0].any()
-    torch.testing.assert_close(box_sums(*given, elsewhere)[1], dfl)
-    expected = box_gradient(*given, wanted, scales, None)
-    torch.testing.assert_close(box_gradient(*given, elsewhere, scales, slopes), expected, rtol=1e-4, atol=1e-6)
+    elsewhere = config._replace(kind=NO_LOSS)
+    assert not box_sums(*args, elsewhere)[0].any()
+    torch.testing.assert_close(box_sums(*args, elsewhere)[1], dfl)
+    expected = box_gradient(*args, config, scales, None)
+    torch.testing.assert_close(box_gradient(*args, elsewhere, scales, grads), expected, rtol=1e-4, atol=1e-6)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Steps by kernels against those of the fast engine, and when they are not taken."""
+"""Steps of the kernels against those of the fast engine, and when the kernels do not run."""
 
 import copy
 import re
@@ -25,7 +25,7 @@ from yolo_lossplug.ultralytics_hook.engines import choice, triton
 from yolo_lossplug.ultralytics_hook.run.counts import Meter
 from yolo_lossplug.ultralytics_hook.run.watch import watch
 
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of masked places, in the interpreter
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of masked elements, in the interpreter
 on_gpu = pytest.mark.skipif(kernels.is_interpreted(), reason="only a GPU can be waited for")
 
 
@@ -37,14 +37,14 @@ def known_trouble(monkeypatch, request):
 
 
 @pytest.fixture(scope="module")
-def given(place):
+def step_inputs(kernel_device):
     """Predictions of a model for images of 64 pixels, and their batch."""
-    return predicted("yolov8n", place)
+    return predicted("yolov8n", kernel_device)
 
 
-def predicted(name, place, empty=False):
+def predicted(name, device, empty=False):
     """Return a model on its device, its predictions, and the batch."""
-    made, data = copy.deepcopy(model(name)).to(place), batch(name, empty=empty, device=place)
+    made, data = copy.deepcopy(model(name)).to(device), batch(name, empty=empty, device=device)
     torch.manual_seed(0)
     with torch.no_grad():
         return made, made(data["img"]), data
@@ -64,32 +64,32 @@ def step(criterion, preds, data):
             branch[key] = branch[key].detach().requires_grad_()
             inputs.append(branch[key])
     loss, items = criterion(preds, data)
-    slopes = torch.autograd.grad(loss.sum(), inputs, allow_unused=True)
-    return loss.detach(), slopes, items, criterion
+    grads = torch.autograd.grad(loss.sum(), inputs, allow_unused=True)
+    return loss.detach(), grads, items, criterion
 
 
 def compared(made, preds, data, rtol=1e-5, **keys):
     """Assert that kernels give loss, items and gradients of the fast engine; return their criterion."""
-    (expected, slopes, expected_items, _), (loss, others, items, criterion) = (
+    (expected, grads, expected_items, _), (loss, others, items, criterion) = (
         run(made, preds, data, name, **keys) for name in ("fast", "triton")
     )
     assert all(leaf.lossplug.kernels is not None for leaf in branch_criteria(criterion))
     torch.testing.assert_close(loss, expected, rtol=rtol, atol=1e-6)
     assert list(items) == list(expected_items)
-    for one, other in zip(slopes, others):
+    for one, other in zip(grads, others):
         assert other.dtype == one.dtype
         assert (other.float() - one.float()).norm() <= max(1e-4, rtol) * one.float().norm()
     return criterion
 
 
 @pytest.mark.parametrize("name", ["yolov8n", *map(slow, ("yolov10n", "yolo26n", "yolov8n-seg", "yolo26n-pose"))])
-def test_models(name, place):
-    compared(*predicted(name, place), loss="eiou", cls_loss="qfl")
+def test_models(name, kernel_device):
+    compared(*predicted(name, kernel_device), loss="eiou", cls_loss="qfl")
 
 
 @pytest.mark.parametrize("name", ["yolov8n", "yolo26n-seg"])
-def test_batches_without_objects(name, place):
-    compared(*predicted(name, place, empty=True), rtol=1e-4)
+def test_batches_without_gts(name, kernel_device):
+    compared(*predicted(name, kernel_device, empty=True), rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -106,13 +106,13 @@ def test_batches_without_objects(name, place):
     ],
     ids=str,
 )
-def test_keys(given, keys):
-    compared(*given, **keys)
+def test_keys(step_inputs, keys):
+    compared(*step_inputs, **keys)
 
 
 @pytest.mark.slow
-def test_the_hosts_class_weights(given):
-    made, preds, data = given
+def test_class_weights_of_ultralytics(step_inputs):
+    made, preds, data = step_inputs
     made.class_weights = torch.tensor([0.5, 1, 2], device=preds["scores"].device)
     try:
         compared(made, preds, data, cls_loss="qfl")
@@ -123,17 +123,17 @@ def test_the_hosts_class_weights(given):
 @pytest.mark.parametrize("loss", [slow("ciou"), "giou"])
 @pytest.mark.parametrize("is_autocast", [True, slow(False)])
 @pytest.mark.parametrize("dtype", [slow(torch.bfloat16), torch.float16], ids=str)
-def test_half_precision(given, dtype, is_autocast, loss, place):
-    made, preds, data = given
+def test_half_precision(step_inputs, dtype, is_autocast, loss, kernel_device):
+    made, preds, data = step_inputs
     preds = {key: preds[key].to(dtype) for key in ("boxes", "scores")} | {
         "feats": [feat.to(dtype) for feat in preds["feats"]]
     }
-    with torch.autocast(place, dtype, enabled=is_autocast):
-        # On a CPU the host adds up in half precision what it adds up in float32 on a GPU.
+    with torch.autocast(kernel_device, dtype, enabled=is_autocast):
+        # On a CPU Ultralytics sums in half precision what it sums in float32 on a GPU.
         criterion = compared(made, preds, data, rtol=2e-2, loss=loss)
         if loss == "ciou":
-            found = [run(made, preds, data, name, loss=loss)[0][0] for name in ("fast", "triton")]
-            torch.testing.assert_close(*found, rtol=2e-4 if dtype == torch.float16 else 2e-3, atol=0)
+            actual = [run(made, preds, data, name, loss=loss)[0][0] for name in ("fast", "triton")]
+            torch.testing.assert_close(*actual, rtol=2e-4 if dtype == torch.float16 else 2e-3, atol=0)
         foregrounds = [
             answered(with_keys(made, loss_engine=name, loss=loss), preds, data) for name in ("fast", "triton")
         ]
@@ -142,24 +142,24 @@ def test_half_precision(given, dtype, is_autocast, loss, place):
 
 
 def answered(criterion, preds, data):
-    """Return foreground, objects and boxes of a step, which a criterion with other terms is told."""
+    """Return foreground, gt slots and boxes of a step, as returned to a criterion with further terms."""
     cls = type(criterion)
     criterion.__class__ = type("Reader", (cls,), {"loss": lambda self, *args: None})
     with torch.no_grad():
-        (foreground, place, boxes, *_), _, _ = criterion.get_assigned_targets_and_loss(dict(preds), data)
-    return foreground, place * foreground, boxes
+        (foreground, slot, boxes, *_), _, _ = criterion.get_assigned_targets_and_loss(dict(preds), data)
+    return foreground, slot * foreground, boxes
 
 
 @pytest.mark.slow
-def test_what_other_terms_are_told(given):
-    made, preds, data = given
-    data = {**data, "batch_idx": torch.ones_like(data["batch_idx"])}  # an image has none
+def test_outputs_for_further_terms(step_inputs):
+    made, preds, data = step_inputs
+    data = {**data, "batch_idx": torch.ones_like(data["batch_idx"])}  # one image without gts
     for some in (data, batch("yolov8n", empty=True, device=preds["scores"].device)):
         one, other = (answered(with_keys(made, loss_engine=name), preds, some) for name in ("fast", "triton"))
         assert all(torch.equal(a, b) for a, b in zip(one, other))
 
 
-def test_a_loss_that_reads_all_boxes_is_given_these_alone(given, registry):
+def test_a_loss_across_boxes_gets_the_positives_only(step_inputs, registry):
     seen = []
 
     @box_loss("centred")
@@ -168,13 +168,13 @@ def test_a_loss_that_reads_all_boxes_is_given_these_alone(given, registry):
         distance = (pred - target).abs().sum(-1)
         return distance / distance.mean()
 
-    criterion = compared(*given, loss="centred")
+    criterion = compared(*step_inputs, loss="centred")
     assert not criterion.lossplug.kernels.is_box_loss_pointwise
     assert seen[0] == seen[-1] < 50  # those of the fast engine; 5 objects have at most 50 anchors
 
 
-def test_the_report_counts_the_same(given):
-    made, preds, data = given
+def test_the_report_counts_the_same(step_inputs):
+    made, preds, data = step_inputs
     sums = []
     for name in ("fast", "triton"):
         criterion = with_keys(made, loss_engine=name, loss="diou")
@@ -187,13 +187,13 @@ def test_the_report_counts_the_same(given):
 
 
 @pytest.mark.slow
-def test_the_same_every_time(given):
-    (one, slopes, *_), (other, others, *_) = (run(*given, "triton", loss="eiou") for _ in range(2))
-    assert torch.equal(one, other) and all(map(torch.equal, slopes, others))
+def test_the_same_every_time(step_inputs):
+    (one, grads, *_), (other, others, *_) = (run(*step_inputs, "triton", loss="eiou") for _ in range(2))
+    assert torch.equal(one, other) and all(map(torch.equal, grads, others))
 
 
-def test_validation_makes_no_gradient(given):
-    made, preds, data = given
+def test_validation_computes_no_gradient(step_inputs):
+    made, preds, data = step_inputs
     for keys in ({"loss": "giou"}, {"loss": "focal-giou"}):
         losses = []
         for name in ("fast", "triton"):
@@ -203,24 +203,24 @@ def test_validation_makes_no_gradient(given):
 
 
 @pytest.mark.parametrize("part", ["bce", "bbox_loss", "bbox_decode", "preprocess", "assigner"])
-def test_parts_that_somebody_else_has_put_in_are_used(given, part):
-    made, preds, data = given
-    found, is_left_out = [], part != "bce"  # a class loss of another kind is asked for its term
+def test_third_party_parts_are_used(step_inputs, part):
+    made, preds, data = step_inputs
+    actual, is_left_out = [], part != "bce"  # a third-party class loss computes its own term
     console.warn_once.cache_clear()
     for name in ("fast", "triton"):
         criterion = with_part(part, made)
         plug(criterion, select({"loss_engine": name}))
         criterion.lossplug.decision = criterion.lossplug.decision._replace(is_lazy=False)
         with Log() as log:
-            found.append(criterion(dict(preds), data)[0])
+            actual.append(criterion(dict(preds), data)[0])
         assert ("the kernels cannot take the steps of this run" in log.text) == (is_left_out and name == "triton")
-    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-6)
-    assert not torch.allclose(found[1], v8DetectionLoss(made)(dict(preds), data)[0])
+    torch.testing.assert_close(actual[1], actual[0], rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(actual[1], v8DetectionLoss(made)(dict(preds), data)[0])
 
 
 @pytest.mark.slow
-def test_batches_that_are_views_of_others(given):
-    made, preds, data = given
+def test_batches_that_are_views_of_others(step_inputs):
+    made, preds, data = step_inputs
     labels = torch.cat((data["batch_idx"].unsqueeze(1), data["cls"], data["bboxes"]), 1)
     views = {"batch_idx": labels[:, 0], "cls": labels[:, 1:2], "bboxes": labels[:, 2:]}
     expected = run(made, preds, data, "triton", loss="giou")[0]
@@ -229,8 +229,8 @@ def test_batches_that_are_views_of_others(given):
     torch.testing.assert_close(run(made, preds, {**data, **backwards}, "triton", loss="giou")[0], expected)
 
 
-def test_what_the_kernels_do_not_know_is_named(given):
-    made, preds, _ = given
+def test_unsupported_parts_are_named(step_inputs):
+    made, preds, _ = step_inputs
     criterion = with_keys(made, loss_engine="triton")
     types = triton.types_of(0.5, preds["scores"])
     assert triton.unknown(criterion, preds, types) is None
@@ -244,14 +244,14 @@ def test_what_the_kernels_do_not_know_is_named(given):
 
 
 @pytest.mark.slow
-def test_classes_that_there_are_not_stay_in_memory(given):
-    made, preds, data = given
+def test_invalid_classes_stay_in_bounds(step_inputs):
+    made, preds, data = step_inputs
     run(made, preds, {**data, "cls": data["cls"] + 1e6}, "triton", loss="giou")
     run(made, preds, {**data, "cls": data["cls"] - 1e6}, "triton", loss="giou")
 
 
-def test_image_sizes_are_remembered_up_to_a_number(given, monkeypatch):
-    made, preds, data = given
+def test_the_number_of_cached_image_sizes_is_limited(step_inputs, monkeypatch):
+    made, preds, data = step_inputs
     monkeypatch.setattr(triton, "MOST_SIZES", 1)
     criterion = with_keys(made, loss_engine="triton")
     criterion(dict(preds), data)
@@ -265,9 +265,9 @@ def test_image_sizes_are_remembered_up_to_a_number(given, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.trial
-def test_the_trial_sees_what_is_wrong(place, monkeypatch):
+def test_the_trial_detects_errors(kernel_device, monkeypatch):
     trouble = choice.kernel_trouble.__wrapped__
-    assert trouble(place, 4, (8.0, 16.0)) is None
+    assert trouble(kernel_device, 4, (8.0, 16.0)) is None
     stock = v8DetectionLoss.get_assigned_targets_and_loss
 
     def other(self, preds, batch, **kwargs):
@@ -275,14 +275,14 @@ def test_the_trial_sees_what_is_wrong(place, monkeypatch):
         return first, loss * torch.tensor([1.0, 1.001, 1.0], device=loss.device), items
 
     monkeypatch.setattr(v8DetectionLoss, "get_assigned_targets_and_loss", other)
-    assert trouble(place, 4, (8.0, 16.0)).startswith("its loss would differ by")
+    assert trouble(kernel_device, 4, (8.0, 16.0)).startswith("its loss would differ by")
     monkeypatch.undo()
     monkeypatch.setattr(triton, "assign", lambda *args: 1 / 0)
-    assert trouble(place, 4, (8.0, 16.0)) == "the kernels fail (ZeroDivisionError: division by zero)"
+    assert trouble(kernel_device, 4, (8.0, 16.0)) == "the kernels fail (ZeroDivisionError: division by zero)"
 
 
-def test_kernels_that_fail_leave_the_run_to_others(given, monkeypatch):
-    made, preds, data = given
+def test_kernels_that_fail_leave_the_run_to_others(step_inputs, monkeypatch):
+    made, preds, data = step_inputs
     console.warn_once.cache_clear()
     monkeypatch.setattr(choice, "kernel_trouble", lambda *args: "the kernels fail (RuntimeError: no compiler)")
     with Log() as log:
@@ -291,12 +291,12 @@ def test_kernels_that_fail_leave_the_run_to_others(given, monkeypatch):
     assert log.text.count("loss_engine=triton: the kernels fail (RuntimeError: no compiler); the run goes on") == 1
     assert criterion.lossplug.kernels is None
     criterion.lossplug.decision = criterion.lossplug.decision._replace(is_lazy=False)
-    torch.testing.assert_close(criterion(dict(preds), data)[0], run(*given, "fast", loss="eiou")[0])
+    torch.testing.assert_close(criterion(dict(preds), data)[0], run(*step_inputs, "fast", loss="eiou")[0])
     name = str(criterion.lossplug.decision)
     assert name == ("fast" if criterion.device.type == "cpu" else "fast in crowds, else reference")
 
 
-def test_a_kernel_that_does_not_compile_is_left_out_once(given, monkeypatch):
+def test_a_kernel_that_does_not_compile_is_left_out_once(step_inputs, monkeypatch):
     class CompilationError(Exception):
         __module__ = "triton.compiler.errors"
 
@@ -304,21 +304,21 @@ def test_a_kernel_that_does_not_compile_is_left_out_once(given, monkeypatch):
         raise CompilationError("at 3:5: no such instruction")
 
     console.warn_once.cache_clear()
-    expected = run(*given, "fast", loss="diou")[0]
-    criterion = with_keys(given[0], loss_engine="triton", loss="diou")
+    expected = run(*step_inputs, "fast", loss="diou")[0]
+    criterion = with_keys(step_inputs[0], loss_engine="triton", loss="diou")
     monkeypatch.setattr(triton, "losses", fail)
     with Log() as log:
         for _ in range(2):
             criterion.lossplug.decision = criterion.lossplug.decision._replace(is_lazy=False)
-            torch.testing.assert_close(step(criterion, *given[1:])[0], expected)
+            torch.testing.assert_close(step(criterion, *step_inputs[1:])[0], expected)
     assert log.text.count("a kernel does not compile, and the run goes on without: at 3:5: no such instruction") == 1
 
 
 @pytest.mark.slow
-def test_where_there_is_no_triton(given, monkeypatch):
+def test_where_there_is_no_triton(step_inputs, monkeypatch):
     monkeypatch.setattr(kernels, "missing", lambda device: "Triton cannot be imported (No module named 'triton')")
     with pytest.raises(LossPlugError, match=r"loss_engine=triton cannot be used: Triton cannot .* Remove it, or take"):
-        with_keys(given[0], loss_engine="triton")
+        with_keys(step_inputs[0], loss_engine="triton")
     with pytest.raises(LossPlugError, match="loss_engine=triton cannot be used with task=obb: "):
         select({"task": "obb", "loss_engine": "triton"})
     code = (
@@ -345,8 +345,8 @@ def test_a_run_without_is_refused_before_anything_is_loaded(monkeypatch):
     assert resumed.args.loss_engine == "auto" and "goes on with loss_engine=auto" in log.text
 
 
-def test_auto_takes_them_where_they_are_recorded(given, monkeypatch):
-    made = given[0]
+def test_auto_takes_them_where_they_are_recorded(step_inputs, monkeypatch):
+    made = step_inputs[0]
     assert with_keys(made, loss="eiou").lossplug.kernels is None
     device = torch.device("cuda")
     monkeypatch.setattr(kernels, "_missing_triton", lambda: None)
@@ -390,11 +390,13 @@ def test_records_are_of_their_device_and_release(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_with_kernels(data, tmp_path, place):
+def test_a_run_with_kernels(data, tmp_path, kernel_device):
     rows = []
     for name in ("fast", "triton"):
         with Log() as log:
-            made = train(data=data, project=str(tmp_path), name=name, device=place, loss="eiou", loss_engine=name)
+            made = train(
+                data=data, project=str(tmp_path), name=name, device=kernel_device, loss="eiou", loss_engine=name
+            )
         assert f"engine {name}" in log.text
         rows += results(made.save_dir)
     for key in rows[0]:
@@ -407,8 +409,8 @@ def test_a_run_with_kernels(data, tmp_path, place):
 
 @on_gpu
 @pytest.mark.parametrize("keys", [{"loss": "eiou"}, {"loss": "focal-eiou"}, {"cls_loss": "poly"}], ids=str)
-def test_nothing_waits_for_the_gpu(given, keys):
-    made, preds, data = given
+def test_nothing_waits_for_the_gpu(step_inputs, keys):
+    made, preds, data = step_inputs
     criterion = with_keys(made, loss_engine="triton", **keys)
     step(criterion, preds, data)
     torch.cuda.set_sync_debug_mode("error")
@@ -419,8 +421,8 @@ def test_nothing_waits_for_the_gpu(given, keys):
 
 
 @on_gpu
-def test_launches(given):
-    made, preds, data = given
+def test_launches(step_inputs):
+    made, preds, data = step_inputs
     criterion = with_keys(made, loss_engine="triton", loss="eiou")
     step(criterion, preds, data)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
@@ -429,8 +431,8 @@ def test_launches(given):
 
 
 @on_gpu
-def test_a_step_can_be_captured(given):
-    made, preds, data = given
+def test_a_step_can_be_captured(step_inputs):
+    made, preds, data = step_inputs
     criterion = with_keys(made, loss_engine="triton", loss="eiou")
     expected = step(criterion, preds, data)[0]
     graph = torch.cuda.CUDAGraph()

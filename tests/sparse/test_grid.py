@@ -32,10 +32,10 @@ def test_a_box_with_a_nan_has_no_cells():
 
 @pytest.mark.parametrize("size", [(64, 64), (320, 64), (64, 320), (32, 32)])
 def test_shapes_are_recovered_from_points(size):
-    given = points(*size)
+    anchors = points(*size)
     shapes = tuple((size[0] // stride, size[1] // stride) for stride in (8, 16, 32))
-    assert grid.shapes_of_points(given) == shapes
-    assert torch.equal(grid.points_of_levels(grid.levels_of_shapes(given, shapes)), given)
+    assert grid.shapes_of_points(anchors) == shapes
+    assert torch.equal(grid.points_of_levels(grid.levels_of_shapes(anchors, shapes)), anchors)
 
 
 def test_points_that_form_no_grids():

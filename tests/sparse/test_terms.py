@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Terms of the fast engine against the dense form, by value, by gradient and by what they hold."""
+"""Terms of the fast engine against the dense form: values, gradients and memory."""
 
 import pytest
 import torch
@@ -10,9 +10,7 @@ from ultralytics.utils.loss import DFLoss
 from tests.checks import choices
 from yolo_lossplug import create_class_loss, list_class_losses
 from yolo_lossplug.registry import CLASS, REGISTRY
-from yolo_lossplug.sparse import class_term as class_sums
-from yolo_lossplug.sparse import distance_term as box_distances
-from yolo_lossplug.sparse import huge_pages
+from yolo_lossplug.sparse import class_term, distance_term, huge_pages
 from yolo_lossplug.sparse.class_term import class_sum
 from yolo_lossplug.sparse.distance_term import distances, gather
 
@@ -21,7 +19,7 @@ CHOICES = [(name, options) for name in CLOSED for options in choices(create_clas
 
 
 class Sizes(TorchDispatchMode):
-    """Notes the size of everything that is computed."""
+    """Records the size of every computed tensor."""
 
     def __init__(self):
         super().__init__()
@@ -37,7 +35,7 @@ class Sizes(TorchDispatchMode):
 
 
 def draw(b=3, classes=5, anchors=70, n=20, dtype=torch.float32, device="cpu"):
-    """Return logits (b, classes, anchors), and a few elements of them with targets."""
+    """Return logits (b, classes, anchors), and indices and targets of a few of their elements."""
     rng = torch.Generator().manual_seed(3)
     logits = torch.randn(b, classes, anchors, generator=rng) * 4
     index = torch.randperm(logits.numel(), generator=rng)[:n]
@@ -58,13 +56,13 @@ def test_closed_form_at_target_zero(name, options):
     loss = create_class_loss(name, **options)
     x = torch.linspace(-40, 40, 400, dtype=torch.float64).float().view(1, 2, 200)
     exact = x.double()  # in float32 the elementwise form cancels far from 0
-    expected, slope = loss(exact, torch.zeros_like(exact)), class_sums._slope(exact, torch.zeros_like(exact), loss)
-    found = class_sums._at_zero(x, loss, loss.background, torch.empty_like(x))
+    expected, grad = loss(exact, torch.zeros_like(exact)), class_term._grad(exact, torch.zeros_like(exact), loss)
+    actual = class_term._at_zero(x, loss, loss.background, torch.empty_like(x))
     power = loss.background.exponent * torch.finfo(torch.float32).eps  # which multiplies the error of its base
-    torch.testing.assert_close(found.double(), expected, rtol=2e-5 + power, atol=2e-8)
-    found = class_sums._slope_at_zero(x, loss, loss.background, torch.empty_like(x))
+    torch.testing.assert_close(actual.double(), expected, rtol=2e-5 + power, atol=2e-8)
+    actual = class_term._grad_at_zero(x, loss, loss.background, torch.empty_like(x))
     torch.testing.assert_close(
-        found.double(), slope, rtol=1e-4 + 40 * power, atol=2e-8
+        actual.double(), grad, rtol=1e-4 + 40 * power, atol=2e-8
     )  # the error of 1 − p, times a logit
 
 
@@ -75,17 +73,17 @@ ELEMENTWISE = [name for name in list_class_losses() if create_class_loss(name).s
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("name", ELEMENTWISE)
 def test_class_sum_equals_the_dense_sum(name, weighted, dtype, device, monkeypatch):
-    monkeypatch.setattr(class_sums, "PART", {"cpu": 400, "cuda": 400})  # parts of an image, and of the targets
+    monkeypatch.setattr(class_term, "CHUNK", {"cpu": 400, "cuda": 400})  # chunks of an image, and of the targets
     loss = create_class_loss(name)
     weights = torch.tensor([0.0, 1, 2, 0.5, 3], device=device) if weighted else None
-    given = draw(dtype=dtype, device=device)
-    expected = dense(*given, loss, weights)
-    found = class_sum(*given, loss, background=loss.background, weights=weights)
-    torch.testing.assert_close(found, expected.float(), rtol=2e-6, atol=1e-5)
-    slopes = [torch.autograd.grad(value * 0.3, given[0])[0] for value in (expected, found)]
-    assert slopes[1].dtype == dtype
+    inputs = draw(dtype=dtype, device=device)
+    expected = dense(*inputs, loss, weights)
+    actual = class_sum(*inputs, loss, background=loss.background, weights=weights)
+    torch.testing.assert_close(actual, expected.float(), rtol=2e-6, atol=1e-5)
+    grads = [torch.autograd.grad(value * 0.3, inputs[0])[0] for value in (expected, actual)]
+    assert grads[1].dtype == dtype
     tolerance = {torch.float32: 2e-6, torch.bfloat16: 1e-2, torch.float16: 1e-3}[dtype]
-    torch.testing.assert_close(slopes[1], slopes[0], rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(grads[1], grads[0], rtol=tolerance, atol=tolerance)
 
 
 def test_class_sum_without_targets_and_without_gradient():
@@ -101,7 +99,7 @@ def test_class_sum_without_targets_and_without_gradient():
 
 
 def test_distances_equal_those_of_the_dense_form(device, monkeypatch):
-    monkeypatch.setattr(box_distances, "PART", {"cpu": 7, "cuda": 7})
+    monkeypatch.setattr(distance_term, "CHUNK", {"cpu": 7, "cuda": 7})
     rng = torch.Generator().manual_seed(1)
     features = torch.randn(2, 64, 50, generator=rng).mul(3)
     features[1] *= 60  # where probabilities underflow
@@ -113,15 +111,15 @@ def test_distances_equal_those_of_the_dense_form(device, monkeypatch):
     rows = features.permute(0, 2, 1).reshape(100, 64)[anchor].view(30, 4, 16)
     expected = rows.softmax(-1) @ torch.arange(16.0, device=device)
     dfl = DFLoss(16)(rows.view(-1, 16), targets.clone()).squeeze(-1)
-    found = distances(features, anchor, targets)
-    torch.testing.assert_close(found[0], expected)
-    torch.testing.assert_close(found[1], dfl)
+    actual = distances(features, anchor, targets)
+    torch.testing.assert_close(actual[0], expected)
+    torch.testing.assert_close(actual[1], dfl)
     weights = torch.rand(30, 4, generator=rng).to(device), torch.rand(30, generator=rng).to(device)
-    slopes = [
+    grads = [
         torch.autograd.grad((weights[0] * one.sin()).sum() + (weights[1] * other).sum(), features)[0]
-        for one, other in ((expected, dfl), found)
+        for one, other in ((expected, dfl), actual)
     ]
-    torch.testing.assert_close(slopes[1], slopes[0], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(grads[1], grads[0], rtol=1e-4, atol=1e-6)
     only = torch.autograd.grad(distances(features, anchor, targets)[1].sum(), features)[0]
     torch.testing.assert_close(
         only,
@@ -147,33 +145,33 @@ def test_gathered_features(dtype, device):
     features = torch.randn(2, 4, 50).to(device, dtype).requires_grad_()
     anchor = torch.tensor([0, 3, 49, 50, 99], device=device)
     rows = features.permute(0, 2, 1).reshape(100, 4)[anchor]
-    found = gather(features, anchor)
-    assert torch.equal(found, rows)
+    actual = gather(features, anchor)
+    assert torch.equal(actual, rows)
     weights = torch.arange(20.0, device=device).view(5, 4).to(dtype)
-    assert torch.equal(*(torch.autograd.grad((x * weights).sum(), features)[0] for x in (found, rows)))
+    assert torch.equal(*(torch.autograd.grad((x * weights).sum(), features)[0] for x in (actual, rows)))
 
 
-def test_nothing_as_large_as_the_logits_is_held_but_their_gradient():
+def test_nothing_as_large_as_the_logits_is_allocated_but_gradients():
     loss = create_class_loss("focal")
     logits, index, targets = draw(b=16, classes=40, anchors=2000, n=50)
     features, anchor = torch.randn(16, 64, 2000, requires_grad=True), torch.arange(0, 32000, 640)
     with Sizes() as forward:
         total = class_sum(logits, index, targets, loss, background=loss.background)
-        found, dfl = distances(features, anchor, torch.rand(50, 4))
-        total = total + found.sum() + dfl.sum()
-    assert max(forward.sizes) <= class_sums.PART["cpu"] < logits.numel() / 2
+        actual, dfl = distances(features, anchor, torch.rand(50, 4))
+        total = total + actual.sum() + dfl.sum()
+    assert max(forward.sizes) <= class_term.CHUNK["cpu"] < logits.numel() / 2
     with Sizes() as backward:
         total.backward()
-    large = [size for size in backward.sizes if size > class_sums.PART["cpu"]]
+    large = [size for size in backward.sizes if size > class_term.CHUNK["cpu"]]
     assert set(large) == {logits.numel(), features.numel()}
 
 
 def test_huge_pages_change_no_value(monkeypatch):
-    given = torch.randn(1500, 1500)
-    assert given.numel() * 4 > huge_pages.MIN_BYTES
-    assert huge_pages.empty_like(given.t()).is_contiguous()
-    assert torch.equal(huge_pages.zeros(given.shape, like=given), torch.zeros(1500, 1500))
+    inputs = torch.randn(1500, 1500)
+    assert inputs.numel() * 4 > huge_pages.MIN_BYTES
+    assert huge_pages.empty_like(inputs.t()).is_contiguous()
+    assert torch.equal(huge_pages.zeros(inputs.shape, like=inputs), torch.zeros(1500, 1500))
     monkeypatch.setattr(huge_pages.sys, "platform", "other")
     huge_pages._madvise.cache_clear()
-    assert torch.equal(huge_pages.zeros(given.shape, like=given), torch.zeros(1500, 1500))
+    assert torch.equal(huge_pages.zeros(inputs.shape, like=inputs), torch.zeros(1500, 1500))
     huge_pages._madvise.cache_clear()

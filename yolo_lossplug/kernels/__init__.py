@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""The loss step as a few Triton kernels: no host synchronisation, and memory as for the fast engine.
+"""The loss step as a few Triton kernels, without host synchronisation and with the memory of the fast engine.
 
-Nothing of Triton is imported here, and the modules below are imported only where `missing` finds nothing missing:
+This module does not import Triton; those below do, and are imported only where `missing` returns None:
 
 1. `rounding`: elementary functions as PyTorch's CUDA kernels round them.
 2. `box_maths`: overlaps and box losses with their gradients.
 3. `assignment`: the task-aligned assignment.
-4. `class_term`, `box_term`: boxes of anchors, and the terms, forward and backward.
+4. `class_term`, `box_term`: decoding, and the terms, forward and backward.
 5. `step`: the three terms of a step.
 
-Every kernel is deterministic: atomic operations are those of integers, and sums run in a fixed order.
+All kernels are deterministic: atomic operations are on integers only, and sums have a fixed order.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from typing import Optional
 
 import torch
 
-OLDEST = (3, 0)
-"""Oldest Triton whose language the kernels are written in."""
+MIN_TRITON = (3, 0)
+"""Minimum version of Triton."""
 RECORDED: dict[tuple[str, str], str] = {}
 """By GPU and release of torch, ("NVIDIA H200", "2.11"), the file under benchmarks/results/ that shows the kernels
-identical and faster there. Without a record they run only where they are asked for."""
+identical and faster there. Without a record they run only on request."""
 
 
 def is_interpreted() -> bool:
@@ -34,18 +34,18 @@ def is_interpreted() -> bool:
 
 
 def missing(device: torch.device) -> Optional[str]:
-    """Return what keeps kernels from running on a device, None if nothing does."""
-    found = _missing_triton()
-    if found is None and not is_interpreted():
+    """Return why the kernels cannot run on a device, None if they can."""
+    reason = _missing_triton()
+    if reason is None and not is_interpreted():
         if device.type != "cuda":
             return f"the kernels need a GPU, and the device is {device.type}"
         if torch.version.hip:
             return "the kernels are written for GPUs of NVIDIA"
-    return found
+    return reason
 
 
 def is_recorded(device: torch.device) -> bool:
-    """Return whether the kernels, if nothing is missing, are known to be identical, and faster, on a device."""
+    """Return whether a record shows the kernels identical and faster on a device."""
     if not RECORDED or device.type != "cuda":
         return False
     return (torch.cuda.get_device_name(device), ".".join(torch.__version__.split(".")[:2])) in RECORDED
@@ -55,8 +55,8 @@ def is_recorded(device: torch.device) -> bool:
 def _missing_triton() -> Optional[str]:
     try:
         version = importlib.import_module("triton").__version__
-    except Exception as error:  # one that is broken raises anything
+    except Exception as error:  # a broken installation raises anything
         return f"Triton cannot be imported ({error})"
-    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
-        return f"Triton {version} is older than {'.'.join(map(str, OLDEST))}"
+    if tuple(int(part) for part in version.split(".")[:2]) < MIN_TRITON:
+        return f"Triton {version} is older than {'.'.join(map(str, MIN_TRITON))}"
     return None

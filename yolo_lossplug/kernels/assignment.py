@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Task-aligned assignment by kernels whose grids depend on nothing but shapes.
+"""Task-aligned assignment by kernels whose grids depend on shapes only.
 
-Objects are rows: of every object in the batch, in any order of images. What is known of a row are the rectangles of
-cells inside its box, so that its candidates are counted off without a list:
+Every gt of the batch is a row, in any order of images. Its candidates are the cells in one rectangle per level, so that
+they are enumerated without a list:
 
 1. `describe`: boxes in pixels, their rectangles, and the first row of each image.
 2. `select`: the best k candidates of each row, and how many rows select an anchor.
-3. `contest`: of anchors that several rows select, the row that overlaps most, of all rows around them.
+3. `contest`: for anchors that several rows select, the row with the largest overlap among all whose candidate it is.
 4. `resolve`: one row for each anchor, and each row's largest metric and overlap.
-5. `keep`: the best k of what is left to a row, for one-to-one heads.
+5. `keep`: the best k remaining anchors of each row, for one-to-one heads.
 6. `normalise`: scores.
 
-The result is that of the dense form: `torch.topk` of a row of zeros and metrics, which on a GPU takes the lowest index
-of equals, is the best k of the candidates and of the first k anchors.
+The result is that of the dense form: `torch.topk` of a row of zeros and metrics, which on a GPU breaks ties by the
+lowest index, selects the best k of the candidates and of the first k anchors.
 """
 
 from typing import NamedTuple
@@ -23,20 +23,20 @@ import triton.language as tl
 from torch import Tensor
 
 from yolo_lossplug.kernels.box_maths import overlap
-from yolo_lossplug.kernels.rounding import EXACT, LARGEST, bits_of, power, rounded, sigmoid
+from yolo_lossplug.kernels.rounding import EXACT, MAX_INT32, bits_of, power, rounded, sigmoid
 
-FIRST = tl.constexpr(2)
-"""Place of the rectangles in the description of a row: after its image and its class."""
+HEADER = tl.constexpr(2)
+"""Columns of `GtRows.info` before the rectangles: image and class."""
 NEVER = tl.constexpr(-1)
 ALWAYS = tl.constexpr(2**63 - 1)
 BLOCK = 256
-"""Candidates, or anchors, of a program at a time."""
-# Triton compiles a variant for a number that is 1 or divisible by 16, which it is not to do for those of every batch:
-# hence `do_not_specialize` below.
+"""Candidates or anchors per program and iteration."""
+# Triton specialises kernels for integers that are 1 or divisible by 16; `do_not_specialize` avoids a recompilation when
+# a batch has such a number of gts.
 
 
-class Anchors(NamedTuple):
-    """Anchors of an image, as the kernels read them.
+class KernelAnchors(NamedTuple):
+    """Anchors of an image, in the layout that the kernels read.
 
     Attributes:
         centres: Centres (A, 2) in pixels, float32.
@@ -53,18 +53,18 @@ class Anchors(NamedTuple):
     scale: Tensor
 
 
-class Numbers(NamedTuple):
-    """What an assigner is set to.
+class AssignerConfig(NamedTuple):
+    """Settings of an assigner.
 
     Attributes:
-        topk: Anchors that an object selects.
-        topk2: Anchors that it keeps after every anchor was given to one object.
+        topk: Number of anchors that a gt selects.
+        topk2: Number of anchors that a gt keeps once conflicts are resolved.
         alpha: Exponent of the score.
         beta: Exponent of the overlap.
-        eps: Added to the largest metric of an object when the others are divided by it.
-        overlap: Kind of overlap, one of `boxes`.
+        eps: Added to the denominator when the metrics of a gt are divided by their maximum.
+        overlap: Kind of overlap, one of `BoxKind`.
         theta: Exponent of the SIoU's shape cost.
-        is_power_rounded: Whether the power of a score is rounded to the type of the scores.
+        is_power_rounded: Whether score^alpha is rounded to the dtype of the scores.
     """
 
     topk: int
@@ -77,30 +77,30 @@ class Numbers(NamedTuple):
     is_power_rounded: bool
 
 
-class Objects(NamedTuple):
-    """The rows.
+class GtRows(NamedTuple):
+    """The gts of a batch, one per row.
 
     Attributes:
-        about: Image, class, and for each level first column and row, number of columns and rows (N, 2 + 4·L), int32.
+        info: Image, class, and for each level first column and row, number of columns and rows (N, 2 + 4·L), int32.
         boxes: Boxes (N, 4), x1 y1 x2 y2 in pixels, float32.
-        first: First row (b,) of each image counted from N downwards, 0 for an image without rows, int32.
+        first: N − first row (b,) of each image, 0 for an image without rows, int32.
     """
 
-    about: Tensor
+    info: Tensor
     boxes: Tensor
     first: Tensor
 
 
 class Assigned(NamedTuple):
-    """What anchors of all images are given.
+    """Assignment of the anchors of all images.
 
     Attributes:
-        row: Row (b·A,) of the anchor's object, -1 without one, int32.
-        label: Class (b·A,) of the object, 0 without one, int32.
-        score: Normalised metric (b·A,), 0 without an object, float32.
+        row: Row (b·A,) of the anchor's gt, -1 without one, int32.
+        label: Class (b·A,) of the gt, 0 without one, int32.
+        score: Normalised metric (b·A,), 0 without a gt, float32.
         sums: Partial sums of the scores, float32.
-        slots: Anchors (N·k,) among those of all images that rows have selected, -1 for none, int32.
-        chosen: First slot (b·A,) of an anchor counted from N·k downwards, 0 for none, int32.
+        slots: Anchors (N·k,) among those of all images that the rows selected, -1 for none, int32.
+        chosen: N·k − first slot (b·A,) that holds the anchor, 0 for none, int32.
     """
 
     row: Tensor
@@ -116,73 +116,71 @@ def describe(
     label: Tensor,
     boxes: Tensor,
     shape: tuple[int, int],
-    anchors: Anchors,
+    anchors: KernelAnchors,
     floor: tuple[float, float],
-) -> Objects:
+) -> GtRows:
     """Return the rows of a batch.
 
     Args:
-        image: Image of each object (N,).
-        label: Class of each object (N,).
+        image: Image of each gt (N,).
+        label: Class of each gt (N,).
         boxes: Boxes (N, 4) as centre and size, relative to the network input.
         shape: Number of images, and of classes.
         anchors: The anchors.
-        floor: Side below which a box is widened for the search, and to what; zeros for never.
+        floor: Side below which a box is widened for the search, and the side it gets; zeros for never.
     """
     n, n_levels = len(image), len(anchors.levels)
-    found = Objects(
-        torch.empty(n, FIRST.value + 4 * n_levels, dtype=torch.int32, device=boxes.device),
+    gts = GtRows(
+        torch.empty(n, HEADER.value + 4 * n_levels, dtype=torch.int32, device=boxes.device),
         torch.empty(n, 4, device=boxes.device),
         torch.zeros(shape[0], dtype=torch.int32, device=boxes.device),
     )
     if n:
         _describe[(n,)](
-            image, label, boxes, anchors.centres, anchors.levels, anchors.scale, *found, n, *shape, *floor,
+            image, label, boxes, anchors.centres, anchors.levels, anchors.scale, *gts, n, *shape, *floor,
             LEVELS=n_levels, WIDEN=floor[0] > 0, BLOCK=128, num_warps=1, **EXACT,
         )  # fmt: skip
-    return found
+    return gts
 
 
-def assign(objects: Objects, scores: Tensor, grid: Tensor, anchors: Anchors, numbers: Numbers) -> Assigned:
-    """Assign anchors to objects.
+def assign(gts: GtRows, scores: Tensor, grid: Tensor, anchors: KernelAnchors, config: AssignerConfig) -> Assigned:
+    """Assign anchors to gts.
 
     Args:
-        objects: The N rows.
+        gts: The N rows.
         scores: Logits (b, classes, A), contiguous.
-        grid: Predicted boxes (b·A, 4), x1 y1 x2 y2 in cells, float32, rounded as the host rounds them.
+        grid: Predicted boxes (b·A, 4), x1 y1 x2 y2 in cells, float32, rounded as by Ultralytics.
         anchors: The anchors.
-        numbers: What the assigner is set to.
+        config: Settings of the assigner.
     """
     n_images, n_classes, n_anchors = scores.shape
-    n, total, device = len(objects.boxes), n_images * n_anchors, scores.device
+    n, total, device = len(gts.boxes), n_images * n_anchors, scores.device
     counts = torch.zeros(2 * total + 2 * n, dtype=torch.int32, device=device)
     claims, chosen, largest = counts[:total], counts[total : 2 * total], counts[2 * total :]
-    slots = torch.empty(n * numbers.topk, dtype=torch.int32, device=device)
+    slots = torch.empty(n * config.topk, dtype=torch.int32, device=device)
     row, label = (torch.empty(total, dtype=torch.int32, device=device) for _ in range(2))
     metric, overlaps, score = torch.empty(3, total, device=device)
-    is_kept = torch.zeros(total if numbers.topk2 != numbers.topk else 0, dtype=torch.int8, device=device)
+    is_kept = torch.zeros(total if config.topk2 != config.topk else 0, dtype=torch.int8, device=device)
     winners = torch.zeros(total, dtype=torch.int64, device=device)
     blocks = triton.cdiv(total, BLOCK)
     sums = torch.empty(blocks, device=device)
     sizes = {"LEVELS": len(anchors.levels), "BLOCK": BLOCK}
-    sources = (objects.about, objects.boxes, anchors.levels, anchors.strides, scores, grid)
-    overlap_of = {"OVERLAP": numbers.overlap, "THETA": numbers.theta}
-    measure = {"ALPHA": numbers.alpha, "BETA": numbers.beta, "ROUND_POWER": numbers.is_power_rounded, **overlap_of}
-    width = {"K": numbers.topk, "WIDTH": triton.next_power_of_2(numbers.topk)}
+    sources = (gts.info, gts.boxes, anchors.levels, anchors.strides, scores, grid)
+    overlap_of = {"OVERLAP": config.overlap, "THETA": config.theta}
+    measure = {"ALPHA": config.alpha, "BETA": config.beta, "ROUND_POWER": config.is_power_rounded, **overlap_of}
+    width = {"K": config.topk, "WIDTH": triton.next_power_of_2(config.topk)}
     if n:
         _select[(n,)](*sources, claims, chosen, slots, n, n_classes, n_anchors, **width, **measure, **sizes, **EXACT)
         _contest[(n,)](*sources, claims, winners, n_anchors, **overlap_of, **sizes, **EXACT)
     _resolve[(blocks,)](
-        *sources, objects.first, claims, chosen, winners, largest, row, metric, overlaps, n, n_classes, n_anchors,
-        total, K=numbers.topk, KEEP=len(is_kept) > 0, **measure, **sizes, **EXACT,
+        *sources, gts.first, claims, chosen, winners, largest, row, metric, overlaps, n, n_classes, n_anchors,
+        total, K=config.topk, KEEP=len(is_kept) > 0, **measure, **sizes, **EXACT,
     )  # fmt: skip
     if len(is_kept) and n:
-        again = {"K": numbers.topk2, "WIDTH": triton.next_power_of_2(numbers.topk2)}
-        _keep[(n,)](
-            objects.about, anchors.levels, row, metric, overlaps, largest, is_kept, n, n_anchors, **again, **sizes
-        )
+        again = {"K": config.topk2, "WIDTH": triton.next_power_of_2(config.topk2)}
+        _keep[(n,)](gts.info, anchors.levels, row, metric, overlaps, largest, is_kept, n, n_anchors, **again, **sizes)
     _normalise[(blocks,)](
-        objects.about, row, metric, largest, is_kept, label, score, sums, n, numbers.eps, total,
+        gts.info, row, metric, largest, is_kept, label, score, sums, n, config.eps, total,
         KEEP=len(is_kept) > 0, **sizes, **EXACT,
     )  # fmt: skip
     return Assigned(row, label, score, sums, slots, chosen)
@@ -190,14 +188,14 @@ def assign(objects: Objects, scores: Tensor, grid: Tensor, anchors: Anchors, num
 
 @triton.jit(do_not_specialize=["n", "n_images"])
 def _describe(
-    image_ptr, label_ptr, box_ptr, centre_ptr, level_ptr, scale_ptr, about_ptr, out_ptr, first_ptr, n, n_images,
+    image_ptr, label_ptr, box_ptr, centre_ptr, level_ptr, scale_ptr, info_ptr, out_ptr, first_ptr, n, n_images,
     n_classes, threshold, size, LEVELS: tl.constexpr, WIDEN: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0)
     image, label = tl.load(image_ptr + row).to(tl.int32), tl.load(label_ptr + row).to(tl.int32)
     is_row = (image >= 0) & (image < n_images)
     width, height = tl.load(scale_ptr), tl.load(scale_ptr + 1)
-    # As the host scales and turns (centre, size) into corners.
+    # The operations of Ultralytics that scale boxes and convert (centre, size) to corners.
     cx, cy = tl.load(box_ptr + row * 4).to(tl.float32) * width, tl.load(box_ptr + row * 4 + 1).to(tl.float32) * height
     w = tl.load(box_ptr + row * 4 + 2).to(tl.float32) * width * 0.5
     h = tl.load(box_ptr + row * 4 + 3).to(tl.float32) * height * 0.5
@@ -206,83 +204,85 @@ def _describe(
     tl.store(out_ptr + row * 4 + 1, y1)
     tl.store(out_ptr + row * 4 + 2, x2)
     tl.store(out_ptr + row * 4 + 3, y2)
-    is_object = is_row & (x1 + y1 + x2 + y2 > 0)
-    if WIDEN:  # the box inside which anchors are looked for
+    is_gt = is_row & (x1 + y1 + x2 + y2 > 0)
+    if WIDEN:  # the box whose inside has the candidates
         cx, cy, w, h = (x1 + x2) * 0.5, (y1 + y2) * 0.5, x2 - x1, y2 - y1
-        w = tl.where((w < threshold) & is_object, size, w) * 0.5
-        h = tl.where((h < threshold) & is_object, size, h) * 0.5
+        w = tl.where((w < threshold) & is_gt, size, w) * 0.5
+        h = tl.where((h < threshold) & is_gt, size, h) * 0.5
         x1, y1, x2, y2 = cx - w, cy - h, cx + w, cy + h
-    about = about_ptr + row * (FIRST + 4 * LEVELS)
-    tl.store(about, tl.where(is_row, image, 0))
-    tl.store(about + 1, tl.minimum(tl.maximum(label, 0), n_classes - 1))  # what the host fails at stays in memory
+    info = info_ptr + row * (HEADER + 4 * LEVELS)
+    tl.store(info, tl.where(is_row, image, 0))
+    tl.store(info + 1, tl.minimum(tl.maximum(label, 0), n_classes - 1))  # an invalid class must not read out of bounds
     for level in tl.static_range(LEVELS):
         offset = tl.load(level_ptr + level * 3)
         rows, columns = tl.load(level_ptr + level * 3 + 1), tl.load(level_ptr + level * 3 + 2)
         left, across = _inside(centre_ptr + offset * 2, 2, columns, x1, x2, BLOCK)
         upper, down = _inside(centre_ptr + offset * 2 + 1, 2 * columns, rows, y1, y2, BLOCK)
-        is_any = is_object & (across > 0) & (down > 0)
-        tl.store(about + FIRST + level * 4, left)
-        tl.store(about + FIRST + level * 4 + 1, upper)
-        tl.store(about + FIRST + level * 4 + 2, tl.where(is_any, across, 0))
-        tl.store(about + FIRST + level * 4 + 3, tl.where(is_any, down, 0))
+        is_any = is_gt & (across > 0) & (down > 0)
+        tl.store(info + HEADER + level * 4, left)
+        tl.store(info + HEADER + level * 4 + 1, upper)
+        tl.store(info + HEADER + level * 4 + 2, tl.where(is_any, across, 0))
+        tl.store(info + HEADER + level * 4 + 3, tl.where(is_any, down, 0))
     tl.atomic_max(first_ptr + tl.where(is_row, image, 0), n - row, mask=is_row, sem="relaxed")
 
 
 @triton.jit
 def _inside(centre_ptr, step, length, low, high, BLOCK: tl.constexpr):
-    """First and number of the centres of a line that lie between two edges, by the host's test."""
-    first, count = LARGEST, 0
+    """First and number of the centres of a line between two edges, by the test of Ultralytics."""
+    first, count = MAX_INT32, 0
     for start in range(0, length, BLOCK):
-        place = start + tl.arange(0, BLOCK)
-        is_there = place < length
-        centre = tl.load(centre_ptr + place * step, mask=is_there, other=0.0)
-        is_inside = is_there & (centre - low > 1e-9) & (high - centre > 1e-9)
+        index = start + tl.arange(0, BLOCK)
+        is_valid = index < length
+        centre = tl.load(centre_ptr + index * step, mask=is_valid, other=0.0)
+        is_inside = is_valid & (centre - low > 1e-9) & (high - centre > 1e-9)
         count += tl.sum(is_inside.to(tl.int32), 0)
-        first = tl.minimum(first, tl.min(tl.where(is_inside, place, LARGEST), 0))
+        first = tl.minimum(first, tl.min(tl.where(is_inside, index, MAX_INT32), 0))
     return first, count
 
 
 @triton.jit
-def _n_candidates(about, LEVELS: tl.constexpr):
+def _n_candidates(info, LEVELS: tl.constexpr):
     """Number of candidates of a row."""
     count = 0
     for level in tl.static_range(LEVELS):
-        count += tl.load(about + FIRST + level * 4 + 2) * tl.load(about + FIRST + level * 4 + 3)
+        count += tl.load(info + HEADER + level * 4 + 2) * tl.load(info + HEADER + level * 4 + 3)
     return count
 
 
 @triton.jit
-def _anchor_of(place, about, level_ptr, LEVELS: tl.constexpr):
-    """Anchors of some of a row's candidates, which are in the order of anchors."""
-    anchor, rest = place, place
+def _anchor_of(index, info, level_ptr, LEVELS: tl.constexpr):
+    """Anchors of a row's candidates by index; candidates are ordered by anchor."""
+    anchor, rest = index, index
     for level in tl.static_range(LEVELS):
-        left, upper = tl.load(about + FIRST + level * 4), tl.load(about + FIRST + level * 4 + 1)
-        across, down = tl.load(about + FIRST + level * 4 + 2), tl.load(about + FIRST + level * 4 + 3)
+        left, upper = tl.load(info + HEADER + level * 4), tl.load(info + HEADER + level * 4 + 1)
+        across, down = tl.load(info + HEADER + level * 4 + 2), tl.load(info + HEADER + level * 4 + 3)
         offset, columns = tl.load(level_ptr + level * 3), tl.load(level_ptr + level * 3 + 2)
         line = rest // tl.maximum(across, 1)
-        here = offset + (upper + line) * columns + left + rest - line * across
-        anchor = tl.where((rest >= 0) & (rest < across * down), here, anchor)
+        candidate = offset + (upper + line) * columns + left + rest - line * across
+        anchor = tl.where((rest >= 0) & (rest < across * down), candidate, anchor)
         rest -= across * down
     return anchor
 
 
 @triton.jit
-def _is_candidate(anchor, about, level_ptr, mask, LEVELS: tl.constexpr):
-    """Whether anchors are candidates of a row, or each of a row of its own."""
-    found = anchor < 0
+def _is_candidate(anchor, info, level_ptr, mask, LEVELS: tl.constexpr):
+    """Whether anchors are candidates of a row, or elementwise of one row per anchor."""
+    is_candidate = anchor < 0
     for level in tl.static_range(LEVELS):
-        left = tl.load(about + FIRST + level * 4, mask=mask, other=0)
-        upper = tl.load(about + FIRST + level * 4 + 1, mask=mask, other=0)
-        across = tl.load(about + FIRST + level * 4 + 2, mask=mask, other=0)
-        down = tl.load(about + FIRST + level * 4 + 3, mask=mask, other=0)
+        left = tl.load(info + HEADER + level * 4, mask=mask, other=0)
+        upper = tl.load(info + HEADER + level * 4 + 1, mask=mask, other=0)
+        across = tl.load(info + HEADER + level * 4 + 2, mask=mask, other=0)
+        down = tl.load(info + HEADER + level * 4 + 3, mask=mask, other=0)
         offset = tl.load(level_ptr + level * 3)
         rows, columns = tl.load(level_ptr + level * 3 + 1), tl.load(level_ptr + level * 3 + 2)
-        place = anchor - offset
-        y = place // columns
-        x = place - y * columns
-        is_here = (place >= 0) & (place < rows * columns)
-        found = found | (is_here & (x >= left) & (x < left + across) & (y >= upper) & (y < upper + down))
-    return found & mask
+        index = anchor - offset
+        y = index // columns
+        x = index - y * columns
+        is_in_level = (index >= 0) & (index < rows * columns)
+        is_candidate = is_candidate | (
+            is_in_level & (x >= left) & (x < left + across) & (y >= upper) & (y < upper + down)
+        )
+    return is_candidate & mask
 
 
 @triton.jit
@@ -290,10 +290,10 @@ def _overlap(
     x1, y1, x2, y2, image, anchor, mask, stride_ptr, score_ptr, grid_ptr, n_anchors,
     OVERLAP: tl.constexpr, THETA: tl.constexpr,
 ):  # fmt: skip
-    """Overlaps of objects, one or one each, with the boxes of anchors."""
+    """Overlaps of gts, one for all anchors or one per anchor, with the predicted boxes."""
     stride = tl.load(stride_ptr + anchor, mask=mask, other=1.0)
     box = grid_ptr + (image.to(tl.int64) * n_anchors + anchor) * 4
-    # The host multiplies in the type of the head's outputs.
+    # Ultralytics multiplies in the dtype of the head's outputs.
     X1 = rounded(tl.load(box, mask=mask, other=0.0) * stride, score_ptr)
     Y1 = rounded(tl.load(box + 1, mask=mask, other=0.0) * stride, score_ptr)
     X2 = rounded(tl.load(box + 2, mask=mask, other=0.0) * stride, score_ptr)
@@ -303,33 +303,33 @@ def _overlap(
 
 @triton.jit
 def _metric(
-    image, label, anchor, mask, found, score_ptr, n_classes, n_anchors,
+    image, label, anchor, mask, overlaps, score_ptr, n_classes, n_anchors,
     ALPHA: tl.constexpr, BETA: tl.constexpr, ROUND_POWER: tl.constexpr,
 ):  # fmt: skip
     """Alignment metrics, score^α · overlap^β, from overlaps."""
-    place = (image.to(tl.int64) * n_classes + label) * n_anchors + anchor
-    logit = tl.load(score_ptr + place, mask=mask, other=0.0).to(tl.float32)
+    index = (image.to(tl.int64) * n_classes + label) * n_anchors + anchor
+    logit = tl.load(score_ptr + index, mask=mask, other=0.0).to(tl.float32)
     score = power(rounded(sigmoid(logit), score_ptr), ALPHA)
     if ROUND_POWER:
         score = rounded(score, score_ptr)
-    return score * power(found, BETA)
+    return score * power(overlaps, BETA)
 
 
 @triton.jit
 def _reversed(index):
-    """Indices in the reverse order, and back again."""
-    return -index + LARGEST
+    """Reverse the order of indices; its own inverse."""
+    return -index + MAX_INT32
 
 
 @triton.jit
 def _key(value, anchor):
-    """Keys that order by value, and of equals by the lowest anchor first; no two are equal."""
+    """Unique keys that order by value, in ties by the lowest anchor first."""
     return (bits_of(value) << 32) | _reversed(anchor).to(tl.int64)
 
 
 @triton.jit
 def _insert(best, key):
-    """Put those of some keys that are larger than the smallest of the best in their place."""
+    """Replace the smallest of the best keys while there is a larger one in `key`."""
     smallest, largest = tl.min(best, 0), tl.max(key, 0)
     while largest > smallest:
         best = tl.where(best == smallest, largest, best)
@@ -340,149 +340,147 @@ def _insert(best, key):
 
 @triton.jit(do_not_specialize=["n"])
 def _select(
-    about_ptr, box_ptr, level_ptr, stride_ptr, score_ptr, grid_ptr, claim_ptr, chosen_ptr, slot_ptr,
+    info_ptr, box_ptr, level_ptr, stride_ptr, score_ptr, grid_ptr, claim_ptr, chosen_ptr, slot_ptr,
     n, n_classes, n_anchors, K: tl.constexpr, WIDTH: tl.constexpr, ALPHA: tl.constexpr, BETA: tl.constexpr,
     OVERLAP: tl.constexpr, THETA: tl.constexpr, ROUND_POWER: tl.constexpr, LEVELS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0)
-    about = about_ptr + row * (FIRST + 4 * LEVELS)
-    image, label = tl.load(about), tl.load(about + 1)
+    info = info_ptr + row * (HEADER + 4 * LEVELS)
+    image, label = tl.load(info), tl.load(info + 1)
     x1, y1 = tl.load(box_ptr + row * 4), tl.load(box_ptr + row * 4 + 1)
     x2, y2 = tl.load(box_ptr + row * 4 + 2), tl.load(box_ptr + row * 4 + 3)
     lane = tl.arange(0, WIDTH)
-    is_lane, every = lane < K, about + tl.zeros_like(lane)
-    is_near = _is_candidate(lane, every, level_ptr, is_lane, LEVELS)
+    is_lane, infos = lane < K, info + tl.zeros_like(lane)
+    is_near = _is_candidate(lane, infos, level_ptr, is_lane, LEVELS)
     near = _overlap(x1, y1, x2, y2, image, lane, is_near, stride_ptr, score_ptr, grid_ptr, n_anchors, OVERLAP, THETA)
     near = _metric(image, label, lane, is_near, near, score_ptr, n_classes, n_anchors, ALPHA, BETA, ROUND_POWER)
     best = tl.where(is_lane, _key(tl.where(is_near, near, 0.0), lane), ALWAYS)  # the first k anchors, zeros included
-    count = _n_candidates(about, LEVELS)
+    count = _n_candidates(info, LEVELS)
     for start in range(0, count, BLOCK):
-        place = start + tl.arange(0, BLOCK)
-        mask = place < count
-        anchor = _anchor_of(tl.where(mask, place, 0), about, level_ptr, LEVELS)
+        index = start + tl.arange(0, BLOCK)
+        mask = index < count
+        anchor = _anchor_of(tl.where(mask, index, 0), info, level_ptr, LEVELS)
         mask = mask & (anchor >= K)
-        found = _overlap(
+        overlaps = _overlap(
             x1, y1, x2, y2, image, anchor, mask, stride_ptr, score_ptr, grid_ptr, n_anchors, OVERLAP, THETA
         )
-        value = _metric(image, label, anchor, mask, found, score_ptr, n_classes, n_anchors, ALPHA, BETA, ROUND_POWER)
+        value = _metric(image, label, anchor, mask, overlaps, score_ptr, n_classes, n_anchors, ALPHA, BETA, ROUND_POWER)
         best = _insert(best, tl.where(mask & (bits_of(value) > 0), _key(value, anchor), NEVER))
-    taken = tl.where(is_lane, _reversed(best & 0xFFFFFFFF), 0).to(tl.int32)
-    is_taken = is_lane & ((best >> 32 > 0) | _is_candidate(taken, every, level_ptr, is_lane, LEVELS))
-    taken += image * n_anchors
-    tl.store(slot_ptr + row * K + lane, tl.where(is_taken, taken, -1), mask=is_lane)
-    tl.atomic_add(claim_ptr + taken, 1, mask=is_taken, sem="relaxed")
-    tl.atomic_max(chosen_ptr + taken, n * K - (row * K + lane), mask=is_taken, sem="relaxed")
+    selected = tl.where(is_lane, _reversed(best & 0xFFFFFFFF), 0).to(tl.int32)
+    is_selected = is_lane & ((best >> 32 > 0) | _is_candidate(selected, infos, level_ptr, is_lane, LEVELS))
+    selected += image * n_anchors
+    tl.store(slot_ptr + row * K + lane, tl.where(is_selected, selected, -1), mask=is_lane)
+    tl.atomic_add(claim_ptr + selected, 1, mask=is_selected, sem="relaxed")
+    tl.atomic_max(chosen_ptr + selected, n * K - (row * K + lane), mask=is_selected, sem="relaxed")
 
 
 @triton.jit
 def _contest(
-    about_ptr, box_ptr, level_ptr, stride_ptr, score_ptr, grid_ptr, claim_ptr, winner_ptr, n_anchors,
+    info_ptr, box_ptr, level_ptr, stride_ptr, score_ptr, grid_ptr, claim_ptr, winner_ptr, n_anchors,
     OVERLAP: tl.constexpr, THETA: tl.constexpr, LEVELS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0)
-    about = about_ptr + row * (FIRST + 4 * LEVELS)
-    image, count = tl.load(about), _n_candidates(about, LEVELS)
+    info = info_ptr + row * (HEADER + 4 * LEVELS)
+    image, count = tl.load(info), _n_candidates(info, LEVELS)
     x1, y1 = tl.load(box_ptr + row * 4), tl.load(box_ptr + row * 4 + 1)
     x2, y2 = tl.load(box_ptr + row * 4 + 2), tl.load(box_ptr + row * 4 + 3)
     for start in range(0, count, BLOCK):
-        place = start + tl.arange(0, BLOCK)
-        mask = place < count
-        anchor = _anchor_of(tl.where(mask, place, 0), about, level_ptr, LEVELS)
+        index = start + tl.arange(0, BLOCK)
+        mask = index < count
+        anchor = _anchor_of(tl.where(mask, index, 0), info, level_ptr, LEVELS)
         mask = mask & (tl.load(claim_ptr + image * n_anchors + anchor, mask=mask, other=0) > 1)
         if tl.max(mask.to(tl.int32), 0) > 0:
-            found = _overlap(
+            overlaps = _overlap(
                 x1, y1, x2, y2, image, anchor, mask, stride_ptr, score_ptr, grid_ptr, n_anchors, OVERLAP, THETA
             )
-            tl.atomic_max(winner_ptr + image * n_anchors + anchor, _key(found, row), mask=mask, sem="relaxed")
+            tl.atomic_max(winner_ptr + image * n_anchors + anchor, _key(overlaps, row), mask=mask, sem="relaxed")
 
 
 @triton.jit(do_not_specialize=["n", "total"])
 def _resolve(
-    about_ptr, box_ptr, level_ptr, stride_ptr, score_ptr, grid_ptr, first_ptr, claim_ptr, chosen_ptr, winner_ptr,
+    info_ptr, box_ptr, level_ptr, stride_ptr, score_ptr, grid_ptr, first_ptr, claim_ptr, chosen_ptr, winner_ptr,
     largest_ptr, row_ptr, metric_ptr, overlap_ptr, n, n_classes, n_anchors, total, K: tl.constexpr, KEEP: tl.constexpr,
     ALPHA: tl.constexpr, BETA: tl.constexpr, OVERLAP: tl.constexpr, THETA: tl.constexpr, ROUND_POWER: tl.constexpr,
     LEVELS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    is_place = place < total
-    claims = tl.load(claim_ptr + place, mask=is_place, other=0)
-    is_positive, owner = claims > 0, tl.zeros_like(place) - 1
+    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    is_valid = index < total
+    claims = tl.load(claim_ptr + index, mask=is_valid, other=0)
+    is_positive, owner = claims > 0, tl.zeros_like(index) - 1
     if tl.max(claims, 0) > 0:
-        image, anchor = place // n_anchors, place % n_anchors
-        slot = n * K - tl.load(chosen_ptr + place, mask=is_positive, other=1)
-        key = tl.load(winner_ptr + place, mask=claims > 1, other=0)
+        image, anchor = index // n_anchors, index % n_anchors
+        slot = n * K - tl.load(chosen_ptr + index, mask=is_positive, other=1)
+        key = tl.load(winner_ptr + index, mask=claims > 1, other=0)
         first = n - tl.load(first_ptr + image, mask=is_positive, other=1)
-        # Without any overlap every object is as good, and the first of the image wins, wherever it is.
+        # Without any overlap all gts tie, and the first of the image wins, wherever it is.
         winner = tl.where(key >> 32 > 0, _reversed(key & 0xFFFFFFFF).to(tl.int32), first)
         row = tl.where(claims > 1, winner, slot // K)
-        about = about_ptr + row * (FIRST + 4 * LEVELS)
-        is_near = _is_candidate(anchor, about, level_ptr, is_positive, LEVELS)
+        info = info_ptr + row * (HEADER + 4 * LEVELS)
+        is_near = _is_candidate(anchor, info, level_ptr, is_positive, LEVELS)
         x1 = tl.load(box_ptr + row * 4, mask=is_near, other=0.0)
         y1 = tl.load(box_ptr + row * 4 + 1, mask=is_near, other=0.0)
         x2 = tl.load(box_ptr + row * 4 + 2, mask=is_near, other=0.0)
         y2 = tl.load(box_ptr + row * 4 + 3, mask=is_near, other=0.0)
-        found = _overlap(
-            x1, y1, x2, y2, image, anchor, is_near, stride_ptr, score_ptr, grid_ptr, n_anchors, OVERLAP, THETA
-        )
-        label = tl.load(about + 1, mask=is_positive, other=0)
-        value = _metric(image, label, anchor, is_near, found, score_ptr, n_classes, n_anchors, ALPHA, BETA, ROUND_POWER)
-        found, value = tl.where(is_near, found, 0.0), tl.where(is_near, value, 0.0)
+        u = _overlap(x1, y1, x2, y2, image, anchor, is_near, stride_ptr, score_ptr, grid_ptr, n_anchors, OVERLAP, THETA)
+        label = tl.load(info + 1, mask=is_positive, other=0)
+        value = _metric(image, label, anchor, is_near, u, score_ptr, n_classes, n_anchors, ALPHA, BETA, ROUND_POWER)
+        u, value = tl.where(is_near, u, 0.0), tl.where(is_near, value, 0.0)
         owner = tl.where(is_positive, row, owner)
-        tl.store(metric_ptr + place, value, mask=is_positive)
-        tl.store(overlap_ptr + place, found, mask=is_positive)
+        tl.store(metric_ptr + index, value, mask=is_positive)
+        tl.store(overlap_ptr + index, u, mask=is_positive)
         if not KEEP:
             tl.atomic_max(largest_ptr + row, bits_of(value).to(tl.int32), mask=is_positive, sem="relaxed")
-            tl.atomic_max(largest_ptr + n + row, bits_of(found).to(tl.int32), mask=is_positive, sem="relaxed")
-    tl.store(row_ptr + place, owner, mask=is_place)
+            tl.atomic_max(largest_ptr + n + row, bits_of(u).to(tl.int32), mask=is_positive, sem="relaxed")
+    tl.store(row_ptr + index, owner, mask=is_valid)
 
 
 @triton.jit(do_not_specialize=["n"])
 def _keep(
-    about_ptr, level_ptr, row_ptr, metric_ptr, overlap_ptr, largest_ptr, kept_ptr, n, n_anchors,
+    info_ptr, level_ptr, row_ptr, metric_ptr, overlap_ptr, largest_ptr, kept_ptr, n, n_anchors,
     K: tl.constexpr, WIDTH: tl.constexpr, LEVELS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0)
-    about = about_ptr + row * (FIRST + 4 * LEVELS)
-    begin = tl.load(about) * n_anchors
+    info = info_ptr + row * (HEADER + 4 * LEVELS)
+    begin = tl.load(info) * n_anchors
     lane = tl.arange(0, WIDTH)
     is_lane = lane < K
     is_mine = tl.load(row_ptr + begin + lane, mask=is_lane, other=-1) == row
     best = tl.load(metric_ptr + begin + lane, mask=is_mine, other=0.0)
     best = tl.where(is_lane, _key(best, lane), ALWAYS)
-    count = _n_candidates(about, LEVELS)
+    count = _n_candidates(info, LEVELS)
     for start in range(0, count, BLOCK):
-        place = start + tl.arange(0, BLOCK)
-        mask = place < count
-        anchor = _anchor_of(tl.where(mask, place, 0), about, level_ptr, LEVELS)
+        index = start + tl.arange(0, BLOCK)
+        mask = index < count
+        anchor = _anchor_of(tl.where(mask, index, 0), info, level_ptr, LEVELS)
         mask = mask & (anchor >= K) & (tl.load(row_ptr + begin + anchor, mask=mask, other=-1) == row)
         value = tl.load(metric_ptr + begin + anchor, mask=mask, other=0.0)
         best = _insert(best, tl.where(mask & (bits_of(value) > 0), _key(value, anchor), NEVER))
-    taken = begin + tl.where(is_lane, _reversed(best & 0xFFFFFFFF), 0).to(tl.int32)
-    is_taken = is_lane & (tl.load(row_ptr + taken, mask=is_lane, other=-1) == row)
-    found = tl.load(overlap_ptr + taken, mask=is_taken, other=0.0)
-    tl.store(kept_ptr + taken, tl.full(taken.shape, 1, tl.int8), mask=is_taken)
-    tl.store(largest_ptr + row, tl.max(tl.where(is_taken, best >> 32, 0), 0).to(tl.int32))
-    tl.store(largest_ptr + n + row, tl.max(tl.where(is_taken, bits_of(found), 0), 0).to(tl.int32))
+    selected = begin + tl.where(is_lane, _reversed(best & 0xFFFFFFFF), 0).to(tl.int32)
+    is_selected = is_lane & (tl.load(row_ptr + selected, mask=is_lane, other=-1) == row)
+    overlaps = tl.load(overlap_ptr + selected, mask=is_selected, other=0.0)
+    tl.store(kept_ptr + selected, tl.full(selected.shape, 1, tl.int8), mask=is_selected)
+    tl.store(largest_ptr + row, tl.max(tl.where(is_selected, best >> 32, 0), 0).to(tl.int32))
+    tl.store(largest_ptr + n + row, tl.max(tl.where(is_selected, bits_of(overlaps), 0), 0).to(tl.int32))
 
 
 @triton.jit(do_not_specialize=["n", "total"])
 def _normalise(
-    about_ptr, row_ptr, metric_ptr, largest_ptr, kept_ptr, label_ptr, score_ptr, sum_ptr, n, eps, total,
+    info_ptr, row_ptr, metric_ptr, largest_ptr, kept_ptr, label_ptr, score_ptr, sum_ptr, n, eps, total,
     KEEP: tl.constexpr, LEVELS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    is_place = place < total
-    row = tl.load(row_ptr + place, mask=is_place, other=-1)
+    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    is_valid = index < total
+    row = tl.load(row_ptr + index, mask=is_valid, other=-1)
     if KEEP:
-        is_kept = tl.load(kept_ptr + place, mask=is_place, other=0) > 0
+        is_kept = tl.load(kept_ptr + index, mask=is_valid, other=0) > 0
         row = tl.where(is_kept, row, -1)
-        tl.store(row_ptr + place, row, mask=is_place)
+        tl.store(row_ptr + index, row, mask=is_valid)
     is_positive = row >= 0
-    metric = tl.load(metric_ptr + place, mask=is_positive, other=0.0)
-    largest = tl.load(largest_ptr + row, mask=is_positive, other=0).to(tl.float32, bitcast=True)
-    widest = tl.load(largest_ptr + n + row, mask=is_positive, other=0).to(tl.float32, bitcast=True)
-    score = tl.where(is_positive, tl.div_rn(metric * widest, largest + eps), 0.0)
-    label = tl.load(about_ptr + row * (FIRST + 4 * LEVELS) + 1, mask=is_positive, other=0)
-    tl.store(score_ptr + place, score, mask=is_place)
-    tl.store(label_ptr + place, label, mask=is_place)
+    metric = tl.load(metric_ptr + index, mask=is_positive, other=0.0)
+    max_metric = tl.load(largest_ptr + row, mask=is_positive, other=0).to(tl.float32, bitcast=True)
+    max_overlap = tl.load(largest_ptr + n + row, mask=is_positive, other=0).to(tl.float32, bitcast=True)
+    score = tl.where(is_positive, tl.div_rn(metric * max_overlap, max_metric + eps), 0.0)
+    label = tl.load(info_ptr + row * (HEADER + 4 * LEVELS) + 1, mask=is_positive, other=0)
+    tl.store(score_ptr + index, score, mask=is_valid)
+    tl.store(label_ptr + index, label, mask=is_valid)
     tl.store(sum_ptr + tl.program_id(0), tl.sum(score, 0))

@@ -1,68 +1,69 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Overlaps and losses of pairs of boxes with their gradients, as device functions.
+"""Overlaps and box losses of pairs of boxes with their gradients, as device functions.
 
-The formulas are those of `yolo_lossplug.box_losses`, guards and ties included; `HOST` is the CIoU of Ultralytics, which
-adds an epsilon where ours guard. Gradients are with respect to the first box: of a minimum of equals each gets half.
+The formulas are those of `yolo_lossplug.box_losses`, including guards and ties; `STOCK` is the CIoU of Ultralytics,
+which adds an epsilon where ours guard. Gradients are with respect to the predicted box; in ties of a minimum or maximum
+each argument gets half.
 """
 
 import triton
 import triton.language as tl
 
-from yolo_lossplug.boxes import EPS as SMALLEST_AREA
-from yolo_lossplug.boxes import LIMIT as LARGEST_COORDINATE
+from yolo_lossplug.boxes import EPS as MIN_AREA
+from yolo_lossplug.boxes import LIMIT as MAX_COORDINATE
 from yolo_lossplug.forms import BoxKind
 from yolo_lossplug.kernels.rounding import arctan, exp, power, rounded
 
-HOST, IOU, GIOU = tl.constexpr(BoxKind.HOST), tl.constexpr(BoxKind.IOU), tl.constexpr(BoxKind.GIOU)
+STOCK, IOU, GIOU = tl.constexpr(BoxKind.STOCK), tl.constexpr(BoxKind.IOU), tl.constexpr(BoxKind.GIOU)
 DIOU, EIOU, SIOU = tl.constexpr(BoxKind.DIOU), tl.constexpr(BoxKind.EIOU), tl.constexpr(BoxKind.SIOU)
-EPS = tl.constexpr(SMALLEST_AREA)
-SHORTEST = tl.constexpr(SMALLEST_AREA**0.5)
-LIMIT = tl.constexpr(LARGEST_COORDINATE)
-HOST_EPS = tl.constexpr(1e-7)
+EPS = tl.constexpr(MIN_AREA)
+MIN_SIDE = tl.constexpr(MIN_AREA**0.5)
+LIMIT = tl.constexpr(MAX_COORDINATE)
+STOCK_EPS = tl.constexpr(1e-7)
 FOUR_BY_PI_SQUARED = tl.constexpr(0.40528473456935109)
 
 
 @triton.jit
 def overlap(KIND: tl.constexpr, THETA: tl.constexpr, x1, y1, x2, y2, X1, Y1, X2, Y2, float_ptr):
-    """Overlap of the assigner, not below 0, of an object's box (small letters) and a predicted one."""
-    if KIND == HOST:
-        u, _, _, _, _ = _host(x1, y1, x2, y2, X1, Y1, X2, Y2, float_ptr)
+    """Overlap, clamped at 0, of a gt box (lower case) and a predicted box (upper case), for the assigner."""
+    if KIND == STOCK:
+        u, _, _, _, _ = _stock(x1, y1, x2, y2, X1, Y1, X2, Y2, float_ptr)
     else:
         loss, _, _, _, _ = _ours(KIND, THETA, X1, Y1, X2, Y2, x1, y1, x2, y2)
         u = 1.0 - loss
-    return tl.where(u < 0, 0.0, u)  # a NaN stays one
+    return tl.where(u < 0, 0.0, u)  # NaN stays NaN
 
 
 @triton.jit
 def box_loss(KIND: tl.constexpr, THETA: tl.constexpr, x1, y1, x2, y2, X1, Y1, X2, Y2, output_ptr):
-    """Loss of predicted boxes (small letters) and targets, and its four derivatives."""
-    if KIND == HOST:
-        u, g1, g2, g3, g4 = _host(x1, y1, x2, y2, X1, Y1, X2, Y2, output_ptr)
+    """Loss of predicted boxes (lower case) and targets (upper case), and its four derivatives."""
+    if KIND == STOCK:
+        u, g1, g2, g3, g4 = _stock(x1, y1, x2, y2, X1, Y1, X2, Y2, output_ptr)
         return 1.0 - u, -g1, -g2, -g3, -g4
     return _ours(KIND, THETA, x1, y1, x2, y2, X1, Y1, X2, Y2)
 
 
 @triton.jit
-def _host(x1, y1, x2, y2, X1, Y1, X2, Y2, like):
-    """CIoU by the operations of `ultralytics.utils.metrics.bbox_iou` in their order, and its derivatives.
+def _stock(x1, y1, x2, y2, X1, Y1, X2, Y2, like):
+    """CIoU with the operations of `ultralytics.utils.metrics.bbox_iou` in their order, and its derivatives.
 
-    What the host computes of the first box alone it computes in the type of that box, to which `like` points.
+    Terms of the first box alone are rounded to the element type of `like`, as Ultralytics computes them in that type.
     """
-    w, h = rounded(x2 - x1, like), rounded(rounded(y2 - y1, like) + HOST_EPS, like)
-    W, H = X2 - X1, Y2 - Y1 + HOST_EPS
+    w, h = rounded(x2 - x1, like), rounded(rounded(y2 - y1, like) + STOCK_EPS, like)
+    W, H = X2 - X1, Y2 - Y1 + STOCK_EPS
     width, height = tl.minimum(x2, X2) - tl.maximum(x1, X1), tl.minimum(y2, Y2) - tl.maximum(y1, Y1)
     iw, ih = tl.where(width < 0, 0.0, width), tl.where(height < 0, 0.0, height)
     inter = iw * ih
-    union = rounded(w * h, like) + W * H - inter + HOST_EPS
+    union = rounded(w * h, like) + W * H - inter + STOCK_EPS
     iou = tl.div_rn(inter, union)
     cw, ch = tl.maximum(x2, X2) - tl.minimum(x1, X1), tl.maximum(y2, Y2) - tl.minimum(y1, Y1)
-    c2 = cw * cw + ch * ch + HOST_EPS
+    c2 = cw * cw + ch * ch + STOCK_EPS
     dx, dy = X1 + X2 - x1 - x2, Y1 + Y2 - y1 - y2
     rho2 = (dx * dx + dy * dy) * 0.25
     aspect = rounded(tl.div_rn(w, h), like)
     angle = arctan(tl.div_rn(W, H)) - rounded(arctan(aspect), like)
     v = FOUR_BY_PI_SQUARED * (angle * angle)
-    alpha = tl.div_rn(v, 1.0 - iou + v + HOST_EPS)
+    alpha = tl.div_rn(v, 1.0 - iou + v + STOCK_EPS)
     value = iou - (tl.div_rn(rho2, c2) + v * alpha)
 
     d_union = -inter / (union * union)
@@ -157,7 +158,7 @@ def _ours(KIND: tl.constexpr, THETA: tl.constexpr, left, top, right, bottom, X1,
 
 @triton.jit
 def _step(one, other):
-    """Derivative of the maximum of two numbers with respect to the first."""
+    """Derivative of the maximum of two values with respect to the first."""
     return tl.where(one > other, 1.0, tl.where(one == other, 0.5, 0.0))
 
 
@@ -172,25 +173,25 @@ def _limited(x):
 
 
 @triton.jit
-def _within(x, slope):
-    """A derivative with respect to what was limited, 0 beyond the limit."""
-    return tl.where(tl.abs(x) > LIMIT, 0.0, slope)
+def _within(x, grad):
+    """Derivative through the clamp of `_limited`: 0 beyond the limit."""
+    return tl.where(tl.abs(x) > LIMIT, 0.0, grad)
 
 
 @triton.jit
 def _ratio(numerator, denominator):
-    """A ratio and its two derivatives, 0 where the denominator is not above `EPS`."""
+    """Ratio and its two derivatives, 0 where the denominator does not exceed `EPS`."""
     is_above = denominator > EPS
     safe = tl.where(is_above, denominator, 1.0)
     value = tl.where(is_above, tl.div_rn(numerator, safe), 0.0)
     value = tl.where(denominator == denominator, value, denominator)
-    slope = tl.where(is_above, 1.0 / safe, 0.0)
-    return value, slope, -value * slope
+    grad = tl.where(is_above, 1.0 / safe, 0.0)
+    return value, grad, -value * grad
 
 
 @triton.jit
 def _hull(a, b, A, B):
-    """Length that encloses four numbers, and its derivatives with respect to the first two."""
+    """Length of the smallest interval with four points, and its derivatives with respect to the first two."""
     low, high = tl.minimum(a, b), tl.maximum(a, b)
     some_low, some_high = tl.minimum(low, A), tl.maximum(high, A)
     through_low = _step(A, low) * _step(B, some_low)
@@ -206,13 +207,13 @@ def _hull(a, b, A, B):
 
 @triton.jit
 def _shape(side, target):
-    """1 − exp(−|w − W| / max(w, W)) with sides not below 0, and its derivative with respect to w."""
+    """1 − exp(−|w − W| / max(w, W)) with sides clamped at 0, and its derivative with respect to w."""
     w, W = tl.where(side < 0, 0.0, side), tl.where(target < 0, 0.0, target)
     larger = tl.maximum(w, W)
-    floor = tl.where(larger < SHORTEST, SHORTEST, larger)
+    floor = tl.where(larger < MIN_SIDE, MIN_SIDE, larger)
     gap = tl.abs(w - W)
     difference = tl.div_rn(gap, floor)
     decay = exp(-difference)
-    slope = _sign(w - W) / floor
-    slope -= tl.where(larger >= SHORTEST, gap / (floor * floor) * _step(w, W), 0.0)
-    return 1.0 - decay, tl.where(side > 0, slope * decay, 0.0)
+    grad = _sign(w - W) / floor
+    grad -= tl.where(larger >= MIN_SIDE, gap / (floor * floor) * _step(w, W), 0.0)
+    return 1.0 - decay, tl.where(side > 0, grad * decay, 0.0)

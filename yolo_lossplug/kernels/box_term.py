@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""What anchors predict of their boxes, and the box and distance terms with their gradient, on assigned anchors."""
+"""Decoding of the predicted boxes, and the box and distance terms of the positives with their gradient."""
 
 from typing import NamedTuple, Optional
 
@@ -8,25 +8,25 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from yolo_lossplug.kernels.assignment import Anchors, Assigned
+from yolo_lossplug.kernels.assignment import Assigned, KernelAnchors
 from yolo_lossplug.kernels.box_maths import box_loss
 from yolo_lossplug.kernels.rounding import EXACT, exp, rounded
 from yolo_lossplug.sparse.huge_pages import empty_like
 
 BLOCK = 64
-"""Anchors of a program."""
+"""Anchors per program."""
 NO_LOSS = -1
-"""The kind of a box loss that is evaluated elsewhere."""
+"""Kind of a box loss that is evaluated outside the kernels."""
 
 
-class Wanted(NamedTuple):
-    """The terms to compute.
+class BoxTermConfig(NamedTuple):
+    """Settings of the box and distance terms.
 
     Attributes:
-        kind: Kind of box loss, one of `boxes`, or `NO_LOSS`.
-        theta: Exponent of the SIoU's shape cost.
-        n_bins: Bins of the distribution of distances; 1 for distances, whose L1 then is the second term.
-        is_rounded: Whether the host rounds probabilities and distances to the type of the outputs when it decodes.
+        kind: Kind of box loss, one of `BoxKind`, or `NO_LOSS`.
+        theta: Exponent of the shape cost of SIoU.
+        n_bins: Bins of the distribution of distances; with 1 the head predicts distances, and the second term is L1.
+        is_rounded: Whether Ultralytics rounds probabilities and distances to the dtype of the outputs when it decodes.
     """
 
     kind: int
@@ -35,35 +35,35 @@ class Wanted(NamedTuple):
     is_rounded: bool = False
 
 
-def decode(outputs: Tensor, anchors: Anchors, wanted: Wanted) -> Tensor:
+def decode(outputs: Tensor, anchors: KernelAnchors, config: BoxTermConfig) -> Tensor:
     """Return the predicted boxes (b·A, 4), x1 y1 x2 y2 in cells, float32, of outputs (b, 4·R, A), contiguous."""
     n_images, _, n_anchors = outputs.shape
     grid = torch.empty(n_images * n_anchors, 4, device=outputs.device)
     _decode[(triton.cdiv(n_anchors, BLOCK), n_images)](
-        outputs, anchors.points, grid, n_anchors, **_sizes(wanted), **EXACT
+        outputs, anchors.points, grid, n_anchors, **_sizes(config), **EXACT
     )
     return grid
 
 
 def box_sums(
-    outputs: Tensor, boxes: Tensor, assigned: Assigned, grid: Tensor, anchors: Anchors, wanted: Wanted
+    outputs: Tensor, boxes: Tensor, assigned: Assigned, grid: Tensor, anchors: KernelAnchors, config: BoxTermConfig
 ) -> tuple[Tensor, Tensor]:
     """Return partial sums of score·L and of score·(DFL or L1), float32.
 
     Args:
         outputs: Outputs of the head (b, 4·R, A), contiguous.
-        boxes: Boxes of objects (N, 4), x1 y1 x2 y2 in pixels.
-        assigned: Which of them anchors have.
+        boxes: Boxes of gts (N, 4), x1 y1 x2 y2 in pixels.
+        assigned: The assignment.
         grid: Predicted boxes (b·A, 4) in cells.
         anchors: The anchors.
-        wanted: The terms.
+        config: Settings of the terms.
     """
     n_images, _, n_anchors = outputs.shape
     programs = (triton.cdiv(n_anchors, BLOCK), n_images)
     box, dfl = torch.empty(2, programs[0] * programs[1], device=outputs.device)
     _forward[programs](
         outputs, boxes, assigned.row, assigned.score, grid, anchors.points, anchors.strides, anchors.scale, box, dfl,
-        n_anchors, **_kinds(wanted), **EXACT,
+        n_anchors, **_kinds(config), **EXACT,
     )  # fmt: skip
     return box, dfl
 
@@ -73,39 +73,39 @@ def box_gradient(
     boxes: Tensor,
     assigned: Assigned,
     grid: Tensor,
-    anchors: Anchors,
-    wanted: Wanted,
+    anchors: KernelAnchors,
+    config: BoxTermConfig,
     scales: tuple[Tensor, Tensor],
-    slopes: Optional[Tensor],
+    box_grad: Optional[Tensor],
 ) -> Tensor:
     """Return the gradient of both sums with respect to the outputs.
 
     Args:
         outputs: Outputs of the head (b, 4·R, A), contiguous.
-        boxes: Boxes of objects (N, 4) in pixels.
-        assigned: Which of them anchors have.
+        boxes: Boxes of gts (N, 4) in pixels.
+        assigned: The assignment.
         grid: Predicted boxes (b·A, 4) in cells.
         anchors: The anchors.
-        wanted: The terms.
-        scales: What both sums are multiplied by, ().
-        slopes: Gradients (N·k, 4) of score·L by slot, where L is evaluated elsewhere.
+        config: Settings of the terms.
+        scales: Factors () of both sums.
+        box_grad: Gradients (N·k, 4) of score·L by slot, where L is evaluated outside the kernels; None otherwise.
     """
     n_images, _, n_anchors = outputs.shape
     gradient = empty_like(outputs)
     _backward[(triton.cdiv(n_anchors, BLOCK), n_images)](
         outputs, boxes, assigned.row, assigned.score, grid, anchors.points, anchors.strides, anchors.scale, gradient,
-        *scales, assigned.chosen, assigned.score if slopes is None else slopes, len(assigned.slots), n_anchors,
-        **_kinds(wanted), **EXACT,
+        *scales, assigned.chosen, assigned.score if box_grad is None else box_grad, len(assigned.slots), n_anchors,
+        **_kinds(config), **EXACT,
     )  # fmt: skip
     return gradient
 
 
 class Slots(NamedTuple):
-    """Assigned anchors in a list as long as that of all selections; what is no anchor has score 0.
+    """The positives in a list with a slot for every selection; unused slots have score 0.
 
     Attributes:
         predicted: Boxes (N·k, 4), x1 y1 x2 y2 in cells.
-        targets: Boxes (N·k, 4) of their objects in cells.
+        targets: Boxes (N·k, 4) of their gts in cells.
         scores: Scores (N·k,).
         strides: Pixels per cell (N·k, 1).
     """
@@ -116,35 +116,35 @@ class Slots(NamedTuple):
     strides: Tensor
 
 
-def listed(assigned: Assigned, boxes: Tensor, grid: Tensor, anchors: Anchors) -> Slots:
-    """Return the assigned anchors, each once; a slot that is none of them has two equal boxes."""
+def listed(assigned: Assigned, boxes: Tensor, grid: Tensor, anchors: KernelAnchors) -> Slots:
+    """Return the positives, each in one slot; an unused slot has two equal boxes."""
     n = len(assigned.slots)
-    found = Slots(*(torch.empty(shape, device=grid.device) for shape in ((n, 4), (n, 4), (n,), (n, 1))))
+    slots = Slots(*(torch.empty(shape, device=grid.device) for shape in ((n, 4), (n, 4), (n,), (n, 1))))
     if n:
         _list[(triton.cdiv(n, 4 * BLOCK),)](
-            assigned.slots, assigned.chosen, assigned.row, assigned.score, boxes, grid, anchors.strides, *found,
+            assigned.slots, assigned.chosen, assigned.row, assigned.score, boxes, grid, anchors.strides, *slots,
             n, len(anchors.strides), BLOCK=4 * BLOCK, **EXACT,
         )  # fmt: skip
-    return found
+    return slots
 
 
-def _sizes(wanted: Wanted) -> dict[str, object]:
+def _sizes(config: BoxTermConfig) -> dict[str, object]:
     return {
-        "BINS": wanted.n_bins,
-        "WIDTH": triton.next_power_of_2(wanted.n_bins),
-        "ROUND": wanted.is_rounded,
+        "BINS": config.n_bins,
+        "WIDTH": triton.next_power_of_2(config.n_bins),
+        "ROUND": config.is_rounded,
         "BLOCK": BLOCK,
     }
 
 
-def _kinds(wanted: Wanted) -> dict[str, object]:
-    sizes = _sizes(wanted)
-    return {"KIND": wanted.kind, "THETA": wanted.theta, **{key: sizes[key] for key in ("BINS", "WIDTH", "BLOCK")}}
+def _kinds(config: BoxTermConfig) -> dict[str, object]:
+    sizes = _sizes(config)
+    return {"KIND": config.kind, "THETA": config.theta, **{key: sizes[key] for key in ("BINS", "WIDTH", "BLOCK")}}
 
 
 @triton.jit
 def _logits(output_ptr, image, side, anchor, mask, n_anchors, BINS: tl.constexpr, WIDTH: tl.constexpr):
-    """Logits of the bins of a side (WIDTH, anchors)."""
+    """Logits (WIDTH, anchors) of the bins of a side."""
     bins = tl.arange(0, WIDTH)
     begin = output_ptr + (image.to(tl.int64) * 4 + side) * BINS * n_anchors
     is_bin = (bins < BINS)[:, None]
@@ -154,7 +154,7 @@ def _logits(output_ptr, image, side, anchor, mask, n_anchors, BINS: tl.constexpr
 
 @triton.jit
 def _butterfly(x, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
-    """Sum over the bins in the order in which the lanes of a warp are added up."""
+    """Sum over the bins in the order of a warp's butterfly reduction."""
     if WIDTH >= 32:
         x = tl.sum(tl.reshape(x, [WIDTH // 16, 16, BLOCK]), 0)
     if WIDTH >= 16:
@@ -171,19 +171,19 @@ def _distance(
     output_ptr, image, side, anchor, mask, n_anchors, BINS: tl.constexpr, WIDTH: tl.constexpr,
     ROUND: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Distances from anchors to a side of their boxes in cells."""
+    """Predicted distances, in cells, from anchors to a side of their boxes."""
     x = _logits(output_ptr, image, side, anchor, mask, n_anchors, BINS, WIDTH)
     if BINS == 1:
-        found = tl.sum(x, 0)
+        distance = tl.sum(x, 0)
     else:
         e = exp(x - tl.max(x, 0)[None, :])
         p = tl.div_rn(e, tl.broadcast_to(_butterfly(e, WIDTH, BLOCK)[None, :], [WIDTH, BLOCK]))
         if ROUND:
             p = rounded(p, output_ptr)
-        found = _butterfly(p * tl.arange(0, WIDTH).to(tl.float32)[:, None], WIDTH, BLOCK)
+        distance = _butterfly(p * tl.arange(0, WIDTH).to(tl.float32)[:, None], WIDTH, BLOCK)
         if ROUND:
-            found = rounded(found, output_ptr)
-    return found
+            distance = rounded(distance, output_ptr)
+    return distance
 
 
 @triton.jit
@@ -194,27 +194,27 @@ def _decode(
     image, anchor = tl.program_id(1), tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = anchor < n_anchors
     for side in tl.static_range(4):
-        found = _distance(output_ptr, image, side, anchor, mask, n_anchors, BINS, WIDTH, ROUND, BLOCK)
+        distance = _distance(output_ptr, image, side, anchor, mask, n_anchors, BINS, WIDTH, ROUND, BLOCK)
         point = tl.load(point_ptr + anchor * 2 + side % 2, mask=mask, other=0.0)
-        edge = point - found if side < 2 else point + found
+        edge = point - distance if side < 2 else point + distance
         tl.store(grid_ptr + (image * n_anchors + anchor) * 4 + side, rounded(edge, output_ptr), mask=mask)
 
 
 @triton.jit
 def _target(box_ptr, row, side, stride, mask):
-    """Sides of objects' boxes in cells."""
+    """A side of the gt boxes in cells."""
     return tl.div_rn(tl.load(box_ptr + row * 4 + side, mask=mask, other=0.0), stride)
 
 
 @triton.jit
-def _losses(grid_ptr, box_ptr, output_ptr, place, row, stride, mask, KIND: tl.constexpr, THETA: tl.constexpr):
-    """Box losses of anchors and their derivatives; anchors that are none have two unit boxes."""
+def _losses(grid_ptr, box_ptr, output_ptr, index, row, stride, mask, KIND: tl.constexpr, THETA: tl.constexpr):
+    """Box losses of anchors and their derivatives; masked anchors have two unit boxes."""
     x1, y1 = (
-        tl.load(grid_ptr + place * 4, mask=mask, other=0.0),
-        tl.load(grid_ptr + place * 4 + 1, mask=mask, other=0.0),
+        tl.load(grid_ptr + index * 4, mask=mask, other=0.0),
+        tl.load(grid_ptr + index * 4 + 1, mask=mask, other=0.0),
     )
-    x2 = tl.load(grid_ptr + place * 4 + 2, mask=mask, other=1.0)
-    y2 = tl.load(grid_ptr + place * 4 + 3, mask=mask, other=1.0)
+    x2 = tl.load(grid_ptr + index * 4 + 2, mask=mask, other=1.0)
+    y2 = tl.load(grid_ptr + index * 4 + 3, mask=mask, other=1.0)
     X1, Y1 = _target(box_ptr, row, 0, stride, mask), _target(box_ptr, row, 1, stride, mask)
     X2 = tl.where(mask, _target(box_ptr, row, 2, stride, mask), 1.0)
     Y2 = tl.where(mask, _target(box_ptr, row, 3, stride, mask), 1.0)
@@ -222,8 +222,8 @@ def _losses(grid_ptr, box_ptr, output_ptr, place, row, stride, mask, KIND: tl.co
 
 
 @triton.jit
-def _wanted(box_ptr, point_ptr, row, side, anchor, stride, mask):
-    """Distances from anchors to a side of their objects' boxes in cells."""
+def _target_distance(box_ptr, point_ptr, row, side, anchor, stride, mask):
+    """Target distances, in cells, from anchors to a side of their gt boxes."""
     point = tl.load(point_ptr + anchor * 2 + side % 2, mask=mask, other=0.0)
     edge = _target(box_ptr, row, side, stride, mask)
     return point - edge if side < 2 else edge - point
@@ -231,7 +231,7 @@ def _wanted(box_ptr, point_ptr, row, side, anchor, stride, mask):
 
 @triton.jit
 def _bins(distance, BINS: tl.constexpr):
-    """The bin below distances, and the weight of the one above."""
+    """Bin below each distance, and the weight of the bin above."""
     distance = tl.minimum(tl.maximum(distance, 0.0), BINS - 1 - 0.01)
     below = distance.to(tl.int32)
     return below, distance - below.to(tl.float32)
@@ -239,7 +239,7 @@ def _bins(distance, BINS: tl.constexpr):
 
 @triton.jit
 def _scaled(distance, stride, size, output_ptr):
-    """Distances relative to the network input, with the host's roundings of what the head puts out."""
+    """Distances relative to the network input, rounded as by Ultralytics to the dtype of the outputs."""
     return rounded(tl.div_rn(rounded(distance * stride, output_ptr), size), output_ptr)
 
 
@@ -249,31 +249,31 @@ def _forward(
     n_anchors, KIND: tl.constexpr, THETA: tl.constexpr, BINS: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     image, anchor = tl.program_id(1), tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    place = image * n_anchors + anchor
-    row = tl.load(row_ptr + place, mask=anchor < n_anchors, other=-1)
+    index = image * n_anchors + anchor
+    row = tl.load(row_ptr + index, mask=anchor < n_anchors, other=-1)
     mask = row >= 0
     total, distribution = 0.0, 0.0
     if tl.max(row, 0) >= 0:
-        weight = tl.load(score_ptr + place, mask=mask, other=0.0)
+        weight = tl.load(score_ptr + index, mask=mask, other=0.0)
         stride = tl.load(stride_ptr + anchor, mask=mask, other=1.0)
         if KIND >= 0:
-            loss, _, _, _, _ = _losses(grid_ptr, box_ptr, output_ptr, place, row, stride, mask, KIND, THETA)
+            loss, _, _, _, _ = _losses(grid_ptr, box_ptr, output_ptr, index, row, stride, mask, KIND, THETA)
             total = tl.sum(tl.where(mask, loss * weight, 0.0), 0)
         bins = tl.arange(0, WIDTH)
         losses = tl.zeros([BLOCK], tl.float32)
         for side in tl.static_range(4):
             x = _logits(output_ptr, image, side, anchor, mask, n_anchors, BINS, WIDTH)
-            distance = _wanted(box_ptr, point_ptr, row, side, anchor, stride, mask)
+            distance = _target_distance(box_ptr, point_ptr, row, side, anchor, stride, mask)
             if BINS == 1:
                 size = tl.load(scale_ptr + side % 2)
                 losses += tl.abs(_scaled(tl.sum(x, 0), stride, size, output_ptr) - tl.div_rn(distance * stride, size))
             else:
                 largest = tl.max(x, 0)
                 normaliser = largest + tl.log(tl.sum(tl.exp(x - largest[None, :]), 0))
-                below, upper = _bins(distance, BINS)
+                below, upper_weight = _bins(distance, BINS)
                 left = tl.sum(tl.where(bins[:, None] == below[None, :], x, 0.0), 0)
                 right = tl.sum(tl.where(bins[:, None] == below[None, :] + 1, x, 0.0), 0)
-                losses += normaliser - left * (1.0 - upper) - right * upper
+                losses += normaliser - left * (1.0 - upper_weight) - right * upper_weight
         distribution = tl.sum(tl.where(mask, losses * 0.25 * weight, 0.0), 0)
     program = image * tl.num_programs(0) + tl.program_id(0)
     tl.store(box_sum_ptr + program, total)
@@ -283,49 +283,49 @@ def _forward(
 @triton.jit(do_not_specialize=["n_slots"])
 def _backward(
     output_ptr, box_ptr, row_ptr, score_ptr, grid_ptr, point_ptr, stride_ptr, scale_ptr, out_ptr, box_scale_ptr,
-    dfl_scale_ptr, chosen_ptr, slope_ptr, n_slots, n_anchors, KIND: tl.constexpr, THETA: tl.constexpr,
+    dfl_scale_ptr, chosen_ptr, box_grad_ptr, n_slots, n_anchors, KIND: tl.constexpr, THETA: tl.constexpr,
     BINS: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     image, anchor = tl.program_id(1), tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     is_anchor = anchor < n_anchors
-    place = image * n_anchors + anchor
-    row = tl.load(row_ptr + place, mask=is_anchor, other=-1)
+    index = image * n_anchors + anchor
+    row = tl.load(row_ptr + index, mask=is_anchor, other=-1)
     mask = row >= 0
     bins = tl.arange(0, WIDTH)
     inside = (bins < BINS)[:, None] & is_anchor[None, :]
     begin = out_ptr + image.to(tl.int64) * 4 * BINS * n_anchors
     if tl.max(row, 0) >= 0:
         box_scale, dfl_scale = tl.load(box_scale_ptr), tl.load(dfl_scale_ptr)
-        weight = tl.load(score_ptr + place, mask=mask, other=0.0)
+        weight = tl.load(score_ptr + index, mask=mask, other=0.0)
         stride = tl.load(stride_ptr + anchor, mask=mask, other=1.0)
         if KIND >= 0:
-            _, g1, g2, g3, g4 = _losses(grid_ptr, box_ptr, output_ptr, place, row, stride, mask, KIND, THETA)
+            _, g1, g2, g3, g4 = _losses(grid_ptr, box_ptr, output_ptr, index, row, stride, mask, KIND, THETA)
             g1, g2, g3, g4 = g1 * weight, g2 * weight, g3 * weight, g4 * weight
         else:
-            slot = slope_ptr + (n_slots - tl.load(chosen_ptr + place, mask=mask, other=0)) * 4
+            slot = box_grad_ptr + (n_slots - tl.load(chosen_ptr + index, mask=mask, other=0)) * 4
             g1, g2 = tl.load(slot, mask=mask, other=0.0), tl.load(slot + 1, mask=mask, other=0.0)
             g3, g4 = tl.load(slot + 2, mask=mask, other=0.0), tl.load(slot + 3, mask=mask, other=0.0)
         for side in tl.static_range(4):
-            slope = -g1 if side == 0 else (-g2 if side == 1 else (g3 if side == 2 else g4))
-            slope = slope * box_scale
+            grad = -g1 if side == 0 else (-g2 if side == 1 else (g3 if side == 2 else g4))
+            grad = grad * box_scale
             x = _logits(output_ptr, image, side, anchor, mask, n_anchors, BINS, WIDTH)
-            distance = _wanted(box_ptr, point_ptr, row, side, anchor, stride, mask)
+            distance = _target_distance(box_ptr, point_ptr, row, side, anchor, stride, mask)
             per_side = weight * 0.25 * dfl_scale
             if BINS == 1:
                 size = tl.load(scale_ptr + side % 2)
                 gap = _scaled(tl.sum(x, 0), stride, size, output_ptr) - tl.div_rn(distance * stride, size)
                 sign = tl.where(gap > 0, 1.0, tl.where(gap < 0, -1.0, 0.0))
-                g = (slope + per_side * sign * stride / size)[None, :] + tl.zeros([WIDTH, BLOCK], tl.float32)
+                g = (grad + per_side * sign * stride / size)[None, :] + tl.zeros([WIDTH, BLOCK], tl.float32)
             else:
                 e = tl.exp(x - tl.max(x, 0)[None, :])
                 p = e / tl.sum(e, 0)[None, :]
                 expected = tl.sum(p * bins.to(tl.float32)[:, None], 0)
-                below, upper = _bins(distance, BINS)
-                share = tl.where(bins[:, None] == below[None, :], 1.0 - upper[None, :], 0.0)
-                share = tl.where(bins[:, None] == below[None, :] + 1, upper[None, :], share)
+                below, upper_weight = _bins(distance, BINS)
+                target = tl.where(bins[:, None] == below[None, :], 1.0 - upper_weight[None, :], 0.0)
+                target = tl.where(bins[:, None] == below[None, :] + 1, upper_weight[None, :], target)
                 # d(expected) = p·(bin − expected); d(loss) = p − the two bins next to the target, by their weights.
-                g = p * (bins.to(tl.float32)[:, None] - expected[None, :]) * slope[None, :]
-                g += (p - share) * per_side[None, :]
+                g = p * (bins.to(tl.float32)[:, None] - expected[None, :]) * grad[None, :]
+                g += (p - target) * per_side[None, :]
             g = tl.where(mask[None, :], g, 0.0)
             tl.store(begin + (side * BINS + bins)[:, None] * n_anchors + anchor[None, :], g, mask=inside)
     else:
@@ -341,17 +341,17 @@ def _list(
 ):  # fmt: skip
     slot = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     is_slot = slot < n
-    place = tl.load(slot_ptr + slot, mask=is_slot, other=-1)
-    mask = place >= 0
-    mask = mask & (tl.load(chosen_ptr + place, mask=mask, other=0) == n - slot)
-    row = tl.load(row_ptr + place, mask=mask, other=-1)
+    index = tl.load(slot_ptr + slot, mask=is_slot, other=-1)
+    mask = index >= 0
+    mask = mask & (tl.load(chosen_ptr + index, mask=mask, other=0) == n - slot)
+    row = tl.load(row_ptr + index, mask=mask, other=-1)
     mask = mask & (row >= 0)
-    stride = tl.load(stride_ptr + place % n_anchors, mask=mask, other=1.0)
+    stride = tl.load(stride_ptr + index % n_anchors, mask=mask, other=1.0)
     for side in tl.static_range(4):
         unit = 0.0 if side < 2 else 1.0
         edge = tl.where(mask, _target(box_ptr, row, side, stride, mask), unit)
         tl.store(target_ptr + slot * 4 + side, edge, mask=is_slot)
-        edge = tl.load(grid_ptr + place * 4 + side, mask=mask, other=unit)
+        edge = tl.load(grid_ptr + index * 4 + side, mask=mask, other=unit)
         tl.store(predicted_ptr + slot * 4 + side, edge, mask=is_slot)
-    tl.store(weight_ptr + slot, tl.load(score_ptr + place, mask=mask, other=0.0), mask=is_slot)
+    tl.store(weight_ptr + slot, tl.load(score_ptr + index, mask=mask, other=0.0), mask=is_slot)
     tl.store(out_stride_ptr + slot, stride, mask=is_slot)

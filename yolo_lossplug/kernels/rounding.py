@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Elementary functions of float32, rounded as PyTorch's CUDA kernels round them.
 
-Which anchors an object gets is decided by comparing metrics, so that a metric must have the bits of the host's. The
-operations are those of PyTorch one by one: division and square root to the nearest, CUDA's own exponential, power and
-arctangent, and no fused multiplication where kernels are launched with `EXACT`. But Triton links CUDA's functions so
-that they flush numbers below 1e-38, where PyTorch's do not: overlaps whose power is as small as that count as none.
-Triton's interpreter has none of these functions: there they are evaluated in float64.
+The assignment compares metrics, which must therefore equal those of Ultralytics bit for bit. Each operation is the one
+that PyTorch uses: division and square root rounded to nearest, CUDA's exponential, power and arctangent, and no fused
+multiply-add where kernels are launched with `EXACT`. One difference remains: Triton links CUDA's functions with
+denormals flushed to zero, PyTorch does not, so that powers of overlaps below 1e-38 count as 0 here. Triton's
+interpreter lacks these functions; there they are evaluated in float64.
 """
 
 import triton
@@ -15,11 +15,11 @@ from triton.language.extra import libdevice
 from yolo_lossplug.kernels import is_interpreted
 
 EXACT = {"enable_fp_fusion": False}
-"""Options of a launch whose results are compared bit by bit."""
+"""Launch options of kernels whose results are compared bit for bit."""
 INTERPRETED = tl.constexpr(is_interpreted())
-LARGEST = tl.constexpr(2147483647)
-NO_NUMBER = tl.constexpr(0x7FC00000)
-"""The bits of a NaN that is larger than every number where bits are compared."""
+MAX_INT32 = tl.constexpr(2147483647)
+NAN_BITS = tl.constexpr(0x7FC00000)
+"""Bits of a NaN; compared as integers they exceed those of every number."""
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
@@ -33,13 +33,13 @@ def exp(x):
 
 @triton.jit
 def sigmoid(x):
-    """1/(1 + e^−x), as `torch.sigmoid` has it."""
+    """1/(1 + e^−x), with the operations of `torch.sigmoid`."""
     return tl.div_rn(1.0, 1.0 + exp(-x))
 
 
 @triton.jit
 def arctan(x):
-    """Angle in radians whose tangent is x."""
+    """Arctangent in radians."""
     if INTERPRETED:
         return _arctan(x.to(tl.float64)).to(tl.float32)
     return libdevice.atan(x)
@@ -47,7 +47,7 @@ def arctan(x):
 
 @triton.jit
 def power(base, EXPONENT: tl.constexpr):
-    """base^EXPONENT for numbers >= 0, with the exponents that `torch.pow` has operations of their own for."""
+    """base^EXPONENT for base >= 0, with the special cases of `torch.pow`."""
     if EXPONENT == 0:
         return tl.zeros_like(base) + 1.0
     if EXPONENT == 0.5:
@@ -67,15 +67,15 @@ def power(base, EXPONENT: tl.constexpr):
 
 @triton.jit
 def bits_of(value):
-    """Numbers >= 0 as integers in the same order; a NaN is the largest, as it is for `torch.topk` and `torch.max`."""
-    return tl.where(value == value, value.to(tl.int32, bitcast=True), NO_NUMBER).to(tl.int64)
+    """Order-preserving integers of values >= 0; NaN is the largest, as in `torch.topk` and `torch.max`."""
+    return tl.where(value == value, value.to(tl.int32, bitcast=True), NAN_BITS).to(tl.int64)
 
 
 @triton.jit
 def rounded(x, like):
-    """A number rounded to the type that a pointer points to."""
+    """Round x to the element type of a pointer."""
     if INTERPRETED:
-        if like.dtype.element_ty == tl.bfloat16:  # which the interpreter cuts off
+        if like.dtype.element_ty == tl.bfloat16:  # the interpreter truncates
             bits = x.to(tl.int32, bitcast=True)
             x = ((bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000).to(tl.float32, bitcast=True)
     return x.to(like.dtype.element_ty).to(tl.float32)
@@ -83,7 +83,7 @@ def rounded(x, like):
 
 @triton.jit
 def fast_exp(x):
-    """e^x within some last digits, by one instruction for 2^x."""
+    """e^x with an error of a few ulp, by one instruction for 2^x."""
     x = x * LOG2_E
     if INTERPRETED:
         return tl.exp2(x)
@@ -92,7 +92,7 @@ def fast_exp(x):
 
 @triton.jit
 def fast_reciprocal(x):
-    """1/x within some last digits, by one instruction."""
+    """1/x with an error of a few ulp, by one instruction."""
     if INTERPRETED:
         return 1.0 / x
     return tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
@@ -100,7 +100,7 @@ def fast_reciprocal(x):
 
 @triton.jit
 def fast_power(base, EXPONENT: tl.constexpr):
-    """base^EXPONENT for numbers >= 0, within some last digits; 0 for a base of 0 unless the exponent is 0."""
+    """base^EXPONENT for base >= 0 with an error of a few ulp; 0 for base 0 unless the exponent is 0."""
     if EXPONENT == 0:
         return tl.zeros_like(base) + 1.0
     if EXPONENT == 1:
@@ -133,7 +133,7 @@ def log1p_of_any(x):
 
 @triton.jit
 def _arctan(x):
-    """Arctangent of float64: half the angle three times, and the series."""
+    """Arctangent in float64: halve the angle three times, then evaluate the series."""
     x = x / (1.0 + tl.sqrt(1.0 + x * x))
     x = x / (1.0 + tl.sqrt(1.0 + x * x))
     x = x / (1.0 + tl.sqrt(1.0 + x * x))

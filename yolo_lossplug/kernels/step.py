@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""The three terms of a step from assigned anchors, with one backward for both outputs of the head."""
+"""The three terms of a step from the assignment, with one backward for both outputs of the head."""
 
 from typing import Any, NamedTuple, Optional
 
@@ -8,39 +8,40 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from yolo_lossplug.kernels.assignment import Anchors, Assigned
-from yolo_lossplug.kernels.box_term import Wanted, box_gradient, box_sums
-from yolo_lossplug.kernels.class_term import Formula, Targets, class_gradient, class_sums
+from yolo_lossplug.forms import ClassKernel
+from yolo_lossplug.kernels.assignment import Assigned, KernelAnchors
+from yolo_lossplug.kernels.box_term import BoxTermConfig, box_gradient, box_sums
+from yolo_lossplug.kernels.class_term import ClassTargets, class_gradient, class_sums
 
 BLOCK = 1024
 
 
 class Step(NamedTuple):
-    """What the terms are computed from.
+    """Inputs of the terms.
 
     Attributes:
-        boxes: Boxes of objects (N, 4), x1 y1 x2 y2 in pixels.
-        assigned: Which of them anchors have.
+        boxes: Boxes of gts (N, 4), x1 y1 x2 y2 in pixels.
+        assigned: The assignment.
         grid: Predicted boxes (b·A, 4) in cells.
         anchors: The anchors.
-        wanted: Box and distance term.
+        box_config: Settings of the box and distance terms.
         targets: Targets of the class term.
-        formula: The class loss; None if the class term is computed elsewhere, and here 0.
-        gains: Factors of the box, the class and the distance term.
-        box_sum: Σ score·L () where the box loss is evaluated elsewhere.
-        slopes: Its gradient (N·k, 4) by slot, None where no gradient is wanted.
+        class_kernel: The class loss; None if it is evaluated outside the kernels, and the class term here is 0.
+        gains: Gains of the box, the class and the distance term.
+        box_sum: Σ score·L () where the box loss is evaluated outside the kernels.
+        box_grad: Gradient (N·k, 4) of `box_sum` by slot, None without gradients.
     """
 
     boxes: Tensor
     assigned: Assigned
     grid: Tensor
-    anchors: Anchors
-    wanted: Wanted
-    targets: Targets
-    formula: Optional[Formula]
+    anchors: KernelAnchors
+    box_config: BoxTermConfig
+    targets: ClassTargets
+    class_kernel: Optional[ClassKernel]
     gains: tuple[float, float, float]
     box_sum: Optional[Tensor] = None
-    slopes: Optional[Tensor] = None
+    box_grad: Optional[Tensor] = None
 
 
 def losses(outputs: Tensor, scores: Tensor, step: Step) -> tuple[Tensor, Tensor]:
@@ -49,7 +50,7 @@ def losses(outputs: Tensor, scores: Tensor, step: Step) -> tuple[Tensor, Tensor]
     Args:
         outputs: Outputs of the head (b, 4·R, A), contiguous.
         scores: Logits (b, classes, A), contiguous.
-        step: What the terms are computed from.
+        step: Inputs of the terms.
 
     Returns:
         Terms (3,), and gains divided by the sum of the scores, not below 1 (3,), both float32.
@@ -60,10 +61,10 @@ def losses(outputs: Tensor, scores: Tensor, step: Step) -> tuple[Tensor, Tensor]
 class _Losses(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, outputs: Tensor, scores: Tensor, step: Step) -> tuple[Tensor, Tensor]:
-        box, dfl = box_sums(outputs, step.boxes, step.assigned, step.grid, step.anchors, step.wanted)
+        box, dfl = box_sums(outputs, step.boxes, step.assigned, step.grid, step.anchors, step.box_config)
         if step.box_sum is not None:
             box = step.box_sum.float().reshape(1)
-        cls = box[:0] if step.formula is None else class_sums(scores, step.targets, step.formula)
+        cls = box[:0] if step.class_kernel is None else class_sums(scores, step.targets, step.class_kernel)
         terms, factors = (torch.empty(3, device=scores.device) for _ in range(2))
         sums = step.assigned.sums
         _finish[(1,)](
@@ -76,16 +77,16 @@ class _Losses(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, slope: Tensor, _: Any) -> tuple[Optional[Tensor], Optional[Tensor], None]:
+    def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Optional[Tensor], Optional[Tensor], None]:
         outputs, scores, factors = ctx.saved_tensors
-        step, scale = ctx.step, slope * factors
+        step, scale = ctx.step, grad * factors
         box = cls = None
-        if ctx.needs_input_grad[1] and step.formula is not None:
-            cls = class_gradient(scores, step.targets, step.formula, scale[1])
+        if ctx.needs_input_grad[1] and step.class_kernel is not None:
+            cls = class_gradient(scores, step.targets, step.class_kernel, scale[1])
         if ctx.needs_input_grad[0]:
             box = box_gradient(
-                outputs, step.boxes, step.assigned, step.grid, step.anchors, step.wanted, (scale[0], scale[2]),
-                step.slopes,
+                outputs, step.boxes, step.assigned, step.grid, step.anchors, step.box_config, (scale[0], scale[2]),
+                step.box_grad,
             )  # fmt: skip
         return box, cls, None
 
@@ -94,8 +95,8 @@ class _Losses(torch.autograd.Function):
 def _total(sum_ptr, length, BLOCK: tl.constexpr):
     total = tl.zeros([BLOCK], tl.float32)
     for start in range(0, length, BLOCK):
-        place = start + tl.arange(0, BLOCK)
-        total += tl.load(sum_ptr + place, mask=place < length, other=0.0)
+        index = start + tl.arange(0, BLOCK)
+        total += tl.load(sum_ptr + index, mask=index < length, other=0.0)
     return tl.sum(total, 0)
 
 
@@ -105,7 +106,7 @@ def _finish(
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     score = _total(sum_ptr, n_sums, BLOCK)
-    divisor = tl.where(score < 1.0, 1.0, score)  # a NaN stays one
+    divisor = tl.where(score < 1.0, 1.0, score)  # NaN stays NaN
     box, cls, dfl = _total(box_ptr, n_box, BLOCK), _total(cls_ptr, n_cls, BLOCK), _total(dfl_ptr, n_dfl, BLOCK)
     tl.store(factor_ptr, box_gain / divisor)
     tl.store(factor_ptr + 1, cls_gain / divisor)

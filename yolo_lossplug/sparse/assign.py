@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""The whole assignment of a batch."""
+"""The assignment of a whole batch."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from torch import Tensor
 
 from yolo_lossplug.sparse.grid import Level, rectangles
 from yolo_lossplug.sparse.pairs import Pairs, counts, enumerate_pairs
-from yolo_lossplug.sparse.topk import Candidates, Objects, best, keep_best, normalise, resolve
+from yolo_lossplug.sparse.topk import Candidates, Gts, best, keep_best, normalise, resolve
 
-PAIRS_PER_ANCHOR, FEWEST_PAIRS = 2, 2**16
-"""Pairs that are held at a time, per anchor of the batch, and at least: less memory than the head's gradients take."""
+PAIRS_PER_ANCHOR, MIN_PAIRS = 2, 2**16
+"""Pairs in memory at a time: per anchor of the batch, and the minimum. They take less than the head's gradients."""
 
 Measure = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class Assignment(NamedTuple):
-    """Assigned anchors, each once.
+    """The positives: assigned anchors, each once.
 
     Attributes:
         anchor: Index (n,) of the anchor among those of all images, ascending.
-        object: Index (n,) of its object among the places of all images.
-        score: Normalised metric (n,), the target of the object's class.
+        slot: Slot (n,) of its gt among those of all images.
+        score: Normalised metric (n,), the target of the gt's class.
     """
 
     anchor: Tensor
-    object: Tensor
+    slot: Tensor
     score: Tensor
 
 
 def assign(
     boxes: Tensor,
-    objects: Objects,
+    gts: Gts,
     levels: tuple[Level, ...],
     measure: Measure,
     *,
@@ -42,55 +42,55 @@ def assign(
     topk2: int,
     eps: float,
 ) -> Optional[Assignment]:
-    """Assign anchors to objects.
+    """Assign anchors to gts.
 
-    The pairs of many objects are listed and measured a part at a time. Of each part only what was selected is kept, and
-    the pairs of anchors that several objects select are listed once more.
+    Pairs are enumerated and measured in chunks of gts. Of each chunk only the selected pairs are kept, and the pairs of
+    anchors that several gts select are enumerated again.
 
     Args:
-        boxes: Boxes (G, 4), x1 y1 x2 y2 in pixels, inside which an object looks for anchors.
-        objects: The G objects.
-        levels: The anchors.
-        measure: Takes objects (P,) and anchors (P,) of their images; returns metrics and overlaps (P,), >= 0.
-        topk: Anchors that an object selects.
-        topk2: Anchors that it keeps after every anchor was given to one object; as `topk`, nothing more is done.
-        eps: Added to the largest metric of an object when the others are divided by it.
+        boxes: Boxes (G, 4), x1 y1 x2 y2 in pixels; the anchors inside are a gt's candidates.
+        gts: The G gts.
+        levels: Levels of the anchors.
+        measure: Takes gts (P,) and anchors (P,) of their images; returns metrics and overlaps (P,), >= 0.
+        topk: Number of anchors that a gt selects.
+        topk2: Number of anchors that a gt keeps once conflicts are resolved; no second selection if equal to `topk`.
+        eps: Added to the denominator when the metrics of a gt are divided by their maximum.
 
     Returns:
-        The assignment, None if a metric is not finite.
+        The assignment, None if a metric is NaN or infinite.
     """
     cells = rectangles(boxes, levels)
-    parts, chosen = list(_parts(counts(cells), objects)), []
-    for rows in parts:
+    chunks, selected = list(_chunks(counts(cells), gts)), []
+    for rows in chunks:
         pairs = enumerate_pairs(cells[rows], levels)
-        every = Candidates(pairs.row + rows.start, pairs.anchor, *measure(pairs.row + rows.start, pairs.anchor))
-        if not every.metric.isfinite().all():
+        candidates = Candidates(pairs.row + rows.start, pairs.anchor, *measure(pairs.row + rows.start, pairs.anchor))
+        if not candidates.metric.isfinite().all():
             return None
-        chosen.append(every.only(best(pairs, every.metric, topk, objects.n_anchors)))
+        selected.append(candidates.only(best(pairs, candidates.metric, topk, gts.n_anchors)))
 
-    def around(is_contested: Tensor) -> Candidates:
-        if len(parts) == 1:
-            return every.only(is_contested[objects.begin[every.row] + every.anchor])
-        found = [_contested(enumerate_pairs(cells[rows], levels), rows, objects, is_contested) for rows in parts]
-        return Candidates.joined([Candidates(row, anchor, *measure(row, anchor)) for row, anchor in found])
+    def candidates_of(is_contested: Tensor) -> Candidates:
+        if len(chunks) == 1:
+            return candidates.only(is_contested[gts.begin[candidates.row] + candidates.anchor])
+        contested = [_contested(enumerate_pairs(cells[rows], levels), rows, gts, is_contested) for rows in chunks]
+        return Candidates.joined([Candidates(row, anchor, *measure(row, anchor)) for row, anchor in contested])
 
-    positives = resolve(Candidates.joined(chosen), around, objects)
+    positives = resolve(Candidates.joined(selected), candidates_of, gts)
     if topk2 != topk:
-        positives = keep_best(positives, topk2, objects.n_anchors)
-    score = normalise(positives, objects.n_images * objects.n_places, eps)
-    return Assignment(positives.anchor, positives.object, score)
+        positives = keep_best(positives, topk2, gts.n_anchors)
+    score = normalise(positives, gts.n_images * gts.n_slots, eps)
+    return Assignment(positives.anchor, positives.slot, score)
 
 
-def _contested(pairs: Pairs, rows: slice, objects: Objects, is_contested: Tensor) -> tuple[Tensor, Tensor]:
-    """Return objects and anchors of the pairs of contested anchors."""
+def _contested(pairs: Pairs, rows: slice, gts: Gts, is_contested: Tensor) -> tuple[Tensor, Tensor]:
+    """Return gts and anchors of the pairs of contested anchors."""
     row = pairs.row + rows.start
-    kept = is_contested[objects.begin[row] + pairs.anchor]
+    kept = is_contested[gts.begin[row] + pairs.anchor]
     return row[kept], pairs.anchor[kept]
 
 
-def _parts(count: Tensor, objects: Objects) -> Iterator[slice]:
-    """Yield the objects, as many at a time as their numbers of pairs allow."""
-    limit = max(FEWEST_PAIRS, int(PAIRS_PER_ANCHOR * objects.n_images * objects.n_anchors))
+def _chunks(count: Tensor, gts: Gts) -> Iterator[slice]:
+    """Yield slices of gts whose pairs do not exceed the limit together, or single gts."""
+    limit = max(MIN_PAIRS, int(PAIRS_PER_ANCHOR * gts.n_images * gts.n_anchors))
     if len(count) == 0 or count.sum() <= limit:
         yield slice(0, len(count))
         return

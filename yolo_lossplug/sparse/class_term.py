@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""The sum of an elementwise class loss whose targets are 0 but for a few."""
+"""The sum of an elementwise class loss with sparse targets."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import Tensor
 from yolo_lossplug.registry import Background
 from yolo_lossplug.sparse.huge_pages import empty_like
 
-PART = {"cpu": 2**19}
-"""Elements that are worked on at a time, by kind of device: on a CPU as many as its cache holds."""
-LARGEST_PART = 2**26
+CHUNK = {"cpu": 2**19}
+"""Elements per chunk, by device type: on a CPU as many as its cache holds."""
+MAX_CHUNK = 2**26
 
 Elementwise = Callable[[Tensor, Tensor], Tensor]
 
@@ -27,12 +27,12 @@ def class_sum(
     background: Optional[Background] = None,
     weights: Optional[Tensor] = None,
 ) -> Tensor:
-    """Return Σ w·L(x, y) over all logits, y = 0 but for the given elements.
+    """Return Σ w·L(x, y) over all logits, where y = 0 except at `index`.
 
     Args:
         logits: x (b, classes, A).
-        index: Elements (n,) of the flattened logits with a target, each once.
-        targets: Their targets (n,), in [0, 1].
+        index: Indices (n,) into the flattened logits of the elements with a target, unique.
+        targets: Targets (n,) of these elements, in [0, 1].
         loss: L, elementwise.
         background: L at y = 0 in closed form; None to evaluate L.
         weights: w (classes,), None for 1.
@@ -56,14 +56,14 @@ class _ClassSum(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(logits, index, targets, weights)
         ctx.loss, ctx.background = loss, background
-        size = _part_size(logits)
-        scratch = torch.empty_like(logits[:size], dtype=torch.float32)  # one for all parts: fresh memory costs more
-        sums = torch.cat([_at_zero(part, loss, background, scratch).sum(-1) for part in logits.split(size)])
+        size = _chunk_size(logits)
+        scratch = torch.empty_like(logits[:size], dtype=torch.float32)  # one per chunk is slower
+        sums = torch.cat([_at_zero(chunk, loss, background, scratch).sum(-1) for chunk in logits.split(size)])
         total = sums.sum() if weights is None else (sums * weights).sum()
-        for some, y in zip(*_split(index, targets, logits.device.type)):
-            x = logits.view(-1)[some]
-            more = loss(x, y) - loss(x, torch.zeros_like(y))
-            total += more.sum() if weights is None else (more * weights[_class_of(some, logits)]).sum()
+        for i, y in zip(*_split(index, targets, logits.device.type)):
+            x = logits.view(-1)[i]
+            extra = loss(x, y) - loss(x, torch.zeros_like(y))
+            total += extra.sum() if weights is None else (extra * weights[_class_of(i, logits)]).sum()
         return total
 
     @staticmethod
@@ -71,19 +71,19 @@ class _ClassSum(torch.autograd.Function):
         logits, index, targets, weights = ctx.saved_tensors
         gradient = empty_like(logits)
         factor = scale if weights is None else (scale * weights).unsqueeze(-1)
-        size = _part_size(logits)
-        for part, out in zip(logits.split(size), gradient.split(size)):
-            _slope_at_zero(part, ctx.loss, ctx.background, out).mul_(factor)
-        for some, y in zip(*_split(index, targets, logits.device.type)):
-            slope = _slope(logits.view(-1)[some], y, ctx.loss) * scale
+        size = _chunk_size(logits)
+        for chunk, out in zip(logits.split(size), gradient.split(size)):
+            _grad_at_zero(chunk, ctx.loss, ctx.background, out).mul_(factor)
+        for i, y in zip(*_split(index, targets, logits.device.type)):
+            grad = _grad(logits.view(-1)[i], y, ctx.loss) * scale
             if weights is not None:
-                slope *= weights[_class_of(some, logits)]
-            gradient.view(-1).scatter_(0, some, slope.to(gradient.dtype))
+                grad *= weights[_class_of(i, logits)]
+            gradient.view(-1).scatter_(0, i, grad.to(gradient.dtype))
         return gradient, None, None, None, None, None
 
 
 def _at_zero(x: Tensor, loss: Elementwise, background: Optional[Background], scratch: Tensor) -> Tensor:
-    """Return L(x, 0), same shape, float32; it may lie in the scratch memory."""
+    """Return L(x, 0), same shape, float32; the result may share the memory of `scratch`."""
     if background is None:
         return loss(x, torch.zeros_like(x))
     x = x.float()
@@ -93,24 +93,24 @@ def _at_zero(x: Tensor, loss: Elementwise, background: Optional[Background], scr
     return value if background.weight == 1 else value.mul_(background.weight)
 
 
-def _slope_at_zero(x: Tensor, loss: Elementwise, background: Optional[Background], out: Tensor) -> Tensor:
+def _grad_at_zero(x: Tensor, loss: Elementwise, background: Optional[Background], out: Tensor) -> Tensor:
     """Write dL/dx at y = 0 into `out`."""
     if background is None:
-        return out.copy_(_slope(x, torch.zeros_like(x), loss))
+        return out.copy_(_grad(x, torch.zeros_like(x), loss))
     if not background.exponent and x.dtype == torch.float32:
         torch.sigmoid(x, out=out)
     else:
         x = x.float()
         p = x.sigmoid()
-        slope = p
+        grad = p
         if background.exponent:  # d(p^γ·softplus) = p^γ·(γ·(1 − p)·softplus + p)
-            slope = torch.nn.functional.softplus(x).mul_(background.exponent).mul_(1 - p).add_(p)
-            slope *= p.pow_(background.exponent)
-        out.copy_(slope)
+            grad = torch.nn.functional.softplus(x).mul_(background.exponent).mul_(1 - p).add_(p)
+            grad *= p.pow_(background.exponent)
+        out.copy_(grad)
     return out if background.weight == 1 else out.mul_(background.weight)
 
 
-def _slope(x: Tensor, y: Tensor, loss: Elementwise) -> Tensor:
+def _grad(x: Tensor, y: Tensor, loss: Elementwise) -> Tensor:
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         return torch.autograd.grad(loss(x, y).sum(), x)[0]
@@ -120,11 +120,11 @@ def _class_of(index: Tensor, logits: Tensor) -> Tensor:
     return index // logits.shape[2] % logits.shape[1]
 
 
-def _part_size(logits: Tensor) -> int:
-    """Return how many images are worked on at a time."""
-    return max(1, PART.get(logits.device.type, LARGEST_PART) // max(1, logits[0].numel()))
+def _chunk_size(logits: Tensor) -> int:
+    """Return the number of images per chunk."""
+    return max(1, CHUNK.get(logits.device.type, MAX_CHUNK) // max(1, logits[0].numel()))
 
 
 def _split(index: Tensor, targets: Tensor, device_type: str) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    size = PART.get(device_type, LARGEST_PART)
+    size = CHUNK.get(device_type, MAX_CHUNK)
     return index.split(size), targets.split(size)

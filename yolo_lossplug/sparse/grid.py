@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Levels of a feature pyramid, and the cells of each that lie inside boxes."""
+"""Levels of a feature pyramid, and the cells whose centre lies inside boxes."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import NamedTuple, Optional
 import torch
 from torch import Tensor
 
-LARGEST_LEVELS = 16
-"""Points that fall into more grids than this are not those of a pyramid."""
+MAX_LEVELS = 16
+"""Maximum number of grids that points may form to count as a pyramid."""
 
 
 class Level(NamedTuple):
@@ -28,7 +28,7 @@ class Level(NamedTuple):
 
 
 def levels_of_shapes(points: Tensor, shapes: Iterable[tuple[int, int]]) -> tuple[Level, ...]:
-    """Return the levels of anchors whose (height, width) are known.
+    """Return the levels of anchors from their heights and widths.
 
     Args:
         points: Anchor centres (A, 2) in pixels, level after level, row after row.
@@ -54,25 +54,25 @@ def shapes_of_points(points: Tensor) -> Optional[tuple[tuple[int, int], ...]]:
     lefts, tops = xs[starts], ys[starts]
     is_new = (widths.diff() != 0) | (lefts.diff() != 0) | (tops.diff() <= 0)
     firsts = torch.cat((torch.ones(1, dtype=torch.bool), is_new)).nonzero().squeeze(1)
-    if len(firsts) > LARGEST_LEVELS:
+    if len(firsts) > MAX_LEVELS:
         return None
     heights = torch.cat((firsts, torch.tensor([len(starts)]))).diff()
     return tuple(zip(heights.tolist(), widths[firsts].tolist()))
 
 
 def points_of_levels(levels: tuple[Level, ...]) -> Tensor:
-    """Return the anchor centres (A, 2) that the levels stand for."""
+    """Return the anchor centres (A, 2) of the levels."""
     return torch.cat([torch.cartesian_prod(level.y, level.x).flip(-1) for level in levels])
 
 
 def rectangles(boxes: Tensor, levels: tuple[Level, ...]) -> Tensor:
     """Return the cells of each level whose centre lies inside boxes, edges excluded.
 
-    A centre is compared with an edge, as the dense form compares their difference with 1e-9: of two float32 numbers of
-    which one is at least ½, no difference is smaller than that and not 0.
+    Comparing a centre with an edge is equivalent to the dense form's comparison of their difference with 1e-9: two
+    unequal float32 numbers, one of which is at least ½, differ by more than that.
 
     Args:
-        boxes: Boxes (G, 4), x1 y1 x2 y2 in pixels. One with a NaN has no cells.
+        boxes: Boxes (G, 4), x1 y1 x2 y2 in pixels. A box with a NaN has no cells.
         levels: L levels.
 
     Returns:
@@ -80,19 +80,19 @@ def rectangles(boxes: Tensor, levels: tuple[Level, ...]) -> Tensor:
     """
     left, top, right, bottom = (side.contiguous() for side in boxes.unbind(-1))
     is_box = (boxes == boxes).all(-1)
-    found = []
+    cells = []
     for level in levels:
         first = _rank(level.x, left, right=True), _rank(level.y, top, right=True)
         last = _rank(level.x, right), _rank(level.y, bottom)
-        found.append(torch.stack((*first, *last), -1))
-    return torch.stack(found, 1) * is_box[:, None, None]
+        cells.append(torch.stack((*first, *last), -1))
+    return torch.stack(cells, 1) * is_box[:, None, None]
 
 
 def _rank(centres: Tensor, edges: Tensor, right: bool = False) -> Tensor:
     """Return the number of centres below edges (G,), or not above them: `torch.searchsorted`.
 
-    Centres have equal distances, so that the rank can be computed, and on a CPU it takes less to check that than to
-    search; rounding, or edges that are not finite, make it be searched after all.
+    Centres are equidistant, so that the rank can be computed, which with a check is faster than a search on a CPU. If
+    the check fails, because of rounding or of edges that are NaN or infinite, it falls back to the search.
     """
     if edges.is_cuda or len(centres) < 2 or not len(edges):
         return torch.searchsorted(centres, edges, right=right)

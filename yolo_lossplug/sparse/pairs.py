@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""All pairs of an object and an anchor inside its box, as one ragged list."""
+"""All pairs of a gt and an anchor inside its box, as one ragged list."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from yolo_lossplug.sparse.grid import Level
 
 
 class Pairs(NamedTuple):
-    """Pairs in the order of objects and, of one object, of anchors: that of `nonzero` of the dense mask.
+    """Pairs ordered by gt, then by anchor, as `nonzero` of the dense mask returns them.
 
     Attributes:
-        row: Object of each pair (P,).
+        row: Gt of each pair (P,).
         anchor: Anchor of each pair in its image (P,).
-        first: First pair of each object (G,).
-        length: Number of pairs of each object (G,).
+        first: First pair of each gt (G,).
+        length: Number of pairs of each gt (G,).
     """
 
     row: Tensor
@@ -28,22 +28,22 @@ class Pairs(NamedTuple):
 
 
 def counts(rectangles: Tensor) -> Tensor:
-    """Return the number of cells (G,) in the rectangles (G, L, 4) of each object."""
+    """Return the number of cells (G,) in the rectangles (G, L, 4) of each gt."""
     return _sides(rectangles).prod(-1).sum(-1)
 
 
 def enumerate_pairs(rectangles: Tensor, levels: tuple[Level, ...]) -> Pairs:
-    """Return the cells of the rectangles (G, L, 4) of G objects as pairs."""
+    """Return the cells of the rectangles (G, L, 4) of G gts as pairs."""
     sides = _sides(rectangles)
     widths, heights = sides.flatten(0, 1).unbind(-1)
     steps = torch.tensor([len(level.x) for level in levels], device=rectangles.device)
     offsets = torch.tensor([level.offset for level in levels], device=rectangles.device)
     corner = (offsets + rectangles[..., 1] * steps + rectangles[..., 0]).flatten()
 
-    # Rectangles are spread into lines, and lines into cells.
-    part = _repeat(heights)
-    line = torch.arange(len(part), device=part.device) - _starts(heights)[part]
-    begin, length = corner[part] + line * steps.repeat(len(rectangles))[part], widths[part]
+    # Expand rectangles into rows of cells, and these into cells.
+    rect = _repeat(heights)
+    line = torch.arange(len(rect), device=rect.device) - _starts(heights)[rect]
+    begin, length = corner[rect] + line * steps.repeat(len(rectangles))[rect], widths[rect]
     cells = _repeat(length)
     anchor = (begin - _starts(length))[cells] + torch.arange(len(cells), device=cells.device)
     count = sides.prod(-1).sum(-1)
@@ -51,14 +51,15 @@ def enumerate_pairs(rectangles: Tensor, levels: tuple[Level, ...]) -> Pairs:
 
 
 def members(pairs: Pairs, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the pairs (M,) of some objects (R,), and the place (M,) of each one's object among these."""
+    """Return the pairs (M,) of some gts (R,), and the position (M,) of each pair's gt in `rows`."""
     count = pairs.length[rows]
-    place = _repeat(count)
-    return (pairs.first[rows] - _starts(count))[place] + torch.arange(len(place), device=place.device), place
+    position = _repeat(count)
+    begin = (pairs.first[rows] - _starts(count))[position]
+    return begin + torch.arange(len(position), device=position.device), position
 
 
 def _sides(rectangles: Tensor) -> Tensor:
-    """Return width and height in cells (G, L, 2), both 0 where there is no cell."""
+    """Return width and height in cells (G, L, 2), both 0 for an empty rectangle."""
     sides = (rectangles[..., 2:] - rectangles[..., :2]).clamp(min=0)
     return sides * (sides.prod(-1, keepdim=True) > 0)
 

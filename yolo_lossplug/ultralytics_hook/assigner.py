@@ -17,7 +17,7 @@ from yolo_lossplug.selection.loss import assigner_overlap, create_box_loss
 from yolo_lossplug.selection.select import select
 from yolo_lossplug.sparse.assign import Assignment, Measure, assign
 from yolo_lossplug.sparse.grid import Level, levels_of_shapes, points_of_levels, shapes_of_points
-from yolo_lossplug.sparse.topk import Objects, is_exact
+from yolo_lossplug.sparse.topk import Gts, is_exact
 from yolo_lossplug.ultralytics_hook.attached import Derived, derive, on_assigner
 
 SMALLEST = {"cpu": 300_000}
@@ -225,15 +225,15 @@ def candidate_boxes(gt_bboxes: Tensor, mask_gt: Tensor, floor: tuple[float, floa
     return xywh2xyxy(boxes)
 
 
-def objects_of(mask_gt: Tensor, n_anchors: int) -> Objects:
+def objects_of(mask_gt: Tensor, n_anchors: int) -> Gts:
     """Return the objects that a mask (b, n, 1) names; there may be holes in it."""
     image, place = mask_gt.squeeze(-1).nonzero(as_tuple=True)
-    return Objects(image, place, mask_gt.shape[0], mask_gt.shape[1], n_anchors)
+    return Gts(image, place, mask_gt.shape[0], mask_gt.shape[1], n_anchors)
 
 
 def sparse_assignment(
     assigner: Any,
-    objects: Objects,
+    objects: Gts,
     measure: Measure,
     levels: tuple[Level, ...],
     gt_bboxes: Tensor,
@@ -251,7 +251,7 @@ def sparse_assignment(
     """
     boxes = candidate_boxes(gt_bboxes, mask_gt, floor_of(assigner))
     return assign(
-        boxes[objects.image, objects.place],
+        boxes[objects.image, objects.image_slot],
         objects,
         levels,
         measure,
@@ -273,7 +273,7 @@ def assigned_targets(found: Assignment, gt_bboxes: Tensor, n_anchors: int) -> tu
     foreground = torch.zeros(b * n_anchors, dtype=torch.bool, device=gt_bboxes.device)
     foreground[found.anchor] = True
     index = found.anchor.new_zeros(b * n_anchors)
-    index[found.anchor] = found.object % max(1, n_places)
+    index[found.anchor] = found.slot % max(1, n_places)
     foreground, index = foreground.view(b, -1), index.view(b, -1)
     if not n_places:
         return foreground, index, gt_bboxes.new_zeros(b, n_anchors, 4)

@@ -21,7 +21,7 @@ from yolo_lossplug.sparse.assign import Assignment, Measure
 from yolo_lossplug.sparse.class_term import class_sum
 from yolo_lossplug.sparse.distance_term import bin_probabilities, distances, gather
 from yolo_lossplug.sparse.grid import levels_of_shapes
-from yolo_lossplug.sparse.topk import Objects
+from yolo_lossplug.sparse.topk import Gts
 from yolo_lossplug.ultralytics_hook.assigner import (
     DENSE_ON_GPU,
     assigned_targets,
@@ -141,7 +141,7 @@ def step(criterion: Any, preds: dict[str, Tensor], batch: dict[str, Any], extra:
         return None
     total = assigned.score.sum().clamp(min=1)
     # Backward goes the other way: what the boxes have kept is gone before the gradient of the scores is made.
-    labels = targets.labels.flatten().long()[assigned.object].clamp_(0)
+    labels = targets.labels.flatten().long()[assigned.slot].clamp_(0)
     cls = class_term(criterion, scores, assigned.anchor, labels, assigned.score) / total
     box, dfl = box_terms(criterion, boxes, targets, anchors, assigned, total, decoder.bins_of(assigned.anchor))
     gains = criterion.hyp
@@ -149,7 +149,7 @@ def step(criterion: Any, preds: dict[str, Tensor], batch: dict[str, Any], extra:
     meter = meter_of(criterion.assigner)
     if meter is not None:
         is_positive = torch.ones_like(assigned.anchor, dtype=torch.bool)
-        meter.add(targets.boxes, targets.mask, assigned.object, is_positive, decoder.decoded[assigned.anchor])
+        meter.add(targets.boxes, targets.mask, assigned.slot, is_positive, decoder.decoded[assigned.anchor])
     names = getattr(criterion, "loss_names", None)
     items = loss.detach() if names is None else dict(zip(names, loss.detach()))
     return assignment_outputs(criterion, targets, anchors, assigned), loss, items
@@ -293,7 +293,7 @@ def is_autocast(device_type: str) -> bool:
         return torch.is_autocast_enabled() or torch.is_autocast_cpu_enabled()
 
 
-def lazy_measure(criterion: Any, decoder: Decoder, scores: Tensor, targets: Targets, objects: Objects) -> Measure:
+def lazy_measure(criterion: Any, decoder: Decoder, scores: Tensor, targets: Targets, objects: Gts) -> Measure:
     """Return a function that measures pairs, and has the boxes of their anchors decoded."""
     n_anchors, logits = scores.shape[2], scores.detach().flatten()
     place, begin = objects.slot, objects.begin
@@ -319,7 +319,7 @@ def box_terms(
     """Return the box and the DFL (or L1) term, before the gains; `bins` are the positives' probabilities, if known."""
     cell = assigned.anchor % len(anchors.points)
     points, strides = anchors.points[cell], anchors.strides[cell]
-    wanted = targets.boxes.flatten(0, 1)[assigned.object] / strides
+    wanted = targets.boxes.flatten(0, 1)[assigned.slot] / strides
     module, weight = criterion.bbox_loss, assigned.score
     stock = stock_bbox_loss(module)
     if has_exact_bins(criterion, boxes):

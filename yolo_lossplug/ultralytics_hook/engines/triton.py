@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from ultralytics.utils.loss import BboxLoss, v8DetectionLoss
 
-from yolo_lossplug.forms import BoxKernel, BoxKind
-from yolo_lossplug.kernels.assignment import Anchors, Assigned, Numbers, Objects, assign, describe
-from yolo_lossplug.kernels.box_term import NO_LOSS, Wanted, decode, listed
-from yolo_lossplug.kernels.class_term import Formula, Targets
+from yolo_lossplug.forms import BoxKernel, BoxKind, ClassKernel
+from yolo_lossplug.kernels.assignment import Assigned, AssignerConfig, GtRows, KernelAnchors, assign, describe
+from yolo_lossplug.kernels.box_term import NO_LOSS, BoxTermConfig, decode, listed
+from yolo_lossplug.kernels.class_term import ClassTargets
 from yolo_lossplug.kernels.step import Step, losses
 from yolo_lossplug.selection.loss import Loss
 from yolo_lossplug.ultralytics_hook.assigner import floor_of, has_own_hooks, topk2_of
@@ -55,7 +55,7 @@ class Known(NamedTuple):
     """
 
     host: fast.Anchors
-    anchors: Anchors
+    anchors: KernelAnchors
 
 
 class TritonKernels:
@@ -140,7 +140,7 @@ class TritonKernels:
                 first += height * width
             self.known[key] = Known(
                 host,
-                Anchors(
+                KernelAnchors(
                     (host.points * host.strides).float().contiguous(),
                     host.points.float().contiguous(),
                     host.strides.float().flatten(),
@@ -171,12 +171,12 @@ class TritonKernels:
                 by_slot = slopes.new_zeros(len(assigned.slots), 4)
                 by_slot[len(by_slot) - assigned.chosen[index].long()] = slopes
                 slopes = by_slot
-        return step._replace(box_sum=total.detach(), slopes=slopes)
+        return step._replace(box_sum=total.detach(), box_grad=slopes)
 
     def _rehearse(self, outputs: Tensor, scores: Tensor, step: Step) -> None:
         """Take a step backward on one image where that is the first of its kind: what fails is to fail here."""
         targets = step.targets
-        key = (outputs.dtype, step.wanted, step.formula, targets.smoothing > 0, targets.weights is None)
+        key = (outputs.dtype, step.box_config, step.class_kernel, targets.smoothing > 0, targets.weights is None)
         if key in self.rehearsed:
             return
         n = scores.shape[2]
@@ -227,22 +227,22 @@ def _types_of(device: torch.device, dtype: torch.dtype, autocast: Optional[torch
     return Types(one.softmax(1).matmul(one[0]).dtype, one.pow(alpha).dtype)
 
 
-def wanted_of(criterion: Any, types: Types) -> Wanted:
+def wanted_of(criterion: Any, types: Types) -> BoxTermConfig:
     """Return the box term of a criterion as the kernels know it."""
     module = criterion.bbox_loss
     n_bins = int(criterion.reg_max) if criterion.use_dfl else 1
     is_rounded = types.product != torch.float32
     is_host = module is fast.stock_bbox_loss(module)
-    kernel = BoxKernel(BoxKind.HOST) if is_host else module.loss.kernel or BoxKernel(NO_LOSS)
-    return Wanted(kernel.kind, kernel.theta, n_bins, is_rounded)
+    kernel = BoxKernel(BoxKind.STOCK) if is_host else module.loss.kernel or BoxKernel(NO_LOSS)
+    return BoxTermConfig(kernel.kind, kernel.theta, n_bins, is_rounded)
 
 
-def numbers_of(assigner: Any, types: Types) -> Numbers:
+def numbers_of(assigner: Any, types: Types) -> AssignerConfig:
     """Return what an assigner is set to."""
     loss = on_assigner(assigner).overlap_loss
-    overlap = BoxKernel(BoxKind.HOST) if loss is None else loss.kernel
+    overlap = BoxKernel(BoxKind.STOCK) if loss is None else loss.kernel
     assert isinstance(overlap, BoxKernel)  # each of those that `tal_iou` takes has one
-    return Numbers(
+    return AssignerConfig(
         int(assigner.topk),
         int(topk2_of(assigner)),
         float(assigner.alpha),
@@ -254,17 +254,17 @@ def numbers_of(assigner: Any, types: Types) -> Numbers:
     )
 
 
-def class_terms_of(criterion: Any, assigned: Assigned) -> tuple[Targets, Optional[Formula]]:
+def class_terms_of(criterion: Any, assigned: Assigned) -> tuple[ClassTargets, Optional[ClassKernel]]:
     """Return targets and formula of a criterion's class term; None for a loss that the kernels do not know."""
     loss, module = fast.class_loss_of(criterion), criterion.bce
     weights = fast.weights_of(criterion)
-    targets = Targets(
+    targets = ClassTargets(
         assigned.label,
         assigned.score,
         float(getattr(module, "smoothing", 0.0)),
         None if weights is None else weights.float().contiguous(),
     )
-    return targets, loss.kernel if loss is not None and isinstance(loss.kernel, Formula) else None
+    return targets, loss.kernel if loss is not None and isinstance(loss.kernel, ClassKernel) else None
 
 
 def class_sum_of(criterion: Any, scores: Tensor, assigned: Assigned) -> Tensor:
@@ -275,7 +275,7 @@ def class_sum_of(criterion: Any, scores: Tensor, assigned: Assigned) -> Tensor:
     return term(criterion, scores, every, assigned.label.long(), assigned.score)
 
 
-def decoded(criterion: Any, outputs: Tensor, known: Known, wanted: Wanted, types: Types) -> Tensor:
+def decoded(criterion: Any, outputs: Tensor, known: Known, wanted: BoxTermConfig, types: Types) -> Tensor:
     """Return predicted boxes (b·A, 4) in cells as the host decodes them, by the kernel if that gives the same bits."""
     if is_decoded_exactly(criterion, outputs, known, wanted, types):
         return decode(outputs, known.anchors, wanted)
@@ -289,7 +289,7 @@ def decoded(criterion: Any, outputs: Tensor, known: Known, wanted: Wanted, types
 _exact: dict[tuple, bool] = {}
 
 
-def is_decoded_exactly(criterion: Any, outputs: Tensor, known: Known, wanted: Wanted, types: Types) -> bool:
+def is_decoded_exactly(criterion: Any, outputs: Tensor, known: Known, wanted: BoxTermConfig, types: Types) -> bool:
     """Return whether the kernel decodes as the host does, bit for bit: found out on random outputs of some images."""
     key = (outputs.device, outputs.dtype, outputs.shape, types)
     if key not in _exact:
@@ -318,14 +318,14 @@ def is_pointwise(loss: Loss) -> bool:
     return torch.allclose(whole[order], torch.cat(parts), rtol=1e-5, atol=1e-7)
 
 
-def count(meter: Meter, objects: Objects, assigned: Assigned, found: Tensor) -> None:
+def count(meter: Meter, objects: GtRows, assigned: Assigned, found: Tensor) -> None:
     """Count what was assigned, for the report; `found` are the boxes (b·A, 4) of all anchors in pixels."""
     boxes = objects.boxes.unsqueeze(0)
     is_object = boxes.sum(2, keepdim=True) > 0
     meter.add(boxes, is_object, assigned.row.clamp(min=0).long(), assigned.row >= 0, found)
 
 
-def assignment_outputs(criterion: Any, image: Tensor, objects: Objects, assigned: Assigned, known: Known) -> tuple:
+def assignment_outputs(criterion: Any, image: Tensor, objects: GtRows, assigned: Assigned, known: Known) -> tuple:
     """Return what tasks that add terms of their own read: foreground, objects, their boxes, anchors and strides."""
     if not fast.reads_assignment(criterion):
         return (None,) * 5
