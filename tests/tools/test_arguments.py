@@ -50,6 +50,7 @@ def test_training_keys_without_effect_are_named_once_and_unknown_ones_stay(writt
     assert not log.lines
 
 
+@pytest.mark.slow
 def test_verify_reads_a_recipe(written, tmp_path):
     assert "box focal-eiou(focal_gamma=0.5)" in verify.verify({**TINY, "cfg": RECIPE})[0]["runs"]
     assert "focal_gamma=0.2" in verify.verify({**TINY, "cfg": RECIPE, "focal_gamma": 0.2})[0]["runs"]
@@ -109,6 +110,7 @@ def test_one_device_of_a_file_gives_way_to_several(written):
     assert plan.devices == (0, 1) and "device" not in plan.args
 
 
+@pytest.mark.slow
 def test_curves_and_simulate_take_what_they_can_draw(written, tmp_path):
     file = written(
         "model: yolov8n.yaml\nloss: focal-eiou\nfocal_gamma: 0.3\ncls_loss: focal\ncls_focal_gamma: 1\nseed: 5\n"

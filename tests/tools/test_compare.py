@@ -74,6 +74,8 @@ def test_runs_differ_by_loss_and_seed_alone(compared):
     assert first["ciou", "0"]["train/box_loss"] < 0.9 * first["eiou", "0"]["train/box_loss"]
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("compared")
 def test_all_runs_have_one_engine(compared):
     """Otherwise `ciou`, whose numbers are stock, would take the host's step, and seconds would compare engines."""
     _, done = compared
