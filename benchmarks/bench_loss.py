@@ -51,12 +51,12 @@ from yolo_lossplug.ultralytics_hook.engines import fast
 
 N_BATCHES = 3
 BYTES_OF_STOCK = 17
-"""Peak bytes of the host for each element of (images, objects, anchors), as measured here in crowds."""
+"""Peak bytes of Ultralytics per element of (images, gts, anchors), as measured here in crowds."""
 ASSIGNER_CASES = ["mosaic30", "crowd300", "crowd1000", "skew1000"]
 
 
 def stock_class():
-    """Return the host's criterion as it lies on the disk, whatever has been done to the one in memory."""
+    """Return Ultralytics' criterion as installed, without patches."""
     spec = importlib.util.find_spec("ultralytics.utils.loss")
     fresh = importlib.util.spec_from_file_location("ultralytics.utils.stock_loss", spec.origin)
     module = importlib.util.module_from_spec(fresh)
@@ -65,23 +65,23 @@ def stock_class():
 
 
 def fake_model(device):
-    """Return what a criterion reads of a model."""
+    """Return an object with the attributes that a criterion reads from a model."""
     head = SimpleNamespace(stride=torch.tensor(STRIDES, device=device).float(), nc=N_CLASSES, reg_max=REG_MAX)
     parameter = torch.zeros(1, device=device)
     gains = IterableSimpleNamespace(box=7.5, cls=0.5, dfl=1.5)
     return SimpleNamespace(parameters=lambda: iter((parameter,)), args=gains, model=[head])
 
 
-class FullAnswer(yolo_lossplug.DetectionLoss):
-    """Ours, with the assigned targets that the detect task does not ask for."""
+class WithAssignment(yolo_lossplug.DetectionLoss):
+    """Ours, with the assigned targets that the detect task does not need."""
 
     def loss(self, preds, batch):
-        """Return everything."""
+        """Return assigned targets, loss and items."""
         return self.get_assigned_targets_and_loss(preds, batch)
 
 
 class OneImageAtATime(ultralytics.utils.tal.TaskAlignedAssigner):
-    """The host's assigner where its dense tensors do not fit: the way it takes itself when a GPU is out of memory."""
+    """Ultralytics' assigner where its dense tensors do not fit: its own fallback when a GPU is out of memory."""
 
     def _forward(self, pd_scores, *args, **kwargs):
         if len(pd_scores) > 1:
@@ -96,17 +96,17 @@ ENGINE = {"cpu": "fast", "cuda": "auto"}
 def make(side, case, device, cls=yolo_lossplug.DetectionLoss):
     """Return the criterion of a side, "stock" or "ours"."""
     model, (topk, topk2) = fake_model(device), case.topk
-    numbers = {"tal_topk": topk, **({} if topk2 is None else {"tal_topk2": topk2})}
+    settings = {"tal_topk": topk, **({} if topk2 is None else {"tal_topk2": topk2})}
     if side == "stock" and not case.loss:
-        return stock_class()(model, **numbers)
+        return stock_class()(model, **settings)
     name = ENGINE[device] if side == "ours" else "reference"
-    return cls(model, **numbers, loss_engine=name, **dict(case.loss))
+    return cls(model, **settings, loss_engine=name, **dict(case.loss))
 
 
-def needs(case, given):
-    """Return the bytes that the host needs for its dense tensors."""
-    n = int(torch.bincount(given.batch["batch_idx"].long().cpu()).max()) if given.n_objects else 0
-    return BYTES_OF_STOCK * case.batch * n * given.scores.shape[2]
+def needs(case, sample):
+    """Return the bytes that Ultralytics needs for its dense tensors."""
+    n = int(torch.bincount(sample.batch["batch_idx"].long().cpu()).max()) if sample.n_objects else 0
+    return BYTES_OF_STOCK * case.batch * n * sample.scores.shape[2]
 
 
 def autocast(device, amp):
@@ -114,15 +114,15 @@ def autocast(device, amp):
     return torch.autocast(device, torch.float16) if amp else contextlib.nullcontext()
 
 
-def step(criterion, given, device, amp=False):
-    """Take a step; return the loss, the gradients, and the seconds of both together."""
+def step(criterion, sample, device, amp=False):
+    """Take a step; return the loss, the gradients, and the seconds of forward and backward."""
     dtype = torch.float16 if amp else torch.float32
-    boxes, scores = (tensor.to(dtype).requires_grad_() for tensor in (given.boxes.detach(), given.scores.detach()))
-    feats = [feat.to(dtype) for feat in given.feats]
+    boxes, scores = (tensor.to(dtype).requires_grad_() for tensor in (sample.boxes.detach(), sample.scores.detach()))
+    feats = [feat.to(dtype) for feat in sample.feats]
     synchronise(device)
     start = time.perf_counter()
     with autocast(device, amp):
-        loss, _ = criterion({"boxes": boxes, "scores": scores, "feats": feats}, given.batch)
+        loss, _ = criterion({"boxes": boxes, "scores": scores, "feats": feats}, sample.batch)
     loss.sum().backward()
     synchronise(device)
     return loss.detach(), (boxes.grad, scores.grad), time.perf_counter() - start
@@ -134,32 +134,32 @@ def synchronise(device):
         torch.cuda.synchronize()
 
 
-def differences(case, given, device, amp, stock):
-    """Return what differs between both sides, empty if nothing does."""
+def differences(case, sample, device, amp, stock):
+    """Return the differences between both sides, empty if there are none."""
     ours = make("ours", case, device)
-    (loss, slopes, _), (other, other_slopes, _) = step(stock, given, device, amp), step(ours, given, device, amp)
-    found = []
+    (loss, grads, _), (other, other_grads, _) = step(stock, sample, device, amp), step(ours, sample, device, amp)
+    errors = []
     if not torch.allclose(other, loss, rtol=1e-4 if amp else 1e-5, atol=1e-6):
-        found.append(f"loss {loss.tolist()} and {other.tolist()}")
-    for name, one, two in zip(("boxes", "scores"), slopes, other_slopes):
+        errors.append(f"loss {loss.tolist()} and {other.tolist()}")
+    for name, one, two in zip(("boxes", "scores"), grads, other_grads):
         one = torch.zeros_like(two) if one is None else one
         error = float((two.float() - one.float()).norm() / one.float().norm().clamp(min=1e-9))
         if error > (5e-3 if amp else 1e-4):  # gradients themselves are rounded to half precision
-            found.append(f"gradient of {name} by {error:.1e}")
-    preds = {"boxes": given.boxes, "scores": given.scores, "feats": given.feats}
+            errors.append(f"gradient of {name} by {error:.1e}")
+    preds = {"boxes": sample.boxes, "scores": sample.scores, "feats": sample.feats}
     with torch.no_grad():
-        expected = stock.get_assigned_targets_and_loss(preds, given.batch)[0]
-        answer = make("ours", case, device, FullAnswer).get_assigned_targets_and_loss(preds, given.batch)[0]
-    n_different = int((expected[0] != answer[0]).sum())
-    is_foreground = expected[0] & answer[0]
-    n_different += int((expected[1] != answer[1])[is_foreground].sum())
+        expected = stock.get_assigned_targets_and_loss(preds, sample.batch)[0]
+        actual = make("ours", case, device, WithAssignment).get_assigned_targets_and_loss(preds, sample.batch)[0]
+    n_different = int((expected[0] != actual[0]).sum())
+    is_foreground = expected[0] & actual[0]
+    n_different += int((expected[1] != actual[1])[is_foreground].sum())
     if n_different:
-        found.append(f"{n_different} of {int(expected[0].sum())} positives")
-    return found
+        errors.append(f"{n_different} of {int(expected[0].sum())} positives")
+    return errors
 
 
 def alternate(sides, problems, n_pairs, seconds, take):
-    """Return the seconds of both sides, in pairs, the order ABBA, after one step each whose time comes first."""
+    """Return the seconds of one first step of each side, and of pairs of steps in the order ABBA."""
     first = [take(side, problems[0]) for side in sides]
     times, begin = ([], []), time.perf_counter()
     while len(times[0]) < n_pairs or (time.perf_counter() - begin < seconds and len(times[0]) < 60):
@@ -196,7 +196,7 @@ def measure(name, options):
         "objects": problems[0].n_objects,
         "baseline": "reference" if case.loss else "stock",
     }
-    if max(needs(case, given) for given in problems) > 0.8 * free_memory(device):
+    if max(needs(case, sample) for sample in problems) > 0.8 * free_memory(device):
         stock.assigner.__class__ = OneImageAtATime
         row["baseline"] = "stock, one image at a time"
     different = differences(case, problems[0], device, options.amp, stock)
@@ -205,7 +205,7 @@ def measure(name, options):
     ours = make("ours", case, device)
     n_pairs, seconds = (2, 0) if row["baseline"].endswith("time") else (options.pairs, options.seconds)
     first, times = alternate(
-        (stock, ours), problems, n_pairs, seconds, lambda c, given: step(c, given, device, options.amp)[2]
+        (stock, ours), problems, n_pairs, seconds, lambda c, sample: step(c, sample, device, options.amp)[2]
     )
     row.update(summary(times), first_call_ms=[1e3 * t for t in first])
     if device == "cuda":
@@ -221,28 +221,28 @@ def measure_huge_pages(name, options):
     problems = [problem(case, seed, "cpu") for seed in range(N_BATCHES)]
     criterion = make("ours", case, "cpu")
 
-    def take(min_bytes, given):
+    def take(min_bytes, sample):
         with mock.patch.object(huge_pages, "MIN_BYTES", min_bytes):
             start = time.process_time()
-            step(criterion, given, "cpu", options.amp)
+            step(criterion, sample, "cpu", options.amp)
             return time.process_time() - start
 
     _, times = alternate((math.inf, huge_pages.MIN_BYTES), problems, options.pairs, options.seconds, take)
     return {"case": name, "batch": case.batch, "baseline": "4 KiB pages", **summary(times)}
 
 
-def on_gpu(sides, given, amp):
-    """Return what a step of each side is on the GPU itself: milliseconds in which it works, and launches."""
+def on_gpu(sides, sample, amp):
+    """Return busy milliseconds and launches of a step of each side on the GPU."""
     row, dtype = {}, torch.float16 if amp else torch.float32
     for name, criterion in zip(("stock", "ours"), sides):
-        boxes, scores = (tensor.detach().to(dtype).requires_grad_() for tensor in (given.boxes, given.scores))
-        preds = {"boxes": boxes, "scores": scores, "feats": [feat.to(dtype) for feat in given.feats]}
+        boxes, scores = (tensor.detach().to(dtype).requires_grad_() for tensor in (sample.boxes, sample.scores))
+        preds = {"boxes": boxes, "scores": scores, "feats": [feat.to(dtype) for feat in sample.feats]}
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
             with autocast("cuda", amp):
-                loss, _ = criterion(preds, given.batch)
+                loss, _ = criterion(preds, sample.batch)
             torch.autograd.grad(loss.sum(), (boxes, scores))
             torch.cuda.synchronize()
-        # Calls of the driver are recorded too, as events of the host.
+        # Driver calls are recorded too, as CPU events.
         events = [e for e in profile.key_averages() if e.device_type == torch.autograd.DeviceType.CUDA]
         row[f"{name}_device_ms"] = sum(event.self_device_time_total for event in events) / 1e3
         row[f"{name}_launches"] = sum(event.count for event in events)
@@ -295,32 +295,32 @@ def memory(name, options, is_stock_too=True):
     row = {}
     for side in ("stock", "ours") if is_stock_too else ("ours",):
         words = [sys.executable, __file__, "--memory-of", side, name, "--device", options.device]
-        found = subprocess.run(
+        process = subprocess.run(
             [*words, "--engine", ENGINE[options.device], *(["--amp"] if options.amp else [])],
             env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"},
             capture_output=True,
             text=True,
             check=True,
         )
-        row[f"{side}_mib"] = json.loads(found.stdout.splitlines()[-1])
+        row[f"{side}_mib"] = json.loads(process.stdout.splitlines()[-1])
     return row
 
 
 def memory_of(side, name, device, amp):
-    """Print the MiB that a step needs beyond what was there: peak of forward, kept for backward, peak of the step."""
+    """Print the MiB that a step adds: peak of forward, memory saved for backward, peak of the step."""
     case = case_of(name)
     small = problem(CASES["b1"], 9, device)
     criterion = make(side, case, device)
     step(criterion, small, device, amp)
-    given = problem(case, 0, device)
+    sample = problem(case, 0, device)
     boxes, scores = (
-        tensor.to(torch.float16 if amp else torch.float32).requires_grad_() for tensor in (given.boxes, given.scores)
+        tensor.to(torch.float16 if amp else torch.float32).requires_grad_() for tensor in (sample.boxes, sample.scores)
     )
     gc.collect()
     gauge = GPUGauge() if device == "cuda" else HostGauge()
     with autocast(device, amp):
         loss, _ = criterion(
-            {"boxes": boxes, "scores": scores, "feats": [f.to(boxes.dtype) for f in given.feats]}, given.batch
+            {"boxes": boxes, "scores": scores, "feats": [f.to(boxes.dtype) for f in sample.feats]}, sample.batch
         )
     forward, kept = gauge.peak(), gauge.now()
     loss.sum().backward()
@@ -341,11 +341,11 @@ class HostGauge:
         return int(next(line for line in lines if line.startswith(key)).split()[1]) / 1024
 
     def now(self):
-        """Return what is held."""
+        """Return the current memory."""
         return self.read("VmRSS") - self.start
 
     def peak(self):
-        """Return the most that was held."""
+        """Return the peak memory."""
         return self.read("VmHWM") - self.start
 
 
@@ -358,11 +358,11 @@ class GPUGauge:
         self.start = torch.cuda.memory_allocated()
 
     def now(self):
-        """Return what is held."""
+        """Return the current memory."""
         return (torch.cuda.memory_allocated() - self.start) / 2**20
 
     def peak(self):
-        """Return the most that was held."""
+        """Return the peak memory."""
         return (torch.cuda.max_memory_allocated() - self.start) / 2**20
 
 
@@ -370,15 +370,15 @@ def measure_assigner(name, options):
     """Return the row of the assigner alone."""
     case, device = CASES[name], options.device
     inputs = [assigner_inputs(case, seed, device) for seed in range(N_BATCHES)]
-    numbers = {"topk": case.topk[0], "num_classes": N_CLASSES, "alpha": 0.5, "beta": 6.0, "stride": list(STRIDES)}
-    stock, ours = ultralytics.utils.tal.TaskAlignedAssigner(**numbers), yolo_lossplug.TaskAlignedAssigner(**numbers)
+    settings = {"topk": case.topk[0], "num_classes": N_CLASSES, "alpha": 0.5, "beta": 6.0, "stride": list(STRIDES)}
+    stock, ours = ultralytics.utils.tal.TaskAlignedAssigner(**settings), yolo_lossplug.TaskAlignedAssigner(**settings)
     if not all(torch.equal(one, other) for one, other in zip(stock(*inputs[0]), ours(*inputs[0]))):
         return {"case": name, "differs": ["assignment"]}
 
-    def take(assigner, given):
+    def take(assigner, sample):
         synchronise(device)
         start = time.perf_counter()
-        assigner(*given)
+        assigner(*sample)
         synchronise(device)
         return time.perf_counter() - start
 
@@ -387,57 +387,57 @@ def measure_assigner(name, options):
 
 
 def assigner_inputs(case, seed, device):
-    """Return what the host's criterion gives its assigner."""
-    given, taken = problem(case, seed, device), []
+    """Return the inputs of the assigner in Ultralytics' criterion."""
+    sample, recorded = problem(case, seed, device), []
     criterion = make("stock", case, device)
-    criterion.assigner.forward = lambda *args, **kwargs: taken.extend(args) or 1 / 0
+    criterion.assigner.forward = lambda *args, **kwargs: recorded.extend(args) or 1 / 0
     with contextlib.suppress(ZeroDivisionError), torch.no_grad():
-        criterion({"boxes": given.boxes, "scores": given.scores, "feats": given.feats}, given.batch)
-    return taken
+        criterion({"boxes": sample.boxes, "scores": sample.scores, "feats": sample.feats}, sample.batch)
+    return recorded
 
 
 def measure_focal(options):
-    """Return the row of the focal loss alone, forward and backward, against the host's class."""
+    """Return the row of the focal loss alone, forward and backward, against Ultralytics' class."""
     device, case = options.device, CASES["coco7"]
-    given = problem(case, 0, device)
+    sample = problem(case, 0, device)
     targets = fast.targets_of(
-        make("ours", case, device), given.batch, case.batch, torch.tensor([640.0, 640.0], device=device)
+        make("ours", case, device), sample.batch, case.batch, torch.tensor([640.0, 640.0], device=device)
     )
-    assigned = answer_of(case, given, device)
+    assigned = assignment_of(case, sample, device)
     label = targets.labels.flatten().long()[assigned.slot]
-    n_anchors = given.scores.shape[2]
+    n_anchors = sample.scores.shape[2]
     index = (assigned.anchor // n_anchors * N_CLASSES + label) * n_anchors + assigned.anchor % n_anchors
     dense = torch.zeros(case.batch, n_anchors, N_CLASSES, device=device)
     dense.view(-1, N_CLASSES)[assigned.anchor, label] = assigned.score
-    host, own = FocalLoss(2.0, 0.25), yolo_lossplug.create_class_loss("focal")
+    stock_loss, own = FocalLoss(2.0, 0.25), yolo_lossplug.create_class_loss("focal")
 
     def stock(scores):
-        return host(scores.permute(0, 2, 1).contiguous(), dense) * n_anchors  # which divides by their number
+        return stock_loss(scores.permute(0, 2, 1).contiguous(), dense) * n_anchors  # undo its mean
 
     def ours(scores):
         return class_sum(scores, index, assigned.score, own, background=own.background)
 
     def take(function, _):
-        scores = given.scores.detach().requires_grad_()
+        scores = sample.scores.detach().requires_grad_()
         synchronise(device)
         start = time.perf_counter()
         function(scores).backward()
         synchronise(device)
         return time.perf_counter() - start
 
-    if not torch.allclose(stock(given.scores), ours(given.scores), rtol=1e-4):
+    if not torch.allclose(stock(sample.scores), ours(sample.scores), rtol=1e-4):
         return {"case": "focal alone", "differs": ["loss"]}
-    _, times = alternate((stock, ours), [given], options.pairs, options.seconds, take)
+    _, times = alternate((stock, ours), [sample], options.pairs, options.seconds, take)
     return {"case": "focal alone", "batch": case.batch, "baseline": "FocalLoss", **summary(times)}
 
 
-def answer_of(case, given, device):
+def assignment_of(case, sample, device):
     """Return the assignment of a problem."""
     criterion = make("ours", case, device)
-    anchors = fast.anchors_of(criterion, given.feats, torch.float32)
-    targets = fast.targets_of(criterion, given.batch, case.batch, anchors.imgsz)
-    decoder = fast.Decoder(criterion, given.boxes, anchors, torch.float32)
-    return fast.assigned_by(criterion, decoder, given.scores, targets, {})
+    anchors = fast.anchors_of(criterion, sample.feats, torch.float32)
+    targets = fast.targets_of(criterion, sample.batch, case.batch, anchors.imgsz)
+    decoder = fast.Decoder(criterion, sample.boxes, anchors, torch.float32)
+    return fast.assigned_by(criterion, decoder, sample.scores, targets, {})
 
 
 def measure_training(name, case_name, options):
@@ -474,14 +474,14 @@ def measure_training(name, case_name, options):
     return {"case": f"{name} step, {case_name}", "batch": case.batch, "baseline": "stock", **summary(times)}
 
 
-def context(options):
-    """Return the line that says what was measured where."""
+def context(options, clock=""):
+    """Return the line with date, versions, device and settings."""
     cpu = next(
         (line.split(": ")[1] for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
         platform.machine(),
     )
     pages = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-    amp, clock = " · amp float16" * options.amp, " · CPU time" * options.huge_pages
+    amp = " · amp float16" * options.amp
     device = torch.cuda.get_device_name() if options.device == "cuda" else f"{cpu}, {options.threads} thread(s)"
     return (
         f"{datetime.date.today()} · ultralytics {ultralytics.__version__} · torch {torch.__version__} · {device}"
@@ -507,7 +507,7 @@ COLUMNS = (
 
 def table(rows):
     """Return rows as a Markdown table."""
-    columns = COLUMNS if any("ours_launches" in row for row in rows) else COLUMNS[:-2]  # the last are those of a GPU
+    columns = COLUMNS if any("ours_launches" in row for row in rows) else COLUMNS[:-2]  # the last two are for a GPU
     lines = ["| " + " | ".join(title for title, _ in columns) + " |", "|---" * len(columns) + "|"]
     for row in rows:
         cells = (
@@ -523,7 +523,7 @@ def spread(row):
 
 
 def mebibytes(row, *keys):
-    """Return what both sides need, "-" where it was not measured."""
+    """Return the memory of both sides, "-" where it was not measured."""
     stock, ours = row.get("stock_mib"), row.get("ours_mib")
     if not ours:
         return "-"
@@ -531,7 +531,7 @@ def mebibytes(row, *keys):
 
 
 def on_device(row, key, form):
-    """Return what both sides are on a GPU, "-" elsewhere."""
+    """Return a value of both sides on a GPU, "-" elsewhere."""
     return " / ".join(f"{row[f'{side}_{key}']:{form}}" for side in ("stock", "ours")) if f"ours_{key}" in row else "-"
 
 
@@ -585,7 +585,7 @@ def main():
     else:
         jobs = [lambda n=n: measure(n, options) for n in names]
         jobs += [lambda: measure_focal(options)] * ("focal" in names)
-    head, rows = context(options), []
+    head, rows = context(options, " · CPU time" * options.huge_pages), []
     print(head, flush=True)
     for job in jobs:
         rows.append(job())

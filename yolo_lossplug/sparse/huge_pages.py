@@ -2,8 +2,8 @@
 """Large buffers in huge pages, on Linux where transparent huge pages are set to `madvise`.
 
 A large buffer is allocated anew in every step, and the kernel maps it page by page at the first write; at 4 KiB a page
-that takes longer than the writing. `benchmarks/results/2026-11-25-cpu-huge-pages.md` has the gain, and
-`python benchmarks/bench_loss.py --huge-pages` measures it.
+that takes longer than the writing. With huge pages a step at batch 16 takes 29 to 42 % less CPU time, and at batch 4 as
+long as without (`python benchmarks/bench_loss.py --huge-pages`, `benchmarks/results/2026-11-25-cpu-huge-pages.md`).
 """
 
 from __future__ import annotations
