@@ -143,6 +143,6 @@ def reduce(value: Tensor, maximum: bool = False) -> Tensor:
     return value
 
 
-def of(state: Optional[Scope]) -> Scope:
+def scope_or_new(state: Optional[Scope]) -> Scope:
     """Return a scope, a fresh one for None."""
     return State().scoped("own") if state is None else state

@@ -20,7 +20,7 @@ PAPER = Paper(
     pages="516--520",
     doi="10.1145/2964284.2967274",
 )
-SMALLEST_IOU = 1e-6
+MIN_IOU = 1e-6
 """Floor of the IoU under the logarithm: a pair without overlap costs −ln 1e-6 = 13.8155."""
 
 
@@ -60,4 +60,4 @@ def log_iou(pred: Tensor, target: Tensor) -> Tensor:
     >>> log_iou(torch.tensor([[1.0, 1, 3, 3]]), torch.tensor([[0.0, 0, 4, 4]]))  # −ln(4/16)
     tensor([1.3863])
     """
-    return -Pair(pred, target).iou.clamp(min=SMALLEST_IOU).log()
+    return -Pair(pred, target).iou.clamp(min=MIN_IOU).log()

@@ -58,7 +58,7 @@ KFIOU = Paper(
 MIN_SIDE = 1e-2
 MAX_SIDE = 1e6
 """Sides outside are clamped: squared determinants of larger ones overflow float32."""
-LARGEST_DISTANCE = 100.0
+MAX_DISTANCE = 100.0
 """Larger Bhattacharyya distances are clamped to it, as in Ultralytics."""
 
 Tau = Annotated[float, Option("τ of 1 − 1/(τ + f): 1 gives the loss the range [0, 1)", at_least=1)]
@@ -117,7 +117,7 @@ def hellinger(p: Gaussian, t: Gaussian) -> Tensor:
     determinant = determinant_of_sum(p, t)
     shift = (p.spread(dx, dy) + t.spread(dx, dy)) / determinant / 4
     shape = (determinant / (4 * p.root * t.root)).log() / 2
-    return power(1 - torch.exp(-(shift + shape).clamp(0, LARGEST_DISTANCE)), 0.5)
+    return power(1 - torch.exp(-(shift + shape).clamp(0, MAX_DISTANCE)), 0.5)
 
 
 def wasserstein(p: Gaussian, t: Gaussian) -> Tensor:

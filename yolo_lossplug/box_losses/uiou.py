@@ -7,11 +7,11 @@ from typing import Annotated, Optional
 
 from torch import Tensor
 
-from yolo_lossplug import state as states
 from yolo_lossplug.box_losses.diou import ciou
 from yolo_lossplug.boxes import Pair
 from yolo_lossplug.paper import Paper
 from yolo_lossplug.registry import Option, box_loss
+from yolo_lossplug.state import Scope, scope_or_new
 
 PAPER = Paper(
     "https://arxiv.org/abs/2408.06636",
@@ -33,7 +33,7 @@ def uiou(
     pred: Tensor,
     target: Tensor,
     *,
-    state: Optional[states.Scope] = None,
+    state: Optional[Scope] = None,
     uiou_start: Annotated[float, Option("factor of the sides in the first epoch", above=0)] = 2.0,
     uiou_end: Annotated[float, Option("factor of the sides after the last epoch", above=0)] = 0.5,
 ) -> Tensor:
@@ -51,6 +51,6 @@ def uiou(
     Returns:
         Loss per pair (N,). The trade-off α of CIoU is detached.
     """
-    ratio = uiou_start + (uiou_end - uiou_start) * states.of(state).progress
+    ratio = uiou_start + (uiou_end - uiou_start) * scope_or_new(state).progress
     scaled = Pair(pred, target).scaled(ratio)
     return sum(ciou(scaled), 1 - scaled.iou)

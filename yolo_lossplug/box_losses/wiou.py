@@ -8,12 +8,12 @@ from typing import Annotated, Optional
 import torch
 from torch import Tensor
 
-from yolo_lossplug import state as states
 from yolo_lossplug.box_losses.algebra import Terms
 from yolo_lossplug.box_losses.modifiers import WEIGHT, weigh
 from yolo_lossplug.boxes import Pair, ratio
 from yolo_lossplug.paper import Paper
 from yolo_lossplug.registry import Option, box_loss, modifier
+from yolo_lossplug.state import Scope, scope_or_new
 
 PAPER = Paper(
     "https://arxiv.org/abs/2301.10051",
@@ -22,7 +22,7 @@ PAPER = Paper(
     "arXiv",
     2023,
 )
-SMALLEST_MEAN = 1e-4
+MIN_MEAN = 1e-4
 """Floor of the running mean that outliers are measured by: a run of perfect boxes must not divide by 0."""
 
 Momentum = Annotated[float, Option("weight of a step in the running mean of 1 − IoU", above=0, at_most=1)]
@@ -61,7 +61,7 @@ def wiou_v2(
     pred: Tensor,
     target: Tensor,
     *,
-    state: Optional[states.Scope] = None,
+    state: Optional[Scope] = None,
     wiou_gamma: Annotated[float, Option("exponent of the outlier degree; 0 is version 1", at_least=0)] = 0.5,
     wiou_momentum: Momentum = 0.01,
 ) -> Tensor:
@@ -92,7 +92,7 @@ def wiou_v3(
     pred: Tensor,
     target: Tensor,
     *,
-    state: Optional[states.Scope] = None,
+    state: Optional[Scope] = None,
     wiou_alpha: Alpha = 1.9,
     wiou_delta: Delta = 3.0,
     wiou_momentum: Momentum = 0.01,
@@ -124,7 +124,7 @@ def wiou_v3(
 def wise(
     terms: Terms,
     *,
-    state: Optional[states.Scope] = None,
+    state: Optional[Scope] = None,
     wiou_alpha: Alpha = 1.9,
     wiou_delta: Delta = 3.0,
     wiou_momentum: Momentum = 0.01,
@@ -144,11 +144,11 @@ def wise(
     return weigh(terms, focusing(outlier_degree(terms.pair, state, wiou_momentum), wiou_alpha, wiou_delta))
 
 
-def outlier_degree(pair: Pair, state: Optional[states.Scope], momentum: float) -> Tensor:
+def outlier_degree(pair: Pair, state: Optional[Scope], momentum: float) -> Tensor:
     """Return β = sg(1 − IoU)/m (N,), and count the pairs for the next m."""
     loss = 1 - pair.iou.detach()
-    mean = states.of(state).running_mean("iou_loss", loss, momentum, initial=1.0)
-    return loss / mean.to(loss.dtype).clamp(min=SMALLEST_MEAN)
+    mean = scope_or_new(state).running_mean("iou_loss", loss, momentum, initial=1.0)
+    return loss / mean.to(loss.dtype).clamp(min=MIN_MEAN)
 
 
 def focusing(beta: Tensor, alpha: float, delta: float) -> Tensor:

@@ -8,10 +8,10 @@ from typing import Annotated, Optional
 import torch
 from torch import Tensor
 
-from yolo_lossplug import state as states
 from yolo_lossplug.class_losses.bce import bce
 from yolo_lossplug.paper import Paper
 from yolo_lossplug.registry import Option, class_loss
+from yolo_lossplug.state import Scope, reduce, scope_or_new
 
 PAPER = Paper(
     "https://arxiv.org/abs/1811.05181",
@@ -40,7 +40,7 @@ def ghm(
     logits: Tensor,
     targets: Tensor,
     *,
-    state: Optional[states.Scope] = None,
+    state: Optional[Scope] = None,
     cls_ghm_bins: Annotated[
         int, Option("bins of the gradient length, each a pass over all elements", at_least=1, at_most=100)
     ] = 10,
@@ -58,12 +58,12 @@ def ghm(
     Returns:
         Loss per element, same shape. The weights are detached; the sum of N elements is that of the paper times N.
     """
-    remembered = states.of(state)
+    remembered = scope_or_new(state)
     gradient = (logits.detach().sigmoid() - targets).abs()
     bins = (gradient * cls_ghm_bins).long().clamp(max=cls_ghm_bins - 1)
     counts = torch.stack([(bins == i).sum() for i in range(cls_ghm_bins)]).to(gradient.dtype)
     if remembered.is_training:
-        counts = states.reduce(counts)
+        counts = reduce(counts)
     shares = counts / counts.sum().clamp(min=1)  # and not counts, so that batches of another size weigh the same
     old = remembered.get("shares", torch.zeros_like(shares)).to(shares.dtype)
     if remembered.is_training:

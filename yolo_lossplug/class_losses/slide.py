@@ -8,10 +8,10 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-from yolo_lossplug import state as states
 from yolo_lossplug.class_losses.bce import bce
 from yolo_lossplug.paper import Paper
 from yolo_lossplug.registry import class_loss
+from yolo_lossplug.state import Scope, reduce, scope_or_new
 
 PAPER = Paper(
     "https://arxiv.org/abs/2208.02019",
@@ -51,7 +51,7 @@ def slide(logits: Tensor, targets: Tensor) -> Tensor:
     formula="slide with μ a moving average over the steps",
     note="Community practice, no paper behind it. Has a state; μ starts at 1.",
 )
-def ema_slide(logits: Tensor, targets: Tensor, *, state: Optional[states.Scope] = None) -> Tensor:
+def ema_slide(logits: Tensor, targets: Tensor, *, state: Optional[Scope] = None) -> Tensor:
     """EMA-Slide = slide with μ ← d·μ + (1 − d)·mean, d = 0.999·(1 − e^(−n/2000)) at step n, μ = 1 at the start.
 
     Args:
@@ -62,11 +62,11 @@ def ema_slide(logits: Tensor, targets: Tensor, *, state: Optional[states.Scope] 
     Returns:
         Loss per element, same shape.
     """
-    remembered = states.of(state)
+    remembered = scope_or_new(state)
     total, count = _assigned(targets)
     mean, steps = remembered.get("target", total.new_ones(())), remembered.get("steps", total.new_zeros(()))
     if remembered.is_training:
-        total, count = states.reduce(torch.stack((total, count))).unbind()
+        total, count = reduce(torch.stack((total, count))).unbind()
         seen = (count > 0).to(steps.dtype)
         steps = steps + seen
         decay = 1 - (1 - DECAY * (1 - torch.exp(-steps / WARM_UP))) * seen  # no object, no step
