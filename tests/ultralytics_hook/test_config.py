@@ -108,6 +108,33 @@ def test_a_tuner_starts_from_the_defaults_of_our_keys(data, tmp_path):
         tuner(space={"focal_gamma": (0.1, 1.5)})
     with pytest.raises(LossPlugError, match="loss cannot be tuned: it is not a number"):
         tuner(space={"loss": (0, 1)})
+    with pytest.raises(LossPlugError, match=r"tal_topk cannot be tuned in \(8.2, 8.8\): it takes integers"):
+        tuner(space={"tal_topk": (8.2, 8.8)})
+
+
+def test_a_tuner_varies_integers_in_integers(data, tmp_path, monkeypatch):
+    """Runs that fail at once: what counts is what the tuner asks for."""
+    import subprocess
+
+    from ultralytics.engine import tuner
+
+    commands, actual = [], subprocess.run
+
+    def run(command, *args, **kwargs):
+        if "train" not in command:
+            return actual(command, *args, **kwargs)
+        commands.append(command)
+        raise subprocess.CalledProcessError(1, command)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(tuner, "plot_tune_results", lambda *_: None)
+    space = {"tal_topk": (8, 15), "cls_ghm_bins": (5, 30), "tal_beta": (2.0, 8.0)}
+    keys = {"cls_loss": "ghm", "optimizer": "SGD", "epochs": 1, "project": str(tmp_path)}
+    YOLO("yolov8n.yaml").tune(data=data, iterations=4, space=space, plots=False, **keys)
+    assert len(commands) == 4
+    asked = [dict(word.split("=", 1) for word in command if "=" in word) for command in commands]
+    assert all(8 <= int(args["tal_topk"]) <= 15 and 5 <= int(args["cls_ghm_bins"]) <= 30 for args in asked)
+    assert len({tuple(args[key] for key in space) for args in asked}) > 1
 
 
 @pytest.mark.parametrize("word", ["loss=none", "cls_loss=NONE", "loss=None", "--loss=none"])

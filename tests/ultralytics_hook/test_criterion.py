@@ -499,3 +499,56 @@ def test_branches_remember_apart_and_validation_remembers_nothing():
     assert all(run.tensors[key] != start[key] for key in start)
     assert run.tensors["one2many.iou_loss.mean"] != run.tensors["one2one.iou_loss.mean"]
     assert copy.deepcopy(criterion).one2one.bbox_loss.loss.state.state is run, "the moving average belongs to the run"
+
+
+@pytest.mark.parametrize("engine", ["reference", "fast"])
+@pytest.mark.parametrize("name", ["yolov8n", "yolov10n"])
+def test_topk_above_the_number_of_anchors_selects_all_of_them(name, engine):
+    """An image of 64 x 64 pixels has 64 + 16 + 4 = 84 anchors."""
+    made, data = model(name), batch(name)
+    with torch.no_grad():
+        preds = made(data["img"])
+    losses = [
+        evaluate(with_keys(made, loss="eiou", loss_engine=engine, tal_topk=topk), copy.deepcopy(preds), data)[0]
+        for topk in (84, 100, 1000)
+    ]
+    assert losses[0].equal(losses[1]) and losses[0].equal(losses[2])
+    assert losses[0].isfinite().all()
+
+
+def test_topk_above_the_number_of_anchors_of_rotated_boxes():
+    made, data = model("yolov8n-obb"), batch("yolov8n-obb")
+    with torch.no_grad():
+        preds = made(data["img"])
+    losses = [evaluate(with_keys(made, tal_topk=topk), copy.deepcopy(preds), data)[0] for topk in (84, 100)]
+    assert losses[0].equal(losses[1])
+
+
+def test_topk_above_the_number_of_anchors_in_the_sparse_assignment(monkeypatch):
+    """A GPU assigns sparsely however many anchors an image has."""
+    from yolo_lossplug.ultralytics_hook import assigner as hook
+
+    made, data = model("yolov8n"), batch("yolov8n")
+    with torch.no_grad():
+        preds = made(data["img"])
+    keys = {"loss": "eiou", "loss_engine": "fast", "tal_topk": 100}
+    expected = evaluate(with_keys(made, **keys), copy.deepcopy(preds), data)[0]
+    monkeypatch.setattr(hook, "is_exact", lambda *_: True)
+    sparse = []
+    assign = hook.assign
+    monkeypatch.setattr(hook, "assign", lambda *args, **given: sparse.append(given["topk"]) or assign(*args, **given))
+    torch.testing.assert_close(evaluate(with_keys(made, **keys), copy.deepcopy(preds), data)[0], expected)
+    assert sparse == [84]
+
+
+def test_an_assigner_of_a_third_party_keeps_what_it_overrides_beside_topk():
+    from yolo_lossplug.ultralytics_hook import assigner as hook
+
+    class Own(StockAssigner):
+        def iou_calculation(self, gt_bboxes, pd_bboxes):
+            return super().iou_calculation(gt_bboxes, pd_bboxes) / 2
+
+    own, stock = Own(topk=10, num_classes=3), StockAssigner(topk=10, num_classes=3)
+    for assigner in (own, stock):
+        hook.set_topk(assigner, 7)
+    assert hook.has_own_hooks(own) and not hook.has_own_hooks(stock)

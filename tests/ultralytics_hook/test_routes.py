@@ -214,6 +214,18 @@ def test_tune(data, tmp_path):
 
 
 @pytest.mark.slow
+def test_tune_of_an_integer(data, tmp_path):
+    code = (
+        "import sys\nfrom ultralytics import YOLO\n"
+        "space = {'tal_topk': (8, 15)}\n"
+        "YOLO('yolov8n.yaml').tune(data=sys.argv[1], iterations=2, space=space, **eval(sys.argv[2]))\n"
+    )
+    done = python(code, data, repr({**TINY, "project": str(tmp_path)}), cwd=tmp_path)
+    assert done.stdout.count("assigner tal(topk=") == 2
+    assert "2/2 iterations complete" in done.stdout
+
+
+@pytest.mark.slow
 def test_stock_tune_sees_none_of_our_keys(data, tmp_path):
     code = (
         "import sys\nfrom ultralytics import YOLO\n"

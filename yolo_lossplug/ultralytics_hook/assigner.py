@@ -9,6 +9,7 @@ from typing import Any, Callable, Optional
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from ultralytics.utils import tal
 from ultralytics.utils.ops import xywh2xyxy, xyxy2xywh
 
@@ -27,7 +28,7 @@ DENSE_ON_GPU = 30_000_000
 
 
 class OverlapMixin(Derived):
-    """An assigner that measures overlap with another IoU."""
+    """An assigner that measures overlap with another IoU, and takes a `topk` above the number of anchors."""
 
     @staticmethod
     def bases(cls: type) -> tuple[type, ...]:
@@ -40,6 +41,21 @@ class OverlapMixin(Derived):
         if overlap is None:
             return super().iou_calculation(gt_bboxes, pd_bboxes)  # type: ignore[misc]
         return overlap(pd_bboxes, gt_bboxes).to(pd_bboxes.dtype)
+
+    def select_topk_candidates(self, metrics: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Return which anchors are the best `topk` of each object (b, n, A), all of an image with fewer anchors.
+
+        Args:
+            metrics: Metrics (b, n, A), >= 0.
+            *args: Further arguments of the host's method.
+            **kwargs: The same by name.
+        """
+        n_anchors = metrics.shape[-1]
+        missing = max(0, self.topk - n_anchors)  # type: ignore[attr-defined]
+        if missing:  # `torch.topk` fails where it cannot select k
+            metrics = pad(metrics, (0, missing), value=-1.0)
+        selected: Tensor = super().select_topk_candidates(metrics, *args, **kwargs)  # type: ignore[misc]
+        return selected[..., :n_anchors]
 
 
 class TaskAlignedAssigner(OverlapMixin, tal.TaskAlignedAssigner):
@@ -129,10 +145,22 @@ class TaskAlignedAssigner(OverlapMixin, tal.TaskAlignedAssigner):
 
 def set_overlap(assigner: tal.TaskAlignedAssigner, name: str) -> None:
     """Make an assigner measure overlap with another IoU; its class stays, and what else it overrides stays too."""
-    if not isinstance(assigner, OverlapMixin):
-        assigner.__class__ = derive(OverlapMixin, type(assigner))
+    _derive_class(assigner)
     loss, attached = None if name == STOCK_BOX else create_box_loss(name), on_assigner(assigner)
     attached.overlap_loss, attached.overlap = loss, None if loss is None else assigner_overlap(loss)
+
+
+def set_topk(assigner: tal.TaskAlignedAssigner, topk: int) -> None:
+    """Set how many anchors an assigner selects for an object at most; all where an image has fewer."""
+    _derive_class(assigner)
+    assigner.topk = topk
+    if hasattr(assigner, "topk2"):
+        assigner.topk2 = topk
+
+
+def _derive_class(assigner: tal.TaskAlignedAssigner) -> None:
+    if not isinstance(assigner, OverlapMixin):
+        assigner.__class__ = derive(OverlapMixin, type(assigner))
 
 
 HOOKS = (
@@ -143,9 +171,10 @@ HOOKS = (
     "pair_overlaps",
     "select_candidates_in_gts",
     "select_highest_overlaps",
-    "select_topk_candidates",
 )
 """Methods that make the host's assignment what it is; those that a release lacks are left out."""
+OURS = {"forward": TaskAlignedAssigner, "iou_calculation": OverlapMixin, "select_topk_candidates": OverlapMixin}
+"""More of them, which we override ourselves, and the class that does."""
 
 
 def is_sparse(assigner: Any, dtypes: set[torch.dtype], points: Tensor) -> bool:
@@ -167,11 +196,10 @@ def is_sparse(assigner: Any, dtypes: set[torch.dtype], points: Tensor) -> bool:
 
 def has_own_hooks(assigner: Any) -> bool:
     """Return whether an assigner overrides what makes the host's assignment what it is, otherwise than we do."""
-    cls = type(assigner)
-    return (
-        any(getattr(cls, name, None) is not getattr(tal.TaskAlignedAssigner, name, None) for name in HOOKS)
-        or cls.iou_calculation not in (tal.TaskAlignedAssigner.iou_calculation, OverlapMixin.iou_calculation)
-        or cls.forward not in (tal.TaskAlignedAssigner.forward, TaskAlignedAssigner.forward)
+    cls = vars(type(assigner)).get("stock_class", type(assigner))  # a derived class hides what that overrides
+    return any(getattr(cls, name, None) is not getattr(tal.TaskAlignedAssigner, name, None) for name in HOOKS) or any(
+        getattr(cls, name) not in (getattr(tal.TaskAlignedAssigner, name), getattr(ours, name))
+        for name, ours in OURS.items()
     )
 
 
@@ -255,8 +283,8 @@ def sparse_assignment(
         objects,
         levels,
         measure,
-        topk=assigner.topk,
-        topk2=topk2_of(assigner),
+        topk=min(assigner.topk, objects.n_anchors),
+        topk2=min(topk2_of(assigner), objects.n_anchors),
         eps=assigner.eps,
     )
 

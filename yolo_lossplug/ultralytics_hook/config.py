@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -202,7 +204,8 @@ def settle_space(tuner: Any) -> None:
         tuner: A new tuner of Ultralytics.
 
     Raises:
-        LossPlugError: If a key has no effect with the losses that are chosen, or takes a name.
+        LossPlugError: If a key has no effect with the losses that are chosen, takes a name, or takes integers where
+            the space holds none.
     """
     args, unset = vars(tuner.args), keys()
     parameters = {**REGISTRY.parameters(), **NUMBERS}
@@ -212,6 +215,47 @@ def settle_space(tuner: Any) -> None:
         if key in parameters and args.get(key) == unset[key]:
             args[key] = parameters[key].default
     select(args)
+    integers = {key: integer_bounds(key, *tuner.space[key][:2]) for key in tuner.space if is_integer(key)}
+    for method in ("_constrain", "_mutate"):  # newer releases look for values that are not tried yet after the former
+        stock = getattr(tuner, method, None) if integers else None
+        if stock is not None:
+            setattr(tuner, method, functools.partial(with_integers, stock, integers))
+
+
+def is_integer(key: str) -> bool:
+    """Return whether a key is one of ours that takes integers."""
+    parameter = {**REGISTRY.parameters(), **NUMBERS}.get(key)
+    return parameter is not None and parameter.type is int
+
+
+def integer_bounds(key: str, low: float, high: float) -> tuple[int, int]:
+    """Return the smallest and the largest integer between the bounds of a key.
+
+    Raises:
+        LossPlugError: If there is none.
+    """
+    lower, upper = math.ceil(low), math.floor(high)
+    if lower > upper:
+        raise LossPlugError(
+            f"{key} cannot be tuned in ({low:g}, {high:g}): it takes integers, and there is none. Widen the bounds."
+        )
+    return lower, upper
+
+
+def with_integers(
+    stock: Callable[..., dict[str, Any]], integers: dict[str, tuple[int, int]], *args: Any, **kwargs: Any
+) -> dict[str, Any]:
+    """Return the values that a tuner's method returns, with integers for the keys that take them, as the host rounds.
+
+    Args:
+        stock: The method of the tuner.
+        integers: Bounds of these keys.
+        *args: Its arguments.
+        **kwargs: Its keyword arguments.
+    """
+    values = stock(*args, **kwargs)
+    rounded = {key: min(max(round(values[key]), low), high) for key, (low, high) in integers.items()}
+    return {**values, **rounded}
 
 
 def point_to_ours(base: dict[str, Any], custom: dict[str, Any]) -> None:

@@ -28,7 +28,7 @@ from yolo_lossplug.registry import ROTATED, SOFTMAX, LossPlugError
 from yolo_lossplug.selection.keys import CLASSIFY, STOCK_BOX, STOCK_CLASS, STOCK_ROTATED, refuse_unknown
 from yolo_lossplug.selection.select import Selection, class_weights, select
 from yolo_lossplug.state import Scope, State
-from yolo_lossplug.ultralytics_hook.assigner import set_overlap, topk2_of
+from yolo_lossplug.ultralytics_hook.assigner import set_overlap, set_topk, topk2_of
 from yolo_lossplug.ultralytics_hook.attached import on_assigner, on_criterion
 from yolo_lossplug.ultralytics_hook.engines import choice, fast
 from yolo_lossplug.ultralytics_hook.members import PluggedBboxLoss, PluggedClassLoss, PluggedSoftmaxLoss, self_test
@@ -335,11 +335,11 @@ def _put_class_loss(leaf: v8DetectionLoss, selection: Selection, scope: Scope, n
 
 def _set_numbers(assigner: Any, selection: Selection) -> None:
     """Set those numbers of an assigner that the user has chosen; a criterion's own stay otherwise."""
-    for key, attribute in (("tal_topk", "topk"), ("tal_alpha", "alpha"), ("tal_beta", "beta")):
+    for key, attribute in (("tal_alpha", "alpha"), ("tal_beta", "beta")):
         if key in selection.chosen:
             setattr(assigner, attribute, getattr(selection, key))
-    if "tal_topk" in selection.chosen and hasattr(assigner, "topk2"):
-        assigner.topk2 = selection.tal_topk
+    if "tal_topk" in selection.chosen:
+        set_topk(assigner, selection.tal_topk)
 
 
 def _of_task(selection: Selection, task: str) -> Selection:
