@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""A box loss of one's own, with an option that is a training key.
+"""A user-defined box loss, with an option that is a training key.
 
     python examples/own_loss.py
     yolo train model=yolov8n.yaml data=coco128.yaml loss=examples/own_loss.py:log_cosh log_cosh_scale=2
@@ -36,6 +36,6 @@ if __name__ == "__main__":
     from ultralytics.cfg import smart_value
 
     data = Path(__file__).parent.parent / "configs" / "data" / "shapes128.yaml"
-    given = {key: smart_value(value) for key, value in (word.split("=", 1) for word in sys.argv[1:])}
-    keys = {"epochs": 1, "imgsz": 96, "plots": False, **given}
+    cli_args = {key: smart_value(value) for key, value in (word.split("=", 1) for word in sys.argv[1:])}
+    keys = {"epochs": 1, "imgsz": 96, "plots": False, **cli_args}
     YOLO("yolov8n.yaml").train(data=str(data), loss="log-cosh", log_cosh_scale=2.0, **keys)

@@ -233,14 +233,14 @@ def test_unsupported_parts_are_named(step_inputs):
     made, preds, _ = step_inputs
     criterion = with_keys(made, loss_engine="triton")
     types = triton.types_of(0.5, preds["scores"])
-    assert triton.unknown(criterion, preds, types) is None
+    assert triton.why_no_kernel(criterion, preds, types) is None
     mixed = {**preds, "boxes": preds["boxes"].half()}
-    assert "boxes are torch.float16, scores torch.float32" in triton.unknown(criterion, mixed, types)
+    assert "boxes are torch.float16, scores torch.float32" in triton.why_no_kernel(criterion, mixed, types)
     criterion.assigner.topk = 1000
-    assert "an image has 84 anchors only" in triton.unknown(criterion, preds, types)
+    assert "an image has 84 anchors only" in triton.why_no_kernel(criterion, preds, types)
     set_overlap(criterion.assigner, "giou")
     criterion.assigner.lossplug.overlap_loss = None
-    assert "the assigner" in triton.unknown(criterion, preds, types)
+    assert "the assigner" in triton.why_no_kernel(criterion, preds, types)
 
 
 @pytest.mark.slow
@@ -252,12 +252,12 @@ def test_invalid_classes_stay_in_bounds(step_inputs):
 
 def test_the_number_of_cached_image_sizes_is_limited(step_inputs, monkeypatch):
     made, preds, data = step_inputs
-    monkeypatch.setattr(triton, "MOST_SIZES", 1)
+    monkeypatch.setattr(triton, "MAX_SIZES", 1)
     criterion = with_keys(made, loss_engine="triton")
     criterion(dict(preds), data)
     with torch.inference_mode():
         criterion(dict(preds), data)
-    assert len(criterion.lossplug.kernels.known) == 1
+    assert len(criterion.lossplug.kernels.cached) == 1
 
 
 # Whether they run.

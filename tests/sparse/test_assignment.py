@@ -31,7 +31,7 @@ def sparse_runs(monkeypatch):
     """Make tiny problems use the sparse assignment too, and record every use."""
     calls = []
     dense_outputs = hook.dense_outputs
-    monkeypatch.setattr(hook, "SMALLEST", {})
+    monkeypatch.setattr(hook, "MIN_SPARSE", {})
     monkeypatch.setattr(hook, "DENSE_ON_GPU", 0)
     monkeypatch.setattr(hook, "dense_outputs", lambda *args: calls.append(1) or dense_outputs(*args))
     return calls
@@ -238,7 +238,7 @@ def test_no_slots():
 def test_tiny_problems_use_the_dense_form():
     assert StockAssigner.forward is not TaskAlignedAssigner.forward
     inputs = problem("realistic", 0)
-    assert inputs[4].shape[1] * len(inputs[2]) * 2 < hook.SMALLEST["cpu"]
+    assert inputs[4].shape[1] * len(inputs[2]) * 2 < hook.MIN_SPARSE["cpu"]
     equal(pair(), inputs)
 
 

@@ -44,18 +44,18 @@ def outputs(preds):
 
 def compared(made, preds, data, n_steps=1, rtol=1e-5, **keys):
     """Assert that both engines give the same loss, items and gradients; return the criterion of the fast one."""
-    found = []
+    runs = []
     for name in ("reference", "fast"):
         criterion = with_keys(made, loss_engine=name, **keys)
         run = copy.copy(preds) if "boxes" in preds else {key: copy.copy(value) for key, value in preds.items()}
         inputs = outputs(run)
         for _ in range(n_steps):
             loss, items = criterion(dict(run), data)
-        found.append((loss, items, torch.autograd.grad(loss.sum(), inputs, allow_unused=True)))
-    (expected, expected_items, slopes), (loss, items, other_slopes) = found
+        runs.append((loss, items, torch.autograd.grad(loss.sum(), inputs, allow_unused=True)))
+    (expected, expected_items, grads), (loss, items, other_grads) = runs
     torch.testing.assert_close(loss, expected, rtol=rtol, atol=1e-6)
     assert list(items) == list(expected_items)
-    for one, other in zip(slopes, other_slopes):
+    for one, other in zip(grads, other_grads):
         if one is None:  # a host that does not reach the boxes where there is no object
             assert other is None or not other.any()
             continue
@@ -168,16 +168,16 @@ def test_mixed_precision(given, dtype):
     preds = {key: preds[key].to(dtype) for key in ("boxes", "scores")} | {
         "feats": [f.to(dtype) for f in preds["feats"]]
     }
-    found = []
+    runs = []
     for name in ("reference", "fast"):
         run = copy.copy(preds)
         inputs = outputs(run)
         with torch.autocast("cpu", dtype):
             loss, _ = with_keys(made, loss_engine=name, loss="giou")(dict(run), data)
-        found.append((loss, torch.autograd.grad(loss.sum(), inputs)))
-    (expected, slopes), (loss, other_slopes) = found
+        runs.append((loss, torch.autograd.grad(loss.sum(), inputs)))
+    (expected, grads), (loss, other_grads) = runs
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-6)
-    for one, other in zip(slopes, other_slopes):
+    for one, other in zip(grads, other_grads):
         assert other.dtype == dtype
         assert (other.float() - one.float()).norm() <= 1e-2 * one.float().norm()
 
@@ -285,8 +285,8 @@ def test_the_self_test_sees_a_host_that_has_changed(monkeypatch):
         return first, loss * torch.tensor([1.0, 1.001, 1.0]), items
 
     monkeypatch.setattr(v8DetectionLoss, "get_assigned_targets_and_loss", other)
-    error, slope_error = parity.self_test.__wrapped__("cpu", 16, strides)
-    assert error > parity.TOLERANCE and slope_error > parity.SLOPE_TOLERANCE
+    error, grad_error = parity.self_test.__wrapped__("cpu", 16, strides)
+    assert error > parity.TOLERANCE and grad_error > parity.GRAD_TOLERANCE
     monkeypatch.undo()
     monkeypatch.setattr(fast, "step", lambda *args: 1 / 0)
     assert parity.self_test.__wrapped__("cpu", 1, strides) == (float("inf"), float("inf"))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Ultralytics' task-aligned assigner on candidates only, and with an overlap to choose."""
+"""Ultralytics' task-aligned assigner on candidates only, and with a selectable overlap."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from yolo_lossplug.sparse.grid import Level, levels_of_shapes, points_of_levels,
 from yolo_lossplug.sparse.topk import Gts, is_exact
 from yolo_lossplug.ultralytics_hook.attached import Derived, derive, on_assigner
 
-SMALLEST = {"cpu": 300_000}
-"""Elements of (images, objects, anchors) below which the dense form takes less time, by kind of device."""
+MIN_SPARSE = {"cpu": 300_000}
+"""Minimum elements of (images, gts, anchors) at which the sparse form is faster, by device type."""
 DENSE_ON_GPU = 30_000_000
 """The same for a GPU: up to there it holds the dense form easily, and is faster with it."""
 
@@ -59,9 +59,9 @@ class OverlapMixin(Derived):
 
 
 class TaskAlignedAssigner(OverlapMixin, tal.TaskAlignedAssigner):
-    """Ultralytics' task-aligned assigner, which looks only at anchors inside boxes: same results, less of everything.
+    """Ultralytics' task-aligned assigner, on the anchors inside gt boxes only: same results, less time and memory.
 
-    Takes the host's own way where that is faster (tiny problems) and where its result depends on more than the
+    Falls back to the host's own form where that is faster (tiny problems) and where its result depends on more than the
     candidates: anchors that form no grids, boxes other than float32, metrics that are not finite, images so small that
     ties are broken in another way.
 
@@ -90,7 +90,7 @@ class TaskAlignedAssigner(OverlapMixin, tal.TaskAlignedAssigner):
         mask_gt: Tensor,
         **extra: Any,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Assign anchors to objects.
+        """Assign anchors to gts.
 
         Args:
             pd_scores: Scores (b, A, classes) in [0, 1].
@@ -98,41 +98,41 @@ class TaskAlignedAssigner(OverlapMixin, tal.TaskAlignedAssigner):
             anc_points: Anchor centres (A, 2) in pixels.
             gt_labels: Classes (b, n, 1).
             gt_bboxes: Boxes (b, n, 4) in pixels.
-            mask_gt: Which of them are objects (b, n, 1).
+            mask_gt: Which slots hold a gt (b, n, 1).
             **extra: What a subclass of the host's assigner takes besides.
 
         Returns:
-            Classes (b, A), boxes (b, A, 4), scores (b, A, classes), foreground (b, A) and objects (b, A) of anchors.
+            Classes (b, A), boxes (b, A, 4), scores (b, A, classes), foreground (b, A) and gt slots (b, A) of anchors.
         """
-        found = None
+        assignment = None
         n_dense = pd_scores.shape[0] * gt_bboxes.shape[1] * len(anc_points)
         if (
-            n_dense >= SMALLEST.get(pd_scores.device.type, DENSE_ON_GPU)
+            n_dense >= MIN_SPARSE.get(pd_scores.device.type, DENSE_ON_GPU)
             and not extra
             and is_sparse(self, {pd_bboxes.dtype, gt_bboxes.dtype}, anc_points)
         ):
             levels = self._levels(anc_points)
             if levels is not None:
-                objects = objects_of(mask_gt, len(anc_points))
-                place, begin, n_classes = objects.slot, objects.begin, pd_scores.shape[-1]
-                scores, boxes, gts = pd_scores.flatten(), pd_bboxes.flatten(0, 1), gt_bboxes.flatten(0, 1)[place]
-                first = begin * n_classes + gt_labels.flatten().long()[place]
+                gts = gts_of(mask_gt, len(anc_points))
+                slot, begin, n_classes = gts.slot, gts.begin, pd_scores.shape[-1]
+                scores, boxes, gt_boxes = pd_scores.flatten(), pd_bboxes.flatten(0, 1), gt_bboxes.flatten(0, 1)[slot]
+                first = begin * n_classes + gt_labels.flatten().long()[slot]
 
                 def measure(row: Tensor, anchor: Tensor) -> tuple[Tensor, Tensor]:
                     return metric_of(
-                        self, scores[first[row] + anchor * n_classes], gts[row], boxes[begin[row] + anchor]
+                        self, scores[first[row] + anchor * n_classes], gt_boxes[row], boxes[begin[row] + anchor]
                     )
 
-                found = sparse_assignment(self, objects, measure, levels, gt_bboxes, mask_gt)
-        if found is None:
+                assignment = sparse_assignment(self, gts, measure, levels, gt_bboxes, mask_gt)
+        if assignment is None:
             return super().forward(pd_scores, pd_bboxes, anc_points, gt_labels, gt_bboxes, mask_gt, **extra)
         self.bs, self.n_max_boxes = gt_bboxes.shape[:2]
-        return dense_outputs(found, gt_labels, gt_bboxes, pd_scores.shape)
+        return dense_outputs(assignment, gt_labels, gt_bboxes, pd_scores.shape)
 
     def _levels(self, points: Tensor) -> Optional[tuple[Level, ...]]:
-        """Return the grids that the points form. Those of the last call are tried first, and compared."""
-        for known in (True, False):
-            if not known:
+        """Return the grids that the points form. The cached grids of the last call are tried first."""
+        for is_cached in (True, False):
+            if not is_cached:
                 self._shapes = shapes_of_points(points)
             if self._shapes is None or sum(h * w for h, w in self._shapes) != len(points):
                 continue
@@ -204,20 +204,20 @@ def has_own_hooks(assigner: Any) -> bool:
 
 
 def topk2_of(assigner: Any) -> int:
-    """Return how many anchors an object keeps at last; older releases have no such number."""
+    """Return how many anchors a gt keeps at most; older releases do not have this setting."""
     return getattr(assigner, "topk2", assigner.topk)
 
 
 @functools.cache
 def fills_up_in_order(device_type: str) -> bool:
-    """Return whether `torch.topk` of this build fills up with zeros of the first k places, as the assignment needs."""
+    """Return whether `torch.topk` of this build fills up with zeros at the first k positions, as we assume."""
     rows = torch.zeros(8, 1024, device=device_type)
     rows[torch.arange(8), torch.arange(100, 900, 100)] = 1
     return bool((rows.topk(10).indices.sort().values[:, :9] < 10).all())
 
 
 def floor_of(assigner: Any) -> tuple[float, float]:
-    """Return the side below which an assigner widens an object's box, and to what; found out by asking it.
+    """Return the side below which an assigner widens a gt box, and the new side; measured by calling it.
 
     Releases differ: none before 8.4, the first stride until it became the second.
     """
@@ -227,14 +227,14 @@ def floor_of(assigner: Any) -> tuple[float, float]:
 
 @functools.lru_cache(maxsize=16)
 def _floor_of(select_candidates: Callable[..., Tensor], strides: tuple[float, ...], size: float) -> tuple[float, float]:
-    asked = SimpleNamespace(stride=list(strides), stride_val=size)
+    settings = SimpleNamespace(stride=list(strides), stride_val=size)
     centre, points = 512.0, torch.arange(1024).unsqueeze(1).add(0.5).expand(-1, 2).contiguous()
     floor = (0.0, 0.0)
     for stride in strides[:2]:
         side = stride - 1
         box = torch.tensor([centre - side / 2, centre - side / 2, centre + side / 2, centre + side / 2]).view(1, 1, 4)
         try:
-            inside = select_candidates(asked, points, box, torch.ones(1, 1, 1))
+            inside = select_candidates(settings, points, box, torch.ones(1, 1, 1))
         except (TypeError, AttributeError):  # the method takes no mask where it has no floor
             return floor
         if inside.sum() >= stride:
@@ -243,7 +243,7 @@ def _floor_of(select_candidates: Callable[..., Tensor], strides: tuple[float, ..
 
 
 def candidate_boxes(gt_bboxes: Tensor, mask_gt: Tensor, floor: tuple[float, float]) -> Tensor:
-    """Return the boxes (b, n, 4) inside which objects look for anchors, by the host's operations in their order."""
+    """Return the boxes (b, n, 4) whose anchors are candidates of the gts, by the host's operations in their order."""
     threshold, size = floor
     if not threshold:
         return gt_bboxes
@@ -253,15 +253,15 @@ def candidate_boxes(gt_bboxes: Tensor, mask_gt: Tensor, floor: tuple[float, floa
     return xywh2xyxy(boxes)
 
 
-def objects_of(mask_gt: Tensor, n_anchors: int) -> Gts:
-    """Return the objects that a mask (b, n, 1) names; there may be holes in it."""
-    image, place = mask_gt.squeeze(-1).nonzero(as_tuple=True)
-    return Gts(image, place, mask_gt.shape[0], mask_gt.shape[1], n_anchors)
+def gts_of(mask_gt: Tensor, n_anchors: int) -> Gts:
+    """Return the gts of a mask (b, n, 1), in which slots may be empty."""
+    image, slot = mask_gt.squeeze(-1).nonzero(as_tuple=True)
+    return Gts(image, slot, mask_gt.shape[0], mask_gt.shape[1], n_anchors)
 
 
 def sparse_assignment(
     assigner: Any,
-    objects: Gts,
+    gts: Gts,
     measure: Measure,
     levels: tuple[Level, ...],
     gt_bboxes: Tensor,
@@ -271,50 +271,50 @@ def sparse_assignment(
 
     Args:
         assigner: The assigner.
-        objects: The G objects.
-        measure: Takes objects (P,) and anchors (P,) of their images; returns metric and overlap (P,).
+        gts: The G gts.
+        measure: Takes gts (P,) and anchors (P,) of their images; returns metric and overlap (P,).
         levels: The anchors.
         gt_bboxes: Boxes (b, n, 4).
-        mask_gt: Which of them are objects (b, n, 1).
+        mask_gt: Which slots hold a gt (b, n, 1).
     """
     boxes = candidate_boxes(gt_bboxes, mask_gt, floor_of(assigner))
     return assign(
-        boxes[objects.image, objects.image_slot],
-        objects,
+        boxes[gts.image, gts.image_slot],
+        gts,
         levels,
         measure,
-        topk=min(assigner.topk, objects.n_anchors),
-        topk2=min(topk2_of(assigner), objects.n_anchors),
+        topk=min(assigner.topk, gts.n_anchors),
+        topk2=min(topk2_of(assigner), gts.n_anchors),
         eps=assigner.eps,
     )
 
 
 def metric_of(assigner: Any, scores: Tensor, gt_bboxes: Tensor, pd_bboxes: Tensor) -> tuple[Tensor, Tensor]:
-    """Return metric and overlap (P,) of pairs, from scores (P,), boxes of objects (P, 4) and of anchors (P, 4)."""
+    """Return metric and overlap (P,) of pairs, from scores (P,), gt boxes (P, 4) and predicted boxes (P, 4)."""
     overlap = assigner.iou_calculation(gt_bboxes, pd_bboxes)
     return scores.pow(assigner.alpha) * overlap.pow(assigner.beta), overlap
 
 
-def assigned_targets(found: Assignment, gt_bboxes: Tensor, n_anchors: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return foreground (b, A), objects (b, A) and their boxes (b, A, 4); other anchors have the first object's."""
-    b, n_places = gt_bboxes.shape[:2]
+def assigned_targets(assignment: Assignment, gt_bboxes: Tensor, n_anchors: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return foreground (b, A), gt slots (b, A) and gt boxes (b, A, 4); other anchors have those of slot 0."""
+    b, n_slots = gt_bboxes.shape[:2]
     foreground = torch.zeros(b * n_anchors, dtype=torch.bool, device=gt_bboxes.device)
-    foreground[found.anchor] = True
-    index = found.anchor.new_zeros(b * n_anchors)
-    index[found.anchor] = found.slot % max(1, n_places)
+    foreground[assignment.anchor] = True
+    index = assignment.anchor.new_zeros(b * n_anchors)
+    index[assignment.anchor] = assignment.slot % max(1, n_slots)
     foreground, index = foreground.view(b, -1), index.view(b, -1)
-    if not n_places:
+    if not n_slots:
         return foreground, index, gt_bboxes.new_zeros(b, n_anchors, 4)
     return foreground, index, gt_bboxes.gather(1, index.unsqueeze(-1).expand(-1, -1, 4))
 
 
 def dense_outputs(
-    found: Assignment, gt_labels: Tensor, gt_bboxes: Tensor, shape: torch.Size
+    assignment: Assignment, gt_labels: Tensor, gt_bboxes: Tensor, shape: torch.Size
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return an assignment as the five tensors of the host's assigner; `shape` is (b, A, classes)."""
     b, n_anchors, n_classes = shape
-    foreground, index, boxes = assigned_targets(found, gt_bboxes, n_anchors)
+    foreground, index, boxes = assigned_targets(assignment, gt_bboxes, n_anchors)
     labels = gt_labels.long().squeeze(-1).gather(1, index).clamp_(0)
-    scores = found.score.new_zeros(b * n_anchors, n_classes)
-    scores[found.anchor, labels.flatten()[found.anchor]] = found.score
+    scores = assignment.score.new_zeros(b * n_anchors, n_classes)
+    scores[assignment.anchor, labels.flatten()[assignment.anchor]] = assignment.score
     return labels, boxes, scores.view(shape), foreground, index

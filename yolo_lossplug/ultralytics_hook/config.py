@@ -34,7 +34,7 @@ FOREIGN_FAMILIES = {"rtdetr": "RT-DETR", "-world": "YOLO-World", "yoloe": "YOLOE
 
 
 def register_own(custom: dict[str, Any], *bases: dict[str, Any]) -> None:
-    """Load the user's own losses that the arguments name, so that their options are keys when keys are checked.
+    """Load the user-defined losses that the arguments name, so that the key check knows their options.
 
     Args:
         custom: What the user gave.
@@ -96,7 +96,7 @@ def check_given(base: dict[str, Any], custom: dict[str, Any]) -> None:
 
 
 def refuse_unknown(given: dict[str, Any]) -> None:
-    """Check that Ultralytics or we know every key, as `yolo` does; losses of the user's own are loaded.
+    """Check that Ultralytics or we know every key, as `yolo` does; user-defined losses are loaded.
 
     Raises:
         LossPlugError: If a key is unknown.

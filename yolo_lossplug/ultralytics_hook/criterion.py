@@ -41,16 +41,16 @@ STOCK_TOPK = inspect.signature(v8DetectionLoss.__init__).parameters["tal_topk"].
 ONE_TO_ONE = "one2one"
 """The branch of an end-to-end head whose every gt has one anchor."""
 TOLERANCE = 1e-4
-"""Largest relative error of the host's box loss, beside ours, with which it is taken for CIoU."""
+"""Maximum relative error of the host's box loss, against our CIoU, with which it counts as CIoU."""
 
 
 class PluggedCriterion:
-    """A criterion of Ultralytics that trains with the losses that its model's arguments, or its own, name.
+    """An Ultralytics criterion with the losses that its own or its model's arguments select.
 
     Args:
         model: The model, de-paralleled; ``model.args`` may hold our keys.
         *args_: Further arguments of the host's criterion.
-        **kwargs: Our keys, which go before those of ``model.args``, and keyword arguments of the host's criterion.
+        **kwargs: Our keys, which override those of ``model.args``, and keyword arguments of the host's criterion.
 
     Raises:
         LossPlugError: If a key is wrong, or cannot be used with this criterion.
@@ -60,10 +60,10 @@ class PluggedCriterion:
 
     def __init__(self, model: nn.Module, *args_: Any, **kwargs: Any) -> None:
         host, branch = {}, "main"
-        if kwargs.get("tal_topk2") is not None:  # a one-to-one head, which keeps the numbers that the host gives it
+        if kwargs.get("tal_topk2") is not None:  # a one-to-one head, which keeps the host's values
             host = {key: kwargs.pop(key) for key in ("tal_topk", "tal_topk2") if key in kwargs}
             branch = ONE_TO_ONE
-        elif kwargs.get("tal_topk") == STOCK_TOPK:  # the host's compound criteria spell their default out
+        elif kwargs.get("tal_topk") == STOCK_TOPK:  # the host's compound criteria pass their default explicitly
             del kwargs["tal_topk"]
         args = arguments(model)
         selection = select({**args, "task": self.task, **kwargs})
@@ -76,7 +76,7 @@ class PluggedCriterion:
 class WithGains:
     """A model as a criterion of the host reads it, whose arguments are a namespace with all gains.
 
-    Those of a loaded model are a dict, and those of one that was made by hand lack the gains, or are not there.
+    Arguments of a loaded model are a dict; those of a model built by hand lack the gains or are missing.
     """
 
     def __init__(self, model: Any) -> None:
@@ -138,17 +138,17 @@ def plug(
 
     Args:
         criterion: Any criterion of the host.
-        selection: What to train with.
-        state: What the run remembers; None for a state of the criterion's own.
+        selection: Selected losses.
+        state: State of the run's losses; None for a new state.
         names: Names of the classes by index.
-        collector: What the run reports of the assignment, if it does.
-        branch: Name of the criterion where it is no compound of others.
+        collector: Collector of the run's assignment report, if it writes one.
+        branch: Name of the criterion if it is not a compound of others.
 
     Returns:
         The criterion.
 
     Raises:
-        LossPlugError: If it has no place for what is selected.
+        LossPlugError: If the criterion cannot use what is selected.
     """
     if not selection.is_active:
         return criterion
@@ -177,20 +177,20 @@ def is_plugged(criterion: Any, selection: Selection) -> bool:
 
 
 def differences(criterion: Any, selection: Selection, role: str = "training") -> list[str]:
-    """Return what a criterion runs otherwise than it should: the key, what was asked for, and what runs.
+    """Return where a criterion deviates from the selection: the key, the requested value and the one that runs.
 
     Args:
         criterion: Any criterion.
         selection: What is selected.
-        role: What the criterion is for, as the message names it.
+        role: Role of the criterion in the messages.
     """
     if isinstance(criterion, PluggedSoftmaxLoss):
         is_same = criterion.lossplug == selection and criterion.loss == selection.cls
         return [] if is_same else [f"cls_loss={selection.cls} was requested, but {role} runs {criterion.loss}"]
     leaves = branch_criteria(criterion)
     if not leaves:
-        asked = f"loss={selection.box} " if selection.task != CLASSIFY else ""
-        return [f"{asked}cls_loss={selection.cls} was requested, but {role} runs {type(criterion).__name__}"]
+        requested = f"loss={selection.box} " if selection.task != CLASSIFY else ""
+        return [f"{requested}cls_loss={selection.cls} was requested, but {role} runs {type(criterion).__name__}"]
     return [text for leaf in leaves for text in _differences(leaf, selection, role)]
 
 
@@ -198,8 +198,8 @@ def _differences(leaf: v8DetectionLoss, selection: Selection, role: str) -> list
     attached, actual = on_criterion(leaf), running(leaf)
     if attached.selection is None:
         module = type(leaf.bbox_loss).__name__
-        asked = f"loss={selection.box} cls_loss={selection.cls}"
-        return [f"{asked} was requested, but {role} runs {type(leaf).__name__} with {module}"]
+        requested = f"loss={selection.box} cls_loss={selection.cls}"
+        return [f"{requested} was requested, but {role} runs {type(leaf).__name__} with {module}"]
     wrong = [
         f"{key}={value} was requested, but {role} runs {key}={actual[key]}"
         for key, value in attached.running.items()
@@ -216,7 +216,7 @@ def _differences(leaf: v8DetectionLoss, selection: Selection, role: str) -> list
 
 
 def running(leaf: v8DetectionLoss) -> dict[str, Any]:
-    """Return what a criterion runs, by key, read from its members and not from what was asked for."""
+    """Return what a criterion runs, by key, read from its members and not from the requested keys."""
     assigner, is_fast = leaf.assigner, isinstance(leaf, fast.FastMixin)
     overlap, decision = on_assigner(assigner).overlap_loss, on_criterion(leaf).decision
     rotated = isinstance(assigner, tal.RotatedTaskAlignedAssigner)
@@ -233,7 +233,7 @@ def running(leaf: v8DetectionLoss) -> dict[str, Any]:
 
 
 def _stock_name(module: Any) -> str:
-    """Return what a box loss of the host computes; that of a fork has no name of ours."""
+    """Return what a box loss of the host computes; the class name for that of a fork."""
     if type(module) is RotatedBboxLoss:
         return STOCK_ROTATED
     if type(module) is BboxLoss:
@@ -242,12 +242,12 @@ def _stock_name(module: Any) -> str:
 
 
 def is_host_ciou() -> bool:
-    """Return whether the host's box loss is CIoU; that of a fork may be another."""
+    """Return whether the host's box loss is CIoU; that of a fork may differ."""
     return self_test() < TOLERANCE
 
 
 def has_stock_bce(leaf: v8DetectionLoss) -> bool:
-    """Return whether the class loss of a criterion is the host's, without weights that somebody else has put in."""
+    """Return whether the class loss of a criterion is the host's, without third-party weights."""
     module = leaf.bce
     return type(module) is nn.BCEWithLogitsLoss and module.weight is None and module.pos_weight is None
 
@@ -260,7 +260,7 @@ def _described(module: Any) -> str:
 def branches(criterion: Any, name: str = "main", depth: int = 3) -> Iterator[tuple[str, v8DetectionLoss]]:
     """Yield the criteria inside one that hold a box loss, a class loss and an assigner, with the names of branches.
 
-    Looked for are attributes that are criteria, or are called as one, in compound criteria and in wrappers.
+    Searches the callable attributes of compound criteria and of wrappers.
     """
     if isinstance(criterion, v8DetectionLoss):
         yield name, criterion
@@ -276,7 +276,7 @@ def branch_criteria(criterion: Any) -> list[v8DetectionLoss]:
 
 
 def is_one_to_one(branch: str, leaf: v8DetectionLoss) -> bool:
-    """Return whether a criterion is that of a one-to-one head, which keeps the numbers of its assigner."""
+    """Return whether a criterion is that of a one-to-one head, which keeps the settings of its assigner."""
     return branch == ONE_TO_ONE or topk2_of(leaf.assigner) < leaf.assigner.topk
 
 
@@ -291,9 +291,9 @@ def _plug_leaf(
         stock = fast.stock_bbox_loss(leaf.bbox_loss)
         leaf.bbox_loss = PluggedBboxLoss(stock, selection.box.within(scope), leaf.stride)
     if not selection.has_stock_class_loss:
-        _put_class_loss(leaf, selection, scope, names)
+        _install_class_loss(leaf, selection, scope, names)
     if not is_one_to_one(branch, leaf):
-        _set_numbers(leaf.assigner, selection)
+        _set_assigner_options(leaf.assigner, selection)
     if selection.tal_iou != STOCK_BOX:
         set_overlap(leaf.assigner, selection.tal_iou)
     choice.install(leaf, choice.decide(selection.loss_engine, leaf))
@@ -301,7 +301,7 @@ def _plug_leaf(
 
 
 def _stock_members(leaf: v8DetectionLoss, selection: Selection) -> dict[str, Any]:
-    """Return what should be the host's own by key, and is not where a criterion ran something else before."""
+    """Return the keys selected as the host's own where the criterion still holds another member from before."""
     stock: dict[str, Any] = {}
     if selection.has_stock_box_loss and isinstance(leaf.bbox_loss, PluggedBboxLoss) and is_host_ciou():
         stock["loss"] = selection.box.name
@@ -317,7 +317,7 @@ def _is_forks(leaf: v8DetectionLoss, selection: Selection) -> bool:
     return selection.box.name == STOCK_BOX and type(leaf.bbox_loss) is BboxLoss and not is_host_ciou()
 
 
-def _put_class_loss(leaf: v8DetectionLoss, selection: Selection, scope: Scope, names: Mapping[int, str]) -> None:
+def _install_class_loss(leaf: v8DetectionLoss, selection: Selection, scope: Scope, names: Mapping[int, str]) -> None:
     if not isinstance(leaf.bce, PluggedClassLoss) and not has_stock_bce(leaf):
         keys = [key for key in ("cls_loss", "cls_smoothing", "cls_weights") if key in selection.given]
         raise LossPlugError(
@@ -333,7 +333,7 @@ def _put_class_loss(leaf: v8DetectionLoss, selection: Selection, scope: Scope, n
     )
 
 
-def _set_numbers(assigner: Any, selection: Selection) -> None:
+def _set_assigner_options(assigner: Any, selection: Selection) -> None:
     """Set those numbers of an assigner that the user has chosen; a criterion's own stay otherwise."""
     for key, attribute in (("tal_alpha", "alpha"), ("tal_beta", "beta")):
         if key in selection.chosen:
@@ -343,6 +343,6 @@ def _set_numbers(assigner: Any, selection: Selection) -> None:
 
 
 def _of_task(selection: Selection, task: str) -> Selection:
-    """Return what was asked for as the task of a criterion takes it, where nobody has said which task it is."""
-    given = {key: value for key, value in selection.resolved().items() if key in selection.given}
-    return select({**given, "task": task})
+    """Select again for the task of a criterion, where no task was given."""
+    args = {key: value for key, value in selection.resolved().items() if key in selection.given}
+    return select({**args, "task": task})

@@ -30,7 +30,7 @@ class PluggedBboxLoss(nn.Module):
     def __init__(self, stock: BboxLoss, loss: Loss, stride: Tensor) -> None:
         super().__init__()
         self.stock, self.loss, self.stride = stock, loss, stride
-        if loss.state is not None:  # ranks agree about what is remembered from the first step on
+        if loss.state is not None:  # all ranks have the same state tensors from the first step on
             empty = stride.new_zeros((0, 4)).float()
             with torch.no_grad():
                 loss(empty, empty)
@@ -47,7 +47,7 @@ class PluggedBboxLoss(nn.Module):
         *extra: Any,
     ) -> tuple[Tensor, Tensor]:
         """Return the IoU and the DFL term, as the host's module does; boxes are in grid cells of their level."""
-        # The host computes its CIoU of the detached boxes in vain: cheaper than a copy of its DFL for every release.
+        # The host's CIoU of the detached boxes is discarded: simpler than a copy of its DFL for every release.
         dfl = self.stock(
             pred_dist,
             pred_bboxes.detach(),
@@ -64,7 +64,7 @@ class PluggedBboxLoss(nn.Module):
         return (per_box * weight).sum() / target_scores_sum, dfl
 
     def context(self, anchor_points: Tensor, anchors: Tensor) -> dict[str, Tensor]:
-        """Return stride (N, 1) and network input size (2,) in pixels, read off the anchors, if the loss wants them."""
+        """Return stride (N, 1) and network input size (2,) in pixels, from the anchors, if the loss needs them."""
         if not self.loss.context & {"stride", "imgsz"}:
             return {}
         # Older releases do not pass them. Every level starts at the cell centre (0.5, 0.5), and only there.
@@ -80,7 +80,7 @@ class PluggedClassLoss(nn.Module):
     Args:
         loss: Class loss to use.
         smoothing: ε of label smoothing: targets of assigned anchors become y·(1 − ε/2) + (1 − y)·ε/2.
-        is_weighted: Whether the host multiplies class weights of its own into the result.
+        is_weighted: Whether the host multiplies the result by its own class weights.
         weights: Weights of the classes (classes,), None for none.
     """
 
@@ -93,7 +93,7 @@ class PluggedClassLoss(nn.Module):
     def forward(self, pred: Tensor, target: Tensor) -> Tensor:
         """Return the loss of each element; `pred` are logits (b, anchors, classes), `target` their soft targets."""
         if self.smoothing:
-            # Only assigned anchors: lifting the other 8,000 negatives of every class would swamp the sum.
+            # Only assigned anchors: smoothing the other 8,000 negatives of every class would dominate the sum.
             assigned = target.amax(-1, keepdim=True) > 0
             target = torch.where(assigned, target * (1 - self.smoothing) + self.smoothing / 2, target)
         result = self.loss(pred, target)
@@ -108,7 +108,7 @@ class PluggedSoftmaxLoss:
 
     Args:
         stock: The host's criterion.
-        selection: What to train with.
+        selection: Selected losses.
         weights: Weights of the classes (classes,), None for none.
     """
 
@@ -131,9 +131,9 @@ class PluggedSoftmaxLoss:
 
 
 def self_test() -> float:
-    """Return how far our CIoU in the host's seams is from the host's own, relative, on random boxes.
+    """Return the maximum relative error of our CIoU in the host's criterion, against the host's own, on random boxes.
 
-    A run with our losses rests on how the host calls its box loss, how it weighs and sums, and what its boxes are.
+    It shows whether the host still calls its box loss, weights and sums it, and represents boxes as we expect.
     """
     return _self_test(BboxLoss.forward)
 
@@ -148,10 +148,10 @@ def _self_test(forward: Any) -> float:
     targets = boxes + torch.randn(2, 64, 4, generator=rng) * 0.1
     scores = torch.rand(2, 64, 3, generator=rng)
     foreground = torch.rand(2, 64, generator=rng) > 0.5
-    given: tuple[Any, ...] = (torch.randn(2, 64, 64, generator=rng), boxes, anchors, targets, scores, scores.sum())
+    args: tuple[Any, ...] = (torch.randn(2, 64, 64, generator=rng), boxes, anchors, targets, scores, scores.sum())
     stock = BboxLoss(16)
     extra: tuple[Any, ...] = (torch.tensor([64.0, 64.0]), torch.full((64, 1), 8.0))
-    extra = extra[: len(inspect.signature(stock.forward).parameters) - len(given) - 1]
-    theirs = stock(*given, foreground, *extra)
-    ours = PluggedBboxLoss(stock, create_box_loss(STOCK_BOX), torch.tensor([8.0]))(*given, foreground, *extra)
-    return max(float((a - b).abs() / a.abs().clamp(min=1e-9)) for a, b in zip(theirs, ours))
+    extra = extra[: len(inspect.signature(stock.forward).parameters) - len(args) - 1]
+    expected = stock(*args, foreground, *extra)
+    actual = PluggedBboxLoss(stock, create_box_loss(STOCK_BOX), torch.tensor([8.0]))(*args, foreground, *extra)
+    return max(float((a - b).abs() / a.abs().clamp(min=1e-9)) for a, b in zip(expected, actual))

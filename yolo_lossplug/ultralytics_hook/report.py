@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""The report of the assignment: which objects get how many anchors, epoch after epoch, as a table and as a plot.
+"""The report of the assignment: how many anchors gts get, by size and epoch, as a table and as a plot.
 
-Everything is counted where an assigner has just been asked in training, on its device, and read once an epoch.
+Counts are added after each call of an assigner in training, on its device, and read once per epoch.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ from yolo_lossplug.ultralytics_hook.run.counts import SIZES
 
 PLOT = "lossplug_report.png"
 ONLY_BRANCH = "main"
-"""The branch of a criterion that has no others, which loggers need not be told."""
+"""The branch of a criterion that has no others, left out of the names that loggers see."""
 
 
 def start_epoch(trainer: Any) -> None:
-    """Callback at the start of an epoch, which may be one that is begun again."""
+    """Callback at the start of an epoch, which may be a restarted one."""
     collector = runs.of(trainer).collector
     if collector is not None:
         collector.clear()
 
 
 def end_epoch(trainer: Any) -> None:
-    """Callback when the batches of an epoch are done, on every rank: the first writes the table."""
+    """Callback when the batches of an epoch are done, on every rank; rank 0 writes the table."""
     collector = runs.of(trainer).collector
     if collector is None:
         return
-    found = collector.counted()
+    counts = collector.counted()
     if RANK not in {-1, 0}:
         return
-    collector.add(trainer.epoch + 1, found)
+    collector.add(trainer.epoch + 1, counts)
     collector.write()
     collector.shown = {
         f"lossplug/{key}" if branch == ONLY_BRANCH else f"lossplug/{branch}/{key}": value
-        for branch, values in found.items()
+        for branch, values in counts.items()
         for key, value in values.items()
         if value is not None
     }
@@ -53,7 +53,7 @@ def show(trainer: Any) -> None:
 
 
 def hide(trainer: Any) -> None:
-    """Callback after those of the loggers: results, checkpoints and the last validation know nothing of ours."""
+    """Callback after those of the loggers: our metrics stay out of results, checkpoints and the last validation."""
     collector = runs.of(trainer).collector
     if collector is not None:
         for key in collector.shown:
@@ -92,18 +92,18 @@ def plot(rows: list[dict[str, str]], file: Path) -> None:
     branches = list(dict.fromkeys(row["branch"] for row in rows))
     figure, axes = charts.figure(len(branches), len(LINES), 4, 3.4)
     for branch, panels in zip(branches, axes):
-        own = [row for row in rows if row["branch"] == branch]
-        epochs = [int(row["epoch"]) for row in own]
+        branch_rows = [row for row in rows if row["branch"] == branch]
+        epochs = [int(row["epoch"]) for row in branch_rows]
         for column, title, unit, lines in LINES:
             panel = panels[column]
             for (key, label), style in zip(lines, charts.styles()):
-                values = [float(row[key] or "nan") for row in own]
+                values = [float(row[key] or "nan") for row in branch_rows]
                 if all(math.isnan(value) for value in values):
                     continue
                 panel.plot(epochs, values, label=label, markevery=max(1, len(epochs) // 20), **style)
             panel.set_title(title if branch == ONLY_BRANCH else f"{title} · {branch}", fontsize=10)
             panel.set_ylabel(unit)
-            panel.set_ylim(0, 1.1 * _largest(own, [key for key, _ in lines]))
+            panel.set_ylim(0, 1.1 * _max_value(branch_rows, [key for key, _ in lines]))
             panel.set_xlabel("epoch")
             panel.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
             panel.grid(alpha=0.3)
@@ -111,7 +111,7 @@ def plot(rows: list[dict[str, str]], file: Path) -> None:
     charts.save(figure, file)
 
 
-def _largest(rows: list[dict[str, str]], keys: list[str]) -> float:
-    """Return the largest of some values above 0 of a table, 1 if there is none."""
+def _max_value(rows: list[dict[str, str]], keys: list[str]) -> float:
+    """Return the maximum of the positive finite values in some columns, 1 if there is none."""
     values = [float(row[key]) for row in rows for key in keys if row[key]]
     return max((value for value in values if 0 < value < float("inf")), default=1.0)

@@ -138,7 +138,7 @@ def line(selection: Selection, actual: Mapping[str, Any]) -> str:
 
 
 def announce(trainer: Any) -> None:
-    """Callback before training: reach a model class of the user's own, and print the banner on the first rank."""
+    """Callback before training: reach a user-defined model class, and print the banner on the first rank."""
     selection = runs.of(trainer).selection
     if not selection.is_active:
         return
@@ -278,7 +278,7 @@ def save_model(stock: Callable[..., Any], trainer: Any, *args: Any, **kwargs: An
 
 
 def keep_criterion_out(trainer: Any) -> None:
-    """Keep the criterion out of what a trainer class of the user's own writes in place of the host's checkpoints."""
+    """Keep the criterion out of what a user-defined trainer class writes in place of the host's checkpoints."""
     own = type(trainer).save_model
     if not patching.is_ours(own):
         trainer.save_model = functools.partial(save_model, own, trainer)

@@ -32,14 +32,14 @@ AUTO, FAST, REFERENCE, TRITON = "auto", "fast", "reference", "triton"
 
 
 def decide(engine: str, criterion: Any) -> Decision:
-    """Return which engine takes the steps of a criterion; asked once, when the losses are put in.
+    """Return which engine takes the steps of a criterion; called once, when the losses are installed.
 
     Args:
-        engine: ``auto``, ``fast``, ``triton`` or ``reference``, as asked for.
+        engine: ``auto``, ``fast``, ``triton`` or ``reference``, as requested.
         criterion: The criterion.
 
     Raises:
-        LossPlugError: If it is to be ``fast`` or ``triton``, and cannot be.
+        LossPlugError: If ``fast`` or ``triton`` is requested and cannot run.
     """
     if engine == REFERENCE:
         return Decision(REFERENCE)
@@ -65,10 +65,10 @@ def install(criterion: Any, decision: Decision) -> None:
 
 
 def why_no_kernels(engine: str, device: Any) -> Optional[str]:
-    """Return why a run that asks for kernels cannot have them, before a model is there; None if nothing is known.
+    """Return why a run that requests kernels cannot use them, before a model is built; None if it may.
 
     Args:
-        engine: The engine that is asked for.
+        engine: The requested engine.
         device: The device as the user names it, None for the one that Ultralytics chooses.
     """
     if engine != TRITON:
@@ -91,7 +91,7 @@ def use_kernels(criterion: Any, is_trial: bool = False) -> None:
 
 
 def _has_kernels(engine: str, head: Any, device: torch.device) -> bool:
-    """Return whether kernels run; where they were asked for and fail, say so once."""
+    """Return whether kernels run; warn once if they were requested and fail."""
     if not (engine == TRITON or (engine == AUTO and kernels.is_recorded(device))) or kernels.missing(device):
         return False
     trouble = kernel_trouble(str(device), *head_key(head))
@@ -102,7 +102,7 @@ def _has_kernels(engine: str, head: Any, device: torch.device) -> bool:
 
 @functools.cache
 def kernel_trouble(device: str, reg_max: int, strides: tuple[float, ...]) -> Optional[str]:
-    """Return what is wrong with the kernels on a device, None if they give the numbers of the host."""
+    """Return what is wrong with the kernels on a device, None if they match the host's own step."""
 
     def prepare(criterion: Any) -> None:
         install_fast_step(criterion, is_lazy=False)
@@ -110,7 +110,7 @@ def kernel_trouble(device: str, reg_max: int, strides: tuple[float, ...]) -> Opt
 
     try:
         errors = differences(device, reg_max, strides, prepare, 4 if kernels.is_interpreted() else CELLS)
-    except EngineFailed as error:  # no compiler, a GPU that Triton does not know, and what else there is
+    except EngineFailed as error:  # no compiler, an unsupported GPU, or any other reason
         return f"the kernels fail ({error})"
     return tolerance_error(*errors)
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""The fast engine: a criterion's step on candidates and positives, with the reference, the host's own, as its oracle.
+"""The fast engine: a criterion's step on candidates and positives only, with the host's own step as its oracle.
 
-It stands in for one method of the criterion, `get_assigned_targets_and_loss`, and returns what that returns. Preparing
-targets, decoding and measuring boxes stay with the host; what is another is which anchors they are asked about.
+It replaces one method of the criterion, `get_assigned_targets_and_loss`, and returns the same outputs. The host still
+prepares targets, decodes boxes and measures overlaps, but of fewer anchors.
 """
 
 from __future__ import annotations
@@ -25,29 +25,29 @@ from yolo_lossplug.sparse.topk import Gts
 from yolo_lossplug.ultralytics_hook.assigner import (
     DENSE_ON_GPU,
     assigned_targets,
+    gts_of,
     is_sparse,
     metric_of,
-    objects_of,
     sparse_assignment,
 )
 from yolo_lossplug.ultralytics_hook.attached import Decision, Derived, derive, on_criterion
 from yolo_lossplug.ultralytics_hook.run.watch import meter_of
 
-LARGEST_DECODED = 2**16
-"""Anchors that are decoded at a time."""
+MAX_DECODED = 2**16
+"""Maximum number of anchors per call of the host's decoder."""
 
 
 _uncompiled = getattr(getattr(torch, "compiler", None), "disable", lambda function: function)
-"""Shapes here depend on values, so that a compiler would only break off; torch before 2.1 has none."""
+"""Shapes depend on values here, so `torch.compile` would only break the graph; torch before 2.1 has none."""
 
 
 class Targets(NamedTuple):
-    """Objects of a batch as the host prepares them.
+    """Gts of a batch as the host prepares them, padded to n slots per image.
 
     Attributes:
         labels: Classes (b, n, 1).
         boxes: Boxes (b, n, 4), x1 y1 x2 y2 in pixels.
-        mask: Which of them are objects (b, n, 1).
+        mask: Which slots hold a gt (b, n, 1).
     """
 
     labels: Tensor
@@ -117,13 +117,13 @@ def stock_bbox_loss(bbox_loss: Any) -> Any:
 
 @_uncompiled
 def step(criterion: Any, preds: dict[str, Tensor], batch: dict[str, Any], extra: dict[str, Any]) -> Optional[tuple]:
-    """Return what the host's step returns, None where it is to be asked itself.
+    """Return what the host's step returns, None where the host should take the step.
 
     Args:
         criterion: The criterion.
         preds: Outputs of the head: ``boxes`` (b, 4·R, A), ``scores`` (b, classes, A), ``feats``.
         batch: The batch.
-        extra: What the criterion hands on to an assigner of its own.
+        extra: Keyword arguments that the criterion passes to its own assigner.
     """
     attached = on_criterion(criterion)
     if attached.kernels is not None and not extra:
@@ -140,7 +140,7 @@ def step(criterion: Any, preds: dict[str, Tensor], batch: dict[str, Any], extra:
     if assigned is None:
         return None
     total = assigned.score.sum().clamp(min=1)
-    # Backward goes the other way: what the boxes have kept is gone before the gradient of the scores is made.
+    # Backward runs in reverse: buffers of the box term are freed before the gradient of the scores is allocated.
     labels = targets.labels.flatten().long()[assigned.slot].clamp_(0)
     cls = class_term(criterion, scores, assigned.anchor, labels, assigned.score) / total
     box, dfl = box_terms(criterion, boxes, targets, anchors, assigned, total, decoder.bins_of(assigned.anchor))
@@ -156,7 +156,7 @@ def step(criterion: Any, preds: dict[str, Tensor], batch: dict[str, Any], extra:
 
 
 def anchors_of(criterion: Any, feats: Any, dtype: torch.dtype) -> Anchors:
-    """Return the anchors of a criterion; those of the last step if the image has the same size."""
+    """Return the anchors of a criterion; cached from the last step if the image size is the same."""
     shapes = tuple((feat.shape[2], feat.shape[3]) for feat in feats)
     key = (shapes, feats[0].dtype, feats[0].device, dtype, torch.is_inference_mode_enabled())
     attached = on_criterion(criterion)
@@ -168,16 +168,16 @@ def anchors_of(criterion: Any, feats: Any, dtype: torch.dtype) -> Anchors:
 
 
 def dense_size(batch: dict[str, Any], n_images: int, n_anchors: int) -> int:
-    """Return the elements of (images, objects, anchors) of a batch, or more where even those are few enough."""
+    """Return the number of elements of (images, gts, anchors) of a batch, or an upper bound if even that is small."""
     image = batch["batch_idx"].view(-1)
     bound = len(image) * n_images * n_anchors
-    if bound < DENSE_ON_GPU:  # whatever image the objects are in, so that a GPU need not be waited for
+    if bound < DENSE_ON_GPU:  # whichever images the gts are in, without a GPU sync
         return bound
     return int(torch.bincount(image.long()).max()) * n_images * n_anchors
 
 
 def targets_of(criterion: Any, batch: dict[str, Any], n_images: int, imgsz: Tensor) -> Targets:
-    """Return the objects of a batch, prepared by the host."""
+    """Return the gts of a batch, prepared by the host."""
     rows = torch.cat((batch["batch_idx"].view(-1, 1), batch["cls"].view(-1, 1), batch["bboxes"]), 1)
     padded = criterion.preprocess(rows.to(criterion.device), n_images, scale_tensor=imgsz[[1, 0, 1, 0]])
     labels, boxes = padded.split((1, 4), 2)
@@ -188,16 +188,16 @@ def targets_of(criterion: Any, batch: dict[str, Any], n_images: int, imgsz: Tens
 def assigned_by(
     criterion: Any, decoder: Decoder, scores: Tensor, targets: Targets, extra: dict[str, Any]
 ) -> Optional[Assignment]:
-    """Return what the criterion's assigner assigns; None if the host's step is to decide."""
+    """Return what the criterion's assigner assigns; None if the host should take the step."""
     anchors = decoder.anchors
     assigner, points = criterion.assigner, anchors.points * anchors.strides
     if not extra and is_sparse(assigner, {targets.boxes.dtype}, points):
-        objects = objects_of(targets.mask, len(points))
-        measure = lazy_measure(criterion, decoder, scores, targets, objects)
+        gts = gts_of(targets.mask, len(points))
+        measure = lazy_measure(criterion, decoder, scores, targets, gts)
         levels = levels_of_shapes(points.to(targets.boxes.dtype), anchors.shapes)
-        return sparse_assignment(assigner, objects, measure, levels, targets.boxes, targets.mask)
+        return sparse_assignment(assigner, gts, measure, levels, targets.boxes, targets.mask)
     decoded = criterion.bbox_decode(anchors.points, decoder.boxes.permute(0, 2, 1).contiguous())
-    _, _, target_scores, foreground, place = assigner(
+    _, _, target_scores, foreground, slot = assigner(
         scores.detach().permute(0, 2, 1).sigmoid(),
         decoder.keep(decoded * anchors.strides),
         points,
@@ -209,11 +209,11 @@ def assigned_by(
     index = foreground.flatten().nonzero().squeeze(1)
     first = index // len(points) * targets.mask.shape[1]
     score = target_scores.flatten(0, 1)[index].sum(-1)
-    return Assignment(index, first + place.flatten()[index].long(), score)
+    return Assignment(index, first + slot.flatten()[index].long(), score)
 
 
 class Decoder:
-    """Boxes that anchors predict, decoded when they are first asked for.
+    """Boxes that anchors predict, decoded on first use.
 
     Args:
         criterion: The criterion.
@@ -246,13 +246,13 @@ class Decoder:
         return self.decoded[index]
 
     def keep(self, boxes: Tensor) -> Tensor:
-        """Take the boxes (b, A, 4) of all anchors, which the host has decoded, and return them in our type."""
+        """Cache the boxes (b, A, 4) of all anchors, decoded by the host, and return them in the type of `decoded`."""
         boxes = boxes.type(self.decoded.dtype)
         self.decoded = boxes.flatten(0, 1)
         return boxes
 
     def bins_of(self, index: Tensor) -> Optional[Tensor]:
-        """Return the probabilities of bins (n, 4, R) that were computed on the way, if they were in one go."""
+        """Return the bin probabilities (n, 4, R) from decoding, None unless one call decoded all these anchors."""
         if self.bins is None:
             return None
         anchor, bins = self.bins
@@ -264,18 +264,18 @@ class Decoder:
     def _decode(self, anchor: Tensor) -> Tensor:
         image, cell = anchor // len(self.anchors.points), anchor % len(self.anchors.points)
         points, strides = self.anchors.points[cell], self.anchors.strides[cell]
-        if self.has_exact_bins:  # the host's operations; the first of them is worth keeping
+        if self.has_exact_bins:  # the host's operations; bins of the first call are cached
             bins = bin_probabilities(self.boxes, anchor)
             self.bins = (anchor, bins) if self.n_decoded == 0 else None
             return tal.dist2bbox(bins.matmul(self.criterion.proj), points, xywh=False) * strides
-        parts = zip(*(values.split(LARGEST_DECODED) for values in (image, cell, points, strides)))
+        parts = zip(*(values.split(MAX_DECODED) for values in (image, cell, points, strides)))
         rows = self.boxes.permute(0, 2, 1)
         decode = self.criterion.bbox_decode
         return torch.cat([decode(p, rows[i, c].unsqueeze(0))[0] * s for i, c, p, s in parts])
 
 
 def has_exact_bins(criterion: Any, boxes: Tensor) -> bool:
-    """Return whether boxes are decoded from distributions as the host does it, and no autocast rounds on the way."""
+    """Return whether boxes are decoded from distributions as the host does it, in float32 without autocast."""
     return (
         criterion.use_dfl
         and boxes.dtype == torch.float32
@@ -293,16 +293,16 @@ def is_autocast(device_type: str) -> bool:
         return torch.is_autocast_enabled() or torch.is_autocast_cpu_enabled()
 
 
-def lazy_measure(criterion: Any, decoder: Decoder, scores: Tensor, targets: Targets, objects: Gts) -> Measure:
-    """Return a function that measures pairs, and has the boxes of their anchors decoded."""
+def lazy_measure(criterion: Any, decoder: Decoder, scores: Tensor, targets: Targets, gts: Gts) -> Measure:
+    """Return a function that measures pairs, and decodes the boxes of their anchors."""
     n_anchors, logits = scores.shape[2], scores.detach().flatten()
-    place, begin = objects.slot, objects.begin
-    gts = targets.boxes.flatten(0, 1)[place]
-    first = (objects.image * scores.shape[1] + targets.labels.flatten().long()[place]) * n_anchors
+    slot, begin = gts.slot, gts.begin
+    gt_boxes = targets.boxes.flatten(0, 1)[slot]
+    first = (gts.image * scores.shape[1] + targets.labels.flatten().long()[slot]) * n_anchors
 
     def measure(row: Tensor, anchor: Tensor) -> tuple[Tensor, Tensor]:
-        found = decoder.boxes_of(begin[row] + anchor)
-        return metric_of(criterion.assigner, logits[first[row] + anchor].sigmoid(), gts[row], found)
+        pred_boxes = decoder.boxes_of(begin[row] + anchor)
+        return metric_of(criterion.assigner, logits[first[row] + anchor].sigmoid(), gt_boxes[row], pred_boxes)
 
     return measure
 
@@ -316,39 +316,39 @@ def box_terms(
     total: Tensor,
     bins: Optional[Tensor],
 ) -> tuple[Tensor, Tensor]:
-    """Return the box and the DFL (or L1) term, before the gains; `bins` are the positives' probabilities, if known."""
+    """Return the box and the DFL (or L1) term, before the gains; `bins` are the positives' probabilities, if cached."""
     cell = assigned.anchor % len(anchors.points)
     points, strides = anchors.points[cell], anchors.strides[cell]
-    wanted = targets.boxes.flatten(0, 1)[assigned.slot] / strides
+    gt_boxes = targets.boxes.flatten(0, 1)[assigned.slot] / strides
     module, weight = criterion.bbox_loss, assigned.score
     stock = stock_bbox_loss(module)
     if has_exact_bins(criterion, boxes):
-        sides = tal.bbox2dist(points, wanted, criterion.reg_max - 1)
+        sides = tal.bbox2dist(points, gt_boxes, criterion.reg_max - 1)
         limit = criterion.reg_max - 1 - 0.01
-        found, dfl = distances(boxes.contiguous(), assigned.anchor, sides.clamp_(0, limit), bins)
-        predicted = tal.dist2bbox(found, points, xywh=False)
+        pred_dist, dfl = distances(boxes.contiguous(), assigned.anchor, sides.clamp_(0, limit), bins)
+        predicted = tal.dist2bbox(pred_dist, points, xywh=False)
         if module is stock:
-            per_box = 1 - bbox_iou(predicted, wanted, xywh=False, CIoU=True).squeeze(-1)
+            per_box = 1 - bbox_iou(predicted, gt_boxes, xywh=False, CIoU=True).squeeze(-1)
         else:
-            per_box = module.loss(predicted, wanted, stride=strides, imgsz=anchors.imgsz)
+            per_box = module.loss(predicted, gt_boxes, stride=strides, imgsz=anchors.imgsz)
         return (per_box * weight).sum() / total, (dfl * weight).sum() / total
-    # Where every anchor is an assigned one, the host's own module gives the terms, with the roundings of its autocast.
+    # The host's own module on the assigned anchors only gives the same terms, with the rounding of its autocast.
     rows = gather(boxes, assigned.anchor)
     predicted = criterion.bbox_decode(points, rows.unsqueeze(0))
-    everything = torch.ones(1, len(rows), dtype=torch.bool, device=rows.device)
+    foreground = torch.ones(1, len(rows), dtype=torch.bool, device=rows.device)
     box, dfl = stock(
         rows.unsqueeze(0),
         predicted if module is stock else predicted.detach(),
         points,
-        wanted.unsqueeze(0),
+        gt_boxes.unsqueeze(0),
         weight.view(1, -1, 1),
         total,
-        everything,
+        foreground,
         anchors.imgsz,
         strides,
     )
     if module is not stock:
-        per_box = module.loss(predicted[0], wanted, stride=strides, imgsz=anchors.imgsz)
+        per_box = module.loss(predicted[0], gt_boxes, stride=strides, imgsz=anchors.imgsz)
         box = (per_box * weight).sum() / total
     return box, dfl
 
@@ -359,7 +359,7 @@ def class_term(criterion: Any, scores: Tensor, anchor: Tensor, labels: Tensor, s
     Args:
         criterion: The criterion.
         scores: Logits (b, classes, A).
-        anchor: Anchors (n,) among those of all images, each once.
+        anchor: Anchors (n,) among those of all images, unique.
         labels: Their classes (n,).
         score: The targets of these (n,).
     """
@@ -382,7 +382,7 @@ def class_term(criterion: Any, scores: Tensor, anchor: Tensor, labels: Tensor, s
 
 
 def dense_class_term(criterion: Any, scores: Tensor, anchor: Tensor, labels: Tensor, score: Tensor) -> Tensor:
-    """Return the same by the criterion's own module, which is given all targets."""
+    """Return the same from the criterion's own module, called with dense targets."""
     n_images, n_classes, n_anchors = scores.shape
     dense = scores.new_zeros(n_images, n_anchors, n_classes)
     dense.view(-1, n_classes)[anchor, labels] = score.to(scores.dtype)
@@ -396,7 +396,7 @@ def criterion_weights(criterion: Any) -> Optional[Tensor]:
 
 
 def is_pointwise(loss: Loss) -> bool:
-    """Return whether every element of a class loss depends on nothing but its logit and target; found out by trial."""
+    """Return whether every element of a class loss depends on nothing but its logit and target; tested on parts."""
     if loss.state is not None:
         return False
     x, y = torch.linspace(-6, 6, 24), torch.linspace(-0.7, 1, 24).clamp(min=0)
@@ -404,26 +404,26 @@ def is_pointwise(loss: Loss) -> bool:
     try:
         whole = loss(x.view(2, 3, 4), y.view(2, 3, 4)).flatten()
         parts = torch.cat([loss(a, b) for a, b in zip(x[order].split(5), y[order].split(5))])
-    except Exception:  # one of the user's own that wants the shape of the batch
+    except Exception:  # a user-defined loss that needs the shape of the batch
         return False
     return torch.allclose(whole[order], parts, rtol=1e-5, atol=1e-7)
 
 
 def weights_of(criterion: Any) -> Optional[Tensor]:
     """Return the product (classes,) of the host's class weights and ours, None if there are none."""
-    stock, own = criterion_weights(criterion), getattr(criterion.bce, "weights", None)
-    if stock is None or own is None:
-        return own if stock is None else stock.flatten()
-    return stock.flatten() * own
+    stock, ours = criterion_weights(criterion), getattr(criterion.bce, "weights", None)
+    if stock is None or ours is None:
+        return ours if stock is None else stock.flatten()
+    return stock.flatten() * ours
 
 
 def reads_assignment(criterion: Any) -> bool:
-    """Return whether a criterion adds terms of its own, for which it reads what anchors are assigned."""
+    """Return whether a criterion adds its own terms, which read the assignment."""
     return getattr(type(criterion), "loss", None) is not v8DetectionLoss.loss
 
 
 def assignment_outputs(criterion: Any, targets: Targets, anchors: Anchors, assigned: Assignment) -> tuple:
-    """Return what tasks that add terms of their own read: foreground, objects, their boxes, anchors and strides."""
+    """Return what tasks with additional terms read: foreground, gt indices, gt boxes, anchors and strides."""
     if not reads_assignment(criterion):
         return (None,) * 5
     return (*assigned_targets(assigned, targets.boxes, len(anchors.points)), anchors.points, anchors.strides)

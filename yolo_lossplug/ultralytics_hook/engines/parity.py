@@ -21,19 +21,19 @@ METHOD = "get_assigned_targets_and_loss"
 CELLS = 10
 """Size of the images on which engines are compared, in cells of the coarsest level."""
 
-TOLERANCE, SLOPE_TOLERANCE = 1e-5, 1e-4
-"""Largest relative error of the loss, and of its gradients in norm, with which an engine may run."""
+TOLERANCE, GRAD_TOLERANCE = 1e-5, 1e-4
+"""Maximum relative error of the loss, and of its gradients in norm, with which an engine may run."""
 
 
-def tolerance_error(error: float, slope_error: float) -> Optional[str]:
+def tolerance_error(error: float, grad_error: float) -> Optional[str]:
     """Return which errors are beyond the tolerances, None if none is."""
-    if error <= TOLERANCE and slope_error <= SLOPE_TOLERANCE:
+    if error <= TOLERANCE and grad_error <= GRAD_TOLERANCE:
         return None
-    return f"its loss would differ by {error:.0e} and its gradients by {slope_error:.0e} from those of the host"
+    return f"its loss would differ by {error:.0e} and its gradients by {grad_error:.0e} from those of the host"
 
 
 class EngineFailed(Exception):
-    """A step that the host takes, and an engine fails at."""
+    """An engine raises an error on a step that the host can take."""
 
 
 @functools.cache
@@ -45,7 +45,7 @@ def self_test(device: str, reg_max: int, strides: tuple[float, ...]) -> tuple[fl
         return math.inf, math.inf
 
 
-@torch.inference_mode(False)  # the first step may be one of a validation
+@torch.inference_mode(False)  # the first step may be a validation step
 @torch.enable_grad()
 def differences(
     device: str, reg_max: int, strides: tuple[float, ...], prepare: Callable[[Any], None], cells: int = CELLS
@@ -53,14 +53,14 @@ def differences(
     """Take steps of an engine on random problems, and compare them with the steps of the host.
 
     Args:
-        device: Where.
+        device: Device to compare on.
         reg_max: Bins of the distance distribution; 1 for none.
         strides: Strides of the levels in pixels.
         prepare: Makes a criterion of the host take the engine's steps.
-        cells: Size of the images in cells of the coarsest level, and a quarter of the objects in most of them.
+        cells: Size of the images in cells of the coarsest level; a crowded image has four times as many gts.
 
     Returns:
-        Largest relative error of the loss, and of its gradients in norm.
+        Maximum relative error of the loss, and of its gradients in norm.
 
     Raises:
         EngineFailed: If the engine fails.
@@ -76,33 +76,36 @@ def differences(
         size = [round(cells * max(strides)), round(1.2 * cells) * round(max(strides))]
         shapes = [(round(size[0] / stride), round(size[1] / stride)) for stride in strides]
         n_anchors = sum(h * w for h, w in shapes)
-        given = [torch.randn(2, 4 * reg_max, n_anchors, generator=rng), torch.randn(2, 4, n_anchors, generator=rng) - 3]
+        inputs = [
+            torch.randn(2, 4 * reg_max, n_anchors, generator=rng),
+            torch.randn(2, 4, n_anchors, generator=rng) - 3,
+        ]
         if reg_max == 1:
-            given[0] = given[0].abs()
+            inputs[0] = inputs[0].abs()
         batch = {
             "batch_idx": torch.arange(2 * n) // max(1, n),
             "cls": torch.randint(4, (2 * n, 1), generator=rng),
             "bboxes": torch.rand(2 * n, 4, generator=rng) * 0.3 + torch.tensor([0.3, 0.3, 0.02, 0.02]),
         }
-        found = []
+        results = []
         for is_prepared in (False, True):
-            boxes, scores = (tensor.to(device).requires_grad_() for tensor in given)
+            boxes, scores = (tensor.to(device).requires_grad_() for tensor in inputs)
             preds = {"boxes": boxes, "scores": scores, "feats": [boxes.new_zeros(2, 1, h, w) for h, w in shapes]}
             try:
                 if is_prepared:
                     prepare(criterion)
                 with torch.autocast(torch.device(device).type, enabled=False):
                     loss = criterion.get_assigned_targets_and_loss(preds, batch)[1]
-                found.append((loss.detach(), *torch.autograd.grad(loss.sum(), (boxes, scores), allow_unused=True)))
+                results.append((loss.detach(), *torch.autograd.grad(loss.sum(), (boxes, scores), allow_unused=True)))
             except Exception as error:
                 if not is_prepared:
                     raise
                 raise EngineFailed(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
-        errors.append([_relative_error(one, other) for one, other in zip(*found)])
+        errors.append([_relative_error(one, other) for one, other in zip(*results)])
     return max(error[0] for error in errors), max(max(error[1:]) for error in errors)
 
 
-def _relative_error(stock: Optional[Tensor], found: Optional[Tensor]) -> float:
-    if stock is None or found is None:  # a host that does not reach the boxes where there is no object
-        return 0.0 if found is None else float(found.norm())
-    return float((found - stock).norm() / stock.norm().clamp(min=1e-9))
+def _relative_error(expected: Optional[Tensor], actual: Optional[Tensor]) -> float:
+    if expected is None or actual is None:  # the host's loss may not depend on the boxes where there is no gt
+        return 0.0 if actual is None else float(actual.norm())
+    return float((actual - expected).norm() / expected.norm().clamp(min=1e-9))

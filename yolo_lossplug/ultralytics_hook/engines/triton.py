@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""A criterion's step by Triton kernels, with the fast engine as its oracle; the host waits for nothing on the GPU.
+"""A criterion's step by Triton kernels, with the fast engine as its oracle.
 
-Objects are taken as they come, in rows of whatever image, so that no number of them must be known.
+Where every loss has a kernel, a step does not synchronise with the GPU.
+Gts stay in the order of the batch, whichever image they belong to, so that no count has to be read from the GPU.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ from yolo_lossplug.ultralytics_hook.engines import fast
 from yolo_lossplug.ultralytics_hook.run.counts import Meter
 from yolo_lossplug.ultralytics_hook.run.watch import meter_of
 
-LARGEST_DECODED = 2**24
-"""Elements of the head's outputs that are decoded at a time where the host decodes."""
-MOST_TRIED = 16
-"""Images on which both are compared."""
-MOST_SIZES = 64
-"""Image sizes whose anchors are kept: multi-scale training has some dozens."""
+MAX_DECODED = 2**24
+"""Maximum number of elements of the head's outputs per call of the host's decoder."""
+MAX_COMPARED = 16
+"""Maximum number of images on which both decoders are compared."""
+MAX_SIZES = 64
+"""Maximum number of image sizes whose anchors are cached: multi-scale training has some dozens."""
 
 
 class Types(NamedTuple):
@@ -46,7 +47,7 @@ class Types(NamedTuple):
     power: torch.dtype
 
 
-class Known(NamedTuple):
+class CachedAnchors(NamedTuple):
     """Anchors of an image size.
 
     Attributes:
@@ -59,16 +60,16 @@ class Known(NamedTuple):
 
 
 class TritonKernels:
-    """Kernels for the steps of one criterion, and what they need to know of it.
+    """Kernels for the steps of one criterion, and what they cache of it.
 
     Args:
         criterion: The criterion.
-        is_trial: Whether to fail where otherwise another engine goes on.
+        is_trial: Whether to raise where the run would otherwise continue without kernels.
     """
 
     def __init__(self, criterion: Any, is_trial: bool = False) -> None:
         self.is_trial = is_trial
-        self.known: dict[tuple, Known] = {}
+        self.cached: dict[tuple, CachedAnchors] = {}
         self.rehearsed: set[tuple] = set()
         loss = getattr(criterion.bbox_loss, "loss", None)
         self.is_box_loss_pointwise = loss is not None and is_pointwise(loss)
@@ -82,15 +83,15 @@ class TritonKernels:
             batch: The batch.
         """
         types = types_of(criterion.assigner.alpha, preds["scores"])
-        why = unknown(criterion, preds, types)
+        why = why_no_kernel(criterion, preds, types)
         if why and not self.is_trial:
             warn_once(f"the kernels cannot take the steps of this run: {why}; it goes on without.")
             return None
         try:
-            with torch.cuda.device_of(preds["scores"]):  # which Triton does not ask for
+            with torch.cuda.device_of(preds["scores"]):  # Triton launches on the current device
                 return self._step(criterion, preds, batch, types)
         except Exception as error:
-            # The compiler's own errors have no other name before any step was taken; others come again without kernels.
+            # Before the first step a RuntimeError may be the compiler's; others would be raised without kernels too.
             is_own = isinstance(error, RuntimeError) and not isinstance(error, torch.cuda.OutOfMemoryError)
             is_compilers = type(error).__module__.startswith("triton") or (is_own and not self.rehearsed)
             if self.is_trial or not is_compilers:
@@ -101,44 +102,44 @@ class TritonKernels:
 
     def _step(self, criterion: Any, preds: dict[str, Tensor], batch: dict[str, Any], types: Types) -> tuple:
         outputs, scores, assigner = preds["boxes"].contiguous(), preds["scores"].contiguous(), criterion.assigner
-        known = self._known(criterion, preds["feats"], scores.dtype)
+        cached = self._anchors(criterion, preds["feats"], scores.dtype)
         image, label, boxes = (batch[key].to(scores.device).contiguous() for key in ("batch_idx", "cls", "bboxes"))
-        wanted = wanted_of(criterion, types)
+        box_config = box_config_of(criterion, types)
         with torch.no_grad():
-            anchors, floor = known.anchors, floor_of(assigner)
-            objects = describe(image.view(-1), label.view(-1), boxes, (len(scores), scores.shape[1]), anchors, floor)
-            grid = decoded(criterion, outputs.detach(), known, wanted, types)
-            assigned = assign(objects, scores.detach(), grid, anchors, numbers_of(assigner, types))
+            anchors, floor = cached.anchors, floor_of(assigner)
+            gts = describe(image.view(-1), label.view(-1), boxes, (len(scores), scores.shape[1]), anchors, floor)
+            grid = decoded(criterion, outputs.detach(), cached, box_config, types)
+            assigned = assign(gts, scores.detach(), grid, anchors, assigner_config_of(assigner, types))
         targets, formula = class_terms_of(criterion, assigned)
         gains = float(criterion.hyp.box), float(criterion.hyp.cls), float(criterion.hyp.dfl)
-        step = Step(objects.boxes, assigned, grid, anchors, wanted, targets, formula, gains)
-        if wanted.kind == NO_LOSS:
-            step = self._with_box_loss(criterion, step, known, needs_slopes(outputs))
-        if needs_slopes(outputs):
+        step = Step(gts.boxes, assigned, grid, anchors, box_config, targets, formula, gains)
+        if box_config.kind == NO_LOSS:
+            step = self._with_box_loss(criterion, step, cached, needs_grad(outputs))
+        if needs_grad(outputs):
             self._rehearse(outputs, scores, step)
         loss, factors = losses(outputs, scores, step)
         if formula is None:
             loss = torch.stack((loss[0], class_sum_of(criterion, scores, assigned) * factors[1], loss[2]))
         meter = meter_of(assigner)
         if meter is not None:
-            count(meter, objects, assigned, grid * anchors.strides.repeat(len(scores)).unsqueeze(1))
+            count(meter, gts, assigned, grid * anchors.strides.repeat(len(scores)).unsqueeze(1))
         names = getattr(criterion, "loss_names", None)
         items = loss.detach() if names is None else dict(zip(names, loss.detach()))
-        return assignment_outputs(criterion, image.view(-1), objects, assigned, known), loss, items
+        return assignment_outputs(criterion, image.view(-1), gts, assigned, cached), loss, items
 
-    def _known(self, criterion: Any, feats: Any, dtype: torch.dtype) -> Known:
-        """Return the anchors of a criterion; the host waits for those of a new image size."""
+    def _anchors(self, criterion: Any, feats: Any, dtype: torch.dtype) -> CachedAnchors:
+        """Return the anchors of a criterion; those of a new image size synchronise with the GPU."""
         shapes = tuple((feat.shape[2], feat.shape[3]) for feat in feats)
         key = (shapes, dtype, feats[0].dtype, feats[0].device, torch.is_inference_mode_enabled())
-        if key not in self.known:
-            if len(self.known) >= MOST_SIZES:
-                self.known.clear()
+        if key not in self.cached:
+            if len(self.cached) >= MAX_SIZES:
+                self.cached.clear()
             host = fast.anchors_of(criterion, feats, dtype)
             levels, first = [], 0
             for height, width in shapes:
                 levels.append((first, height, width))
                 first += height * width
-            self.known[key] = Known(
+            self.cached[key] = CachedAnchors(
                 host,
                 KernelAnchors(
                     (host.points * host.strides).float().contiguous(),
@@ -148,12 +149,12 @@ class TritonKernels:
                     host.imgsz.float().flip(0),
                 ),
             )
-        return self.known[key]
+        return self.cached[key]
 
-    def _with_box_loss(self, criterion: Any, step: Step, known: Known, is_sloped: bool) -> Step:
-        """Return a step with the sum of a box loss that no kernel has, and its gradients by slot."""
+    def _with_box_loss(self, criterion: Any, step: Step, cached: CachedAnchors, with_grad: bool) -> Step:
+        """Return a step with the sum of a box loss that has no kernel, and its gradients by slot."""
         loss, assigned, slots = criterion.bbox_loss.loss, step.assigned, None
-        if self.is_box_loss_pointwise:  # it may be asked of as many boxes as there may be at most
+        if self.is_box_loss_pointwise:  # it may be evaluated on the maximum number of boxes
             slots = listed(assigned, step.boxes, step.grid, step.anchors)
             predicted, targets, scores, strides = slots
         else:
@@ -161,20 +162,20 @@ class TritonKernels:
             strides = step.anchors.strides[index % len(step.anchors.strides)].unsqueeze(1)
             predicted, scores = step.grid[index], assigned.score[index]
             targets = step.boxes[assigned.row[index].long()] / strides
-        predicted.requires_grad_(is_sloped)
-        terms = loss(predicted, targets, stride=strides, imgsz=known.host.imgsz)
+        predicted.requires_grad_(with_grad)
+        terms = loss(predicted, targets, stride=strides, imgsz=cached.host.imgsz)
         total = torch.where(scores == 0, 0.0, terms * scores).sum()
-        slopes = None
-        if is_sloped:
-            (slopes,) = torch.autograd.grad(total, predicted)
+        grads = None
+        if with_grad:
+            (grads,) = torch.autograd.grad(total, predicted)
             if slots is None:
-                by_slot = slopes.new_zeros(len(assigned.slots), 4)
-                by_slot[len(by_slot) - assigned.chosen[index].long()] = slopes
-                slopes = by_slot
-        return step._replace(box_sum=total.detach(), box_grad=slopes)
+                by_slot = grads.new_zeros(len(assigned.slots), 4)
+                by_slot[len(by_slot) - assigned.chosen[index].long()] = grads
+                grads = by_slot
+        return step._replace(box_sum=total.detach(), box_grad=grads)
 
     def _rehearse(self, outputs: Tensor, scores: Tensor, step: Step) -> None:
-        """Take a step backward on one image where that is the first of its kind: what fails is to fail here."""
+        """Run backward on one image before the first step of its kind, so that a kernel that fails, fails here."""
         targets = step.targets
         key = (outputs.dtype, step.box_config, step.class_kernel, targets.smoothing > 0, targets.weights is None)
         if key in self.rehearsed:
@@ -184,13 +185,13 @@ class TritonKernels:
             **{field: getattr(step.assigned, field)[:n] for field in ("row", "label", "score", "chosen")}
         )
         first = step._replace(assigned=assigned, targets=targets._replace(label=assigned.label, score=assigned.score))
-        given = outputs[:1].detach().requires_grad_(), scores[:1].detach().requires_grad_()
-        torch.autograd.grad(losses(*given, first)[0].sum(), given, allow_unused=True)
+        inputs = outputs[:1].detach().requires_grad_(), scores[:1].detach().requires_grad_()
+        torch.autograd.grad(losses(*inputs, first)[0].sum(), inputs, allow_unused=True)
         self.rehearsed.add(key)
 
 
-def unknown(criterion: Any, preds: dict[str, Tensor], types: Types) -> Optional[str]:
-    """Return which part of a criterion's step the kernels do not know, since somebody has put it in; None if none."""
+def why_no_kernel(criterion: Any, preds: dict[str, Tensor], types: Types) -> Optional[str]:
+    """Return which third-party part of a criterion's step has no kernel, None if all have one."""
     boxes, scores, assigner = preds["boxes"], preds["scores"], criterion.assigner
     attached = on_assigner(assigner)
     if has_own_hooks(assigner) or (attached.overlap is not None and attached.overlap_loss is None):
@@ -209,13 +210,13 @@ def unknown(criterion: Any, preds: dict[str, Tensor], types: Types) -> Optional[
     return None
 
 
-def needs_slopes(outputs: Tensor) -> bool:
-    """Return whether gradients are wanted."""
+def needs_grad(outputs: Tensor) -> bool:
+    """Return whether gradients are needed."""
     return torch.is_grad_enabled() and outputs.requires_grad
 
 
 def types_of(alpha: float, scores: Tensor) -> Types:
-    """Return the types that the host's operations have under the autocast of now."""
+    """Return the types of the host's operations under the current autocast."""
     kind = scores.device.type
     autocast = torch.get_autocast_dtype(kind) if fast.is_autocast(kind) else None
     return _types_of(scores.device, scores.dtype, autocast, alpha)
@@ -227,8 +228,8 @@ def _types_of(device: torch.device, dtype: torch.dtype, autocast: Optional[torch
     return Types(one.softmax(1).matmul(one[0]).dtype, one.pow(alpha).dtype)
 
 
-def wanted_of(criterion: Any, types: Types) -> BoxTermConfig:
-    """Return the box term of a criterion as the kernels know it."""
+def box_config_of(criterion: Any, types: Types) -> BoxTermConfig:
+    """Return the box term of a criterion as the kernels take it."""
     module = criterion.bbox_loss
     n_bins = int(criterion.reg_max) if criterion.use_dfl else 1
     is_rounded = types.product != torch.float32
@@ -237,8 +238,8 @@ def wanted_of(criterion: Any, types: Types) -> BoxTermConfig:
     return BoxTermConfig(kernel.kind, kernel.theta, n_bins, is_rounded)
 
 
-def numbers_of(assigner: Any, types: Types) -> AssignerConfig:
-    """Return what an assigner is set to."""
+def assigner_config_of(assigner: Any, types: Types) -> AssignerConfig:
+    """Return the settings of an assigner as the kernels take them."""
     loss = on_assigner(assigner).overlap_loss
     overlap = BoxKernel(BoxKind.STOCK) if loss is None else loss.kernel
     assert isinstance(overlap, BoxKernel)  # each of those that `tal_iou` takes has one
@@ -255,7 +256,7 @@ def numbers_of(assigner: Any, types: Types) -> AssignerConfig:
 
 
 def class_terms_of(criterion: Any, assigned: Assigned) -> tuple[ClassTargets, Optional[ClassKernel]]:
-    """Return targets and formula of a criterion's class term; None for a loss that the kernels do not know."""
+    """Return targets and formula of a criterion's class term; None for a loss without a kernel."""
     loss, module = fast.class_loss_of(criterion), criterion.bce
     weights = fast.weights_of(criterion)
     targets = ClassTargets(
@@ -268,20 +269,20 @@ def class_terms_of(criterion: Any, assigned: Assigned) -> tuple[ClassTargets, Op
 
 
 def class_sum_of(criterion: Any, scores: Tensor, assigned: Assigned) -> Tensor:
-    """Return the sum of a class loss that the kernels do not know, from the targets of all anchors."""
+    """Return the sum of a class loss without a kernel, from the targets of all anchors."""
     every = torch.arange(len(assigned.row), device=scores.device)
     is_smooth = getattr(criterion.bce, "smoothing", 0.0) > 0
     term = fast.dense_class_term if is_smooth else fast.class_term
     return term(criterion, scores, every, assigned.label.long(), assigned.score)
 
 
-def decoded(criterion: Any, outputs: Tensor, known: Known, wanted: BoxTermConfig, types: Types) -> Tensor:
+def decoded(criterion: Any, outputs: Tensor, cached: CachedAnchors, box_config: BoxTermConfig, types: Types) -> Tensor:
     """Return predicted boxes (b·A, 4) in cells as the host decodes them, by the kernel if that gives the same bits."""
-    if is_decoded_exactly(criterion, outputs, known, wanted, types):
-        return decode(outputs, known.anchors, wanted)
-    size = max(1, LARGEST_DECODED // outputs[0].numel())
+    if is_decoded_exactly(criterion, outputs, cached, box_config, types):
+        return decode(outputs, cached.anchors, box_config)
+    size = max(1, MAX_DECODED // outputs[0].numel())
     parts = (
-        criterion.bbox_decode(known.host.points, some.permute(0, 2, 1).contiguous()) for some in outputs.split(size)
+        criterion.bbox_decode(cached.host.points, chunk.permute(0, 2, 1).contiguous()) for chunk in outputs.split(size)
     )
     return torch.cat([part.float().flatten(0, 1) for part in parts])
 
@@ -289,20 +290,22 @@ def decoded(criterion: Any, outputs: Tensor, known: Known, wanted: BoxTermConfig
 _exact: dict[tuple, bool] = {}
 
 
-def is_decoded_exactly(criterion: Any, outputs: Tensor, known: Known, wanted: BoxTermConfig, types: Types) -> bool:
-    """Return whether the kernel decodes as the host does, bit for bit: found out on random outputs of some images."""
+def is_decoded_exactly(
+    criterion: Any, outputs: Tensor, cached: CachedAnchors, box_config: BoxTermConfig, types: Types
+) -> bool:
+    """Return whether the kernel decodes as the host does, bit for bit: tested on random outputs of some images."""
     key = (outputs.device, outputs.dtype, outputs.shape, types)
     if key not in _exact:
         rng = torch.Generator(outputs.device).manual_seed(0)
-        shape = (min(len(outputs), MOST_TRIED), *outputs.shape[1:])
-        given = (torch.randn(shape, generator=rng, device=outputs.device) * 3).to(outputs.dtype)
-        expected = criterion.bbox_decode(known.host.points, given.permute(0, 2, 1).contiguous())
-        _exact[key] = torch.equal(expected.float().flatten(0, 1), decode(given, known.anchors, wanted))
+        shape = (min(len(outputs), MAX_COMPARED), *outputs.shape[1:])
+        sample = (torch.randn(shape, generator=rng, device=outputs.device) * 3).to(outputs.dtype)
+        expected = criterion.bbox_decode(cached.host.points, sample.permute(0, 2, 1).contiguous())
+        _exact[key] = torch.equal(expected.float().flatten(0, 1), decode(sample, cached.anchors, box_config))
     return _exact[key]
 
 
 def is_pointwise(loss: Loss) -> bool:
-    """Return whether the loss of a pair depends on nothing but that pair; found out by trial."""
+    """Return whether the loss of a pair depends on nothing but that pair; tested on parts of a batch."""
     if loss.state is not None:
         return False
     rng = torch.Generator().manual_seed(0)
@@ -313,37 +316,37 @@ def is_pointwise(loss: Loss) -> bool:
     try:
         whole = loss(pred, target, stride=stride, imgsz=imgsz)
         parts = [loss(pred[i], target[i], stride=stride[i], imgsz=imgsz) for i in order.split(5)]
-    except Exception:  # one of the user's own that wants the whole batch
+    except Exception:  # a user-defined loss that needs the whole batch
         return False
     return torch.allclose(whole[order], torch.cat(parts), rtol=1e-5, atol=1e-7)
 
 
-def count(meter: Meter, objects: GtRows, assigned: Assigned, found: Tensor) -> None:
-    """Count what was assigned, for the report; `found` are the boxes (b·A, 4) of all anchors in pixels."""
-    boxes = objects.boxes.unsqueeze(0)
-    is_object = boxes.sum(2, keepdim=True) > 0
-    meter.add(boxes, is_object, assigned.row.clamp(min=0).long(), assigned.row >= 0, found)
+def count(meter: Meter, gts: GtRows, assigned: Assigned, pred_boxes: Tensor) -> None:
+    """Count what was assigned, for the report; `pred_boxes` are the boxes (b·A, 4) of all anchors in pixels."""
+    boxes = gts.boxes.unsqueeze(0)
+    is_gt = boxes.sum(2, keepdim=True) > 0
+    meter.add(boxes, is_gt, assigned.row.clamp(min=0).long(), assigned.row >= 0, pred_boxes)
 
 
-def assignment_outputs(criterion: Any, image: Tensor, objects: GtRows, assigned: Assigned, known: Known) -> tuple:
-    """Return what tasks that add terms of their own read: foreground, objects, their boxes, anchors and strides."""
+def assignment_outputs(criterion: Any, image: Tensor, gts: GtRows, assigned: Assigned, cached: CachedAnchors) -> tuple:
+    """Return what tasks with additional terms read: foreground, gt indices, gt boxes, anchors and strides."""
     if not fast.reads_assignment(criterion):
         return (None,) * 5
-    n, n_images = len(objects.boxes), len(objects.first)
+    n, n_images = len(gts.boxes), len(gts.first)
     row = assigned.row.view(n_images, -1).long()
     foreground = row >= 0
     if not n:
         return (
             foreground,
             row.clamp(min=0),
-            objects.boxes.new_zeros(*row.shape, 4),
-            known.host.points,
-            known.host.strides,
+            gts.boxes.new_zeros(*row.shape, 4),
+            cached.host.points,
+            cached.host.strides,
         )
-    # The host numbers the objects of an image in their order; anchors without one are given the first.
+    # The host numbers the gts of an image in their order; anchors without a gt have the index of the first.
     order = image.long().argsort(stable=True)
     rank = torch.empty_like(order).scatter_(0, order, torch.arange(n, device=order.device))
-    first = (n - objects.first.long()).clamp(max=n - 1).unsqueeze(1)
-    place = torch.where(foreground, rank[row.clamp(min=0)] - rank[first], 0)
-    boxes = objects.boxes[torch.where(foreground, row, first)] * (objects.first > 0).view(-1, 1, 1)
-    return foreground, place, boxes, known.host.points, known.host.strides
+    first = (n - gts.first.long()).clamp(max=n - 1).unsqueeze(1)
+    slot = torch.where(foreground, rank[row.clamp(min=0)] - rank[first], 0)
+    boxes = gts.boxes[torch.where(foreground, row, first)] * (gts.first > 0).view(-1, 1, 1)
+    return foreground, slot, boxes, cached.host.points, cached.host.strides

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""What an assignment gives to the gts, counted: how many anchors, by size of the gt, and how well these fit."""
+"""Counts of an assignment: anchors per gt by size of the gt, and their overlap with it."""
 
 from __future__ import annotations
 
@@ -17,44 +17,44 @@ from yolo_lossplug.state import reduce
 
 SIZES = ("small", "medium", "large")
 LIMITS = (32.0**2, 96.0**2)
-"""Areas in pixels from which an object is medium, and large: those of COCO's evaluation."""
+"""Minimum areas in pixels of medium and large gts, as in COCO's evaluation."""
 SUMS = ("objects", "unassigned", "positives", "overlap")
-"""What is summed for each size: objects, those without any anchor, anchors, and their overlaps."""
+"""Sums for each size: gts, gts without any anchor, anchors, and overlaps of the anchors."""
 
 
 def precision(device: torch.device) -> torch.dtype:
-    """Return the type of sums: in float32 a long epoch would lose single anchors, but some devices know no other."""
+    """Return the type of sums: float32 would lose single anchors in a long epoch, but MPS has no float64."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
 def no_sums(device: torch.device) -> Tensor:
-    """Return the sums (sizes, sums) of nothing."""
+    """Return sums (sizes, sums) of zero."""
     return torch.zeros(len(SIZES), len(SUMS), dtype=precision(device), device=device)
 
 
-def tally(areas: Tensor, is_object: Tensor, place: Tensor, is_positive: Tensor, overlap: Tensor) -> Tensor:
-    """Return the sums (sizes, sums) of an assignment. No value is read, so that a GPU need not be waited for.
+def tally(areas: Tensor, is_gt: Tensor, slot: Tensor, is_positive: Tensor, overlap: Tensor) -> Tensor:
+    """Return the sums (sizes, sums) of an assignment, without a GPU sync.
 
     Args:
-        areas: Areas in pixels (G,) of the places for objects of all images.
-        is_object: Whether there is an object in a place (G,).
-        place: Place (P,) of the object of each anchor; any place for an anchor without object.
-        is_positive: Whether an anchor has an object (P,), every conflict resolved.
-        overlap: Overlap of an anchor's box with that of its object (P,).
+        areas: Areas in pixels (G,) of the gt slots of all images.
+        is_gt: Whether a slot holds a gt (G,).
+        slot: Slot (P,) of the gt of each anchor; any slot for an anchor without gt.
+        is_positive: Whether an anchor has a gt (P,), after conflicts are resolved.
+        overlap: Overlap of an anchor's predicted box with its gt (P,).
     """
-    dtype, n_places = precision(areas.device), len(areas)
-    is_taken = torch.zeros(n_places + 1, dtype=torch.bool, device=areas.device)
-    is_taken.index_fill_(0, place.masked_fill(~is_positive, n_places), True)  # the last place is that of no object
+    dtype, n_slots = precision(areas.device), len(areas)
+    is_taken = torch.zeros(n_slots + 1, dtype=torch.bool, device=areas.device)
+    is_taken.index_fill_(0, slot.masked_fill(~is_positive, n_slots), True)  # the last slot takes the negatives
     size = (areas >= LIMITS[0]).long() + (areas >= LIMITS[1]).long()
     each = torch.arange(len(SIZES), device=areas.device).unsqueeze(1)
-    objects, positives = is_object & (size == each), is_positive & (size[place] == each)
-    counts = [mask.sum(1).to(dtype) for mask in (objects, objects & ~is_taken[:-1], positives)]
-    overlaps = overlap.to(dtype).masked_fill(~positives, 0).sum(1)  # no product, for the overlap may be no number
+    gts, positives = is_gt & (size == each), is_positive & (size[slot] == each)
+    counts = [mask.sum(1).to(dtype) for mask in (gts, gts & ~is_taken[:-1], positives)]
+    overlaps = overlap.to(dtype).masked_fill(~positives, 0).sum(1)  # no product: the overlap may be NaN
     return torch.stack((*counts, overlaps), 1)
 
 
 def summary(sums: Sequence[Sequence[float]]) -> dict[str, Optional[float]]:
-    """Return what is reported of sums (sizes, sums): ratios of everything to everything, None where that is nothing."""
+    """Return the reported values of sums (sizes, sums); a ratio is None where its denominator is 0."""
     objects, unassigned, positives, overlap = (sum(column) for column in zip(*sums))
     values = {
         "objects": objects,
@@ -73,63 +73,63 @@ def _ratio(numerator: float, denominator: float) -> Optional[float]:
 
 
 COLUMNS = tuple(summary([[0.0] * len(SUMS)] * len(SIZES)))
-"""Names of what is reported."""
+"""Names of the reported values."""
 
 FILE = "lossplug_report.csv"
 HEADER = ("epoch", "branch", *COLUMNS)
 
 
 class Meter:
-    """What one branch of a run's criterion has counted since the epoch began.
+    """Counts of one branch of a run's criterion since the start of the epoch.
 
     The trained model and its moving average share one, and only the trained one adds to it.
 
     Args:
-        device: Where it counts.
+        device: Device of the sums.
 
     Attributes:
         sums: The sums (sizes, sums) of `tally`.
-        is_used: Whether the branch was asked at all.
+        is_used: Whether the branch has run at all.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.sums, self.is_used = no_sums(device), False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Meter:
-        return self  # a copy of a criterion, as that of the moving average, belongs to the same run
+        return self  # copies of a criterion, such as the EMA's, belong to the same run
 
-    def add(self, objects: Tensor, mask: Tensor, place: Tensor, is_positive: Tensor, found: Tensor) -> None:
+    def add(self, gt_boxes: Tensor, mask: Tensor, slot: Tensor, is_positive: Tensor, pred_boxes: Tensor) -> None:
         """Count what was assigned, if this is training.
 
         Args:
-            objects: Boxes (b, n, 4), x1 y1 x2 y2 in pixels, or (b, n, 5), x y w h and an angle.
-            mask: Which of them are objects (b, n, 1).
-            place: Object (P,) of each anchor among the places of all images.
-            is_positive: Whether an anchor has an object (P,).
-            found: Boxes (P, 4 or 5) that the anchors predict.
+            gt_boxes: Boxes (b, n, 4), x1 y1 x2 y2 in pixels, or (b, n, 5), x y w h and an angle.
+            mask: Which slots hold a gt (b, n, 1).
+            slot: Slot (P,) of the gt of each anchor among those of all images.
+            is_positive: Whether an anchor has a gt (P,).
+            pred_boxes: Boxes (P, 4 or 5) that the anchors predict.
         """
         if not torch.is_grad_enabled():
             return
         self.is_used = True
-        boxes = objects.flatten(0, 1).float()
+        boxes = gt_boxes.flatten(0, 1).float()
         if not len(boxes):
             return
         with torch.no_grad():
             sides = boxes[:, 2:4] if boxes.shape[1] == 5 else boxes[:, 2:] - boxes[:, :2]
-            overlap = _overlap(found.float(), boxes[place])
-            self.sums += tally(sides[:, 0] * sides[:, 1], mask.flatten().bool(), place, is_positive, overlap)
+            overlap = _overlap(pred_boxes.float(), boxes[slot])
+            self.sums += tally(sides[:, 0] * sides[:, 1], mask.flatten().bool(), slot, is_positive, overlap)
 
 
 class Collector:
-    """What one run reports.
+    """Assignment report of one run.
 
     Args:
         file: The table.
-        is_resumed: Whether the table that is there is that of this run.
+        is_resumed: Whether an existing table belongs to this run.
 
     Attributes:
         rows: The lines of the table.
-        shown: What the loggers are shown of the last epoch.
+        shown: Values of the last epoch for the loggers.
     """
 
     def __init__(self, file: Path, is_resumed: bool) -> None:
@@ -139,42 +139,42 @@ class Collector:
         self.shown: dict[str, float] = {}
 
     def meter(self, branch: str, device: torch.device) -> Meter:
-        """Return the meter of a branch, however often its criterion is made."""
+        """Return the meter of a branch, the same for every criterion of the branch."""
         if branch not in self.meters:
             self.meters[branch] = Meter(device)
         return self.meters[branch]
 
     def clear(self) -> None:
-        """Forget what was counted in an epoch that was broken off, or is over."""
+        """Reset the counts at the end of an epoch, or after an interrupted one."""
         for meter in self.meters.values():
             meter.sums.zero_()
 
     def counted(self) -> dict[str, dict[str, Optional[float]]]:
-        """Return what all ranks together have counted, by branch; to be asked on every rank."""
+        """Return the counts of all ranks together, by branch; call it on every rank."""
         used = {branch: meter.sums for branch, meter in sorted(self.meters.items()) if meter.is_used}
         if not used:
             return {}
         sums = reduce(torch.stack(list(used.values()))).tolist()
         return {branch: summary(rows) for branch, rows in zip(used, sums)}
 
-    def add(self, epoch: int, found: dict[str, dict[str, Optional[float]]]) -> None:
-        """Add the rows of an epoch, and drop those of a run that went further before it was resumed."""
+    def add(self, epoch: int, counted: dict[str, dict[str, Optional[float]]]) -> None:
+        """Add the rows of an epoch, and drop later ones, which a resumed run repeats."""
         self.rows = [row for row in self.rows if int(row["epoch"]) < epoch]
-        for branch, values in found.items():
+        for branch, values in counted.items():
             texts = {key: "" if value is None else f"{value:.6g}" for key, value in values.items()}
             counts = {key: f"{value:.0f}" for key, value in values.items() if value is not None and _is_count(key)}
             self.rows.append({"epoch": str(epoch), "branch": branch, **texts, **counts})
 
     def write(self) -> None:
-        """Write the table; it is complete or as it was."""
+        """Write the table atomically."""
         from yolo_lossplug import charts
 
         charts.save_table(self.rows, self.file, HEADER)
 
 
-def _overlap(found: Tensor, wanted: Tensor) -> Tensor:
+def _overlap(pred: Tensor, target: Tensor) -> Tensor:
     """Return the IoU (P,) of boxes, of rotated ones the host's ProbIoU."""
-    return Pair(found, wanted).iou if wanted.shape[1] == 4 else probiou(found, wanted).view(-1)
+    return Pair(pred, target).iou if target.shape[1] == 4 else probiou(pred, target).view(-1)
 
 
 def _is_count(key: str) -> bool:
@@ -182,7 +182,7 @@ def _is_count(key: str) -> bool:
 
 
 def _read(file: Path) -> list[dict[str, str]]:
-    """Return the lines of a table, as far as they are lines of it."""
+    """Return the valid rows of a table."""
     with file.open(newline="", encoding="utf-8") as source:
         rows = [{key: row.get(key) or "" for key in HEADER} for row in csv.DictReader(source)]
     return [row for row in rows if row["epoch"].isdigit()]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""What a trainer selects while it is being made: once, when its arguments are merged. Imports nothing of the host."""
+"""The selection of a trainer under construction: made once, after its arguments are merged. Imports no host code."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any, Optional
 from yolo_lossplug.selection.select import Selection, select
 
 _made: ContextVar[Optional[list[Selection]]] = ContextVar("made", default=None)
-"""Selections of the trainer that is being made: none until its arguments are merged, another when it resumes a run."""
+"""Selections of the trainer under construction: none until its arguments are merged, another when it resumes a run."""
 
 
 @contextmanager
 def making() -> Iterator[None]:
-    """Keep what a trainer selects while it is being made."""
+    """Cache the selection of a trainer during its construction."""
     token = _made.set([])
     try:
         yield
@@ -25,12 +25,12 @@ def making() -> Iterator[None]:
 
 
 def is_making() -> bool:
-    """Return whether a trainer is being made."""
+    """Return whether a trainer is under construction."""
     return _made.get() is not None
 
 
 def selected(args: Mapping[str, Any], is_final: bool = False) -> Selection:
-    """Return what the trainer that is being made trains with.
+    """Return the selection of the trainer under construction.
 
     Args:
         args: Its arguments.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""What the losses of a run remember: saved beside its checkpoints, and restored on resume."""
+"""State of the losses of a run: saved beside its checkpoints, and restored on resume."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FILE = "lossplug.pt"
 
 
 def restore(state: State, trainer: Any) -> None:
-    """Restore what the run that a trainer resumes has remembered, from beside the checkpoint that it resumes."""
+    """Restore the state of a resumed run from beside the checkpoint that is resumed."""
     if trainer.resume:
         for folder in dict.fromkeys((Path(str(trainer.args.resume)).parent, Path(trainer.save_dir) / "weights")):
             if (folder / FILE).is_file():
@@ -24,12 +24,12 @@ def restore(state: State, trainer: Any) -> None:
 
 
 def check(state: State, trainer: Any, keeps_state: bool) -> None:
-    """Check before training that a state is that of the checkpoint; otherwise the losses start anew, and that is said.
+    """Check before training that a state is that of the checkpoint; otherwise warn, and start with a new state.
 
     Args:
-        state: What was restored, if anything was.
+        state: Restored state, empty if there was none.
         trainer: The trainer.
-        keeps_state: Whether any loss of the run remembers something.
+        keeps_state: Whether any loss of the run has state.
     """
     if state.tensors and state.epoch != trainer.start_epoch:
         LOGGER.warning(

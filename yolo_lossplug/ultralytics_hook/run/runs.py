@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""One `Run` for each training. Its models find it by the folder of the run, which stands in their arguments."""
+"""One `Run` per training. Its models look it up by the folder of the run, which is in their arguments."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Run:
     """What belongs to one training.
 
     Attributes:
-        selection: What it trains with; selected once, when its trainer has merged its arguments.
-        state: What its losses remember, shared by the trained model, its moving average, and all branches.
-        collector: What it reports of the assignment, None for a run that reports nothing.
+        selection: Selected losses; selected once, when its trainer has merged its arguments.
+        state: State of its losses, shared by the trained model, its EMA, and all branches.
+        collector: Collector of its assignment report, None for a run without report.
     """
 
     selection: Selection
@@ -36,7 +36,7 @@ _RUNS: dict[str, Run] = {}
 def begin(trainer: Any) -> Run:
     """Register the run of a new trainer, before any model makes a criterion.
 
-    The trained model and its moving average have copies of the same arguments, and so the same folder.
+    The trained model and its EMA have copies of the same arguments, and so the same folder.
     """
     args = vars(trainer.args)
     run = trainer.lossplug = Run(selected(args))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Which assigner counts what it assigns, and in which meter."""
+"""Counting of what an assigner assigns, in a meter."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from yolo_lossplug.ultralytics_hook.run.counts import Meter
 def watch(assigner: Any, meter: Optional[Meter]) -> None:
     """Count what an assigner assigns; without a meter nothing is counted.
 
-    The fast engine assigns without asking the assigner, or asks it where no gradient is: it adds to the meter itself.
+    The fast engine does not call the assigner, or calls it without gradients; it adds to the meter itself.
 
     Raises:
-        LossPlugError: If it is no module, and cannot be watched.
+        LossPlugError: If it is not a module, and cannot have a hook.
     """
     if not isinstance(assigner, nn.Module):
         raise LossPlugError(f"{REPORT} cannot be used with {type(assigner).__name__}, which is no module; remove it.")
@@ -36,14 +36,14 @@ def meter_of(assigner: Any) -> Optional[Meter]:
 
 
 def record(assigner: Any, inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:
-    """Count what an assigner of the host has answered; its own `forward` knows no gradient, what is around it does."""
+    """Count the outputs of an assigner of the host, in a hook because its `forward` runs without gradients."""
     meter = meter_of(assigner)
     if meter is None:
         return
-    found, objects, mask = inputs[1].flatten(0, 1), inputs[4], inputs[5]
-    first = torch.arange(len(objects), device=objects.device).unsqueeze(1) * objects.shape[1]
-    place, is_positive = (outputs[4].long() + first).flatten(), outputs[3].flatten().bool()
-    if found.device.type == "cpu":  # a GPU would have to be waited for, and takes no time for the other anchors
+    pred_boxes, gt_boxes, mask = inputs[1].flatten(0, 1), inputs[4], inputs[5]
+    first = torch.arange(len(gt_boxes), device=gt_boxes.device).unsqueeze(1) * gt_boxes.shape[1]
+    slot, is_positive = (outputs[4].long() + first).flatten(), outputs[3].flatten().bool()
+    if pred_boxes.device.type == "cpu":  # a GPU would have to sync, and the other anchors cost it little
         index = is_positive.nonzero().squeeze(1)
-        place, is_positive, found = place[index], is_positive[index], found[index]
-    meter.add(objects, mask, place, is_positive, found)
+        slot, is_positive, pred_boxes = slot[index], is_positive[index], pred_boxes[index]
+    meter.add(gt_boxes, mask, slot, is_positive, pred_boxes)

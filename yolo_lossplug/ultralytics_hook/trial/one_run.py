@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""One whole training run, and what came out of it."""
+"""One whole training run, and its results."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PARTS = {"box": "B", "seg": "M", "pose": "P"}
 
 
 def check(args: dict[str, Any]) -> str:
-    """Check the arguments of a training as far as that goes without data and model, and return its task.
+    """Check the arguments of a training without loading data or model, and return its task.
 
     Args:
         args: As `yolo train` takes them.
@@ -35,27 +35,27 @@ def check(args: dict[str, Any]) -> str:
     Raises:
         LossPlugError: If one is unknown or wrong.
     """
-    given = {**args, "mode": "train"}
-    config.refuse_unknown(given)
-    config.check_given(DEFAULT_CFG_DICT, given)
-    task = config.guess_model(given)[0]
+    train_args = {**args, "mode": "train"}
+    config.refuse_unknown(train_args)
+    config.check_given(DEFAULT_CFG_DICT, train_args)
+    task = config.guess_model(train_args)[0]
     try:
-        get_cfg(overrides={**given, "task": task})
+        get_cfg(overrides={**train_args, "task": task})
     except (SyntaxError, TypeError, ValueError) as error:
         raise LossPlugError(str(error)) from error
     return str(task)
 
 
 def prepare(args: dict[str, Any]) -> None:
-    """Get what all runs need, once: data and weights that are downloaded, and the cache of labels.
+    """Download data and weights and build the label cache, once for all runs.
 
-    Runs that start at the same time would write the same files. And what is missing is said once.
+    Runs that start at the same time would write the same files, and each would report what is missing.
 
     Args:
         args: As `yolo train` takes them.
 
     Raises:
-        LossPlugError: If the model or the data are not there.
+        LossPlugError: If the model or the data cannot be loaded.
     """
     try:
         model = YOLO(args["model"], task=args.get("task"))
@@ -96,7 +96,7 @@ def train(args: dict[str, Any]) -> dict[str, Any]:
     broken = [f"{key}={value}" for key, value in last.items() if key.endswith("_loss") and not math.isfinite(value)]
     if broken:
         raise FloatingPointError(f"the loss is NaN or infinite after the last epoch: {', '.join(broken)}")
-    metrics = model.metrics  # none where workers of several devices have trained
+    metrics = model.metrics  # None after a multi-GPU training, which runs in workers
     if metrics is None:
         metrics = model.val(data=args["data"], plots=False)
     return {
@@ -118,7 +118,7 @@ def measured(metrics: Any) -> dict[str, float]:
 
 
 def history(folder: Path) -> list[dict[str, float]]:
-    """Return the rows of a run's results.csv, one for each epoch; none where the file is not there."""
+    """Return the rows of a run's results.csv, one per epoch; empty if there is no file."""
     file = folder / "results.csv"
     if not file.is_file():
         return []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""One step of a criterion taken apart: its terms, and what it computes them from."""
+"""One step of a criterion: its terms, and the inputs of each."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TERMS = ("box", "class", "dfl")
 
 
 class Seen(NamedTuple):
-    """What the members of a criterion were given, and returned.
+    """Inputs and outputs of the members of a criterion.
 
     Attributes:
         box: Arguments of its box loss module, from `pred_dist` on.
@@ -50,9 +50,9 @@ class Trial(NamedTuple):
     Attributes:
         model: The host's model, in training mode, on its device.
         batch: A batch of drawn images with their labels.
-        preds: What the model says.
-        args: Arguments of the run, ours among them.
-        selection: What they select.
+        preds: Outputs of the model.
+        args: Arguments of the run, including our keys.
+        selection: Selected losses.
     """
 
     model: Any
@@ -98,7 +98,7 @@ def trial(args: dict[str, Any]) -> Trial:
 
 
 def criterion_of(one: Trial, is_stock: bool = False, **changes: Any) -> Any:
-    """Return the criterion that the model makes, with changed arguments, or with none of ours."""
+    """Return the criterion of the model, with changed arguments, or without our keys."""
     values = {**vars(one.args), **changes}
     ours = keys() if is_stock else ()
     one.model.args = type(one.args)(**{key: value for key, value in values.items() if key not in ours})
@@ -108,7 +108,7 @@ def criterion_of(one: Trial, is_stock: bool = False, **changes: Any) -> Any:
 def terms(criterion: Any, one: Trial) -> dict[str, tuple[float, ...]]:
     """Return the terms of one step with their gains, by branch: box, class and DFL, or class alone of classify.
 
-    Where the host has a method that returns them they are its own, else they are those of the criterion's members.
+    They are read from the host's method that returns them, or else computed from the outputs of the members.
     """
     if one.selection.task == CLASSIFY:
         return {"main": (float(criterion(one.preds, one.batch)[0].detach()),)}
@@ -120,14 +120,14 @@ def terms(criterion: Any, one: Trial) -> dict[str, tuple[float, ...]]:
     for branch, leaf in branches(criterion):
         vars(leaf).pop(METHOD, None)
         if branch not in seen:
-            given = members[branch]
-            box, dfl = given.box_terms
-            seen[branch] = _with_gains(leaf, box, _class_term(leaf, given.cls_terms, given), dfl)
+            inputs = members[branch]
+            box, dfl = inputs.box_terms
+            seen[branch] = _with_gains(leaf, box, _class_term(leaf, inputs.cls_terms, inputs), dfl)
     return seen
 
 
 def seen_in(criterion: Any, one: Trial) -> dict[str, Seen]:
-    """Take one step, and return what the members of a criterion have seen, by branch; nothing in the fast engine."""
+    """Take one step, and return inputs and outputs of the members, by branch; empty in the fast engine."""
     seen: dict[str, dict[str, Any]] = {branch: {} for branch, _ in branches(criterion)}
     handles = []
     for branch, leaf in branches(criterion):
@@ -138,31 +138,31 @@ def seen_in(criterion: Any, one: Trial) -> dict[str, Seen]:
     finally:
         for handle in handles:
             handle.remove()
-    return {branch: Seen(**noted) for branch, noted in seen.items() if len(noted) == len(Seen._fields)}
+    return {branch: Seen(**recorded) for branch, recorded in seen.items() if len(recorded) == len(Seen._fields)}
 
 
-def formula_terms(leaf: Any, given: Seen, one: Trial) -> tuple[float, ...]:
+def formula_terms(leaf: Any, inputs: Seen, one: Trial) -> tuple[float, ...]:
     """Return the terms of one branch, evaluated in float64 by the formulas themselves.
 
-    Nothing of the criterion is used but its gains, and the host's own module for the DFL term, which is no key of ours.
+    Of the criterion it uses only the gains, and the host's own module for the DFL term, which has no key of ours.
     """
-    pred_dist, pred, points, target, scores, total, foreground, *extra = (_double(value) for value in given.box)
+    pred_dist, pred, points, target, scores, total, foreground, *extra = (_double(value) for value in inputs.box)
     rows = foreground.nonzero(as_tuple=True)
     stock = stock_bbox_loss(leaf.bbox_loss)
     context = {} if leaf.bbox_loss is stock else leaf.bbox_loss.context(points, rows[1])
-    own = State().scoped("formula")  # what a loss remembers, it starts from like the criterion
-    box = one.selection.box.within(own)(pred[rows], target[rows], **context)
+    scope = State().scoped("formula")  # a new state, as in the criterion
+    box = one.selection.box.within(scope)(pred[rows], target[rows], **context)
     dfl = stock(pred_dist, pred, points, target, scores, total, foreground, *extra)[1]
-    logits, targets = (value.double() for value in given.cls)
+    logits, targets = (value.double() for value in inputs.cls)
     smoothing = one.selection.cls_smoothing
     if smoothing:
         assigned = targets.amax(-1, keepdim=True) > 0
         targets = torch.where(assigned, targets * (1 - smoothing) + smoothing / 2, targets)
-    elements = one.selection.cls.within(own)(logits, targets)
+    elements = one.selection.cls.within(scope)(logits, targets)
     weights = class_weights(one.selection, leaf.nc, class_names(one.model))
     if weights is not None:
         elements = elements * torch.tensor(weights, dtype=torch.float64, device=elements.device)
-    return _with_gains(leaf, (box * scores[rows].sum(-1)).sum() / total, _class_term(leaf, elements, given), dfl)
+    return _with_gains(leaf, (box * scores[rows].sum(-1)).sum() / total, _class_term(leaf, elements, inputs), dfl)
 
 
 def softmax_formula(one: Trial) -> tuple[float, ...]:
@@ -196,7 +196,7 @@ def drawn_batch(model: Any, cfg: Any) -> dict[str, Any]:
         "bboxes": rows[:, 1:] if task != "obb" else _turned(rows[:, 1:]),
         "resized_shape": [(size, size)] * count,
     }
-    if task == "segment":  # the mask terms are not looked at: any masks do
+    if task == "segment":  # the mask terms are not compared, so any masks will do
         batch["masks"] = torch.zeros(count, size // 4, size // 4)
         batch["sem_masks"] = torch.zeros(count, size // 4, size // 4).long()
     if task == "pose":
@@ -206,27 +206,27 @@ def drawn_batch(model: Any, cfg: Any) -> dict[str, Any]:
 
 
 def recording(method: Any, branch: str, seen: dict[str, tuple[float, ...]]) -> Any:
-    """Return a method that notes the terms it returns."""
+    """Return a method that records the terms it returns."""
 
-    def told(*args: Any, **kwargs: Any) -> Any:
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
         result = method(*args, **kwargs)
         box, cls, dfl = result[1].tolist()
         seen[branch] = (box, cls, dfl)
         return result
 
-    return told
+    return wrapped
 
 
-def record(seen: dict[str, Any], name: str, module: Any, given: tuple, output: Any) -> None:
-    """Hook of a module: note what it was given and has returned, the first time; a mask term may ask once more."""
-    seen.setdefault(name, given)  # the host may change the output in place afterwards
+def record(seen: dict[str, Any], name: str, module: Any, args: tuple, output: Any) -> None:
+    """Hook of a module: record inputs and outputs of its first call; a mask term may call it again."""
+    seen.setdefault(name, args)  # the host may change the output in place afterwards
     seen.setdefault(f"{name}_terms", output.clone() if isinstance(output, Tensor) else output)
 
 
-def _class_term(leaf: Any, elements: Tensor, given: Seen) -> Tensor:
-    """Return the sum of the class loss as the host divides it, with class weights of the host's own."""
+def _class_term(leaf: Any, elements: Tensor, inputs: Seen) -> Tensor:
+    """Return the sum of the class loss as the host normalises it, with the host's class weights."""
     weights = getattr(leaf, "class_weights", None)
-    return (elements if weights is None else elements * weights.to(elements.dtype)).sum() / given.box[5]
+    return (elements if weights is None else elements * weights.to(elements.dtype)).sum() / inputs.box[5]
 
 
 def _with_gains(leaf: Any, box: Tensor, cls: Tensor, dfl: Tensor) -> tuple[float, ...]:
@@ -238,7 +238,7 @@ def _double(value: Any) -> Any:
 
 
 def _turned(corners: Tensor) -> Tensor:
-    """Return boxes (n, 5) centre x, y, width, height, angle of rectangles (n, 8) of four corners in turn."""
+    """Return boxes (n, 5) centre x, y, width, height, angle of rectangles (n, 8), four corners in order."""
     points = corners.view(-1, 4, 2)
     along, across = points[:, 1] - points[:, 0], points[:, 2] - points[:, 1]
     angle = torch.atan2(along[:, 1], along[:, 0])
@@ -246,7 +246,7 @@ def _turned(corners: Tensor) -> Tensor:
 
 
 def _with_classes(model: Any, cfg: Any) -> Any:
-    """Return a model with the classes of its data, if there is any, as a trainer builds it from another."""
+    """Return a model with the classes of its data, if there is any, as a trainer rebuilds it."""
     if not cfg.data:
         return model
     read = check_cls_dataset if model.task == CLASSIFY else check_det_dataset
@@ -289,7 +289,7 @@ def grad_norms(criterion: Any, one: Trial) -> dict[str, tuple[float, ...]]:
 
 
 def head_outputs(preds: Any) -> list[Tensor]:
-    """Return all tensors that a head returns in training, but the features it is fed with (``feats`` of a mapping)."""
+    """Return all tensors that a head returns in training, except its input features (``feats`` of a mapping)."""
     if isinstance(preds, Tensor):
         return [preds] if preds.requires_grad else []
     values = [preds[key] for key in preds if key != "feats"] if isinstance(preds, dict) else preds
