@@ -24,7 +24,7 @@ MODELS = ["yolov8n", "yolo11n", "yolov10n", "yolo26n", "yolov8n-seg", "yolo26n-s
 
 
 @pytest.fixture(scope="module")
-def given():
+def step_inputs():
     """Predictions of a model for images on which the sparse assignment runs, and their batch."""
     made = model("yolov8n")
     data = batch("yolov8n", size=256)
@@ -78,14 +78,14 @@ def test_every_model(name, size, empty):
 
 
 @pytest.mark.parametrize("loss", list_box_losses())
-def test_every_box_loss(given, loss):
-    compared(*given, loss=loss, n_steps=2)
+def test_every_box_loss(step_inputs, loss):
+    compared(*step_inputs, loss=loss, n_steps=2)
 
 
 @pytest.mark.parametrize("keys", [{}, {"cls_smoothing": 0.2}, {"cls_weights": [0, 1, 2]}], ids=str)
 @pytest.mark.parametrize("cls_loss", list_class_losses())
-def test_every_class_loss(given, cls_loss, keys):
-    criterion = compared(*given, cls_loss=cls_loss, n_steps=2, **keys)
+def test_every_class_loss(step_inputs, cls_loss, keys):
+    criterion = compared(*step_inputs, cls_loss=cls_loss, n_steps=2, **keys)
     loss = create_class_loss(cls_loss)
     assert criterion.lossplug.is_class_loss_pointwise == (loss.state is None and cls_loss != "slide")
 
@@ -95,8 +95,8 @@ def test_every_class_loss(given, cls_loss, keys):
     [{}, {"cls_loss": "focal", "cls_smoothing": 0.1}, {"cls_loss": "slide"}, {"cls_weights": [1, 2, 3]}],
     ids=str,
 )
-def test_the_hosts_class_weights(given, keys):
-    made, preds, data = given
+def test_the_hosts_class_weights(step_inputs, keys):
+    made, preds, data = step_inputs
     made.class_weights = torch.tensor([0.5, 1, 2])
     try:
         compared(made, preds, data, **keys)
@@ -105,13 +105,13 @@ def test_the_hosts_class_weights(given, keys):
 
 
 @pytest.mark.parametrize("keys", [{"tal_topk": 3}, {"tal_alpha": 1.0, "tal_beta": 1.0}, {"tal_iou": "giou"}], ids=str)
-def test_keys_of_the_assigner(given, keys):
-    compared(*given, **keys)
+def test_keys_of_the_assigner(step_inputs, keys):
+    compared(*step_inputs, **keys)
 
 
 @pytest.mark.parametrize("n", [0, 40])
-def test_crowds_and_emptiness_without_dense_tensors(n, given):
-    made, preds, data = given
+def test_crowds_and_emptiness_without_dense_tensors(n, step_inputs):
+    made, preds, data = step_inputs
     rng = torch.Generator().manual_seed(5)
     data = {
         "img": data["img"],
@@ -133,8 +133,8 @@ def test_crowds_and_emptiness_without_dense_tensors(n, given):
         criterion(dict(preds), data)
 
 
-def test_anchors_that_are_assigned_with_score_zero_are_not_smoothed(given):
-    made, preds, data = given
+def test_anchors_that_are_assigned_with_score_zero_are_not_smoothed(step_inputs):
+    made, preds, data = step_inputs
     boxes = torch.full_like(preds["boxes"], -20.0)
     boxes[:, ::16] = 20  # every box is a point, so that no metric is above 0
     data = {**data, "bboxes": torch.tensor([[0.1, 0.05, 0.2, 0.1]]).repeat(5, 1)}
@@ -145,8 +145,8 @@ def test_anchors_that_are_assigned_with_score_zero_are_not_smoothed(given):
     assert len(assigned.anchor) and not assigned.score.any()
 
 
-def test_objects_larger_than_the_distribution_reaches(given):
-    made, preds, data = given
+def test_objects_larger_than_the_distribution_reaches(step_inputs):
+    made, preds, data = step_inputs
     boxes = torch.zeros_like(preds["boxes"])
     boxes[:, 15::16, : 32 * 32] = 6  # anchors of the finest level predict the largest boxes, and are assigned
     boxes[:, ::16, 32 * 32 :] = 20
@@ -154,8 +154,8 @@ def test_objects_larger_than_the_distribution_reaches(given):
     compared(made, {**preds, "boxes": boxes}, data)
 
 
-def test_predictions_that_are_not_finite_go_the_hosts_way(given):
-    made, preds, data = given
+def test_predictions_that_are_not_finite_go_the_hosts_way(step_inputs):
+    made, preds, data = step_inputs
     preds = {**preds, "scores": preds["scores"].clone()}
     preds["scores"][0, :, 100:140] = float("nan")
     losses = [with_keys(made, loss_engine=name)(dict(preds), data)[0] for name in ("reference", "fast")]
@@ -163,8 +163,8 @@ def test_predictions_that_are_not_finite_go_the_hosts_way(given):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_mixed_precision(given, dtype):
-    made, preds, data = given
+def test_mixed_precision(step_inputs, dtype):
+    made, preds, data = step_inputs
     preds = {key: preds[key].to(dtype) for key in ("boxes", "scores")} | {
         "feats": [f.to(dtype) for f in preds["feats"]]
     }
@@ -182,7 +182,7 @@ def test_mixed_precision(given, dtype):
         assert (other.float() - one.float()).norm() <= 1e-2 * one.float().norm()
 
 
-def test_a_class_loss_that_reads_the_whole_batch_is_given_the_whole_batch(given, registry):
+def test_a_class_loss_that_reads_the_whole_batch_is_given_the_whole_batch(step_inputs, registry):
     shapes = set()
 
     @class_loss("centred")
@@ -190,14 +190,14 @@ def test_a_class_loss_that_reads_the_whole_batch_is_given_the_whole_batch(given,
         shapes.add(tuple(logits.shape))
         return (logits - logits.mean() * centred_by).square() + targets
 
-    criterion = compared(*given, cls_loss="centred")
+    criterion = compared(*step_inputs, cls_loss="centred")
     assert not criterion.lossplug.is_class_loss_pointwise
-    assert tuple(given[1]["scores"].permute(0, 2, 1).shape) in shapes
+    assert tuple(step_inputs[1]["scores"].permute(0, 2, 1).shape) in shapes
 
 
 @pytest.mark.parametrize("part", ["bce", "bbox_loss", "bbox_decode", "assigner"])
-def test_parts_that_somebody_else_has_put_in_are_used(given, part):
-    made, preds, data = given
+def test_parts_that_somebody_else_has_put_in_are_used(step_inputs, part):
+    made, preds, data = step_inputs
     losses = []
     for name in ("reference", "fast"):
         criterion = with_part(part, made)
@@ -207,8 +207,8 @@ def test_parts_that_somebody_else_has_put_in_are_used(given, part):
     assert not torch.allclose(losses[1], v8DetectionLoss(made)(dict(preds), data)[0])
 
 
-def test_state_is_that_of_the_reference(given):
-    made, preds, data = given
+def test_state_is_that_of_the_reference(step_inputs):
+    made, preds, data = step_inputs
     states = []
     for name in ("reference", "fast"):
         criterion = with_keys(made, loss_engine=name, loss="wiou-v3", cls_loss="ema-slide")
@@ -229,8 +229,8 @@ def test_state_is_that_of_the_reference(given):
 # Whether it runs.
 
 
-def test_engines_by_name(given):
-    made, _, _ = given
+def test_engines_by_name(step_inputs):
+    made, _, _ = step_inputs
     assert isinstance(with_keys(made, loss="eiou"), FastMixin)
     fast, reference = (with_keys(made, loss_engine=name) for name in ("fast", "reference"))
     assert isinstance(fast, FastMixin) and isinstance(fast, v8DetectionLoss) and not fast.lossplug.decision.is_lazy
@@ -262,8 +262,8 @@ def test_tasks_that_have_no_fast_engine(task):
 
 
 @pytest.mark.parametrize("errors", [(1e-3, 0.0), (0.0, 1e-3), (float("inf"), float("inf"))], ids=str)
-def test_a_host_that_computes_something_else(given, monkeypatch, errors):
-    made, preds, data = given
+def test_a_host_that_computes_something_else(step_inputs, monkeypatch, errors):
+    made, preds, data = step_inputs
     monkeypatch.setattr(choice, "self_test", lambda *args: errors)
     criterion = with_keys(made, loss="eiou")
     assert not isinstance(criterion, FastMixin)
@@ -295,8 +295,8 @@ def test_the_self_test_sees_a_host_that_has_changed(monkeypatch):
 @pytest.mark.parametrize(
     "context", [torch.inference_mode(), torch.autocast("cpu", torch.bfloat16)], ids=["inference mode", "autocast"]
 )
-def test_the_first_step_may_be_one_of_a_validation(given, context):
-    made, preds, data = given
+def test_the_first_step_may_be_one_of_a_validation(step_inputs, context):
+    made, preds, data = step_inputs
     parity.self_test.cache_clear()
     with context:
         criterion = with_keys(made, loss="l1")  # wants the strides of the anchors, which are kept between steps
@@ -313,9 +313,9 @@ def described(engine, head, device):
     return str(choice.decide(engine, SimpleNamespace(device=torch.device(device), **about)))
 
 
-def test_a_release_without_the_step(monkeypatch, given):
+def test_a_release_without_the_step(monkeypatch, step_inputs):
     monkeypatch.setattr(choice, "METHOD", "gone")
-    head = given[0].model[-1]
+    head = step_inputs[0].model[-1]
     assert described("auto", head, "cpu") == ("reference (this release of Ultralytics has no step to replace)")
     assert described("auto", head, "mps") == "reference (it is not tested on mps)"
     assert described("reference", head, "cpu") == "reference"
@@ -327,17 +327,17 @@ def test_rotated_boxes_have_the_reference():
     assert described("auto", made.model[-1], "cpu") == "reference (boxes are rotated)"
 
 
-def test_a_step_that_was_taken_away_stops_the_run(given):
+def test_a_step_that_was_taken_away_stops_the_run(step_inputs):
     from yolo_lossplug.ultralytics_hook.criterion import is_plugged
 
-    criterion, selection = with_keys(given[0], loss="eiou"), select({"loss": "eiou"})
+    criterion, selection = with_keys(step_inputs[0], loss="eiou"), select({"loss": "eiou"})
     assert is_plugged(criterion, selection)
     fast.remove_fast_step(criterion)
     assert not is_plugged(criterion, selection)
 
 
-def test_a_gpu_takes_the_dense_form_where_it_is_small(given, monkeypatch):
-    made, preds, data = given
+def test_a_gpu_takes_the_dense_form_where_it_is_small(step_inputs, monkeypatch):
+    made, preds, data = step_inputs
     criterion = with_keys(made, loss="eiou")
 
     criterion.lossplug.decision = criterion.lossplug.decision._replace(is_lazy=True)

@@ -93,7 +93,7 @@ def test_a_state_of_another_epoch_is_not_used(data, tmp_path):
     torch.save({**content, "epoch": 7}, weights / "lossplug.pt")
     with Log() as log:
         states = run(tmp_path, data, resume=str(weights / "last.pt"))
-    assert "after epoch 7, and this run goes on after epoch 2; they start anew" in log.text
+    assert "after epoch 7, but this run continues after epoch 2; they start with a new state" in log.text
     assert states[0]["main.steps"] == 1
 
 

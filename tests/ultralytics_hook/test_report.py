@@ -54,11 +54,11 @@ def test_sums_by_hand():
     limits = [32.0**2, 96.0**2]
     below = [torch.nextafter(torch.tensor(limit), torch.tensor(0.0)).item() for limit in limits]
     areas = torch.tensor([below[0], limits[0], below[1], limits[1], 5.0, 7.0])
-    is_object = torch.tensor([True, True, True, True, True, False])
-    place = torch.tensor([0, 0, 2, 3, 5, 1, 0])
+    is_gt = torch.tensor([True, True, True, True, True, False])
+    slot = torch.tensor([0, 0, 2, 3, 5, 1, 0])
     is_positive = torch.tensor([True, True, True, True, False, False, False])
     overlap = torch.tensor([0.5, 0.25, 0.125, 1.0, 9.0, 9.0, float("nan")])
-    found = tally(areas, is_object, place, is_positive, overlap)
+    found = tally(areas, is_gt, slot, is_positive, overlap)
     #           objects, without anchor, anchors, overlaps
     expected = [[2, 1, 2, 0.75], [2, 1, 1, 0.125], [1, 0, 1, 1.0]]
     assert found.tolist() == expected
@@ -87,18 +87,18 @@ def test_nothing_has_no_ratio():
     assert [value for value in values.values() if value is not None] == [0] * 4
 
 
-@pytest.mark.parametrize("n_places", [0, 3])
-def test_an_object_that_loses_every_anchor_is_unassigned(n_places):
-    """Two objects want the same anchors: the first gets all of them, and a place without object is none."""
+@pytest.mark.parametrize("n_slots", [0, 3])
+def test_an_object_that_loses_every_anchor_is_unassigned(n_slots):
+    """Two objects want the same anchors: the first gets all of them, and an empty slot counts as none."""
     assigner, places = TaskAlignedAssigner(topk=10, num_classes=1, alpha=0.5, beta=6.0), points(64, 64, (16,))
     meter = counts.Meter(torch.device("cpu"))
     watch.watch(assigner, meter)
-    boxes = torch.tensor([[[4.0, 4, 44, 44], [4, 4, 44, 44], [0, 0, 0, 0]]])[:, :n_places]
-    mask = torch.tensor([[[1.0], [1], [0]]])[:, :n_places]
+    boxes = torch.tensor([[[4.0, 4, 44, 44], [4, 4, 44, 44], [0, 0, 0, 0]]])[:, :n_slots]
+    mask = torch.tensor([[[1.0], [1], [0]]])[:, :n_slots]
     scores, predicted = torch.full((1, len(places), 1), 0.5), torch.tensor([4.0, 4, 44, 24]).expand(1, len(places), 4)
-    assigner(scores, predicted, places, torch.zeros(1, n_places, 1), boxes, mask)
+    assigner(scores, predicted, places, torch.zeros(1, n_slots, 1), boxes, mask)
     # 3 x 3 cells of 16 pixels have their centre in the box; half of it is predicted; 40 x 40 is medium.
-    assert meter.sums.tolist() == ([[0] * 4, [2, 1, 9, 4.5], [0] * 4] if n_places else [[0] * 4] * 3)
+    assert meter.sums.tolist() == ([[0] * 4, [2, 1, 9, 4.5], [0] * 4] if n_slots else [[0] * 4] * 3)
     assert meter.is_used
 
 
@@ -112,29 +112,29 @@ def run(made, preds, data, loss_engine):
     """Take a step and return the criterion, and the inputs and outputs of its assigners."""
     criterion, seen = with_keys(made, save_dir="here", lossplug_report=True, loss_engine=loss_engine), []
     for leaf in branch_criteria(criterion):
-        leaf.assigner.register_forward_hook(lambda module, given, answer: seen.append((given, answer)))
+        leaf.assigner.register_forward_hook(lambda module, inputs, outputs: seen.append((inputs, outputs)))
     criterion(copy.deepcopy(preds), data)
     return criterion, seen
 
 
-def by_hand(given, answer):
+def by_hand(inputs, outputs):
     """Return the sums of an assignment, one anchor after another."""
     sums, taken = no_sums(torch.device("cpu")), set()
-    found, objects, mask, foreground, index = given[1], given[4], given[5], answer[3], answer[4]
+    found, objects, mask, foreground, index = inputs[1], inputs[4], inputs[5], outputs[3], outputs[4]
 
     def size(box):
         width, height = (box[2], box[3]) if len(box) == 5 else (box[2] - box[0], box[3] - box[1])
         return 0 if width * height < 1024 else 1 if width * height < 9216 else 2
 
     for image, anchor in foreground.nonzero().tolist():
-        place = int(index[image, anchor])
-        wanted, overlap = objects[image, place], box_iou if objects.shape[2] == 4 else batch_probiou
+        slot = int(index[image, anchor])
+        wanted, overlap = objects[image, slot], box_iou if objects.shape[2] == 4 else batch_probiou
         sums[size(wanted), 2] += 1
         sums[size(wanted), 3] += overlap(found[image, anchor][None], wanted[None]).item()
-        taken.add((image, place))
-    for image, place in mask.squeeze(-1).nonzero().tolist():
-        sums[size(objects[image, place]), 0] += 1
-        sums[size(objects[image, place]), 1] += (image, place) not in taken
+        taken.add((image, slot))
+    for image, slot in mask.squeeze(-1).nonzero().tolist():
+        sums[size(objects[image, slot]), 0] += 1
+        sums[size(objects[image, slot]), 1] += (image, slot) not in taken
     return sums
 
 
@@ -142,16 +142,16 @@ def by_hand(given, answer):
 def test_the_reference_counts_what_its_assigners_answer(name, collector):
     criterion, seen = run(*preds_of(name), "reference")
     assert collector.meters.keys() == BRANCHES.get(name, {"main"})
-    for leaf, (given, answer) in zip(branch_criteria(criterion), seen):
-        expected, found = by_hand(given, answer), watch.meter_of(leaf.assigner).sums
+    for leaf, (inputs, outputs) in zip(branch_criteria(criterion), seen):
+        expected, found = by_hand(inputs, outputs), watch.meter_of(leaf.assigner).sums
         assert torch.equal(found[:, :3], expected[:, :3])
         torch.testing.assert_close(found[:, 3], expected[:, 3], rtol=1e-5, atol=1e-5)
         assert found[:, 0].sum() == 5 and found[:, 2].sum() > 0 and (found[:, 3].sum() > 0)
         # All anchors, the others with whatever they predict, as on a GPU.
-        first = torch.arange(2).unsqueeze(1) * given[4].shape[1]
-        boxes = given[1].masked_fill(~answer[3].bool().unsqueeze(-1), float("nan")).flatten(0, 1)
+        first = torch.arange(2).unsqueeze(1) * inputs[4].shape[1]
+        boxes = inputs[1].masked_fill(~outputs[3].bool().unsqueeze(-1), float("nan")).flatten(0, 1)
         whole = counts.Meter(torch.device("cpu"))
-        whole.add(given[4], given[5], (answer[4] + first).flatten(), answer[3].bool().flatten(), boxes)
+        whole.add(inputs[4], inputs[5], (outputs[4] + first).flatten(), outputs[3].bool().flatten(), boxes)
         torch.testing.assert_close(whole.sums, found, rtol=1e-12, atol=1e-12)
     assert len(seen) == len(collector.meters)
 
@@ -159,8 +159,8 @@ def test_the_reference_counts_what_its_assigners_answer(name, collector):
 @pytest.mark.parametrize("name", MODELS)
 def test_engines_agree(name, collector, monkeypatch):
     """Whether the fast engine assigns by itself, or asks the assigner, or leaves the step to the host."""
-    given = preds_of(name)
-    run(*given, "reference")
+    inputs = preds_of(name)
+    run(*inputs, "reference")
     expected = {branch: meter.sums.clone() for branch, meter in collector.meters.items()}
     changes = {"sparse": (), "dense": ("is_sparse", lambda *_: False), "host": ("step", lambda *_: None)}
     for way, change in changes.items():
@@ -168,7 +168,7 @@ def test_engines_agree(name, collector, monkeypatch):
         with monkeypatch.context() as patch:
             if change:
                 patch.setattr(fast, *change)
-            _, seen = run(*given, "fast")
+            _, seen = run(*inputs, "fast")
         assert len(seen) == (0 if way == "sparse" else len(expected)), way
         for branch, meter in collector.meters.items():
             assert torch.equal(meter.sums[:, :3], expected[branch][:, :3]), way
@@ -211,7 +211,9 @@ def test_a_criterion_made_by_hand_reports_to_its_run_and_to_no_other(collector):
 
 
 def test_an_assigner_that_cannot_be_watched():
-    with pytest.raises(LossPlugError, match="lossplug_report cannot be used with object, which is no module"):
+    with pytest.raises(
+        LossPlugError, match="lossplug_report cannot be used with object, which is not an nn.Module; remove it"
+    ):
         watch.watch(object(), None)
 
 

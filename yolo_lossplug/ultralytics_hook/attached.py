@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""The one attribute that the plugin adds to objects of the host, `lossplug`, and what it holds."""
+"""`lossplug`, the one attribute that the plugin adds to objects of the host, and its contents."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Decision(NamedTuple):
 
     Attributes:
         name: ``reference``, ``fast`` or ``triton``.
-        why: Why it is the host's own step where another was asked for, empty if it is not.
+        why: Why it is the host's own step although another was requested, else empty.
         is_lazy: Whether steps are left to the host where the host is faster.
     """
 
@@ -37,12 +37,12 @@ class Decision(NamedTuple):
 
 @dataclass
 class OnAssigner:
-    """What an assigner of the host holds of ours.
+    """Our attributes of an assigner of the host.
 
     Attributes:
-        overlap_loss: What the overlap of its metric is 1 minus of, None for the host's own overlap.
+        overlap_loss: Loss of which 1 minus is the overlap of its metric, None for the host's own overlap.
         overlap: That overlap.
-        meter: Counts what it assigns, None if nothing is reported.
+        meter: Counts for the report, None without a report.
     """
 
     overlap_loss: Optional[Loss] = None
@@ -52,15 +52,15 @@ class OnAssigner:
 
 @dataclass
 class OnCriterion:
-    """What a criterion of the host holds of ours.
+    """Our attributes of a criterion of the host.
 
     Attributes:
-        selection: What is selected, None for a criterion that only takes the steps of an engine.
-        running: What it is set to, by key: what was asked for, and what it brought along itself.
+        selection: Selected losses, None for a criterion that only uses another engine.
+        running: Values it was installed with, by key: the requested ones and its own.
         decision: Which engine takes its steps.
         is_class_loss_pointwise: Whether its class loss may be evaluated on parts.
         kernels: Kernels that take its steps, None for tensor functions.
-        anchors: Anchors of the last step, with what they are made of.
+        anchors: Cached anchors of the last step, with their cache key.
     """
 
     selection: Optional[Selection] = None
@@ -72,12 +72,12 @@ class OnCriterion:
 
 
 def on_assigner(assigner: Any) -> OnAssigner:
-    """Return what an assigner holds of ours, which is nothing at first."""
+    """Return our attributes of an assigner, created on first use."""
     return vars(assigner).setdefault(ATTRIBUTE, OnAssigner())
 
 
 def on_criterion(criterion: Any) -> OnCriterion:
-    """Return what a criterion holds of ours, which is nothing at first."""
+    """Return our attributes of a criterion, created on first use."""
     return vars(criterion).setdefault(ATTRIBUTE, OnCriterion())
 
 

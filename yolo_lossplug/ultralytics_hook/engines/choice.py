@@ -96,7 +96,7 @@ def _has_kernels(engine: str, head: Any, device: torch.device) -> bool:
         return False
     trouble = kernel_trouble(str(device), *head_key(head))
     if trouble and engine == TRITON:
-        warn_once(f"loss_engine=triton: {trouble}; the run goes on without kernels.")
+        warn_once(f"loss_engine=triton: {trouble}; the run continues without kernels.")
     return trouble is None
 
 

@@ -85,7 +85,7 @@ class TritonKernels:
         types = types_of(criterion.assigner.alpha, preds["scores"])
         why = why_no_kernel(criterion, preds, types)
         if why and not self.is_trial:
-            warn_once(f"the kernels cannot take the steps of this run: {why}; it goes on without.")
+            warn_once(f"the kernels cannot take the steps of this run: {why}; it continues without kernels.")
             return None
         try:
             with torch.cuda.device_of(preds["scores"]):  # Triton launches on the current device
@@ -96,7 +96,8 @@ class TritonKernels:
             is_compilers = type(error).__module__.startswith("triton") or (is_own and not self.rehearsed)
             if self.is_trial or not is_compilers:
                 raise
-            warn_once(f"a kernel does not compile, and the run goes on without: {' '.join(str(error).split())[:300]}")
+            text = " ".join(str(error).split())[:300]
+            warn_once(f"a kernel does not compile, and the run continues without kernels: {text}")
             on_criterion(criterion).kernels = None
             return None
 
@@ -198,7 +199,7 @@ def why_no_kernel(criterion: Any, preds: dict[str, Tensor], types: Types) -> Opt
         return f"the assigner {type(assigner).__name__} is not Ultralytics' own"
     for method in ("bbox_decode", "preprocess"):
         if getattr(type(criterion), method) is not getattr(v8DetectionLoss, method):
-            return f"{type(criterion).__name__} has a {method} of its own"
+            return f"{type(criterion).__name__} overrides {method}"
     if type(fast.stock_bbox_loss(criterion.bbox_loss)) is not BboxLoss:
         return f"the box loss {type(criterion.bbox_loss).__name__} is not Ultralytics' own"
     if scores.dtype not in (torch.float32, torch.float16, torch.bfloat16) or not (
@@ -206,7 +207,7 @@ def why_no_kernel(criterion: Any, preds: dict[str, Tensor], types: Types) -> Opt
     ):
         return f"boxes are {boxes.dtype}, scores {scores.dtype}, and decoded as {types.product}"
     if max(assigner.topk, topk2_of(assigner)) > scores.shape[2]:
-        return f"an image has {scores.shape[2]} anchors only"
+        return f"an image has only {scores.shape[2]} anchors"
     return None
 
 

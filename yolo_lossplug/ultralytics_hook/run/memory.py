@@ -33,14 +33,15 @@ def check(state: State, trainer: Any, keeps_state: bool) -> None:
     """
     if state.tensors and state.epoch != trainer.start_epoch:
         LOGGER.warning(
-            f"{PREFIX}{FILE} holds what the losses knew after epoch {state.epoch}, and this run goes "
-            f"on after epoch {trainer.start_epoch}; they start anew."
+            f"{PREFIX}{FILE} holds the state of the losses after epoch {state.epoch}, but this run continues "
+            f"after epoch {trainer.start_epoch}; they start with a new state. "
+            f"Copy the file that belongs to the checkpoint."
         )
         state.tensors.clear()
     elif trainer.resume and keeps_state and not state.tensors:
         LOGGER.warning(
-            f"{PREFIX}{FILE} is missing beside the checkpoint: what the losses have learnt about the data so far is "
-            f"lost, and they start anew. Copy it along with last.pt."
+            f"{PREFIX}{FILE} is missing beside the checkpoint: the state of the losses is lost, and they start with a "
+            f"new one. Copy it along with last.pt."
         )
     state.epoch, state.epochs = trainer.start_epoch, trainer.epochs
 

@@ -23,7 +23,9 @@ def watch(assigner: Any, meter: Optional[Meter]) -> None:
         LossPlugError: If it is not a module, and cannot have a hook.
     """
     if not isinstance(assigner, nn.Module):
-        raise LossPlugError(f"{REPORT} cannot be used with {type(assigner).__name__}, which is no module; remove it.")
+        raise LossPlugError(
+            f"{REPORT} cannot be used with {type(assigner).__name__}, which is not an nn.Module; remove it."
+        )
     on_assigner(assigner).meter = meter
     if record not in assigner._forward_hooks.values():
         assigner.register_forward_hook(record)
