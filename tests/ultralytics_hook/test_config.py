@@ -242,6 +242,40 @@ def test_keys_of_training_are_refused_elsewhere(mode):
         getattr(model, mode)(loss="eiou")
 
 
+def test_all_useless_keys_are_named_at_once():
+    message = "loss=eiou, tal_topk=7, nms_iou=diou have no effect with mode=export: they are keys of training, and an"
+    with pytest.raises(LossPlugError, match=message):
+        YOLO.export(None, loss="eiou", tal_topk=7, nms_iou="diou")
+
+
+@pytest.fixture
+def recorded(tmp_path):
+    """The arguments of a training with losses of ours, as a run writes them."""
+    file = tmp_path / "args.yaml"
+    file.write_text("task: detect\nmode: train\nloss: focal-eiou\nfocal_gamma: 0.4\nnms_iou: diou\nimgsz: 64\n")
+    return file
+
+
+@pytest.mark.parametrize(("mode", "nms_iou"), [("val", "diou"), ("export", None)])
+def test_a_file_of_a_training_serves_other_modes(mode, nms_iou, recorded, monkeypatch):
+    from ultralytics.engine.model import Model
+
+    given, said = [], []
+    monkeypatch.setattr(Model, mode, lambda self, **keys: given.append(keys))
+    monkeypatch.setattr(console, "say", said.append)
+    cfg.entrypoint(f"yolo cfg={recorded} {mode} model=yolov8n.yaml")
+    (keys_,) = given
+    assert keys_["imgsz"] == 64 and not {"loss", "focal_gamma"} & keys_.keys()
+    assert keys_.get("nms_iou") == nms_iou
+    (line,) = said
+    assert "loss=focal-eiou, focal_gamma=0.4" in line and ("nms_iou=diou" in line) is (nms_iou is None)
+
+
+def test_what_is_typed_beside_a_file_is_refused_at_once(recorded):
+    with pytest.raises(SystemExit, match="LossPlug: loss=giou, tal_topk=7 have no effect with mode=val"):
+        cfg.entrypoint(f"yolo cfg={recorded} val model=yolov8n.pt loss=giou tal_topk = 7")
+
+
 @pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda file: file.stem)
 def test_shipped_recipes_are_valid(file):
     """Their keys are known and their values fit; they are trained elsewhere."""

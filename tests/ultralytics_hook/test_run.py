@@ -192,6 +192,20 @@ def test_a_run_that_was_copied_goes_on_with_what_its_losses_remember(data, tmp_p
     assert seen[0] and "is missing beside the checkpoint" not in log.text
 
 
+def test_what_is_ignored_on_resume_is_said_once():
+    """By us, with the value that stays; the host is asked about its own keys."""
+    from yolo_lossplug.ultralytics_hook import trainer as hook
+
+    recorded = select({"loss": "eiou", "tal_topk": 7}).resolved()
+    trainer = types.SimpleNamespace(args=types.SimpleNamespace(resume="last.pt", device="cpu", **recorded))
+    asked = []
+    with Log() as log:
+        hook.check_resume(lambda _, overrides: asked.append(overrides), trainer, {"loss": "giou", "lr0": 0.1})
+    assert asked == [{"lr0": 0.1}]
+    assert log.text.count("ignored") == 1
+    assert "loss=giou is ignored: a resumed run goes on with loss=eiou. Start a new run to change it." in log.text
+
+
 def test_what_is_missing_on_resume_is_said_once():
     trainer = types.SimpleNamespace(resume=True, start_epoch=1, epochs=3)
     with Log() as log:

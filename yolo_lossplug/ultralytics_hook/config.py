@@ -7,6 +7,7 @@ import functools
 import math
 import sys
 from collections.abc import Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Callable, Optional
 
@@ -31,6 +32,9 @@ from yolo_lossplug.ultralytics_hook.run.making import is_making, is_settled
 TRAINING = "train"
 FOREIGN_FAMILIES = {"rtdetr": "RT-DETR", "-world": "YOLO-World", "yoloe": "YOLOE"}
 """What Ultralytics looks for in a file name, and the family it takes the model for."""
+
+_typed: ContextVar[frozenset[str]] = ContextVar("typed", default=frozenset())
+"""Keys that are typed on the command line that runs, as opposed to those from a file."""
 
 
 def register_own(custom: dict[str, Any], *bases: dict[str, Any]) -> None:
@@ -66,7 +70,7 @@ def check_given(base: dict[str, Any], custom: dict[str, Any]) -> None:
 
     Args:
         base: The defaults.
-        custom: What the user gave.
+        custom: What the user gave; keys from a file that have no effect in this mode are left out.
 
     Raises:
         LossPlugError: If a value is wrong, or has no effect in this mode or on this model.
@@ -76,7 +80,8 @@ def check_given(base: dict[str, Any], custom: dict[str, Any]) -> None:
         return
     mode = str(custom.get("mode") or base.get("mode"))
     if mode != TRAINING:
-        refuse_keys_of_training(mode, given)
+        drop_keys_of_file(mode, custom)
+        refuse_keys_of_training(mode, custom)
         return
     if custom.get("resume"):
         return  # the checkpoint decides; the trainer says so
@@ -114,19 +119,53 @@ def refuse_keys_of_training(mode: str, given: dict[str, Any]) -> None:
     """Check what the user gave to another mode than training.
 
     Raises:
-        LossPlugError: If a key of ours is among it.
+        LossPlugError: If keys of ours without effect in this mode are among it; it names all of them.
     """
-    ours = given_keys(given)
-    for key, value in given.items():
-        if key not in ours:
-            continue
-        if key == "nms_iou" and mode in ("export", "benchmark"):
-            raise LossPlugError(
-                f"nms_iou={value} has no effect with mode={mode}: an exported model brings a suppression of its own, "
-                f"or none. Remove it."
-            )
-        if key != "nms_iou":
-            raise LossPlugError(f"{key}={value} has no effect with mode={mode}: it is a key of training. Remove it.")
+    useless = keys_without_effect(mode, given)
+    if not useless:
+        return
+    training = [key for key in useless if key != "nms_iou"]
+    many = len(useless) > 1
+    why = []
+    if training:
+        why.append(f"{'they are keys' if len(training) > 1 else 'it is a key'} of training")
+    if "nms_iou" in useless:
+        why.append("an exported model brings a suppression of its own, or none")
+    raise LossPlugError(
+        f"{_listed(useless)} {'have' if many else 'has'} no effect with mode={mode}: {', and '.join(why)}. "
+        f"Remove {'them' if many else 'it'}."
+    )
+
+
+def keys_without_effect(mode: str, given: dict[str, Any]) -> dict[str, Any]:
+    """Return those keys of ours, with their values, that have no effect in another mode than training."""
+    ours, uses_nms = given_keys(given), mode not in ("export", "benchmark")
+    return {key: ours[key] for key in given if key in ours and not (key == "nms_iou" and uses_nms)}
+
+
+def drop_keys_of_file(mode: str, custom: dict[str, Any]) -> None:
+    """Leave out, in place, keys without effect that come from the file that `cfg=` names, and say so.
+
+    Such a file is that of a training, `args.yaml`; what is typed is refused, since it is meant.
+
+    Args:
+        mode: The mode, another than training.
+        custom: What the command line and the file give.
+    """
+    typed = _typed.get()
+    if "cfg" not in typed:
+        return
+    dropped = {key: value for key, value in keys_without_effect(mode, custom).items() if key not in typed}
+    for key in dropped:
+        del custom[key]
+    if dropped:
+        from yolo_lossplug.ultralytics_hook.console import say
+
+        say(f"left out of the file of cfg=, since mode={mode} has no use for keys of training: {_listed(dropped)}.")
+
+
+def _listed(given: dict[str, Any]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in given.items())
 
 
 def check_merged(cfg: dict[str, Any]) -> None:
@@ -291,6 +330,14 @@ def _is_dropped(key: str) -> bool:
         return key not in handle({key: 0.0})
 
 
+def typed_pairs(lines: Sequence[str]) -> dict[str, str]:
+    """Return what is typed as `key=value` on command lines, those of this process if there are none."""
+    from ultralytics.cfg import merge_equals_args
+
+    words = merge_equals_args(" ".join(lines).split() or sys.argv[1:])
+    return dict(word.lstrip("-").split("=", 1) for word in words if "=" in word)
+
+
 def refuse_typed_none(lines: Sequence[str]) -> None:
     """Raise an error for `loss=none` on the command line, which would train stock without a word.
 
@@ -300,8 +347,7 @@ def refuse_typed_none(lines: Sequence[str]) -> None:
     Raises:
         LossPlugError: If a name is typed as none, unless all are: programs, as Ultralytics' tuner, give every key.
     """
-    words = " ".join(lines).split() or sys.argv[1:]
-    pairs = dict(word.lstrip("-").split("=", 1) for word in words if "=" in word)
+    pairs = typed_pairs(lines)
     if not NAMES.keys() <= pairs.keys():
         for key, value in pairs.items():
             refuse_none(key, None if value.lower() == "none" else value)
@@ -331,11 +377,15 @@ def check_cfg(stock: Callable[..., None], cfg: dict[str, Any], *args: Any, **kwa
 
 def entrypoint(stock: Callable[..., None], *args: Any, **kwargs: Any) -> None:
     """Run the command line; a mistake of the user is one line."""
+    lines = (*args, *kwargs.values())
+    token = _typed.set(frozenset(typed_pairs(lines)))
     try:
-        refuse_typed_none((*args, *kwargs.values()))
+        refuse_typed_none(lines)
         stock(*args, **kwargs)
     except LossPlugError as error:
         raise SystemExit(f"LossPlug: {error}") from error
+    finally:
+        _typed.reset(token)
 
 
 def in_mode(stock: Callable[..., Any], mode: str, model: Any, *args: Any, **kwargs: Any) -> Any:

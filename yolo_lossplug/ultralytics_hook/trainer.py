@@ -68,7 +68,8 @@ def settle(args: Any) -> Any:
 
 def check_resume(stock: Callable[..., None], trainer: Any, overrides: dict[str, Any]) -> None:
     """Resume a run, if that was asked for, and check what the trainer trains with, before it loads anything."""
-    stock(trainer, overrides)
+    ours = keys()  # the host would say that it ignores them, and not what the run goes on with, as we do
+    stock(trainer, overrides and {key: value for key, value in overrides.items() if key not in ours})
     check(trainer, overrides)
 
 
@@ -317,9 +318,12 @@ def _unwrap(model: Any) -> Any:
 
 def _warn_of_ignored(overrides: dict[str, Any], selection: Selection) -> None:
     resolved = {"loss": STOCK_BOX, "cls_loss": STOCK_CLASS, REPORT: False, **selection.resolved()}
-    for key, value in given_keys(overrides or {}).items():
-        if value != resolved.get(key):
-            LOGGER.warning(
-                f"{PREFIX}{key}={value} is ignored: a resumed run goes on with {key}={resolved.get(key)}. "
-                f"Start a new run to change it."
-            )
+    given = given_keys(overrides or {})
+    ignored = {key: value for key, value in given.items() if value != resolved.get(key)}
+    if ignored:
+        asked = ", ".join(f"{key}={value}" for key, value in ignored.items())
+        kept = ", ".join(f"{key}={resolved.get(key)}" for key in ignored)
+        LOGGER.warning(
+            f"{PREFIX}{asked} {'are' if len(ignored) > 1 else 'is'} ignored: a resumed run goes on with {kept}. "
+            f"Start a new run to change {'them' if len(ignored) > 1 else 'it'}."
+        )
