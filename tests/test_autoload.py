@@ -112,6 +112,8 @@ def test_what_a_wheel_carries(kind, built):
     for name in ("yolo_lossplug.pth", "yolo_lossplug.start", "yolo_lossplug/py.typed", "yolo_lossplug/shapes.py"):
         assert name in names
     assert "yolo_lossplug/_pyinstaller/hook-yolo_lossplug.py" in names
+    for file in (ROOT / "configs").rglob("*.yaml"):
+        assert f"yolo_lossplug/{file.relative_to(ROOT).as_posix()}" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert not [name for name in names if name.startswith(("tests", "configs", "examples"))]
     (metadata,) = [name for name in names if name.endswith("METADATA")]
@@ -126,6 +128,12 @@ def test_what_a_wheel_carries(kind, built):
 
 def content(site):
     return {str(p.relative_to(site)) for p in site.rglob("*") if "__pycache__" not in p.parts}
+
+
+RECIPES = """
+from yolo_lossplug.ultralytics_hook.recipes import recipes
+print(*(recipes()[name].is_file() for name in ("quickstart.yaml", "shapes128-obb.yaml")))
+"""
 
 
 @pytest.mark.slow
@@ -147,6 +155,7 @@ def test_install_and_uninstall(kind, built, tmp_path):
     started = [str(interpreter), "-c", IMPORTED]
     assert "yolo_lossplug._autoload" in run(started, tmp_path, bare).stdout.split()
     assert "yolo_lossplug" not in run(started, tmp_path, {**bare, "YOLO_LOSSPLUG": "0"}).stdout.split()
+    assert run([str(interpreter), "-c", RECIPES], tmp_path, bare).stdout.split() == ["True", "True"]
 
     if kind == "wheel":  # half an uninstall: the hook is left, the package is gone
         package = site / "yolo_lossplug"

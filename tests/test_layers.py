@@ -20,7 +20,7 @@ LAYERS = [
     {"selection"},
     {"ultralytics_hook"},
     {"tools"},
-    {"cli", "__main__"},
+    {"cli", "__main__", "_pyinstaller"},
 ]
 UPWARD = {("_autoload", "ultralytics_hook"), ("ultralytics_hook", "__init__"), ("tools", "__init__")}
 """The start-up hook reaches up, when Ultralytics is imported; others ask for the version, and whether it is enabled."""

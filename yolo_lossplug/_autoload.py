@@ -11,9 +11,11 @@ import sys
 
 WATCHED = (
     "ultralytics.utils",
+    "ultralytics.utils.checks",
     "ultralytics.utils.torch_utils",
     "ultralytics.utils.dist",
     "ultralytics.cfg",
+    "ultralytics.data.utils",
     "ultralytics.nn.tasks",
     "ultralytics.engine.model",
     "ultralytics.engine.trainer",

@@ -19,6 +19,8 @@ TESTS = {
     "cfg.check_cfg": "test_config.py::test_mistakes_before_data_and_model",
     "cfg.entrypoint": "test_config.py::test_the_command_prints_a_mistake_without_a_traceback",
     "cfg._YOLO_CLI_COMMAND": "test_patches.py::test_runs_that_the_host_starts_are_started_by_us",
+    "utils.checks.check_file": "test_recipes.py::test_a_recipe_is_found_from_any_folder",
+    "data.utils.check_file": "test_recipes.py::test_a_dataset_is_found_from_any_folder[shapes128]",
     "utils.torch_utils.DEFAULT_CFG_DICT": "test_training.py::test_a_stock_run_records_nothing",
     "nn.tasks.DEFAULT_CFG_DICT": "test_training.py::test_a_stock_run_records_nothing",
     "engine.model.DEFAULT_CFG_DICT": "test_training.py::test_a_stock_run_records_nothing",

@@ -3,6 +3,8 @@
 
 from PyInstaller.utils.hooks import collect_dynamic_libs, collect_entry_point, collect_submodules
 
+from yolo_lossplug.ultralytics_hook.recipes import folder
+
 # Modules of losses are imported because they are in the folder, and much else when it is first used.
 hiddenimports = collect_submodules("yolo_lossplug", filter=lambda name: "_pyinstaller" not in name)
 # Ultralytics imports these by name for every trainer, and its own hook has only its data.
@@ -12,5 +14,7 @@ binaries = collect_dynamic_libs("torchvision", search_patterns=["*.so", "*.pyd",
 # Losses of other packages are announced by metadata, which analysis does not read.
 datas, losses = collect_entry_point("yolo_lossplug.losses")
 hiddenimports += losses
+# Recipes and datasets are found by name.
+datas += [(str(folder()), "yolo_lossplug/configs")]
 # Triton compiles kernels from their source.
 module_collection_mode = {"yolo_lossplug.kernels": "py"}

@@ -51,6 +51,19 @@ PATCHES = (
         is_optional=True,
     ),
     *(
+        Patch(
+            module,
+            "check_file",
+            around("recipes.check_file"),
+            f"{who}, and our recipes and datasets are not among its files",
+            ("file", "suffix", "download", "download_dir", "hard"),
+        )
+        for module, who in (
+            ("ultralytics.utils.checks", "check_yaml calls it, for cfg="),
+            ("ultralytics.data.utils", "check_det_dataset calls it, imported by name, for data="),
+        )
+    ),
+    *(
         Patch(module, "DEFAULT_CFG_DICT", made_by("config.without_keys"), f"{who} {DEFAULTS_REASON}")
         for module, who in (
             ("ultralytics.utils.torch_utils", "strip_optimizer"),
