@@ -248,6 +248,31 @@ def test_all_useless_keys_are_named_at_once():
         YOLO.export(None, loss="eiou", tal_topk=7, nms_iou="diou")
 
 
+class Reached(Exception):
+    """A mode has begun."""
+
+
+@pytest.fixture
+def reached(monkeypatch):
+    """The arguments with which modes begin, which end there."""
+    given = []
+
+    def check(model, mode, keys_):
+        given.append(dict(keys_))
+        raise Reached
+
+    monkeypatch.setattr(config.nms, "check", check)
+    return given
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_command_runs_other_modes(mode, reached):
+    """It hands `mode` and `model` on by name."""
+    with pytest.raises(Reached):
+        cfg.entrypoint(f"yolo {mode} model=yolov8n.yaml imgsz=64")
+    assert [keys_["imgsz"] for keys_ in reached] == [64]
+
+
 @pytest.fixture
 def recorded(tmp_path):
     """The arguments of a training with losses of ours, as a run writes them."""
@@ -257,14 +282,12 @@ def recorded(tmp_path):
 
 
 @pytest.mark.parametrize(("mode", "nms_iou"), [("val", "diou"), ("export", None)])
-def test_a_file_of_a_training_serves_other_modes(mode, nms_iou, recorded, monkeypatch):
-    from ultralytics.engine.model import Model
-
-    given, said = [], []
-    monkeypatch.setattr(Model, mode, lambda self, **keys: given.append(keys))
+def test_a_file_of_a_training_serves_other_modes(mode, nms_iou, recorded, reached, monkeypatch):
+    said = []
     monkeypatch.setattr(console, "say", said.append)
-    cfg.entrypoint(f"yolo cfg={recorded} {mode} model=yolov8n.yaml")
-    (keys_,) = given
+    with pytest.raises(Reached):
+        cfg.entrypoint(f"yolo cfg={recorded} {mode} model=yolov8n.yaml")
+    (keys_,) = reached
     assert keys_["imgsz"] == 64 and not {"loss", "focal_gamma"} & keys_.keys()
     assert keys_.get("nms_iou") == nms_iou
     (line,) = said

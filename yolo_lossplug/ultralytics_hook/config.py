@@ -388,7 +388,7 @@ def entrypoint(stock: Callable[..., None], *args: Any, **kwargs: Any) -> None:
         _typed.reset(token)
 
 
-def in_mode(stock: Callable[..., Any], mode: str, model: Any, *args: Any, **kwargs: Any) -> Any:
+def in_mode(stock: Callable[..., Any], mode: str, model: Any, /, *args: Any, **kwargs: Any) -> Any:
     """Run another mode than training, with those keys of ours that matter there."""
     refuse_keys_of_training(mode, kwargs)
     nms.check(model, mode, kwargs)
