@@ -14,7 +14,7 @@ import yolo_lossplug
 from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.selection.keys import NAMES, REPORT, STOCK_BOX, STOCK_CLASS, given_keys, keys
 from yolo_lossplug.selection.select import Selection, class_weights, select
-from yolo_lossplug.ultralytics_hook import compatibility, patching, report
+from yolo_lossplug.ultralytics_hook import compatibility, finite, patching, report
 from yolo_lossplug.ultralytics_hook.console import PREFIX
 from yolo_lossplug.ultralytics_hook.criterion import (
     TOLERANCE,
@@ -115,8 +115,13 @@ def refuse_foreign_trainer(trainer: type, given: Iterable[str]) -> None:
 
 def banner(selection: Selection, criterion: Any) -> str:
     """Return the line that says what a criterion runs; of an end-to-end head its one-to-many branch."""
+    return line(selection, running_first(criterion))
+
+
+def running_first(criterion: Any) -> dict[str, Any]:
+    """Return what a criterion runs, by key; of an end-to-end head its one-to-many branch, of classify nothing."""
     leaves = sorted(branches(criterion), key=lambda pair: is_one_to_one(*pair))
-    return line(selection, running(leaves[0][1]) if leaves else {})
+    return running(leaves[0][1]) if leaves else {}
 
 
 def line(selection: Selection, actual: Mapping[str, Any]) -> str:
@@ -229,14 +234,41 @@ def commit(trainer: Any) -> None:
     runs.of(trainer).state.commit()
 
 
+def start_watch(trainer: Any) -> None:
+    """Callback at the start of an epoch."""
+    runs.of(trainer).watch.start()
+
+
+def watch_terms(trainer: Any) -> None:
+    """Callback after a batch: look for NaN; on a GPU it is said at the end of the epoch, for which the host waits."""
+    run = runs.of(trainer)
+    if run.selection.is_active and not run.watch.is_done and trainer.loss_items is not None:
+        items = finite.terms(trainer.loss_items)
+        run.watch.add(items)
+        if items.device.type == "cpu":
+            warn_of_nan(trainer)
+
+
+def warn_of_nan(trainer: Any) -> None:
+    """Callback after an epoch, before the host looks whether it can recover."""
+    run = runs.of(trainer)
+    if not run.selection.is_active or run.watch.is_done:
+        return
+    actual = running_first(_unwrap(trainer.model).criterion) or {"cls_loss": run.selection.cls}
+    finite.warn(run.watch, trainer.epoch, list(trainer.loss_names), actual)
+
+
 CALLBACKS = (
     ("on_pretrain_routine_end", check_memory),
     ("on_pretrain_routine_end", announce),
     ("on_train_epoch_start", count_epoch),
     ("on_train_epoch_start", report.start_epoch),
+    ("on_train_epoch_start", start_watch),
     ("on_train_batch_end", guard),
+    ("on_train_batch_end", watch_terms),
     ("on_train_batch_end", commit),
     ("on_train_epoch_end", report.end_epoch),
+    ("on_train_epoch_end", warn_of_nan),
     ("on_fit_epoch_end", guard),
     ("on_fit_epoch_end", report.hide),
     ("teardown", runs.end),

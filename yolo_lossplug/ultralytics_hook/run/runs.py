@@ -10,6 +10,7 @@ from typing import Any, Optional
 
 from yolo_lossplug.selection.select import Selection, select
 from yolo_lossplug.state import State
+from yolo_lossplug.ultralytics_hook.finite import Watch
 from yolo_lossplug.ultralytics_hook.run import memory
 from yolo_lossplug.ultralytics_hook.run.counts import FILE, Collector
 from yolo_lossplug.ultralytics_hook.run.making import FOLDERS, selected
@@ -23,11 +24,13 @@ class Run:
         selection: Selected losses; selected once, when its trainer has merged its arguments.
         state: State of its losses, shared by the trained model, its EMA, and all branches.
         collector: Collector of its assignment report, None for a run without report.
+        watch: Records which terms of its loss were NaN or infinite first.
     """
 
     selection: Selection
     state: State = field(default_factory=State)
     collector: Optional[Collector] = None
+    watch: Watch = field(default_factory=Watch)
 
 
 _RUNS: dict[str, Run] = {}
