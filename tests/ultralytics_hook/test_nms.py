@@ -9,7 +9,7 @@ import torch
 from ultralytics import YOLO
 
 from tests import oracles
-from tests.runs import TINY, train
+from tests.runs import TINY, Log, train
 from yolo_lossplug import LossPlugError
 from yolo_lossplug.nms import diou_nms
 from yolo_lossplug.ultralytics_hook import nms, patches
@@ -134,7 +134,6 @@ def test_validation_in_training(data, tmp_path, monkeypatch):
     [
         ("yolov8n.yaml", "export", "diou", "an exported model brings a suppression of its own"),
         ("yolov8n.yaml", "predict", "dio", "nms_iou=dio is unknown. Did you mean 'diou'"),
-        ("yolo26n.yaml", "val", "diou", "an end-to-end head suppresses nothing"),
         ("yolov8n-obb.yaml", "predict", "diou", "the task obb suppresses no horizontal boxes"),
         ("yolov8n-cls.yaml", "val", "diou", "the task classify suppresses no horizontal boxes"),
     ],
@@ -148,3 +147,80 @@ def test_training_of_rotated_boxes_refuses_it(tmp_path):
     with pytest.raises(LossPlugError, match="nms_iou=diou cannot be used with task=obb"):
         YOLO("yolov8n-obb.yaml").train(**TINY, data="none.yaml", project=str(tmp_path), nms_iou="diou")
     assert patches.modules()
+
+
+END_TO_END = "yolo26n.yaml"
+
+
+def test_end_to_end_head_without_nms():
+    """With `nms=False` every release uses the one-to-one head."""
+    for mode in ("val", "predict", "track"):
+        with pytest.raises(LossPlugError, match=f"mode={mode} here: an end-to-end head has no NMS"):
+            getattr(YOLO(END_TO_END), mode)(nms_iou="diou", nms=False)
+
+
+@pytest.mark.slow
+def test_end_to_end_head_with_nms_is_what_the_host_runs(monkeypatch):
+    """Whether the key is refused is whether the host calls NMS by default."""
+    image = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    options = {"imgsz": 64, "conf": 0.0001, "verbose": False}
+    model = YOLO(END_TO_END)
+    seen = calls(monkeypatch)
+    if nms.has_nms(model.model, {}):
+        with Log() as log:
+            model.predict(image, **options, nms_iou="diou")
+        assert seen and log.text.count("nms diou · mode predict") == 1
+    else:
+        with pytest.raises(LossPlugError, match="an end-to-end head has no NMS"):
+            model.predict(image, **options, nms_iou="diou")
+
+
+def test_releases_differ_in_their_default(monkeypatch):
+    model = YOLO(END_TO_END).model
+    for default, given, expected in (
+        (None, {}, True),
+        (None, {"nms": False}, False),
+        (None, {"end2end": True}, False),
+        (False, {}, False),
+        (False, {"nms": True}, True),
+        (False, {"end2end": False}, True),
+    ):
+        monkeypatch.setitem(nms.DEFAULT_CFG_DICT, "nms", default)
+        assert nms.has_nms(model, given) is expected, (default, given)
+    assert nms.has_nms(YOLO("yolov8n.yaml").model, {"nms": False})
+
+
+@pytest.mark.slow
+def test_training_says_it_before_the_first_epoch(data, tmp_path):
+    begun = []
+    with pytest.raises(LossPlugError, match="nms_iou=diou has no effect in validation here: an end-to-end head"):
+        train(
+            END_TO_END,
+            data=data,
+            project=str(tmp_path),
+            nms_iou="diou",
+            nms=False,
+            callbacks=[("on_train_epoch_start", begun.append)],
+        )
+    assert not begun
+
+
+@pytest.mark.parametrize("mode", ["val", "predict", "track"])
+def test_a_call_says_once_which_overlap_runs(mode):
+    model = YOLO("yolov8n.yaml")
+    with Log() as log:
+        nms.check(model, mode, {"nms_iou": "DIoU", "mode": mode})
+        nms.check(model, "predict", {"nms_iou": "diou", "mode": "track"})
+        nms.check(model, mode, {})
+    assert log.text.count("nms diou") == 1 and f"mode {mode}" in log.text
+
+
+@pytest.mark.slow
+def test_training_of_an_end_to_end_head_calls_it_where_the_host_does(data, tmp_path, monkeypatch):
+    seen = calls(monkeypatch)
+    if nms.is_nms_the_default():
+        train(END_TO_END, data=data, project=str(tmp_path), nms_iou="diou")
+        assert seen
+    else:
+        with pytest.raises(LossPlugError, match="an end-to-end head has no NMS"):
+            train(END_TO_END, data=data, project=str(tmp_path), nms_iou="diou")

@@ -7,14 +7,18 @@ import inspect
 from contextvars import ContextVar
 from typing import Any, Callable
 
+from ultralytics.utils import DEFAULT_CFG_DICT
+
 from yolo_lossplug.nms import diou_nms
 from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.selection.keys import NMS_OVERLAPS, choose
+from yolo_lossplug.ultralytics_hook.console import say
 
 STOCK = NMS_OVERLAPS[0]
 KEEP_ALL = 1.0
 """A threshold that no IoU exceeds: the host filters and sorts, and suppresses nothing."""
 FOREIGN = ("ultralytics.models.rtdetr", "ultralytics.models.sam", "ultralytics.models.nas")
+NO_NMS = "an end-to-end head has no NMS"
 TASKS = ("detect", "segment", "pose")
 
 _overlap: ContextVar[str] = ContextVar("nms_iou", default=STOCK)
@@ -42,7 +46,7 @@ def suppress(stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     given = bound.arguments
     prediction = given["prediction"][0] if isinstance(given["prediction"], (list, tuple)) else given["prediction"]
     if given.get("end2end") or prediction.shape[-1] == 6:
-        raise LossPlugError("nms_iou=diou has no effect with an end-to-end head, which suppresses nothing. Remove it.")
+        raise LossPlugError(f"nms_iou=diou has no effect here: {NO_NMS}. Remove it.")
     if given.get("rotated"):
         raise LossPlugError("nms_iou=diou cannot be used with rotated boxes. Remove it.")
     threshold, limit = given["iou_thres"], given["max_det"]
@@ -59,7 +63,7 @@ def suppress(stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 
 def check(model: Any, mode: str, given: dict[str, Any]) -> None:
-    """Check the key where a model is asked to predict, validate or track.
+    """Check the key where a model is asked to predict, validate or track, and say which overlap its NMS measures.
 
     Raises:
         LossPlugError: If the value is unknown, or the model has no such suppression.
@@ -67,15 +71,53 @@ def check(model: Any, mode: str, given: dict[str, Any]) -> None:
     value = given.get("nms_iou")
     if value is None:
         return
-    choose("nms_iou", given, NMS_OVERLAPS)
-    head = (getattr(getattr(model, "model", None), "model", None) or [None])[-1]
-    is_end_to_end = getattr(head, "end2end", False) or getattr(head, "one2one_cv2", None) is not None
+    chosen = choose("nms_iou", given, NMS_OVERLAPS)
     reason = ""
     if type(model).__module__.startswith(FOREIGN):
         reason = f"{type(model).__name__} has no suppression of this kind"
     elif model.task not in TASKS:
         reason = f"the task {model.task} suppresses no horizontal boxes"
-    elif is_end_to_end and not given.get("nms"):  # with nms=True newer releases use the other head
-        reason = "an end-to-end head suppresses nothing"
+    elif not has_nms(getattr(model, "model", None), given):
+        reason = NO_NMS
     if reason:
         raise LossPlugError(f"nms_iou={value} has no effect with mode={mode} here: {reason}. Remove it.")
+    if given.get("mode", mode) == mode:  # track calls predict, with its own mode
+        say(f"nms {chosen} · mode {mode}")
+
+
+def check_training(model: Any, overlap: str, given: dict[str, Any]) -> None:
+    """Check the key before the first epoch, for the validations of a training.
+
+    Args:
+        model: The model that is trained, unwrapped.
+        overlap: Overlap that is selected.
+        given: Arguments of the trainer.
+
+    Raises:
+        LossPlugError: If its validations call no NMS.
+    """
+    if overlap != STOCK and not has_nms(model, given):
+        raise LossPlugError(f"nms_iou={overlap} has no effect in validation here: {NO_NMS}. Remove it.")
+
+
+def has_nms(model: Any, given: dict[str, Any]) -> bool:
+    """Return whether the host calls NMS on what a model predicts with these arguments.
+
+    Args:
+        model: A model of the host, or the name of an exported one, whose head is unknown before it is loaded.
+        given: Arguments of the run; those that are missing have the host's defaults.
+    """
+    head = (getattr(model, "model", None) or [None])[-1]
+    if getattr(head, "one2one_cv2", None) is None and not getattr(head, "end2end", False):
+        return True
+    if getattr(head, "cv2", None) is None:  # fused: the one-to-many head is gone
+        return False
+    if given.get("end2end") is not None:  # in some releases an argument, in newer ones an old name of nms=False
+        return not given["end2end"]
+    nms = given.get("nms", DEFAULT_CFG_DICT.get("nms"))
+    return nms is not False if is_nms_the_default() else bool(nms)
+
+
+def is_nms_the_default() -> bool:
+    """Return whether the host runs the one-to-many head, and NMS, unless `nms=False`; older ones default to that."""
+    return "nms" in DEFAULT_CFG_DICT and DEFAULT_CFG_DICT["nms"] is None

@@ -14,7 +14,7 @@ import yolo_lossplug
 from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.selection.keys import NAMES, REPORT, STOCK_BOX, STOCK_CLASS, given_keys, keys
 from yolo_lossplug.selection.select import Selection, class_weights, select
-from yolo_lossplug.ultralytics_hook import compatibility, finite, patching, report
+from yolo_lossplug.ultralytics_hook import compatibility, finite, nms, patching, report
 from yolo_lossplug.ultralytics_hook.console import PREFIX
 from yolo_lossplug.ultralytics_hook.criterion import (
     TOLERANCE,
@@ -156,6 +156,7 @@ def announce(trainer: Any) -> None:
         wrap_model_class(type(model))
     if "nc" in trainer.data:  # a wrong name or number is reported before the first batch
         class_weights(selection, trainer.data["nc"], class_names(model))
+    nms.check_training(model, selection.nms_iou, vars(trainer.args))
     if RANK in {-1, 0}:
         warn_of_release(ultralytics.__version__)
         # One that is there already is that of a resumed run; else the first batch makes one like this.
