@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from tests.runs import ROOT, Log, python
+from tests.runs import ABSENT, ROOT, Log, python
 from tests.ultralytics_hook import rows
 from yolo_lossplug import LossPlugError, _autoload
 from yolo_lossplug.ultralytics_hook import compatibility, criterion, patches, trainer
@@ -172,3 +172,11 @@ def apply(module):
 hook._apply = apply
 import ultralytics
 """
+
+
+def test_what_adds_the_keys_imports_nothing_of_the_host(tmp_path):
+    """It runs in the middle of the host's own import."""
+    code = "import sys, yolo_lossplug.ultralytics_hook.config\nassert 'ultralytics' not in sys.modules"
+    python(code, cwd=tmp_path, env=ABSENT)
+    code = "import ultralytics\nfrom ultralytics.utils import DEFAULT_CFG_DICT\nassert 'loss' in DEFAULT_CFG_DICT"
+    python(code, cwd=tmp_path)

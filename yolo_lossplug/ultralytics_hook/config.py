@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Our keys in the configuration of Ultralytics: known everywhere, checked before data or model are loaded."""
+"""Our keys in the configuration of Ultralytics: known everywhere, checked before data or model are loaded.
+
+Imported while Ultralytics is, and so this module imports nothing of it before a function is called.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,6 @@ from yolo_lossplug.selection.keys import (
 from yolo_lossplug.selection.names import suggest
 from yolo_lossplug.selection.own import load_own
 from yolo_lossplug.selection.select import refuse_unknown_names, select
-from yolo_lossplug.ultralytics_hook import nms
 from yolo_lossplug.ultralytics_hook.patching import Undo
 from yolo_lossplug.ultralytics_hook.run.making import is_making, is_settled
 
@@ -391,6 +393,8 @@ def entrypoint(stock: Callable[..., None], *args: Any, **kwargs: Any) -> None:
 def in_mode(stock: Callable[..., Any], mode: str, model: Any, /, *args: Any, **kwargs: Any) -> Any:
     """Run another mode than training, with those keys of ours that matter there."""
     refuse_keys_of_training(mode, kwargs)
+    from yolo_lossplug.ultralytics_hook import nms  # which imports Ultralytics: see the first line of this module
+
     nms.check(model, mode, kwargs)
     return stock(model, *args, **kwargs)
 
