@@ -107,7 +107,7 @@ def test_two_trainers_at_once_remember_apart(data, tmp_path):
     assert states[0] is not states[1]
     one.train()
     assert states[0].tensors and not states[1].tensors
-    memory.end(other)
+    runs.end(other)
 
 
 def test_the_mean_of_steps_before_and_its_guards():
