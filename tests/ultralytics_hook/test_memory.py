@@ -12,7 +12,7 @@ from ultralytics import YOLO
 from tests.runs import STILL, TINY, Log, python, results, train
 from yolo_lossplug import create_box_loss, create_class_loss
 from yolo_lossplug.state import State
-from yolo_lossplug.ultralytics_hook.run import memory, runs
+from yolo_lossplug.ultralytics_hook.run import runs
 
 CHOICE = {"loss": "wiou-v3", "cls_loss": "ema-slide", "wiou_momentum": 0.3}
 PLAIN = {"hsv_h": 0, "hsv_s": 0, "hsv_v": 0, "degrees": 0, "translate": 0, "scale": 0, "fliplr": 0, "erasing": 0}
