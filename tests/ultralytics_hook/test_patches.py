@@ -12,7 +12,7 @@ import pytest
 from tests.runs import ABSENT, ROOT, Log, python
 from tests.ultralytics_hook import rows
 from yolo_lossplug import LossPlugError, _autoload
-from yolo_lossplug.ultralytics_hook import compatibility, criterion, patches, trainer
+from yolo_lossplug.ultralytics_hook import compatibility, criterion, patches, patching, trainer
 
 
 def snapshot():
@@ -163,3 +163,14 @@ def test_what_adds_the_keys_imports_nothing_of_the_host(tmp_path):
     python(code, cwd=tmp_path, env=ABSENT)
     code = "import ultralytics\nfrom ultralytics.utils import DEFAULT_CFG_DICT\nassert 'loss' in DEFAULT_CFG_DICT"
     python(code, cwd=tmp_path)
+
+
+def test_a_wrapper_of_another_plugin_keeps_the_seam():
+    def theirs(self, *args, **kwargs):
+        return None
+
+    patching.check_parameters("theirs", theirs, ("self", "cfg", "overrides"))
+    patching.check_parameters("theirs", lambda self, cfg, *rest: None, ("self", "cfg", "overrides"))
+    for other in (lambda self, *, cfg: None, lambda self, config, *rest: None, lambda self: None, None):
+        with pytest.raises(patching.SeamMoved):
+            patching.check_parameters("other", other, ("self", "cfg", "overrides"))

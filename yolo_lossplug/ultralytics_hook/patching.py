@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType
@@ -133,7 +134,9 @@ def is_ours(function: Any) -> bool:
 
 
 def check_parameters(name: str, function: Any, expected: Sequence[str]) -> None:
-    """Check the leading parameters of a function, if any are expected.
+    """Check the leading parameters of a function, if any are expected; ``*args`` stands for all that are left.
+
+    Another plugin's wrapper takes ``*args`` and hands them on.
 
     Raises:
         SeamMoved: If it has others, or is not there.
@@ -142,8 +145,11 @@ def check_parameters(name: str, function: Any, expected: Sequence[str]) -> None:
         return
     if not callable(function):
         raise SeamMoved(f"{MOVED}: {name} is gone")
-    actual = tuple(inspect.signature(function).parameters)[: len(expected)]
-    if actual != tuple(expected):
+    parameters = inspect.signature(function).parameters.values()
+    named = list(itertools.takewhile(lambda p: p.kind is not p.VAR_POSITIONAL, parameters))
+    count = len(expected) if len(named) == len(parameters) else min(len(named), len(expected))
+    actual = tuple(p.name for p in named[:count])
+    if actual != tuple(expected[:count]):
         raise SeamMoved(f"{MOVED}: {name} takes ({', '.join(actual)}, …) where ({', '.join(expected)}, …) was expected")
 
 
