@@ -186,7 +186,8 @@ BREAKS = {
     "an error of ours": (
         "ultralytics.utils.tal",
         "del broken.TaskAlignedAssigner.iou_calculation\nimport ultralytics.nn.tasks",
-        "ultralytics.utils.tal.TaskAlignedAssigner.iou_calculation is gone.",
+        "this release of Ultralytics has changed what the plugin relies on: ultralytics.utils.tal.TaskAlignedAssigner."
+        "iou_calculation is gone.",
     ),
     "a mistake": (
         "yolo_lossplug.registry",

@@ -17,7 +17,7 @@ import yaml
 
 from yolo_lossplug import kernels
 from yolo_lossplug.registry import REGISTRY
-from yolo_lossplug.selection.keys import keys
+from yolo_lossplug.selection.keys import CLAIMED, keys
 
 HOST = "ultralytics"
 HOOKS = ("yolo_lossplug.start", "yolo_lossplug.pth") if sys.version_info >= (3, 15) else ("yolo_lossplug.pth",)
@@ -143,7 +143,8 @@ def advice_on_keys(defaults: Path) -> list[str]:
 
 def own_keys() -> set[str]:
     """Return the keys of this package, without those of losses that others have registered."""
-    return {key for key in keys() if all(_is_ours(owner.function.__module__) for owner in REGISTRY.owners(key))}
+    known = {*keys(), *CLAIMED}
+    return {key for key in known if all(_is_ours(owner.function.__module__) for owner in REGISTRY.owners(key))}
 
 
 def _is_ours(module: str) -> bool:
