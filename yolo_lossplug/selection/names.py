@@ -93,7 +93,7 @@ def unknown(kind: str, name: str) -> str:
     key, known = key_of(kind), names_with_prefixes(kind)
     if reason:
         return reason
-    if not known:
+    if not known or not registry().names(CLASS):  # single modules of box losses are there, as others import them
         return f"{key}={name} is unknown: {ABSENT}"
     every = f"{', '.join(registry().names(*spec_kinds(kind)))}{_prefixes(kind)}"
     near = hint(normalise(name), (*known, *registry().aliases(*spec_kinds(kind))), every)
