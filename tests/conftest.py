@@ -35,8 +35,19 @@ DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 def pytest_report_header(config):
     if config.option.markexpr == "not slow":
-        return "quick tests only; all of them: pytest -m '' -n auto --dist loadgroup"
+        return "quick tests only; all of them: pytest -m '' -n auto --dist loadfile"
     return None
+
+
+EXPENSIVE = {"built", "compared", "pair", "program", "site"}
+"""Fixtures that take long: every test that uses one is slow."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before slow tests are deselected
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if EXPENSIVE & {*item.fixturenames}:
+            item.add_marker(pytest.mark.slow)
 
 
 def pytest_generate_tests(metafunc):

@@ -105,7 +105,6 @@ def built(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("built")
 @pytest.mark.parametrize("kind", ["wheel", "wheel from sdist"])
 def test_what_a_wheel_carries(kind, built):
     names = zipfile.ZipFile(built[kind]).namelist()
@@ -137,7 +136,6 @@ print(*(recipes()[name].is_file() for name in ("quickstart.yaml", "shapes128-obb
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("built")
 @pytest.mark.parametrize("kind", ["wheel", "wheel from sdist", "editable"])
 def test_install_and_uninstall(kind, built, tmp_path):
     """The hook runs after every kind of install, and nothing is left after uninstalling."""

@@ -87,7 +87,6 @@ def runs(data, tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("contract")
 def test_validation_uses_the_loss_of_training(runs):
     place, said = runs
     assert "LossPlug: box eiou" in said["eiou"].replace("\x1b[0m", "") and "LossPlug" not in said["stock"]
@@ -100,7 +99,6 @@ def test_validation_uses_the_loss_of_training(runs):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("contract")
 def test_checkpoints_are_clean_and_live_without_the_plugin(runs, data):
     place, _ = runs
     best = place / "mixed" / "weights" / "best.pt"

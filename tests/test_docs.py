@@ -84,7 +84,6 @@ def site(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("docs")
 def test_pages_hold_their_examples(site):
     folder, pages = site
     for page, example in EXAMPLES.items():
@@ -93,7 +92,6 @@ def test_pages_hold_their_examples(site):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("docs")
 def test_everything_is_generated_and_included(site):
     folder, pages = site
     assert len(pages) > 25
@@ -105,7 +103,6 @@ def test_everything_is_generated_and_included(site):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("docs")
 def test_links_of_the_site_lead_somewhere(site):
     folder, pages = site
     for file, page in pages.items():

@@ -52,7 +52,6 @@ def program(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("program")
 @pytest.mark.parametrize("keys", [{}, {"loss": "focal-eiou", "cls_loss": "qfl"}], ids=["stock", "ours"])
 def test_a_frozen_program_trains(keys, program, data, tmp_path):
     done = run([program, f"data={data}", f"project={tmp_path}", *(f"{k}={v}" for k, v in keys.items())], tmp_path)
@@ -63,7 +62,6 @@ def test_a_frozen_program_trains(keys, program, data, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("program")
 def test_a_frozen_program_has_every_loss(program, tmp_path):
     (line,) = (line for line in run([program, "list"], tmp_path).stdout.splitlines() if line.startswith("LISTED"))
     assert line.split()[1:] == [*yolo_lossplug.list_box_losses(), *yolo_lossplug.list_class_losses()]

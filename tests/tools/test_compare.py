@@ -43,7 +43,6 @@ def compared(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("compared")
 def test_every_run_has_a_row_and_a_folder(compared):
     place, done = compared
     rows = summary.read_table(place / "results.csv")
@@ -63,7 +62,6 @@ def test_every_run_has_a_row_and_a_folder(compared):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("compared")
 def test_runs_differ_by_loss_and_seed_alone(compared):
     place, _ = compared
     rows = {(row["loss"], row["seed"]): row for row in summary.read_table(place / "results.csv")}
@@ -75,7 +73,6 @@ def test_runs_differ_by_loss_and_seed_alone(compared):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("compared")
 def test_all_runs_have_one_engine(compared):
     """Otherwise `ciou`, whose numbers are stock, would take the host's step, and seconds would compare engines."""
     _, done = compared
@@ -106,7 +103,6 @@ def test_summary(compared):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("compared")
 def test_it_goes_on_where_it_was(compared):
     """Finished runs are kept, a new loss is added, one that fails leaves the others, and the exit status says so."""
     place, _ = compared
@@ -122,7 +118,6 @@ def test_it_goes_on_where_it_was(compared):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("compared")
 def test_another_plan_needs_another_name(compared):
     place, _ = compared
     args = {**KEYS, "loss": "ciou", "project": str(place.parent)}
@@ -292,7 +287,6 @@ def test_metrics_of_nothing_are_said_to_be_nothing():
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("compared")
 def test_a_comparison_may_move_to_another_device(compared):
     place, _ = compared
     keys = {key: value for key, value in KEYS.items() if key not in ("device", "workers")}

@@ -123,7 +123,6 @@ def doctor(site, cwd):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("installation")
 def test_doctor_beside_a_headless_distribution(site, tmp_path):
     done = doctor(site, tmp_path)
     assert done.returncode == 0 and "active: `yolo` and Python know the keys of yolo-lossplug" in done.stdout
@@ -133,7 +132,6 @@ def test_doctor_beside_a_headless_distribution(site, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("installation")
 def test_doctor_in_a_fork(site, tmp_path):
     defaults = site / "ultralytics" / "cfg" / "default.yaml"
     stock = defaults.read_text(encoding="utf-8")
@@ -147,7 +145,6 @@ def test_doctor_in_a_fork(site, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("installation")
 def test_doctor_without_the_host(site, tmp_path):
     code = (
         f"import sys; sys.path.insert(0, {str(site)!r}); sys.modules['ultralytics'] = None\n"

@@ -108,7 +108,6 @@ def test_what_an_interrupted_run_has_left_is_removed(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("ray")
 def test_ray(made):
     pytest.importorskip("ray", reason="Ray is in the extra 'ray': pip install -e '.[ray]'")
     todo = made({}, {"fails": True}, {})

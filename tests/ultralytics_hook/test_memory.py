@@ -189,7 +189,6 @@ dist.destroy_process_group()
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("ranks")
 def test_ranks_agree(tmp_path):
     script = tmp_path / "ranks.py"
     script.write_text(RANKS)

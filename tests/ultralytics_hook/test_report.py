@@ -271,7 +271,6 @@ def pair(data, tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("pair")
 def test_a_report_changes_nothing_else(pair):
     (stock, _, _), (trainer, _, _) = pair
     assert results(trainer.save_dir) == results(stock.save_dir) and len(results(stock.save_dir)) == 2
@@ -285,7 +284,6 @@ def test_a_report_changes_nothing_else(pair):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("pair")
 def test_the_table_of_a_run(pair, data):
     trainer = pair[1][0]
     rows = table(trainer.save_dir)
@@ -304,7 +302,6 @@ def test_the_table_of_a_run(pair, data):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("pair")
 def test_loggers_see_what_the_table_says_and_nobody_else_does(pair):
     (_, plain, _), (trainer, logger, text) = pair
     assert len(logger.seen) == len(plain.seen) == 3, "two epochs and the last validation"
@@ -322,7 +319,6 @@ def test_loggers_see_what_the_table_says_and_nobody_else_does(pair):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("pair")
 def test_the_key_is_recorded_only_where_it_is_on(pair):
     for (trainer, _, _), expected in zip(pair, (None, True)):
         recorded = yaml.safe_load((trainer.save_dir / "args.yaml").read_text())
@@ -400,7 +396,6 @@ def test_rotated_boxes(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("ranks")
 def test_ranks_report_together(data, tmp_path):
     """Two ranks see half of the images each, and the first writes what both have counted."""
     (tmp_path / "shim").mkdir()

@@ -86,7 +86,6 @@ def copy_of_run(folder, target):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("interrupted")
 def test_resume_brings_the_choice_back(interrupted, tmp_path):
     folder = shutil.copytree(interrupted, tmp_path / "run")
     last = copy_of_run(folder, folder / "weights")
@@ -124,7 +123,6 @@ def globals_of(checkpoint):
     return {str(arg) for _, arg, _ in pickletools.genops(pickled) if isinstance(arg, str)}
 
 
-@pytest.mark.xdist_group("interrupted")
 def test_checkpoints_hold_nothing_of_ours(interrupted, interrupted_stock):
     from yolo_lossplug.selection.keys import keys
 
@@ -150,7 +148,6 @@ print('TUNED')
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("interrupted")
 def test_a_checkpoint_lives_without_the_plugin(interrupted, data, tmp_path):
     import cv2
     import numpy as np
@@ -168,7 +165,6 @@ RESUME = "import sys\nfrom ultralytics import YOLO\nYOLO(sys.argv[1]).train(resu
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("interrupted")
 def test_a_stock_run_resumes_without_the_plugin(interrupted_stock, tmp_path):
     last = copy_of_run(interrupted_stock, tmp_path)
     done = python(WITHOUT_PLUGIN + RESUME, last, cwd=tmp_path, env=ABSENT)
@@ -176,7 +172,6 @@ def test_a_stock_run_resumes_without_the_plugin(interrupted_stock, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("interrupted")
 def test_a_run_with_our_loss_does_not_resume_without_the_plugin(interrupted, tmp_path):
     """It would go on with another loss."""
     last = copy_of_run(interrupted, tmp_path)
@@ -255,11 +250,10 @@ EXAMPLES = {
     "tune iterations=2": ["box focal-eiou(focal_gamma=0.5)", "2/2 iterations complete", "Best fitness"],
     "tune iterations=2 use_ray=True": ["box focal-eiou(focal_gamma=", "focal_gamma=", "box="],
 }
-COMMANDS = [pytest.param(c, marks=pytest.mark.xdist_group("ray")) if "use_ray" in c else c for c in EXAMPLES]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", EXAMPLES)
 def test_examples(command, tmp_path):
     example, *more = command.split()
     if "use_ray=True" in more:
@@ -347,7 +341,6 @@ finally:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("ranks")
 @pytest.mark.parametrize("hook", [True, False], ids=["with the start-up hook", "by the script alone"])
 def test_two_workers(hook, data, tmp_path):
     """The host's own launcher and script, with two gloo ranks."""
@@ -364,7 +357,6 @@ def test_two_workers(hook, data, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("ranks")
 def test_a_loss_registered_by_the_users_script_reaches_the_workers(data, tmp_path):
     (tmp_path / "shim").mkdir()
     (tmp_path / "shim" / "sitecustomize.py").write_text(SHIM)

@@ -44,7 +44,6 @@ def plugged(data, stock, tmp_path_factory):
     return trainer, log.text
 
 
-@pytest.mark.xdist_group("stock")
 def test_validation_loss_is_the_chosen_one_too(stock, data, tmp_path):
     """A callback that sets the model's criterion trains with it, and validates with the host's."""
     eiou = results(train(data=data, project=str(tmp_path), **STILL, loss="eiou").save_dir)[-1]
@@ -55,14 +54,12 @@ def test_validation_loss_is_the_chosen_one_too(stock, data, tmp_path):
             assert eiou[f"{part}/{other}"] == pytest.approx(plain[f"{part}/{other}"], rel=1e-4)
 
 
-@pytest.mark.xdist_group("stock")
 def test_naming_the_stock_loss_changes_nothing(stock, data, tmp_path):
     named = train(data=data, project=str(tmp_path), **STILL, loss="CIoU")
     assert results(named.save_dir) == results(stock.save_dir)
     assert named.args.loss == "ciou"
 
 
-@pytest.mark.xdist_group("stock")
 def test_banner(plugged):
     _, text = plugged
     (line,) = [line for line in text.splitlines() if "LossPlug: " in line]
@@ -99,7 +96,6 @@ def test_every_part_of_the_banner(given, expected):
     assert said == f"{expected} · engine {engine} · ultralytics {ultralytics.__version__}"
 
 
-@pytest.mark.xdist_group("stock")
 def test_the_choice_is_recorded(plugged):
     trainer, _ = plugged
     recorded = yaml.safe_load((trainer.save_dir / "args.yaml").read_text())
@@ -110,7 +106,6 @@ def test_the_choice_is_recorded(plugged):
         assert "alpha_power" not in place and "cls_focal_alpha" not in place, "keys without effect"
 
 
-@pytest.mark.xdist_group("stock")
 def test_a_stock_run_records_nothing(stock):
     ours = set(keys())
     recorded = yaml.safe_load((stock.save_dir / "args.yaml").read_text())
@@ -123,7 +118,6 @@ def test_a_stock_run_records_nothing(stock):
         assert not ours & set(place)
 
 
-@pytest.mark.xdist_group("stock")
 def test_callbacks_are_there_once_and_pickle_by_reference(plugged):
     import pickle
 
