@@ -11,7 +11,7 @@ from ultralytics.utils import DEFAULT_CFG, DEFAULT_CFG_DICT
 from tests.runs import ROOT, TINY, slow, yolo
 from yolo_lossplug import LossPlugError, Option, box_loss
 from yolo_lossplug.selection.keys import keys
-from yolo_lossplug.ultralytics_hook import config, console
+from yolo_lossplug.ultralytics_hook import config, console, nms
 from yolo_lossplug.ultralytics_hook.config import guess_model
 
 NOWHERE = "no-such-dataset.yaml"
@@ -261,7 +261,7 @@ def reached(monkeypatch):
         given.append(dict(keys_))
         raise Reached
 
-    monkeypatch.setattr(config.nms, "check", check)
+    monkeypatch.setattr(nms, "check", check)
     return given
 
 
