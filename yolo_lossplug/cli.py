@@ -345,9 +345,9 @@ def options_markdown() -> str:
 
 def _belongs(spec: Spec) -> str:
     """Return how an option's loss is asked for."""
-    from yolo_lossplug.registry import CLASS, SOFTMAX
+    from yolo_lossplug.selection.names import key_of
 
-    return f"`{'cls_loss' if spec.kind in (CLASS, SOFTMAX) else 'loss'}={shown(spec)}`"
+    return f"`{key_of(spec.kind)}={shown(spec)}`"
 
 
 def show_state() -> None:

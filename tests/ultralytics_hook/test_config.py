@@ -148,9 +148,9 @@ def test_a_name_typed_as_none_is_refused(word):
 
 def test_a_program_that_gives_every_key_may_give_none():
     words = " ".join(f"{key}=None" for key in keys())
-    config.refuse_typed_none((f"yolo train {words}",))
+    config.refuse_typed_none(config.typed_pairs((f"yolo train {words}",)))
     with pytest.raises(LossPlugError, match="loss=none is unknown"):
-        config.refuse_typed_none(("yolo train loss=None cls_loss=qfl",))
+        config.refuse_typed_none(config.typed_pairs(("yolo train loss=None cls_loss=qfl",)))
 
 
 def test_a_key_of_older_yolos_points_to_ours(monkeypatch):

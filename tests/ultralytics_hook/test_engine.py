@@ -309,8 +309,8 @@ def test_the_first_step_may_be_one_of_a_validation(step_inputs, context):
 
 def described(engine, head, device):
     """Return the decision for a head, as the banner says it."""
-    about = {name: getattr(head, name) for name in ("stride", "reg_max", "ne") if hasattr(head, name)}
-    return str(choice.decide(engine, SimpleNamespace(device=torch.device(device), **about)))
+    criterion = SimpleNamespace(device=torch.device(device), stride=head.stride, reg_max=head.reg_max, assigner=None)
+    return str(choice.decide(engine, criterion))
 
 
 def test_a_release_without_the_step(monkeypatch, step_inputs):
@@ -324,7 +324,7 @@ def test_a_release_without_the_step(monkeypatch, step_inputs):
 def test_rotated_boxes_have_the_reference():
     made = model("yolov8n-obb")
     assert not isinstance(with_keys(made, loss="kld"), FastMixin)
-    assert described("auto", made.model[-1], "cpu") == "reference (boxes are rotated)"
+    assert str(with_keys(made, loss="kld").lossplug.decision) == "reference (boxes are rotated)"
 
 
 def test_a_step_that_was_taken_away_stops_the_run(step_inputs):

@@ -12,37 +12,37 @@ NAMES = ["box_loss", "cls_loss", "dfl_loss"]
 
 
 def watched(*batches):
-    watch = finite.Watch()
-    watch.start()
+    terms = finite.Terms()
+    terms.start()
     for batch in batches:
-        watch.add(finite.terms(batch))
-    return watch
+        terms.add(finite.terms(batch))
+    return terms
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_first_term_and_batch(bad):
-    watch = watched(torch.ones(3), torch.tensor([bad, 1, 1]), torch.full((3,), bad))
+    terms = watched(torch.ones(3), torch.tensor([bad, 1, 1]), torch.full((3,), bad))
     with Log() as log:
-        finite.warn(watch, 4, NAMES, RUNNING)
-        finite.warn(watch, 4, NAMES, RUNNING)
+        finite.tell(terms, 4, NAMES, RUNNING)
+        finite.tell(terms, 4, NAMES, RUNNING)
     assert log.text.count("became NaN") == 1
     assert "box_loss (loss=eiou) became NaN or infinite first, in epoch 5, batch 2." in log.text
 
 
 def test_terms_by_name_and_terms_together():
     nan = torch.tensor(float("nan"))
-    watch = watched({"box_loss": torch.tensor(1.0), "cls_loss": nan, "dfl_loss": nan})
-    assert watch.earliest() == (0, [1, 2])
+    terms = watched({"box_loss": torch.tensor(1.0), "cls_loss": nan, "dfl_loss": nan})
+    assert terms.earliest() == (0, [1, 2])
     with Log() as log:
-        finite.warn(watch, 0, NAMES, RUNNING)
+        finite.tell(terms, 0, NAMES, RUNNING)
     assert "cls_loss (cls_loss=bce), dfl_loss became" in log.text
 
 
 def test_nothing_is_said_of_finite_terms():
-    watch = watched(torch.ones(3), torch.zeros(3))
+    terms = watched(torch.ones(3), torch.zeros(3))
     with Log() as log:
-        finite.warn(watch, 0, NAMES, RUNNING)
-    assert not log.text and not watch.is_done
+        finite.tell(terms, 0, NAMES, RUNNING)
+    assert not log.text and not terms.is_done
 
 
 @pytest.mark.slow

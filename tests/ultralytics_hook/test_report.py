@@ -449,7 +449,7 @@ def test_a_run_that_reports_nothing_leaves_a_table_alone(data, tmp_path):
     with contextlib.suppress(KeyboardInterrupt):
         train(callbacks=[("on_fit_epoch_end", stop)], lossplug_report=True, **keys)
     before = table(tmp_path / "run")
-    runs._RUNS[str(tmp_path / "run")] = seen[0]  # releases before 8.4.139 have no teardown after an error
+    runs.RUNS[str(tmp_path / "run")] = seen[0]  # releases before 8.4.139 have no teardown after an error
     train(epochs=2, **keys)
     assert table(tmp_path / "run") == before
     assert "lossplug_report" not in yaml.safe_load((tmp_path / "run" / "args.yaml").read_text())

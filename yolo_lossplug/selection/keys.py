@@ -71,10 +71,14 @@ CLAIMED: set[str] = set()
 """Keys that the host at hand has itself: its meaning wins, and they are no keys of ours."""
 
 
+def numeric_keys() -> dict[str, Parameter]:
+    """Return every key that takes a number: those of the assigner and the targets, and the options of all losses."""
+    return {**NUMBERS, **registry().parameters()}
+
+
 def keys() -> dict[str, Optional[str]]:
     """Return every training key with its unset value."""
-    options = {**NUMBERS, **registry().parameters()}
-    unset = {**dict.fromkeys((*NAMES, WEIGHTS, REPORT)), **{key: p.unset for key, p in options.items()}}
+    unset = {**dict.fromkeys((*NAMES, WEIGHTS, REPORT)), **{key: p.unset for key, p in numeric_keys().items()}}
     return {key: value for key, value in unset.items() if key not in CLAIMED}
 
 
@@ -112,8 +116,7 @@ def refuse_unknown(given: Mapping[str, Any], *others: str) -> None:
 
 def instead_of(key: str, value: Any) -> str:
     """Return which key of ours does what a key of an older YOLO did, empty if none does."""
-    options = {**NUMBERS, **registry().parameters()}
-    ours = next((parameter.key for parameter in options.values() if parameter.option.formerly == key), None)
+    ours = next((parameter.key for parameter in numeric_keys().values() if parameter.option.formerly == key), None)
     if ours is None:
         return ""
     owners = [f"{key_of(owner.kind)}={owner.name} " for owner in registry().owners(ours)]
@@ -191,8 +194,5 @@ def no_effect(key: str, value: Any, box: str, cls: str) -> str:
     owners = registry().owners(key)
     is_class = any(owner.kind in (CLASS, SOFTMAX) for owner in owners)
     chosen = f"cls_loss={cls}" if is_class else f"loss={box}"
-    owned = [
-        f"{o.name}-*" if o.kind in PREFIXES.values() else f"{'cls_loss' if is_class else 'loss'}={o.name}"
-        for o in owners
-    ]
+    owned = [f"{o.name}-*" if o.kind in PREFIXES.values() else f"{key_of(o.kind)}={o.name}" for o in owners]
     return f"{key}={value} has no effect with {chosen}; it belongs to {', '.join(dict.fromkeys(owned))}."

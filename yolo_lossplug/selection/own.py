@@ -13,14 +13,12 @@ from types import ModuleType
 from typing import Optional
 
 from yolo_lossplug.registry import (
-    CLASS,
     REGISTRY,
-    SOFTMAX,
     LossPlugError,
     Spec,
     spec_of,
 )
-from yolo_lossplug.selection.names import is_user_defined, suggest, unknown
+from yolo_lossplug.selection.names import is_user_defined, key_of, suggest, unknown
 
 _modules: dict[Path, ModuleType] = {}
 """Loaded modules by the resolved path of their file."""
@@ -32,7 +30,7 @@ def load_own(reference: str, kind: str) -> Spec:
     Raises:
         LossPlugError: If the file, module or function does not exist, or its signature does not fit.
     """
-    key = "cls_loss" if kind in (CLASS, SOFTMAX) else "loss"
+    key = key_of(kind)
     if not is_user_defined(reference):
         raise LossPlugError(unknown(kind, reference))
     module_name, _, name = reference.rpartition(":")

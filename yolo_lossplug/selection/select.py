@@ -36,6 +36,7 @@ from yolo_lossplug.selection.keys import (
     loss_kinds,
     name_of,
     no_effect,
+    numeric_keys,
     weights_of,
 )
 from yolo_lossplug.selection.loss import Loss, bind, bind_if_there
@@ -93,7 +94,7 @@ class Selection:
         """
         if not self.given >= SETTLED:
             return self.given
-        defaults = {**NAMES, **{key: p.default for key, p in {**NUMBERS, **registry().parameters()}.items()}}
+        defaults = {**NAMES, **{key: p.default for key, p in numeric_keys().items()}}
         values = self.resolved()
         return frozenset(key for key in self.given if values.get(key) != defaults.get(key))
 

@@ -144,8 +144,4 @@ def advice_on_keys(defaults: Path) -> list[str]:
 def own_keys() -> set[str]:
     """Return the keys of this package, without those of losses that others have registered."""
     known = {*keys(), *CLAIMED}
-    return {key for key in known if all(_is_ours(owner.function.__module__) for owner in REGISTRY.owners(key))}
-
-
-def _is_ours(module: str) -> bool:
-    return module.partition(".")[0] == "yolo_lossplug"
+    return {key for key in known if not any(owner.is_user_defined for owner in REGISTRY.owners(key))}

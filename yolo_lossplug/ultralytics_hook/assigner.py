@@ -30,11 +30,6 @@ DENSE_ON_GPU = 30_000_000
 class OverlapMixin(Derived):
     """An assigner that measures overlap with another IoU, and takes a `topk` above the number of anchors."""
 
-    @staticmethod
-    def bases(cls: type) -> tuple[type, ...]:
-        """Return the bases of a class of the host that measures so."""
-        return OverlapMixin, cls
-
     def iou_calculation(self, gt_bboxes: Tensor, pd_bboxes: Tensor) -> Tensor:
         """Return the overlap (N,) >= 0 of boxes (N, 4), x1 y1 x2 y2 in pixels; the host's own CIoU unless replaced."""
         overlap = on_assigner(self).overlap
@@ -145,22 +140,17 @@ class TaskAlignedAssigner(OverlapMixin, tal.TaskAlignedAssigner):
 
 def set_overlap(assigner: tal.TaskAlignedAssigner, name: str) -> None:
     """Make an assigner measure overlap with another IoU; its class stays, and what else it overrides stays too."""
-    _derive_class(assigner)
+    derive(OverlapMixin, assigner)
     loss, attached = None if name == STOCK_BOX else create_box_loss(name), on_assigner(assigner)
     attached.overlap_loss, attached.overlap = loss, None if loss is None else assigner_overlap(loss)
 
 
 def set_topk(assigner: tal.TaskAlignedAssigner, topk: int) -> None:
     """Set how many anchors an assigner selects for an object at most; all where an image has fewer."""
-    _derive_class(assigner)
+    derive(OverlapMixin, assigner)
     assigner.topk = topk
     if hasattr(assigner, "topk2"):
         assigner.topk2 = topk
-
-
-def _derive_class(assigner: tal.TaskAlignedAssigner) -> None:
-    if not isinstance(assigner, OverlapMixin):
-        assigner.__class__ = derive(OverlapMixin, type(assigner))
 
 
 HOOKS = (

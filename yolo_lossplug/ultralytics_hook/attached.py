@@ -73,12 +73,14 @@ class OnCriterion:
 
 def on_assigner(assigner: Any) -> OnAssigner:
     """Return our attributes of an assigner, created on first use."""
-    return vars(assigner).setdefault(ATTRIBUTE, OnAssigner())
+    attached = vars(assigner).get(ATTRIBUTE)  # in every step: nothing is made where it is there
+    return vars(assigner).setdefault(ATTRIBUTE, OnAssigner()) if attached is None else attached
 
 
 def on_criterion(criterion: Any) -> OnCriterion:
     """Return our attributes of a criterion, created on first use."""
-    return vars(criterion).setdefault(ATTRIBUTE, OnCriterion())
+    attached = vars(criterion).get(ATTRIBUTE)
+    return vars(criterion).setdefault(ATTRIBUTE, OnCriterion()) if attached is None else attached
 
 
 class Derived:
@@ -87,24 +89,29 @@ class Derived:
     Made by `derive`; a class that is written out, and inherits this, pickles as others do.
     """
 
+    @classmethod
+    def bases(cls, stock: type) -> tuple[type, ...]:
+        """Return the bases of a class of the host that is derived with this one."""
+        return cls, stock
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Return how to make it again: derive the host's class, then set the state."""
-        made = super().__reduce_ex__(max(2, protocol))
-        stock = vars(type(self)).get("stock_class")
-        return made if stock is None else (_made_again, (self.mixin, stock), *made[2:])  # type: ignore[attr-defined]
+        made, about = super().__reduce_ex__(max(2, protocol)), vars(type(self))
+        return (_made_again, (about["mixin"], about["stock_class"]), *made[2:]) if "stock_class" in about else made
 
 
-def derive(mixin: type, cls: type) -> type:
-    """Return a class of the host with a mixin before it, or behind what it overrides of the mixin's base."""
-    return _derived(mixin, cls)
+def derive(mixin: Any, thing: Any) -> None:
+    """Give an object of the host its own class with a mixin, a kind of `Derived`, among the bases, if it lacks it."""
+    if not isinstance(thing, mixin):
+        stock: Any = type(thing)
+        thing.__class__ = _derived(mixin, stock)
 
 
 @functools.cache
-def _derived(mixin: type, cls: type) -> type:
-    bases: tuple[type, ...] = getattr(mixin, "bases")(cls)  # noqa: B009  of every mixin that is derived with
-    return type(f"{mixin.__name__}{cls.__name__}", bases, {"stock_class": cls, "mixin": mixin})
+def _derived(mixin: Any, stock: Any) -> Any:
+    return type(f"{mixin.__name__}{stock.__name__}", mixin.bases(stock), {"stock_class": stock, "mixin": mixin})
 
 
-def _made_again(mixin: type, cls: type) -> Any:
-    derived: Any = derive(mixin, cls)
+def _made_again(mixin: type, stock: type) -> Any:
+    derived = _derived(mixin, stock)
     return derived.__new__(derived)

@@ -23,6 +23,7 @@ from yolo_lossplug.selection.keys import (
     given_keys,
     instead_of,
     keys,
+    numeric_keys,
     refuse_none,
 )
 from yolo_lossplug.selection.names import suggest
@@ -249,7 +250,7 @@ def settle_space(tuner: Any) -> None:
             the space holds none.
     """
     args, unset = vars(tuner.args), keys()
-    parameters = {**REGISTRY.parameters(), **NUMBERS}
+    parameters = numeric_keys()
     for key in tuner.space:
         if key in COMMON and key not in NUMBERS:
             raise LossPlugError(f"{key} cannot be tuned: it is not a number. Train once with each value instead.")
@@ -265,7 +266,7 @@ def settle_space(tuner: Any) -> None:
 
 def is_integer(key: str) -> bool:
     """Return whether a key is one of ours that takes integers."""
-    parameter = {**REGISTRY.parameters(), **NUMBERS}.get(key)
+    parameter = numeric_keys().get(key)
     return parameter is not None and parameter.type is int
 
 
@@ -340,16 +341,15 @@ def typed_pairs(lines: Sequence[str]) -> dict[str, str]:
     return dict(word.lstrip("-").split("=", 1) for word in words if "=" in word)
 
 
-def refuse_typed_none(lines: Sequence[str]) -> None:
+def refuse_typed_none(pairs: dict[str, str]) -> None:
     """Raise an error for `loss=none` on the command line, which would train stock without a word.
 
     Args:
-        lines: Command lines; the words of this process if there is none.
+        pairs: What is typed, see `typed_pairs`.
 
     Raises:
         LossPlugError: If a name is typed as none, unless all are: programs, as Ultralytics' tuner, give every key.
     """
-    pairs = typed_pairs(lines)
     if not NAMES.keys() <= pairs.keys():
         for key, value in pairs.items():
             refuse_none(key, None if value.lower() == "none" else value)
@@ -379,10 +379,10 @@ def check_cfg(stock: Callable[..., None], cfg: dict[str, Any], *args: Any, **kwa
 
 def entrypoint(stock: Callable[..., None], *args: Any, **kwargs: Any) -> None:
     """Run the command line; a mistake of the user is one line."""
-    lines = (*args, *kwargs.values())
-    token = _typed.set(frozenset(typed_pairs(lines)))
+    pairs = typed_pairs((*args, *kwargs.values()))
+    token = _typed.set(frozenset(pairs))
     try:
-        refuse_typed_none(lines)
+        refuse_typed_none(pairs)
         stock(*args, **kwargs)
     except LossPlugError as error:
         raise SystemExit(f"LossPlug: {error}") from error

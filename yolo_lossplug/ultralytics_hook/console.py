@@ -63,10 +63,13 @@ def say(text: str) -> None:
     LOGGER.info(f"{PREFIX}{text}")
 
 
-@functools.cache
-def warn_once(text: str) -> None:
-    """Log a warning, once of each."""
+def warn(text: str) -> None:
+    """Log a warning as Ultralytics does."""
     LOGGER.warning(f"{PREFIX}{text}")
+
+
+warn_once = functools.cache(warn)
+"""The same, once of each text."""
 
 
 @contextmanager

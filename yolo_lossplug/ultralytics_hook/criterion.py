@@ -49,7 +49,7 @@ class PluggedCriterion:
 
     Args:
         model: The model, de-paralleled; ``model.args`` may hold our keys.
-        *args_: Further arguments of the host's criterion.
+        *args: Further arguments of the host's criterion.
         **kwargs: Our keys, which override those of ``model.args``, and keyword arguments of the host's criterion.
 
     Raises:
@@ -58,18 +58,18 @@ class PluggedCriterion:
 
     task = "detect"
 
-    def __init__(self, model: nn.Module, *args_: Any, **kwargs: Any) -> None:
+    def __init__(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
         host, branch = {}, "main"
         if kwargs.get("tal_topk2") is not None:  # a one-to-one head, which keeps the host's values
             host = {key: kwargs.pop(key) for key in ("tal_topk", "tal_topk2") if key in kwargs}
             branch = ONE_TO_ONE
         elif kwargs.get("tal_topk") == STOCK_TOPK:  # the host's compound criteria pass their default explicitly
             del kwargs["tal_topk"]
-        args = arguments(model)
-        selection = select({**args, "task": self.task, **kwargs})
+        of_model = arguments(model)
+        selection = select({**of_model, "task": self.task, **kwargs})
         refuse_unknown(kwargs)
-        super().__init__(WithGains(model), *args_, **host)  # type: ignore[call-arg]
-        run = runs.find(args)
+        super().__init__(WithGains(model), *args, **host)  # type: ignore[call-arg]
+        run = runs.find(of_model)
         plug(self, selection, names=class_names(model), collector=run.collector if run else None, branch=branch)
 
 
@@ -222,7 +222,8 @@ def running(leaf: v8DetectionLoss) -> dict[str, Any]:
     rotated = isinstance(assigner, tal.RotatedTaskAlignedAssigner)
     return {
         "loss": getattr(leaf.bbox_loss, "loss", None) or _stock_name(leaf.bbox_loss),
-        "cls_loss": getattr(leaf.bce, "loss", None) or (STOCK_CLASS if has_stock_bce(leaf) else _described(leaf.bce)),
+        "cls_loss": getattr(leaf.bce, "loss", None)
+        or (STOCK_CLASS if fast.has_stock_bce(leaf) else _described(leaf.bce)),
         "cls_smoothing": getattr(leaf.bce, "smoothing", 0.0),
         "tal_topk": assigner.topk,
         "tal_alpha": assigner.alpha,
@@ -244,12 +245,6 @@ def _stock_name(module: Any) -> str:
 def is_host_ciou() -> bool:
     """Return whether the host's box loss is CIoU; that of a fork may differ."""
     return self_test() < TOLERANCE
-
-
-def has_stock_bce(leaf: v8DetectionLoss) -> bool:
-    """Return whether the class loss of a criterion is the host's, without third-party weights."""
-    module = leaf.bce
-    return type(module) is nn.BCEWithLogitsLoss and module.weight is None and module.pos_weight is None
 
 
 def _described(module: Any) -> str:
@@ -318,7 +313,7 @@ def _is_forks(leaf: v8DetectionLoss, selection: Selection) -> bool:
 
 
 def _install_class_loss(leaf: v8DetectionLoss, selection: Selection, scope: Scope, names: Mapping[int, str]) -> None:
-    if not isinstance(leaf.bce, PluggedClassLoss) and not has_stock_bce(leaf):
+    if not isinstance(leaf.bce, PluggedClassLoss) and not fast.has_stock_bce(leaf):
         keys = [key for key in ("cls_loss", "cls_smoothing", "cls_weights") if key in selection.given]
         raise LossPlugError(
             f"{', '.join(keys)} cannot be used with this criterion, whose class loss is {_described(leaf.bce)}: it "

@@ -9,9 +9,8 @@ from typing import Any, Optional
 
 import torch
 from torch import Tensor
-from ultralytics.utils import LOGGER
 
-from yolo_lossplug.ultralytics_hook.console import PREFIX
+from yolo_lossplug.ultralytics_hook.console import warn
 
 NEVER = -1
 TERMS = {"box_loss": "loss", "cls_loss": "cls_loss", "loss": "cls_loss"}
@@ -19,7 +18,7 @@ TERMS = {"box_loss": "loss", "cls_loss": "cls_loss", "loss": "cls_loss"}
 
 
 @dataclass
-class Watch:
+class Terms:
     """What is remembered of the terms of a run.
 
     Attributes:
@@ -63,14 +62,14 @@ def describe(name: str, running: Mapping[str, Any]) -> str:
     return f"{name} ({key}={running[key]})" if key in running else name
 
 
-def warn(watch: Watch, epoch: int, names: list[str], running: Mapping[str, Any]) -> None:
+def tell(terms: Terms, epoch: int, names: list[str], running: Mapping[str, Any]) -> None:
     """Say once which terms were NaN or infinite first, if any was."""
-    batch, found = watch.earliest()
-    if watch.is_done or not found:
+    batch, first = terms.earliest()
+    if terms.is_done or not first:
         return
-    watch.is_done = True
-    which = ", ".join(describe(names[i] if i < len(names) else f"term {i + 1}", running) for i in found)
-    LOGGER.warning(
-        f"{PREFIX}{which} became NaN or infinite first, in epoch {epoch + 1}, batch {batch + 1}. "
+    terms.is_done = True
+    which = ", ".join(describe(names[i] if i < len(names) else f"term {i + 1}", running) for i in first)
+    warn(
+        f"{which} became NaN or infinite first, in epoch {epoch + 1}, batch {batch + 1}. "
         f"Lower lr0, raise warmup_epochs, or try amp=False; if it stays, choose another loss."
     )

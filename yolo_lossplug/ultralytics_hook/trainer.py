@@ -8,14 +8,14 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Callable
 
 import ultralytics
-from ultralytics.utils import LOGGER, RANK
+from ultralytics.utils import RANK
 
 import yolo_lossplug
 from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.selection.keys import NAMES, REPORT, STOCK_BOX, STOCK_CLASS, given_keys, keys
 from yolo_lossplug.selection.select import Selection, class_weights, select
 from yolo_lossplug.ultralytics_hook import compatibility, finite, nms, patching, report
-from yolo_lossplug.ultralytics_hook.console import PREFIX
+from yolo_lossplug.ultralytics_hook.console import say, warn
 from yolo_lossplug.ultralytics_hook.criterion import (
     TOLERANCE,
     arguments,
@@ -90,7 +90,7 @@ def check(trainer: Any, overrides: dict[str, Any]) -> None:
     if why and not trainer.args.resume:
         raise LossPlugError(why)
     if why:  # a run that began elsewhere
-        LOGGER.warning(f"{PREFIX}{why} This run goes on with loss_engine={choice.AUTO}.")
+        warn(f"{why} This run goes on with loss_engine={choice.AUTO}.")
         trainer.args.loss_engine = choice.AUTO
         selection = making.selected(vars(trainer.args), is_final=True)
     if trainer.args.resume:
@@ -161,7 +161,7 @@ def announce(trainer: Any) -> None:
         warn_of_release(ultralytics.__version__)
         # One that is there already is that of a resumed run; else the first batch makes one like this.
         criterion = vars(model).get("criterion") or model.init_criterion()
-        LOGGER.info(f"{PREFIX}{banner(selection, criterion)}")
+        say(banner(selection, criterion))
 
 
 def wrap_model_class(cls: type) -> None:
@@ -189,8 +189,8 @@ def warn_of_release(version: str) -> None:
             f"of ours would not be what it says. Install ultralytics=={newest}, or a newer yolo-lossplug."
         )
     _warned.add(version)
-    LOGGER.warning(
-        f"{PREFIX}ultralytics {version} is newer than {newest}, the newest release that yolo-lossplug was tested with. "
+    warn(
+        f"ultralytics {version} is newer than {newest}, the newest release that yolo-lossplug was tested with. "
         f"What it relies on is there, and computes what it should."
     )
 
@@ -235,17 +235,17 @@ def commit(trainer: Any) -> None:
     runs.of(trainer).state.commit()
 
 
-def start_watch(trainer: Any) -> None:
+def start_terms(trainer: Any) -> None:
     """Callback at the start of an epoch."""
-    runs.of(trainer).watch.start()
+    runs.of(trainer).terms.start()
 
 
-def watch_terms(trainer: Any) -> None:
+def add_terms(trainer: Any) -> None:
     """Callback after a batch: look for NaN; on a GPU it is said at the end of the epoch, for which the host waits."""
     run = runs.of(trainer)
-    if run.selection.is_active and not run.watch.is_done and trainer.loss_items is not None:
+    if run.selection.is_active and not run.terms.is_done and trainer.loss_items is not None:
         items = finite.terms(trainer.loss_items)
-        run.watch.add(items)
+        run.terms.add(items)
         if items.device.type == "cpu":
             warn_of_nan(trainer)
 
@@ -253,10 +253,10 @@ def watch_terms(trainer: Any) -> None:
 def warn_of_nan(trainer: Any) -> None:
     """Callback after an epoch, before the host looks whether it can recover."""
     run = runs.of(trainer)
-    if not run.selection.is_active or run.watch.is_done:
+    if not run.selection.is_active or run.terms.is_done or not run.terms.earliest()[1]:
         return
     actual = running_first(_unwrap(trainer.model).criterion) or {"cls_loss": run.selection.cls}
-    finite.warn(run.watch, trainer.epoch, list(trainer.loss_names), actual)
+    finite.tell(run.terms, trainer.epoch, list(trainer.loss_names), actual)
 
 
 CALLBACKS = (
@@ -264,9 +264,9 @@ CALLBACKS = (
     ("on_pretrain_routine_end", announce),
     ("on_train_epoch_start", count_epoch),
     ("on_train_epoch_start", report.start_epoch),
-    ("on_train_epoch_start", start_watch),
+    ("on_train_epoch_start", start_terms),
     ("on_train_batch_end", guard),
-    ("on_train_batch_end", watch_terms),
+    ("on_train_batch_end", add_terms),
     ("on_train_batch_end", commit),
     ("on_train_epoch_end", report.end_epoch),
     ("on_train_epoch_end", warn_of_nan),
@@ -356,7 +356,7 @@ def _warn_of_ignored(overrides: dict[str, Any], selection: Selection) -> None:
     if ignored:
         asked = ", ".join(f"{key}={value}" for key, value in ignored.items())
         kept = ", ".join(f"{key}={resolved.get(key)}" for key in ignored)
-        LOGGER.warning(
-            f"{PREFIX}{asked} {'are' if len(ignored) > 1 else 'is'} ignored: a resumed run goes on with {kept}. "
+        warn(
+            f"{asked} {'are' if len(ignored) > 1 else 'is'} ignored: a resumed run goes on with {kept}. "
             f"Start a new run to change {'them' if len(ignored) > 1 else 'it'}."
         )

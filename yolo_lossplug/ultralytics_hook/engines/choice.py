@@ -44,13 +44,13 @@ def decide(engine: str, criterion: Any) -> Decision:
     if engine == REFERENCE:
         return Decision(REFERENCE)
     device = criterion.device
-    why = why_not_fast(criterion, device) or (kernels.missing(device) if engine == TRITON else None)
+    why = why_not_fast(criterion) or (kernels.missing(device) if engine == TRITON else None)
     if engine in (FAST, TRITON) and why:
         raise LossPlugError(_refusal(engine, why))
     if why:
         return Decision(REFERENCE, why)
     is_lazy = engine != FAST and device.type == "cuda"
-    return Decision(TRITON if _has_kernels(engine, criterion, device) else FAST, is_lazy=is_lazy)
+    return Decision(TRITON if _has_kernels(engine, criterion) else FAST, is_lazy=is_lazy)
 
 
 def install(criterion: Any, decision: Decision) -> None:
@@ -90,11 +90,12 @@ def use_kernels(criterion: Any, is_trial: bool = False) -> None:
     on_criterion(criterion).kernels = TritonKernels(criterion, is_trial)
 
 
-def _has_kernels(engine: str, head: Any, device: torch.device) -> bool:
+def _has_kernels(engine: str, criterion: Any) -> bool:
     """Return whether kernels run; warn once if they were requested and fail."""
+    device = criterion.device
     if not (engine == TRITON or (engine == AUTO and kernels.is_recorded(device))) or kernels.missing(device):
         return False
-    trouble = kernel_trouble(str(device), *head_key(head))
+    trouble = kernel_trouble(str(device), *head_key(criterion))
     if trouble and engine == TRITON:
         warn_once(f"loss_engine=triton: {trouble}; the run continues without kernels.")
     return trouble is None
@@ -115,25 +116,22 @@ def kernel_trouble(device: str, reg_max: int, strides: tuple[float, ...]) -> Opt
     return tolerance_error(*errors)
 
 
-def head_key(head: Any) -> tuple[int, tuple[float, ...]]:
-    """Return bins and strides of a head."""
-    return int(head.reg_max), tuple(float(stride) for stride in head.stride)
+def head_key(criterion: Any) -> tuple[int, tuple[float, ...]]:
+    """Return bins and strides of the head that a criterion is for."""
+    return int(criterion.reg_max), tuple(float(stride) for stride in criterion.stride)
 
 
-def why_not_fast(head: Any, device: torch.device) -> Optional[str]:
-    """Return why the fast engine cannot run, None if it can.
+def why_not_fast(criterion: Any) -> Optional[str]:
+    """Return why the fast engine cannot take the steps of a criterion, None if it can.
 
     The engine takes some steps on random problems and is compared with the host's own step.
-
-    Args:
-        head: A criterion or a head, with its strides and the number of its bins, `reg_max`.
-        device: Where it runs.
     """
+    device = criterion.device
     if device.type not in ("cpu", "cuda"):
         return f"it is not tested on {device.type}"
     if not hasattr(v8DetectionLoss, METHOD):
         return "this release of Ultralytics has no step to replace"
-    if (hasattr(head, "assigner") and isinstance(head.assigner, tal.RotatedTaskAlignedAssigner)) or hasattr(head, "ne"):
+    if isinstance(criterion.assigner, tal.RotatedTaskAlignedAssigner):
         return "boxes are rotated"
-    errors = self_test(str(device), *head_key(head))
+    errors = self_test(str(device), *head_key(criterion))
     return "it fails with this release of Ultralytics" if math.isinf(errors[0]) else tolerance_error(*errors)

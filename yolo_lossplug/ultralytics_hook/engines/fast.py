@@ -74,10 +74,10 @@ class Anchors(NamedTuple):
 class FastMixin(Derived, v8DetectionLoss):
     """A criterion whose step is the fast one wherever that is defined."""
 
-    @staticmethod
-    def bases(cls: type) -> tuple[type, ...]:
+    @classmethod
+    def bases(cls, stock: type) -> tuple[type, ...]:
         """Return the bases of a class of the host whose step is the fast one; what it overrides goes first."""
-        return (FastMixin,) if cls is v8DetectionLoss else (cls, FastMixin)
+        return (cls,) if stock is v8DetectionLoss else (stock, cls)
 
     def get_assigned_targets_and_loss(self, preds: dict[str, Tensor], batch: dict[str, Any], **extra: Any) -> tuple:
         """Return the assigned targets, the loss by box, class and DFL, and its items, as the host's method does."""
@@ -87,8 +87,7 @@ class FastMixin(Derived, v8DetectionLoss):
 
 def install_fast_step(criterion: v8DetectionLoss, is_lazy: bool) -> None:
     """Make a criterion take fast steps; its class stays, and what else that overrides stays too."""
-    if not isinstance(criterion, FastMixin):
-        criterion.__class__ = derive(FastMixin, type(criterion))
+    derive(FastMixin, criterion)
     loss, attached = class_loss_of(criterion), on_criterion(criterion)
     attached.decision, attached.kernels = Decision("fast", is_lazy=is_lazy), None
     attached.is_class_loss_pointwise = loss is not None and is_pointwise(loss)
@@ -103,11 +102,16 @@ def remove_fast_step(criterion: v8DetectionLoss) -> None:
 
 def class_loss_of(criterion: Any) -> Optional[Loss]:
     """Return the class loss of a criterion; None if `bce` is a third-party module."""
-    module = criterion.bce
-    if type(module) is nn.BCEWithLogitsLoss and module.weight is None and module.pos_weight is None:
+    if has_stock_bce(criterion):
         return create_class_loss(STOCK_CLASS)
-    loss = getattr(module, "loss", None)
+    loss = getattr(criterion.bce, "loss", None)
     return loss if isinstance(loss, Loss) else None
+
+
+def has_stock_bce(criterion: Any) -> bool:
+    """Return whether the class loss of a criterion is the host's, without third-party weights."""
+    module = criterion.bce
+    return type(module) is nn.BCEWithLogitsLoss and module.weight is None and module.pos_weight is None
 
 
 def stock_bbox_loss(bbox_loss: Any) -> Any:

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""The selection of a trainer under construction: made once, after its arguments are merged. Imports no host code."""
+"""The selection of a trainer under construction, made once, after its arguments are merged; and the runs under way.
+
+Imports no host code, since it is imported while Ultralytics is.
+"""
 
 from __future__ import annotations
 
@@ -45,10 +48,10 @@ def selected(args: Mapping[str, Any], is_final: bool = False) -> Selection:
     return selection
 
 
-FOLDERS: set[str] = set()
-"""Folders of runs that are under way, whose arguments are settled."""
+RUNS: dict[str, Any] = {}
+"""The `Run` of each training that is under way, by its folder."""
 
 
 def is_settled(args: Mapping[str, Any]) -> bool:
     """Return whether arguments are those of a run that is under way, as its validator has them too."""
-    return str(args.get("save_dir")) in FOLDERS
+    return str(args.get("save_dir")) in RUNS

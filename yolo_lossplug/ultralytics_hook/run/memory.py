@@ -6,10 +6,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ultralytics.utils import LOGGER
-
 from yolo_lossplug.state import State
-from yolo_lossplug.ultralytics_hook.console import PREFIX
+from yolo_lossplug.ultralytics_hook.console import warn
 
 FILE = "lossplug.pt"
 
@@ -32,15 +30,15 @@ def check(state: State, trainer: Any, keeps_state: bool) -> None:
         keeps_state: Whether any loss of the run has state.
     """
     if state.tensors and state.epoch != trainer.start_epoch:
-        LOGGER.warning(
-            f"{PREFIX}{FILE} holds the state of the losses after epoch {state.epoch}, but this run continues "
+        warn(
+            f"{FILE} holds the state of the losses after epoch {state.epoch}, but this run continues "
             f"after epoch {trainer.start_epoch}; they start with a new state. "
             f"Copy the file that belongs to the checkpoint."
         )
         state.tensors.clear()
     elif trainer.resume and keeps_state and not state.tensors:
-        LOGGER.warning(
-            f"{PREFIX}{FILE} is missing beside the checkpoint: the state of the losses is lost, and they start with a "
+        warn(
+            f"{FILE} is missing beside the checkpoint: the state of the losses is lost, and they start with a "
             f"new one. Copy it along with last.pt."
         )
     state.epoch, state.epochs = trainer.start_epoch, trainer.epochs

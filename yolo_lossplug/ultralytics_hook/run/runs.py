@@ -10,10 +10,10 @@ from typing import Any, Optional
 
 from yolo_lossplug.selection.select import Selection, select
 from yolo_lossplug.state import State
-from yolo_lossplug.ultralytics_hook.finite import Watch
+from yolo_lossplug.ultralytics_hook.finite import Terms
 from yolo_lossplug.ultralytics_hook.run import memory
 from yolo_lossplug.ultralytics_hook.run.counts import FILE, Collector
-from yolo_lossplug.ultralytics_hook.run.making import FOLDERS, selected
+from yolo_lossplug.ultralytics_hook.run.making import RUNS, selected
 
 
 @dataclass
@@ -24,16 +24,13 @@ class Run:
         selection: Selected losses; selected once, when its trainer has merged its arguments.
         state: State of its losses, shared by the trained model, its EMA, and all branches.
         collector: Collector of its assignment report, None for a run without report.
-        watch: Records which terms of its loss were NaN or infinite first.
+        terms: Records which terms of its loss were NaN or infinite first.
     """
 
     selection: Selection
     state: State = field(default_factory=State)
     collector: Optional[Collector] = None
-    watch: Watch = field(default_factory=Watch)
-
-
-_RUNS: dict[str, Run] = {}
+    terms: Terms = field(default_factory=Terms)
 
 
 def begin(trainer: Any) -> Run:
@@ -47,8 +44,7 @@ def begin(trainer: Any) -> Run:
         memory.restore(run.state, trainer)
     if run.selection.report:
         run.collector = Collector(Path(trainer.save_dir) / FILE, bool(trainer.resume))
-    _RUNS[str(args.get("save_dir"))] = run
-    FOLDERS.add(str(args.get("save_dir")))
+    RUNS[str(args.get("save_dir"))] = run
     return run
 
 
@@ -60,11 +56,9 @@ def of(trainer: Any) -> Run:
 
 def find(args: Mapping[str, Any]) -> Optional[Run]:
     """Return the run that a model with these arguments belongs to, None if none is under way."""
-    return _RUNS.get(str(args.get("save_dir")))
+    return RUNS.get(str(args.get("save_dir")))
 
 
 def end(trainer: Any) -> None:
     """Callback when a trainer is done, or has failed."""
-    folder = str(getattr(trainer.args, "save_dir", None))
-    _RUNS.pop(folder, None)
-    FOLDERS.discard(folder)
+    RUNS.pop(str(getattr(trainer.args, "save_dir", None)), None)
