@@ -205,6 +205,15 @@ def nwd(p, t, nwd_constant=12.8):
     return 1 - math.exp(-math.sqrt(g.dx**2 + g.dy**2 + ((g.w - g.W) ** 2 + (g.h - g.H) ** 2) / 4) / nwd_constant)
 
 
+@of(WHOLE, "gcd")
+def gcd(p, t):
+    g = geometry(p, t)
+    squared = 0.0
+    for d, a, b in ((g.dx, g.w, g.W), (g.dy, g.h, g.H)):
+        squared += (d / a) ** 2 + (d / b) ** 2 + (((a - b) / a) ** 2 + ((a - b) / b) ** 2) / 4
+    return 1 - math.exp(-math.sqrt(squared / 2))
+
+
 def between(p, t, share):
     return tuple((1 - share) * a + share * b for a, b in zip(p, t))
 
@@ -345,6 +354,11 @@ def qfl(s, y, cls_qfl_beta=2.0):
 @of(CLASS, "varifocal")
 def varifocal(s, y, cls_vfl_gamma=2.0, cls_vfl_alpha=0.75):
     return (y if y > 0 else cls_vfl_alpha * sigmoid(s) ** cls_vfl_gamma) * bce(s, y)
+
+
+@of(CLASS, "mal")
+def mal(s, y, cls_mal_gamma=1.5):
+    return bce(s, y**cls_mal_gamma) if y > 0 else sg(sigmoid(s) ** cls_mal_gamma) * bce(s, 0)
 
 
 @of(CLASS, "poly")

@@ -73,6 +73,24 @@ def kfiou(p, t):
     return math.exp(1 - 3 * v / (vp + vt - v)) - 1 + centres / 2
 
 
+def corners(box):
+    x, y, w, h, angle = box
+    c, s = math.cos(angle), math.sin(angle)
+    return [(x + i * w * c - j * h * s, y + i * w * s + j * h * c) for i in (-0.5, 0.5) for j in (-0.5, 0.5)]
+
+
+@of(ROTATED, "mgiou")
+def mgiou(p, t):
+    total = 0.0
+    for angle in (p[4], p[4] + math.pi / 2, t[4], t[4] + math.pi / 2):
+        shadows = [[x * math.cos(angle) + y * math.sin(angle) for x, y in corners(box)] for box in (p, t)]
+        (a, b), (c, d) = ((min(shadow), max(shadow)) for shadow in shadows)
+        inter, hull = max(min(b, d) - max(a, c), 0), max(b, d) - min(a, c)
+        union = b - a + d - c - inter
+        total += inter / union - (hull - union) / hull
+    return (1 - total / 4) / 2
+
+
 @of(ROTATED_MODIFIERS, "alpha")
 def rotated_alpha(loss, p, t, alpha_power=3.0):
     return 1 - raised(1 - loss, alpha_power)

@@ -7,10 +7,17 @@ from typing import NamedTuple
 
 
 class Background(NamedTuple):
-    """An elementwise class loss at target 0, where nearly all elements are: weight·p^exponent·softplus(x), p = σ(x)."""
+    """An elementwise class loss at target 0, where nearly all elements are: weight·p^exponent·softplus(x), p = σ(x).
+
+    Attributes:
+        weight: Factor.
+        exponent: Exponent of p.
+        is_detached: Whether the gradient does not go through p^exponent.
+    """
 
     weight: float
     exponent: float
+    is_detached: bool = False
 
 
 class BoxKind:

@@ -121,6 +121,31 @@ def test_finite_for_every_pair(name, dtype, device):
     assert empty.grad.shape == (0, 5)
 
 
+def test_mgiou_equals_values_computed_by_others():
+    pred = torch.tensor([[2, 2, 4, 4, 0], [0, 0, 4, 2, 0.3], [0, 0, 2, 2, math.pi / 4]], dtype=torch.float64)
+    target = torch.tensor([[4, 2, 4, 4, 0], [0, 0, 4, 2, 0], [0, 0, 2, 2, 0]], dtype=torch.float64)
+    expected = torch.tensor([1 / 6, 0.1116970494, 0.1464466094], dtype=torch.float64)
+    torch.testing.assert_close(create_box_loss("mgiou")(pred, target), expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("parallel", [0.0, math.pi / 2, math.pi], ids=str)
+def test_mgiou_is_continuous_where_edges_become_parallel(parallel):
+    target = torch.tensor([[0, 0, 4, 2, 0.0], [1, 0.5, 3, 7, 0.0]], dtype=torch.float64)
+    values, slopes = [], []
+    for turn in (-1e-3, -1e-9, 0, 1e-9, 1e-3):
+        pred = torch.tensor([[0, 0, 4, 2, parallel + turn], [0, 0, 5, 1, parallel + turn]], dtype=torch.float64)
+        value = create_box_loss("mgiou")(pred.requires_grad_(), target)
+        value.sum().backward()
+        values.append(value.detach())
+        slopes.append(pred.grad)
+    torch.testing.assert_close(values[1], values[2], rtol=0, atol=1e-8)
+    torch.testing.assert_close(values[3], values[2], rtol=0, atol=1e-8)
+    for near, far in ((slopes[1], slopes[0]), (slopes[3], slopes[4])):  # each side has one gradient, up to the corner
+        torch.testing.assert_close(near, far, rtol=0, atol=5e-3)
+    assert slopes[2].isfinite().all()
+    assert parallel or slopes[2][0, 4] == 0, "neither side's gradient, at a sine of exactly 0"
+
+
 def test_prefixes_without_meaning_are_refused():
     with pytest.raises(LossPlugError, match="is not defined for 'kfiou'. Use it with gwd, kld, probiou."):
         create_box_loss("alpha-kfiou")

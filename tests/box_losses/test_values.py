@@ -123,6 +123,13 @@ def test_float32_keeps_the_value(entry_name):
     torch.testing.assert_close(single.double(), exact, rtol=5e-6, atol=5e-6)
 
 
+def test_gcd_equals_values_computed_by_others():
+    pred = torch.tensor([[0, 0, 2, 1], [0, 0, 10, 10]], dtype=torch.float64)
+    target = torch.tensor([[0, 0, 2, 2], [5, 5, 25, 15]], dtype=torch.float64)
+    expected = torch.tensor([0.4282291584, 0.6377804650], dtype=torch.float64)  # D² = 0.3125 and 1.03125
+    torch.testing.assert_close(create_box_loss("gcd")(pred, target), expected, rtol=0, atol=1e-9)
+
+
 def test_riou_has_the_published_shape():
     a, b, gap, k = hyperbola(0.95)
     c = 1 + gap

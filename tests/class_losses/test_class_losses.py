@@ -53,6 +53,17 @@ def test_equals_the_numbers_of_others(entry_name):
     torch.testing.assert_close(logits.grad[exact], expected_gradient[exact], rtol=1e-9, atol=1e-12)
 
 
+def test_mal_equals_values_computed_by_others():
+    scores = torch.tensor([0.25, 0.125, 0.5], dtype=torch.float64)
+    targets = torch.tensor([0.25, 0.25, 0], dtype=torch.float64)
+    expected = torch.tensor([0.4250086085, 0.3767701613, 0.2450645359], dtype=torch.float64)
+    logits = scores.logit().requires_grad_()
+    found = create_class_loss("mal")(logits, targets)
+    found.sum().backward()
+    torch.testing.assert_close(found.detach(), expected, rtol=0, atol=1e-9)
+    assert logits.grad.tolist() == pytest.approx([0.125, 0, 0.5**2.5])  # p − y^γ, 0 at the minimum, and sg(p)^γ·p
+
+
 @pytest.mark.parametrize("bins", [10, 30])
 def test_ghm_equals_the_numbers_of_others(bins):
     entry = ENTRIES[f"ghmc_bins{bins}"]

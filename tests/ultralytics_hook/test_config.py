@@ -26,7 +26,7 @@ def trainers():
     from ultralytics.models.yolo.yoloe import YOLOETrainer
 
     return {
-        "obb": (OBBTrainer, "loss=eiou cannot be used with task=obb.*obb takes .*gwd, kfiou, kld, probiou"),
+        "obb": (OBBTrainer, "loss=eiou cannot be used with task=obb.*obb takes .*gwd, kfiou, kld, mgiou, probiou"),
         "classify": (ClassificationTrainer, "loss=eiou has no effect with task=classify"),
         "rtdetr": (RTDETRTrainer, "loss cannot be used with RTDETRTrainer: RT-DETR matches queries"),
         "world": (WorldTrainer, "loss cannot be used with WorldTrainer: YOLO-World trains on text prompts"),

@@ -103,7 +103,9 @@ def _grad_at_zero(x: Tensor, loss: Elementwise, background: Optional[Background]
         x = x.float()
         p = x.sigmoid()
         grad = p
-        if background.exponent:  # d(p^γ·softplus) = p^γ·(γ·(1 − p)·softplus + p)
+        if background.is_detached:  # sg(p^γ)·d(softplus) = p^γ·p
+            grad = p.pow_(background.exponent + 1)
+        elif background.exponent:  # d(p^γ·softplus) = p^γ·(γ·(1 − p)·softplus + p)
             grad = torch.nn.functional.softplus(x).mul_(background.exponent).mul_(1 - p).add_(p)
             grad *= p.pow_(background.exponent)
         out.copy_(grad)
