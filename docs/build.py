@@ -110,7 +110,8 @@ def drawn(specs):
     if kind == MODIFIER:
         return {"loss": ",".join(["iou", *(f"{name}-iou" for name in names)])}
     if kind == ROTATED:
-        return {"loss": ",".join(spec.name for spec in specs if spec.kind == ROTATED), "task": "obb"}
+        rotated = [spec.name for spec in specs if spec.kind == ROTATED]
+        return {"loss": ",".join(dict.fromkeys(["probiou", *rotated])), "task": "obb"}
     if kind == SOFTMAX:
         return {"cls_loss": ",".join(names), "task": "classify"}
     key, reference = ("cls_loss", "bce") if kind == CLASS else ("loss", "ciou")

@@ -63,7 +63,7 @@ class Paper:
     @property
     def _key(self) -> str:
         first_word = self.title.split(" ")[0].split("-")[0]
-        return f"{self.families[0]}{self.year}{first_word}".lower()
+        return f"{self.families[0]}{self.year}{first_word.rstrip(':')}".lower()
 
     def _fields(self) -> Iterator[tuple[str, str]]:
         yield "author", self.authors

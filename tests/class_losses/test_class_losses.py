@@ -106,11 +106,13 @@ def test_neutral_options_are_bce():
 
 
 def test_calibration_on_soft_targets():
-    """What the notes of `focal` and `qfl` say: only one of them is smallest where the score equals the target."""
+    """What the notes say of the score at which a loss is smallest: the target with `qfl`, another with the others."""
     logits = torch.linspace(-8, 8, 160001, dtype=torch.float64)
     for target in (0.25, 0.75):
         targets = torch.full_like(logits, target)
-        best = {n: logits[create_class_loss(n)(logits, targets).argmin()].sigmoid().item() for n in ("qfl", "focal")}
+        names = ("qfl", "focal", "mal")
+        best = {n: logits[create_class_loss(n)(logits, targets).argmin()].sigmoid().item() for n in names}
+        assert best["mal"] == pytest.approx(target**1.5, abs=1e-3)
         assert best["qfl"] == pytest.approx(target, abs=1e-3)
         assert abs(best["focal"] - target) > 0.1
 

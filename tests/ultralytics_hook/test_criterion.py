@@ -275,7 +275,7 @@ def test_a_batch_without_objects(name):
 
 
 @pytest.mark.parametrize("name", ["yolov8n-obb", "yolo26n-obb"])
-@pytest.mark.parametrize("loss", ["probiou", "gwd", "kld", "kfiou"])
+@pytest.mark.parametrize("loss", ["probiou", "gwd", "kld", "kfiou", "mgiou"])
 def test_rotated_boxes_take_losses_of_their_own(loss, name):
     made, given = model(name), batch(name)
     preds = made(given["img"])

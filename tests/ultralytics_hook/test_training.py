@@ -336,7 +336,7 @@ def test_mixed_precision(amp, data, tmp_path):
     assert all(p.isfinite().all() for p in trainer.model.parameters())
 
 
-@pytest.mark.parametrize("loss", ["gwd", slow("focal-alpha-kld"), slow("kfiou")])
+@pytest.mark.parametrize("loss", ["gwd", slow("focal-alpha-kld"), slow("kfiou"), slow("mgiou")])
 def test_rotated_boxes_train(loss, tmp_path):
     data = dataset("turned", task="obb")
     with Log() as log:

@@ -24,8 +24,9 @@ PAPER = Paper(
     aliases=("mg-iou", "marginalized-giou"),
     formula="(1 − mean GIoU of the projections on the edge normals of both boxes)/2",
     paper=PAPER,
-    note="Measures edges instead of Gaussians: the angle of a square counts too. It is no overlap of areas: disjoint "
-    "boxes may overlap on three of the axes. The derivative by the angle jumps where edges are parallel.",
+    note="Measures edges instead of Gaussians: the angle of a square counts too. It is no overlap of areas: a shift "
+    "along one edge shows on half of the axes. The loss is smaller than ProbIoU's, so a larger gain 'box' may be "
+    "needed. Its derivative by the angle jumps where edges are parallel.",
 )
 def mgiou(pred: Tensor, target: Tensor) -> Tensor:
     """MGIoU loss = (1 − mean g)/2, in [0, 1), over four axes, the edge normals of both boxes.

@@ -30,7 +30,8 @@ PAPER = Paper(
     formula="BCE with the target y^γ where y > 0, sg(p)^γ·BCE where y = 0",
     paper=PAPER,
     note="Made for DETR, whose targets are IoUs; here they are the assigner's scores. Smallest at p = y^γ, so scores "
-    "come out lower than the targets. A positive is never damped, however small its target.",
+    "come out lower than the targets. A positive is never damped, however small its target. The sum shrinks: raise the "
+    "gain 'cls'.",
     background=lambda cls_mal_gamma: Background(1, cls_mal_gamma, is_detached=True),
 )
 def mal(
