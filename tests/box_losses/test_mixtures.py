@@ -131,6 +131,20 @@ def test_each_part_remembers_on_its_own():
         assert run.tensors[f"main.{key}.iou_loss.mean"] != 1
 
 
+def test_what_is_remembered_is_saved_and_restored(tmp_path):
+    pairs = [(pred.detach(), target) for pred, target in map(checks.near_pairs, range(3))]
+    whole, later = State(), State()
+    loss = create_box_loss("wise-ciou+wise-eiou", wiou_momentum=0.5)
+    for pair in pairs[:2]:
+        loss.within(whole.scoped("main"))(*pair)
+        whole.commit()
+    whole.save(tmp_path / "state.pt")
+    later.load(tmp_path / "state.pt")
+    assert len(later.tensors) == 2 and create_box_loss("wise-ciou+wise-eiou").kernel is None
+    found = [loss.within(state.scoped("main"))(*pairs[2]) for state in (whole, later)]
+    assert torch.equal(*found) and not torch.equal(found[0], loss(*pairs[2]))
+
+
 def test_a_part_without_state_gets_none():
     loss = create_box_loss("nwd+wiou-v3")
     loss(*checks.near_pairs(1))
@@ -182,6 +196,11 @@ def test_a_loss_that_the_user_registered_reaches_the_workers(registry):
         return (pred - target).abs().sum(-1)
 
     assert f"import {__name__}" in header(select({"loss": "ciou+of-this-test"}))
+
+
+def test_no_name_holds_a_plus(registry):
+    with pytest.raises(LossPlugError, match=r"'one\+other' is not a valid name for a box loss"):
+        box_loss("one+other")
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def kind_of(name: str, *kinds: str) -> str:
 
 
 def parts_of(name: str) -> tuple[str, ...]:
-    """Return the parts of a mixture as the user writes them, the name itself for a single loss; unchecked.
+    """Return the parts of a mixture as the user writes them, unchecked; for a single loss, its name alone.
 
     >>> parts_of("inner-ciou + /c++/losses.py:mine")
     ('inner-ciou', '/c++/losses.py:mine')
@@ -78,9 +78,8 @@ def mixed(kind: str, name: str) -> tuple[str, ...]:
     parts = parts_of(name)
     if len(parts) == 1:
         return ()
-    reason = next(
-        (text for explain in (_not_two, _unknown_part, _not_one_kind) if (text := explain(kind, name, parts))), ""
-    )
+    explanations = (_not_two, _unknown_part, _not_one_kind)
+    reason = next((text for explain in explanations if (text := explain(kind, name, parts))), "")
     if reason:
         raise LossPlugError(reason)
     try:
@@ -122,12 +121,10 @@ def _not_one_kind(kind: str, name: str, parts: Sequence[str]) -> str:
         return ""
     if all(_has(other, part) for part in parts):
         return _of_another_task(kind, name)
-    horizontal, rotated = ([part for part in parts if is_known(k, part)][:1] for k in (BOX, ROTATED))
-    if not (horizontal and rotated):
-        return ""
+    horizontal, rotated = (next(part for part in parts if is_known(k, part)) for k in (BOX, ROTATED))
     return (
-        f"{key_of(kind)}={name} mixes a loss of horizontal boxes ({horizontal[0]}) with one of rotated boxes "
-        f"({rotated[0]}), and one run has boxes of one kind; use two rotated losses for task=obb, two horizontal ones "
+        f"{key_of(kind)}={name} mixes a loss of horizontal boxes ({horizontal}) with one of rotated boxes "
+        f"({rotated}), and one run has boxes of one kind; use two rotated losses for task=obb, two horizontal ones "
         f"for other tasks."
     )
 
