@@ -6,13 +6,14 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, Optional
 
 from yolo_lossplug.registry import BOX, CLASS, LossPlugError
 from yolo_lossplug.selection.keys import COMMON, STOCK_BOX, STOCK_CLASS, WEIGHTS, given_keys, no_effect
-from yolo_lossplug.selection.own import load_own
+from yolo_lossplug.selection.names import parts_of
+from yolo_lossplug.selection.own import load_references
 from yolo_lossplug.selection.select import Selection, select
 
 NAMES = ("loss", "cls_loss")
@@ -91,7 +92,8 @@ def _refuse_unused(
 
 def labels(chosen: Sequence[Arm], is_class: bool = False) -> list[str]:
     """Return a label for each arm: its loss with the options, and the arm's name where two would be the same."""
-    losses = [short_name(str(arm.selection.cls if is_class else arm.selection.box)) for arm in chosen]
+    bound = [arm.selection.cls if is_class else arm.selection.box for arm in chosen]
+    losses = [str(replace(loss, name=short_name(loss.name))) for loss in bound]
     counts = Counter(losses)
     return [loss if counts[loss] == 1 else f"{loss} [{arm.name}]" for loss, arm in zip(losses, chosen)]
 
@@ -104,8 +106,7 @@ def load_user_losses(args: Mapping[str, Any]) -> None:
     """
     for key, kind in zip(NAMES, (BOX, CLASS)):
         for name in _values(key, args.get(key)):
-            if ":" in str(name):
-                load_own(name, kind)
+            load_references(str(name), kind)
 
 
 def _values(key: str, value: Any) -> list[Any]:
@@ -147,9 +148,9 @@ def _short(name: str, others: Sequence[Any]) -> str:
 
 
 def short_name(name: str) -> str:
-    """Return ``file.py:function`` of ``path/to/file.py:function``; other names as they are.
+    """Return ``file.py:function`` of ``path/to/file.py:function``, in mixtures too; other names as they are.
 
-    >>> short_name("own/losses.py:mine")
-    'losses.py:mine'
+    >>> short_name("own/losses.py:mine"), short_name("ciou+own/losses.py:mine")
+    ('losses.py:mine', 'ciou+losses.py:mine')
     """
-    return re.sub(r"[^(\s]*[/\\](?=[^/\\]+\.py:)", "", name)
+    return "+".join(re.sub(r"[^(\s]*[/\\](?=[^/\\]+\.py:)", "", part) for part in parts_of(name))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Callable
 
 from yolo_lossplug.registry import REGISTRY, LossPlugError, Spec
+from yolo_lossplug.selection.names import is_user_defined, parts_of
 from yolo_lossplug.selection.select import Selection
 from yolo_lossplug.ultralytics_hook.patching import Undo
 from yolo_lossplug.ultralytics_hook.run import runs
@@ -49,7 +50,8 @@ def header(selection: Selection) -> str:
         "import yolo_lossplug",
         "yolo_lossplug.enable()",
     ]
-    specs = [REGISTRY.get(loss.kind, loss.name) for loss in (selection.box, selection.cls)]
+    chosen = [(loss.kind, part) for loss in (selection.box, selection.cls) for part in parts_of(loss.name)]
+    specs = [REGISTRY.get(kind, name) for kind, name in chosen if not is_user_defined(name)]  # the arguments name those
     lines += [_import_of(spec) for spec in specs if spec is not None and spec.is_user_defined]
     return "\n".join(lines) + "\n"
 
