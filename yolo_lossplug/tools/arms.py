@@ -11,7 +11,8 @@ from itertools import product
 from typing import Any, Optional
 
 from yolo_lossplug.registry import BOX, CLASS, LossPlugError
-from yolo_lossplug.selection.keys import COMMON, STOCK_BOX, STOCK_CLASS, WEIGHTS, given_keys, no_effect
+from yolo_lossplug.selection.keys import COMMON, STOCK_BOX, STOCK_CLASS, WEIGHTS, given_keys, no_effect, numeric_keys
+from yolo_lossplug.selection.loss import Loss
 from yolo_lossplug.selection.names import parts_of
 from yolo_lossplug.selection.own import load_references
 from yolo_lossplug.selection.select import Selection, select
@@ -91,11 +92,26 @@ def _refuse_unused(
 
 
 def labels(chosen: Sequence[Arm], is_class: bool = False) -> list[str]:
-    """Return a label for each arm: its loss with the options, and the arm's name where two would be the same."""
-    bound = [arm.selection.cls if is_class else arm.selection.box for arm in chosen]
-    losses = [str(replace(loss, name=short_name(loss.name))) for loss in bound]
-    counts = Counter(losses)
-    return [loss if counts[loss] == 1 else f"{loss} [{arm.name}]" for loss, arm in zip(losses, chosen)]
+    """Return a label for each arm: its loss, with options that vary or are off their defaults.
+
+    Where two would be the same, the name of the arm follows.
+    """
+    losses = [arm.selection.cls if is_class else arm.selection.box for arm in chosen]
+    described = [_described(loss, losses) for loss in losses]
+    counts = Counter(described)
+    return [text if counts[text] == 1 else f"{text} [{arm.name}]" for text, arm in zip(described, chosen)]
+
+
+def _described(loss: Loss, others: Sequence[Loss]) -> str:
+    """Return a loss with those of its options that are off their defaults, or vary among others of its name."""
+    alike = [other.options for other in others if other.name == loss.name]
+    defaults = numeric_keys()
+
+    def is_shown(key: str, value: Any) -> bool:
+        return value != defaults[key].default or any(options[key] != value for options in alike)
+
+    shown = {key: value for key, value in loss.options.items() if is_shown(key, value)}
+    return str(replace(loss, name=short_name(loss.name), options=shown))
 
 
 def load_user_losses(args: Mapping[str, Any]) -> None:
