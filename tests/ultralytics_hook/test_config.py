@@ -129,6 +129,7 @@ def test_a_tuner_starts_from_the_defaults_of_our_keys(data, tmp_path):
         tuner(space={"focal_gamma": (0.1, 1.5)})
     with pytest.raises(LossPlugError, match="loss cannot be tuned: it is not a number"):
         tuner(space={"loss": (0, 1)})
+    assert tuner(space={"tal_min_side": (8.0, 40.0)}).args.tal_min_side == 16, "where Ultralytics 8.4.190 starts"
     with pytest.raises(LossPlugError, match=r"tal_topk cannot be tuned in \(8.2, 8.8\): it takes integers"):
         tuner(space={"tal_topk": (8.2, 8.8)})
 
