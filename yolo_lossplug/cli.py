@@ -24,6 +24,7 @@ usage: lossplug COMMAND ..., with arguments as `yolo` takes them; lossplug COMMA
   verify      whether a loss is the one that runs, its scale beside stock, and the gain that would match it
   curves      draws losses and their gradients against IoU
   simulate    the regression experiment of the DIoU paper: how fast boxes reach their targets
+  inspect     what data and assigner do to each other, before any training: sizes, candidates, faults, advice
   compare     trains with several losses and seeds, and says which differences are more than noise
   train ...   `yolo train ...` with the plugin enabled; likewise every other command of yolo\
 """
@@ -47,7 +48,7 @@ Whether the plugin is active in plain Python and in `yolo`, and with which Pytho
 Ultralytics; names distributions that overwrite each other, and keys of a fork. Exits with 1 if it is not active.
 Example: lossplug doctor\
 """
-TOOLS = ("verify", "curves", "simulate", "compare")
+TOOLS = ("verify", "curves", "simulate", "inspect", "compare")
 """Modules of `yolo_lossplug.tools` that are commands: each has a HELP, and a main that takes parsed arguments."""
 
 

@@ -116,7 +116,7 @@ class Meter:
             return
         with torch.no_grad():
             sides = boxes[:, 2:4] if boxes.shape[1] == 5 else boxes[:, 2:] - boxes[:, :2]
-            overlap = _overlap(pred_boxes.float(), boxes[slot])
+            overlap = overlaps(pred_boxes.float(), boxes[slot])
             self.sums += tally(sides[:, 0] * sides[:, 1], mask.flatten().bool(), slot, is_positive, overlap)
 
 
@@ -172,7 +172,7 @@ class Collector:
         charts.save_table(self.rows, self.file, HEADER)
 
 
-def _overlap(pred: Tensor, target: Tensor) -> Tensor:
+def overlaps(pred: Tensor, target: Tensor) -> Tensor:
     """Return the IoU (P,) of boxes, of rotated ones the host's ProbIoU."""
     return Pair(pred, target).iou if target.shape[1] == 4 else probiou(pred, target).view(-1)
 
