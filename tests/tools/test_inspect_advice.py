@@ -73,7 +73,7 @@ def test_commands_are_those_that_compare_takes(name):
 def test_texts_have_their_numbers():
     few = advise(Facts(**{**PLAIN, **MADE["few candidates"]}))[0]
     assert few.text.startswith(
-        "31 % at imgsz 640, 6.0 % at imgsz 960 of objects have fewer than 4 candidates, 2.0 % at"
+        "31 % of objects have fewer than 4 candidates at imgsz 640, 6 % at 960, and 2 % at 640 with a P2 head: a larger"
     )
     assert "imgsz=960" in few.command and "imgsz=640" not in few.command
     rare = advise(Facts(**{**PLAIN, **MADE["rare classes"]}))[0]
@@ -104,7 +104,16 @@ def test_end_to_end_heads_have_no_nms():
 
 @pytest.mark.parametrize(
     ("share", "text"),
-    [(0, "0 %"), (0.0004, "below 0.1 %"), (0.0042, "0.4 %"), (0.0994, "9.9 %"), (0.314, "31 %"), (1, "100 %")],
+    [
+        (0, "0 %"),
+        (0.0004, "below 0.1 %"),
+        (0.0042, "0.4 %"),
+        (0.0094, "0.9 %"),
+        (0.00996, "1 %"),
+        (0.06, "6 %"),
+        (0.314, "31 %"),
+        (1, "100 %"),
+    ],
 )
 def test_percent(share, text):
     assert percent(share) == text

@@ -113,18 +113,21 @@ class Rule(NamedTuple):
 
 
 def percent(value: float) -> str:
-    """Return a share as text, with a digit where it is small.
+    """Return a share as text, with a digit below 1 %.
 
     >>> percent(0.314), percent(0.0042), percent(0.0)
     ('31 %', '0.4 %', '0 %')
     """
     if 0 < value < 0.001:
         return "below 0.1 %"
-    return f"{100 * value:.1f} %" if 0 < value < 0.0995 else f"{100 * value:.0f} %"
+    return f"{100 * value:.1f} %" if 0 < value < 0.00995 else f"{100 * value:.0f} %"
 
 
 def _at_sizes(facts: Facts, values: Sequence[float]) -> str:
-    return ", ".join(f"{percent(value)} at imgsz {size}" for value, size in zip(values, facts.imgsz))
+    """Return shares after the first, which begins the sentence: `` at imgsz 640, 6 % at 960``."""
+    return f" at imgsz {facts.imgsz[0]}" + "".join(
+        f", {percent(value)} at {size}" for value, size in zip(values[1:], facts.imgsz[1:])
+    )
 
 
 def _larger(facts: Facts) -> int:
@@ -162,8 +165,8 @@ RULES = (
         0.005,
         lambda f: f.none[0],
         lambda f: (
-            f"{_at_sizes(f, f.none)} of objects have no candidate, so that no loss reaches them: a larger imgsz "
-            "or a P2 head comes before any loss"
+            f"{percent(f.none[0])} of objects have no candidate{_at_sizes(f, f.none)}, so no loss reaches them: "
+            "a larger imgsz or a P2 head comes before any loss"
         ),
         lambda f: f"imgsz={_larger(f)} seeds=3",
         "anchors inside of the box are the only candidates of TAL (Feng et al. 2021, arXiv 2108.07755)",
@@ -173,8 +176,8 @@ RULES = (
         0.1,
         lambda f: f.few[0],
         lambda f: (
-            f"{_at_sizes(f, f.few)} of objects have fewer than {FEW} candidates, {percent(f.few_p2[0])} at imgsz "
-            f"{f.imgsz[0]} with a P2 head: a larger imgsz or a P2 head comes before any loss"
+            f"{percent(f.few[0])} of objects have fewer than {FEW} candidates{_at_sizes(f, f.few)}, and "
+            f"{percent(f.few_p2[0])} at {f.imgsz[0]} with a P2 head: a larger imgsz or a P2 head comes before any loss"
         ),
         lambda f: f"imgsz={_larger(f)} seeds=3",
         "few positives on small objects are what limits them (NWD, Wang et al. 2021, arXiv 2110.13389)",
@@ -185,7 +188,8 @@ RULES = (
         lambda f: abs(f.small_original - f.small_input[0]),
         lambda f: (
             f"{percent(f.small_original)} of objects are small in pixels of their image, "
-            f"{_at_sizes(f, f.small_input)}: compare at the imgsz that you deploy with, and read AP by size there"
+            f"{percent(f.small_input[0])}{_at_sizes(f, f.small_input)}: compare at the imgsz that you "
+            "deploy with, and read AP by size there"
         ),
         lambda f: f"imgsz={f.imgsz[0]} seeds=3",
         "COCO's limits are pixels of the image; the assigner sees pixels of the input",
@@ -195,8 +199,8 @@ RULES = (
         0.2,
         lambda f: f.tiny[0],
         lambda f: (
-            f"{_at_sizes(f, f.tiny)} of objects have a side below {TINY:.0f} pixels, where IoU drops to 0 within "
-            "a few pixels: a loss that does not is worth a comparison"
+            f"{percent(f.tiny[0])} of objects have a side below {TINY:.0f} pixels{_at_sizes(f, f.tiny)}, where IoU "
+            "drops to 0 within a few pixels: a loss that does not is worth a comparison"
         ),
         lambda f: f"loss=ciou,nwd nwd_constant={max(4, round(TINY * 0.8))} seeds=3",
         "Wang et al. 2021, arXiv 2110.13389",

@@ -78,11 +78,10 @@ class Findings:
         first = self.views[0]
         anchors = sum(int(first.imgsz // stride) ** 2 for stride in first.strides)
         per_image = np.bincount(self.labels.image, weights=first.total, minlength=len(self.counts))
-        typical = cost.memory(
-            self.batch, numbers.typical_maximum(self.counts, self.batch), anchors, per_image.mean() * self.batch
-        )
-        order = np.argsort(-self.counts, kind="stable")[: self.batch]
-        crowded = cost.memory(self.batch, int(self.counts.max()), anchors, float(per_image[order].sum()))
+        images = min(self.batch, len(self.counts))
+        typical = cost.memory(images, numbers.typical_maximum(self.counts, images), anchors, per_image.mean() * images)
+        order = np.argsort(-self.counts, kind="stable")[:images]
+        crowded = cost.memory(images, int(self.counts.max()), anchors, float(per_image[order].sum()))
         if self.labels.task == "obb":
             return [typical, crowded]
         return [self._timed(typical, typical.most), self._timed(crowded, crowded.most)]

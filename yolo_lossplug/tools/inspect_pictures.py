@@ -169,6 +169,8 @@ def _draw(axis: Any, panel: Panel) -> None:
             axis.add_patch(
                 Polygon(corners, fill=False, edgecolor=colour, linewidth=width, zorder=4 if not has_signal else 2)
             )
+    missed = panel.corners[~panel.has_signal].mean(1)
+    axis.scatter(*missed.T, s=60, marker="x", c=NO_SIGNAL, linewidths=2, zorder=5, clip_on=False)
     left, top, right, bottom = panel.shown
     axis.set_xlim(left, right)
     axis.set_ylim(bottom, top)
@@ -197,5 +199,7 @@ def _legend(panels: Sequence[Panel], strides: Sequence[float]) -> list[Any]:
         )
     what = "an anchor" if is_assigned else "a candidate"
     handles.append(Patch(facecolor="none", edgecolor="black", linewidth=1.5, label=f"object with {what} (white)"))
-    handles.append(Patch(facecolor="none", edgecolor=NO_SIGNAL, linewidth=2, label="object without (red)"))
+    handles.append(
+        Line2D([], [], linestyle="", marker="x", markersize=8, mew=2, color=NO_SIGNAL, label="object without (red)")
+    )
     return handles

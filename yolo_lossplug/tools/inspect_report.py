@@ -17,6 +17,7 @@ from yolo_lossplug.tools.inspect_advice import FEW, Advice, advise, percent
 from yolo_lossplug.tools.inspect_findings import Findings, reasons
 from yolo_lossplug.tools.inspect_pictures import Panel, draw_candidates, draw_images, draw_sizes
 from yolo_lossplug.tools.inspect_views import View, report_values
+from yolo_lossplug.tools.page import Page
 from yolo_lossplug.ultralytics_hook.console import VERSION
 from yolo_lossplug.ultralytics_hook.dataset.assignments import Objects
 from yolo_lossplug.ultralytics_hook.dataset.candidates import corners_of, pairs, points_of
@@ -118,7 +119,7 @@ def crowding(found: Findings) -> Table:
     many, pairs_, n = numbers.crowding(found.counts), found.pairs, max(1, len(found.labels.cls))
     rows: list[list[Cell]] = [
         ["objects in an image, median", f"{many.median:g}"],
-        ["objects in an image, 95 %", f"{many.high:g}"],
+        ["objects in an image, 95 %", f"{many.high:.0f}"],
         ["objects in an image, maximum", many.maximum],
         ["images without an object", many.empty],
         ["pairs of one class in one image", pairs_.pairs],
@@ -211,7 +212,7 @@ def terminal(found: Findings) -> str:
                 f"{one.positives.mean():.1f} anchors each, {percent(one.conflict_share)} contested"
             )
     many = numbers.crowding(found.counts)
-    lines.append(f"objects in an image: median {many.median:g}, 95 % {many.high:g}, maximum {many.maximum}")
+    lines.append(f"objects in an image: median {many.median:g}, 95 % {many.high:.0f}, maximum {many.maximum}")
     close = [f"{percent(n / max(1, found.pairs.pairs))} above {x}" for n, x in zip(found.pairs.above, numbers.OVERLAPS)]
     lines.append(f"pairs of one class: {', '.join(close)}")
     lines.append(f"largest class / smallest class: {numbers.imbalance(found.classes[0]):.4g}")
@@ -325,6 +326,7 @@ def write(found: Findings, pictures: Iterable[tuple[Path, str, str]], directory:
     advice, pictures = advise(found.facts), list(pictures)
     facts = f"{headline(found)}. {date.today().isoformat()}, ultralytics {VERSION}."
     _write_markdown(found, advice, pictures, directory, command, facts)
+    _write_page(found, advice, pictures, directory, command, facts)
 
 
 def _write_markdown(
@@ -357,6 +359,30 @@ def _write_markdown(
 def _markdown(table: Table) -> list[str]:
     rows = [table.header, ["---"] * len(table.header), *table.rows]
     return ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in rows]
+
+
+def _write_page(
+    found: Findings,
+    advice: Sequence[Advice],
+    pictures: Sequence[tuple[Path, str, str]],
+    directory: Path,
+    command: str,
+    facts: str,
+) -> None:
+    page = Page(f"{found.facts.data}, inspected", headline(found), command)
+    page.foot(facts)
+    page.verdict(verdict(advice))
+    page.section("Worth a comparison")
+    for one in advice:
+        page.text(f"{one.text[:1].upper()}{one.text[1:]}. Source: {one.source}.")
+        page.code(one.command)
+    page.section("Pictures")
+    for file, alt, caption in pictures:
+        page.picture(file, alt, caption)
+    for table in tables(found):
+        page.section(table.title)
+        page.table(table.header, table.rows, table.note)
+    page.write(directory / "report.html")
 
 
 def command_line(args: dict[str, Any]) -> str:

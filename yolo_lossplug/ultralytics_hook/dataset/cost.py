@@ -23,7 +23,7 @@ PAIR_BYTES = 56
 REG_MAX = 16
 MAX_TIMED = 40_000_000
 """Elements of (images, objects, anchors) up to which a step is timed; above, stock takes minutes or all memory."""
-REPEATS = 3
+REPEATS = 2
 
 
 class Cost(NamedTuple):
