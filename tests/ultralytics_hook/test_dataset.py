@@ -249,6 +249,7 @@ def test_objects_get_what_the_report_counts(name, collector):
     model.host.args.save_dir, model.host.args.lossplug_report = "inspected", True
     model.host.init_criterion()(copy.deepcopy(preds), {**batch, "img": batch["img"].float() / 255})
     expected = {branch: meter.sums for branch, meter in collector.meters.items()}
+    claims = {branch: meter.claims.tolist() for branch, meter in collector.meters.items()}
     fixed = model._replace(host=lambda images: preds)
     seen = assignments.step(fixed, batch)
     assert {one.branch for one in seen} == {branch for branch, _ in branches(model.criterion)} == expected.keys()
@@ -263,6 +264,7 @@ def test_objects_get_what_the_report_counts(name, collector):
                 found[:, column] += torch.from_numpy(np.bincount(size, weights=value, minlength=3))
         assert torch.equal(found[:, :3], sums[:, :3]) and found[:, 2].sum() > 0
         torch.testing.assert_close(found[:, 3], sums[:, 3], rtol=1e-5, atol=1e-5)
+        assert [sum(int(one.wanted.any(0).sum()) for one in mine), sum(one.conflicts for one in mine)] == claims[branch]
         for one in mine:
             assert (one.owner[~one.wanted.any(0)] < 0).all(), "an anchor that nobody wants is assigned"
             assert (one.candidates | ~one.wanted).all(), "an anchor is wanted by an object that it is no candidate of"

@@ -167,7 +167,7 @@ def plug(
     for branch, leaf in leaves:
         _plug_leaf(leaf, branch, selection, state.scoped(branch), names or {})
         if selection.report:
-            watch(leaf.assigner, collector.meter(branch, leaf.device) if collector else None)
+            watch(leaf.assigner, collector.meter(branch, leaf.device, leaf.nc, names) if collector else None)
     return criterion
 
 

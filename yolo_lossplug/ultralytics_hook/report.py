@@ -70,10 +70,17 @@ def draw(trainer: Any) -> None:
         trainer.on_plot(file)
 
 
+PERCENT = "%"
 LINES = (
-    (0, "Objects without any anchor", "share", (("unassigned_share", ""),)),
+    (
+        0,
+        "Objects without any anchor",
+        PERCENT,
+        (("unassigned_share", "all"), *((f"unassigned_share_{size}", size) for size in SIZES)),
+    ),
     (1, "Anchors per object, by its size", "anchors", tuple((f"positives_per_object_{size}", size) for size in SIZES)),
     (2, "Overlap with the object", "mean IoU", (("mean_iou", ""),)),
+    (3, "Anchors that several objects select", PERCENT, (("conflict_share", ""),)),
 )
 """Panels of a branch: column, title, unit, and the columns of the table with their labels."""
 
@@ -95,19 +102,20 @@ def plot(rows: list[dict[str, str]], file: Path) -> None:
         branch_rows = [row for row in rows if row["branch"] == branch]
         epochs = [int(row["epoch"]) for row in branch_rows]
         for column, title, unit, lines in LINES:
-            panel = panels[column]
+            panel, scale = panels[column], 100 if unit == PERCENT else 1
             for (key, label), style in zip(lines, charts.styles()):
-                values = [float(row[key] or "nan") for row in branch_rows]
+                values = [scale * float(row[key] or "nan") for row in branch_rows]
                 if all(math.isnan(value) for value in values):
                     continue
                 panel.plot(epochs, values, label=label, markevery=max(1, len(epochs) // 20), **style)
             panel.set_title(title if branch == ONLY_BRANCH else f"{title} · {branch}", fontsize=10)
             panel.set_ylabel(unit)
-            panel.set_ylim(0, 1.1 * _max_value(branch_rows, [key for key, _ in lines]))
+            panel.set_ylim(0, 1.1 * scale * _max_value(branch_rows, [key for key, _ in lines]))
             panel.set_xlabel("epoch")
             panel.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
             panel.grid(alpha=0.3)
-        panels[1].legend(fontsize=8, frameon=False)
+        for panel in panels[:2]:
+            panel.legend(fontsize=8, frameon=False)
     charts.save(figure, file)
 
 
