@@ -14,7 +14,7 @@ from tests.tools.test_compare import COMMAND
 from tests.ultralytics_hook.test_dataset import random_lines, write_data
 from yolo_lossplug import LossPlugError
 from yolo_lossplug.tools import inspect, inspect_report
-from yolo_lossplug.tools.inspect_pictures import NO_SIGNAL
+from yolo_lossplug.tools.inspect_pictures import NO_SIGNAL, Panel, window
 from yolo_lossplug.ultralytics_hook.run.counts import SIZES
 
 
@@ -118,6 +118,30 @@ def test_objects_without_a_signal_are_outlined_in_red(tmp_path):
     assert scores["objects without a candidate"].tolist() == [1, 0]
     assert found.facts.none == (pytest.approx(1 / 3),)
     assert inspect_report.verdict(inspect_report.advise(found.facts)).startswith("Faults in the labels: 1 side below")
+
+
+def panel_of(centres, side, has_signal=True, imgsz=640):
+    centres = np.asarray(centres, float)
+    corners = centres[:, None] + np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)]) * side / 2
+    pixels = np.zeros((imgsz, imgsz, 3), np.uint8)
+    signal, nothing = np.full(len(centres), has_signal), np.zeros(0, int)
+    return Panel(pixels, (0, 80, imgsz, 560), "", corners, signal, nothing, nothing, np.zeros((4, 2)), np.zeros(4))
+
+
+def test_what_is_drawn_of_an_image():
+    whole = panel_of([(100, 200), (300, 300)], 120)
+    assert window(whole) == whole.shown == (0, 80, 640, 560)
+    rng = np.random.default_rng(0)
+    tiny = panel_of([(600, 100), *rng.uniform(290, 310, (8, 2))], 8)
+    left, top, right, bottom = window(tiny)
+    assert left > 150 and right < 450 and right - left == bottom - top < 200, "around those that are near each other"
+    tiny.has_signal[0] = False
+    left, top, right, bottom = window(tiny)
+    assert left < 600 < right <= 640 and 80 <= top < 100 < bottom, "around the one without signal, inside of the image"
+    crowd = panel_of(rng.uniform(80, 560, (3000, 2)), 60)
+    left, top, right, bottom = window(crowd)
+    centres = crowd.corners.mean(1)
+    assert 10 < ((centres > (left, top)) & (centres < (right, bottom))).all(1).sum() <= 80
 
 
 def test_what_is_printed_fits_a_terminal(data, tmp_path, capsys):

@@ -158,8 +158,8 @@ def reasons(found: Findings, view: View) -> dict[str, np.ndarray]:
             "objects without a candidate": per_image(view.total == 0),
             f"objects with fewer than {found.topk} candidates": per_image(view.total < found.topk),
             "overlapping objects of a class": per_image(found.pairs.is_crowded),
-            "most objects": found.counts.astype(float),
-            "smallest object": np.where(np.isfinite(smallest), 1 / np.maximum(smallest, 1e-3), 0.0),
+            "most objects": np.where(found.counts == found.counts.max(), found.counts, 0.0),
+            "smallest object": np.where(smallest == smallest.min(), 1 / np.maximum(smallest, 1e-3), 0.0),
             "an image like most": np.where(
                 found.counts > 0, 1 / (1 + np.abs(found.counts - np.median(found.counts))), 0.0
             ),

@@ -16,8 +16,16 @@ EDGES = tuple(float(2**i) for i in (1, 2, 3, 3.5, 4, 4.5, 5, 5.5, 6, 6.5, 7, 8, 
 """Edges of the bins of sides, in pixels."""
 LEVEL_COLOURS = ("#56b4e9", "#e69f00", "#009e73", "#cc79a7", "#0072b2")
 NO_SIGNAL, OBJECT = "#d55e00", "#ffffff"
-MAX_DOTS = 1500
-"""Candidates of an image that are drawn; of more, every other, third, ... is."""
+MAX_DOTS = 20_000
+"""Candidates of an image that are drawn; of more, a random part is."""
+
+
+MAX_OBJECTS, MAX_CENTRES = 60, 500
+"""Objects up to which an image is drawn as a whole, and objects that a part may be around."""
+SIDES_SHOWN = 6
+"""Median sides of the objects on either side of the middle of a part."""
+WIDTH, POINTS_PER_INCH = 4.2, 72
+"""Inches of an image in the grid, and points of the size of a dot in an inch."""
 
 
 class Panel(NamedTuple):
@@ -99,6 +107,8 @@ def draw_candidates(
     rows = len(strides) + 2
     figure, axes = charts.figure(len(sides), 1, 9, 0.42 * rows + 0.9)
     norm = LogNorm(1, 400, clip=True)
+    used = np.flatnonzero(by_bins(np.concatenate([*sides.values()]), np.concatenate([*sides.values()]), EDGES)[1])
+    first, last = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, len(EDGES) - 1)
     for panel, (imgsz, values) in zip(axes[:, 0], sides.items()):
         total = candidates[imgsz].sum(1)
         columns = [candidates[imgsz][:, i] for i in range(len(strides))] + [total]
@@ -113,8 +123,9 @@ def draw_candidates(
                 text = f"{value:.0f} %" if i == rows - 1 else f"{value:.0f}" if value >= 9.95 else f"{value:.1f}"
                 is_dark = i < rows - 1 and norm(max(1, value)) > 0.6
                 panel.text(j, i, text, ha="center", va="center", fontsize=8, color="white" if is_dark else "black")
-        panel.set_xticks(np.arange(len(EDGES)) - 0.5)
-        panel.set_xticklabels([f"{edge:.0f}" for edge in EDGES], fontsize=8)
+        panel.set_xlim(first - 0.5, last - 0.5)
+        panel.set_xticks(np.arange(first, last + 1) - 0.5)
+        panel.set_xticklabels([f"{edge:.0f}" for edge in EDGES[first : last + 1]], fontsize=8)
         panel.set_yticks(range(rows))
         names = [f"stride {stride:g}" for stride in strides]
         panel.set_yticklabels([*names, "all levels", f"fewer than {topk}"], fontsize=8)
@@ -123,7 +134,7 @@ def draw_candidates(
         for spine in panel.spines.values():
             spine.set_visible(False)
         panel.axhline(rows - 1.5, color="black", linewidth=0.8)
-    axes[-1, 0].set_xlabel("side (root of the area) in pixels of the network's input; empty: no such object")
+    axes[-1, 0].set_xlabel("side (root of the area) in pixels of the network's input")
     return charts.save(figure, file)
 
 
@@ -137,7 +148,7 @@ def draw_images(panels: Sequence[Panel], strides: Sequence[float], file: Path) -
     """
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
-    figure, axes = charts.figure(rows, columns, 4.2, 4.5)
+    figure, axes = charts.figure(rows, columns, WIDTH, WIDTH + 0.3)
     for axis in axes.flat:
         axis.axis("off")
     for axis, panel in zip(axes.flat, panels):
@@ -153,28 +164,66 @@ def draw_images(panels: Sequence[Panel], strides: Sequence[float], file: Path) -
     return charts.save(figure, file)
 
 
+def window(panel: Panel) -> tuple[float, float, float, float]:
+    """Return left, top, right, bottom of what is drawn: a part, where objects are very small or very many.
+
+    The part is around an object without signal, or around the one with most others near it.
+    """
+    left, top, right, bottom = panel.shown
+    centres, extent = panel.corners.mean(1), max(right - left, bottom - top)
+    side = float(np.median(np.ptp(panel.corners, axis=1).max(1)))
+    half = min(extent / 2, max(0.15 * extent, SIDES_SHOWN * side))
+    if half > extent / 3 and len(centres) <= MAX_OBJECTS:
+        return panel.shown
+    away = np.abs(centres[:, None] - centres[None, :MAX_CENTRES]).max(-1)
+    index = int((~panel.has_signal[:MAX_CENTRES]).argmax()) if (~panel.has_signal[:MAX_CENTRES]).any() else -1
+    index = int((away < half).sum(0).argmax()) if index < 0 else index
+    if len(centres) > MAX_OBJECTS:
+        half = min(half, float(np.sort(away[:, index])[MAX_OBJECTS // 2]))
+    low = np.clip(centres[index] - half, (left, top), (max(left, right - 2 * half), max(top, bottom - 2 * half)))
+    high = np.minimum(low + 2 * half, (right, bottom))
+    return float(low[0]), float(low[1]), float(high[0]), float(high[1])
+
+
 def _draw(axis: Any, panel: Panel) -> None:
     from matplotlib.patches import Polygon
 
+    left, top, right, bottom = window(panel)
+    low, high = np.array([left, top]), np.array([right, bottom])
+    spacing = WIDTH * POINTS_PER_INCH / max(right - left, bottom - top) * _least_spacing(panel)
     axis.imshow(panel.image // 2 + 127)  # pale, so that dots are seen
-    step = max(1, -(-len(panel.candidates) // MAX_DOTS))
-    dots = np.unique(panel.candidates)[::step]
-    axis.scatter(*panel.points[dots].T, s=7, c=_colours(panel.level[dots]), linewidths=0)
-    chosen = panel.assigned
-    axis.scatter(
-        *panel.points[chosen].T, s=34, c=_colours(panel.level[chosen]), edgecolors="black", linewidths=0.8, zorder=3
-    )
+    is_inside = _is_inside(panel.points, low, high)
+    dots = np.unique(panel.candidates)
+    dots = dots[is_inside[dots]]
+    if len(dots) > MAX_DOTS:
+        dots = np.random.default_rng(0).choice(dots, MAX_DOTS, replace=False)
+    size = min(3.4, 0.5 * spacing) ** 2
+    axis.scatter(*panel.points[dots].T, s=size, c=_colours(panel.level[dots]), linewidths=0)
+    chosen, size = panel.assigned[is_inside[panel.assigned]], min(5.8, 0.85 * spacing) ** 2
+    colours, edge = _colours(panel.level[chosen]), min(0.8, 0.15 * spacing)
+    axis.scatter(*panel.points[chosen].T, s=size, c=colours, edgecolors="black", linewidths=edge, zorder=3)
     for corners, has_signal in zip(panel.corners, panel.has_signal):
         for width, colour in ((2.4, "black"), (1.2, OBJECT if has_signal else NO_SIGNAL)):
             axis.add_patch(
                 Polygon(corners, fill=False, edgecolor=colour, linewidth=width, zorder=4 if not has_signal else 2)
             )
     missed = panel.corners[~panel.has_signal].mean(1)
-    axis.scatter(*missed.T, s=60, marker="x", c=NO_SIGNAL, linewidths=2, zorder=5, clip_on=False)
-    left, top, right, bottom = panel.shown
+    missed = missed[_is_inside(missed, low, high)]
+    axis.scatter(*missed.T, s=45, marker="x", c=NO_SIGNAL, linewidths=2, zorder=5, clip_on=False)
     axis.set_xlim(left, right)
     axis.set_ylim(bottom, top)
-    axis.set_title(panel.title, fontsize=9)
+    axis.set_title(panel.title + ("" if window(panel) == panel.shown else " (part)"), fontsize=9)
+
+
+def _is_inside(points: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Return whether points (P, 2) are in a rectangle."""
+    return np.logical_and(points >= low, points <= high).all(axis=1)
+
+
+def _least_spacing(panel: Panel) -> float:
+    """Return the distance in pixels of the anchors of the finest level."""
+    first = panel.points[panel.level == 0]
+    return float(first[1, 0] - first[0, 0]) if len(first) > 1 else float(panel.image.shape[0])
 
 
 def _colours(level: np.ndarray) -> list[str]:

@@ -381,7 +381,9 @@ def _write_page(
         page.picture(file, alt, caption)
     for table in tables(found):
         page.section(table.title)
-        page.table(table.header, table.rows, table.note)
+        if table.note:
+            page.text(table.note)
+        page.table(table.header, table.rows)
     page.write(directory / "report.html")
 
 

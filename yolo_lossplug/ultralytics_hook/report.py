@@ -76,7 +76,7 @@ LINES = (
         0,
         "Objects without any anchor",
         PERCENT,
-        (("unassigned_share", "all"), *((f"unassigned_share_{size}", size) for size in SIZES)),
+        (*((f"unassigned_share_{size}", size) for size in SIZES), ("unassigned_share", "all")),
     ),
     (1, "Anchors per object, by its size", "anchors", tuple((f"positives_per_object_{size}", size) for size in SIZES)),
     (2, "Overlap with the object", "mean IoU", (("mean_iou", ""),)),
