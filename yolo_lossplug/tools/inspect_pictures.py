@@ -217,7 +217,7 @@ def _draw(axis: Any, panel: Panel) -> None:
 
 def _is_inside(points: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
     """Return whether points (P, 2) are in a rectangle."""
-    return np.logical_and(points >= low, points <= high).all(axis=1)
+    return np.asarray(np.logical_and(points >= low, points <= high).all(axis=1))
 
 
 def _least_spacing(panel: Panel) -> float:

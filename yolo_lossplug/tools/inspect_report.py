@@ -216,7 +216,7 @@ def terminal(found: Findings) -> str:
     close = [f"{percent(n / max(1, found.pairs.pairs))} above {x}" for n, x in zip(found.pairs.above, numbers.OVERLAPS)]
     lines.append(f"pairs of one class: {', '.join(close)}")
     lines.append(f"largest class / smallest class: {numbers.imbalance(found.classes[0]):.4g}")
-    wrong = [f"{count} {kind}" for kind, count in found.faults.items() if count]
+    wrong = [f"{kind}: {count}" for kind, count in found.faults.items() if count]
     lines += [f"labels: {'; '.join(wrong) if wrong else 'no faults'}", ""]
     for piece in advise(found.facts):
         lines += [f"* {piece.text}", f"  {piece.command}"]
