@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.browser import Browser, needs_chromium
 from tests.conftest import dataset
 from tests.runs import run
 from tests.tools.test_compare import COMMAND
@@ -239,6 +240,16 @@ def test_only_labels_with_errors_are_one_line(tmp_path):
     data = write_data(tmp_path / "data", {"a": ((32, 32), [(9, 0.5, 0.5, 0.2, 0.2)])})
     with pytest.raises(LossPlugError, match="No valid images found"):
         inspect.main({"data": data, "project": str(tmp_path / "runs")})
+
+
+@needs_chromium
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_page_has_room_and_no_errors(width, data, tmp_path):
+    _, folder = inspected(tmp_path, data=data, imgsz="64,96", model="yolov8n.yaml")
+    with Browser() as browser:
+        seen = browser.measure(folder / "report.html", width)
+    assert not seen["overflow"] and not seen["errors"] and seen["scroll_width"] <= width
+    assert len(seen["pictures"]) == 3 and all(seen["pictures"])
 
 
 @pytest.mark.slow

@@ -117,6 +117,21 @@ def test_candidates_of_rotated_boxes_are_those_of_the_host(family, chunk, monkey
     assert {*zip(row.tolist(), anchor.tolist())} == {tuple(pair) for pair in expected.nonzero().tolist()}
 
 
+@pytest.mark.parametrize("side", [0.0, 8.0, 12.5, 16.0, 24.0])
+def test_a_floor_of_rotated_boxes_is_measured(side):
+    """Whatever a release, or a key, sets it to."""
+    strides = (8, 16, 32)
+    assigner = candidates.make_assigner("obb", strides, select({"task": "obb"}))
+    if not hasattr(assigner, "stride_val"):
+        assert candidates.rotated_floor_of(assigner) == (0.0, 0.0)
+        return
+    assigner.stride_val = side
+    boxes = torch.cat((torch.rand(40, 2) * 160, torch.rand(40, 2) * 30 + 2, torch.rand(40, 1) * 3), 1)
+    expected = assigner.select_candidates_in_gts(points(160, 160, strides), boxes[None], torch.ones(1, 40, 1))[0]
+    found = candidates.candidates(boxes.numpy(), 160, strides, assigner)
+    assert found.sum(1).tolist() == expected.bool().sum(1).tolist()
+
+
 def write_data(folder, images, task="detect", names=("a", "b", "c"), **more):
     """Write a dataset of grey images: lists of label lines by name and size (width, height); return its YAML."""
     import cv2

@@ -33,7 +33,7 @@ anchors are candidates for them, how crowded they are, what is wrong with labels
   imgsz=    sizes of the input, with commas; default 640
   model=    a checkpoint or a YAML: one forward of every image, and what its assigner gives to each object
   split=    train (default), val or test
-  fraction= share of the training images, or their number, as of `yolo train`
+  fraction= share of the images, or their number, as of `yolo train`
   tal_topk=, tal_alpha=, tal_beta=, ...   numbers of the assigner, as of `yolo train`
   task=     detect, segment, pose or obb; default that of the model, or of the labels
   batch=    images in a batch (16), of the forward and of the estimate of memory;  device=  of the forward (cpu)

@@ -148,7 +148,8 @@ def _add(total: Assigned, one: Objects, first: int, wanted: Sequence[int]) -> No
     total.best_iou[rows], total.score[rows] = one.best_iou, one.score
     total.conflicts[one.image] = one.conflicts
     total.wanted += int(one.wanted.any(0).sum())
-    total.kept[one.image] = one
+    candidates, wanted_ = (np.asarray(mask.any(axis=0))[None] for mask in (one.candidates, one.wanted))
+    total.kept[one.image] = one._replace(candidates=candidates, wanted=wanted_)  # all that pictures need
     _forget(total, wanted)
 
 
@@ -156,7 +157,7 @@ def _forget(total: Assigned, wanted: Sequence[int]) -> None:
     """Keep the images that are wanted, and the first of each order."""
     if len(total.kept) <= len(wanted) + 4 * KEPT:
         return
-    orders = (lambda one: -one.conflicts, lambda one: -int((one.positives == 0).sum()))
+    orders = (lambda one: -total.conflicts[one.image], lambda one: -int((one.positives == 0).sum()))
     best = {one.image for order in orders for one in sorted(total.kept.values(), key=order)[:KEPT]}
     total.kept = {image: one for image, one in total.kept.items() if image in best or image in wanted}
 

@@ -21,6 +21,8 @@ from yolo_lossplug.ultralytics_hook.criterion import set_assigner_options
 
 MAX_GTS, MAX_PAIRS = 100_000, 1_000_000
 """Gts, and pairs of rotated boxes and anchors, that are handled at once."""
+MEASURED_BELOW = 1.5
+"""Pixels below a side with which a box has fewer points of a grid of one pixel than with that side."""
 MIN_ROTATED = 2.0
 """Side in pixels below which the host's criterion drops a rotated box."""
 
@@ -150,14 +152,21 @@ def _chunks(count: Tensor) -> Iterator[slice]:
 
 def rotated_floor_of(assigner: Any) -> tuple[float, float]:
     """Return the side below which an assigner widens a rotated box, and the new side; measured by calling it."""
-    centre, points = 512.0, torch.arange(1024).unsqueeze(1).add(0.5).expand(-1, 2).contiguous()
-    floor = (0.0, 0.0)
-    for stride in tuple(float(stride) for stride in getattr(assigner, "stride", ()))[:2]:
-        box = torch.tensor([centre, centre, stride - 1.5, stride - 1.5, 0.0]).view(1, 1, 5)
-        try:
-            inside = assigner.select_candidates_in_gts(points, box, torch.ones(1, 1, 1))
-        except (TypeError, AttributeError):  # the method takes no mask where it has no floor
-            return floor
-        if inside.sum() >= stride:
-            floor = (stride, float(inside.sum()))
-    return floor
+    side = float(getattr(assigner, "stride_val", 0))
+    if side > MEASURED_BELOW and _n_inside(assigner, side - MEASURED_BELOW) == _n_inside(assigner, side):
+        return side, side
+    for stride in tuple(float(stride) for stride in getattr(assigner, "stride", ()))[:1]:
+        widened = _n_inside(assigner, stride - MEASURED_BELOW)
+        if widened >= stride:
+            return stride, float(widened)
+    return 0.0, 0.0
+
+
+def _n_inside(assigner: Any, side: float) -> int:
+    """Return how many of points one pixel apart an assigner finds in a square; -1 if its method has no floor."""
+    points = torch.arange(1024).unsqueeze(1).add(0.5).expand(-1, 2).contiguous()
+    box = torch.tensor([512.0, 512.0, side, side, 0.0]).view(1, 1, 5)
+    try:
+        return int(assigner.select_candidates_in_gts(points, box, torch.ones(1, 1, 1)).sum())
+    except (TypeError, AttributeError):  # it takes no mask
+        return -1
