@@ -53,7 +53,7 @@ def test_a_forest_without_intervals(figures):
     draw_forest([effect("b", 0.0, None, None, NOISE, seeds=1)], "a", "forest.png")
     axis = figures[0].axes[0]
     assert axis.texts[1].get_text() == "+0.0000  1 seed: no interval"
-    assert axis.get_xlim()[0] < 0 < axis.get_xlim()[1] and "interval" not in axis.get_xlabel()
+    assert axis.get_xlim() == (-0.016, 0.016) and "interval" not in axis.get_xlabel()
     assert draw_forest([], "a", "forest.png") is None
     assert draw_forest([effect("b", None, None, None, NOISE)], "a", "forest.png") is None
     assert len(figures) == 1

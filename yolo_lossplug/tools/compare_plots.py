@@ -90,11 +90,11 @@ def words(effect: Any) -> str:
 
 
 def _around_zero(effects: Sequence[Any]) -> tuple[float, float]:
-    """Return limits that hold all intervals and 0, with a margin."""
+    """Return limits that hold all intervals with a margin, and 0 far enough from both edges for the words beside it."""
     ends = [end for effect in effects for end in (effect.mean, effect.low, effect.high) if end is not None]
     low, high = min(0.0, *ends), max(0.0, *ends)
-    margin = 0.08 * (high - low) or 0.01
-    return low - margin, high + margin
+    span = high - low or 0.1
+    return min(low - 0.08 * span, -0.16 * span), max(high + 0.08 * span, 0.16 * span)
 
 
 def _zero_at(axis: Any) -> float:
