@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -23,6 +24,13 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 needs_chromium = pytest.mark.skipif(CHROMIUM is None or os.name == "nt", reason="needs Chromium in the PATH")
 FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--mute-audio")
 TIMEOUT = 60
+START = """
+import fcntl, os, sys
+ours = [fcntl.fcntl(int(number), fcntl.F_DUPFD, 10) for number in sys.argv[1:3]]
+os.dup2(ours[0], 3), os.dup2(ours[1], 4)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
+"""Chromium reads commands from descriptor 3, and writes to 4."""
 MEASURE = """
 (async () => {
   const images = [...document.images];
@@ -51,8 +59,7 @@ class Browser:
         self.profile = tempfile.mkdtemp(prefix="chromium-")
         to_browser, self.write = os.pipe()
         self.read, from_browser = os.pipe()
-        # Chromium reads commands from descriptor 3, and writes to 4.
-        command = ["sh", "-c", f'exec "$0" "$@" 3<&{to_browser} 4>&{from_browser}', CHROMIUM, *FLAGS]
+        command = [sys.executable, "-S", "-c", START, str(to_browser), str(from_browser), CHROMIUM, *FLAGS]
         command += ["--remote-debugging-pipe", f"--user-data-dir={self.profile}", "about:blank"]
         self.process = subprocess.Popen(
             command, pass_fds=(to_browser, from_browser), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL

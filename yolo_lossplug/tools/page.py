@@ -43,6 +43,7 @@ class Page:
         self._verdicts: list[str] = []
         self._sections: list[tuple[str, list[str]]] = [("", [])]
         self._foot: list[str] = []
+        self._tables = 0
 
     def verdict(self, sentence: str) -> None:
         """Add a sentence to the conclusion, which comes first and is the most prominent."""
@@ -70,7 +71,8 @@ class Page:
         """
         if any(len(row) != len(header) for row in rows):
             raise ValueError(f"all rows of a table need {len(header)} cells, as its header has")
-        self._add(_table(header, rows, caption))
+        self._tables += 1
+        self._add(_table(header, rows, caption, f"t{self._tables}"))
 
     def picture(self, picture: Union[str, Path, bytes], alt: str, caption: str = "") -> None:
         """Add a picture, as wide as its resolution asks for or the page allows; a click enlarges it.
@@ -190,20 +192,23 @@ def _code(text: str) -> str:
     )
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[Any]], caption: str) -> str:
+def _table(header: Sequence[str], rows: Sequence[Sequence[Any]], caption: str, name: str) -> str:
     columns = [[row[k] for row in rows] for k in range(len(header))]
     classes = [' class="number"' if _is_numeric(column) else "" for column in columns]
     digits = [_digits(column) for column in columns]
-    heads = "".join(f"<th{kind}><button>{inline(name)}</button></th>" for kind, name in zip(classes, header))
+    heads = "".join(
+        f'<th scope="col"{kind}><button>{inline(name)}</button></th>' for kind, name in zip(classes, header)
+    )
     lines = [
         "".join(_cell(cell, kind, places, k == 0) for k, (cell, kind, places) in enumerate(zip(row, classes, digits)))
         for row in rows
     ]
     body = "\n".join(f"<tr>{line}</tr>" for line in lines)
-    above = f"<caption>{inline(caption)}</caption>" if caption else ""
-    label = escape(caption or "Table")
+    # Not a <caption>, which would scroll with a wide table.
+    above = f'<p class="caption" id="{name}">{inline(caption)}</p>\n' if caption else ""
+    label = f'aria-labelledby="{name}"' if caption else 'aria-label="Table"'
     return (
-        f'<div class="scroll" role="region" aria-label="{label}" tabindex="0"><table>{above}\n'
+        f'{above}<div class="scroll" role="region" {label} tabindex="0"><table {label}>\n'
         f"<thead><tr>{heads}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>"
     )
 
