@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ultralytics.utils.loss import v8DetectionLoss
 
 from tests.browser import Browser, needs_chromium
 from tests.conftest import dataset
@@ -16,6 +17,7 @@ from tests.ultralytics_hook.test_dataset import random_lines, write_data
 from yolo_lossplug import LossPlugError
 from yolo_lossplug.tools import inspect, inspect_report
 from yolo_lossplug.tools.inspect_pictures import NO_SIGNAL, Panel, window
+from yolo_lossplug.ultralytics_hook.engines.parity import METHOD
 from yolo_lossplug.ultralytics_hook.run.counts import SIZES
 
 
@@ -62,7 +64,7 @@ def test_what_is_written_of_labels_alone(data, tmp_path, capsys):
     assert page.count("data:image/png") == 3 and "Need of the loss step" in page and "http-equiv" in page
     for name in ("sizes.png", "candidates.png", "images.png"):
         assert len(np.unique(pixels(folder / name).reshape(-1, 3), axis=0)) > 20
-    assert not has_red(folder / "images.png")
+    assert has_red(folder / "images.png") == bool((found.views[0].total == 0).any())
 
 
 def test_shares_of_the_tables_are_those_of_the_objects(data, tmp_path):
@@ -172,7 +174,8 @@ def test_3000_objects_in_an_image(tmp_path):
     found, folder = inspected(tmp_path, data=data, imgsz=160)
     assert found.counts.tolist() == [3000, 2, 0] and len(rows(folder)) == 3002
     assert found.costs[1].most == 3000 and found.costs[1].dense == 3 * 3000 * 525 * 13
-    assert found.costs[1].stock is not None and found.costs[1].fast > 0
+    is_timed = hasattr(v8DetectionLoss, METHOD)  # else there is no step that the fast engine could replace
+    assert bool(found.costs[1].stock) == bool(found.costs[1].fast) == is_timed
     assert "Need of the loss step" in (folder / "report.html").read_text(encoding="utf-8")
 
 
@@ -238,7 +241,7 @@ def test_no_images_are_one_line(tmp_path):
 
 def test_only_labels_with_errors_are_one_line(tmp_path):
     data = write_data(tmp_path / "data", {"a": ((32, 32), [(9, 0.5, 0.5, 0.2, 0.2)])})
-    with pytest.raises(LossPlugError, match="No valid images found"):
+    with pytest.raises(LossPlugError, match="no image that the loader accepts, .*a.png for example: .*[Cc]lass"):
         inspect.main({"data": data, "project": str(tmp_path / "runs")})
 
 

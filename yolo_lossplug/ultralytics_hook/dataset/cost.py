@@ -12,6 +12,7 @@ from torch import nn
 from ultralytics.utils import DEFAULT_CFG_DICT, IterableSimpleNamespace
 from ultralytics.utils.loss import v8DetectionLoss
 
+from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.selection.select import select
 from yolo_lossplug.ultralytics_hook.criterion import plug
 
@@ -77,7 +78,11 @@ def timed(cost: Cost, batch: dict[str, Any], imgsz: int, strides: tuple[float, .
     if images * max(most, n_classes) * cost.anchors > MAX_TIMED:
         return cost
     preds = _predictions(images, imgsz, strides, n_classes)
-    stock, fast = (_seconds(_criterion(strides, n_classes, engine), preds, batch) for engine in ("reference", "fast"))
+    try:
+        criteria = [_criterion(strides, n_classes, engine) for engine in ("reference", "fast")]
+    except LossPlugError:  # this release has no step that the fast engine could replace
+        return cost
+    stock, fast = (_seconds(criterion, preds, batch) for criterion in criteria)
     return cost._replace(timed=images, stock=stock, fast=fast)
 
 

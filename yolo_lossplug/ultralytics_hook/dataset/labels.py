@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import re
 from collections.abc import Iterator
@@ -13,9 +14,11 @@ from typing import Any, NamedTuple, Optional
 import cv2
 import numpy as np
 from ultralytics.cfg import get_cfg
+from ultralytics.data.augment import LetterBox
 from ultralytics.data.dataset import YOLODataset
 from ultralytics.data.utils import check_det_dataset, img2label_paths
 from ultralytics.utils import LOGGER
+from ultralytics.utils.instance import Instances
 from ultralytics.utils.patches import imread
 
 from yolo_lossplug.registry import LossPlugError
@@ -73,6 +76,8 @@ class Labels(NamedTuple):
             Boxes (G, 4), x1 y1 x2 y2; for rotated ones (G, 5), centre x, centre y, width, height, angle in radians.
         """
         resized, padding = letterbox(self.shapes, imgsz)
+        if not shifts_whole_pixels():
+            padding = (imgsz - resized) / 2
         if self.polygons:
             return self._rectangles(resized, padding)
         scale, shift = resized[self.image].astype(np.float32), padding[self.image].astype(np.float32)
@@ -106,6 +111,16 @@ def letterbox(shapes: np.ndarray, imgsz: int) -> tuple[np.ndarray, np.ndarray]:
     return size, np.round((imgsz - size) / 2 - 0.1)
 
 
+@functools.cache
+def shifts_whole_pixels() -> bool:
+    """Return whether the host's letterbox shifts boxes as it shifts images; older releases add halves of pixels."""
+    instances = Instances(
+        np.zeros((1, 4), np.float32), np.zeros((0, 1000, 2), np.float32), bbox_format="xyxy", normalized=False
+    )
+    fitted = LetterBox((8, 8), scaleup=False)({"img": np.zeros((8, 7, 3), np.uint8), "instances": instances})
+    return float(fitted["instances"].bboxes[0, 0]) == 0.0
+
+
 def read(args: dict[str, Any], task: Optional[str] = None) -> Labels:
     """Return the labels of a dataset, from the host's cache if it is up to date.
 
@@ -120,7 +135,16 @@ def read(args: dict[str, Any], task: Optional[str] = None) -> Labels:
     task = args.get("task") or task or ("pose" if data.get("kpt_shape") else None)
     said: list[str] = []
     with _listening(said):
-        host = dataset(data, path, {**args, "task": "pose" if task == "pose" else "detect"}, 640)
+        try:
+            host = dataset(data, path, {**args, "task": "pose" if task == "pose" else "detect"}, 640)
+        except LossPlugError as error:
+            _, ignored = _dropped(said)
+            if not ignored:
+                raise
+            file, _, why = ignored[0]
+            raise LossPlugError(
+                f"data={args['data']} has no image that the loader accepts, {file} for example: {why}"
+            ) from error
     return _labels(host, data, task, said, args)
 
 
