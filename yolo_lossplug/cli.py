@@ -24,7 +24,7 @@ usage: lossplug COMMAND ..., with arguments as `yolo` takes them; lossplug COMMA
   verify      whether a loss is the one that runs, its scale beside stock, and the gain that would match it
   curves      draws losses and their gradients against IoU
   simulate    the regression experiment of the DIoU paper: how fast boxes reach their targets
-  inspect     what data and assigner do to each other, before any training: sizes, candidates, faults, advice
+  inspect     sizes, candidates and crowding of your data, faults of its labels, and what to compare first
   compare     trains with several losses and seeds, and says which differences are more than noise
   train ...   `yolo train ...` with the plugin enabled; likewise every other command of yolo\
 """

@@ -204,6 +204,7 @@ def test_names_that_a_page_would_read_as_markup(tmp_path):
         ({"imgsz": 16}, "imgsz=16 must be a whole number from 32 to 8192"),
         ({"imgsz": "640,x"}, "imgsz=x must be a whole number"),
         ({"batch": 0}, "batch=0 must be a whole number from 1"),
+        ({"seed": "x"}, "seed=x must be a whole number"),
         ({"fraction": 0}, "fraction=0 must be above 0 and at most 1, or a number of images"),
         ({"fraction": 1.5}, "fraction=1.5 must be above 0"),
         ({"loss": "eiou"}, "loss=eiou has no effect here: inspect looks at data and assigner. Remove it"),
@@ -214,6 +215,7 @@ def test_names_that_a_page_would_read_as_markup(tmp_path):
         ({"task": "obb"}, "has no rotated boxes for task=obb"),
         ({"model": "nothere.yaml"}, "model=nothere.yaml cannot be used: .*does not exist"),
         ({"model": "yolov8n.yaml", "task": "obb"}, "task=obb"),
+        ({"model": "yolov8n.yaml", "device": "xyz"}, "device=xyz cannot be used here; give cpu, or"),
     ],
 )
 def test_mistakes_are_one_line(keys, message, data, tmp_path):

@@ -12,7 +12,7 @@ from typing import Any, Optional
 import numpy as np
 
 from yolo_lossplug.registry import LossPlugError
-from yolo_lossplug.selection.keys import keys, refuse_unknown
+from yolo_lossplug.selection.keys import TASKS, keys, refuse_unknown
 from yolo_lossplug.selection.select import Selection, select
 from yolo_lossplug.tools import inspect_counts as numbers
 from yolo_lossplug.tools import inspect_report as report
@@ -42,20 +42,7 @@ anchors are candidates for them, how crowded they are, what is wrong with labels
 Writes report.html, summary.md, objects.csv, classes.csv and pictures. Augmentation, mosaic included, is left out.
 Example: lossplug inspect data=coco128.yaml imgsz=640,960\
 """
-OWN = (
-    "data",
-    "imgsz",
-    "model",
-    "split",
-    "fraction",
-    "task",
-    "batch",
-    "device",
-    "seed",
-    "project",
-    "name",
-    "single_cls",
-)
+OWN = ("data", "imgsz", "model", "split", "fraction", "task", "batch", "device", "seed", "project", "name")
 MAX_IMGSZ = 8192
 N_PICTURES = 6
 
@@ -109,9 +96,12 @@ def plan_of(args: Mapping[str, Any]) -> Plan:
     refuse_unknown(values, *OWN)
     if not values.get("data"):
         raise LossPlugError("data= is missing: lossplug inspect data=coco128.yaml")
+    if values.get("task") not in (None, *TASKS):
+        raise LossPlugError(f"task={values['task']} has no boxes to inspect; give {', '.join(TASKS)}.")
     given.say_unused()
     numbers_of_assigner = {key: value for key, value in values.items() if key in assigner_keys}
     _check_fraction(values.get("fraction", 1.0))
+    _whole("seed", values.get("seed", 0), 0, 2**31)
     return Plan(
         values,
         _sizes(values.get("imgsz", 640)),

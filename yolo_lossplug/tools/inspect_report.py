@@ -163,7 +163,8 @@ def costs(found: Findings) -> Table:
     rows: list[list[Cell]] = []
     for name, one in zip(("typical", "most crowded"), found.costs):
         time = [f"{one.timed} images: {1000 * s:.0f} ms" if s else "not timed" for s in (one.stock, one.fast)]
-        rows.append([name, one.images, one.most, _bytes(one.dense), _bytes(one.sparse), *time])
+        fast = "none for obb" if found.labels.task == "obb" else _bytes(one.sparse)
+        rows.append([name, one.images, one.most, _bytes(one.dense), fast, *time])
     header = ("batch", "images", "most objects", "memory of stock", "memory of fast", "time of stock", "time of fast")
     note = (
         f"At imgsz {found.views[0].imgsz}. Memory is estimated from shapes: stock has 13 bytes or more for each "

@@ -94,6 +94,7 @@ def load(args: dict[str, Any], data: dict[str, Any]) -> Model:
     Raises:
         LossPlugError: If it cannot be loaded, or has no boxes.
     """
+    device = _device(args.get("device", "cpu"))
     try:
         torch.manual_seed(int(args.get("seed", 0)))
         made = YOLO(args["model"], task=args.get("task"))
@@ -102,7 +103,6 @@ def load(args: dict[str, Any], data: dict[str, Any]) -> Model:
         keys = {key: value for key, value in args.items() if key.startswith("tal_")}
         cfg = get_cfg(overrides={**keys, "mode": "train", "task": made.task, "loss_engine": "reference"})
         host = with_classes(made.model, data["names"], data.get("kpt_shape"))
-        device = select_device(args.get("device", "cpu"), verbose=False)
         host.to(device).train()
         host.args = cfg
         return Model(host, host.init_criterion(), device, tuple(float(s) for s in host.stride))
@@ -110,6 +110,14 @@ def load(args: dict[str, Any], data: dict[str, Any]) -> Model:
         raise
     except Exception as error:
         raise LossPlugError(f"model={args['model']} cannot be used: {' '.join(str(error).split())}") from error
+
+
+def _device(value: Any) -> torch.device:
+    try:
+        device: torch.device = select_device(value, verbose=False)
+    except Exception as error:
+        raise LossPlugError(f"device={value} cannot be used here; give cpu, or the index of a GPU.") from error
+    return device
 
 
 def assigned(model: Model, args: dict[str, Any], imgsz: int, batch: int) -> Iterator[list[Objects]]:
