@@ -43,11 +43,13 @@ class OnAssigner:
         overlap_loss: Loss of which 1 minus is the overlap of its metric, None for the host's own overlap.
         overlap: That overlap.
         meter: Counts for the report, None without a report.
+        claims: Numbers of gts that select each anchor, in the calls of the host's form since they were last taken.
     """
 
     overlap_loss: Optional[Loss] = None
     overlap: Optional[Callable[[Tensor, Tensor], Tensor]] = None
     meter: Optional[Meter] = None
+    claims: list[Tensor] = field(default_factory=list)
 
 
 @dataclass
@@ -96,8 +98,8 @@ class Derived:
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Return how to make it again: derive the host's class, then set the state."""
-        made, about = super().__reduce_ex__(max(2, protocol)), vars(type(self))
-        return (_made_again, (about["mixin"], about["stock_class"]), *made[2:]) if "stock_class" in about else made
+        made, (stock, *mixins) = super().__reduce_ex__(max(2, protocol)), layers(type(self))
+        return (_made_again, (stock, *mixins), *made[2:]) if mixins else made
 
 
 def derive(mixin: Any, thing: Any) -> None:
@@ -112,6 +114,12 @@ def _derived(mixin: Any, stock: Any) -> Any:
     return type(f"{mixin.__name__}{stock.__name__}", mixin.bases(stock), {"stock_class": stock, "mixin": mixin})
 
 
-def _made_again(mixin: type, stock: type) -> Any:
-    derived = _derived(mixin, stock)
+def layers(cls: type) -> tuple[type, ...]:
+    """Return the class of the host that a class is derived from, then the mixins, innermost first."""
+    about = vars(cls)
+    return (*layers(about["stock_class"]), about["mixin"]) if "stock_class" in about else (cls,)
+
+
+def _made_again(stock: Any, *mixins: Any) -> Any:
+    derived: Any = functools.reduce(lambda cls, mixin: _derived(mixin, cls), mixins, stock)
     return derived.__new__(derived)

@@ -31,7 +31,7 @@ from yolo_lossplug.ultralytics_hook.assigner import (
     sparse_assignment,
 )
 from yolo_lossplug.ultralytics_hook.attached import Decision, Derived, derive, on_criterion
-from yolo_lossplug.ultralytics_hook.run.watch import meter_of
+from yolo_lossplug.ultralytics_hook.run.watch import meter_of, take_claims
 
 MAX_DECODED = 2**16
 """Maximum number of anchors per call of the host's decoder."""
@@ -153,7 +153,9 @@ def step(criterion: Any, preds: dict[str, Tensor], batch: dict[str, Any], extra:
     meter = meter_of(criterion.assigner)
     if meter is not None:
         is_positive = torch.ones_like(assigned.anchor, dtype=torch.bool)
-        meter.add(targets.boxes, targets.mask, assigned.slot, is_positive, decoder.decoded[assigned.anchor])
+        pred_boxes, claims = decoder.decoded[assigned.anchor], assigned.claims
+        claims = take_claims(criterion.assigner) if claims is None else claims
+        meter.add(targets.boxes, targets.mask, assigned.slot, is_positive, pred_boxes, targets.labels, claims)
     names = getattr(criterion, "loss_names", None)
     items = loss.detach() if names is None else dict(zip(names, loss.detach()))
     return assignment_outputs(criterion, targets, anchors, assigned), loss, items
