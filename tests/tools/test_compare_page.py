@@ -37,7 +37,7 @@ def finished(arm, seed, directory):
     job = Job(arm, seed, directory / "runs" / f"{arm}-{seed}", {})
     job.folder.mkdir(parents=True)
     job.result.write_text(json.dumps(result(arm, seed, job.folder)))
-    rows = history(9, VALUES[arm], 0.01 * seed)
+    rows = [{"time": 2.0, **row, "lr/pg0": 0.1} for row in history(9, VALUES[arm], 0.01 * seed)]
     lines = [",".join(rows[0]), *(",".join(map(str, row.values())) for row in rows)]
     (job.folder / "results.csv").write_text("\n".join(lines))
     job.state = FINISHED
@@ -115,7 +115,7 @@ def test_nothing_is_drawn_or_compared_when_nothing_was_learnt(tmp_path, monkeypa
     for job in jobs:
         nothing = {"metrics": {MAP: 0.0, MAP50: 0.0}}
         job.result.write_text(json.dumps({**result(job.arm, 0, job.folder), **nothing}))
-        (job.folder / "results.csv").write_text(f"{MAP}\n0.0\n")
+        (job.folder / "results.csv").write_text(f"epoch,{MAP},lr/pg0\n1,0.0,0.01\n")
     summary.write(jobs, tmp_path, HEADER)
     assert "nothing has been learnt yet" in html_of(tmp_path) and "Difference of" not in html_of(tmp_path)
     assert "<img" not in html_of(tmp_path) and not list(tmp_path.glob("*.png"))

@@ -43,12 +43,17 @@ def write(runs: Sequence[Job], directory: Path, header: Sequence[str]) -> None:
     text = markdown(rows, runs, [*header, *_mixed_versions(results)])
     (directory / "summary.md").write_text(text, encoding="utf-8")
     if results:
-        histories = {key: history(Path(result["save_dir"])) for key, result in results.items()}
+        histories = {key: _metrics(history(Path(result["save_dir"]))) for key, result in results.items()}
         compare_plots.draw_curves(histories, arms, directory / compare_page.CURVES, label)
         compare_plots.draw_forest(
             _effects(rows) if _has_learnt(rows) else [], arms[0], directory / compare_page.FOREST, label
         )
     compare_page.write(_report(rows, runs, header), directory)
+
+
+def _metrics(rows: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
+    """Return the metrics of a run's history, in order, without its losses, times and learning rates."""
+    return [{name: row[name] for name in _order(row)} for row in rows]
 
 
 def _report(rows: Sequence[Mapping[str, Any]], runs: Sequence[Job], header: Sequence[str]) -> compare_page.Report:
@@ -57,7 +62,7 @@ def _report(rows: Sequence[Mapping[str, Any]], runs: Sequence[Job], header: Sequ
     metric = rows[0]["measure"] if rows else ""
     (command, *foot), (states, *_) = header, _states(runs)
     cells = {(row["loss"], row["measure"]): row for row in rows}
-    has_pairs = any(effect.mean is not None for effect in effects)
+    has_pairs = _has_learnt(rows) and any(effect.mean is not None for effect in effects)
     return compare_page.Report(
         baseline,
         label(metric),
