@@ -4,34 +4,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
+from yolo_lossplug.tools.compare_tables import Table, signed
 from yolo_lossplug.tools.page import Page
+from yolo_lossplug.tools.significance import BETTER, WORSE
 
 NAME = "report.html"
 FOREST, CURVES, WHERE = "forest.png", "curves.png", "where_they_differ.png"
+CAPTION = "Seed by seed, with the interval that decides"
 NOTHING_LEARNT = "All metrics are 0: nothing has been learnt yet, and nothing can be compared. Train longer."
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of the report.
-
-    Attributes:
-        heading: Heading of its section; tables in a row with the same heading share one.
-        header: The head of each column.
-        rows: The cells.
-        caption: What it shows.
-        note: A paragraph below it.
-    """
-
-    heading: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[Any]]
-    caption: str = ""
-    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -42,8 +26,8 @@ class Report:
         baseline: Name of the arm that the others are compared with.
         metric: Name of the metric that decides, as it is shown.
         verdicts: The conclusion in one sentence, and others to add to it.
-        effects: Paired differences of that metric: ``arm``, ``mean``, ``low``, ``high``, ``seeds``, ``verdict``.
         states: How many runs have finished.
+        effects: Paired differences of that metric: ``arm``, ``mean``, ``low``, ``high``, ``seeds``, ``verdict``.
         tables: All other tables, in order.
         notes: Paragraphs on noise and power.
         failed: Arm, seed and reason of each failed run.
@@ -54,13 +38,13 @@ class Report:
     baseline: str
     metric: str
     verdicts: Sequence[str]
-    effects: Sequence[Any]
     states: str
+    effects: Sequence[Any] = ()
     tables: Sequence[Table] = ()
     notes: Sequence[str] = ()
     failed: Sequence[tuple[str, int, Optional[str]]] = ()
     command: str = ""
-    foot: Sequence[str] = field(default_factory=tuple)
+    foot: Sequence[str] = ()
 
 
 def write(report: Report, directory: Path) -> Path:
@@ -71,29 +55,48 @@ def write(report: Report, directory: Path) -> Path:
     _add_differences(page, report, directory)
     _add_tables(page, report.tables)
     _add_noise(page, report.notes)
-    _add_pictures(page, report, directory)
+    _add_pictures(page, directory)
     _add_failed(page, report.failed)
     for line in report.foot:
         page.foot(line)
     return page.write(directory / NAME)
 
 
+def conclusions(effects: Sequence[Any], baseline: str, metric: str) -> list[str]:
+    """Return what the differences say, the decided ones first: a sentence for each verdict.
+
+    Args:
+        effects: Paired differences; those without a mean are left out.
+        baseline: Name of the arm that the others are compared with.
+        metric: Name of the metric that decides, as it is shown.
+    """
+    shown = [effect for effect in effects if effect.mean is not None]
+    decided = [
+        f"`{effect.arm}` is {effect.verdict} than `{baseline}` in {metric}: {effect.mean:+.4f} ({effect.low:+.4f} to "
+        f"{effect.high:+.4f}, {effect.seeds} seeds)."
+        for effect in sorted(shown, key=lambda effect: -effect.mean)
+        if effect.verdict in (BETTER, WORSE)
+    ]
+    undecided = ", ".join(f"`{effect.arm}`" for effect in shown if effect.verdict not in (BETTER, WORSE))
+    rest = f"Within noise, which does not prove equality: {undecided}." if undecided else ""
+    return [*decided, *filter(None, [rest])]
+
+
 def _add_differences(page: Page, report: Report, directory: Path) -> None:
-    if not report.effects:
+    effects = [effect for effect in report.effects if effect.mean is not None]
+    if not effects:
         return
     page.section(f"Difference of {report.metric} from `{report.baseline}`")
     if (directory / FOREST).is_file():
-        shown = "; ".join(f"{effect.arm} {effect.mean:+.4f}, {effect.verdict}" for effect in report.effects)
-        page.picture(directory / FOREST, f"Forest plot of the differences: {shown}")
+        words = "; ".join(f"{effect.arm} {signed(effect.mean)}, {effect.verdict}" for effect in effects)
+        page.picture(directory / FOREST, f"Forest plot of the differences: {words}")
     header = ["loss", "difference", "from", "to", "seeds", "verdict"]
-    page.table(
-        header, [_effect_row(effect) for effect in report.effects], "Seed by seed, with the interval that decides"
-    )
+    page.table(header, [_row(effect) for effect in effects], CAPTION)
 
 
-def _effect_row(effect: Any) -> list[Any]:
-    ends = ("" if end is None else f"{end:+.4f}" for end in (effect.low, effect.high))
-    return [f"`{effect.arm}`", f"{effect.mean:+.4f}", *ends, effect.seeds, effect.verdict]
+def _row(effect: Any) -> list[Any]:
+    numbers = (signed(value) for value in (effect.mean, effect.low, effect.high))
+    return [f"`{effect.arm}`", *numbers, effect.seeds, effect.verdict]
 
 
 def _add_tables(page: Page, tables: Sequence[Table]) -> None:
@@ -114,7 +117,7 @@ def _add_noise(page: Page, notes: Sequence[str]) -> None:
         page.text(note)
 
 
-def _add_pictures(page: Page, report: Report, directory: Path) -> None:
+def _add_pictures(page: Page, directory: Path) -> None:
     """Add the learning curves and the images where losses differ, as far as they are in the folder."""
     if (directory / CURVES).is_file():
         page.section("Learning curves")
