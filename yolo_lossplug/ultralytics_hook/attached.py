@@ -16,6 +16,65 @@ from yolo_lossplug.ultralytics_hook.run.counts import Meter
 ATTRIBUTE = "lossplug"
 
 
+def size_class(elements: int) -> int:
+    """Return the coarse size of a step: the power of 4 not above images × objects × anchors.
+
+    >>> size_class(16 * 7 * 8400)
+    9
+    """
+    return (max(1, elements).bit_length() - 1) // 2
+
+
+class Measured(NamedTuple):
+    """What was measured on a device.
+
+    Attributes:
+        date: When, the newest.
+        engines: Type of the scores, size class and fastest proven engine, sorted.
+    """
+
+    date: str
+    engines: tuple[tuple[str, int, str], ...]
+
+    def engine(self, dtype: str, elements: int) -> str:
+        """Return the fastest engine for a size; empty if that is not within a class of one that was measured.
+
+        Args:
+            dtype: Type of the scores, as ``float32``.
+            elements: Objects in all images times anchors.
+        """
+        size = size_class(elements)
+        known = {one: name for kind, one, name in self.engines if kind == dtype}
+        if not known or not min(known) - 1 <= size <= max(known) + 1:
+            return ""
+        return known[min(known, key=lambda one: (abs(one - size), one))]
+
+    def __str__(self) -> str:
+        kinds = sorted({kind for kind, _, _ in self.engines})
+        texts = {kind: self._text(kind) for kind in kinds}
+        if len({*texts.values()}) == 1:
+            return texts[kinds[0]]
+        return ", ".join(f"{kind} {text}" for kind, text in texts.items())
+
+    def _text(self, dtype: str) -> str:
+        """Return the engines of a type by size, each where it begins."""
+        rows = [(size, name) for kind, size, name in self.engines if kind == dtype]
+        changes = [rows[0], *(now for before, now in zip(rows, rows[1:]) if now[1] != before[1])]
+        return ", ".join([changes[0][1], *(f"{name} from {count(4**size)} elements" for size, name in changes[1:])])
+
+
+def count(number: float) -> str:
+    """Return a large number in words of two digits.
+
+    >>> count(4_194_304), count(65_536), count(12)
+    ('4.2M', '66k', '12')
+    """
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.2g}{unit}" if number < 100 * size else f"{number / size:.0f}{unit}"
+    return f"{number:g}"
+
+
 class Decision(NamedTuple):
     """Which engine takes the steps of a criterion.
 
@@ -23,13 +82,23 @@ class Decision(NamedTuple):
         name: ``reference``, ``fast`` or ``triton``.
         why: Why it is the host's own step although another was requested, else empty.
         is_lazy: Whether steps are left to the host where the host is faster.
+        measured: What a record says, which goes before `is_lazy`; None without a record.
+        is_unmeasured: Whether `lossplug bench` may find a faster one.
     """
 
     name: str
     why: str = ""
     is_lazy: bool = False
+    measured: Optional[Measured] = None
+    is_unmeasured: bool = False
+
+    def engine_at(self, dtype: str, elements: int) -> str:
+        """Return the engine that a record names for a step, empty without one; see `Measured.engine`."""
+        return "" if self.measured is None else self.measured.engine(dtype, elements)
 
     def __str__(self) -> str:
+        if self.measured is not None:
+            return f"{self.measured} (bench {self.measured.date})"
         if self.name == "fast" and self.is_lazy:
             return "fast in crowds, else reference"
         return f"{self.name} ({self.why})" if self.why else self.name
