@@ -25,6 +25,7 @@ usage: lossplug COMMAND ..., with arguments as `yolo` takes them; lossplug COMMA
   curves      draws losses and their gradients against IoU
   simulate    the regression experiment of the DIoU paper: how fast boxes reach their targets
   compare     trains with several losses and seeds, and says which differences are more than noise
+  bench       measures which engine computes the loss fastest on this machine, for loss_engine=auto
   train ...   `yolo train ...` with the plugin enabled; likewise every other command of yolo\
 """
 LIST_HELP = """\
@@ -47,7 +48,7 @@ Whether the plugin is active in plain Python and in `yolo`, and with which Pytho
 Ultralytics; names distributions that overwrite each other, and keys of a fork. Exits with 1 if it is not active.
 Example: lossplug doctor\
 """
-TOOLS = ("verify", "curves", "simulate", "compare")
+TOOLS = ("verify", "curves", "simulate", "compare", "bench")
 """Modules of `yolo_lossplug.tools` that are commands: each has a HELP, and a main that takes parsed arguments."""
 
 

@@ -1,145 +1,215 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Batches for the benchmarks of the loss step: objects as in data of several kinds, and predictions that fit them."""
+"""Batches on which steps of the loss are timed: drawn or real objects, and predictions that fit them."""
 
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
-from typing import NamedTuple
+from typing import Any, NamedTuple, Union
 
 import torch
+from torch import Tensor
 
-STRIDES, IMGSZ, N_CLASSES, REG_MAX = (8, 16, 32), 640, 80, 16
+MAX_PREDICTED = 1500
+"""Maximum number of objects of an image that predictions fit."""
+CHUNK = 256
+"""Objects that are laid over the anchors at once."""
+XVIEW = -75357
+"""As `Objects.mean` a published batch of xView: so many objects in 128 images, 4,967 of them in one."""
 
 
-class Case(NamedTuple):
-    """What a step is measured on.
+class Head(NamedTuple):
+    """What a head predicts.
+
+    Attributes:
+        n_classes: Classes.
+        reg_max: Bins of the distance distribution; 1 for none.
+        strides: Strides of the levels in pixels.
+        imgsz: Side of an image in pixels.
+    """
+
+    n_classes: int = 80
+    reg_max: int = 16
+    strides: tuple[int, ...] = (8, 16, 32)
+    imgsz: int = 640
+
+    @property
+    def cells(self) -> list[int]:
+        """Cells along the side of each level."""
+        return [self.imgsz // stride for stride in self.strides]
+
+    @property
+    def n_anchors(self) -> int:
+        """Anchors of an image."""
+        return sum(cells**2 for cells in self.cells)
+
+
+class Objects(NamedTuple):
+    """How many objects a drawn batch has, and how large they are.
 
     Attributes:
         batch: Images.
-        mean: Objects in an image, on average; the distribution is geometric.
-        side: Median side of an object in pixels.
-        loss: Keys of the plugin.
-        topk: Numbers of the assigner.
-        head: What the head predicts: "trained", "fresh" or "constant".
+        mean: Objects per image, on average; their distribution is geometric. Negative: so many in one image and 7 in
+            each other one. `XVIEW`: as in that batch.
+        side: Median side in pixels of an image of 640; negative for boxes outside of the image; 0 for one by the mean.
+        head: What the head predicts: ``trained``, ``fresh`` or ``constant``.
         is_exact: Whether every image has `mean` objects.
     """
 
     batch: int = 16
     mean: float = 7
-    side: float = 72
-    loss: tuple = ()
-    topk: tuple = (10, None)
+    side: float = 0
     head: str = "trained"
     is_exact: bool = False
 
 
-SETTINGS = {
-    "coco7": (7, 72),
-    "mosaic30": (30, 44),
-    "crowd100": (100, 30),
-    "crowd300": (300, 20),
-    "crowd1000": (1000, 13),
-    "skew1000": (-1000, 13),
-}
-"""Mean number and median side of objects; negative: so many in one image, and 7 in each of the others."""
+class Problem(NamedTuple):
+    """Predictions and a batch.
 
-CASES = {
-    **{name: Case(16, *setting) for name, setting in SETTINGS.items()},
-    **{f"b64-{name}": Case(64, *SETTINGS[name]) for name in ("coco7", "mosaic30", "crowd100", "crowd300", "skew1000")},
-    "xview": Case(128, -75357, 14),
-    "b1": Case(1),
-    "b4": Case(4),
-    "end-to-end": Case(topk=(7, 1)),
-    "focal": Case(loss=(("cls_loss", "focal"),)),
-    "qfl": Case(loss=(("cls_loss", "qfl"),)),
-    "eiou": Case(loss=(("loss", "eiou"),)),
-    "no-objects": Case(1, 0),
-    "invalid": Case(16, 7, -72),
-    "full-image": Case(4, 100, 640, is_exact=True),
-    "constant": Case(16, 30, 44, head="constant"),
-    "fresh": Case(16, 30, 44, head="fresh"),
-}
-STANDARD = [name for name in CASES if not name.startswith("b64-") and name != "xview"]
+    Attributes:
+        boxes: Outputs of the head (b, 4·R, A).
+        scores: Logits (b, classes, A).
+        feats: Feature maps of each level, of which only the shape is read.
+        batch: ``batch_idx`` (n,), ``cls`` (n, 1), ``bboxes`` (n, 4) and what else a real batch holds.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    feats: list[Tensor]
+    batch: dict[str, Any]
+
+    @property
+    def n_objects(self) -> int:
+        """Objects in all images."""
+        return len(self.batch["batch_idx"])
+
+    @property
+    def most_objects(self) -> int:
+        """Objects in the image with the most."""
+        return int(torch.bincount(self.batch["batch_idx"].long().cpu()).max()) if self.n_objects else 0
 
 
-def case_of(name: str) -> Case:
-    """Return a case by name, or by its numbers of images and of objects in each, as in "4x300"."""
-    if name in CASES:
-        return CASES[name]
-    batch, n = map(int, name.split("x"))
-    return Case(batch, n, 20, is_exact=True)
+def median_side(mean: float) -> float:
+    """Return the median side, in pixels of 640, that objects have where there are so many: 72 for 7, 13 for 1,000."""
+    return 72 * (7 / max(1.0, abs(mean))) ** 0.345
 
 
-def counts(case: Case, rng: torch.Generator) -> torch.Tensor:
-    """Return the number of objects in each image."""
-    if case.mean == 0:
-        return torch.zeros(case.batch, dtype=torch.long)
-    if case.is_exact:
-        return torch.full((case.batch,), int(case.mean))
-    geometric = torch.rand(case.batch, generator=rng).log() / math.log(1 - 1 / abs(max(case.mean, 7)))
-    n = geometric.ceil().clamp(1, 1.3 * max(case.mean, 100)).long()
-    if case.mean == -75357:  # a published batch of xView: so many objects in all, 4,967 in one image
-        n = (torch.rand(case.batch, generator=rng).pow(2.5) * 1900).long() + 1
-        n[0] = 4967
-        n[1:] = (n[1:] * ((75357 - 4967) / n[1:].sum())).long()
-        n[1] += 75357 - n.sum()
-    elif case.mean < 0:
-        n[0] = int(-case.mean)
-    elif case.mean > 7:
-        n = (n * case.mean / n.float().mean()).round().long().clamp(min=1)
+def problem(objects: Objects, seed: int, device: Union[str, torch.device] = "cpu", head: Head = Head()) -> Problem:  # noqa: B008
+    """Return a drawn batch with predictions; the same arguments give the same ones."""
+    rng = torch.Generator().manual_seed(seed)
+    return predicted(_drawn(objects, rng, head), objects.batch, rng, device, head, objects.head)
+
+
+def counts(objects: Objects, rng: torch.Generator) -> Tensor:
+    """Return the number of objects in each image (b,)."""
+    batch, mean = objects.batch, objects.mean
+    if mean == 0 or objects.is_exact:
+        return torch.full((batch,), int(mean))
+    if mean == XVIEW:
+        return _xview(batch, rng)
+    geometric = torch.rand(batch, generator=rng).log() / math.log(1 - 1 / abs(max(mean, 7)))
+    n = geometric.ceil().clamp(1, 1.3 * max(mean, 100)).long()
+    if mean < 0:
+        n[0] = int(-mean)
+    elif mean != 7:
+        n = (n * mean / n.float().mean()).round().long().clamp(min=1)
     return n
 
 
-def problem(case: Case, seed: int, device: str = "cpu") -> SimpleNamespace:
-    """Return predictions and a batch: boxes (b, 64, A), scores (b, 80, A), feats, batch."""
-    rng = torch.Generator().manual_seed(seed)
-    n = counts(case, rng)
-    total, image = int(n.sum()), torch.repeat_interleave(n)
-    side = torch.randn(total, 1, generator=rng).mul(0.5).exp() * abs(case.side)
-    size = (side * torch.randn(total, 2, generator=rng).mul(0.25).exp()).clamp(max=0.95 * IMGSZ)
-    if case.side >= IMGSZ:
-        size = torch.full((total, 2), 0.97 * IMGSZ)
-    centre = size / 2 + torch.rand(total, 2, generator=rng) * (IMGSZ - size)
-    if case.side < 0:  # wholly outside, so that the host masks them
-        centre = -centre - IMGSZ
-    labels = torch.randint(N_CLASSES, (total,), generator=rng)
-    batch = {
-        "batch_idx": image.float(),
-        "cls": labels.float().unsqueeze(1),
-        "bboxes": torch.cat((centre, size), 1) / IMGSZ,
+def _xview(batch: int, rng: torch.Generator) -> Tensor:
+    """Return the numbers of a batch like that of xView, with as many images as there are."""
+    total = -XVIEW * batch // 128
+    n = (torch.rand(batch, generator=rng).pow(2.5) * 1900).long() + 1
+    n[0] = min(4967, total)
+    n[1:] = (n[1:] * ((total - n[0]) / n[1:].sum())).long()
+    n[-1] += total - n.sum()
+    return n
+
+
+def _drawn(objects: Objects, rng: torch.Generator, head: Head) -> dict[str, Any]:
+    """Return the labels of drawn objects."""
+    n = counts(objects, rng)
+    total, imgsz = int(n.sum()), head.imgsz
+    median = (objects.side or median_side(objects.mean)) * imgsz / 640
+    side = torch.randn(total, 1, generator=rng).mul(0.5).exp() * abs(median)
+    size = (side * torch.randn(total, 2, generator=rng).mul(0.25).exp()).clamp(max=0.95 * imgsz)
+    if median >= imgsz:
+        size = torch.full((total, 2), 0.97 * imgsz)
+    centre = size / 2 + torch.rand(total, 2, generator=rng) * (imgsz - size)
+    if median < 0:  # wholly outside, so that the host masks them
+        centre = -centre - imgsz
+    return {
+        "batch_idx": torch.repeat_interleave(n).float(),
+        "cls": torch.randint(head.n_classes, (total, 1), generator=rng).float(),
+        "bboxes": torch.cat((centre, size), 1) / imgsz,
     }
 
-    cells = [IMGSZ // stride for stride in STRIDES]
-    points = torch.cat(
-        [(torch.cartesian_prod(torch.arange(c), torch.arange(c)).flip(1) + 0.5) * s for c, s in zip(cells, STRIDES)]
-    )
-    strides = torch.cat([torch.full((c * c, 1), float(s)) for c, s in zip(cells, STRIDES)])
-    scores = torch.randn(case.batch, N_CLASSES, len(points), generator=rng) - 4
-    boxes = torch.randn(case.batch, 4 * REG_MAX, len(points), generator=rng) * 0.3
-    if case.head == "constant":
+
+def predicted(
+    batch: dict[str, Any],
+    n_images: int,
+    rng: torch.Generator,
+    device: Union[str, torch.device],
+    head: Head,
+    kind: str = "trained",
+) -> Problem:
+    """Return predictions for labels: of anchors inside an object 70 % predict it, with 25 % of noise.
+
+    Args:
+        batch: Labels, on any device.
+        n_images: Images.
+        rng: Source of randomness.
+        device: Where the predictions are.
+        head: What is predicted.
+        kind: ``trained``, ``fresh`` or ``constant``.
+    """
+    points, strides = _anchors(head)
+    scores = torch.randn(n_images, head.n_classes, len(points), generator=rng) - 4
+    boxes = torch.randn(n_images, 4 * head.reg_max, len(points), generator=rng) * 0.3
+    if kind == "constant":
         scores, boxes = torch.full_like(scores, -4), torch.zeros_like(boxes)
-    bins = torch.arange(REG_MAX).float()
-    start = 0
-    for i, count in enumerate(n.tolist() if case.head == "trained" else []):
-        mine = slice(start, start + count)
-        start += count
-        corners = torch.cat((centre[mine] - size[mine] / 2, centre[mine] + size[mine] / 2), 1)
-        owner = torch.full((len(points),), -1)
-        for j in torch.randperm(count, generator=rng).tolist()[:1500]:
-            x1, y1, x2, y2 = corners[j].tolist()
-            inside = (points[:, 0] > x1) & (points[:, 1] > y1) & (points[:, 0] < x2) & (points[:, 1] < y2)
-            owner[inside] = j
-        found = (owner >= 0) & (torch.rand(len(points), generator=rng) < 0.7)
-        target = corners[owner[found]]
-        where = points[found]
-        sides = torch.cat((where - target[:, :2], target[:, 2:] - where), 1) / strides[found]
-        sides = (sides * (1 + 0.25 * torch.randn(sides.shape, generator=rng))).clamp(0, REG_MAX - 1.01)
-        shaped = (-((bins - sides.unsqueeze(-1)) ** 2) * 1.5).clamp(min=-10)
-        boxes[i].view(4, REG_MAX, -1)[:, :, found] += shaped.permute(1, 2, 0)
-        scores[i, labels[mine][owner[found]], found.nonzero().squeeze(1)] += 3 * torch.rand(
-            int(found.sum()), generator=rng
-        )
-    feats = [torch.zeros(case.batch, 1, c, c, device=device) for c in cells]
-    batch = {key: value.to(device) for key, value in batch.items()}
-    return SimpleNamespace(boxes=boxes.to(device), scores=scores.to(device), feats=feats, batch=batch, n_objects=total)
+    if head.reg_max == 1:
+        boxes = boxes.abs()
+    centre, size = (batch["bboxes"].cpu() * head.imgsz).split(2, 1)
+    corners, labels = torch.cat((centre - size / 2, centre + size / 2), 1), batch["cls"].cpu()
+    image = batch["batch_idx"].cpu()
+    for i in range(n_images if kind == "trained" else 0):
+        rows = (image == i).nonzero().squeeze(1)
+        rows = rows[torch.randperm(len(rows), generator=rng)[:MAX_PREDICTED]]
+        owner = _owners(points.to(device), corners[rows].to(device)).cpu()
+        index = ((owner >= 0) & (torch.rand(len(points), generator=rng) < 0.7)).nonzero().squeeze(1)
+        mine = rows[owner[index]]
+        sides = torch.cat((points[index] - corners[mine, :2], corners[mine, 2:] - points[index]), 1) / strides[index]
+        sides = sides * (1 + 0.25 * torch.randn(sides.shape, generator=rng))
+        boxes[i].view(4, head.reg_max, -1)[:, :, index] += _logits(sides, head.reg_max)
+        scores[i, labels[mine, 0].long(), index] += 3 * torch.rand(len(index), generator=rng)
+    feats = [torch.zeros(n_images, 1, cells, cells, device=device) for cells in head.cells]
+    moved = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
+    return Problem(boxes.to(device), scores.to(device), feats, moved)
+
+
+def _anchors(head: Head) -> tuple[Tensor, Tensor]:
+    """Return centres (A, 2) in pixels, and strides (A, 1)."""
+    grids = [(torch.cartesian_prod(*[torch.arange(c)] * 2).flip(1) + 0.5) * s for c, s in zip(head.cells, head.strides)]
+    strides = [torch.full((c * c, 1), float(s)) for c, s in zip(head.cells, head.strides)]
+    return torch.cat(grids), torch.cat(strides)
+
+
+def _owners(points: Tensor, corners: Tensor) -> Tensor:
+    """Return the last box (A,) that each point lies inside of, -1 for none."""
+    owner = torch.full((len(points),), -1, device=points.device)
+    x, y = points.unsqueeze(0).unbind(2)
+    for start in range(0, len(corners), CHUNK):
+        x1, y1, x2, y2 = corners[start : start + CHUNK].unsqueeze(1).unbind(2)
+        inside = (x > x1) & (y > y1) & (x < x2) & (y < y2)
+        rank = torch.arange(start, start + len(inside), device=points.device).unsqueeze(1)
+        owner = torch.maximum(owner, torch.where(inside, rank, -1).amax(0))
+    return owner
+
+
+def _logits(sides: Tensor, reg_max: int) -> Tensor:
+    """Return what a head outputs (4, R, n) for distances (n, 4) in cells."""
+    if reg_max == 1:
+        return sides.clamp(min=0).t().unsqueeze(1)
+    bins = torch.arange(reg_max).float()
+    shaped = (-((bins - sides.clamp(0, reg_max - 1.01).unsqueeze(-1)) ** 2) * 1.5).clamp(min=-10)
+    return shaped.permute(1, 2, 0)
