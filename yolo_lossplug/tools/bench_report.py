@@ -172,7 +172,9 @@ def _short(head: Sequence[str]) -> Sequence[str]:
 
 
 def _wrapped(paragraphs: str) -> str:
-    return "\n".join(textwrap.fill(line, WIDTH, break_long_words=False) for line in paragraphs.splitlines())
+    return "\n".join(
+        textwrap.fill(line, WIDTH, break_long_words=False, break_on_hyphens=False) for line in paragraphs.splitlines()
+    )
 
 
 def markdown(results: Results) -> str:
