@@ -89,7 +89,7 @@ def test_an_engine_is_proven_timed_and_remembered(tmp_path, in_process):
 def test_real_data_end_to_end_heads_and_whole_training_steps(tmp_path, in_process, data, model):
     _, results = measured(tmp_path, model=model, data=data, objects=None, train_step=True)
     (step, by_name), (train, trained) = results.cases
-    assert (step.kind, step.name, train.kind) == (STEP, "2xdata", TRAIN)
+    assert (step.kind, step.name, train.kind) == (STEP, "2-data", TRAIN)
     assert not results.disqualified and by_name["fast"]["objects"] > 0 and "ratio" in trained["fast"]
     assert "A whole training step" in bench_report.text(results)
 
@@ -178,7 +178,7 @@ ALL = {"all": True, "model": "yolov8n.yaml", "objects": [3, 7], "batch": 1, "nam
 
 
 def test_everything_in_one_go_is_resumed_by_case(tmp_path, in_process, monkeypatch):
-    names = ["1x3", "1x7", "4x3", "4x7", "8xxview", "train-yolov8n-1x7"]
+    names = ["1x3", "1x7", "4x3", "4x7", "8-xview", "train-yolov8n-1x7"]
     taken = []
 
     def step(criterion, problem, amp, stock=timing.step):

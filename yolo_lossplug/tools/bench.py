@@ -213,8 +213,8 @@ def _works(values: Mapping[str, Any], device: torch.device) -> list[Work]:
     objects = _objects(values.get("objects", ALL_OBJECTS if is_all else OBJECTS))
 
     def step(batch: int, mean: float, kind: str = STEP, model: str = model) -> Work:
-        shown = "data" if data else "xview" if mean == XVIEW else f"{mean:g}"
-        name = f"{batch}x{shown}" if kind == STEP else f"{kind}-{Path(model).stem}-{batch}x{shown}"
+        shown = "-data" if data else "-xview" if mean == XVIEW else f"x{mean:g}"
+        name = f"{batch}{shown}" if kind == STEP else f"{kind}-{Path(model).stem}-{batch}{shown}"
         return Work(name, kind, model, batch, imgsz, mean, data, amp)
 
     means = [0] if data else objects

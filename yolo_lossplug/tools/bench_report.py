@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.ticker import LogFormatter
 
 from yolo_lossplug import charts
 from yolo_lossplug.tools.bench_results import Results, entries_of, proven
@@ -18,7 +19,8 @@ from yolo_lossplug.tools.page import Page
 from yolo_lossplug.tools.verify import table
 from yolo_lossplug.ultralytics_hook.engines.choice import REFERENCE
 from yolo_lossplug.ultralytics_hook.engines.record import write_json
-from yolo_lossplug.ultralytics_hook.trial.one_bench import CLASS_KERNELS, STEP, TRAIN
+from yolo_lossplug.ultralytics_hook.trial.one_bench import CLASS_KERNELS, STEP, TRAIN, Work
+from yolo_lossplug.ultralytics_hook.trial.problems import XVIEW
 
 WIDTH = 80
 STOCK = "stock"
@@ -59,8 +61,11 @@ def verdict(results: Results) -> str:
     """Return what `auto` takes from now on."""
     if not proven(results):
         return "No engine is proven on this machine: loss_engine=auto stays what it was."
-    auto = f"loss_engine=auto takes here, from now on: {results.measured}." if results.measured else ""
-    return " ".join(part for part in (auto, f"{results.adoption}." if results.adoption else "") if part)
+    auto = "loss_engine=auto stays what it was: no engine that was measured is faster than stock."
+    if results.measured:
+        auto = f"loss_engine=auto takes here, from now on: {results.measured}."
+        auto += " Elements are objects in all images × anchors." * ("elements" in auto)
+    return f"{auto} {results.adoption}." if results.adoption else auto
 
 
 def tables(results: Results) -> dict[str, tuple[Sequence[str], list[Sequence[str]]]]:
@@ -80,16 +85,19 @@ def _rows(results: Results, kind: str) -> list[Sequence[str]]:
     for work, by_name in results.cases:
         if work.kind != kind or not by_name:
             continue
-        name = work.name.removeprefix(f"{TRAIN}-").replace("x", " × ") if kind == STEP else work.name
+        name = case_name(work)
         timed = [one for one in by_name.values() if "ratio" in one]
         baseline = f" {timed[0]['baseline']}" if timed and timed[0].get("baseline") else ""
         if timed:
             rows.append((name, f"{STOCK}{baseline}", *_times(timed[0]["stock_ms"]), "", "", _mib(timed[0], STOCK)))
-        for engine, one in by_name.items():
-            first = "" if timed else name
-            if engine != REFERENCE:
-                rows.append((first, engine, *_cells(one)))
+        rows += [(name, engine, *_cells(one)) for engine, one in by_name.items() if engine != REFERENCE]
     return rows
+
+
+def case_name(work: Work) -> str:
+    """Return a case in words: images and objects per image, after the model of a training step."""
+    objects = "data" if work.data else "xView" if work.objects == XVIEW else f"{work.objects:g}"
+    return f"{Path(work.model).stem} {work.batch} × {objects}" if work.kind == TRAIN else f"{work.batch} × {objects}"
 
 
 def _cells(one: Mapping[str, Any]) -> Sequence[str]:
@@ -97,7 +105,7 @@ def _cells(one: Mapping[str, Any]) -> Sequence[str]:
         return ("differs" if one.get("differs") else "skipped", "", "", "", "")
     low, median, high = one["ratio"]
     mark = "" if one["is_steady"] else f" {UNSTEADY}"
-    return (*_times(one["ours_ms"]), f"{_ratio(median)}{mark}", f"{_ratio(low)}-{_ratio(high)}", _mib(one, "ours"))
+    return (*_times(one["ours_ms"]), _ratio(median), f"{_ratio(low)}-{_ratio(high)}{mark}", _mib(one, "ours"))
 
 
 def _times(quartiles: Sequence[float]) -> tuple[str, str]:
@@ -111,12 +119,14 @@ def _ms(value: float) -> str:
 
 def _ratio(value: float) -> str:
     """Return a ratio, never rounded up."""
+    if value < 0.1:
+        return f"{value:.1g}"
     return f"{int(value * 100) / 100:.2f}" if value < 100 else f"{int(value)}"
 
 
 def _mib(one: Mapping[str, Any], side: str) -> str:
     memory = one.get(f"{side}_mib")
-    return f"{memory['step']:.0f}" if memory else "-"
+    return f"{memory['step']:.{0 if memory['step'] >= 10 else 1}f}" if memory else "-"
 
 
 def _gpu_rows(results: Results) -> list[Sequence[str]]:
@@ -128,8 +138,7 @@ def _gpu_rows(results: Results) -> list[Sequence[str]]:
             for name, key in sides if is_first else sides[1:]:
                 if key in one and name != REFERENCE:
                     gpu = one[key]
-                    shown = work.name.replace("x", " × ")
-                    rows.append((shown, name, _ms(gpu["device_ms"]), f"{gpu['launches']}", f"{gpu['syncs']}"))
+                    rows.append((case_name(work), name, _ms(gpu["device_ms"]), f"{gpu['launches']}", f"{gpu['syncs']}"))
     return rows
 
 
@@ -155,7 +164,7 @@ def text(results: Results) -> str:
     """Return the results in at most 80 columns."""
     found = tables(results)
     parts = [_wrapped(about(results))]
-    parts += [f"{TITLES[kind]}:\n{table([_short(head), *rows])}" for kind, (head, rows) in found.items()]
+    parts += [f"{TITLES[kind]}:\n{table([_short(head), *_once(rows)])}" for kind, (head, rows) in found.items()]
     lines = [*_notes(found), *disqualified(results)]
     parts += ["\n".join(map(_wrapped, lines))] if lines else []
     parts += [_wrapped(f"{verdict(results)}\nrecord: {results.record}")]
@@ -165,6 +174,12 @@ def text(results: Results) -> str:
 def _notes(found: Mapping[str, Any]) -> list[str]:
     has_unsteady = any(UNSTEADY in cell for _, rows in found.values() for row in rows for cell in row)
     return [*([NOTE] if STEP in found else []), *([UNSTEADY_NOTE] if has_unsteady else [])]
+
+
+def _once(rows: Sequence[Sequence[str]]) -> list[Sequence[str]]:
+    """Return rows whose first cell is empty where it is that of the row before."""
+    firsts = ["", *(row[0] for row in rows)]
+    return [("" if row[0] == before else row[0], *row[1:]) for before, row in zip(firsts, rows)]
 
 
 def _short(head: Sequence[str]) -> Sequence[str]:
@@ -208,7 +223,7 @@ def write(results: Results, folder: Path) -> None:
 def _page(results: Results, folder: Path) -> Page:
     found = tables(results)
     page = Page("Engines of the loss, measured on this machine", str(results.key.device), results.command)
-    page.verdict(verdict(results))
+    page.verdict(verdict(results).replace("loss_engine=auto", "`loss_engine=auto`"))
     page.foot(about(results))
     for line in disqualified(results):
         page.text(line)
@@ -222,9 +237,9 @@ def _page(results: Results, folder: Path) -> Page:
         page.text(line)
     page.section("Where it is remembered")
     page.text(
-        f"{results.record} holds what was measured and proven, for this device, these versions, this type and coarse "
-        "sizes. loss_engine=auto reads it when a training starts, and compares the engine with stock once more before "
-        "it runs. Delete the file to forget."
+        f"`{results.record}` holds what was measured and proven: for this device, these versions, this type and sizes "
+        "like these. `loss_engine=auto` reads it when a training starts, and compares the engine with stock once more "
+        "before it runs. Delete the file to forget."
     )
     return page
 
@@ -245,6 +260,9 @@ def draw(results: Results, file: Path) -> bool:
     for (name, of_engine), style in zip(sorted(points.items(), key=lambda pair: pair[0] != STOCK), charts.styles()):
         axes[0, 0].loglog(*zip(*sorted(of_engine)), label=name, **style)
     axes[0, 0].set(xlabel="objects in all images", ylabel="ms of a step")
+    for axis in (axes[0, 0].xaxis, axes[0, 0].yaxis):
+        axis.set_major_formatter(LogFormatter())
+        axis.set_minor_formatter(LogFormatter())
     axes[0, 0].grid(alpha=0.3)
     charts.legend_below(figure, axes[0, 0])
     charts.save(figure, file)
