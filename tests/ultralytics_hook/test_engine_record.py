@@ -60,8 +60,11 @@ def test_an_entry_is_found_and_can_be_read_and_deleted(folder):
 def test_entries_of_another_device_or_version_are_ignored(field):
     add(entry(key=record.key_of(CPU)._replace(**{field: "other"}), fast=SLOWER))
     assert measured() is None
-    record.adopt(record.key_of(CPU)._replace(**{field: "other"}), DAY)
-    assert not record.is_adopted(CPU)
+    record.adopt(CPU, DAY)
+    content = json.loads(record.file().read_text())
+    content["adopted"][0][field if field != "device" else "device_type"] = "other"
+    record.write_json(record.file(), content)
+    assert "cpu" not in record.adopted_types()
     record.add([], record.key_of(CPU)._replace(**{field: "other"}), {"fast": "it hangs"}, DAY)
     assert record.disqualified(CPU) == {}
 
@@ -114,7 +117,7 @@ def test_a_disqualified_engine_is_not_taken_until_it_is_proven_again():
 def test_a_file_that_is_no_record_does_no_harm(text):
     record.file().write_text(text)
     with Log() as log:
-        assert measured() is None and not record.is_adopted(CPU)
+        assert measured() is None and not record.adopted_types()
     assert ("is ignored" in log.text) == (text != '{"entries": [{"device": 1}, 7]}')
     add(entry(fast=FASTER))
     assert measured().engine("float32", 4**9) == "fast"
@@ -271,14 +274,16 @@ def test_adopting_holds_for_stock_losses_that_are_named(step_inputs):
     made = step_inputs[0]
     named = select({"loss": "ciou"})
     assert choice.with_adopted(named, CPU) is named
-    record.adopt(record.key_of(CPU), DAY)
-    record.adopt(record.key_of(CPU), DAY)
-    assert choice.with_adopted(named, CPU).loss_engine == "auto"
+    record.adopt(CPU, DAY)
+    record.adopt(CPU, DAY)
+    assert choice.with_adopted(named, CPU).loss_engine == choice.with_adopted(named, "cpu").loss_engine == "auto"
+    assert choice.with_adopted(named, "mps") is named
+    assert len(json.loads(record.file().read_text())["adopted"]) == 1
     assert isinstance(with_keys(made, loss="ciou"), FastMixin)
     for keys in ({}, {"loss": "ciou", "loss_engine": "reference"}, {"task": "obb", "loss": "probiou"}):
         selection = select(keys)
         assert choice.with_adopted(selection, CPU) is selection
-    assert record.revoke(record.name_of(CPU)) and not record.revoke(record.name_of(CPU))
+    assert record.revoke("cpu") and not record.revoke("cpu")
     assert choice.with_adopted(named, CPU) is named and not isinstance(with_keys(made, loss="ciou"), FastMixin)
 
 
@@ -289,7 +294,7 @@ def test_a_training_says_which_engine_and_record_it_takes(data, tmp_path):
     with Log() as log:
         stock = train(data=data, project=str(tmp_path), loss="ciou")
         train(data=data, project=str(tmp_path), loss="eiou")
-        record.adopt(record.key_of(CPU), DAY)
+        record.adopt(CPU, DAY)
         adopted = train(data=data, project=str(tmp_path), loss="ciou")
         untouched = train(data=data, project=str(tmp_path))
         resolved = train(

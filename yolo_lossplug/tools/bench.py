@@ -6,6 +6,7 @@ from __future__ import annotations
 import datetime
 import json
 import shlex
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
@@ -42,7 +43,7 @@ process of its own, so that one that crashes or hangs is disqualified, and ends 
                      and measures nothing
   all=True           batch and four times as many images, 7 to 1,000 objects, a batch like one of xView, the bandwidth
                      of class kernels and training steps: what a GPU is judged by, in some minutes
-  limit=120          seconds after which an engine that takes no step is disqualified
+  limit=240          seconds after which an engine that takes no step is disqualified
   name=NAME          the same name with the same keys continues: cases that have a result are kept
 Writes report.html, report.md and results.json into runs/bench/NAME/, and the record into Ultralytics' settings folder.
 Example: lossplug bench batch=16 objects=7,300\
@@ -78,7 +79,11 @@ class Plan(NamedTuple):
 
 
 def main(args: dict[str, Any]) -> None:
-    """Measure, print the table, and say what `auto` takes; exit with 1 if an engine is disqualified."""
+    """Measure, print the table, and say what `auto` takes; exit with 1 if an engine is disqualified.
+
+    SIGTERM, which a cluster sends first, ends it as Ctrl-C does.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     if args.get("adopt") is False:
         _revoke(args)
         return
@@ -96,9 +101,9 @@ def _revoke(args: Mapping[str, Any]) -> None:
     others = [key for key in args if key not in ("adopt", "device")]
     if others:
         raise LossPlugError(f"{others[0]}={args[others[0]]} has no effect with adopt=False, which measures nothing.")
-    device = record.name_of(one_bench.device_of(args.get("device")))
-    was_adopted = record.revoke(device)
-    print(f"{device}: loss=ciou alone takes stock's own step{' again' if was_adopted else ', as before'}.")
+    kind = one_bench.device_of(args.get("device")).type
+    was_adopted = record.revoke(kind)
+    print(f"device type {kind}: loss=ciou alone takes stock's own step{' again' if was_adopted else ', as before'}.")
 
 
 def bench(args: Mapping[str, Any]) -> tuple[Path, Results]:
@@ -136,17 +141,17 @@ def bench(args: Mapping[str, Any]) -> tuple[Path, Results]:
     refused = {name: why for name, why in results.disqualified.items() if name not in missing}
     record.add(entries_of(results), key, refused, today)
     if plan.adopt:
-        results = _adopted(results, key)
+        results = _adopted(results, device)
     results = results._replace(record=str(record.file()), measured=record.measured(device, lambda name: True))
     bench_report.write(results, folder)
     return folder, results
 
 
-def _adopted(results: Results, key: record.Key) -> Results:
+def _adopted(results: Results, device: torch.device) -> Results:
     """Adopt, if an engine is proven, and return the results with what happened."""
     if not proven(results):
         return results._replace(adoption="not adopted: no engine is proven identical")
-    record.adopt(key, results.date)
+    record.adopt(device, results.date)
     return results._replace(adoption="adopted: loss=ciou alone is fast too; lossplug bench adopt=False takes it back")
 
 
@@ -194,7 +199,7 @@ def plan_of(args: Mapping[str, Any]) -> tuple[Plan, torch.device]:
         tuple(works),
         _engines(values.get("engines"), device),
         values.get("device"),
-        _number("limit", values.get("limit", 120), 1),
+        _number("limit", values.get("limit", 240), 1),
         _flag("adopt", values.get("adopt", False)),
         values.get("name"),
         values.get("project"),

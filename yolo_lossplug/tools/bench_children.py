@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Callable
 
@@ -17,6 +18,8 @@ from yolo_lossplug.ultralytics_hook.trial.one_bench import Work
 
 POLL = 0.1
 """Seconds between looks at a process."""
+PATIENCE = 30
+"""Seconds to wait for the end of a process that was killed."""
 START = 120.0
 """Seconds that importing and building a model may take before the first step."""
 
@@ -104,5 +107,6 @@ def _watch(process: subprocess.Popen, progress: Path, limit: float, update: Call
     finally:
         if process.poll() is None:  # hangs, or Ctrl-C
             process.kill()
-        process.wait()
+            with suppress(subprocess.TimeoutExpired):  # a driver may hold it for as long as it likes
+                process.wait(PATIENCE)
     return False

@@ -59,7 +59,7 @@ def settle(args: Any) -> Any:
     values = vars(args)
     if values.get("resume"):
         return args  # those of the checkpoint come next
-    device = choice.device_of(values.get("device"))
+    device = values.get("device")
     selection = making.selected(values, is_final=True, adapt=lambda one: choice.with_adopted(one, device))
     for key in keys():
         values.pop(key, None)

@@ -68,22 +68,22 @@ def decide(engine: str, criterion: Any) -> Decision:
     return Decision(TRITON if TRITON in names else FAST, is_lazy=is_lazy, measured=measured)
 
 
-def with_adopted(selection: Selection, device: torch.device) -> Selection:
-    """Return a selection with stock numbers as one of ``loss_engine=auto``, if the user asked for that on this device.
+def with_adopted(selection: Selection, device: Any) -> Selection:
+    """Return a selection with stock numbers as with ``loss_engine=auto``, if the user asked for that on such a device.
 
     Args:
         selection: What was selected.
-        device: The device of the run.
+        device: The device of the run, or what the user names.
     """
     is_open = selection.is_active and "loss_engine" not in selection.given and selection.has_stock_numbers
-    if not is_open or selection.task in NO_FAST_ENGINE or not record.is_adopted(device):
+    if not is_open or selection.task in NO_FAST_ENGINE or not record.adopted_types():
         return selection
-    return replace(selection, loss_engine=AUTO)
+    return replace(selection, loss_engine=AUTO) if kind_of(device) in record.adopted_types() else selection
 
 
 def is_by_adoption(selection: Selection) -> bool:
     """Return whether stock numbers are computed by another engine only because the user ran bench with adopt=True."""
-    is_named = "loss_engine" in selection.given and not (selection.given >= SETTLED and record.has_adopted())
+    is_named = "loss_engine" in selection.given and not (selection.given >= SETTLED and record.adopted_types())
     return selection.loss_engine == AUTO and selection.has_stock_numbers and not is_named
 
 
@@ -107,17 +107,17 @@ def why_no_kernels(engine: str, device: Any) -> Optional[str]:
     """
     if engine != TRITON:
         return None
-    why = kernels.missing(device_of(device))
+    why = kernels.missing(torch.device(kind_of(device)))
     return _refusal(engine, why) if why else None
 
 
-def device_of(device: Any) -> torch.device:
-    """Return the device that a user names, the first of several; None is the one that Ultralytics chooses."""
-    name = str(device).strip().lower()
-    if name in ("cpu", "mps") or not torch.cuda.is_available():
-        return torch.device(name if name == "mps" else "cpu")
-    index = name.strip("[]()").removeprefix("cuda:").partition(",")[0].strip()
-    return torch.device("cuda", int(index) if index.isdecimal() else torch.cuda.current_device())
+def kind_of(device: Any) -> str:
+    """Return the type of the device that a user names, None for the one that Ultralytics chooses.
+
+    No GPU is asked: until the host has chosen one, that would fix which ones this process sees.
+    """
+    name = str(device).strip().lower().partition(":")[0]
+    return name if name in ("cpu", "mps") else "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _refusal(engine: str, why: str) -> str:

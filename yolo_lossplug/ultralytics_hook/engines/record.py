@@ -50,8 +50,16 @@ class Key(NamedTuple):
 
 def key_of(device: torch.device) -> Key:
     """Return where entries of this device and of the installed versions hold."""
-    versions = torch.__version__, _triton_version(), ultralytics.__version__, yolo_lossplug.__version__
-    return Key(name_of(device), *versions)
+    return Key(name_of(device), **_versions())
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "torch": torch.__version__,
+        "triton": _triton_version(),
+        "ultralytics": ultralytics.__version__,
+        "yolo_lossplug": yolo_lossplug.__version__,
+    }
 
 
 @functools.cache
@@ -127,19 +135,15 @@ def default(device_type: str) -> str:
     return next((one["engine"] for one in _shipped("defaults") if one["device_type"] == device_type), "")
 
 
-def is_adopted(device: torch.device) -> bool:
-    """Return whether the user asked on this device, with these versions, for fast stock losses: ``adopt=True``."""
+def adopted_types() -> set[str]:
+    """Return on which types of device the user asked, with these versions, for fast stock losses: ``adopt=True``.
+
+    The name of a GPU is not asked for, since that is too early when this is: see `choice.kind_of`.
+    """
     adopted = _read(file()).get("adopted", [])
-    return bool(adopted) and key_of(device)._asdict() in [_without_date(one) for one in adopted]
-
-
-def _without_date(one: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in one.items() if name != "since"}
-
-
-def has_adopted() -> bool:
-    """Return whether the user asked for that on any device."""
-    return bool(_read(file()).get("adopted"))
+    versions = _versions() if adopted else {}
+    here = [one for one in adopted if {name: one.get(name) for name in versions} == versions]
+    return {str(one.get("device_type")) for one in here}
 
 
 def add(entries: Iterable[Mapping[str, Any]], key: Key, refused: Mapping[str, str], since: str) -> None:
@@ -175,22 +179,23 @@ def add(entries: Iterable[Mapping[str, Any]], key: Key, refused: Mapping[str, st
     _update(change)
 
 
-def adopt(key: Key, since: str) -> None:
-    """Let ``loss=ciou`` alone be fast as well, where `key` says.
+def adopt(device: torch.device, since: str) -> None:
+    """Let ``loss=ciou`` alone be fast as well on such a device, with these versions.
 
     Raises:
         LossPlugError: If another process does not finish writing.
     """
+    here = {**key_of(device)._asdict(), "device_type": device.type}
 
     def change(record: dict[str, Any]) -> None:
-        others = [one for one in record["adopted"] if _without_date(one) != key._asdict()]
-        record["adopted"] = [*others, {**key._asdict(), "since": since}]
+        others = [one for one in record["adopted"] if not here.items() <= one.items()]
+        record["adopted"] = [*others, {**here, "since": since}]
 
     _update(change)
 
 
-def revoke(device_name: str) -> bool:
-    """Undo `adopt` for a device, whatever the versions, and return whether it was adopted.
+def revoke(device_type: str) -> bool:
+    """Undo `adopt` for a type of device, whatever the versions, and return whether it was adopted.
 
     Raises:
         LossPlugError: If another process does not finish writing.
@@ -199,12 +204,12 @@ def revoke(device_name: str) -> bool:
 
     def change(record: dict[str, Any]) -> None:
         before.extend(record["adopted"])
-        record["adopted"] = [one for one in before if one.get("device") != device_name]
+        record["adopted"] = [one for one in before if one.get("device_type") != device_type]
 
     if not file().exists():
         return False
     _update(change)
-    return any(one.get("device") == device_name for one in before)
+    return any(one.get("device_type") == device_type for one in before)
 
 
 def _key_of(entry: Mapping[str, Any]) -> Key:

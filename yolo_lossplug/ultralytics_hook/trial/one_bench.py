@@ -76,10 +76,6 @@ class Reporter(NamedTuple):
     result: Callable[[Work, dict[str, Any]], None]
 
 
-class Unfit(LossPlugError):
-    """A model that cannot be measured."""
-
-
 def model_of(name: str, data: Optional[str] = None) -> Any:
     """Return a model of the detect task with the classes of a dataset, ready to make the host's criterion.
 
@@ -92,7 +88,7 @@ def model_of(name: str, data: Optional[str] = None) -> Any:
     except Exception as error:
         raise LossPlugError(f"model={name}, data={data}: {' '.join(str(error).split())}") from error
     if made.task != "detect":
-        raise Unfit(
+        raise LossPlugError(
             f"model={name} is of task={made.task}: bench measures the steps of detect, which are parts of others."
         )
     model = made.model if names is None else type(made.model)(made.model.yaml, nc=len(names), verbose=False)
@@ -101,7 +97,7 @@ def model_of(name: str, data: Optional[str] = None) -> Any:
         vars(model.args).pop(key, None)
     leaves = [leaf for _, leaf in branches(model.init_criterion())]
     if not leaves or not hasattr(v8DetectionLoss, METHOD):
-        raise Unfit(f"model={name}: this release of Ultralytics has no step of it that an engine replaces.")
+        raise LossPlugError(f"model={name}: this release of Ultralytics has no step of it that an engine replaces.")
     return model.train()
 
 
@@ -119,7 +115,9 @@ def device_of(name: Any) -> torch.device:
         raise LossPlugError(f"device={name} is not available: {' '.join(str(error).split())[:200]}") from error
     if device.type not in SECONDS:
         raise LossPlugError(f"device={name}: engines run on a CPU or an NVIDIA GPU. Give device=cpu.")
-    return torch.device("cuda", torch.cuda.current_device()) if device.type == "cuda" else device
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
 
 
 def measure(engine: str, works: Sequence[Work], device: torch.device, reporter: Reporter) -> None:
@@ -206,7 +204,8 @@ def _on_gpu(sides: tuple[Any, Any], one: Problem, amp: bool) -> dict[str, Any]:
         found[f"{name}_mib"] = memory_of(criterion, one, amp)
         try:
             found[f"{name}_gpu"] = timing.on_gpu(criterion, one, amp)
-        except RuntimeError as error:  # of the profiler, say, which some machines do not allow
+        except (RuntimeError, AttributeError) as error:  # of the profiler, which not every machine allows
+            timing.synchronise(one.scores.device)  # raises again, if it was the engine's
             found["no_profile"] = " ".join(str(error).split())[:200]
     return found
 
