@@ -158,7 +158,7 @@ def test_stock_alone_shows_the_noise_and_writes_no_record(tmp_path, in_process):
 
 def test_adopting_and_taking_it_back(tmp_path, in_process, capsys):
     _, results = measured(tmp_path, adopt=True)
-    assert record.adopted_types() and "adopted: loss=ciou alone is fast too" in results.adoption
+    assert record.adopted_types() and "Adopted: loss=ciou alone is fast too" in results.adoption
     measured(tmp_path)
     assert record.adopted_types()  # until it is taken back
     bench.main({"adopt": False, "device": "cpu"})
@@ -170,7 +170,7 @@ def test_adopting_and_taking_it_back(tmp_path, in_process, capsys):
 def test_nothing_is_adopted_that_is_not_proven(tmp_path, in_process, monkeypatch):
     monkeypatch.setattr(fast, "step", faults.step_with(faults.wrong_gradients))
     _, results = measured(tmp_path, adopt=True)
-    assert results.adoption == "not adopted: no engine is proven identical" and not record.adopted_types()
+    assert results.adoption == "Not adopted: no engine is proven identical" and not record.adopted_types()
     monkeypatch.undo()
 
 
@@ -193,9 +193,11 @@ def test_everything_in_one_go_is_resumed_by_case(tmp_path, in_process, monkeypat
     assert "the same command with name=everything continues" in log.text
     finished = {file.name for file in (tmp_path / "runs" / "everything" / "cases").glob("*.fast.json")}
     assert finished == {"1x3.fast.json"} and in_process == [("fast", name) for name in names]
-    in_process.clear()
+    before = json.loads((tmp_path / "runs" / "everything" / "cases" / "1x3.fast.json").read_text())
     folder, results = measured(tmp_path, **ALL)
-    assert folder.name == "everything" and in_process == [("fast", name) for name in names[1:]]
+    after = results.cases[0][1]["fast"]
+    assert folder.name == "everything" and {key: after[key] for key in before} == before
+    assert "stock_mib" in after and "stock_mib" not in before  # memory comes last
     assert [work.name for work, by_name in results.cases if by_name] == names
     in_process.clear()
     measured(tmp_path, **ALL)

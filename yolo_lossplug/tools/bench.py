@@ -150,9 +150,9 @@ def bench(args: Mapping[str, Any]) -> tuple[Path, Results]:
 def _adopted(results: Results, device: torch.device) -> Results:
     """Adopt, if an engine is proven, and return the results with what happened."""
     if not proven(results):
-        return results._replace(adoption="not adopted: no engine is proven identical")
+        return results._replace(adoption="Not adopted: no engine is proven identical")
     record.adopt(device, results.date)
-    return results._replace(adoption="adopted: loss=ciou alone is fast too; lossplug bench adopt=False takes it back")
+    return results._replace(adoption="Adopted: loss=ciou alone is fast too; lossplug bench adopt=False takes it back")
 
 
 def _measure(plan: Plan, cases: Path, missing: Mapping[str, str]) -> dict[str, str]:
@@ -163,7 +163,7 @@ def _measure(plan: Plan, cases: Path, missing: Mapping[str, str]) -> dict[str, s
     failed, bar = {}, progress(total, "bench")
     try:
         for name, of_engine in works.items():
-            waiting = [one for one in of_engine if not bench_children.result_file(cases, name, one).is_file()]
+            waiting = [one for one in of_engine if not _is_finished(cases, name, one)]
             bar.update(sum(PARTS[one.kind] for one in of_engine if one not in waiting))
             why = bench_children.run(name, waiting, cases, plan.device, plan.limit, bar.update)
             if why:
@@ -171,6 +171,10 @@ def _measure(plan: Plan, cases: Path, missing: Mapping[str, str]) -> dict[str, s
     finally:
         bar.close()
     return failed
+
+
+def _is_finished(cases: Path, engine: str, work: Work) -> bool:
+    return bench_children.is_finished(bench_children.read_result(bench_children.result_file(cases, engine, work)))
 
 
 def is_fit(engine: str, work: Work) -> bool:

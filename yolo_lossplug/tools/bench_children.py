@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Callable
@@ -29,6 +29,19 @@ def result_file(folder: Path, engine: str, work: Work) -> Path:
     return folder / f"{work.name}.{engine}.json"
 
 
+def read_result(file: Path) -> dict[str, Any]:
+    """Return the result in a file; empty if there is none, or none that can be read."""
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError):
+        return {}
+
+
+def is_finished(result: Mapping[str, Any]) -> bool:
+    """Return whether a result lacks nothing; on a CPU memory comes last, and may be missing after Ctrl-C."""
+    return bool(result) and ("stock_mib" in result or "elements" not in result or "ratio" not in result)
+
+
 def command(job: Path) -> list[str]:
     """Return the command that measures what a file says."""
     return [sys.executable, "-m", "yolo_lossplug.tools.bench_one", str(job)]
@@ -41,7 +54,7 @@ def run(
 
     Args:
         engine: Its name.
-        works: The cases that have no result yet.
+        works: The cases that are not finished.
         folder: Where results go.
         device: As the user names it.
         limit: Seconds without a step after which the process is killed.

@@ -10,7 +10,7 @@ import json
 import sys
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 ALIVE, PART = ".", "|"
 """What the progress file gets after every step, and after every part of a case."""
@@ -58,7 +58,11 @@ def _reporter(job: dict[str, Any], begun: list[str]) -> Any:
         if work.name not in begun:
             begun.append(work.name)
 
-    return Reporter(lambda: write(ALIVE), lambda: write(PART), result)
+    def earlier(work: Work) -> Optional[dict[str, Any]]:
+        file = Path(job["results"][work.name])
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+    return Reporter(lambda: write(ALIVE), lambda: write(PART), result, earlier)
 
 
 if __name__ == "__main__":

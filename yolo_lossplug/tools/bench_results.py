@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
 import torch
 
-from yolo_lossplug.tools.bench_children import result_file
+from yolo_lossplug.tools.bench_children import read_result, result_file
 from yolo_lossplug.ultralytics_hook.attached import Measured, size_class
 from yolo_lossplug.ultralytics_hook.engines.choice import REFERENCE
 from yolo_lossplug.ultralytics_hook.engines.record import Key
@@ -66,7 +65,8 @@ class Results(NamedTuple):
         """
         names = engines or (REFERENCE,)
         cases = tuple(
-            (work, {name: one for name in names if (one := _read(result_file(folder, name, work)))}) for work in works
+            (work, {name: one for name in names if (one := read_result(result_file(folder, name, work)))})
+            for work in works
         )
         disqualified = dict(failed)
         for work, by_name in cases:
@@ -74,13 +74,6 @@ class Results(NamedTuple):
                 if one.get("differs"):
                     disqualified.setdefault(name, f"differs in case {work.name}: {'; '.join(one['differs'])}")
         return cls(cases, disqualified, key, date, command)
-
-
-def _read(file: Path) -> Optional[dict[str, Any]]:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return None
 
 
 def proven(results: Results) -> set[str]:
