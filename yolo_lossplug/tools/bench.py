@@ -18,7 +18,7 @@ from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.selection.names import suggest
 from yolo_lossplug.tools import bench_children, bench_report
 from yolo_lossplug.tools.arguments import merge
-from yolo_lossplug.tools.bench_results import Results, entries_of, proven
+from yolo_lossplug.tools.bench_results import Results, entries_of, proven, refused
 from yolo_lossplug.ultralytics_hook.console import folder as new_folder
 from yolo_lossplug.ultralytics_hook.console import progress, say
 from yolo_lossplug.ultralytics_hook.engines import record
@@ -138,8 +138,7 @@ def bench(args: Mapping[str, Any]) -> tuple[Path, Results]:
     results = Results.read(cases, plan.works, plan.engines, {**missing, **failed}, key, today, command)._replace(
         missing=tuple(missing)
     )
-    refused = {name: why for name, why in results.disqualified.items() if name not in missing}
-    record.add(entries_of(results), key, refused, today)
+    record.add(entries_of(results), key, refused(results), today)
     if plan.adopt:
         results = _adopted(results, device)
     results = results._replace(record=str(record.file()), measured=record.measured(device, lambda name: True))

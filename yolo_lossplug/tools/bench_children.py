@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Callable
 
-from yolo_lossplug.tools.bench_one import PART
+from yolo_lossplug.tools.bench_one import OUT_OF_MEMORY, PART
 from yolo_lossplug.ultralytics_hook.trial.one_bench import Work
 
 POLL = 0.1
@@ -100,7 +100,7 @@ def ending_of(status: int) -> str:
     if status >= 0:
         return f"its process ended with status {status}"
     name = signal.Signals(-status).name
-    return f"its process was killed by {name}{', as by a system out of memory' if name == 'SIGKILL' else ''}"
+    return f"its process was killed by {name}{f', as by a system {OUT_OF_MEMORY}' if name == 'SIGKILL' else ''}"
 
 
 def _watch(process: subprocess.Popen, progress: Path, limit: float, update: Callable[[int], None]) -> bool:

@@ -12,6 +12,7 @@ import traceback
 from pathlib import Path
 from typing import Any, Optional
 
+OUT_OF_MEMORY = "out of memory"
 ALIVE, PART = ".", "|"
 """What the progress file gets after every step, and after every part of a case."""
 
@@ -39,7 +40,7 @@ def _reason(error: BaseException) -> str:
     from yolo_lossplug.ultralytics_hook.trial.one_bench import is_out_of_memory
 
     text = " ".join(str(error).split())[:200]
-    return "out of memory" if is_out_of_memory(error) else f"{type(error).__name__}: {text}"
+    return OUT_OF_MEMORY if is_out_of_memory(error) else f"{type(error).__name__}: {text}"
 
 
 def _reporter(job: dict[str, Any], begun: list[str]) -> Any:

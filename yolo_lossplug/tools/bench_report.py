@@ -14,10 +14,10 @@ import torch
 from matplotlib.ticker import LogFormatter
 
 from yolo_lossplug import charts
-from yolo_lossplug.tools.bench_results import Results, entries_of, proven
+from yolo_lossplug.tools.bench_results import Results, entries_of, proven, refused
 from yolo_lossplug.tools.page import Page
 from yolo_lossplug.tools.verify import table
-from yolo_lossplug.ultralytics_hook.engines.choice import REFERENCE
+from yolo_lossplug.ultralytics_hook.engines.choice import FAST, REFERENCE
 from yolo_lossplug.ultralytics_hook.engines.record import write_json
 from yolo_lossplug.ultralytics_hook.trial.one_bench import CLASS_KERNELS, STEP, TRAIN, Work
 from yolo_lossplug.ultralytics_hook.trial.problems import XVIEW
@@ -59,6 +59,8 @@ def _load() -> str:
 
 def verdict(results: Results) -> str:
     """Return what `auto` takes from now on."""
+    if FAST in refused(results):
+        return "loss_engine=auto takes Ultralytics' own step here, until a bench proves the fast engine."
     if not proven(results):
         return "No engine is proven on this machine: loss_engine=auto stays what it was."
     auto = "loss_engine=auto stays what it was: no engine that was measured is faster than stock."

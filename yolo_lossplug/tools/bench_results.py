@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Optional
 import torch
 
 from yolo_lossplug.tools.bench_children import read_result, result_file
+from yolo_lossplug.tools.bench_one import OUT_OF_MEMORY
 from yolo_lossplug.ultralytics_hook.attached import Measured, size_class
 from yolo_lossplug.ultralytics_hook.engines.choice import REFERENCE
 from yolo_lossplug.ultralytics_hook.engines.record import Key
@@ -74,6 +75,15 @@ class Results(NamedTuple):
                 if one.get("differs"):
                     disqualified.setdefault(name, f"differs in case {work.name}: {'; '.join(one['differs'])}")
         return cls(cases, disqualified, key, date, command)
+
+
+def refused(results: Results) -> dict[str, str]:
+    """Return the engines that `auto` must not take from now on, with the reasons.
+
+    One that cannot run here is not taken anyway, and one that is out of memory may have enough in another step.
+    """
+    reasons = results.disqualified.items()
+    return {name: why for name, why in reasons if name not in results.missing and OUT_OF_MEMORY not in why}
 
 
 def proven(results: Results) -> set[str]:
