@@ -355,7 +355,13 @@ def test_auto_takes_them_where_they_are_recorded(step_inputs, monkeypatch, tmp_p
     key = record.key_of(torch.device("cpu"))
     elements = len(data["batch_idx"]) * preds["scores"].shape[2]
     proof = {"times_faster": 3.0, "quartiles": [2.0, 4.0]}
-    entry = {"dtype": "float32", "size_class": size_class(elements), "measured": "2026-01-02"}
+    anchors = len(preds["scores"]) * preds["scores"].shape[2]
+    entry = {
+        "dtype": "float32",
+        "anchors_class": size_class(anchors),
+        "size_class": size_class(elements),
+        "measured": "2026-01-02",
+    }
     record.add([{**key._asdict(), **entry, "engines": {"triton": proof}}], key, {}, "2026-01-02")
     criterion = with_keys(made, loss="eiou")
     assert criterion.lossplug.kernels is not None

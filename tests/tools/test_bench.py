@@ -236,7 +236,15 @@ def test_tables_of_a_gpu():
     rate = work._replace(name=CLASS_KERNELS, kind=CLASS_KERNELS)
     gpu = {"device_ms": 1.0, "launches": 500, "syncs": 7}
     one = {
-        **{"objects": 112, "elements": 940800, "dtype": "float16", "baseline": "", "is_steady": False, "pairs": 5},
+        **{
+            "objects": 112,
+            "anchors": 134400,
+            "elements": 940800,
+            "dtype": "float16",
+            "baseline": "",
+            "is_steady": False,
+            "pairs": 5,
+        },
         **{"stock_ms": [1.0, 2.0, 3.0], "ours_ms": [0.5, 1.0, 1.5], "ratio": [1.5, 2.0, 2.5]},
         **{"stock_gpu": gpu, "ours_gpu": {**gpu, "launches": 11, "syncs": 0}, "stock_mib": None, "ours_mib": None},
     }

@@ -12,7 +12,7 @@ from tests.models import batch, model, with_keys
 from tests.runs import Log, python, train
 from yolo_lossplug.selection.select import select
 from yolo_lossplug.ultralytics_hook import trainer
-from yolo_lossplug.ultralytics_hook.attached import Decision, Measured, size_class
+from yolo_lossplug.ultralytics_hook.attached import Decision, Fastest, Measured, size_class
 from yolo_lossplug.ultralytics_hook.criterion import is_plugged
 from yolo_lossplug.ultralytics_hook.engines import choice, fast, record
 from yolo_lossplug.ultralytics_hook.engines.fast import FastMixin
@@ -29,10 +29,11 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def entry(size=9, dtype="float32", key=None, **engines):
+def entry(size=9, dtype="float32", key=None, anchors=8, **engines):
     return {
         **(key or record.key_of(CPU))._asdict(),
         "dtype": dtype,
+        "anchors_class": anchors,
         "size_class": size,
         "measured": DAY,
         "engines": engines,
@@ -50,7 +51,7 @@ def measured(can_run=lambda name: True):
 def test_an_entry_is_found_and_can_be_read_and_deleted(folder):
     assert measured() is None
     add(entry(fast=FASTER))
-    assert measured() == Measured(DAY, (("float32", 9, "fast"),))
+    assert measured() == Measured(DAY, (("float32", 8, 9, "fast"),))
     assert json.loads(record.file().read_text())["entries"][0]["engines"]["fast"]["times_faster"] == 3
     record.file().unlink()
     assert measured() is None
@@ -107,10 +108,10 @@ def test_a_later_bench_replaces_what_it_measured_again_and_keeps_the_rest():
 def test_a_disqualified_engine_is_not_taken_until_it_is_proven_again():
     add(entry(fast=SLOWER, triton=FASTER))
     add(refused={"triton": "it hangs"})
-    assert measured().engines == (("float32", 9, "reference"),)
+    assert measured().engines == (("float32", 8, 9, "reference"),)
     assert record.disqualified(CPU) == {"triton": f"lossplug bench, {DAY}: it hangs"}
     add(entry(fast=SLOWER, triton=FASTER))
-    assert measured().engines == (("float32", 9, "triton"),) and record.disqualified(CPU) == {}
+    assert measured().engines == (("float32", 8, 9, "triton"),) and record.disqualified(CPU) == {}
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"entries": 3}', '{"entries": [{"device": 1}, 7]}'], ids=str)
@@ -120,7 +121,7 @@ def test_a_file_that_is_no_record_does_no_harm(text):
         assert measured() is None and not record.adopted_types()
     assert ("is ignored" in log.text) == (text != '{"entries": [{"device": 1}, 7]}')
     add(entry(fast=FASTER))
-    assert measured().engine("float32", 4**9) == "fast"
+    assert measured().engine("float32", 4**8, 4**9) == "fast"
 
 
 def write_some(begin):
@@ -169,15 +170,22 @@ def test_two_processes_that_write_at_once_lose_nothing(folder):
 
 
 def test_a_size_takes_the_nearest_class_that_was_measured():
-    known = Measured(DAY, (("float16", 9, "triton"), ("float32", 8, "reference"), ("float32", 11, "fast")))
-    engines = {size: known.engine("float32", 4**size) for size in range(5, 15)}
+    rows = ("float16", 8, 9, "triton"), ("float32", 8, 8, "reference"), ("float32", 8, 11, "fast")
+    known = Measured(DAY, tuple(Fastest(*row) for row in rows))
+    engines = {size: known.engine("float32", 4**8, 4**size) for size in range(5, 15)}
     assert engines == {
         **dict.fromkeys((5, 6, 13, 14), ""),
         **dict.fromkeys((7, 8, 9), "reference"),
         **dict.fromkeys((10, 11, 12), "fast"),
     }
-    assert known.engine("bfloat16", 4**9) == ""
-    assert str(known) == "float16 triton, float32 reference, fast from 4.2M elements"
+    assert known.engine("bfloat16", 4**8, 4**9) == ""
+    assert [known.engine("float32", 4**anchors, 4**8) for anchors in (6, 7, 9, 10)] == [
+        "",
+        "reference",
+        "reference",
+        "",
+    ]
+    assert str(known) == "float16, 66k anchors: triton; float32, 66k anchors: reference, fast from 4.2M elements"
     assert size_class(0) == size_class(3) == 0 and size_class(4**9 - 1) == 8 and size_class(4**9) == 9
 
 
@@ -188,6 +196,10 @@ def test_what_is_shipped():
 
 
 # What `auto` makes of it.
+
+
+ANCHORS = size_class(2 * 1344)
+"""Class of two images of 256 pixels."""
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +213,7 @@ def step_inputs():
 def test_auto_takes_the_fastest_for_the_size_of_a_step(step_inputs, name):
     made, preds, data = step_inputs
     size = size_class(5 * preds["scores"].shape[2])
-    add(entry(size=size, fast=FASTER if name == "fast" else SLOWER))
+    add(entry(size=size, anchors=ANCHORS, fast=FASTER if name == "fast" else SLOWER))
     criterion = with_keys(made, loss="eiou")
     assert str(criterion.lossplug.decision) == f"{name} (bench {DAY})"
     assert (fast.step(criterion, dict(preds), data, {}) is None) == (name == "reference")
@@ -214,14 +226,14 @@ def test_auto_takes_the_fastest_for_the_size_of_a_step(step_inputs, name):
 
 def test_a_size_that_was_not_measured_is_as_without_a_record(step_inputs):
     made, preds, data = step_inputs
-    add(entry(size=size_class(5 * preds["scores"].shape[2]) + 2, fast=SLOWER))
+    add(entry(size=size_class(5 * preds["scores"].shape[2]) + 2, anchors=ANCHORS, fast=SLOWER))
     assert fast.step(with_keys(made, loss="eiou"), dict(preds), data, {}) is not None
 
 
 def test_a_crowded_image_does_not_go_to_the_host(step_inputs, monkeypatch):
     """A record counts the objects of all images; the host's dense tensors grow with those of the most crowded one."""
     made, preds, data = step_inputs
-    add(entry(size=size_class(5 * preds["scores"].shape[2]), fast=SLOWER))
+    add(entry(size=size_class(5 * preds["scores"].shape[2]), anchors=ANCHORS, fast=SLOWER))
     criterion = with_keys(made, loss="eiou")
     monkeypatch.setattr(fast, "DENSE_ON_GPU", 10)
     assert fast.step(criterion, dict(preds), data, {}) is None  # 2 images of 3 objects at most
@@ -289,8 +301,7 @@ def test_adopting_holds_for_stock_losses_that_are_named(step_inputs):
 
 @pytest.mark.slow
 def test_a_training_says_which_engine_and_record_it_takes(data, tmp_path):
-    for size in range(4, 14):
-        add(entry(size=size, fast=FASTER))
+    add(*(entry(size=size, anchors=4, fast=FASTER) for size in range(4, 14)))
     with Log() as log:
         stock = train(data=data, project=str(tmp_path), loss="ciou")
         train(data=data, project=str(tmp_path), loss="eiou")

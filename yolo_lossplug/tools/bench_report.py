@@ -66,7 +66,8 @@ def verdict(results: Results) -> str:
     auto = "loss_engine=auto stays what it was: no engine that was measured is faster than stock."
     if results.measured:
         auto = f"loss_engine=auto takes here, from now on: {results.measured}."
-        auto += " Elements are objects in all images × anchors." * ("elements" in auto)
+        is_coarse = "elements" in auto or "anchors" in auto
+        auto += " Anchors: of all images; elements: objects of all images × anchors of one." * is_coarse
     return f"{auto} {results.adoption}." if results.adoption else auto
 
 

@@ -104,6 +104,7 @@ def entries_of(results: Results) -> list[dict[str, Any]]:
             {
                 **results.key._asdict(),
                 "dtype": one["dtype"],
+                "anchors_class": size_class(one["anchors"]),
                 "size_class": size_class(one["elements"]),
                 "case": f"{work.batch} images, {one['objects']:.0f} objects in all, {work.imgsz} px, {work.model}",
                 "threads": torch.get_num_threads(),

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Callable, NamedTuple, Optional
 
@@ -16,13 +17,29 @@ from yolo_lossplug.ultralytics_hook.run.counts import Meter
 ATTRIBUTE = "lossplug"
 
 
-def size_class(elements: int) -> int:
-    """Return the coarse size of a step: the power of 4 not above images × objects × anchors.
+def size_class(number: int) -> int:
+    """Return the coarse size of a number: the exponent of the largest power of 4 not above it.
 
     >>> size_class(16 * 7 * 8400)
     9
     """
-    return (max(1, elements).bit_length() - 1) // 2
+    return (max(1, number).bit_length() - 1) // 2
+
+
+class Fastest(NamedTuple):
+    """The fastest proven engine for steps of a size.
+
+    Attributes:
+        dtype: Type of the scores, as ``float32``.
+        anchors_class: Size class of the anchors of all images.
+        size_class: Size class of the elements, objects of all images × anchors of one.
+        engine: Its name.
+    """
+
+    dtype: str
+    anchors_class: int
+    size_class: int
+    engine: str
 
 
 class Measured(NamedTuple):
@@ -30,37 +47,46 @@ class Measured(NamedTuple):
 
     Attributes:
         date: When, the newest.
-        engines: Type of the scores, size class and fastest proven engine, sorted.
+        engines: The fastest engines, sorted.
     """
 
     date: str
-    engines: tuple[tuple[str, int, str], ...]
+    engines: tuple[Fastest, ...]
 
-    def engine(self, dtype: str, elements: int) -> str:
+    def engine(self, dtype: str, anchors: int, elements: int) -> str:
         """Return the fastest engine for a size; empty if that is not within a class of one that was measured.
 
         Args:
-            dtype: Type of the scores, as ``float32``.
-            elements: Objects in all images times anchors.
+            dtype: Type of the scores.
+            anchors: Anchors of all images.
+            elements: Objects of all images × anchors of one.
         """
-        size = size_class(elements)
-        known = {one: name for kind, one, name in self.engines if kind == dtype}
-        if not known or not min(known) - 1 <= size <= max(known) + 1:
+        near = {one.anchors_class for one in self.engines if one.dtype == dtype}
+        group = _nearest(near, size_class(anchors))
+        known = {one.size_class: one.engine for one in self.engines if one[:2] == (dtype, group)}
+        if not known or not min(known) - 1 <= size_class(elements) <= max(known) + 1:
             return ""
-        return known[min(known, key=lambda one: (abs(one - size), one))]
+        return known[min(known, key=lambda one: (abs(one - size_class(elements)), one))]
 
     def __str__(self) -> str:
-        kinds = sorted({kind for kind, _, _ in self.engines})
-        texts = {kind: self._text(kind) for kind in kinds}
+        groups = {one[:2]: [other for other in self.engines if other[:2] == one[:2]] for one in self.engines}
+        texts = {group: _by_size(engines) for group, engines in groups.items()}
         if len({*texts.values()}) == 1:
-            return texts[kinds[0]]
-        return ", ".join(f"{kind} {text}" for kind, text in texts.items())
+            return next(iter(texts.values()))
+        return "; ".join(f"{dtype}, {count(4**size)} anchors: {text}" for (dtype, size), text in texts.items())
 
-    def _text(self, dtype: str) -> str:
-        """Return the engines of a type by size, each where it begins."""
-        rows = [(size, name) for kind, size, name in self.engines if kind == dtype]
-        changes = [rows[0], *(now for before, now in zip(rows, rows[1:]) if now[1] != before[1])]
-        return ", ".join([changes[0][1], *(f"{name} from {count(4**size)} elements" for size, name in changes[1:])])
+
+def _nearest(classes: Iterable[int], size: int) -> Optional[int]:
+    """Return the size class nearest to one, None if none is next to it."""
+    return min((one for one in classes if abs(one - size) <= 1), key=lambda one: (abs(one - size), one), default=None)
+
+
+def _by_size(engines: Sequence[Fastest]) -> str:
+    """Return engines in words, each with the size from which on it is taken."""
+    changes = [now for before, now in zip(engines, engines[1:]) if now.engine != before.engine]
+    return ", ".join(
+        [engines[0].engine, *(f"{one.engine} from {count(4**one.size_class)} elements" for one in changes)]
+    )
 
 
 def count(number: float) -> str:
@@ -92,9 +118,9 @@ class Decision(NamedTuple):
     measured: Optional[Measured] = None
     is_unmeasured: bool = False
 
-    def engine_at(self, dtype: str, elements: int) -> str:
+    def engine_at(self, dtype: str, anchors: int, elements: int) -> str:
         """Return the engine that a record names for a step, empty without one; see `Measured.engine`."""
-        return "" if self.measured is None else self.measured.engine(dtype, elements)
+        return "" if self.measured is None else self.measured.engine(dtype, anchors, elements)
 
     def __str__(self) -> str:
         if self.measured is not None:

@@ -64,7 +64,7 @@ def decide(engine: str, criterion: Any) -> Decision:
     measured = record.measured(device, functools.partial(_can_run, criterion))
     if measured is None:
         return Decision(FAST, is_lazy=is_lazy, is_unmeasured=is_lazy)
-    names = {name for _, _, name in measured.engines}
+    names = {one.engine for one in measured.engines}
     return Decision(TRITON if TRITON in names else FAST, is_lazy=is_lazy, measured=measured)
 
 

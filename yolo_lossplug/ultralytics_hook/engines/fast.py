@@ -131,7 +131,7 @@ def step(criterion: Any, preds: dict[str, Tensor], batch: dict[str, Any], extra:
     """
     attached, boxes, scores = on_criterion(criterion), preds["boxes"], preds["scores"]
     decision, elements = attached.decision, len(batch["batch_idx"]) * scores.shape[2]
-    engine = decision.engine_at(str(scores.dtype).removeprefix("torch."), elements)
+    engine = decision.engine_at(str(scores.dtype).removeprefix("torch."), len(scores) * scores.shape[2], elements)
     is_kernels = engine == "triton" or decision.measured is None
     if is_kernels and attached.kernels is not None and not extra:
         result = attached.kernels.step(criterion, preds, batch)

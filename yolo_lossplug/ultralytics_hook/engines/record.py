@@ -26,7 +26,7 @@ from ultralytics.utils import USER_CONFIG_DIR
 import yolo_lossplug
 from yolo_lossplug import kernels
 from yolo_lossplug.registry import LossPlugError
-from yolo_lossplug.ultralytics_hook.attached import Measured
+from yolo_lossplug.ultralytics_hook.attached import Fastest, Measured
 from yolo_lossplug.ultralytics_hook.console import warn_once
 
 FILE, SHIPPED = "lossplug_engines.json", Path(__file__).parent / "records"
@@ -99,11 +99,11 @@ def measured(device: torch.device, can_run: Callable[[str], bool]) -> Optional[M
     """
     key, refused = key_of(device), disqualified(device)
     found = {_identity(entry): entry for entry in (*_shipped_entries(), *_entries(file())) if _key_of(entry) == key}
-    chosen: list[tuple[str, int, str]] = []
+    chosen = []
     for entry in found.values():
         name = fastest(entry["engines"], lambda engine: engine not in refused and can_run(engine))
         if name:
-            chosen.append((str(entry["dtype"]), int(entry["size_class"]), name))
+            chosen.append(Fastest(entry["dtype"], entry["anchors_class"], entry["size_class"], name))
     return Measured(max(str(entry["measured"]) for entry in found.values()), tuple(sorted(chosen))) if chosen else None
 
 
@@ -217,7 +217,7 @@ def _key_of(entry: Mapping[str, Any]) -> Key:
 
 
 def _identity(entry: Mapping[str, Any]) -> tuple[Any, ...]:
-    return *_key_of(entry), entry["dtype"], entry["size_class"]
+    return *_key_of(entry), *(entry[field] for field in Fastest._fields[:-1])
 
 
 def _update(change: Callable[[dict[str, Any]], None]) -> None:
@@ -267,8 +267,11 @@ def _is_entry(entry: Any) -> bool:
     try:
         engines = entry["engines"].values()
         numbers = [(one["times_faster"], *one["quartiles"]) for one in engines]
-        return all(isinstance(n, (int, float)) for row in numbers for n in row) and bool(
-            _identity(entry) and int(entry["size_class"]) >= 0 and entry["measured"]
+        sizes = entry["anchors_class"], entry["size_class"]
+        return (
+            all(isinstance(n, (int, float)) for row in numbers for n in row)
+            and all(isinstance(size, int) and 0 <= size < 64 for size in sizes)
+            and all(isinstance(text, str) for text in (*_key_of(entry), entry["dtype"], entry["measured"]))
         )
     except (KeyError, TypeError, ValueError, AttributeError):
         return False

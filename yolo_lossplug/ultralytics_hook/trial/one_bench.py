@@ -174,6 +174,7 @@ def _step_result(engine: str, work: Work, device: torch.device, reporter: Report
     about = {
         "objects": sum(one.n_objects for one in problems) / len(problems),
         "elements": round(sum(one.n_objects for one in problems) / len(problems) * problems[0].scores.shape[2]),
+        "anchors": len(problems[0].scores) * problems[0].scores.shape[2],
         "dtype": str(timing.dtype_of(work.amp)).removeprefix("torch."),
         "baseline": "one image at a time" if is_spared else "",
     }
