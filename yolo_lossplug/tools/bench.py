@@ -7,7 +7,7 @@ import datetime
 import json
 import shlex
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
@@ -35,7 +35,8 @@ the same batches. An engine whose assignments, loss or gradients differ is disqu
 result is remembered: from then on loss_engine=auto takes the fastest for the size of a step. Each engine runs in a
 process of its own, so that one that crashes or hangs is disqualified, and ends nothing else.
   model=yolov8n.yaml batch=16 imgsz=640 amp=True device=   as for `yolo train`; on a CPU there is no half precision
-  objects=7,30,300   objects per image of drawn batches; predictions are drawn around them
+  objects=7,30,300   objects per image of drawn batches; predictions are drawn around them. Kernels in Triton's
+                     interpreter (TRITON_INTERPRET=1) take minutes for many: default 7 there
   data=DATA          batches of this dataset instead, augmented as in training
   engines=reference,fast,triton   default: those that can run here
   train_step=True    whole training steps as well
@@ -197,10 +198,11 @@ def plan_of(args: Mapping[str, Any]) -> tuple[Plan, torch.device]:
         raise LossPlugError(f"objects={values['objects']} has no effect with data=, which has its own. Remove one.")
     one_run.check({"model": values.get("model", ALL_MODELS[0])})
     device = one_bench.device_of(values.get("device"))
-    works = _works(values, device)
+    engines = _engines(values.get("engines"), device)
+    works = _works(values, device, OBJECTS[:1] if any(map(one_bench.is_interpreted, engines)) else OBJECTS)
     plan = Plan(
         tuple(works),
-        _engines(values.get("engines"), device),
+        engines,
         values.get("device"),
         _number("limit", values.get("limit", 240), 1),
         _flag("adopt", values.get("adopt", False)),
@@ -210,15 +212,15 @@ def plan_of(args: Mapping[str, Any]) -> tuple[Plan, torch.device]:
     return plan, device
 
 
-def _works(values: Mapping[str, Any], device: torch.device) -> list[Work]:
-    """Return the cases."""
+def _works(values: Mapping[str, Any], device: torch.device, default: Sequence[int] = OBJECTS) -> list[Work]:
+    """Return the cases; `default` are the objects per image where none are given."""
     is_all, is_train = (_flag(key, values.get(key, False)) for key in ("all", "train_step"))
     batch, imgsz = (_whole(key, values.get(key, default), least) for key, default, least in _SIZES)
     if imgsz % 32:
         raise LossPlugError(f"imgsz={imgsz} must be a multiple of 32, the largest stride of a head.")
     amp = _flag("amp", values.get("amp", True)) and device.type == "cuda"
     model, data = str(values.get("model", ALL_MODELS[0])), values.get("data")
-    objects = _objects(values.get("objects", ALL_OBJECTS if is_all else OBJECTS))
+    objects = _objects(values.get("objects", ALL_OBJECTS if is_all else default))
 
     def step(batch: int, mean: float, kind: str = STEP, model: str = model) -> Work:
         shown = "-data" if data else "-xview" if mean == XVIEW else f"x{mean:g}"

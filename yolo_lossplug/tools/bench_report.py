@@ -17,7 +17,7 @@ from yolo_lossplug import charts
 from yolo_lossplug.tools.bench_results import Results, entries_of, proven, refused
 from yolo_lossplug.tools.page import Page
 from yolo_lossplug.tools.verify import table
-from yolo_lossplug.ultralytics_hook.engines.choice import FAST, REFERENCE
+from yolo_lossplug.ultralytics_hook.engines.choice import FAST, REFERENCE, TRITON
 from yolo_lossplug.ultralytics_hook.engines.record import write_json
 from yolo_lossplug.ultralytics_hook.trial.one_bench import CLASS_KERNELS, STEP, TRAIN, Work
 from yolo_lossplug.ultralytics_hook.trial.problems import XVIEW
@@ -155,8 +155,10 @@ def _rates_rows(results: Results) -> list[Sequence[str]]:
 
 
 def disqualified(results: Results) -> list[str]:
-    """Return why engines are disqualified, and which cases were skipped."""
+    """Return why engines are disqualified, what their times do not say, and which cases were skipped."""
     lines = [f"{name} is disqualified: {why}." for name, why in results.disqualified.items()]
+    if "interpreted" in results.key.triton and any(TRITON in by_name for _, by_name in results.cases):
+        lines.append("Kernels ran in Triton's interpreter: that they are identical counts, their times do not.")
     for work, by_name in results.cases:
         reasons = dict.fromkeys(one["skipped"] for one in by_name.values() if "skipped" in one)
         lines += [f"{work.name} is skipped: {why}." for why in reasons]

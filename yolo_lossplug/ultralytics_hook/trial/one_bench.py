@@ -17,11 +17,12 @@ from ultralytics.data.utils import check_det_dataset
 from ultralytics.utils.loss import v8DetectionLoss
 from ultralytics.utils.torch_utils import select_device
 
+from yolo_lossplug import kernels
 from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.selection.keys import keys
 from yolo_lossplug.selection.loss import create_class_loss
 from yolo_lossplug.ultralytics_hook.criterion import branches
-from yolo_lossplug.ultralytics_hook.engines.choice import REFERENCE
+from yolo_lossplug.ultralytics_hook.engines.choice import REFERENCE, TRITON
 from yolo_lossplug.ultralytics_hook.engines.parity import METHOD
 from yolo_lossplug.ultralytics_hook.trial import timing
 from yolo_lossplug.ultralytics_hook.trial.gauges import memory_of
@@ -137,7 +138,7 @@ def measure(engine: str, works: Sequence[Work], device: torch.device, reporter: 
     if device.type == "cuda":
         return
     for work, result in cases:
-        if work.kind == STEP and "skipped" not in result:
+        if work.kind == STEP and "skipped" not in result and "stock_mib" not in result:
             reporter.result(work, {**result, **_memory(engine, work, device)})
             reporter.part()
 
@@ -167,7 +168,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def _step_result(engine: str, work: Work, device: torch.device, reporter: Reporter) -> dict[str, Any]:
     model = model_of(work.model, work.data).to(device)
-    problems = problems_of(work, model, device)
+    is_slow = is_interpreted(engine)
+    problems = problems_of(work, model, device, 1 if is_slow else N_BATCHES)
     reporter.part()
     stock, ours = (timing.criterion_of(model, name) for name in (REFERENCE, engine))
     is_spared = timing.spare_memory(stock, max(problems, key=lambda one: one.most_objects))
@@ -185,7 +187,7 @@ def _step_result(engine: str, work: Work, device: torch.device, reporter: Report
     reporter.part()
     if differs:
         return {**about, "differs": differs}
-    pairs, seconds = (2, 0.0) if is_spared else (MIN_PAIRS, SECONDS[device.type])
+    pairs, seconds = (1 if is_slow else 2, 0.0) if is_spared or is_slow else (MIN_PAIRS, SECONDS[device.type])
     first, times = timing.alternate(
         (stock, ours),
         problems,
@@ -199,7 +201,12 @@ def _step_result(engine: str, work: Work, device: torch.device, reporter: Report
         result.update(_on_gpu((stock, ours), problems[0], work.amp))
         reporter.part()
     reporter.part()
-    return result
+    return {**result, "stock_mib": None, "ours_mib": None} if is_slow else result
+
+
+def is_interpreted(engine: str) -> bool:
+    """Return whether an engine's kernels run in Triton's interpreter: a test, whose times and memory say nothing."""
+    return engine == TRITON and kernels.is_interpreted()
 
 
 def _on_gpu(sides: tuple[Any, Any], one: Problem, amp: bool) -> dict[str, Any]:

@@ -14,12 +14,13 @@ import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Callable, NamedTuple, Optional
+from unittest import mock
 
 import torch
 from torch import Tensor
 from ultralytics.utils.tal import TaskAlignedAssigner
 
-from yolo_lossplug.ultralytics_hook.attached import Derived, derive
+from yolo_lossplug.ultralytics_hook.attached import Derived, derive, on_criterion
 from yolo_lossplug.ultralytics_hook.criterion import branches
 from yolo_lossplug.ultralytics_hook.engines.choice import REFERENCE, TRITON, use_kernels
 from yolo_lossplug.ultralytics_hook.engines.fast import install_fast_step
@@ -160,8 +161,21 @@ def differences(stock: Any, ours: Any, problem: Problem, amp: bool = False) -> l
     for (branch, one), (_, other) in zip(branches(stock), branches(ours)):
         derive(Reading, other)
         where = "" if branch == "main" else f" ({branch})"
-        texts += [f"{text}{where}" for text in _branch_differences(one, other, problem, amp)]
+        is_interpreted = on_criterion(other).kernels is not None and not problem.scores.is_cuda
+        with gpu_ties() if is_interpreted else contextlib.nullcontext():
+            texts += [f"{text}{where}" for text in _branch_differences(one, other, problem, amp)]
     return texts
+
+
+def gpu_ties() -> Any:
+    """Return a context in which `torch.topk` breaks ties by the lowest index, as on GPUs, which kernels are for."""
+    made: Any = torch.return_types
+
+    def topk(values: Tensor, k: int, dim: int = -1, largest: bool = True) -> Any:
+        order = values.sort(dim=dim, descending=largest, stable=True)
+        return made.topk(side.narrow(dim, 0, k) for side in order)
+
+    return mock.patch.object(torch, "topk", topk)
 
 
 def _branch_differences(one: Any, other: Any, problem: Problem, amp: bool) -> list[str]:
