@@ -29,11 +29,12 @@ from yolo_lossplug.selection.keys import (
 from yolo_lossplug.selection.names import suggest
 from yolo_lossplug.selection.own import load_own
 from yolo_lossplug.selection.select import refuse_unknown_names, select
+from yolo_lossplug.ultralytics_hook.family import with_guessed_task
 from yolo_lossplug.ultralytics_hook.patching import Undo
 from yolo_lossplug.ultralytics_hook.run.making import is_making, is_settled
 
 TRAINING = "train"
-FOREIGN_FAMILIES = {"rtdetr": "RT-DETR", "-world": "YOLO-World", "yoloe": "YOLOE"}
+FOREIGN_FAMILIES = {"-world": "YOLO-World", "yoloe": "YOLOE"}
 """What Ultralytics looks for in a file name, and the family it takes the model for."""
 
 _typed: ContextVar[frozenset[str]] = ContextVar("typed", default=frozenset())
@@ -178,13 +179,14 @@ def check_merged(cfg: dict[str, Any]) -> None:
         LossPlugError: If a value is wrong or has no effect.
     """
     if (cfg.get("mode") or TRAINING) == TRAINING and not cfg.get("resume"):
-        select(cfg)
+        select(with_guessed_task(cfg))
 
 
 def guess_model(custom: dict[str, Any]) -> tuple[str, str]:
     """Return the task, and the family if it is one with another criterion, as far as arguments and file name tell."""
     from ultralytics.cfg import TASK2MODEL
 
+    custom = dict(with_guessed_task(custom))
     model = custom.get("model")
     stem = Path(model).stem.lower() if isinstance(model, (str, Path)) else ""
     family = next((name for part, name in FOREIGN_FAMILIES.items() if part in stem), "")
@@ -256,7 +258,7 @@ def settle_space(tuner: Any) -> None:
             raise LossPlugError(f"{key} cannot be tuned: it is not a number. Train once with each value instead.")
         if key in parameters and args.get(key) == unset[key]:
             args[key] = parameters[key].default
-    select(args)
+    select(with_guessed_task(args))
     integers = {key: integer_bounds(key, *tuner.space[key][:2]) for key in tuner.space if is_integer(key)}
     for method in ("_constrain", "_mutate"):  # newer releases look for values that are not tried yet after the former
         stock = getattr(tuner, method, None) if integers else None

@@ -12,19 +12,23 @@ from contextvars import ContextVar
 from typing import Any, Optional
 
 from yolo_lossplug.selection.select import Selection, select
+from yolo_lossplug.ultralytics_hook.family import with_task
 
 _made: ContextVar[Optional[list[Selection]]] = ContextVar("made", default=None)
 """Selections of the trainer under construction: none until its arguments are merged, another when it resumes a run."""
+_trainer: ContextVar[type] = ContextVar("trainer", default=object)
+"""Class of the trainer under construction."""
 
 
 @contextmanager
-def making() -> Iterator[None]:
-    """Cache the selection of a trainer during its construction."""
-    token = _made.set([])
+def making(trainer: type = object) -> Iterator[None]:
+    """Cache the selection of a trainer, of a class, during its construction."""
+    token, token_of_class = _made.set([]), _trainer.set(trainer)
     try:
         yield
     finally:
         _made.reset(token)
+        _trainer.reset(token_of_class)
 
 
 def is_making() -> bool:
@@ -42,7 +46,7 @@ def selected(args: Mapping[str, Any], is_final: bool = False) -> Selection:
     made = _made.get()
     if made and not is_final:
         return made[-1]
-    selection = select(args)
+    selection = select(with_task(args, _trainer.get()))
     if made is not None:
         made.append(selection)
     return selection
