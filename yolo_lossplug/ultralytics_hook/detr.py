@@ -79,7 +79,7 @@ class Terms:
         cls: The class loss; None for the host's own.
         same: By key, a selected loss that equals the host's own, which stays, and what the host's own was then.
         is_last: Whether the next box loss is that of the last decoder layer, which the host computes first.
-        scale: Width, height, width, height of the network input in pixels (4,), cached with its key.
+        scale: Width, height, half width, half height of the network input in pixels (4,), cached with its key.
     """
 
     box: Optional[Loss] = None
@@ -96,7 +96,7 @@ class Terms:
         return loss
 
     def scale_of(self, boxes: Tensor) -> Tensor:
-        """Return what makes pixels of normalised boxes (4,).
+        """Return what makes pixels of normalised boxes (4,), and half of their width and height.
 
         Raises:
             LossPlugError: If the size of the network input is unknown.
@@ -107,9 +107,12 @@ class Terms:
                 "the size of the network input is unknown: call model.loss(batch), as training does, and not the "
                 "criterion of RT-DETR."
             )
-        key = (size, boxes.device, boxes.dtype)
+        dtype = torch.promote_types(boxes.dtype, torch.float32)
+        key = (size, boxes.device, dtype)
         if self.scale is None or self.scale[0] != key:
-            self.scale = key, boxes.new_tensor((size[1], size[0]) * 2)
+            height, width = size
+            sides = (width, height, width / 2, height / 2)
+            self.scale = key, torch.tensor(sides, dtype=dtype, device=boxes.device)
         return self.scale[1]
 
 
@@ -168,8 +171,8 @@ def per_object(elements: Tensor, n_objects: int) -> Tensor:
 
 def corners(boxes: Tensor, scale: Tensor) -> Tensor:
     """Return boxes (N, 4) of normalised centre, width and height as x1, y1, x2, y2 in pixels, at least float32."""
-    centre, size = as_float(boxes).split(2, -1)
-    return torch.cat((centre - size / 2, centre + size / 2), -1) * scale
+    centre, half = (as_float(boxes) * scale).split(2, -1)
+    return torch.cat((centre - half, centre + half), -1)
 
 
 def context(loss: Loss) -> dict[str, Any]:
