@@ -82,7 +82,7 @@ def test_all_runs_have_one_engine(compared):
     assert [arm.keys["loss_engine"] for arm in plan.arms] == ["auto", "auto"]
     plan = compare.plan_of({**KEYS, "loss": "ciou,eiou", "loss_engine": "reference"})
     assert [arm.keys["loss_engine"] for arm in plan.arms] == ["reference", "reference"]
-    (arm,) = compare.plan_of({**KEYS, "model": "rtdetr-l.yaml"}).arms
+    (arm,) = compare.plan_of({**KEYS, "model": "yolov8s-world.yaml"}).arms
     assert arm.keys == {}, "a family with another criterion takes none of our keys"
 
 
@@ -160,7 +160,7 @@ def test_the_command_alone_continues_a_numbered_comparison(tmp_path):
         ({"devices": 0, "device": None, "engine": "ray"}, "devices= has no effect with engine=ray"),
         ({"epochs": "many"}, "epochs"),
         ({"loss": "ciou,focal-eiou", "inner_ratio": 0.7}, "inner_ratio=0.7 has no effect"),
-        ({"model": "rtdetr-l.yaml", "loss": "eiou"}, "RT-DETR has a loss of its own"),
+        ({"model": "yolov8s-world.yaml", "loss": "eiou"}, "YOLO-World has a loss of its own"),
     ],
 )
 def test_errors_come_before_anything_is_written(tmp_path, keys, message):

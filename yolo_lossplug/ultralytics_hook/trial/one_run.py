@@ -11,15 +11,16 @@ from typing import Any
 
 import torch
 import ultralytics
-from ultralytics import YOLO
+from ultralytics import RTDETR, YOLO
 from ultralytics.cfg import get_cfg
 from ultralytics.data import build_yolo_dataset
 from ultralytics.data.utils import check_cls_dataset, check_det_dataset
 from ultralytics.utils import DEFAULT_CFG_DICT
 
 from yolo_lossplug.registry import LossPlugError
-from yolo_lossplug.selection.keys import CLASSIFY
+from yolo_lossplug.selection.keys import CLASSIFY, DETR
 from yolo_lossplug.ultralytics_hook import config
+from yolo_lossplug.ultralytics_hook.family import is_named_rtdetr
 
 MAP75 = "metrics/mAP75"
 PARTS = {"box": "B", "seg": "M", "pose": "P"}
@@ -40,7 +41,7 @@ def check(args: dict[str, Any]) -> str:
     config.check_given(DEFAULT_CFG_DICT, train_args)
     task = config.guess_model(train_args)[0]
     try:
-        get_cfg(overrides={**train_args, "task": task})
+        get_cfg(overrides={**train_args, "task": "detect" if task == DETR else task})
     except (SyntaxError, TypeError, ValueError) as error:
         raise LossPlugError(str(error)) from error
     return str(task)
@@ -58,7 +59,7 @@ def prepare(args: dict[str, Any]) -> None:
         LossPlugError: If the model or the data cannot be loaded.
     """
     try:
-        model = YOLO(args["model"], task=args.get("task"))
+        model = load(args["model"], args.get("task"))
     except Exception as error:
         raise LossPlugError(f"model={args['model']} cannot be loaded: {error}") from error
     try:
@@ -71,6 +72,11 @@ def prepare(args: dict[str, Any]) -> None:
             build_yolo_dataset(cfg, data[split], batch=1, data=data, mode=split, stride=32)
     except Exception as error:
         raise LossPlugError(f"data={args['data']} cannot be read: {error}") from error
+
+
+def load(model: Any, task: Any) -> Any:
+    """Return a model of a file, of the class that the command line takes."""
+    return RTDETR(model) if is_named_rtdetr(model) else YOLO(model, task=task)
 
 
 def train(args: dict[str, Any]) -> dict[str, Any]:
@@ -88,7 +94,7 @@ def train(args: dict[str, Any]) -> dict[str, Any]:
     """
     args = dict(args)
     start = time.perf_counter()
-    model = YOLO(args.pop("model"), task=args.pop("task", None))
+    model = load(args.pop("model"), args.pop("task", None))
     model.train(**args)
     seconds = time.perf_counter() - start
     folder = Path(model.trainer.save_dir)
