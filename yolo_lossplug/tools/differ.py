@@ -18,7 +18,7 @@ MOST = 12
 """Images shown."""
 LEAST_SCORE = 0.01
 COLOURS = {"hits": "#0072b2", "misses": "#e69f00", "alarms": "#d55e00"}
-LINES = {"hits": "-", "misses": ":", "alarms": "--"}
+LINES: dict[str, Any] = {"hits": "-", "misses": ":", "alarms": "--"}
 WORDS = {"hits": "hit", "misses": "miss", "alarms": "false alarm"}
 
 
@@ -128,6 +128,6 @@ def _show(axis: Any, picture: Any, found: Mapping[str, Any]) -> None:
     axis.imshow(picture, extent=(x, width - x, height - y, y))
     for kind, colour in COLOURS.items():
         for left, top, right, bottom in found[kind]:
-            box = {"fill": False, "edgecolor": colour, "linestyle": LINES[kind], "linewidth": 1.3}
+            box: dict[str, Any] = {"fill": False, "edgecolor": colour, "linestyle": LINES[kind], "linewidth": 1.3}
             axis.add_patch(Rectangle((left, top), right - left, bottom - top, **box))
     axis.set(xlim=(0, width), ylim=(height, 0))

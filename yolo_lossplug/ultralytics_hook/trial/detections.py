@@ -30,7 +30,8 @@ class Recorder:
         """Collect what the validator counts from now on."""
         if validator.training:
             return
-        self.images = images = []
+        images: list[Found] = []
+        self.images = images
         update = type(validator).update_metrics
 
         def update_metrics(preds: Any, batch: dict[str, Any]) -> None:
