@@ -7,7 +7,8 @@ import pytest
 
 from tests.runs import python, run
 from yolo_lossplug import LossPlugError, list_box_losses, list_class_losses
-from yolo_lossplug.cli import bibtex, explanation, main
+from yolo_lossplug.catalogue import bibtex, explanation
+from yolo_lossplug.cli import main
 from yolo_lossplug.paper import ARXIV, Paper
 from yolo_lossplug.registry import REGISTRY, box_loss
 

@@ -18,6 +18,7 @@ LAYERS = [
     {"registry"},
     {"box_losses", "class_losses", "nms", "sparse", "kernels"},
     {"selection"},
+    {"catalogue"},
     {"ultralytics_hook"},
     {"tools"},
     {"cli", "__main__", "_pyinstaller"},

@@ -7,13 +7,13 @@ import importlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Callable
 
 import yolo_lossplug
-from yolo_lossplug.registry import LossPlugError, Spec
+from yolo_lossplug import catalogue
+from yolo_lossplug.registry import LossPlugError
 
 HELP = """\
 usage: lossplug COMMAND ..., with arguments as `yolo` takes them; lossplug COMMAND --help says more
@@ -120,20 +120,20 @@ def show_losses() -> None:
     """Print every loss with its formula and options."""
     refuse_words("list", sys.argv[2:], "--markdown")
     if "--markdown" in sys.argv:
-        print(markdown(), keys_markdown(), options_markdown(), sep="\n")
+        print(catalogue.markdown(), catalogue.keys_markdown(), catalogue.options_markdown(), sep="\n")
         return
-    for title, specs in _sections():
+    for title, specs in catalogue._sections():
         print(title)
         for spec in specs:
             source = f"  [{spec.paper.address}, {spec.year}]" if spec.paper else ""
-            print(f"  {shown(spec):<13}{spec.formula}{source}")
+            print(f"  {catalogue.shown(spec):<13}{spec.formula}{source}")
             if spec.note:
                 print(f"  {'':<13}{spec.note}")
             for p in spec.parameters.values():
                 print(f"  {'':<13}  {p.key}={p.default} in {p.option.range}: {p.option.help}")
-    print("loss= with two losses", *(f"  {line}" for line in _mixture()), sep="\n")
+    print("loss= with two losses", *(f"  {line}" for line in catalogue._mixture()), sep="\n")
     print("any loss")
-    for key, default, values, meaning in common_keys():
+    for key, default, values, meaning in catalogue.common_keys():
         print(f"  {key}={default}: {meaning} ({values})")
 
 
@@ -144,256 +144,9 @@ def show_parts() -> None:
     if len(names) != 1:
         raise SystemExit(f"lossplug explain takes one name, not {len(names)}: lossplug explain focal-inner-eiou")
     try:
-        print(bibtex(names[0]) if "--bibtex" in sys.argv else explanation(names[0]))
+        print(catalogue.bibtex(names[0]) if "--bibtex" in sys.argv else catalogue.explanation(names[0]))
     except LossPlugError as error:
         raise SystemExit(f"LossPlug: {error}") from error
-
-
-def explanation(name: str) -> str:
-    """Return the parts of a box or class loss, with formulas, options, sources and weaknesses.
-
-    Args:
-        name: Name as in ``loss=name`` or ``cls_loss=name``, a prefix as ``focal-``, or a key as ``focal_gamma``.
-
-    Raises:
-        LossPlugError: If there is no such loss, prefix or key.
-    """
-    from yolo_lossplug.selection.names import key_of
-
-    if option := _option(name):
-        return option
-    prefixes = _prefixes(name)
-    if prefixes:
-        lines = [f"{key_of(prefixes[-1].kind)}={prefixes[0].name}-*", *_described(prefixes)]
-    else:
-        losses = _losses(name)
-        key = key_of(losses[0][-1].kind)
-        lines = [f"{key}={'+'.join(map(_title, losses))}", *(_mixture() if len(losses) > 1 else [])]
-        for specs in losses:
-            lines += ["", f"{key}={_title(specs)}"] if len(losses) > 1 else []
-            lines += _described(specs)
-    return "\n".join(line for i, line in enumerate(lines) if line or i > 1)
-
-
-def _title(specs: Sequence[Spec]) -> str:
-    return "-".join(spec.name for spec in specs)
-
-
-def _mixture() -> list[str]:
-    """Return what is to be said of every mixture of two losses."""
-    from yolo_lossplug.box_losses.mixture import FORMULA, NOTE
-    from yolo_lossplug.selection.keys import MIX
-
-    option = f"  {MIX.key}={MIX.default} in {MIX.option.range}: {MIX.option.help}"
-    return [FORMULA, option, f"  Note: {NOTE}"]
-
-
-def _described(specs: Sequence[Spec]) -> list[str]:
-    """Return formulas, options, sources and weaknesses of the parts of one loss."""
-    from yolo_lossplug.registry import OVERLAP
-
-    is_sum = specs[-1].kind == OVERLAP
-    lines = ["L = weight · (1 − u + Σ penalties), u = IoU unless a part changes it"] if is_sum else []
-    for spec in specs:
-        lines += ["", f"{shown(spec)}: {spec.formula}"]
-        lines += [f"  also as {', '.join(spec.aliases)}"] if spec.aliases else []
-        lines += [f"  {p.key}={p.default} in {p.option.range}: {p.option.help}" for p in spec.parameters.values()]
-        if spec.paper:
-            lines.append(f"  {spec.paper.citation}")
-        if spec.note:
-            lines.append(f"  Note: {spec.note}")
-    return lines
-
-
-def bibtex(name: str) -> str:
-    """Return the BibTeX entries of a loss's parts, each paper once.
-
-    Raises:
-        LossPlugError: If there is no such loss.
-    """
-    from yolo_lossplug.selection.third_party import registry
-
-    asked = registry().owners(_key(name)) or _prefixes(name) or [spec for specs in _losses(name) for spec in specs]
-    return "\n\n".join(entries(asked))
-
-
-def entries(specs: Iterable[Spec]) -> list[str]:
-    """Return the BibTeX entries of losses, each paper once."""
-    papers = dict.fromkeys(spec.paper for spec in specs if spec.paper)
-    return [paper.bibtex for paper in papers if paper.bibtex]
-
-
-def _key(name: str) -> str:
-    return name.strip().lower().replace("-", "_")
-
-
-def _option(name: str) -> str:
-    """Return the explanation of a key, empty if the name is that of no key."""
-    from yolo_lossplug.selection.keys import MIX
-    from yolo_lossplug.selection.third_party import registry
-
-    key = _key(name)
-    if key == MIX.key:
-        return "\n".join(_mixture()[1:]).strip()
-    common = [f"{k}={default}: {meaning} ({values})" for k, default, values, meaning in common_keys() if k == key]
-    owners = registry().owners(key)
-    if not owners:
-        return "".join(common)
-    p = owners[0].parameters[key]
-    belongs = ", ".join(dict.fromkeys(_belongs(owner).strip("`") for owner in owners))
-    return f"{p.key}={p.default} in {p.option.range}: {p.option.help}\n  belongs to {belongs}"
-
-
-def _prefixes(name: str) -> list[Spec]:
-    """Return the prefixes of a name like ``focal-``, of horizontal and of rotated boxes; none for another name."""
-    from yolo_lossplug.selection.names import PREFIXES
-    from yolo_lossplug.selection.third_party import registry
-
-    prefixes = (spec for spec in registry() if spec.kind in PREFIXES.values())
-    return [spec for spec in prefixes if f"{spec.name}-" == name.strip().lower()]
-
-
-def _losses(name: str) -> list[list[Spec]]:
-    """Return the specs of each loss in a name, outermost first: of one, or of two where they are mixed.
-
-    A name of both kinds is the box loss.
-    """
-    from yolo_lossplug.registry import BOX, CLASS, ROTATED, SOFTMAX
-    from yolo_lossplug.selection.names import is_known, is_user_defined, mixed, names_with_prefixes, parts_of, suggest
-
-    kinds, parts = (BOX, CLASS, ROTATED, SOFTMAX), parts_of(name)
-    kind = next((k for k in kinds if all(is_user_defined(part) or is_known(k, part) for part in parts)), None)
-    kind = kind or next((k for k in kinds if suggest(name, names_with_prefixes(k))), BOX)  # for a better message
-    return [_parts(kind, part) for part in mixed(kind, name) or (name,)]
-
-
-def _parts(kind: str, name: str) -> list[Spec]:
-    """Return the specs of a loss of a kind, outermost first."""
-    from yolo_lossplug.selection.names import is_user_defined, resolve
-    from yolo_lossplug.selection.own import load_own
-
-    if is_user_defined(name):
-        return [load_own(name, kind)]
-    spec, modifiers = resolve(kind, name)
-    return [*modifiers, spec]
-
-
-def shown(spec: Spec) -> str:
-    """Return a name as it is written before or after others."""
-    from yolo_lossplug.selection.names import PREFIXES
-
-    return f"{spec.name}-" if spec.kind in PREFIXES.values() else spec.name
-
-
-def _sections() -> list[tuple[str, list[Spec]]]:
-    """Return what there is to list: titles, each with its specs by name."""
-    from yolo_lossplug.registry import BOX, CLASS, MODIFIER, OVERLAP, ROTATED, ROTATED_MODIFIER, SOFTMAX
-    from yolo_lossplug.selection.third_party import registry
-
-    sections = (
-        ("loss=", (BOX, OVERLAP)),
-        ("loss= prefixes", (MODIFIER,)),
-        ("loss= for task=obb", (ROTATED,)),
-        ("loss= prefixes for task=obb", (ROTATED_MODIFIER,)),
-        ("cls_loss=", (CLASS,)),
-        ("cls_loss= for task=classify", (SOFTMAX,)),
-    )
-    return [
-        (title, sorted((spec for spec in registry() if spec.kind in kinds), key=lambda spec: spec.name))
-        for title, kinds in sections
-    ]
-
-
-def common_keys() -> list[tuple[str, str, str, str]]:
-    """Return key, default, values and meaning of every key that belongs to no loss in particular."""
-    from yolo_lossplug.selection.keys import ASSIGNER_OVERLAPS, ENGINES, NAMES, NMS_OVERLAPS, NUMBERS, REPORT, WEIGHTS
-
-    names = {
-        "loss": (
-            "name, prefix-name, file.py:function or package.module:function, or two of these: ciou+nwd",
-            "box loss; probiou for task=obb",
-        ),
-        "cls_loss": ("name, file.py:function or package.module:function", "class loss; ce for task=classify"),
-        "tal_iou": (", ".join(ASSIGNER_OVERLAPS), "overlap inside the assigner, clamped at 0"),
-        "nms_iou": (", ".join(NMS_OVERLAPS), "overlap in the NMS of val, predict, track and of validation in training"),
-        "loss_engine": (", ".join(ENGINES), "how the loss is computed; all engines compute the same loss"),
-    }
-    return [
-        *((key, default, *names[key]) for key, default in NAMES.items()),
-        *((p.key, str(p.default), p.option.range, p.option.help) for p in NUMBERS.values()),
-        (
-            WEIGHTS,
-            "none",
-            "list of one number per class, or mapping from names to numbers",
-            "weight of each class",
-        ),
-        (REPORT, "False", "True, False", "write what the assigner does, by epoch, to lossplug_report.csv and a plot"),
-    ]
-
-
-def table(head: str, rows: Iterable[Iterable[str]]) -> str:
-    """Return a Markdown table.
-
-    Args:
-        head: Titles of the columns, separated by `` | ``.
-        rows: The cells of every row; bars in them are escaped.
-    """
-    lines = [" | ".join(cell.replace("|", "\\|") for cell in row) for row in rows]
-    rule = "|---" * (head.count("|") + 1)
-    return "".join([f"| {head} |\n{rule}|\n", *(f"| {line} |\n" for line in lines)])
-
-
-def markdown(link: Callable[[Spec, str], str] = lambda spec, name: name) -> str:
-    """Return the tables of losses for the documentation, one for each key and task.
-
-    Args:
-        link: Makes a link of a loss's name.
-    """
-    head = "name | formula | options = default in range | source | remark"
-    return "\n".join(
-        f"### {title}\n\n{table(head, ([link(spec, _marked(spec)), *_cells(spec)] for spec in specs))}"
-        for title, specs in _sections()
-    )
-
-
-def _marked(spec: Spec) -> str:
-    """Return the name of a loss as code, with a sign if it takes prefixes."""
-    from yolo_lossplug.registry import OVERLAP
-
-    return f"`{shown(spec)}`{' ∘' if spec.kind == OVERLAP else ''}"
-
-
-def _cells(spec: Spec) -> tuple[str, str, str, str]:
-    """Return formula, options, source and remark of a loss."""
-    options = "<br>".join(f"`{p.key}` = {p.default} in {p.option.range}" for p in spec.parameters.values())
-    source = f"[{spec.year}]({spec.paper.address})" if spec.paper else ""
-    return spec.formula, options, source, spec.note
-
-
-def keys_markdown() -> str:
-    """Return the table of keys that belong to no loss in particular."""
-    return table("key | default | values | meaning", ([f"`{key}`", *rest] for key, *rest in common_keys()))
-
-
-def options_markdown() -> str:
-    """Return the table of the losses' own keys."""
-    from yolo_lossplug.registry import REGISTRY
-    from yolo_lossplug.selection.keys import MIX
-
-    mixture = [f"`{MIX.key}`", str(MIX.default), MIX.option.range, MIX.option.help, "`loss=ciou+nwd`"]
-    rows = (
-        [f"`{p.key}`", str(p.default), p.option.range, p.option.help, ", ".join(dict.fromkeys(map(_belongs, owners)))]
-        for p in REGISTRY.parameters().values()
-        if (owners := REGISTRY.owners(p.key))
-    )
-    return table("key | default | range | meaning | belongs to", sorted([mixture, *rows]))
-
-
-def _belongs(spec: Spec) -> str:
-    """Return how an option's loss is asked for."""
-    from yolo_lossplug.selection.names import key_of
-
-    return f"`{key_of(spec.kind)}={shown(spec)}`"
 
 
 def show_state() -> None:
