@@ -44,3 +44,47 @@ def test_the_width_is_that_of_the_terminal(monkeypatch, value, columns):
 def test_wide_characters_count_twice():
     assert terminal.cells("损失") == 4 and terminal.cells("a\u0301") == 1
     assert len(terminal.table([["a", "b"], ["损失", "1"]])[0]) == 7
+
+
+PARAGRAPH = """\
+These two lines are one paragraph, broken where the code that holds them ends at a width of a hundred and twenty columns
+in all, so that it is broken anew; a line that ends before on purpose stays.
+Example: lossplug thing with a command that goes on
+  [0, 1)   an interval is not broken, that of an exponent in [0, ∞)\
+"""
+
+
+def test_paragraphs_are_broken_anew_and_intervals_are_not():
+    lines = terminal.fit_help(PARAGRAPH, 50).splitlines()
+    assert [len(line) > 38 for line in lines[:4]] == [True] * 4
+    at = next(i for i, line in enumerate(lines) if line.startswith("Example: "))
+    assert lines[at - 1].endswith("stays.") and lines[at + 1].startswith("    ")
+    assert not any(line.strip().startswith("∞") for line in terminal.fit_help(PARAGRAPH, 70).splitlines())
+    assert terminal.fit_help(PARAGRAPH, 120) == PARAGRAPH
+    first = PARAGRAPH.splitlines()[0].split()[-1]
+    assert any(line.endswith(first) for line in terminal.fit(PARAGRAPH, 50).splitlines()), "other texts keep their ends"
+
+
+def test_lines_behind_a_pipe_are_measured_in_bytes(monkeypatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: False)
+    assert max(len(line.encode()) for line in terminal.fit("α ∞ " * 40, 50).splitlines()) <= 50
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert max(map(len, terminal.fit("α ∞ " * 40, 50).splitlines())) > 45
+
+
+def test_an_error_is_one_line_where_it_is_searched(monkeypatch):
+    text = "LossPlug: " + "loss=eiuo is unknown. " * 8
+    monkeypatch.setattr("sys.stderr.isatty", lambda: False)
+    assert terminal.fit_error(text) == text
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    assert len(terminal.fit_error(text).splitlines()) > 1 and terminal.fit_error(text).split() == text.split()
+
+
+ROWS = [["name", "first", "second", "third"], ["a", "1.5", "word", "-"], ["long name", "22.25", "w", "7"]]
+
+
+def test_a_wide_table_goes_on_below():
+    wide, narrow = terminal.table(ROWS, columns=40), terminal.table(ROWS, columns=25)
+    assert wide[1:] == ["a            1.5  word        -", "long name  22.25  w           7"]
+    assert narrow[3] == "" and max(map(len, narrow)) <= 25
+    assert narrow[4].split() == ["name", "third"] and narrow[6].split() == ["long", "name", "7"]

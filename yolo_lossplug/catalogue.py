@@ -4,9 +4,38 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Callable
+from typing import Any, Callable, Optional
 
-from yolo_lossplug.registry import Spec
+from yolo_lossplug.registry import BOX, CLASS, MODIFIER, OVERLAP, ROTATED, ROTATED_MODIFIER, SOFTMAX, Parameter, Spec
+
+GROUPS = {
+    "box": (BOX, OVERLAP),
+    "prefix": (MODIFIER, ROTATED_MODIFIER),
+    "obb": (ROTATED, ROTATED_MODIFIER),
+    "class": (CLASS,),
+    "classify": (SOFTMAX,),
+}
+"""Kinds of losses by the word that `lossplug list` takes for them."""
+HEADINGS = (
+    ("box: loss=NAME for detect, segment and pose; those with ∘ take prefixes", (BOX, OVERLAP)),
+    ("prefix: loss=PREFIX-NAME, also several, as in focal-inner-eiou", (MODIFIER,)),
+    ("obb: loss=NAME for task=obb; all take prefixes", (ROTATED,)),
+    ("prefix, obb: loss=PREFIX-NAME for task=obb", (ROTATED_MODIFIER,)),
+    ("class: cls_loss=NAME", (CLASS,)),
+    ("classify: cls_loss=NAME for task=classify", (SOFTMAX,)),
+)
+"""Sections of `lossplug list`, with the kinds of losses in each."""
+SECTIONS = (
+    ("loss=", (BOX, OVERLAP)),
+    ("loss= prefixes", (MODIFIER,)),
+    ("loss= for task=obb", (ROTATED,)),
+    ("loss= prefixes for task=obb", (ROTATED_MODIFIER,)),
+    ("cls_loss=", (CLASS,)),
+    ("cls_loss= for task=classify", (SOFTMAX,)),
+)
+"""Tables of losses in the documentation, with the kinds of losses in each."""
+NAME_WIDTH, KEY_WIDTH = 16, 25
+"""Columns of formulas, and of what keys of no loss in particular mean, in `lossplug list`."""
 
 
 def explanation(name: str) -> str:
@@ -50,8 +79,6 @@ def _mixture() -> list[str]:
 
 def _described(specs: Sequence[Spec]) -> list[str]:
     """Return formulas, options, sources and weaknesses of the parts of one loss."""
-    from yolo_lossplug.registry import OVERLAP
-
     is_sum = specs[-1].kind == OVERLAP
     lines = ["L = weight · (1 − u + Σ penalties), u = IoU unless a part changes it"] if is_sum else []
     for spec in specs:
@@ -118,7 +145,6 @@ def _losses(name: str) -> list[list[Spec]]:
 
     A name of both kinds is the box loss.
     """
-    from yolo_lossplug.registry import BOX, CLASS, ROTATED, SOFTMAX
     from yolo_lossplug.selection.names import is_known, is_user_defined, mixed, names_with_prefixes, parts_of, suggest
 
     kinds, parts = (BOX, CLASS, ROTATED, SOFTMAX), parts_of(name)
@@ -145,23 +171,110 @@ def shown(spec: Spec) -> str:
     return f"{spec.name}-" if spec.kind in PREFIXES.values() else spec.name
 
 
-def _sections() -> list[tuple[str, list[Spec]]]:
-    """Return what there is to list: titles, each with its specs by name."""
-    from yolo_lossplug.registry import BOX, CLASS, MODIFIER, OVERLAP, ROTATED, ROTATED_MODIFIER, SOFTMAX
+def listing(groups: Sequence[str] = ()) -> str:
+    """Return losses with formulas and options, the keys of any loss, and where there is more; lines of any length.
+
+    Args:
+        groups: Words of `GROUPS`; all losses, and the keys of any loss, if there are none.
+    """
+    sections = [
+        [heading, *(line for spec in specs for line in _listed(spec))]
+        for heading, kinds in HEADINGS
+        if (specs := _of_kinds(kinds, groups))
+    ]
+    if not groups or {"box", "obb"} & {*groups}:
+        formula, option, _ = _mixture()
+        sections.append(
+            ["two losses: loss=NAME+NAME", _after_name(*formula.split(": ")), _after_name("", option.strip())]
+        )
+    if not groups:
+        rows = [
+            f"  {f'{key}={default}':<{KEY_WIDTH - 2}}{meaning} ({values})"
+            for key, default, values, meaning in common_keys()
+        ]
+        sections.append(["any loss: keys of no loss in particular", *rows])
+    more = "lossplug explain NAME says what options mean, with papers and weaknesses; --json prints all."
+    return "\n\n".join("\n".join(section) for section in [*sections, [more]])
+
+
+def _of_kinds(kinds: Sequence[str], groups: Sequence[str]) -> list[Spec]:
+    """Return the specs of some kinds by name, of those kinds that belong to one of the groups, if there are any."""
     from yolo_lossplug.selection.third_party import registry
 
-    sections = (
-        ("loss=", (BOX, OVERLAP)),
-        ("loss= prefixes", (MODIFIER,)),
-        ("loss= for task=obb", (ROTATED,)),
-        ("loss= prefixes for task=obb", (ROTATED_MODIFIER,)),
-        ("cls_loss=", (CLASS,)),
-        ("cls_loss= for task=classify", (SOFTMAX,)),
-    )
-    return [
-        (title, sorted((spec for spec in registry() if spec.kind in kinds), key=lambda spec: spec.name))
-        for title, kinds in sections
-    ]
+    wanted = {kind for group in groups or GROUPS for kind in GROUPS[group]}.intersection(kinds)
+    return sorted((spec for spec in registry() if spec.kind in wanted), key=lambda spec: spec.name)
+
+
+def _listed(spec: Spec) -> list[str]:
+    """Return the lines of a loss: name and formula, and options with defaults and ranges."""
+    name = f"{shown(spec)} ∘" if spec.kind == OVERLAP else shown(spec)
+    options = [f"{p.key}={p.default} in {p.option.range}" for p in spec.parameters.values()]
+    return [_after_name(name, spec.formula), *(_after_name("", option) for option in options)]
+
+
+def _after_name(name: str, text: str) -> str:
+    return f"  {name:<{NAME_WIDTH - 2}}{text}"
+
+
+def records(groups: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Return losses for programs, in the order of `listing`.
+
+    Args:
+        groups: Words of `GROUPS`; all losses if there are none.
+    """
+    return [_record(spec) for _, kinds in HEADINGS for spec in _of_kinds(kinds, groups)]
+
+
+def _record(spec: Spec) -> dict[str, Any]:
+    from yolo_lossplug.selection.names import PREFIXES, key_of
+
+    key, is_prefix = key_of(spec.kind), spec.kind in PREFIXES.values()
+    return {
+        "name": spec.name,
+        "kind": "prefix" if is_prefix else "class" if key == key_of(CLASS) else "box",
+        "key": key,
+        "tasks": _tasks(spec.kind),
+        "aliases": list(spec.aliases),
+        "formula": spec.formula,
+        "options": [_option_record(p) for p in spec.parameters.values()],
+        "paper": _paper_record(spec),
+        "note": spec.note,
+        "takes_prefixes": spec.kind in (OVERLAP, ROTATED),
+    }
+
+
+def _tasks(kind: str) -> list[str]:
+    """Return the tasks of a kind of losses or of prefixes."""
+    from yolo_lossplug.selection.keys import CLASSIFY, TASKS
+    from yolo_lossplug.selection.names import PREFIXES
+
+    if kind == CLASS:
+        return list(TASKS)
+    base = {OVERLAP: BOX, **{prefix: base for base, prefix in PREFIXES.items()}}.get(kind, kind)
+    return [task for task, of_task in {**TASKS, CLASSIFY: SOFTMAX}.items() if of_task == base]
+
+
+def _option_record(p: Parameter) -> dict[str, Any]:
+    return {
+        "key": p.key,
+        "type": p.type.__name__,
+        "default": p.default,
+        "range": p.option.range,
+        "meaning": p.option.help,
+    }
+
+
+def _paper_record(spec: Spec) -> Optional[dict[str, Any]]:
+    paper = spec.paper
+    if paper is None:
+        return None
+    return {
+        "title": paper.title,
+        "authors": paper.authors,
+        "venue": paper.venue,
+        "year": paper.year,
+        "address": paper.address,
+    }
 
 
 def common_keys() -> list[tuple[str, str, str, str]]:
@@ -203,23 +316,23 @@ def table(head: str, rows: Iterable[Iterable[str]]) -> str:
     return "".join([f"| {head} |\n{rule}|\n", *(f"| {line} |\n" for line in lines)])
 
 
-def markdown(link: Callable[[Spec, str], str] = lambda spec, name: name) -> str:
+def markdown(link: Callable[[Spec, str], str] = lambda spec, name: name, groups: Sequence[str] = ()) -> str:
     """Return the tables of losses for the documentation, one for each key and task.
 
     Args:
         link: Makes a link of a loss's name.
+        groups: Words of `GROUPS`; all losses if there are none.
     """
     head = "name | formula | options = default in range | source | remark"
     return "\n".join(
         f"### {title}\n\n{table(head, ([link(spec, _marked(spec)), *_cells(spec)] for spec in specs))}"
-        for title, specs in _sections()
+        for title, kinds in SECTIONS
+        if (specs := _of_kinds(kinds, groups))
     )
 
 
 def _marked(spec: Spec) -> str:
     """Return the name of a loss as code, with a sign if it takes prefixes."""
-    from yolo_lossplug.registry import OVERLAP
-
     return f"`{shown(spec)}`{' ∘' if spec.kind == OVERLAP else ''}"
 
 
@@ -228,6 +341,11 @@ def _cells(spec: Spec) -> tuple[str, str, str, str]:
     options = "<br>".join(f"`{p.key}` = {p.default} in {p.option.range}" for p in spec.parameters.values())
     source = f"[{spec.year}]({spec.paper.address})" if spec.paper else ""
     return spec.formula, options, source, spec.note
+
+
+def key_tables() -> list[str]:
+    """Return the tables of keys for the documentation."""
+    return [keys_markdown(), options_markdown()]
 
 
 def keys_markdown() -> str:

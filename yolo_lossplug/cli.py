@@ -4,15 +4,17 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
+from typing import NoReturn
 
 import yolo_lossplug
-from yolo_lossplug import catalogue
+from yolo_lossplug import catalogue, terminal
 from yolo_lossplug.registry import LossPlugError
 
 HELP = """\
@@ -28,11 +30,12 @@ usage: lossplug COMMAND ..., with arguments as `yolo` takes them; lossplug COMMA
   train ...   `yolo train ...` with the plugin enabled; likewise every other command of yolo\
 """
 LIST_HELP = """\
-usage: lossplug list [--markdown]
+usage: lossplug list [box] [prefix] [obb] [class] [classify] [--json | --markdown]
 
-What loss= and cls_loss= take, with options, defaults and ranges; --markdown prints the tables of the documentation.
+What loss= and cls_loss= take, with options, defaults and ranges; of some kinds only, if they are named.
+--json prints the same for programs, with papers and remarks, --markdown the tables of the documentation.
 loss= also takes a mixture of any two, loss=ciou+nwd, with loss_mix= as the share of the first.
-Example: lossplug list\
+Example: lossplug list prefix obb\
 """
 EXPLAIN_HELP = """\
 usage: lossplug explain NAME [--bibtex]
@@ -69,18 +72,16 @@ def run() -> None:
     command, words = (sys.argv[1], sys.argv[2:]) if len(sys.argv) > 1 else ("help", [])
     own = {"list": (show_losses, LIST_HELP), "explain": (show_parts, EXPLAIN_HELP), "doctor": (show_state, DOCTOR_HELP)}
     if command in ("help", "-h", "--help"):
-        print(HELP)
+        print(terminal.fit_help(HELP))
     elif command == "--version":
         print(yolo_lossplug.__version__)
     elif command in own:
         function, text = own[command]
-        print(text) if is_help(words) else function()
+        print(terminal.fit_help(text)) if is_help(words) else function()
     elif command in TOOLS:
         run_tool(command, words)
     elif close := get_close_matches(command, (*own, *TOOLS), 1, 0.75):
-        raise SystemExit(
-            f"LossPlug: '{command}' is not a command. Did you mean '{close[0]}'? lossplug --help lists them."
-        )
+        fail(f"'{command}' is not a command. Did you mean '{close[0]}'? lossplug --help lists them.")
     else:
         from ultralytics.cfg import entrypoint
 
@@ -96,7 +97,7 @@ def run_tool(name: str, words: Sequence[str]) -> None:
     """Run one of the tools; a mistake of the user is one line."""
     tool = importlib.import_module(f"yolo_lossplug.tools.{name}")
     if is_help(words):
-        print(tool.HELP)
+        print(terminal.fit_help(tool.HELP))
         return
     try:
         from yolo_lossplug.ultralytics_hook.console import parse
@@ -105,7 +106,12 @@ def run_tool(name: str, words: Sequence[str]) -> None:
     except (LossPlugError, OSError) as error:  # the latter: a folder that cannot be written, say
         if isinstance(error, BrokenPipeError):
             raise
-        raise SystemExit(f"LossPlug: {error}") from error
+        fail(error)
+
+
+def fail(problem: object) -> NoReturn:
+    """Exit with an error of the user."""
+    raise SystemExit(terminal.fit_error(f"LossPlug: {problem}"))
 
 
 def refuse_words(command: str, words: Sequence[str], *accepted: str) -> None:
@@ -113,28 +119,24 @@ def refuse_words(command: str, words: Sequence[str], *accepted: str) -> None:
     for word in words:
         if word not in accepted:
             takes = f"it takes {', '.join(accepted)}" if accepted else "it takes no arguments"
-            raise SystemExit(f"LossPlug: '{word}' cannot be given to {command}; {takes}. Remove it.")
+            close = get_close_matches(word, accepted, 1)
+            remedy = f"Did you mean '{close[0]}'?" if close else "Remove it."
+            fail(f"'{word}' cannot be given to {command}; {takes}. {remedy}")
 
 
 def show_losses() -> None:
-    """Print every loss with its formula and options."""
-    refuse_words("list", sys.argv[2:], "--markdown")
-    if "--markdown" in sys.argv:
-        print(catalogue.markdown(), catalogue.keys_markdown(), catalogue.options_markdown(), sep="\n")
-        return
-    for title, specs in catalogue._sections():
-        print(title)
-        for spec in specs:
-            source = f"  [{spec.paper.address}, {spec.year}]" if spec.paper else ""
-            print(f"  {catalogue.shown(spec):<13}{spec.formula}{source}")
-            if spec.note:
-                print(f"  {'':<13}{spec.note}")
-            for p in spec.parameters.values():
-                print(f"  {'':<13}  {p.key}={p.default} in {p.option.range}: {p.option.help}")
-    print("loss= with two losses", *(f"  {line}" for line in catalogue._mixture()), sep="\n")
-    print("any loss")
-    for key, default, values, meaning in catalogue.common_keys():
-        print(f"  {key}={default}: {meaning} ({values})")
+    """Print the losses with formulas and options, all or those of some kinds."""
+    words = sys.argv[2:]
+    refuse_words("list", words, *catalogue.GROUPS, "--json", "--markdown")
+    groups = [word for word in words if word in catalogue.GROUPS]
+    if "--json" in words and "--markdown" in words:
+        fail("'--json' and '--markdown' cannot be given together. Remove one.")
+    if "--json" in words:
+        print(json.dumps(catalogue.records(groups), indent=2))
+    elif "--markdown" in words:
+        print(catalogue.markdown(groups=groups), *([] if groups else catalogue.key_tables()), sep="\n")
+    else:
+        print(terminal.fit(catalogue.listing(groups)))
 
 
 def show_parts() -> None:
@@ -144,9 +146,9 @@ def show_parts() -> None:
     if len(names) != 1:
         raise SystemExit(f"lossplug explain takes one name, not {len(names)}: lossplug explain focal-inner-eiou")
     try:
-        print(catalogue.bibtex(names[0]) if "--bibtex" in sys.argv else catalogue.explanation(names[0]))
+        print(catalogue.bibtex(names[0]) if "--bibtex" in sys.argv else terminal.fit(catalogue.explanation(names[0])))
     except LossPlugError as error:
-        raise SystemExit(f"LossPlug: {error}") from error
+        fail(error)
 
 
 def show_state() -> None:
@@ -158,18 +160,24 @@ def show_state() -> None:
         import ultralytics
         import ultralytics.engine.tuner  # with it every module that is changed: shows a seam that has moved
     except ImportError as error:
-        print(f"yolo-lossplug {yolo_lossplug.__version__}", *installation.facts(), sep="\n")
-        print(f"not active: Ultralytics cannot be imported: {error}")
-        for line in installation.advice_on_owners(installation.owners(), is_importable=False):
-            print(line)
+        owners = installation.owners()
+        say(f"yolo-lossplug {yolo_lossplug.__version__}", *installation.facts(), installation.owners_line(owners))
+        say(f"not active: Ultralytics cannot be imported: {error}")
+        say(*installation.advice_on_owners(owners, is_importable=False))
         raise SystemExit(1) from error
     folder = Path(ultralytics.__file__).parent
-    print(f"yolo-lossplug {yolo_lossplug.__version__} · ultralytics {ultralytics.__version__}")
-    print(*installation.facts(), f"{'ultralytics':<15}{folder}", sep="\n")
-    advice = installation.advice_on_owners(installation.owners(folder))
-    for line in (*advice, *installation.advice_on_keys(ultralytics.utils.DEFAULT_CFG_PATH)):
-        print(line)
+    owners = installation.owners(folder)
+    say(f"yolo-lossplug {yolo_lossplug.__version__} · ultralytics {ultralytics.__version__}")
+    say(*installation.facts(), f"{'ultralytics':<15}{folder}", installation.owners_line(owners))
+    say(*installation.advice_on_owners(owners))
+    say(*installation.advice_on_keys(ultralytics.utils.DEFAULT_CFG_PATH))
     _show_activity()
+
+
+def say(*lines: str) -> None:
+    """Print lines as they fit the terminal."""
+    for line in lines:
+        print(terminal.fit(line))
 
 
 def _show_activity() -> None:
@@ -177,13 +185,13 @@ def _show_activity() -> None:
     from yolo_lossplug import _autoload
 
     if not yolo_lossplug.is_enabled():
-        print(f"not active: {_autoload.problem or 'switched off by YOLO_LOSSPLUG=0'}")
+        say(f"not active: {_autoload.problem or 'switched off by YOLO_LOSSPLUG=0'}")
         raise SystemExit(1)
     code = "import sys; sys.exit('yolo_lossplug' not in sys.modules)"
     if subprocess.run([sys.executable, "-c", code], check=False).returncode:
-        print(
+        say(
             "not active in plain `yolo`: this Python reads no start-up hook from where the package is installed. "
             "Use `lossplug train ...`, or `import yolo_lossplug` in Python."
         )
         raise SystemExit(1)
-    print("active: `yolo` and Python know the keys of yolo-lossplug")
+    say("active: `yolo` and Python know the keys of yolo-lossplug")
