@@ -304,6 +304,23 @@ def common_keys() -> list[tuple[str, str, str, str]]:
     ]
 
 
+def comments() -> dict[str, str]:
+    """Return what is said of every key in one line, by key: default, values, meaning, and the losses it belongs to."""
+    from yolo_lossplug.selection.keys import MIX, numeric_keys
+    from yolo_lossplug.selection.third_party import registry
+
+    common = {key: f"{default}: {meaning} ({values})" for key, default, values, meaning in common_keys()}
+    owners = {MIX.key: ["loss=NAME+NAME"]}
+    for key in numeric_keys().keys() - common.keys() - owners.keys():
+        owners[key] = list(dict.fromkeys(_belongs(owner).strip("`") for owner in registry().owners(key)))
+    options = {
+        key: f"{p.default} in {p.option.range}: {p.option.help} ({', '.join(owners[key])})"
+        for key, p in numeric_keys().items()
+        if key in owners
+    }
+    return {**common, **options}
+
+
 def table(head: str, rows: Iterable[Iterable[str]]) -> str:
     """Return a Markdown table.
 
