@@ -12,10 +12,10 @@ from ultralytics.utils import RANK
 
 import yolo_lossplug
 from yolo_lossplug.registry import LossPlugError
-from yolo_lossplug.selection.keys import NAMES, REPORT, STOCK_BOX, STOCK_CLASS, given_keys, keys
+from yolo_lossplug.selection.keys import NAMES, NUMBERS, REPORT, STOCK_BOX, STOCK_CLASS, given_keys, keys
 from yolo_lossplug.selection.select import Selection, class_weights, select
 from yolo_lossplug.ultralytics_hook import compatibility, finite, nms, patching, report
-from yolo_lossplug.ultralytics_hook.console import say, warn
+from yolo_lossplug.ultralytics_hook.console import bold, say, warn
 from yolo_lossplug.ultralytics_hook.criterion import (
     TOLERANCE,
     arguments,
@@ -30,6 +30,8 @@ from yolo_lossplug.ultralytics_hook.criterion import (
 from yolo_lossplug.ultralytics_hook.engines import choice
 from yolo_lossplug.ultralytics_hook.run import making, memory, runs
 from yolo_lossplug.ultralytics_hook.run.counts import FILE
+
+Mark = Callable[[str], str]
 
 FOREIGN = (
     ("ultralytics.models.rtdetr", "RT-DETR matches queries to objects and has no box loss of this kind"),
@@ -113,9 +115,15 @@ def refuse_foreign_trainer(trainer: type, given: Iterable[str]) -> None:
                 )
 
 
-def banner(selection: Selection, criterion: Any) -> str:
-    """Return the line that says what a criterion runs; of an end-to-end head its one-to-many branch."""
-    return line(selection, running_first(criterion))
+def banner(selection: Selection, criterion: Any, mark: Mark = str) -> str:
+    """Return the line that says what a criterion runs; of an end-to-end head its one-to-many branch.
+
+    Args:
+        selection: What was asked for.
+        criterion: What runs.
+        mark: Applied to what differs from stock.
+    """
+    return line(selection, running_first(criterion), mark)
 
 
 def running_first(criterion: Any) -> dict[str, Any]:
@@ -124,23 +132,33 @@ def running_first(criterion: Any) -> dict[str, Any]:
     return running(leaves[0][1]) if leaves else {}
 
 
-def line(selection: Selection, actual: Mapping[str, Any]) -> str:
-    """Return what a selection and the values that run, by key, are in words."""
+def line(selection: Selection, actual: Mapping[str, Any], mark: Mark = str) -> str:
+    """Return what a selection and the values that run, by key, are in words; what differs from stock is marked."""
     cls = f"class {actual.get('cls_loss', selection.cls)}"
     if selection.cls_smoothing:
         cls += f" smoothing={selection.cls_smoothing}"
     if selection.cls_weights:
         cls += f" weights={selection.cls_weights}"
+    cls = cls if selection.has_stock_class_loss else mark(cls)
     parts = [cls]
     if actual:
-        numbers = ", ".join(f"{key}={actual[f'tal_{key}']}" for key in ("topk", "alpha", "beta", "iou"))
-        parts = [f"box {actual['loss']}", cls, f"assigner tal({numbers})"]
+        box = f"box {actual['loss']}"
+        numbers = ", ".join(_number(selection, actual, key, mark) for key in ("topk", "alpha", "beta", "iou"))
+        parts = [box if selection.has_stock_box_loss else mark(box), cls, f"assigner tal({numbers})"]
         if selection.nms_iou != NAMES["nms_iou"]:
-            parts.append(f"nms {selection.nms_iou}")
+            parts.append(mark(f"nms {selection.nms_iou}"))
         if selection.report:
-            parts.append(f"report {FILE}")
+            parts.append(mark(f"report {FILE}"))
     engine = actual.get("loss_engine", choice.REFERENCE)
     return " · ".join([*parts, f"engine {engine}", f"ultralytics {ultralytics.__version__}"])
+
+
+def _number(selection: Selection, actual: Mapping[str, Any], name: str, mark: Mark) -> str:
+    """Return a number of the assigner, or the name of its overlap, as the banner has it."""
+    key = f"tal_{name}"
+    default = NUMBERS[key].default if key in NUMBERS else NAMES[key]
+    text = f"{name}={actual[key]}"
+    return text if getattr(selection, key) == default else mark(text)
 
 
 def announce(trainer: Any) -> None:
@@ -161,7 +179,7 @@ def announce(trainer: Any) -> None:
         warn_of_release(ultralytics.__version__)
         # One that is there already is that of a resumed run; else the first batch makes one like this.
         criterion = vars(model).get("criterion") or model.init_criterion()
-        say(banner(selection, criterion))
+        say(banner(selection, criterion, bold))
 
 
 def wrap_model_class(cls: type) -> None:
