@@ -24,7 +24,8 @@ def said(*words):
 
 def test_the_help_names_our_keys():
     text = said("help")
-    assert "yolo-lossplug is installed" in text and "loss=eiou cls_loss=qfl" in text
+    assert "keys of yolo-lossplug" in text and "loss=eiou cls_loss=qfl" in text
+    assert max(map(len, defaults.HELP.splitlines())) <= 80
     assert text.strip().startswith("Arguments received") and "yolo copy-cfg" in text
 
 

@@ -15,11 +15,11 @@ from yolo_lossplug import catalogue, terminal
 from yolo_lossplug.selection.keys import keys
 
 HELP = """
-    yolo-lossplug is installed. It trains with other losses, by keys such as these:
+    Train with other losses, by the keys of yolo-lossplug
         yolo train data=coco8.yaml model=yolo26n.pt loss=eiou cls_loss=qfl
 
-        lossplug list
-            prints all losses; 'yolo cfg' prints all keys, and 'yolo copy-cfg' copies them too
+        All losses: lossplug list
+        All keys: the end of 'yolo cfg', and of the copy of 'yolo copy-cfg'
     """
 ABOUT = """\
 Unset, these keys change nothing. Beside each are its default, what it may be, and in parentheses the losses that it
