@@ -28,6 +28,11 @@ def test_lines_go_on_below_their_column():
     assert first == "  key=1   a word and" and second == "          another"
 
 
+def test_indented_lines_are_told_apart_where_they_go_on():
+    lines = terminal.fit("  one line that is long\n  and another of them", 16).splitlines()
+    assert lines == ["  one line that", "      is long", "  and another of", "      them"]
+
+
 def test_an_entry_too_wide_for_two_columns_goes_on_below_its_indent():
     first, second = terminal.fit("  a-very-long-entry-that-leaves-no-room   explained", 44).splitlines()
     assert first.startswith("  a-very") and second == "      explained"

@@ -47,8 +47,9 @@ Example: lossplug explain focal-inner-eiou\
 DOCTOR_HELP = """\
 usage: lossplug doctor
 
-Whether the plugin is active in plain Python and in `yolo`, and with which Python, device, start-up hook and
-Ultralytics; names distributions that overwrite each other, and keys of a fork. Exits with 1 if it is not active.
+Whether the plugin is active in plain Python and in `yolo`, and with which Python, torch, device, Triton, start-up hook
+and Ultralytics, and who installed that; names distributions that overwrite each other, and keys of a fork. Exits with 1
+if it is not active.
 Example: lossplug doctor\
 """
 TOOLS = ("verify", "curves", "simulate", "compare")

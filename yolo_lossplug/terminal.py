@@ -29,7 +29,7 @@ def width() -> int:
 
 
 def fit(text: str, columns: int = 0) -> str:
-    """Return a text whose long lines go on below their second column, or below their indent.
+    """Return a text whose long lines go on below their second column, or a little to the right of their indent.
 
     Args:
         text: Lines; a gap of two spaces or more sets an entry apart from its explanation. Words stay whole.
@@ -92,7 +92,8 @@ def _fit_line(line: str, columns: int) -> str:
     if size(line) <= columns:
         return line
     margin, start = _margin(line), _start(line)
-    has_room = columns - start >= MIN_COLUMN and not LABEL.match(line)
+    is_item = start == margin > 0 or LABEL.match(line)
+    has_room = columns - start >= MIN_COLUMN and not is_item
     cut, indent = (start, start) if has_room else (margin, margin + 4)
     first, *words = WORD.findall(line[cut:])
     parts = [line[:cut] + first]
