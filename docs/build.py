@@ -15,7 +15,7 @@ from pathlib import Path
 
 from mkdocs.structure.files import File
 
-from yolo_lossplug import cli
+from yolo_lossplug import catalogue, cli
 from yolo_lossplug.registry import BOX, CLASS, MODIFIER, OVERLAP, REGISTRY, ROTATED, ROTATED_MODIFIER, SOFTMAX
 from yolo_lossplug.tools import curves, simulate
 from yolo_lossplug.tools.arms import arms
@@ -101,7 +101,7 @@ def picture(key):
 
 def title(specs):
     """Return the names of a family's losses."""
-    return ", ".join(cli.shown(spec) for spec in specs)
+    return ", ".join(catalogue.shown(spec) for spec in specs)
 
 
 def drawn(specs):
@@ -131,7 +131,7 @@ def family_page(key, specs):
     command = " ".join(["lossplug curves", *(f"{name}={value}" for name, value in drawn(specs).items())])
     lines += [f"![Losses and gradients]({Path(picture(key)).name})", "", f"`{command}`", ""]
     for spec in specs:
-        lines += [f"## {cli.shown(spec)}", "", "```text", spec.formula, "```", ""]
+        lines += [f"## {catalogue.shown(spec)}", "", "```text", spec.formula, "```", ""]
         if spec.note:
             lines += [f"**Note.** {spec.note}", ""]
         if spec.parameters:
@@ -142,7 +142,7 @@ def family_page(key, specs):
             lines += [""]
         lines += [f"::: {spec.function.__module__}.{spec.function.__qualname__}"]
         lines += ["    options:", "      show_root_heading: false", "      show_root_toc_entry: false", ""]
-    cited = cli.entries(specs)
+    cited = catalogue.entries(specs)
     if cited:
         lines += ["## Citation", "", "```bibtex", *cited, "```", ""]
     return "\n".join(lines)
@@ -156,7 +156,7 @@ def losses():
         address = pages.get((spec.kind, spec.name), "").removeprefix("losses/")
         return f"[{name}]({address})" if address else name
 
-    return cli.markdown(link)
+    return catalogue.markdown(link)
 
 
 def simulated():
@@ -185,8 +185,8 @@ def commands():
 
 MAKERS = {
     "losses": losses,
-    "keys": cli.keys_markdown,
-    "options": cli.options_markdown,
+    "keys": catalogue.keys_markdown,
+    "options": catalogue.options_markdown,
     "simulation": simulated,
     "patches": patches,
     "commands": commands,

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from tests.runs import ROOT
-from yolo_lossplug.cli import keys_markdown, options_markdown
+from yolo_lossplug.catalogue import keys_markdown, options_markdown
 from yolo_lossplug.registry import REGISTRY, ROTATED
 from yolo_lossplug.selection.keys import keys
 from yolo_lossplug.selection.select import select
