@@ -12,14 +12,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which the colour-blind tell apart too; neighbours differ in lightness, dashes and marker.
-COLOURS = ("#000000", "#e69f00", "#0072b2", "#009e73", "#d55e00", "#56b4e9", "#cc79a7")
+# Okabe and Ito's colours and five that the colour-blind tell apart as well, in an order in which neighbours differ in
+# lightness, which grey print keeps.
+COLOURS = (
+    *("#000000", "#e69f00", "#0072b2", "#56b4e9", "#8400cd", "#cc79a7"),
+    *("#882255", "#8c8cff", "#332288", "#d55e00", "#661100", "#009e73"),
+)
 DASHES = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)))
 MARKERS = ("o", "s", "^", "v", "D", "P", "X", "*")
 
 
 def styles() -> Iterable[dict[str, Any]]:
-    """Yield keyword arguments of `Axes.plot` for one line after another; none repeats within 280 lines."""
+    """Yield keyword arguments of `Axes.plot` for one line after another; 12 have 12 colours, and 120 differ."""
     triples = zip(cycle(COLOURS), cycle(DASHES), cycle(MARKERS))
     return ({"color": colour, "linestyle": dash, "marker": marker, "markersize": 4} for colour, dash, marker in triples)
 

@@ -97,7 +97,7 @@ def test_summary(compared):
     assert rows["ciou", "metrics/mAP50-95(B)"]["verdict"] == ""
     assert rows["eiou", "val/box_loss"]["difference"] == "", "losses of different scale are compared nowhere"
     assert "on the scale of that loss" in text
-    for name in ("curves.png", "ranking.png"):
+    for name in ("curves.png", "forest.png"):
         with Image.open(place / name) as picture:
             assert picture.width > 500 and len(picture.convert("L").getcolors(256)) > 5
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Hook of PyInstaller: what a program needs of us that an analysis of import statements does not see."""
 
-from PyInstaller.utils.hooks import collect_dynamic_libs, collect_entry_point, collect_submodules
+from PyInstaller.utils.hooks import collect_data_files, collect_dynamic_libs, collect_entry_point, collect_submodules
 
 from yolo_lossplug.ultralytics_hook.recipes import folder
 
@@ -16,5 +16,7 @@ datas, losses = collect_entry_point("yolo_lossplug.losses")
 hiddenimports += losses
 # Recipes and datasets are found by name.
 datas += [(str(folder()), "yolo_lossplug/configs")]
+# Style and script of reports.
+datas += collect_data_files("yolo_lossplug", includes=["tools/page.css", "tools/page.js"])
 # Triton compiles kernels from their source.
 module_collection_mode = {"yolo_lossplug.kernels": "py"}

@@ -6,13 +6,11 @@ from __future__ import annotations
 import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Optional
 
-import numpy as np
-from matplotlib.ticker import MaxNLocator
-
 from yolo_lossplug import charts
-from yolo_lossplug.tools import significance
+from yolo_lossplug.tools import compare_plots, significance
 from yolo_lossplug.tools.jobs import FAILED, FINISHED, Job
 from yolo_lossplug.ultralytics_hook.trial.one_run import history
 
@@ -28,7 +26,7 @@ SCALE_NOTE = (
 
 
 def write(runs: Sequence[Job], directory: Path, header: Sequence[str]) -> None:
-    """Write results.csv, summary.csv, summary.md and, once a run is finished, curves.png and ranking.png.
+    """Write results.csv, summary.csv, summary.md and, once a run is finished, curves.png and forest.png.
 
     Args:
         runs: All runs of the comparison, in order; the others are compared with the loss of the first.
@@ -45,8 +43,25 @@ def write(runs: Sequence[Job], directory: Path, header: Sequence[str]) -> None:
     (directory / "summary.md").write_text(text, encoding="utf-8")
     if results:
         histories = {key: history(Path(result["save_dir"])) for key, result in results.items()}
-        draw_curves(histories, arms, directory / "curves.png")
-        draw_ranking(results, directory / "ranking.png")
+        compare_plots.draw_curves(histories, arms, directory / "curves.png", label)
+        compare_plots.draw_forest(_effects(rows), arms[0], directory / "forest.png", label)
+
+
+def _effects(rows: Sequence[Mapping[str, Any]]) -> list[SimpleNamespace]:
+    """Return the differences of the metric that losses are ranked by."""
+    return [
+        SimpleNamespace(
+            arm=row["loss"],
+            metric=row["measure"],
+            mean=row["difference"],
+            low=row["low"],
+            high=row["high"],
+            seeds=row["paired_seeds"],
+            verdict=row["verdict"],
+        )
+        for row in rows
+        if row["measure"] == rows[0]["measure"]
+    ]
 
 
 def _mixed_versions(results: Mapping[tuple[str, int], Mapping[str, Any]]) -> list[str]:
@@ -166,60 +181,6 @@ def _caution(cells: Cells, others: int) -> list[str]:
     if others > 1:
         lines.append(f"{others} losses are compared with one: about 1 verdict in 20 is chance where none differs.")
     return lines
-
-
-def draw_curves(
-    histories: Mapping[tuple[str, int], Sequence[Mapping[str, float]]], arms: Sequence[str], file: Path
-) -> None:
-    """Draw every metric against the epoch: mean over the seeds, and a band of one standard deviation."""
-    names = _order(dict.fromkeys(name for rows in histories.values() for row in rows for name in row))
-    columns = min(2, len(names)) or 1
-    figure, axes = charts.figure(-(-len(names) // columns) or 1, columns)
-    for axis in axes.flat[len(names) :]:
-        axis.set_axis_off()
-    for axis, name in zip(axes.flat, names):
-        for arm, style in zip(arms, charts.styles()):
-            runs = [[row[name] for row in rows if name in row] for (one, _), rows in histories.items() if one == arm]
-            _draw_band(axis, arm, [run for run in runs if run], style)
-        axis.set(xlabel="epoch", ylabel=label(name))
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        axis.set_ylim(bottom=0)
-        axis.grid(alpha=0.3)
-    if names:
-        charts.legend_below(figure, axes.flat[0])
-    charts.save(figure, file)
-
-
-def _draw_band(axis: Any, arm: str, runs: Sequence[Sequence[float]], style: Mapping[str, Any]) -> None:
-    """Draw the mean of runs and their deviation, as far as the shortest run goes."""
-    if not runs:
-        return
-    length = min(len(run) for run in runs)
-    values, epochs = np.array([run[:length] for run in runs]), np.arange(1, length + 1)
-    mean, spread = values.mean(0), values.std(0, ddof=1) if len(values) > 1 else 0
-    axis.plot(epochs, mean, label=arm, markevery=max(1, length // 8), **style)
-    axis.fill_between(epochs, mean - spread, mean + spread, color=style["color"], alpha=0.15, linewidth=0)
-
-
-def draw_ranking(results: Mapping[tuple[str, int], Mapping[str, Any]], file: Path) -> None:
-    """Draw a bar for every loss, best first: mean and standard deviation, with a dot for every seed."""
-    main = _measures(results)[0]
-    values: dict[str, list[float]] = {}
-    for (arm, _), result in results.items():
-        values.setdefault(arm, []).append(_flat(result)[main])
-    ranked = sorted(values.items(), key=lambda pair: -float(np.mean(pair[1])))
-    figure, axes = charts.figure(1, 1, width=7, height=1.2 + 0.45 * len(ranked))
-    axis = axes[0, 0]
-    for y, (_, of_arm) in enumerate(ranked):
-        mean, deviation = significance.mean_and_deviation(of_arm)
-        axis.barh(y, mean, color="#b8cfe0", edgecolor="#0072b2", xerr=deviation, ecolor="#444444", capsize=4)
-        axis.plot(of_arm, [y] * len(of_arm), "o", color="#000000", markersize=3.5)
-    axis.set_yticks(range(len(ranked)), [arm for arm, _ in ranked])
-    axis.invert_yaxis()
-    axis.set_xlabel(f"{label(main)} of the best checkpoint: mean, sd, seeds")
-    axis.set_xlim(left=0)
-    axis.grid(axis="x", alpha=0.3)
-    charts.save(figure, file)
 
 
 def label(measure: str) -> str:

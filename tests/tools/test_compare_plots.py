@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""What the plots of a comparison show."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from yolo_lossplug import charts
+from yolo_lossplug.tools import compare_plots
+from yolo_lossplug.tools.compare_plots import draw_curves, draw_forest
+from yolo_lossplug.tools.significance import BETTER, NOISE, WORSE
+
+MAP, MAP50 = "metrics/mAP50-95(B)", "metrics/mAP50(B)"
+
+
+def effect(arm, mean, low, high, verdict, seeds=5):
+    return SimpleNamespace(arm=arm, metric=MAP, mean=mean, low=low, high=high, level=0.95, seeds=seeds, verdict=verdict)
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """Figures in place of files."""
+    drawn = []
+    monkeypatch.setattr(charts, "save", lambda figure, file: drawn.append(figure) or file)
+    return drawn
+
+
+def history(epochs, top, offset=0.0):
+    return [{MAP: top * (1 - np.exp(-epoch / 4)) + offset, MAP50: 0.0} for epoch in range(1, epochs + 1)]
+
+
+def test_a_forest_shows_differences_intervals_and_decisions(figures):
+    effects = [effect("b", -0.02, -0.03, -0.01, WORSE), effect("c", 0.002, -0.01, 0.014, NOISE)]
+    effects.append(effect("d", 0.012, 0.004, 0.02, BETTER))
+    assert draw_forest(effects, "a", "forest.png", lambda name: "mAP") == "forest.png"
+    axis = figures[0].axes[0]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["d", "c", "b"], "best first"
+    assert axis.get_xlabel() == "difference of mAP from a, with the interval that decides"
+    lines = [list(line.get_xdata()) for line in axis.lines[1:]]
+    assert lines == [[0.004, 0.02], [0.012], [-0.01, 0.014], [0.002], [-0.03, -0.01], [-0.02]]
+    points = [line for line in axis.lines if len(line.get_xdata()) == 1]
+    assert [point.get_marker() for point in points] == [">", "o", "<"]
+    assert points[1].get_markerfacecolor() == "#ffffff" != points[0].get_markerfacecolor()
+    assert [text.get_text().split("  ")[-1] for text in axis.texts] == [BETTER, NOISE, WORSE]
+    low, high = axis.get_xlim()
+    assert low < -0.03 and high > 0.02
+
+
+def test_a_forest_without_intervals(figures):
+    draw_forest([effect("b", 0.0, None, None, NOISE, seeds=1)], "a", "forest.png")
+    axis = figures[0].axes[0]
+    assert axis.texts[0].get_text() == "+0.0000  1 seed: no interval"
+    assert axis.get_xlim()[0] < 0 < axis.get_xlim()[1] and "interval" not in axis.get_xlabel()
+    assert draw_forest([], "a", "forest.png") is None
+    assert draw_forest([effect("b", None, None, None, NOISE)], "a", "forest.png") is None
+    assert len(figures) == 1
+
+
+def test_the_axis_of_curves_shows_the_differences(figures):
+    histories = {("a", 0): history(40, 0.5), ("b", 0): history(40, 0.51)}
+    draw_curves(histories, ["a", "b"], "curves.png")
+    values, differences = figures[0].axes
+    low, high = values.get_ylim()
+    assert low > 0.4 and 0.5 < high < 0.52
+    epochs = np.arange(1, 41)
+    assert differences.lines[1].get_ydata() == pytest.approx(0.01 * (1 - np.exp(-epochs / 4)))
+    low, high = differences.get_ylim()
+    assert high - low < 0.01
+
+
+def test_differences_are_paired_by_seed(figures):
+    """The first seed is 0.2 better for both, which makes the band of values wide and that of differences none."""
+    histories = {(arm, seed): history(8, 0.4, extra) for arm in "ab" for seed, extra in ((0, 0.2), (1, 0.0))}
+    histories["b", 2] = history(8, 0.9)
+    draw_curves(histories, ["a", "b"], "curves.png")
+    values, differences = figures[0].axes
+    band = values.collections[0].get_paths()[0].vertices[:, 1]
+    assert band.max() - band.min() > 0.2
+    assert differences.lines[1].get_ydata() == pytest.approx(np.zeros(8))
+    assert np.ptp(differences.collections[0].get_paths()[0].vertices[:, 1]) == pytest.approx(0)
+
+
+def test_nothing_is_drawn_when_nothing_was_learnt(figures):
+    nothing = {("a", 0): [{MAP: 0.0, MAP50: 0.0}], ("b", 0): []}
+    assert draw_curves(nothing, ["a", "b"], "curves.png") is None
+    assert draw_curves({("a", 0): []}, ["a"], "curves.png") is None
+    assert figures == []
+    draw_curves({("a", 0): history(3, 0.5)}, ["a"], "curves.png")
+    assert [axis.get_title(loc="left") for axis in figures[0].axes] == [MAP], "no panel of what stayed 0, or alone"
+
+
+def test_runs_of_unlike_length_and_lost_ones(figures):
+    histories = {("a", 0): [], ("b", 0): history(5, 0.5), ("c", 0): history(3, 0.5), ("c", 1): history(4, 0.5)}
+    draw_curves(histories, ["a", "b", "c"], "curves.png")
+    (axis,) = figures[0].axes
+    assert [(line.get_label(), len(line.get_xdata())) for line in axis.lines] == [("b", 5), ("c", 3)]
+    assert compare_plots.less(np.arange(3.0), np.ones(2)).tolist() == [-1, 0]
+
+
+def test_twelve_arms(figures):
+    arms = [f"loss number {k}" for k in range(12)]
+    draw_curves({(arm, 0): history(9, 0.4 + 0.01 * k) for k, arm in enumerate(arms)}, arms, "curves.png")
+    values, differences = figures[0].axes
+    assert len({line.get_color() for line in values.lines}) == 12
+    colours = {line.get_label(): line.get_color() for line in values.lines}
+    assert all(line.get_color() == colours[line.get_label()] for line in differences.lines[1:])
+    assert [text.get_text() for text in figures[0].legends[0].get_texts()] == arms

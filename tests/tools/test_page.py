@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Reports in one file: what is in them, and how a browser shows them."""
+
+import base64
+import io
+import re
+from html.parser import HTMLParser
+
+import pytest
+from PIL import Image
+
+from tests.browser import Browser, needs_chromium
+from yolo_lossplug.tools.page import Page, data_uri, number_of
+
+HOSTILE = "<script>alert(\"x\")</script> & 'y' <img src=x onerror=alert(1)>"
+SVG = b'<svg xmlns="http://www.w3.org/2000/svg" width="40" height="20"><circle r="9"/></svg>'
+ROWS = [["ciou", 0.25, None, "first"], ["eiou", -0.0123, 4, "b `code`"], ["x" * 60, 0.5, 12_000, "c"]]
+
+
+def png(width=900, height=300, **more):
+    data = io.BytesIO()
+    Image.new("RGB", (width, height), "#0072b2").save(data, "PNG", **more)
+    return data.getvalue()
+
+
+def report():
+    page = Page("Which `loss`?", "8 runs of `yolov8n.yaml`", "lossplug compare " + " ".join(["loss=ciou,eiou"] * 20))
+    page.verdict("`eiou` is better than `ciou`.")
+    page.text("Before any section.")
+    page.section("Differences")
+    page.table(["loss", "difference", "seeds", "verdict"], ROWS, "Paired differences from `ciou`")
+    page.picture(png(3000, 400), "a wide plot", "Wide")
+    page.picture(SVG, "a drawing")
+    page.section("Classes")
+    page.table(["class", *(f"loss number {k}" for k in range(14))], [[f"c{k}", *[0.1 * k] * 14] for k in range(3)])
+    page.section("Code " + "long" * 40)
+    page.code("lossplug inspect data=" + "a" * 300)
+    page.text("word" * 100)
+    page.foot("yolo-lossplug 0.1.0")
+    return page
+
+
+class Outline(HTMLParser):
+    """Tags that are open at the end, and attributes of all."""
+
+    VOID = ("meta", "img", "br", "link")
+
+    def __init__(self, html):
+        super().__init__()
+        self.open, self.tags = [], []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_text_is_never_markup():
+    plain = Outline(report().html()).tags
+    page = Page(HOSTILE, HOSTILE, HOSTILE)
+    page.verdict(HOSTILE)
+    page.section(HOSTILE)
+    page.text(HOSTILE)
+    page.table([HOSTILE], [[HOSTILE]], HOSTILE)
+    page.picture(png(), HOSTILE, HOSTILE)
+    page.code(HOSTILE)
+    page.foot(HOSTILE)
+    outline = Outline(page.html())
+    assert outline.open == []
+    assert sum(tag == "script" for tag, _ in outline.tags) == 1 == sum(tag == "img" for tag, _ in outline.tags)
+    names = {name for _, attributes in (*outline.tags, *plain) for name in attributes}
+    assert not [name for name in names if name.startswith("on")]
+    image = next(attributes for tag, attributes in outline.tags if tag == "img")
+    assert image["alt"] == HOSTILE
+
+
+def test_a_page_needs_nothing_else(tmp_path):
+    html = report().html()
+    for tag, attributes in Outline(html).tags:
+        assert tag != "link"
+        assert attributes.get("src", "data:").startswith("data:") and attributes.get("href", "#").startswith("#")
+    style = html[html.index("<style>") : html.index("</style>")]
+    assert "url(" not in style and "@import" not in style
+    assert 'lang="en"' in html and 'name="viewport"' in html and "@media print" in html
+
+
+def test_the_same_calls_give_the_same_file(tmp_path):
+    file = report().write(tmp_path / "new" / "report.html")
+    before = file.read_bytes()
+    assert report().write(file).read_bytes() == before
+    assert [one.name for one in file.parent.iterdir()] == ["report.html"]
+
+
+def test_the_verdict_comes_first():
+    page = Page("Title")
+    page.section("Differences")
+    page.verdict("The second is better.")
+    html = page.html()
+    assert html.index("<h1>") < html.index("The second is better.") < html.index("<h2>")
+
+
+def cells(header, rows):
+    page = Page("x")
+    page.table(header, rows)
+    return re.findall(r"<t[dh](?: scope=\"row\")?(?: class=\"(\w+)\")?[^>]*>(.*?)</t[dh]>", page.html())
+
+
+def test_cells():
+    shown = cells(["a", "b", "c"], [["x", 0.5, 12_000], ["y", 0.123456, 7], ["z", None, None]])[3:]
+    assert shown == [
+        *[("", "x"), ("number", "0.5000"), ("number", "12,000")],
+        *[("", "y"), ("number", "0.1235"), ("number", "7")],
+        *[("", "z"), ("number", "–"), ("number", "–")],
+    ]
+    assert cells(["a"], [[123.456], [7.0]])[1:] == [("number", "123.5"), ("number", "7.0")]
+    assert cells(["a"], [[0.00012345], [float("nan")]])[1:] == [("number", "0.000123"), ("number", "nan")]
+    assert cells(["a", "b"], [["+0.012 ± 0.003", "3 of 4"]])[2:] == [("number", "+0.012 ± 0.003"), ("", "3 of 4")]
+    assert cells(["a"], [[True], ["x"]])[1:] == [("", "yes"), ("", "x")]
+    with pytest.raises(ValueError, match="need 2 cells"):
+        cells(["a", "b"], [["x"]])
+
+
+@pytest.mark.parametrize(
+    ("cell", "number"),
+    [("31 %", 31), ("12,000", 12000), ("−0.5", -0.5), ("1e-3", 1e-3), ("640 px", 640), ("8n", None), ("", None)],
+)
+def test_text_that_is_a_number(cell, number):
+    assert number_of(cell) == number
+
+
+def test_pictures():
+    assert data_uri(SVG).startswith("data:image/svg+xml;base64,")
+    assert base64.b64decode(data_uri(png()).partition(",")[2]) == png()
+    page = Page("x")
+    page.picture(png(1500, 600, dpi=(150, 150)), "plot")
+    page.picture(png(100, 50), "without resolution")
+    assert 'width="960" height="384"' in page.html() and 'width="100" height="50"' in page.html()
+    with pytest.raises(ValueError, match="must be PNG, JPEG or SVG"):
+        page.picture(b"GIF89a", "animation")
+
+
+SORT = """
+(() => {
+  const table = document.querySelector("table");
+  const column = (k) => [...table.tBodies[0].rows].map((row) => row.cells[k].textContent);
+  const click = (k) => table.tHead.rows[0].cells[k].firstElementChild.click();
+  const seen = [];
+  for (const k of [1, 1, 2, 2, 0, 0]) {
+    click(k);
+    seen.push([column(k), table.tHead.rows[0].cells[k].getAttribute("aria-sort")]);
+  }
+  const sorted = table.querySelectorAll("[aria-sort]").length;
+  return {seen, sorted};
+})()
+"""
+KEYBOARD = """
+(async () => {
+  const button = document.querySelector("thead button");
+  button.focus();
+  document.querySelector(".zoom").click();
+  const dialog = document.querySelector("dialog");
+  const natural = dialog.querySelector("img").getBoundingClientRect().width;
+  dialog.click();
+  await new Promise((done) => setTimeout(done, 50));
+  document.querySelector(".copy").click();
+  await new Promise((done) => setTimeout(done, 50));
+  return {focused: document.activeElement.tagName, natural, dialogs: document.querySelectorAll("dialog").length,
+          copied: document.querySelector(".copy").textContent};
+})()
+"""
+CONTRAST = """
+(() => {
+  const light = (text) => {
+    const linear = (v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+    const [r, g, b] = text.match(/[\\d.]+/g).map((v) => linear(v / 255));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const back = (node) => {
+    if (!node) return "rgb(255, 255, 255)";
+    const colour = getComputedStyle(node).backgroundColor;
+    return /, 0\\)$/.test(colour) ? back(node.parentElement) : colour;
+  };
+  const ratios = [...document.querySelectorAll("h1,h2,p,a,td,th button,code,figcaption,.copy,footer p")].map((node) => {
+    const [a, b] = [light(getComputedStyle(node).color), light(back(node))].sort((x, y) => y - x);
+    return (a + 0.05) / (b + 0.05);
+  });
+  return Math.min(...ratios);
+})()
+"""
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory):
+    """What a browser shows of a report: at both widths, light and dark."""
+    file = report().write(tmp_path_factory.mktemp("page") / "report.html")
+    with Browser() as browser:
+        yield lambda width, **more: browser.measure(file, width, **more)
+
+
+@needs_chromium
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_browser_shows_it(shown, width, dark):
+    seen = shown(width, dark=dark, script=CONTRAST)
+    assert seen["overflow"] == [] and seen["scroll_width"] <= seen["width"] <= width
+    assert seen["errors"] == [] and seen["requests"] == []
+    assert seen["pictures"] == [3000, 40]
+    assert seen["title"] == "Which loss?"
+    assert seen["result"] >= 4.5, "WCAG AA"
+
+
+@needs_chromium
+def test_tables_are_sorted(shown):
+    result = shown(1280, script=SORT)["result"]
+    assert result["seen"] == [
+        [["0.5000", "0.2500", "-0.0123"], "descending"],
+        [["-0.0123", "0.2500", "0.5000"], "ascending"],
+        [["12,000", "4", "–"], "descending"],
+        [["4", "12,000", "–"], "ascending"],
+        [["ciou", "eiou", "x" * 60], "ascending"],
+        [["x" * 60, "eiou", "ciou"], "descending"],
+    ]
+    assert result["sorted"] == 1
+
+
+@needs_chromium
+def test_pictures_are_enlarged_and_commands_copied(shown):
+    seen = shown(390, script=KEYBOARD)
+    assert seen["result"] == {"focused": "BUTTON", "natural": 3000, "dialogs": 0, "copied": "Copied"}
+    assert seen["errors"] == []
+
+
+@needs_chromium
+def test_overflow_and_errors_are_seen(tmp_path):
+    """The measurements above can fail."""
+    file = tmp_path / "bad.html"
+    file.write_text(
+        '<meta name="viewport" content="width=device-width"><div class=wide style="width:600px">x</div>'
+        '<img src="missing.png"><script>undefined.x</script>'
+    )
+    with Browser() as browser:
+        seen = browser.measure(file, 390)
+        assert seen["overflow"] == ["div.wide"] and seen["scroll_width"] == 608 and seen["pictures"] == [0]
+        assert any("TypeError" in error for error in seen["errors"])
+        assert seen["requests"] == [(tmp_path / "missing.png").as_uri()]
+        assert browser.measure(file, 1280)["overflow"] == []

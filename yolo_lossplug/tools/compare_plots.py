@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Plots of a comparison: a forest plot of the paired differences, and learning curves beside theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from textwrap import fill
+from typing import Any, Callable, Optional
+
+import numpy as np
+from matplotlib.ticker import MaxNLocator
+
+from yolo_lossplug import charts
+from yolo_lossplug.tools.significance import BETTER, WORSE
+
+Histories = Mapping[tuple[str, int], Sequence[Mapping[str, float]]]
+"""Metrics after every epoch, by arm and seed."""
+Runs = Mapping[int, np.ndarray]
+"""One metric after every epoch, by seed."""
+DECIDED = {BETTER: ("#0072b2", ">"), WORSE: ("#d55e00", "<")}
+"""Colour and marker of a difference that is more than noise; the marker points where the difference does."""
+UNDECIDED = ("#666666", "o")
+NAME_WIDTH = 28
+"""Characters of an arm's name in a line."""
+MAX_BANDS = 4
+"""More bands would hide each other."""
+RAMP = 0.25
+"""The share of epochs, from the first, that does not count for the limits of an axis: all arms rise steeply there."""
+
+
+def draw_forest(effects: Sequence[Any], baseline: str, file: Path, label: Callable[[str], str] = str) -> Optional[Path]:
+    """Draw the paired differences of one metric from the baseline, each with its interval and the decision, best first.
+
+    Args:
+        effects: Records with ``arm``, ``mean``, ``low`` and ``high`` (None below three seeds), ``metric``, ``level``
+            (that of the interval, 0 to 1), ``seeds`` (number of pairs), ``verdict``.
+        baseline: Name of the arm that the others are compared with.
+        file: PNG file to write.
+        label: Turns a metric's name into that of the axis.
+
+    Returns:
+        The file; None if there is nothing to draw.
+    """
+    ranked = sorted((effect for effect in effects if effect.mean is not None), key=lambda effect: -effect.mean)
+    if not ranked:
+        return None
+    figure, axes = charts.figure(1, 1, width=8, height=1.3 + 0.42 * len(ranked))
+    axis = axes[0, 0]
+    axis.axvline(0, color="#000000", linewidth=1)
+    for y, effect in enumerate(ranked):
+        _draw_effect(axis, y, effect)
+    axis.set_yticks(range(len(ranked)), [fill(effect.arm, NAME_WIDTH) for effect in ranked])
+    axis.set_ylim(len(ranked) - 0.4, -0.6)
+    axis.set_xlim(*_around_zero(ranked))
+    has_interval = any(effect.low is not None for effect in ranked)
+    axis.set_xlabel(
+        f"difference of {label(ranked[0].metric)} from {baseline}{', with the interval that decides' * has_interval}"
+    )
+    axis.set_title("worse  ◂  ▸  better", fontsize=9, color="#444444", x=_zero_at(axis))
+    axis.tick_params(axis="y", length=0)
+    axis.spines[["top", "right", "left"]].set_visible(False)
+    axis.grid(axis="x", alpha=0.25)
+    return charts.save(figure, file)
+
+
+def _draw_effect(axis: Any, y: int, effect: Any) -> None:
+    """Draw one difference: a filled arrow where it is decided, an open circle where not, and the numbers beside it."""
+    colour, marker = DECIDED.get(effect.verdict, UNDECIDED)
+    if effect.low is not None:
+        axis.plot([effect.low, effect.high], [y, y], color=colour, linewidth=2.2, solid_capstyle="butt")
+    face = colour if effect.verdict in DECIDED else "#ffffff"
+    axis.plot([effect.mean], [y], marker, color=colour, markerfacecolor=face, markersize=8, markeredgewidth=1.5)
+    numbers = {"transform": axis.get_yaxis_transform(), "va": "center", "ha": "left", "fontsize": 9}
+    axis.text(1.02, y, words(effect).replace("-", "−"), color="#000000", **numbers)
+
+
+def words(effect: Any) -> str:
+    """Return a difference, its interval and its verdict in words."""
+    if effect.low is None:
+        return f"{effect.mean:+.4f}  {effect.seeds} seed{'s' * (effect.seeds > 1)}: no interval"
+    return f"{effect.mean:+.4f}  ({effect.low:+.4f} to {effect.high:+.4f})  {effect.verdict}"
+
+
+def _around_zero(effects: Sequence[Any]) -> tuple[float, float]:
+    """Return limits that hold all intervals and 0, with a margin."""
+    ends = [end for effect in effects for end in (effect.mean, effect.low, effect.high) if end is not None]
+    low, high = min(0.0, *ends), max(0.0, *ends)
+    margin = 0.08 * (high - low) or 0.01
+    return low - margin, high + margin
+
+
+def _zero_at(axis: Any) -> float:
+    """Return where 0 is on the horizontal axis, 0 to 1 from left to right."""
+    low, high = axis.get_xlim()
+    return float(-low / (high - low))
+
+
+def draw_curves(
+    histories: Histories, arms: Sequence[str], file: Path, label: Callable[[str], str] = str
+) -> Optional[Path]:
+    """Draw every metric against the epoch, and beside it the paired differences from the first arm.
+
+    A line is the mean over the seeds; where few share an axis, a band of one standard deviation lies around each.
+    Metrics that are 0 throughout are left out.
+
+    Args:
+        histories: Metrics after every epoch, by arm and seed.
+        arms: Names of the arms, in order.
+        file: PNG file to write.
+        label: Turns a metric's name into that of the axis.
+
+    Returns:
+        The file; None if nothing has been learnt yet, or no run has a history.
+    """
+    names = learnt(histories)
+    shown = {arm for (arm, _), rows in histories.items() if rows}
+    drawn = {arm: style for arm, style in zip(arms, charts.styles()) if arm in shown}
+    if not names:
+        return None
+    has_pairs = arms[0] in drawn and len(drawn) > 1
+    figure, axes = charts.figure(len(names), 1 + has_pairs, 5, 2.6)
+    for row, name in zip(axes, names):
+        runs = {arm: _runs(histories, arm, name) for arm in drawn}
+        _draw_lines(row[0], runs, drawn, label(name))
+        if has_pairs:
+            row[1].axhline(0, color="#000000", linewidth=1)
+            _draw_lines(row[1], differences(runs, arms[0]), drawn, f"{label(name)}: difference from {arms[0]}")
+    for axis in axes[-1]:
+        axis.set_xlabel("epoch")
+    if len(drawn) > 1:
+        charts.legend_below(figure, axes[0, 0], charts.legend_columns(list(drawn), 110))
+    return charts.save(figure, file)
+
+
+def learnt(histories: Histories) -> list[str]:
+    """Return the metrics that are not 0 throughout, in the order of the rows."""
+    rows = [row for history in histories.values() for row in history]
+    return [name for name in dict.fromkeys(name for row in rows for name in row) if any(row.get(name) for row in rows)]
+
+
+def differences(runs: Mapping[str, Runs], first: str) -> dict[str, Runs]:
+    """Return the runs of all arms but one less its run of the same seed, as far as the shorter one goes."""
+    of_first = runs[first]
+    return {
+        arm: {seed: less(run, of_first[seed]) for seed, run in of_arm.items() if seed in of_first}
+        for arm, of_arm in runs.items()
+        if arm != first
+    }
+
+
+def less(run: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Return the differences of two runs, as far as the shorter one goes."""
+    length = min(len(run), len(other))
+    return run[:length] - other[:length]
+
+
+def _runs(histories: Histories, arm: str, name: str) -> Runs:
+    """Return the values of a metric after every epoch, by seed; seeds without any are left out."""
+    of_arm = {seed: rows for (one, seed), rows in histories.items() if one == arm}
+    runs = {seed: np.array([row[name] for row in rows if name in row]) for seed, rows in of_arm.items()}
+    return {seed: run for seed, run in runs.items() if len(run)}
+
+
+def _draw_lines(axis: Any, runs: Mapping[str, Runs], styles: Mapping[str, Mapping[str, Any]], title: str) -> None:
+    """Draw the mean of each arm's runs, as far as the shortest goes, with limits that let the differences show."""
+    has_bands = len(runs) <= MAX_BANDS
+    bands = [_draw_line(axis, of_arm, arm, styles[arm], has_bands) for arm, of_arm in runs.items() if of_arm]
+    axis.set_title(title, fontsize=10, loc="left")
+    axis.margins(x=0.02)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, nbins=8))
+    axis.grid(alpha=0.3)
+    if bands:
+        axis.set_ylim(*limits_of(bands))
+
+
+def _draw_line(axis: Any, runs: Runs, arm: str, style: Mapping[str, Any], has_band: bool) -> np.ndarray:
+    """Draw the mean of runs, and return the ends of what is drawn (2, epochs)."""
+    length = min(map(len, runs.values()))
+    values, epochs = np.stack([run[:length] for run in runs.values()]), np.arange(1, length + 1)
+    mean = values.mean(0)
+    spread = values.std(0, ddof=1) if len(values) > 1 and has_band else np.zeros(length)
+    axis.plot(epochs, mean, label=arm, markevery=max(1, length // 8), **style)
+    axis.fill_between(epochs, mean - spread, mean + spread, color=style["color"], alpha=0.15, linewidth=0)
+    return np.stack([mean - spread, mean + spread])
+
+
+def limits_of(bands: Sequence[np.ndarray]) -> tuple[float, float]:
+    """Return the limits of an axis: those of the bands (2, epochs) after the first quarter of epochs, with a margin."""
+    kept = [band[:, int(RAMP * band.shape[1]) :] for band in bands]
+    low, high = min(float(band.min()) for band in kept), max(float(band.max()) for band in kept)
+    margin = 0.06 * (high - low) or max(0.05 * abs(high), 1e-3)
+    return low - margin, high + margin
