@@ -11,13 +11,14 @@ from tests import oracles
 from tests.pairs import KINDS, boxes
 from yolo_lossplug import create_box_loss, create_class_loss
 from yolo_lossplug.registry import REGISTRY
+from yolo_lossplug.selection.keys import numeric_keys
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def choices(loss):
     """Return options for a loss: none, each alone at every sample of its range, and all together at the same place."""
-    parameters = REGISTRY.parameters()
+    parameters = numeric_keys()
     samples = {key: parameters[key].samples() for key in loss.options}
     alone = [{key: value} for key, values in samples.items() for value in values]
     together = [dict(zip(samples, values)) for values in zip(*samples.values()) if len(samples) > 1]

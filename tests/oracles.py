@@ -312,8 +312,23 @@ def own(function, options):
     return {key: value for key, value in options.items() if key in inspect.signature(function).parameters}
 
 
+def mixture(first, second):
+    """Return the oracle of a·L₁ + (1 − a)·L₂."""
+
+    def value(function, p, t, options):
+        takes_all = "options" in inspect.signature(function).parameters
+        return function(p, t, **(options if takes_all else own(function, options)))
+
+    def mixed(p, t, loss_mix=0.5, **options):
+        return loss_mix * value(first, p, t, options) + (1 - loss_mix) * value(second, p, t, options)
+
+    return mixed
+
+
 def box(name):
-    """Return the oracle of a box loss with its prefixes, None if there is none."""
+    """Return the oracle of a box loss with its prefixes, or of a mixture of two; None if there is none."""
+    if "+" in name:
+        return mixture(*map(box, name.split("+")))
     if name in WHOLE:
         return WHOLE[name]
     parts = split(name, TERMS, MODIFIERS)

@@ -204,3 +204,28 @@ def test_flags_of_list_and_explain(monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["lossplug", *words])
         cli.main()
         assert capsys.readouterr().out.startswith(start)
+
+
+def test_explain_a_mixture():
+    text = explanation("inner-ciou + NWD")
+    assert text.startswith("loss=inner-ciou+nwd\nNAME+NAME: L = loss_mix·L₁ + (1 − loss_mix)·L₂\n")
+    for words in (
+        "loss_mix=0.5 in (0, 1)",
+        "loss=inner-ciou\nL = weight",
+        "inner_ratio=0.7",
+        "loss=nwd\n",
+        "nwd_constant",
+    ):
+        assert words in text, words
+    assert text.count("arXiv") >= 2 and "differ in scale" in text
+    assert [entry.split("{")[1].split(",")[0] for entry in bibtex("inner-ciou+nwd").split("\n\n")] == [
+        bibtex(part).split("{")[1].split(",")[0] for part in ("inner-iou", "ciou", "nwd")
+    ]
+    assert explanation("loss_mix").startswith(
+        "loss_mix=0.5 in (0, 1): share of the first of two losses, as in loss=ciou+nwd\n"
+    )
+    assert explanation("probiou+kld").startswith("loss=probiou+kld\n")
+    with pytest.raises(LossPlugError, match=r"loss=ciou\+nwdd: loss=nwdd is unknown. Did you mean 'nwd'"):
+        explanation("ciou+nwdd")
+    with pytest.raises(LossPlugError, match="only box losses can be mixed"):
+        explanation("qfl+focal")

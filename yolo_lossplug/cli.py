@@ -31,13 +31,14 @@ LIST_HELP = """\
 usage: lossplug list [--markdown]
 
 What loss= and cls_loss= take, with options, defaults and ranges; --markdown prints the tables of the documentation.
+loss= also takes a mixture of any two, loss=ciou+nwd, with loss_mix= as the share of the first.
 Example: lossplug list\
 """
 EXPLAIN_HELP = """\
 usage: lossplug explain NAME [--bibtex]
 
 The parts of a name, outermost first, with formulas, options, papers and weaknesses; --bibtex prints citations alone.
-NAME is also a prefix such as focal-, or a key such as focal_gamma.
+NAME is also a mixture of two box losses such as inner-ciou+nwd, a prefix such as focal-, or a key such as focal_gamma.
 Example: lossplug explain focal-inner-eiou\
 """
 DOCTOR_HELP = """\
@@ -130,6 +131,7 @@ def show_losses() -> None:
                 print(f"  {'':<13}{spec.note}")
             for p in spec.parameters.values():
                 print(f"  {'':<13}  {p.key}={p.default} in {p.option.range}: {p.option.help}")
+    print("loss= with two losses", *(f"  {line}" for line in _mixture()), sep="\n")
     print("any loss")
     for key, default, values, meaning in common_keys():
         print(f"  {key}={default}: {meaning} ({values})")
@@ -156,17 +158,42 @@ def explanation(name: str) -> str:
     Raises:
         LossPlugError: If there is no such loss, prefix or key.
     """
-    from yolo_lossplug.registry import OVERLAP
     from yolo_lossplug.selection.names import key_of
 
     if option := _option(name):
         return option
     prefixes = _prefixes(name)
-    specs = prefixes or _parts(name)
-    title = f"{specs[0].name}-*" if prefixes else "-".join(spec.name for spec in specs)
-    lines = [f"{key_of(specs[-1].kind)}={title}"]
-    if specs[-1].kind == OVERLAP:
-        lines.append("L = weight · (1 − u + Σ penalties), u = IoU unless a part changes it")
+    if prefixes:
+        lines = [f"{key_of(prefixes[-1].kind)}={prefixes[0].name}-*", *_described(prefixes)]
+    else:
+        losses = _losses(name)
+        key = key_of(losses[0][-1].kind)
+        lines = [f"{key}={'+'.join(map(_title, losses))}", *(_mixture() if len(losses) > 1 else [])]
+        for specs in losses:
+            lines += ["", f"{key}={_title(specs)}"] if len(losses) > 1 else []
+            lines += _described(specs)
+    return "\n".join(line for i, line in enumerate(lines) if line or i > 1)
+
+
+def _title(specs: Sequence[Spec]) -> str:
+    return "-".join(spec.name for spec in specs)
+
+
+def _mixture() -> list[str]:
+    """Return what is to be said of every mixture of two losses."""
+    from yolo_lossplug.box_losses.mixture import FORMULA, NOTE
+    from yolo_lossplug.selection.keys import MIX
+
+    option = f"  {MIX.key}={MIX.default} in {MIX.option.range}: {MIX.option.help}"
+    return [FORMULA, option, f"  Note: {NOTE}"]
+
+
+def _described(specs: Sequence[Spec]) -> list[str]:
+    """Return formulas, options, sources and weaknesses of the parts of one loss."""
+    from yolo_lossplug.registry import OVERLAP
+
+    is_sum = specs[-1].kind == OVERLAP
+    lines = ["L = weight · (1 − u + Σ penalties), u = IoU unless a part changes it"] if is_sum else []
     for spec in specs:
         lines += ["", f"{shown(spec)}: {spec.formula}"]
         lines += [f"  also as {', '.join(spec.aliases)}"] if spec.aliases else []
@@ -175,7 +202,7 @@ def explanation(name: str) -> str:
             lines.append(f"  {spec.paper.citation}")
         if spec.note:
             lines.append(f"  Note: {spec.note}")
-    return "\n".join(line for i, line in enumerate(lines) if line or i > 1)
+    return lines
 
 
 def bibtex(name: str) -> str:
@@ -186,7 +213,8 @@ def bibtex(name: str) -> str:
     """
     from yolo_lossplug.selection.third_party import registry
 
-    return "\n\n".join(entries(registry().owners(_key(name)) or _prefixes(name) or _parts(name)))
+    asked = registry().owners(_key(name)) or _prefixes(name) or [spec for specs in _losses(name) for spec in specs]
+    return "\n\n".join(entries(asked))
 
 
 def entries(specs: Iterable[Spec]) -> list[str]:
@@ -201,9 +229,12 @@ def _key(name: str) -> str:
 
 def _option(name: str) -> str:
     """Return the explanation of a key, empty if the name is that of no key."""
+    from yolo_lossplug.selection.keys import MIX
     from yolo_lossplug.selection.third_party import registry
 
     key = _key(name)
+    if key == MIX.key:
+        return "\n".join(_mixture()[1:]).strip()
     common = [f"{k}={default}: {meaning} ({values})" for k, default, values, meaning in common_keys() if k == key]
     owners = registry().owners(key)
     if not owners:
@@ -222,17 +253,27 @@ def _prefixes(name: str) -> list[Spec]:
     return [spec for spec in prefixes if f"{spec.name}-" == name.strip().lower()]
 
 
-def _parts(name: str) -> list[Spec]:
-    """Return the specs of a name, outermost first; a name of both kinds is the box loss."""
+def _losses(name: str) -> list[list[Spec]]:
+    """Return the specs of each loss in a name, outermost first: of one, or of two where they are mixed.
+
+    A name of both kinds is the box loss.
+    """
     from yolo_lossplug.registry import BOX, CLASS, ROTATED, SOFTMAX
-    from yolo_lossplug.selection.names import is_known, is_user_defined, names_with_prefixes, resolve, suggest
+    from yolo_lossplug.selection.names import is_known, is_user_defined, mixed, names_with_prefixes, parts_of, suggest
+
+    kinds, parts = (BOX, CLASS, ROTATED, SOFTMAX), parts_of(name)
+    kind = next((k for k in kinds if all(is_user_defined(part) or is_known(k, part) for part in parts)), None)
+    kind = kind or next((k for k in kinds if suggest(name, names_with_prefixes(k))), BOX)  # for a better message
+    return [_parts(kind, part) for part in mixed(kind, name) or (name,)]
+
+
+def _parts(kind: str, name: str) -> list[Spec]:
+    """Return the specs of a loss of a kind, outermost first."""
+    from yolo_lossplug.selection.names import is_user_defined, resolve
     from yolo_lossplug.selection.own import load_own
 
     if is_user_defined(name):
-        return [load_own(name, BOX)]
-    kinds = (BOX, CLASS, ROTATED, SOFTMAX)
-    kind = next((k for k in kinds if is_known(k, name)), None)
-    kind = kind or next((k for k in kinds if suggest(name, names_with_prefixes(k))), BOX)  # for a better message
+        return [load_own(name, kind)]
     spec, modifiers = resolve(kind, name)
     return [*modifiers, spec]
 
@@ -268,7 +309,10 @@ def common_keys() -> list[tuple[str, str, str, str]]:
     from yolo_lossplug.selection.keys import ASSIGNER_OVERLAPS, ENGINES, NAMES, NMS_OVERLAPS, NUMBERS, REPORT, WEIGHTS
 
     names = {
-        "loss": ("name, prefix-name, file.py:function or package.module:function", "box loss; probiou for task=obb"),
+        "loss": (
+            "name, prefix-name, file.py:function or package.module:function, or two of these: ciou+nwd",
+            "box loss; probiou for task=obb",
+        ),
         "cls_loss": ("name, file.py:function or package.module:function", "class loss; ce for task=classify"),
         "tal_iou": (", ".join(ASSIGNER_OVERLAPS), "overlap inside the assigner, clamped at 0"),
         "nms_iou": (", ".join(NMS_OVERLAPS), "overlap in the NMS of val, predict, track and of validation in training"),
@@ -334,13 +378,15 @@ def keys_markdown() -> str:
 def options_markdown() -> str:
     """Return the table of the losses' own keys."""
     from yolo_lossplug.registry import REGISTRY
+    from yolo_lossplug.selection.keys import MIX
 
+    mixture = [f"`{MIX.key}`", str(MIX.default), MIX.option.range, MIX.option.help, "`loss=ciou+nwd`"]
     rows = (
         [f"`{p.key}`", str(p.default), p.option.range, p.option.help, ", ".join(dict.fromkeys(map(_belongs, owners)))]
         for p in REGISTRY.parameters().values()
         if (owners := REGISTRY.owners(p.key))
     )
-    return table("key | default | range | meaning | belongs to", sorted(rows))
+    return table("key | default | range | meaning | belongs to", sorted([mixture, *rows]))
 
 
 def _belongs(spec: Spec) -> str:

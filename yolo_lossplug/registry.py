@@ -348,7 +348,7 @@ def _paper(declared: Union[Paper, str, None], year: int) -> Optional[Paper]:
 
 def _declare(kind: str, name: str, about: Mapping[str, Any]) -> Callable[[F], F]:
     for word in (name, *about.get("aliases", ())):
-        if word != word.strip().lower().replace("_", "-").replace(" ", "-") or not word or ":" in word:
+        if word != word.strip().lower().replace("_", "-").replace(" ", "-") or not word or {*":+"} & {*word}:
             raise LossPlugError(f"'{word}' is not a valid name for a {kind}: use lower-case words joined by '-'.")
 
     def register(function: F) -> F:

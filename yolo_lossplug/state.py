@@ -84,6 +84,10 @@ class Scope:
     def __init__(self, state: State, name: str) -> None:
         self.state, self.name = state, name
 
+    def scoped(self, name: str) -> Scope:
+        """Return a view for one part of this part."""
+        return Scope(self.state, f"{self.name}.{name}")
+
     @property
     def is_training(self) -> bool:
         """Whether the numbers may change."""

@@ -4,7 +4,7 @@
 import pytest
 
 from yolo_lossplug import LossPlugError
-from yolo_lossplug.tools.arms import arms
+from yolo_lossplug.tools.arms import arms, labels
 
 
 def named(**args):
@@ -85,3 +85,21 @@ def test_tasks_have_losses_of_their_own():
 def test_errors(args, message):
     with pytest.raises(LossPlugError, match=message):
         arms(args)
+
+
+def test_mixtures_are_arms(tmp_path, registry):
+    file = tmp_path / "losses.py"
+    file.write_text("def mine(pred, target):\n    return (pred - target).abs().sum(-1)\n")
+    chosen = arms({"loss": f"ciou,nwd,ciou + nwd,nwd+{file}:mine", "loss_mix": (0.3, 0.7), "nwd_constant": 6})
+    assert [arm.name for arm in chosen] == [
+        "ciou",
+        "nwd",
+        "ciou+nwd loss_mix=0.3",
+        "ciou+nwd loss_mix=0.7",
+        "nwd+losses.py:mine loss_mix=0.3",
+        "nwd+losses.py:mine loss_mix=0.7",
+    ]
+    assert labels(chosen)[2] == "ciou+nwd(loss_mix=0.3, nwd_constant=6.0)"
+    assert labels(chosen)[4] == "nwd+losses.py:mine(loss_mix=0.3, nwd_constant=6.0)"
+    with pytest.raises(LossPlugError, match=r"loss_mix=0.3 has no effect with loss=ciou,nwd; it belongs to two losses"):
+        arms({"loss": "ciou,nwd", "loss_mix": 0.3})

@@ -9,8 +9,8 @@ import torch
 
 from yolo_lossplug import LossPlugError, charts, create_box_loss, create_class_loss, list_class_losses
 from yolo_lossplug.boxes import Pair
-from yolo_lossplug.registry import BOX, MODIFIER, OVERLAP, REGISTRY
-from yolo_lossplug.tools import curves
+from yolo_lossplug.registry import BOX, MODIFIER, OVERLAP, REGISTRY, ROTATED
+from yolo_lossplug.tools import curves, curves_plots
 from yolo_lossplug.tools import curves_measures as measures
 from yolo_lossplug.tools.arms import arms, labels
 
@@ -24,7 +24,8 @@ def drawn(folder, **keys):
     assert (folder / "found" / "curves.png").read_bytes().startswith(b"\x89PNG")
     with (folder / "found" / "curves.csv").open(encoding="utf-8") as file:
         return [
-            {k: v if k in ("movement", "loss") else float(v) for k, v in row.items()} for row in csv.DictReader(file)
+            {k: v if k in ("movement", "loss") or not v else float(v) for k, v in row.items()}
+            for row in csv.DictReader(file)
         ]
 
 
@@ -94,6 +95,49 @@ def test_scale_goes_both_ways_and_shift_goes_on_without_overlap():
     assert (shift.iou[shift.positions > 1] == 0).all() and shift.positions.max() == 2
 
 
+def test_sizes_are_those_of_targets(tmp_path):
+    """NWD counts pixels, and CIoU does not: at a shift by half, sqrt(rho²) is 4, and 16, pixels."""
+    rows = drawn(tmp_path, loss="ciou,nwd", size=[8, 32])
+    half = {size: {"movement": "shift", "position": 0.5, "size": size} for size in (8, 32)}
+    for size, where in half.items():
+        assert at(rows, **where, loss="nwd")["value"] == pytest.approx(1 - math.exp(-size / 2 / 12.8))
+    assert at(rows, **half[8], loss="ciou")["value"] == pytest.approx(at(rows, **half[32], loss="ciou")["value"])
+    way = measures.movement("scale", 8)
+    assert way.boxes[way.iou == 1].tolist() == [[316, 316, 324, 324]]
+
+
+@pytest.mark.parametrize("size", [0, -8, 129, "big", "", [8, 500], float("nan")])
+def test_a_size_out_of_the_image_is_refused(tmp_path, size):
+    with pytest.raises(LossPlugError, match="size=.*above 0 and at most 128"):
+        curves.main({"loss": "ciou", "size": size, "project": str(tmp_path / "none")})
+    with pytest.raises(LossPlugError, match="size=8 has no effect with cls_loss="):
+        curves.main({"cls_loss": "bce", "size": 8, "project": str(tmp_path / "none")})
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("name", REGISTRY.names(ROTATED))
+def test_rotated_boxes_turn(name):
+    loss = create_box_loss(name)
+    for aspect in measures.ASPECTS:
+        values, gradients = measures.measure_turn(loss, aspect)
+        assert values[0].abs() < 1e-3 and values.isfinite().all() and gradients.isfinite().all()
+        quotient = (values[2:] - values[:-2]) / math.radians(2)  # central differences of the curve itself
+        smooth = values.diff().diff().abs() < 2e-3
+        assert torch.allclose(quotient[smooth], gradients[1:-1][smooth], atol=0.05)
+    assert values[45] > 0.2  # of 8:1
+
+
+def test_an_axis_ends_where_most_losses_do():
+    _figure, axes = charts.figure(1, 1)
+    lines = {"one": torch.linspace(0, 4, 50), "two": torch.linspace(0, 5, 50), "high": torch.linspace(0, 90, 50)}
+    curves_plots._cut_peaks(axes[0, 0], lines)
+    assert axes[0, 0].get_ylim()[1] == pytest.approx(6)
+    assert [text.get_text() for text in axes[0, 0].texts] == ["high: to 90"]
+    _figure, axes = charts.figure(1, 1)
+    curves_plots._cut_peaks(axes[0, 0], {"one": lines["one"], "two": lines["two"]})
+    assert not axes[0, 0].texts
+
+
 @pytest.mark.slow
 def test_options_reach_the_loss(tmp_path):
     rows = drawn(tmp_path, loss="focal-eiou,eiou", focal_gamma=[0.3, 2])
@@ -139,11 +183,11 @@ def test_every_class_loss_has_finite_curves():
 
 @pytest.mark.slow
 def test_class_losses_against_numbers_by_hand(tmp_path):
-    rows = drawn(tmp_path, cls_loss="bce,focal", cls_focal_gamma=2, cls_focal_alpha=0.25)
+    rows = drawn(tmp_path, cls_loss="bce,focal", cls_focal_gamma=2, cls_focal_alpha=0.25)  # the defaults
     assert {row["target"] for row in rows} == {0, 0.5, 1}
     found = at(rows, target=1, probability=0.2, loss="bce")
     assert found["value"] == pytest.approx(-math.log(0.2)) and found["gradient"] == pytest.approx(-0.8)
-    found = at(rows, target=0, probability=0.2, loss="focal(cls_focal_gamma=2.0, cls_focal_alpha=0.25)")
+    found = at(rows, target=0, probability=0.2, loss="focal")
     assert found["value"] == pytest.approx(0.75 * 0.2**2 * -math.log(0.8))
 
 

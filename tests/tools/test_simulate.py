@@ -14,6 +14,7 @@ from yolo_lossplug.boxes import Pair
 from yolo_lossplug.cli import run_tool
 from yolo_lossplug.tools import simulate
 from yolo_lossplug.tools import simulate_experiment as experiment
+from yolo_lossplug.tools import simulate_plots as plots
 
 FEW = 343
 """Every kind of pair once."""
@@ -216,13 +217,32 @@ def test_results_are_written(tmp_path, capsys):
     assert list(dict.fromkeys(row["loss"] for row in rows)) == names and len(rows) == 2 * 201
     for row in rows:
         assert float(row["mean_error"]) == pytest.approx(float(row["total_error"]) / 60)
-    for picture in ("simulate.png", "map.png"):
-        assert (place / picture).read_bytes().startswith(b"\x89PNG")
+    assert (place / "simulate.png").read_bytes().startswith(b"\x89PNG")
     with Image.open(place / "simulate.gif") as animation:
         assert animation.n_frames > 10
     assert (place / "simulate.gif").stat().st_size < 1_500_000
     printed = capsys.readouterr().out
     assert all(word in printed for word in ("error@0", "error@200", "disjoint", "seconds", *names))
+
+
+@pytest.mark.slow
+def test_a_map_shows_the_losses_that_leave_boxes_behind(tmp_path):
+    place = command(tmp_path, loss=["iou", "ciou"], cases=2000)
+    assert (place / "map.png").read_bytes().startswith(b"\x89PNG")
+    assert (place / "map.png").stat().st_size < 300_000
+
+
+def test_no_map_is_drawn_of_empty_discs(tmp_path):
+    points = torch.tensor([[8.0, 9.0], [11.0, 12.0]])
+    errors = torch.zeros(201)
+
+    def run(name, *of_points):
+        return experiment.Run(name, errors, 2, torch.tensor(of_points), 0.0, 0.0)
+
+    far, near = run("iou", 3.0, 0.1), run("ciou", 0.1, 0.2)
+    assert plots.draw_map([near], points, tmp_path / "map.png") is None and not list(tmp_path.iterdir())
+    assert plots.draw_map([far, near], points, tmp_path / "map.png").is_file()
+    assert plots._binned(far, points).max() == 3 and plots._binned(far, points).count() == 2
 
 
 def test_ctrl_c_keeps_the_losses_that_are_finished(tmp_path, monkeypatch):

@@ -104,6 +104,10 @@ def test_a_tuner_starts_from_the_defaults_of_our_keys(data, tmp_path):
 
     made = tuner(loss="focal-eiou", space={"focal_gamma": (0.1, 1.5), "tal_beta": (2.0, 8.0)})
     assert made.args.focal_gamma == 0.5 and made.args.tal_beta == 6.0
+    made = tuner(loss="ciou+nwd", space={"loss_mix": (0.1, 0.9), "nwd_constant": (4.0, 32.0)})
+    assert made.args.loss_mix == 0.5 and made.args.nwd_constant == 12.8
+    with pytest.raises(LossPlugError, match="loss_mix=0.5 has no effect with loss=ciou; it belongs to two losses"):
+        tuner(space={"loss_mix": (0.1, 0.9)})
     with pytest.raises(LossPlugError, match="focal_gamma=0.5 has no effect with loss=ciou"):
         tuner(space={"focal_gamma": (0.1, 1.5)})
     with pytest.raises(LossPlugError, match="loss cannot be tuned: it is not a number"):

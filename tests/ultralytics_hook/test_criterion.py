@@ -44,6 +44,7 @@ COMMON = {
     "loss": [{"loss": name} for name in list_box_losses() if name != "ciou"],
     # Smoothing lifts the targets of these random boxes to where the slide losses tell them apart.
     "cls_loss": [{"cls_loss": name, "cls_smoothing": 0.5} for name in list_class_losses() if name != "bce"],
+    "loss_mix": [{"loss": "ciou+nwd", "loss_mix": 0.7}],
     "tal_iou": [{"tal_iou": name} for name in ("iou", "giou", "diou", "eiou", "siou")],
     "tal_topk": [{"tal_topk": 3}],
     "tal_alpha": [{"tal_alpha": 1.5}],

@@ -285,7 +285,9 @@ assert "{key}" in ultralytics.utils.DEFAULT_CFG_DICT
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("key", "value"), [("loss", "None"), ("tal_topk", "10"), ("cls_weights", "None")])
+@pytest.mark.parametrize(
+    ("key", "value"), [("loss", "None"), ("tal_topk", "10"), ("cls_weights", "None"), ("loss_mix", "1")]
+)
 def test_a_key_that_the_host_has_keeps_its_meaning(key, value, tmp_path):
     done = python(CLAIMED.format(key=key, value=value), cwd=tmp_path, env=ABSENT)
     assert f"keys of its own named {key};" in done.stdout

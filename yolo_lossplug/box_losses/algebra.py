@@ -49,6 +49,7 @@ def evaluate(
     *,
     base: Part,
     modifiers: Sequence[Part] = (),
+    pair: Optional[Pair] = None,
     **context: Any,
 ) -> Tensor:
     """Return weight · (1 − u + Σ penalties) of each pair.
@@ -58,12 +59,13 @@ def evaluate(
         target: Target boxes (N, 4) in the same unit.
         base: Gives the penalties of a pair.
         modifiers: Change the terms, in this order.
+        pair: Both boxes with the geometry that another loss has computed of them; None to compute it here.
         **context: What the base and the modifiers want besides.
 
     Returns:
         One loss per pair (N,), >= 0.
     """
-    pair = Pair(pred, target)
+    pair = Pair(pred, target) if pair is None else pair
     terms = Terms(pair, pair.iou, base(pair, context))
     for modify in modifiers:
         terms = modify(terms, context)

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Optional, Union
 
+from yolo_lossplug.box_losses.mixture import DEFAULT_SHARE, SHARE
 from yolo_lossplug.registry import (
     BOX,
     CLASS,
@@ -44,6 +45,9 @@ NUMBERS = {
     )
 }
 
+MIX = Parameter("loss_mix", float, False, DEFAULT_SHARE, SHARE)
+"""The key that belongs to mixtures of two box losses."""
+
 NAMES = {"loss": STOCK_BOX, "cls_loss": STOCK_CLASS, "tal_iou": "ciou", "loss_engine": "auto", "nms_iou": "iou"}
 """Keys that take a name, with their defaults."""
 
@@ -72,8 +76,8 @@ CLAIMED: set[str] = set()
 
 
 def numeric_keys() -> dict[str, Parameter]:
-    """Return every key that takes a number: those of the assigner and the targets, and the options of all losses."""
-    return {**NUMBERS, **registry().parameters()}
+    """Return every key that takes a number: of assigner and targets, of mixtures, and the options of all losses."""
+    return {**NUMBERS, MIX.key: MIX, **registry().parameters()}
 
 
 def keys() -> dict[str, Optional[str]]:
@@ -195,4 +199,5 @@ def no_effect(key: str, value: Any, box: str, cls: str) -> str:
     is_class = any(owner.kind in (CLASS, SOFTMAX) for owner in owners)
     chosen = f"cls_loss={cls}" if is_class else f"loss={box}"
     owned = [f"{o.name}-*" if o.kind in PREFIXES.values() else f"{key_of(o.kind)}={o.name}" for o in owners]
+    owned += ["two losses, loss=ciou+nwd"] if key == MIX.key else []
     return f"{key}={value} has no effect with {chosen}; it belongs to {', '.join(dict.fromkeys(owned))}."

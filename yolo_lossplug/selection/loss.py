@@ -7,14 +7,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, Callable, Optional, Union
 
 import torch
 from torch import Tensor
 
 from yolo_lossplug import boxes
-from yolo_lossplug.box_losses import algebra, rotated
+from yolo_lossplug.box_losses import algebra, mixture, rotated
 from yolo_lossplug.box_losses.algebra import Part
 from yolo_lossplug.forms import Background, BoxKernel, ClassKernel
 from yolo_lossplug.registry import (
@@ -26,8 +25,17 @@ from yolo_lossplug.registry import (
     LossPlugError,
     Spec,
 )
-from yolo_lossplug.selection.keys import given_keys
-from yolo_lossplug.selection.names import ABSENT, is_known, is_user_defined, kind_of, names_with_prefixes, resolve
+from yolo_lossplug.selection.keys import MIX, given_keys
+from yolo_lossplug.selection.names import (
+    ABSENT,
+    canonical,
+    is_known,
+    is_user_defined,
+    kind_of,
+    mixed,
+    names_with_prefixes,
+    resolve,
+)
 from yolo_lossplug.selection.own import load_own
 from yolo_lossplug.selection.third_party import registry
 from yolo_lossplug.state import Scope, State
@@ -89,27 +97,9 @@ class Loss:
             "imgsz": _expanded("imgsz", imgsz, (2,), inputs[0]),
             "state": self.state,
         }
-        context = {key: available[key] for key in self.context}
-        before = _versions(*inputs)
+        context: dict[str, Any] = {key: available[key] for key in self.context}
         with _no_autocast(pred.device.type):
-            loss = self.function(*inputs, **context)
-        if _versions(*inputs) != before:
-            raise LossPlugError(
-                f"loss '{self.name}' changes its inputs in place, which other losses read; work on a copy."
-            )
-        if not isinstance(loss, Tensor):
-            raise LossPlugError(f"loss '{self.name}' must return a tensor, not {loss!r}.")
-        expected = pred.shape if is_elementwise else pred.shape[:1]
-        if loss.shape != expected:  # (N, 1) would be multiplied with weights (N,) into N x N losses, without an error
-            raise LossPlugError(
-                f"loss '{self.name}' must return shape {tuple(expected)} for inputs {tuple(pred.shape)}, one loss per "
-                f"{'element' if is_elementwise else 'pair'}, but returned {tuple(loss.shape)}."
-            )
-        if torch.is_grad_enabled() and pred.requires_grad and not loss.requires_grad:
-            raise LossPlugError(
-                f"loss '{self.name}' has no gradient; remove .detach() or torch.no_grad() from its result."
-            )
-        return loss
+            return _checked(self.name, is_elementwise, self.function, *inputs, **context)
 
     def within(self, scope: Scope) -> Loss:
         """Return this loss with the memory of a run, if it remembers anything."""
@@ -172,6 +162,31 @@ def assigner_overlap(loss: Loss) -> Callable[[Tensor, Tensor], Tensor]:
     return partial(_overlap, loss)
 
 
+def _checked(
+    name: str, is_elementwise: bool, function: Callable[..., Tensor], pred: Tensor, target: Tensor, **context: Any
+) -> Tensor:
+    """Return what a function returns.
+
+    Raises:
+        LossPlugError: If it is no tensor, of another shape or without gradient, or the function changes its inputs.
+    """
+    before = _versions(pred, target)
+    loss = function(pred, target, **context)
+    if _versions(pred, target) != before:
+        raise LossPlugError(f"loss '{name}' changes its inputs in place, which other losses read; work on a copy.")
+    if not isinstance(loss, Tensor):
+        raise LossPlugError(f"loss '{name}' must return a tensor, not {loss!r}.")
+    expected = pred.shape if is_elementwise else pred.shape[:1]
+    if loss.shape != expected:  # (N, 1) would be multiplied with weights (N,) into N x N losses, without an error
+        raise LossPlugError(
+            f"loss '{name}' must return shape {tuple(expected)} for inputs {tuple(pred.shape)}, one loss per "
+            f"{'element' if is_elementwise else 'pair'}, but returned {tuple(loss.shape)}."
+        )
+    if torch.is_grad_enabled() and pred.requires_grad and not loss.requires_grad:
+        raise LossPlugError(f"loss '{name}' has no gradient; remove .detach() or torch.no_grad() from its result.")
+    return loss
+
+
 def _expanded(name: str, value: Any, shape: tuple[int, ...], like: Tensor) -> Optional[Tensor]:
     """Return numbers as a tensor of a shape, of the type and on the device of another tensor; None stays.
 
@@ -214,15 +229,41 @@ def _created(kind: str, name: str, options: Mapping[str, Any]) -> Loss:
 
 def bind(kind: str, name: str, options: Mapping[str, Any]) -> Loss:
     """Resolve a name into its parts and bind their options."""
+    parts = mixed(kind, name)
+    if parts:
+        first, second = (_bind_single(kind, part, options) for part in parts)
+        return _mixture(first, second, options)
+    return _bind_single(kind, name, options)
+
+
+def _mixture(first: Loss, second: Loss, options: Mapping[str, Any]) -> Loss:
+    """Return a mixture of two losses of one kind; the shape and the gradient of each are checked."""
+    share = MIX.check(given_keys(options).get(MIX.key, MIX.default))
+    context = first.context | second.context
+    function = partial(mixture.evaluate, first=_as_part(first), second=_as_part(second), share=share)
+    return Loss(
+        f"{first.name}+{second.name}",
+        first.kind,
+        function,
+        {MIX.key: share, **first.options, **second.options},
+        context,
+        State().scoped("own") if "state" in context else None,
+    )
+
+
+def _as_part(loss: Loss) -> Part:
+    is_overlap = getattr(loss.function, "func", None) is algebra.evaluate
+    wants = loss.context | {mixture.PAIR} if is_overlap else loss.context
+    return Part(partial(_checked, loss.name, False, loss.function), wants)
+
+
+def _bind_single(kind: str, name: str, options: Mapping[str, Any]) -> Loss:
+    """Return a loss that is no mixture."""
     modifiers: list[Spec] = []
     if is_user_defined(name):
         spec = load_own(name.strip(), kind)
-        file, _, function_name = name.strip().rpartition(":")
-        # The whole path, so that a run is resumed, and its workers start, from any folder.
-        canonical = f"{Path(file).resolve()}:{function_name}" if file.endswith(".py") else name.strip()
     else:
         spec, modifiers = resolve(kind, name)
-        canonical = "-".join([*(m.name for m in modifiers), spec.name])
     used = [*modifiers, spec]
     given = given_keys(options)
     values = {key: value for part in used for key, value in part.bind(given).items()}
@@ -240,7 +281,7 @@ def bind(kind: str, name: str, options: Mapping[str, Any]) -> Loss:
     state = State().scoped("own") if "state" in context else None
     background = spec.background(**values) if spec.background else None
     kernel = spec.kernel(**values) if spec.kernel and not modifiers else None
-    return Loss(canonical, kind, function, values, context, state, background, kernel)
+    return Loss(canonical(kind, name), kind, function, values, context, state, background, kernel)
 
 
 def bind_if_there(kind: str, name: str, options: Mapping[str, Any]) -> Loss:

@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""The grammar of names, ``focal-inner-eiou`` being `eiou` with two prefixes, and the messages about unknown ones."""
+"""The grammar of names, and the messages about unknown ones.
+
+``focal-inner-eiou`` is `eiou` with two prefixes, ``ciou+nwd`` a mixture of two losses.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, Optional
 
 from yolo_lossplug.registry import (
@@ -34,6 +38,9 @@ PREFIXES = {BOX: MODIFIER, ROTATED: ROTATED_MODIFIER}
 DRIVE = re.compile(r"^[A-Za-z]:(?=[/\\])")
 """The drive of a path of Windows, whose colon is not the one before a function."""
 
+PART = re.compile(r"([^/\\:+]*|.+?:\w+)\s*\+")
+"""One loss before a ``+``: a name, or a reference to a function, whose path may hold a ``+`` as well."""
+
 _listed: set[str] = set()
 """Lists of names that this process has shown: once is enough."""
 
@@ -41,6 +48,114 @@ _listed: set[str] = set()
 def kind_of(name: str, *kinds: str) -> str:
     """Return the first of some kinds of losses that knows a name, the first of all if none does."""
     return next((kind for kind in kinds if is_known(kind, name)), kinds[0])
+
+
+def parts_of(name: str) -> tuple[str, ...]:
+    """Return the parts of a mixture as the user writes them, unchecked; for a single loss, its name alone.
+
+    >>> parts_of("inner-ciou + /c++/losses.py:mine")
+    ('inner-ciou', '/c++/losses.py:mine')
+    """
+    rest = name.strip()
+    part = PART.match(rest)
+    if part is None or is_list(name) or _is_file(rest):
+        return (rest,)
+    return part[1].strip(), *parts_of(rest[part.end() :])
+
+
+def _is_file(name: str) -> bool:
+    """Return whether a name is a function in a file that exists: its folder may look like a part of a mixture."""
+    file, _, function = name.rpartition(":")
+    return function.isidentifier() and Path(file).is_file()
+
+
+def mixed(kind: str, name: str) -> tuple[str, ...]:
+    """Return the two parts of a mixture, checked; none for a single loss.
+
+    Raises:
+        LossPlugError: If it is a mixture and cannot be one, or a part is unknown.
+    """
+    parts = parts_of(name)
+    if len(parts) == 1:
+        return ()
+    explanations = (_not_two, _unknown_part, _not_one_kind)
+    reason = next((text for explain in explanations if (text := explain(kind, name, parts))), "")
+    if reason:
+        raise LossPlugError(reason)
+    try:
+        first, second = (canonical(kind, part) for part in parts)
+    except LossPlugError as error:
+        raise LossPlugError(f"{key_of(kind)}={name}: {error}") from error
+    if first == second:
+        raise LossPlugError(f"loss={name} has the loss '{first}' twice; use loss={first}, or two different losses.")
+    return parts
+
+
+def _not_two(kind: str, name: str, parts: Sequence[str]) -> str:
+    key = key_of(kind)
+    if kind not in PREFIXES:
+        return f"{key}={name} is a mixture, and only box losses can be mixed (loss=ciou+nwd); choose one class loss."
+    if not all(parts):
+        return f"{key}={name} lacks a loss before or after a '+'; write {key}=ciou+nwd, or remove the '+'."
+    if len(parts) > 2:
+        return (
+            f"{key}={name} has {len(parts)} losses; a mixture has two, and loss_mix is the share of the first. "
+            f"Use {key}={parts[0]}+{parts[1]}."
+        )
+    return ""
+
+
+def _unknown_part(kind: str, name: str, parts: Sequence[str]) -> str:
+    """Return which part is a loss of neither kind, as one of the kind that the other part is of."""
+    part = next((part for part in parts if not any(_has(k, part) for k in PREFIXES)), None)
+    if part is None:
+        return ""
+    its_kind = next((k for k in (kind, *PREFIXES) if any(_has(k, other) for other in parts)), kind)
+    return f"{key_of(kind)}={name}: {unknown(its_kind, part)}"
+
+
+def _not_one_kind(kind: str, name: str, parts: Sequence[str]) -> str:
+    other = ROTATED if kind == BOX else BOX
+    foreign = [part for part in parts if not _has(kind, part) and is_known(other, part)]
+    if not foreign:
+        return ""
+    if all(_has(other, part) for part in parts):
+        return _of_another_task(kind, name)
+    horizontal, rotated = (next(part for part in parts if is_known(k, part)) for k in (BOX, ROTATED))
+    return (
+        f"{key_of(kind)}={name} mixes a loss of horizontal boxes ({horizontal}) with one of rotated boxes "
+        f"({rotated}), and one run has boxes of one kind; use two rotated losses for task=obb, two horizontal ones "
+        f"for other tasks."
+    )
+
+
+def _has(kind: str, part: str) -> bool:
+    """Return whether a part may be a loss of a kind, as a user-defined one may be of any."""
+    return is_user_defined(part) or is_known(kind, part)
+
+
+def canonical(kind: str, name: str) -> str:
+    """Return the one spelling of a single loss; a user-defined one is not loaded.
+
+    Raises:
+        LossPlugError: If there is no such loss.
+    """
+    if is_user_defined(name):
+        file, _, function = name.strip().rpartition(":")
+        # The whole path, so that a run is resumed, and its workers start, from any folder.
+        return f"{Path(file).resolve()}:{function}" if file.endswith(".py") else name.strip()
+    spec, modifiers = resolve(kind, name)
+    return "-".join(part.name for part in (*modifiers, spec))
+
+
+def refuse_unknown_name(kind: str, name: str) -> None:
+    """Raise an error for a name that is no loss of a kind; user-defined functions are not loaded.
+
+    Raises:
+        LossPlugError: If it is none.
+    """
+    if not mixed(kind, name):
+        canonical(kind, name)
 
 
 def resolve(kind: str, name: str) -> tuple[Spec, list[Spec]]:
@@ -161,10 +276,8 @@ def _as_other_loss(kind: str, name: str) -> str:
     other = next((k for k in others if is_known(k, name)), None)
     if other is None:
         return ""
-    spec, modifiers = resolve(other, name)
-    canonical = "-".join(part.name for part in (*modifiers, spec))
     what = "class loss" if key_of(other) == "cls_loss" else "box loss"
-    return f"{name.strip().rstrip('-')} is a {what}: {key_of(other)}={canonical}"
+    return f"{name.strip().rstrip('-')} is a {what}: {key_of(other)}={canonical(other, name)}"
 
 
 def _as_prefix(kind: str, name: str) -> str:
@@ -203,17 +316,24 @@ def is_user_defined(name: str) -> bool:
     [True, False, False]
     """
     module, _, function = DRIVE.sub("", name.strip()).rpartition(":")
-    return bool(module and function) and not is_list(name)
+    return bool(module and function) and not is_list(name) and len(parts_of(name)) == 1
 
 
 def is_known(kind: str, name: str) -> bool:
-    """Return whether a name is that of a loss of a kind, whether or not its prefixes fit."""
+    """Return whether a name is that of a loss of a kind, whether or not its prefixes fit.
+
+    A mixture is known if both of its parts are, or may be, losses of that kind.
+    """
+    parts = parts_of(name)
+    if len(parts) == 2 and kind in PREFIXES:
+        return all(_has(kind, part) for part in parts)
     return _split(kind, name) is not None
 
 
 def normalise(name: str) -> str:
-    """Return a name in kebab-case."""
-    return "-".join(name.strip().lower().replace("_", " ").replace("-", " ").split())
+    """Return a name in kebab-case, without spaces around a ``+``."""
+    words = ["-".join(part.replace("_", " ").replace("-", " ").split()) for part in name.lower().split("+")]
+    return "+".join(words)
 
 
 def _modifiers(kind: str) -> list[Spec]:

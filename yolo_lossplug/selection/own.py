@@ -18,7 +18,7 @@ from yolo_lossplug.registry import (
     Spec,
     spec_of,
 )
-from yolo_lossplug.selection.names import is_user_defined, key_of, suggest, unknown
+from yolo_lossplug.selection.names import is_user_defined, key_of, parts_of, suggest, unknown
 
 _modules: dict[Path, ModuleType] = {}
 """Loaded modules by the resolved path of their file."""
@@ -45,6 +45,15 @@ def load_own(reference: str, kind: str) -> Spec:
     spec = spec_of(kind, reference, function)
     REGISTRY.add(spec)
     return spec
+
+
+def load_references(name: str, kind: str) -> list[Spec]:
+    """Return the specs of the user-defined functions in a name: of one loss, or of the parts of a mixture.
+
+    Raises:
+        LossPlugError: If one cannot be loaded.
+    """
+    return [load_own(part, kind) for part in parts_of(name) if ":" in part]
 
 
 def load_module(source: str, asked: str) -> ModuleType:

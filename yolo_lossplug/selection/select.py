@@ -40,7 +40,7 @@ from yolo_lossplug.selection.keys import (
     weights_of,
 )
 from yolo_lossplug.selection.loss import Loss, bind, bind_if_there
-from yolo_lossplug.selection.names import is_known, is_user_defined, resolve, suggest
+from yolo_lossplug.selection.names import is_known, is_user_defined, refuse_unknown_name, suggest
 from yolo_lossplug.selection.third_party import registry
 
 SETTLED = frozenset(("loss", "cls_loss", "tal_topk", "tal_alpha", "tal_beta", "loss_engine"))
@@ -190,7 +190,7 @@ def refuse_unknown_names(given: Mapping[str, Any]) -> None:
         # Without a task the loss may be one of any: the trainer knows, and is asked next.
         is_of_another = task is None and any(is_known(other, name) for other in (ROTATED, SOFTMAX))
         if given.get(key) is not None and not is_user_defined(name) and not is_of_another:
-            resolve(kind, name)
+            refuse_unknown_name(kind, name)
 
 
 def class_weights(selection: Selection, count: int, names: Mapping[int, str]) -> Optional[list[float]]:

@@ -6,13 +6,15 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, Optional
 
 from yolo_lossplug.registry import BOX, CLASS, LossPlugError
-from yolo_lossplug.selection.keys import COMMON, STOCK_BOX, STOCK_CLASS, WEIGHTS, given_keys, no_effect
-from yolo_lossplug.selection.own import load_own
+from yolo_lossplug.selection.keys import COMMON, STOCK_BOX, STOCK_CLASS, WEIGHTS, given_keys, no_effect, numeric_keys
+from yolo_lossplug.selection.loss import Loss
+from yolo_lossplug.selection.names import parts_of
+from yolo_lossplug.selection.own import load_references
 from yolo_lossplug.selection.select import Selection, select
 
 NAMES = ("loss", "cls_loss")
@@ -90,10 +92,26 @@ def _refuse_unused(
 
 
 def labels(chosen: Sequence[Arm], is_class: bool = False) -> list[str]:
-    """Return a label for each arm: its loss with the options, and the arm's name where two would be the same."""
-    losses = [short_name(str(arm.selection.cls if is_class else arm.selection.box)) for arm in chosen]
-    counts = Counter(losses)
-    return [loss if counts[loss] == 1 else f"{loss} [{arm.name}]" for loss, arm in zip(losses, chosen)]
+    """Return a label for each arm: its loss, with options that vary or are off their defaults.
+
+    Where two would be the same, the name of the arm follows.
+    """
+    losses = [arm.selection.cls if is_class else arm.selection.box for arm in chosen]
+    described = [_described(loss, losses) for loss in losses]
+    counts = Counter(described)
+    return [text if counts[text] == 1 else f"{text} [{arm.name}]" for text, arm in zip(described, chosen)]
+
+
+def _described(loss: Loss, others: Sequence[Loss]) -> str:
+    """Return a loss with those of its options that are off their defaults, or vary among others of its name."""
+    alike = [other.options for other in others if other.name == loss.name]
+    defaults = numeric_keys()
+
+    def is_shown(key: str, value: Any) -> bool:
+        return value != defaults[key].default or any(options[key] != value for options in alike)
+
+    shown = {key: value for key, value in loss.options.items() if is_shown(key, value)}
+    return str(replace(loss, name=short_name(loss.name), options=shown))
 
 
 def load_user_losses(args: Mapping[str, Any]) -> None:
@@ -104,8 +122,7 @@ def load_user_losses(args: Mapping[str, Any]) -> None:
     """
     for key, kind in zip(NAMES, (BOX, CLASS)):
         for name in _values(key, args.get(key)):
-            if ":" in str(name):
-                load_own(name, kind)
+            load_references(str(name), kind)
 
 
 def _values(key: str, value: Any) -> list[Any]:
@@ -147,9 +164,9 @@ def _short(name: str, others: Sequence[Any]) -> str:
 
 
 def short_name(name: str) -> str:
-    """Return ``file.py:function`` of ``path/to/file.py:function``; other names as they are.
+    """Return ``file.py:function`` of ``path/to/file.py:function``, in mixtures too; other names as they are.
 
-    >>> short_name("own/losses.py:mine")
-    'losses.py:mine'
+    >>> short_name("own/losses.py:mine"), short_name("ciou+own/losses.py:mine")
+    ('losses.py:mine', 'ciou+losses.py:mine')
     """
-    return re.sub(r"[^(\s]*[/\\](?=[^/\\]+\.py:)", "", name)
+    return "+".join(re.sub(r"[^(\s]*[/\\](?=[^/\\]+\.py:)", "", part) for part in parts_of(name))

@@ -281,10 +281,12 @@ def slug(name: str) -> str:
 
     >>> slug("focal-eiou focal_gamma=0.3")
     'focal-eiou_focal_gamma=0.3'
+    >>> slug("ciou+nwd loss_mix=0.3")
+    'ciou+nwd_loss_mix=0.3'
     >>> slug("own/losses.py:mine")
     'own_losses.py_mine-3d9c8131'
     """
-    plain = re.sub(r"[^\w.=-]", "_", name)
+    plain = re.sub(r"[^\w.=+-]", "_", name)
     return plain if plain == name.replace(" ", "_") else f"{plain}-{zlib.crc32(name.encode()):08x}"
 
 

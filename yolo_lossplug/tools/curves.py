@@ -13,19 +13,31 @@ from yolo_lossplug.registry import REGISTRY, ROTATED, SOFTMAX, LossPlugError
 from yolo_lossplug.selection.keys import CLASSIFY, refuse_unknown
 from yolo_lossplug.tools.arguments import Arguments, loss_keys, merge, refuse_keys_of_training, refuse_task
 from yolo_lossplug.tools.arms import Arm, arms, labels
-from yolo_lossplug.tools.curves_measures import curve, measure_class, movements, probabilities
+from yolo_lossplug.tools.curves_measures import (
+    ASPECTS,
+    MAX_SIDE,
+    SIDE,
+    angles,
+    curve,
+    measure_class,
+    measure_turn,
+    movements,
+    probabilities,
+)
 from yolo_lossplug.tools.curves_plots import TARGETS, draw, draw_class
 from yolo_lossplug.ultralytics_hook.console import folder, say
 
 HELP = """\
-usage: lossplug curves [loss=NAME,... | cls_loss=NAME,...] [option=VALUE,...] [task=obb] [project=DIR] [name=NAME]
+usage: lossplug curves [loss=NAME,... | cls_loss=NAME,...] [option=VALUE,...] [size=PIXELS,...] [task=obb]
 
 Draws losses and their gradients against IoU while a box leaves its target by shift, by scale and by aspect ratio, or
-against the predicted probability for cls_loss=. Writes curves.png and curves.csv.
+against the predicted probability for cls_loss=. Rotated boxes turn as well. Writes curves.png and curves.csv.
   loss=        box losses with their prefixes; default iou,giou,diou,ciou,eiou,siou
   cls_loss=    class losses instead
   task=        obb or classify, for their losses
   option=      options of these losses; each of several values is drawn
+  size=        side of the target in pixels; default 64. Several are drawn side by side, for the shift alone:
+               size=8,16,32,96 shows where losses in pixels, such as nwd, differ
   project=, name=   folder of the results; default runs/curves/curves
   cfg=         a recipe as of `yolo train`: its losses, options, task, project and name, and the command line over it
 Example: lossplug curves loss=ciou,focal-eiou focal_gamma=0.3,0.5\
@@ -44,9 +56,9 @@ def main(args: Mapping[str, Any]) -> None:
     Raises:
         LossPlugError: If a key or a value is wrong.
     """
-    given = merge(args, loss_keys("task", "project", "name"))
+    given = merge(args, loss_keys("task", "size", "project", "name"))
     args = _with_one_kind(given, args)
-    refuse_unknown(args, "task", "project", "name")
+    refuse_unknown(args, "task", "size", "project", "name")
     refuse_task(args, *OTHER_TASKS)
     refuse_keys_of_training(args)
     task = args.get("task")
@@ -54,9 +66,13 @@ def main(args: Mapping[str, Any]) -> None:
     key = "cls_loss" if is_class else "loss"
     chosen = arms({**args, key: args.get(key) or OTHER_TASKS.get(str(task), DEFAULT)}, task, given.recipe)
     given.say_unused(chosen)
+    sizes = _sizes(args.get("size"), is_class)
     directory = folder("curves", args.get("name"), args.get("project"))
-    charts.save_table(class_rows(chosen) if is_class else rows(chosen), directory / "curves.csv")
-    (draw_class if is_class else draw)(chosen, directory / "curves.png")
+    charts.save_table(class_rows(chosen) if is_class else rows(chosen, sizes), directory / "curves.csv")
+    if is_class:
+        draw_class(chosen, directory / "curves.png")
+    else:
+        draw(chosen, directory / "curves.png", sizes)
     say(f"drew {', '.join(labels(chosen, is_class))}: {directory / 'curves.png'}")
 
 
@@ -78,17 +94,52 @@ def _with_one_kind(given: Arguments, typed: Mapping[str, Any]) -> dict[str, Any]
     return given.values
 
 
-def rows(chosen: Sequence[Arm]) -> list[dict[str, Any]]:
-    """Return box losses as a table: movement, position, iou, loss, value, gradient.
+def _sizes(value: Any, is_class: bool) -> tuple[float, ...]:
+    """Return the sides of the targets in pixels.
 
-    The gradient is the L2 norm of that by the four coordinates, in units of the loss per side of the target.
+    Raises:
+        LossPlugError: If they are no numbers in the image, or class losses are drawn, which have no boxes.
     """
-    return [
-        {"movement": way.name, "position": position, "iou": iou, "loss": label, "value": value, "gradient": gradient}
-        for way in movements()
+    if value is None:
+        return (SIDE,)
+    if is_class:
+        raise LossPlugError(f"size={value} has no effect with cls_loss=, which takes no boxes; remove it.")
+    words = value.split(",") if isinstance(value, str) else value if isinstance(value, (list, tuple)) else [value]
+    try:
+        sizes = tuple(dict.fromkeys(float(word) for word in words))
+    except (TypeError, ValueError):
+        sizes = ()
+    if not sizes or not all(0 < size <= MAX_SIDE for size in sizes):
+        raise LossPlugError(f"size={value} must be sides in pixels, above 0 and at most {MAX_SIDE:g}: size=8,16,32,96.")
+    return sizes
+
+
+def rows(chosen: Sequence[Arm], sizes: Sequence[float] = (SIDE,)) -> list[dict[str, Any]]:
+    """Return box losses as a table: size, movement, position, iou, loss, value, gradient.
+
+    The gradient is the L2 norm of that by the four coordinates, in units of the loss per side of the target. Rotated
+    boxes also turn: the position is the angle in degrees, the gradient that by the angle per radian, the IoU empty.
+    """
+    moved = [
+        {"size": size, "movement": way.name, "position": position, "iou": iou, "loss": label, **_measured(numbers)}
+        for size in sizes
+        for way in movements(size)
         for label, arm in zip(labels(chosen), chosen)
-        for position, iou, value, gradient in _numbers(way.positions, way.iou, *curve(arm.selection.box, way))
+        for position, iou, *numbers in _numbers(way.positions, way.iou, *curve(arm.selection.box, way))
     ]
+    turned = [
+        {"size": size, "movement": f"turn {aspect}:1", "position": angle, "loss": label, **_measured(numbers)}
+        for size in sizes
+        for aspect in ASPECTS
+        for label, arm in zip(labels(chosen), chosen)
+        if arm.selection.box.kind == ROTATED
+        for angle, *numbers in _numbers(angles().rad2deg(), *measure_turn(arm.selection.box, aspect, size))
+    ]
+    return [*moved, *turned]
+
+
+def _measured(numbers: Sequence[float]) -> dict[str, float]:
+    return dict(zip(("value", "gradient"), numbers))
 
 
 def class_rows(chosen: Sequence[Arm]) -> list[dict[str, Any]]:

@@ -12,14 +12,32 @@ import torch
 from torch import Tensor
 
 from yolo_lossplug import charts
+from yolo_lossplug.registry import ROTATED
 from yolo_lossplug.selection.loss import Loss
 from yolo_lossplug.tools.arms import Arm, labels
-from yolo_lossplug.tools.curves_measures import MIN_IOU, Movement, curve, measure_class, movements, probabilities
+from yolo_lossplug.tools.curves_measures import (
+    ASPECTS,
+    MIN_IOU,
+    SIDE,
+    STRIDE,
+    Movement,
+    angles,
+    curve,
+    measure_class,
+    measure_turn,
+    movement,
+    movements,
+    probabilities,
+)
 
 TARGETS = (0.0, 0.5, 1.0)
 """Targets of class losses."""
 DISJOINT_WIDTH = 0.5
 """Length on the axis of a gap of one width, where 1 is the length of IoU 1 to 0."""
+MAX_PEAK = 2.5
+"""How far a line may reach beyond a usual one before the axis ends below its peak."""
+MIN_PEAK = 1e-6
+NORM = "‖gradient‖ · box side"
 Lines = Mapping[str, tuple[Tensor, Tensor]]
 """Loss (N,) and norm of its gradient (N,) by label."""
 
@@ -36,6 +54,7 @@ class Column:
         kinks: Where no gradient is drawn (N,).
         ticks: Ticks of that axis, position and text; none for matplotlib's own.
         disjoint: Position from which on the boxes do not overlap.
+        is_cut: Whether the axis may end before the highest line does.
     """
 
     title: str
@@ -45,18 +64,31 @@ class Column:
     kinks: Tensor
     ticks: Mapping[float, str]
     disjoint: Optional[float] = None
+    is_cut: bool = False
 
 
-def draw(chosen: Sequence[Arm], file: Path) -> Path:
-    """Draw box losses and the norms of their gradients, one column for each movement, and return the file.
+def draw(chosen: Sequence[Arm], file: Path, sizes: Sequence[float] = (SIDE,)) -> Path:
+    """Draw box losses and the norms of their gradients, and return the file.
 
     Args:
         chosen: What to draw.
-        file: PNG to write.
+        file: PNG or SVG to write.
+        sizes: Sides of the target in pixels. One has a column for each movement, and below them, for rotated boxes, one
+            for each aspect ratio of boxes that turn. Several have a column each, of the shift.
     """
     losses = {label: arm.selection.box for label, arm in zip(labels(chosen), chosen)}
-    columns = [_movement_column(way, losses) for way in movements()]
-    return _draw_columns(columns, "‖gradient‖ · box side", file)
+    if len(sizes) > 1:
+        return _draw_blocks([(shift_columns(losses, sizes), NORM)], file)
+    (size,) = sizes
+    blocks = [([_movement_column(way, losses) for way in movements(size)], NORM)]
+    if all(loss.kind == ROTATED for loss in losses.values()):
+        blocks.append(([_turn_column(aspect, size, losses) for aspect in ASPECTS], "gradient by the angle"))
+    return _draw_blocks(blocks, file, f"target of {size:g} px on the level of stride {STRIDE:g}")
+
+
+def shift_columns(losses: Mapping[str, Loss], sizes: Sequence[float]) -> list[Column]:
+    """Return a column for each size, of a box that is shifted off its target, by pixels in all columns alike."""
+    return [_shift_column(movement("shift", size), losses) for size in sizes]
 
 
 def draw_class(chosen: Sequence[Arm], file: Path) -> Path:
@@ -67,13 +99,15 @@ def draw_class(chosen: Sequence[Arm], file: Path) -> Path:
         file: PNG to write.
     """
     losses = {label: arm.selection.cls for label, arm in zip(labels(chosen, True), chosen)}
-    return _draw_columns([_class_column(target, losses) for target in TARGETS], "gradient by the logit", file)
+    return _draw_blocks([([_class_column(target, losses) for target in TARGETS], "gradient by the logit")], file)
 
 
 def _class_column(target: float, losses: Mapping[str, Loss]) -> Column:
     x = probabilities()
     lines = {label: measure_class(loss, x, target) for label, loss in losses.items()}
-    return Column(f"target {target:g}", "predicted probability", x, lines, torch.zeros_like(x, dtype=torch.bool), {})
+    return Column(
+        f"target {target:g}", "predicted probability", x, lines, torch.zeros_like(x, dtype=torch.bool), {}, is_cut=True
+    )
 
 
 def _movement_column(way: Movement, losses: Mapping[str, Loss]) -> Column:
@@ -82,6 +116,20 @@ def _movement_column(way: Movement, losses: Mapping[str, Loss]) -> Column:
     axis = {"shift": _shift_axis, "scale": _scale_axis, "aspect": _aspect_axis}[way.name]
     label, x, ticks, disjoint = axis(way)
     return Column(way.title, label, x, lines, way.iou == 1, ticks, disjoint)
+
+
+def _shift_column(way: Movement, losses: Mapping[str, Loss]) -> Column:
+    """Return a shift with an axis of pixels."""
+    lines = {label: curve(loss, way) for label, loss in losses.items()}
+    title = f"{way.side:g} px, stride {STRIDE:g}"
+    return Column(title, "shift along x (pixels)", way.positions * way.side, lines, way.iou == 1, {}, way.side)
+
+
+def _turn_column(aspect: float, size: float, losses: Mapping[str, Loss]) -> Column:
+    lines = {label: measure_turn(loss, aspect, size) for label, loss in losses.items()}
+    x = angles().rad2deg()
+    ticks = {float(angle): f"{angle}°" for angle in range(0, 91, 15)}
+    return Column(f"turn, {aspect:g}:1", "angle between the boxes", x, lines, x == 0, ticks, is_cut=True)
 
 
 def _shift_axis(way: Movement) -> tuple[str, Tensor, dict[float, str], Optional[float]]:
@@ -106,16 +154,25 @@ def _quarters(lowest: float) -> dict[float, str]:
     return {1 - i / 4: f"{i / 4:g}" for i in range(4, -1, -1) if i / 4 >= lowest}
 
 
-def _draw_columns(columns: Sequence[Column], gradient: str, file: Path) -> Path:
-    """Draw losses above and gradients below, with one legend, and return the file."""
-    names = list(columns[0].lines)
-    legend = charts.legend_columns(names, 150)
-    figure, axes = charts.figure(2, len(columns), height=3.2 + 0.11 * max(0, -(-len(names) // legend) - 2))
-    for j, column in enumerate(columns):
-        for i, name in enumerate(("loss", gradient)):
-            _draw_panel(axes[i, j], column, i)
-            axes[i, j].set(xlabel=column.label, ylabel=name)
-        axes[0, j].set_title(column.title)
+def _draw_blocks(blocks: Sequence[tuple[Sequence[Column], str]], file: Path, title: str = "") -> Path:
+    """Draw rows of losses and below each one of their gradients, with one legend, and return the file.
+
+    Args:
+        blocks: Columns, and the name of their gradient, for each pair of rows.
+        file: Where to write.
+        title: Of the whole figure.
+    """
+    names, width = list(blocks[0][0][0].lines), max(len(columns) for columns, _ in blocks)
+    legend = charts.legend_columns(names, 50 * width)
+    height = 3.2 + 0.11 * max(0, -(-len(names) // legend) - 2)
+    figure, axes = charts.figure(2 * len(blocks), width, height=height)
+    for k, (columns, gradient) in enumerate(blocks):
+        for j, column in enumerate(columns):
+            for i, name in enumerate(("loss", gradient)):
+                _draw_panel(axes[2 * k + i, j], column, i)
+                axes[2 * k + i, j].set(xlabel=column.label, ylabel=name)
+            axes[2 * k, j].set_title(column.title)
+    figure.suptitle(title, fontsize=11)
     charts.legend_below(figure, axes[0, 0], legend)
     return charts.save(figure, file)
 
@@ -128,6 +185,8 @@ def _draw_panel(axes: Any, column: Column, row: int) -> None:
     for k, ((name, lines), style) in enumerate(zip(column.lines.items(), charts.styles())):
         shown = torch.where(column.kinks, torch.nan, lines[row]) if row else lines[row]
         axes.plot(column.x, shown, label=name, markevery=(5 * k % 24 + 1, 24), **style)
+    if column.is_cut:
+        _cut_peaks(axes, {name: lines[row] for name, lines in column.lines.items()})
     low, high = float(column.x.min()), float(column.x.max())
     axes.set_xlim(low - 0.05 * (high - low), high + 0.05 * (high - low))
     if column.ticks:
@@ -135,6 +194,22 @@ def _draw_panel(axes: Any, column: Column, row: int) -> None:
     if column.disjoint is not None:
         _mark_disjoint(axes, column.disjoint, high)
     axes.grid(alpha=0.3)
+
+
+def _cut_peaks(axes: Any, lines: Mapping[str, Tensor]) -> None:
+    """End an axis where most lines end, if a few would flatten the rest, and name those with their extremes."""
+    peaks = {name: float(line.nan_to_num().abs().max()) for name, line in lines.items()}
+    usual = sorted(peaks.values())[(len(peaks) - 1) // 2]
+    cut = [name for name, peak in peaks.items() if peak > MAX_PEAK * usual > 0]
+    if cut:
+        kept = torch.cat([line.nan_to_num() for name, line in lines.items() if name not in cut])
+        low, high = float(kept.min()), float(kept.max())
+        axes.set_ylim(low - (0.2 if low < 0 else 0.05) * (high - low), high + 0.2 * (high - low))
+        far = [f"{name.partition('(')[0]}: to {float(lines[name][lines[name].abs().argmax()]):.3g}" for name in cut]
+        x, side = (0.98, "right") if float(lines[cut[0]].abs().argmax()) * 2 < len(kept) else (0.02, "left")
+        axes.text(x, 0.97, "\n".join(far), transform=axes.transAxes, va="top", ha=side, fontsize=8)
+    elif max(peaks.values()) < MIN_PEAK:
+        axes.set_ylim(-0.1, 1)  # all are 0, not what rounding draws
 
 
 def _mark_disjoint(axes: Any, start: float, end: float) -> None:

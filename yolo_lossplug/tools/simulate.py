@@ -36,7 +36,8 @@ HELP = """\
 usage: lossplug simulate [loss=NAME,NAME,...] [option=VALUE,...] [--cases N] [seed=N] [device=0] [name=NAME]
 
 The regression experiment of the DIoU paper: 1,715,000 boxes are moved to their targets by gradient descent.
-Writes simulate.png (error by iteration), map.png (error by anchor point), simulate.csv and simulate.gif.
+Writes simulate.png (error by iteration), simulate.csv, simulate.gif, and map.png (final error by anchor point) where
+boxes have not arrived everywhere.
   loss=     box losses with their prefixes; default iou,giou,diou,ciou. Options of these losses, and lists of them, too
   cases=    number of cases, drawn evenly; default all, which takes a minute or two for each loss on two CPU cores
   seed=     of the anchor points and of the cases that are drawn; default 0

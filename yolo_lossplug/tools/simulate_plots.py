@@ -3,22 +3,27 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
+import numpy as np
 import torch
-from matplotlib.colors import LogNorm
 from matplotlib.font_manager import findfont
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from yolo_lossplug import charts
-from yolo_lossplug.tools.simulate_experiment import CENTRE, ITERATIONS, Descent, Run, trajectory
+from yolo_lossplug.tools.simulate_experiment import CENTRE, ITERATIONS, RADIUS, Descent, Run, trajectory
 
 SUFFIX = ", published"
 """Ends the names of runs with published gradients."""
+ARRIVED = 0.5
+"""Mean final error, in cells, that some part of a disc must have to be worth a map: the side of the smallest target."""
+BINS = 24
+"""Squares of the map, in each direction."""
 MIN_ERROR = 1e-9
 """Drawn in place of 0, which has no logarithm; below what float32 can tell, in cells."""
 SCENES = (
@@ -76,32 +81,57 @@ def _share_limits(row: Sequence[Any]) -> None:
         axes.set_ylim(min(lows), max(highs))
 
 
-def draw_map(runs: Sequence[Run], points: Tensor, file: Path) -> Path:
-    """Draw the mean final error over the anchor points, one panel for each loss, one colour scale; return the file."""
-    columns = 2 if len(runs) == 4 else min(len(runs), 3)
-    figure, grid = charts.figure(-(-len(runs) // columns), columns, 4.2, 4.0)
-    norm = _colour_scale(runs)
-    for axes, run in zip(grid.flat, runs):
-        drawn = _draw_points(axes, run, points, norm)
-    for axes in grid.flat[len(runs) :]:
+def draw_map(runs: Sequence[Run], points: Tensor, file: Path) -> Optional[Path]:
+    """Draw the mean final error over the anchor points, one panel for each loss, one colour scale.
+
+    Losses that bring every part of the disc below `ARRIVED` are left out, since theirs would be empty discs, and named.
+
+    Args:
+        runs: The runs.
+        points: Anchor points (P, 2).
+        file: PNG to write.
+
+    Returns:
+        The file; None, and nothing is written, if no loss is left.
+    """
+    shown = [run for run in runs if _binned(run, points).max() >= ARRIVED]
+    if not shown:
+        return None
+    columns = 2 if len(shown) == 4 else min(len(shown), 3)
+    figure, grid = charts.figure(-(-len(shown) // columns), columns, 3.2, 3.3)
+    highest = max(float(_binned(run, points).max()) for run in shown)
+    for axes, run in zip(grid.flat, shown):
+        drawn = _draw_bins(axes, run, points, highest)
+    for axes in grid.flat[len(shown) :]:
         axes.set_visible(False)
-    figure.colorbar(drawn, ax=list(grid.flat), aspect=40, label="mean final error of the cases of a point (cells)")
+    figure.colorbar(drawn, ax=list(grid.flat), aspect=30, label="mean final error (cells)")
+    others = [run.name for run in runs if run not in shown]
+    if others:
+        left_out = f"No part of the disc at {ARRIVED:g} cells or more: {', '.join(others)}"
+        figure.suptitle(textwrap.fill(left_out, 38 * columns), fontsize=9)
     return charts.save(figure, file)
 
 
-def _colour_scale(runs: Sequence[Run]) -> LogNorm:
-    finite = torch.cat([run.point_errors[run.point_errors.isfinite()] for run in runs]).clamp(min=MIN_ERROR)
-    return LogNorm(float(finite.min()), max(float(finite.max()), 1.001 * float(finite.min())))
-
-
-def _draw_points(axes: Any, run: Run, points: Tensor, norm: LogNorm) -> Any:
-    """Draw the final errors of a run over the anchor points (P, 2)."""
+def _binned(run: Run, points: Tensor) -> np.ndarray:
+    """Return the mean final error of the cases in each of `BINS` x `BINS` squares of the disc, masked without cases."""
     has_cases = run.point_errors.isfinite()
-    x, y = points[has_cases].t()
-    values = run.point_errors[has_cases].clamp(min=MIN_ERROR)
-    axes.set_title(_wrapped(run.name, 34), fontsize=10)
+    x, y = points[has_cases].t().numpy()
+    edges = np.linspace(CENTRE - RADIUS, CENTRE + RADIUS, BINS + 1)
+    total, count = (
+        np.histogram2d(y, x, bins=(edges, edges), weights=weights)[0]
+        for weights in (run.point_errors[has_cases].numpy(), None)
+    )
+    return np.ma.masked_invalid(np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0))
+
+
+def _draw_bins(axes: Any, run: Run, points: Tensor, highest: float) -> Any:
+    """Draw the final errors of a run over the disc of anchor points (P, 2)."""
+    axes.set_title(_wrapped(run.name, 28), fontsize=9)
     axes.set(xlabel="x of the anchor (cells)", ylabel="y of the anchor (cells)", aspect="equal")
-    return axes.scatter(x, y, c=values, s=5, norm=norm, cmap="viridis", linewidths=0)
+    extent = (CENTRE - RADIUS, CENTRE + RADIUS) * 2
+    return axes.imshow(
+        _binned(run, points), origin="lower", extent=extent, vmin=0, vmax=highest, cmap="viridis", interpolation="none"
+    )
 
 
 def animate(losses: Mapping[str, Descent], file: Path, iterations: int = ITERATIONS) -> Path:

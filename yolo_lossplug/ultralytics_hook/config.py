@@ -18,6 +18,7 @@ from yolo_lossplug.registry import BOX, CLASS, REGISTRY, LossPlugError, Spec
 from yolo_lossplug.selection.keys import (
     CLAIMED,
     COMMON,
+    MIX,
     NAMES,
     NUMBERS,
     given_keys,
@@ -27,7 +28,7 @@ from yolo_lossplug.selection.keys import (
     refuse_none,
 )
 from yolo_lossplug.selection.names import suggest
-from yolo_lossplug.selection.own import load_own
+from yolo_lossplug.selection.own import load_references
 from yolo_lossplug.selection.select import refuse_unknown_names, select
 from yolo_lossplug.ultralytics_hook.patching import Undo
 from yolo_lossplug.ultralytics_hook.run.making import is_making, is_settled
@@ -55,9 +56,9 @@ def register_own(custom: dict[str, Any], *bases: dict[str, Any]) -> None:
     for key, kind in (("loss", BOX), ("cls_loss", CLASS)):
         name = custom.get(key)
         if key not in CLAIMED and isinstance(name, str) and ":" in name:
-            spec = load_own(name.strip(), kind)
+            parameters = [p for spec in load_references(name, kind) for p in spec.parameters.values()]
             for base in bases:
-                for parameter in spec.parameters.values():
+                for parameter in parameters:
                     base.setdefault(parameter.key, parameter.unset)
 
 
@@ -201,7 +202,7 @@ def add_keys(defaults: dict[str, Any]) -> Undo:
     A key that Ultralytics has itself, as a fork may, keeps its meaning, and is no key of ours.
     """
     namespace = sys.modules["ultralytics.utils"].DEFAULT_CFG
-    CLAIMED.update(key for key in defaults if key in COMMON)
+    CLAIMED.update(key for key in defaults if key in COMMON or key == MIX.key)
     if CLAIMED:
         say_claimed()
     REGISTRY.reserve(defaults)

@@ -7,10 +7,12 @@ import ast
 import importlib.util
 import inspect
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Callable
 
-from yolo_lossplug.registry import REGISTRY, LossPlugError, Spec
+from yolo_lossplug.registry import LossPlugError, Spec
+from yolo_lossplug.selection.names import is_known, is_user_defined, parts_of, resolve
 from yolo_lossplug.selection.select import Selection
 from yolo_lossplug.ultralytics_hook.patching import Undo
 from yolo_lossplug.ultralytics_hook.run import runs
@@ -49,9 +51,17 @@ def header(selection: Selection) -> str:
         "import yolo_lossplug",
         "yolo_lossplug.enable()",
     ]
-    specs = [REGISTRY.get(loss.kind, loss.name) for loss in (selection.box, selection.cls)]
-    lines += [_import_of(spec) for spec in specs if spec is not None and spec.is_user_defined]
-    return "\n".join(lines) + "\n"
+    lines += [_import_of(spec) for spec in _registered(selection) if spec.is_user_defined]
+    return "\n".join(dict.fromkeys(lines)) + "\n"
+
+
+def _registered(selection: Selection) -> Iterator[Spec]:
+    """Yield the registered losses and prefixes that a run trains with; the arguments name what is in files."""
+    for loss in (selection.box, selection.cls):
+        for part in parts_of(loss.name):
+            if not is_user_defined(part) and is_known(loss.kind, part):
+                spec, modifiers = resolve(loss.kind, part)
+                yield from (*modifiers, spec)
 
 
 def _import_of(spec: Spec) -> str:

@@ -1,0 +1,305 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Mixtures of two box losses: what every box loss promises, and what only two of them can get wrong."""
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests import checks
+from tests.models import batch, evaluate, model, with_keys
+from tests.ultralytics_hook.test_engine import compared
+from yolo_lossplug import LossPlugError, create_box_loss, list_box_losses
+from yolo_lossplug.box_losses.mixture import mix
+from yolo_lossplug.boxes import Pair
+from yolo_lossplug.registry import BOX, ROTATED, box_loss
+from yolo_lossplug.selection.keys import keys
+from yolo_lossplug.selection.names import parts_of
+from yolo_lossplug.selection.select import select
+from yolo_lossplug.state import State
+from yolo_lossplug.ultralytics_hook.workers import header
+
+NAMES = [
+    "ciou+nwd",
+    "inner-ciou+nwd",
+    "nwd+mpdiou",
+    "focal-eiou+focaler-siou",
+    "wise-ciou+wise-inner-giou",
+    "wiou-v3+uiou",
+    "smooth-l1+alpha-diou",
+]
+IN_CELLS = {"smooth-l1+alpha-diou"}
+OWN = """\
+from typing import Annotated
+from yolo_lossplug import Option
+
+
+def mine(pred, target, *, mine_scale: Annotated[float, Option("scale", above=0)] = 2.0):
+    return mine_scale * (pred - target).abs().sum(-1)
+
+
+def column(pred, target):
+    return (pred - target).abs().sum(-1, keepdim=True)
+
+
+def in_place(pred, target):
+    target.add_(1)
+    return (pred - target).abs().sum(-1)
+
+
+def detached(pred, target):
+    return (pred - target).abs().sum(-1).detach()
+"""
+
+
+@checks.parametrized(checks.BOX, [name for name in NAMES if name not in IN_CELLS])
+def test_contract(check, name):
+    check(name)
+
+
+@checks.parametrized(checks.BOX_ON_DEVICE, NAMES)
+def test_contract_on_device(check, name, device):
+    check(name, device)
+
+
+def test_values():
+    pred, target = torch.tensor([[[0.0, 0, 4, 4], [0, 0, 2, 1]], [[2, 0, 6, 4], [0, 0, 2, 2]]], dtype=torch.float64)
+    expected = torch.tensor([0.4441222081, 0.2941213409], dtype=torch.float64)
+    torch.testing.assert_close(create_box_loss("ciou+nwd")(pred, target), expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("share", [0.01, 0.3, 0.99])
+def test_value_and_gradient_are_the_mixture_of_those_of_the_parts(name, share):
+    pred, target = checks.near_pairs(2)
+    found = []
+    for each in (name, *name.split("+")):
+        loss = create_box_loss(each, **({"loss_mix": share} if each == name else {}))
+        value = loss(pred, target)
+        found.append((value, torch.autograd.grad(value.sum(), pred)[0]))
+    for both, first, second in zip(*found):
+        torch.testing.assert_close(both, share * first + (1 - share) * second, rtol=1e-12, atol=1e-12)
+
+
+def test_a_rotated_mixture():
+    rng = torch.Generator().manual_seed(0)
+    pred, target = torch.rand(2, 9, 5, generator=rng, dtype=torch.float64) + 0.5
+    first, second = (create_box_loss(name)(pred, target) for name in ("probiou", "focal-kld"))
+    loss = create_box_loss("probiou+focal-kld", loss_mix=0.7)
+    assert loss.kind == ROTATED
+    torch.testing.assert_close(loss(pred, target), mix(first, second, 0.7), rtol=1e-12, atol=0)
+
+
+def test_overlap_losses_share_the_geometry(monkeypatch):
+    made, stock = [], Pair.__init__
+    monkeypatch.setattr(Pair, "__init__", lambda self, *boxes: (made.append(self), stock(self, *boxes))[1])
+    create_box_loss("focal-eiou+siou")(*checks.random_pairs())
+    assert len(made) == 1
+
+
+def test_an_option_of_both_parts_reaches_both_and_none_of_others_is_taken():
+    assert create_box_loss("focal-eiou+focal-siou", focal_gamma=2.0) == create_box_loss(
+        "Focal_EIoU + focal siou", focal_gamma=2.0, loss_mix=0.5
+    )
+    pred, target = checks.random_pairs()
+    expected = mix(*(create_box_loss(f"focal-{n}", focal_gamma=2.0)(pred, target) for n in ("eiou", "siou")), 0.5)
+    torch.testing.assert_close(create_box_loss("focal-eiou+focal-siou", focal_gamma=2.0)(pred, target), expected)
+    assert create_box_loss("ciou+nwd", nwd_constant=3).options == {"loss_mix": 0.5, "nwd_constant": 3.0}
+    with pytest.raises(LossPlugError, match=r"focal_gamma=1 is not an option of 'ciou\+nwd'; it takes loss_mix, nwd"):
+        create_box_loss("ciou+nwd", focal_gamma=1)
+    with pytest.raises(LossPlugError, match="loss_mix=0.3 is not an option of 'ciou'"):
+        create_box_loss("ciou", loss_mix=0.3)
+
+
+def test_each_part_remembers_on_its_own():
+    """A mixture of a stateful family with itself: the means are those of the parts alone."""
+    rng = torch.Generator().manual_seed(7)
+    steps = [torch.rand(2, 6, 4, generator=rng).cumsum(-1) for _ in range(3)]
+    run, alone = State(), [State(), State()]
+    names = ("wise-ciou", "wiou-v2")
+    mixed = create_box_loss("+".join(names), wiou_momentum=0.5).within(run.scoped("main"))
+    parts = [create_box_loss(n, wiou_momentum=m).within(s.scoped("main")) for n, s, m in zip(names, alone, (0.5, 0.5))]
+    for pred, target in steps:
+        expected = mix(*(part(pred, target) for part in parts), 0.5)
+        torch.testing.assert_close(mixed(pred, target), expected)
+        for state in (run, *alone):
+            state.commit()
+    assert set(run.tensors) == {"main.first.iou_loss.mean", "main.second.iou_loss.mean"}
+    for key, state in zip(("first", "second"), alone):
+        assert torch.equal(run.tensors[f"main.{key}.iou_loss.mean"], state.tensors["main.iou_loss.mean"])
+        assert run.tensors[f"main.{key}.iou_loss.mean"] != 1
+
+
+def test_what_is_remembered_is_saved_and_restored(tmp_path):
+    pairs = [(pred.detach(), target) for pred, target in map(checks.near_pairs, range(3))]
+    whole, later = State(), State()
+    loss = create_box_loss("wise-ciou+wise-eiou", wiou_momentum=0.5)
+    for pair in pairs[:2]:
+        loss.within(whole.scoped("main"))(*pair)
+        whole.commit()
+    whole.save(tmp_path / "state.pt")
+    later.load(tmp_path / "state.pt")
+    assert len(later.tensors) == 2 and create_box_loss("wise-ciou+wise-eiou").kernel is None
+    found = [loss.within(state.scoped("main"))(*pairs[2]) for state in (whole, later)]
+    assert torch.equal(*found) and not torch.equal(found[0], loss(*pairs[2]))
+
+
+def test_a_part_without_state_gets_none():
+    loss = create_box_loss("nwd+wiou-v3")
+    loss(*checks.near_pairs(1))
+    assert set(loss.state.state.tensors) == {"own.second.iou_loss.mean"} and create_box_loss("ciou+nwd").state is None
+
+
+@pytest.fixture
+def own(tmp_path, registry):
+    folder = tmp_path / "c++"
+    folder.mkdir()
+    (folder / "losses.py").write_text(OWN, encoding="utf-8")
+    return f"{folder}/losses.py"
+
+
+@pytest.mark.parametrize("name", ["{own}:mine+nwd", "nwd + {own}:mine"])
+def test_user_defined_parts(name, own):
+    name = name.format(own=own)
+    selection = select({"loss": name, "mine_scale": 3, "loss_mix": 0.2})
+    assert selection.box.options == {"loss_mix": 0.2, "mine_scale": 3.0, "nwd_constant": 12.8}
+    assert select(selection.resolved()).box == selection.box and "+" in selection.box.name
+    pred, target = checks.random_pairs()
+    first, second = (
+        part(pred, target) for part in (create_box_loss(f"{own}:mine", mine_scale=3), create_box_loss("nwd"))
+    )
+    share = 0.2 if name.startswith(own) else 0.8
+    torch.testing.assert_close(selection.box(pred, target), mix(first, second, share))
+    assert pickle.loads(pickle.dumps(selection.box))(pred, target).equal(selection.box(pred, target))
+    assert "import yolo_lossplug_own" not in header(selection), "workers load what the arguments name"
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("column", "must return shape (9,)"),
+        ("in_place", "changes its inputs in place"),
+        ("detached", "has no gradient"),
+    ],
+)
+def test_each_part_is_checked(function, message, own):
+    for name in (f"{own}:{function}+ciou", f"ciou+{own}:{function}"):
+        with pytest.raises(LossPlugError, match=r"loss '[^'+]*c\+\+/losses.py:" + function) as caught:
+            create_box_loss(name)(*checks.near_pairs(1))
+        assert message in str(caught.value)
+
+
+def test_a_loss_that_the_user_registered_reaches_the_workers(registry):
+    @box_loss("of-this-test")
+    def of_this_test(pred, target):
+        return (pred - target).abs().sum(-1)
+
+    assert f"import {__name__}" in header(select({"loss": "ciou+of-this-test"}))
+
+
+def test_no_name_holds_a_plus(registry):
+    with pytest.raises(LossPlugError, match=r"'one\+other' is not a valid name for a box loss"):
+        box_loss("one+other")
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("ciou", ("ciou",)),
+        ("CIoU+ inner-NWD ", ("CIoU", "inner-NWD")),
+        ("a.py:f+nwd", ("a.py:f", "nwd")),
+        ("nwd+pkg.losses:f", ("nwd", "pkg.losses:f")),
+        ("/c++/a.py:f", ("/c++/a.py:f",)),
+        ("/c++/a.py:f + /d+/b.py:g", ("/c++/a.py:f", "/d+/b.py:g")),
+        ("C:\\c++\\a.py:f+ciou", ("C:\\c++\\a.py:f", "ciou")),
+        ("ciou+nwd,giou", ("ciou+nwd,giou",)),
+        ("a+b+c", ("a", "b", "c")),
+        ("ciou+", ("ciou", "")),
+    ],
+)
+def test_grammar(name, parts):
+    assert parts_of(name) == parts
+
+
+def test_a_folder_that_looks_like_a_mixture(own, monkeypatch):
+    monkeypatch.chdir(Path(own).parent.parent)
+    assert parts_of("c++/losses.py:mine") == ("c++/losses.py:mine",)
+    assert parts_of("ciou+c++/losses.py:mine") == ("ciou", "c++/losses.py:mine")
+    assert select({"loss": "c++/losses.py:mine"}).box.name == f"{own}:mine"
+
+
+MISTAKES = [
+    ({"loss": "ciou+nwd+giou"}, "loss=ciou+nwd+giou has 3 losses; a mixture has two, and loss_mix is the share"),
+    ({"loss": "ciou+"}, "loss=ciou+ lacks a loss before or after a '+'; write loss=ciou+nwd, or remove the '+'."),
+    ({"loss": "+ciou"}, "loss=+ciou lacks a loss before or after a '+'"),
+    ({"loss": "ciou++nwd"}, "loss=ciou++nwd lacks a loss"),
+    ({"loss": "ciou+CIoU"}, "loss=ciou+CIoU has the loss 'ciou' twice; use loss=ciou, or two different losses."),
+    ({"loss": "wiou-v3+wiouv3"}, "has the loss 'wiou-v3' twice"),
+    ({"loss": "ciou+nwdd"}, "loss=ciou+nwdd: loss=nwdd is unknown. Did you mean 'nwd'?"),
+    ({"loss": "ciuo+nwd"}, "loss=ciuo+nwd: loss=ciuo is unknown. Did you mean 'ciou'?"),
+    ({"loss": "probiou+kldd"}, "loss=probiou+kldd: loss=kldd is unknown. Did you mean 'kld'?"),
+    ({"loss": "probiou+kldd", "task": "obb"}, "loss=kldd is unknown. Did you mean 'kld'?"),
+    ({"loss": "ciou+inner-nwd"}, "loss=ciou+inner-nwd: loss=inner-nwd is not possible. The prefix 'inner-' needs"),
+    ({"loss": "ciou+a.py"}, "loss=a.py lacks the function in that file"),
+    ({"loss": "ciou+kld"}, "mixes a loss of horizontal boxes (ciou) with one of rotated boxes (kld)"),
+    ({"loss": "kld+ciou", "task": "obb"}, "horizontal boxes (ciou) with one of rotated boxes (kld)"),
+    ({"loss": "probiou+kld"}, "loss=probiou+kld takes rotated boxes: it needs task=obb"),
+    ({"loss": "ciou+nwd", "task": "obb"}, "loss=ciou+nwd cannot be used with task=obb: its boxes are rotated"),
+    ({"loss": "ciou+no/such.py:name"}, "no/such.py:name: there is no file"),
+    ({"loss": "ciou+nwd,inner-ciou+nwd"}, "several losses: lossplug compare loss=ciou+nwd,inner-ciou+nwd"),
+    ({"cls_loss": "qfl+focal"}, "cls_loss=qfl+focal is a mixture, and only box losses can be mixed"),
+    ({"cls_loss": "ciou+nwd"}, "only box losses can be mixed (loss=ciou+nwd); choose one class loss."),
+    ({"loss_mix": 0.3}, "loss_mix=0.3 has no effect with loss=ciou; it belongs to two losses, loss=ciou+nwd."),
+    ({"loss": "ciou+nwd", "loss_mix": 1}, "loss_mix=1 is out of range; it must be in (0, 1): share of the first"),
+    ({"loss": "ciou+nwd", "loss_mix": 0}, "loss_mix=0 is out of range; it must be in (0, 1)"),
+    ({"loss": "ciou+nwd", "loss_mix": "x"}, "loss_mix='x' must be a number in (0, 1)"),
+    ({"loss": "ciou+nwd", "focal_gamma": 1}, "focal_gamma=1 has no effect with loss=ciou+nwd; it belongs to focal-*."),
+]
+
+
+@pytest.mark.parametrize(("args", "message"), MISTAKES, ids=[str(args) for args, _ in MISTAKES])
+def test_mistakes(args, message):
+    with pytest.raises(LossPlugError) as caught:
+        select(args)
+    assert message in str(caught.value)
+
+
+def test_the_key_is_like_others():
+    assert "loss_mix" in keys() and "ciou+nwd" not in list_box_losses()
+    resolved = select({"loss": "CIoU + NWD"}).resolved()
+    assert list(resolved.items())[:3] == [("loss", "ciou+nwd"), ("loss_mix", 0.5), ("nwd_constant", 12.8)]
+    assert create_box_loss("ciou+nwd").kind == BOX
+
+
+@pytest.mark.parametrize("name", ["ciou+nwd", "inner-ciou+mpdiou", "wise-ciou+wiou-v3"])
+def test_engines_agree_on_a_mixture(name):
+    made, data = model("yolov8n"), batch("yolov8n", size=256)
+    with torch.no_grad():
+        preds = made(data["img"])
+    assert compared(made, preds, data, n_steps=2, loss=name, loss_mix=0.7).bbox_loss.loss.name == name
+
+
+OURS = {"probiou": {"loss": "alpha-probiou", "alpha_power": 1.0}, "ciou": {"loss": "alpha-ciou", "alpha_power": 1.0}}
+"""The stock losses as this package computes them: named alone they are the host's, which has guards of its own."""
+
+
+@pytest.mark.parametrize("engine", ["reference", "fast"])
+@pytest.mark.parametrize(
+    ("kind", "name"), [("yolov8n", "ciou+nwd"), ("yolov8n-obb", "probiou+kld"), ("yolov8n-obb", "gwd+focal-kld")]
+)
+def test_the_box_term_is_the_mixture_by_hand(kind, name, engine):
+    made, given = model(kind), batch(kind)
+    with torch.no_grad():
+        preds = made(given["img"])
+    engine = "reference" if kind.endswith("obb") else engine  # rotated boxes have no other
+
+    def terms(**chosen):
+        criterion = with_keys(made, loss_engine=engine, **chosen)
+        return evaluate(criterion, preds, {k: v.clone() for k, v in given.items()})[0]
+
+    first, second = (terms(**OURS.get(part, {"loss": part})) for part in name.split("+"))
+    found = terms(loss=name, loss_mix=0.7)
+    assert first[0] != second[0]
+    torch.testing.assert_close(found[0], mix(first[0], second[0], 0.7), rtol=1e-5, atol=0)
+    assert torch.equal(found[1:], first[1:])
