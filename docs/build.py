@@ -116,7 +116,7 @@ def _alphabetical(title):
 
 
 def _cells(spec, page):
-    anchor = "" if len(families()[_family(spec)]) == 1 else f"#{shown(spec)}".rstrip("-")
+    anchor = "" if len(families()[_family(spec)]) == 1 else f"#{shown(spec)}"
     paper = (
         f"[{spec.paper.families[0] if spec.paper.authors else ''} {spec.year}]({spec.paper.address})"
         if spec.paper

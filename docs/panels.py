@@ -38,7 +38,7 @@ def draw(args, stem, sizes=None):
     title, names = made.get_suptitle(), made.axes[0].get_legend_handles_labels()[1]
     made.suptitle("")
     legend = [(name, _sample(tuple(style.items()))) for name, style in zip(names, charts.styles())]
-    return [_save(made, box, Path(f"{stem}-{k}.svg")) for k, box in enumerate(_boxes(made), 1)], title, legend
+    return [_save(made, axes, Path(f"{stem}-{k}.svg")) for k, axes in enumerate(_groups(made), 1)], title, legend
 
 
 def _figure(args, sizes):
@@ -55,22 +55,26 @@ def _figure(args, sizes):
     return made
 
 
-def _boxes(made):
-    """Return the boxes in inches around each loss and its gradient, row by row."""
+def _groups(made):
+    """Lay the figure out for good, and return the axes of each loss and its gradient, row by row."""
     made.canvas.draw()
+    made.set_layout_engine("none")
     groups = {}
     for axes in made.axes:
         slot = axes.get_subplotspec()
         groups.setdefault((slot.rowspan.start // ROWS, slot.colspan.start), []).append(axes)
-    renderer = made.canvas.get_renderer()
-    boxes = (Bbox.union([axes.get_tightbbox(renderer) for axes in groups[key]]) for key in sorted(groups))
-    return [box.transformed(made.dpi_scale_trans.inverted()).padded(0.06) for box in boxes]
+    return [groups[key] for key in sorted(groups)]
 
 
-def _save(made, box, file):
+def _save(made, shown, file):
+    """Write some of the axes alone."""
+    for axes in made.axes:
+        axes.set_visible(axes in shown)
+    box = Bbox.union([axes.get_tightbbox(made.canvas.get_renderer()) for axes in shown])
+    inches = box.transformed(made.dpi_scale_trans.inverted()).padded(0.06)
     file.parent.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context(SAME_FILE_EACH_TIME):
-        made.savefig(file, bbox_inches=box, metadata={"Date": None})
+        made.savefig(file, bbox_inches=inches, metadata={"Date": None})
     return file
 
 
