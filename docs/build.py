@@ -30,7 +30,7 @@ GENERATED = re.compile(r"<!-- generated: (\w+) -->.*?<!-- end -->", re.DOTALL)
 """What a build replaces. Between the two comments stands what a reader of the source gets."""
 SIMULATIONS = {
     "simulate": {"loss": "iou,giou,diou,ciou,eiou,siou", "gradients": "published,true", "cases": CASES},
-    "moving": {"loss": "iou,ciou,eiou", "gradients": "true", "cases": 343},
+    "moving": {"loss": "iou,eiou", "gradients": "true", "cases": 343},
 }
 SIMULATED = {"Error by position of the anchor": "map.png", "Boxes on their way": "simulate.gif"}
 """What the page of losses shows of the first simulation, as far as it is drawn; the home page has the second."""
@@ -146,9 +146,9 @@ def simulated(lang):
 def moving(lang):
     """Return the picture of the home page."""
     root, alt = (
-        ("../", "预测框在三种损失下移向目标")
+        ("../", "预测框在两种损失下移向目标")
         if lang == "zh"
-        else ("", "Boxes on their way to an object under three losses")
+        else ("", "Boxes on their way to an object under two losses")
     )
     return f"![{alt}]({root}pictures/moving.gif)"
 

@@ -104,9 +104,11 @@ def maths(spec):
 
 
 def words(spec):
-    """Return what the docstring says before the arguments: the range, what is detached, how it is meant."""
-    text = inspect.getdoc(spec.function) or ""
-    return text.partition("\nArgs:")[0].replace("*", "\\*").replace("_", "\\_").strip()
+    """Return what the docstring says before the arguments, less the paper: the range, and what is detached."""
+    text = (inspect.getdoc(spec.function) or "").partition("\nArgs:")[0]
+    cited = spec.paper.families[0] if spec.paper and spec.paper.families else "\n"
+    paragraphs = (part for part in text.strip().split("\n\n") if not part.startswith(cited))
+    return "\n\n".join(paragraphs).replace("*", "\\*").replace("_", "\\_")
 
 
 def advice():
