@@ -6,10 +6,12 @@ import sys
 import pytest
 
 from tests.runs import python, run
-from yolo_lossplug import LossPlugError, list_box_losses, list_class_losses
+from yolo_lossplug import LossPlugError, cli, list_box_losses, list_class_losses
 from yolo_lossplug.cli import bibtex, explanation, main
 from yolo_lossplug.paper import ARXIV, Paper
 from yolo_lossplug.registry import REGISTRY, box_loss
+from yolo_lossplug.selection.keys import NAMES, keys, numeric_keys
+from yolo_lossplug.sparse.candidates import rows
 
 
 def test_explain_resolves_a_name_into_its_parts():
@@ -37,7 +39,13 @@ def test_explain_a_key_a_prefix_and_an_alias():
         "  belongs to loss=focal-",
     ]
     assert "belongs to cls_loss=focal" in explanation("cls-focal-gamma")
-    assert explanation("tal_topk") == "tal_topk=10: maximum number of anchors per object ([1, ∞))"
+    assert explanation("tal_alpha") == "tal_alpha=0.5: exponent of the score in the assigner's metric ([0, ∞))"
+    assert explanation("tal_topk").startswith("tal_topk=10: maximum number of anchors per object ([1, ∞))\n")
+    assert explanation("tal_min_side").startswith("tal_min_side=none: side in pixels")
+    for key in ("tal_topk", "tal_min_side"):
+        shown = explanation(key)
+        assert all("".join(row) in "".join(shown.split()) for row in rows())
+        assert "below about 22 pixels" in shown and "raising tal_topk" in shown
     prefix = explanation("Focal-")
     assert prefix.startswith("loss=focal-*\nfocal-: weight = sg(IoU^γ)") and "sg(ProbIoU^γ)" in prefix
     assert bibtex("focal-") == bibtex("focal_gamma") and bibtex("focal-").startswith("@article{zhang2022focal")
@@ -45,6 +53,20 @@ def test_explain_a_key_a_prefix_and_an_alias():
     for name, message in (("qfll", "cls_loss=qfll is unknown. Did you mean 'qfl'"), ("inner", "'inner-' is a prefix")):
         with pytest.raises(LossPlugError, match=message):
             explanation(name)
+
+
+def test_every_key_can_be_explained():
+    for key, value in keys().items():
+        parameter = numeric_keys().get(key)
+        shown = explanation(key)
+        assert shown.startswith((f"{key}=", f"cls_loss={key}", f"loss={key}")), key
+        assert parameter is None or parameter.option.range in shown or key in NAMES, (key, value)
+
+
+def test_a_key_of_the_host_is_not_explained_as_ours(monkeypatch):
+    monkeypatch.setattr("yolo_lossplug.selection.keys.CLAIMED", {"tal_topk"})
+    assert "this Ultralytics has a key of that name" in explanation("tal_topk")
+    assert "tal_topk" not in {key for key, *_ in cli.common_keys()} and "tal_alpha=" in explanation("tal_alpha")
 
 
 def test_every_loss_can_be_explained_and_every_paper_cited():

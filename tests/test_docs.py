@@ -24,6 +24,7 @@ from yolo_lossplug.cli import keys_markdown, options_markdown
 from yolo_lossplug.registry import BOX, REGISTRY, ROTATED, spec_of
 from yolo_lossplug.selection.keys import keys
 from yolo_lossplug.selection.select import select
+from yolo_lossplug.sparse import candidates
 
 DOCS = ROOT / "docs"
 EXAMPLES = {
@@ -67,6 +68,11 @@ def test_defaults_are_what_a_run_takes():
         value = None if default == "none" else yaml.safe_load(default)
         other = {"cls_loss": "qfl"} if key == "loss" else {"loss": "iou"}  # a run without any key is a stock run
         assert select({**other, key: value}) == select(other), key
+
+
+def test_the_table_of_candidates_is_that_of_the_function():
+    page = (ROOT / "docs" / "keys.md").read_text(encoding="utf-8")
+    assert "\n".join(f"| {' | '.join(row)} |" for row in candidates.rows()) in page
 
 
 def test_options_are_those_of_the_losses_they_belong_to():

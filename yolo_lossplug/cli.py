@@ -38,7 +38,8 @@ EXPLAIN_HELP = """\
 usage: lossplug explain NAME [--bibtex]
 
 The parts of a name, outermost first, with formulas, options, papers and weaknesses; --bibtex prints citations alone.
-NAME is also a mixture of two box losses such as inner-ciou+nwd, a prefix such as focal-, or a key such as focal_gamma.
+NAME is also a mixture of two box losses such as inner-ciou+nwd, a prefix such as focal-, or a key such as focal_gamma;
+tal_topk and tal_min_side also print how many candidate anchors an object of a size has.
 Example: lossplug explain focal-inner-eiou\
 """
 DOCTOR_HELP = """\
@@ -48,6 +49,14 @@ Whether the plugin is active in plain Python and in `yolo`, and with which Pytho
 Ultralytics; names distributions that overwrite each other, and keys of a fork. Exits with 1 if it is not active.
 Example: lossplug doctor\
 """
+ABOUT_CANDIDATES = ("tal_topk", "tal_min_side")
+"""Keys whose explanation says how many candidates there are."""
+MEAN_CANDIDATES = """\
+Mean number of candidates, anchors whose centre lies in the object, at strides 8, 16 and 32, where a side below
+tal_min_side counts as that long (16 in Ultralytics 8.4.190):"""
+FEW_CANDIDATES = """\
+With 16, an object below about 22 pixels does not have ten candidates on average, so that raising tal_topk above 10
+does nothing there."""
 TOOLS = ("verify", "curves", "simulate", "compare")
 """Modules of `yolo_lossplug.tools` that are commands: each has a HELP, and a main that takes parsed arguments."""
 
@@ -229,19 +238,32 @@ def _key(name: str) -> str:
 
 def _option(name: str) -> str:
     """Return the explanation of a key, empty if the name is that of no key."""
-    from yolo_lossplug.selection.keys import MIX
+    from yolo_lossplug.selection.keys import CLAIMED, MIX
     from yolo_lossplug.selection.third_party import registry
 
     key = _key(name)
+    if key in CLAIMED:
+        return (
+            f"{key}: this Ultralytics has a key of that name, which keeps its meaning; that of yolo-lossplug is not "
+            "available."
+        )
     if key == MIX.key:
         return "\n".join(_mixture()[1:]).strip()
     common = [f"{k}={default}: {meaning} ({values})" for k, default, values, meaning in common_keys() if k == key]
     owners = registry().owners(key)
     if not owners:
-        return "".join(common)
+        return "\n".join([*common, candidates_text()] if common and key in ABOUT_CANDIDATES else common)
     p = owners[0].parameters[key]
     belongs = ", ".join(dict.fromkeys(_belongs(owner).strip("`") for owner in owners))
     return f"{p.key}={p.default} in {p.option.range}: {p.option.help}\n  belongs to {belongs}"
+
+
+def candidates_text() -> str:
+    """Return how many candidate anchors objects of some sizes have, for a terminal."""
+    from yolo_lossplug.sparse.candidates import rows
+
+    lines = [f"  {size:<7}{host:>8}{raised:>8}" for size, host, raised in rows()]
+    return "\n".join([f"\n{MEAN_CANDIDATES}", f"  {'pixels':<7}{'16':>8}{'32':>8}", *lines, "", FEW_CANDIDATES])
 
 
 def _prefixes(name: str) -> list[Spec]:
@@ -306,7 +328,16 @@ def _sections() -> list[tuple[str, list[Spec]]]:
 
 def common_keys() -> list[tuple[str, str, str, str]]:
     """Return key, default, values and meaning of every key that belongs to no loss in particular."""
-    from yolo_lossplug.selection.keys import ASSIGNER_OVERLAPS, ENGINES, NAMES, NMS_OVERLAPS, NUMBERS, REPORT, WEIGHTS
+    from yolo_lossplug.selection.keys import (
+        ASSIGNER_OVERLAPS,
+        CLAIMED,
+        ENGINES,
+        NAMES,
+        NMS_OVERLAPS,
+        NUMBERS,
+        REPORT,
+        WEIGHTS,
+    )
 
     names = {
         "loss": (
@@ -318,9 +349,12 @@ def common_keys() -> list[tuple[str, str, str, str]]:
         "nms_iou": (", ".join(NMS_OVERLAPS), "overlap in the NMS of val, predict, track and of validation in training"),
         "loss_engine": (", ".join(ENGINES), "how the loss is computed; all engines compute the same loss"),
     }
-    return [
+    rows = [
         *((key, default, *names[key]) for key, default in NAMES.items()),
-        *((p.key, str(p.default), p.option.range, p.option.help) for p in NUMBERS.values()),
+        *(
+            (p.key, "none" if p.default is None else str(p.default), p.option.range, p.option.help)
+            for p in NUMBERS.values()
+        ),
         (
             WEIGHTS,
             "none",
@@ -329,6 +363,7 @@ def common_keys() -> list[tuple[str, str, str, str]]:
         ),
         (REPORT, "False", "True, False", "write what the assigner does, by epoch, to lossplug_report.csv and a plot"),
     ]
+    return [row for row in rows if row[0] not in CLAIMED]
 
 
 def table(head: str, rows: Iterable[Iterable[str]]) -> str:

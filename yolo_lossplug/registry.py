@@ -221,7 +221,7 @@ class Registry:
         for index, spec in list(self.specs.items()):
             for key in self.reserved & spec.parameters.keys():
                 del self.specs[index]
-                self.refused[spec.name] = _reserved(key, spec.function)
+                self.refused[spec.name] = _reserved(key, spec)
                 break
 
     def add(self, spec: Spec) -> None:
@@ -240,7 +240,7 @@ class Registry:
                 )
         for key, parameter in spec.parameters.items():
             if key in self.reserved:
-                raise LossPlugError(_reserved(key, spec.function))
+                raise LossPlugError(_reserved(key, spec))
             for owner in self.owners(key):
                 if owner.parameters[key] != parameter and not _same_definition(owner.function, spec.function):
                     raise LossPlugError(
@@ -409,8 +409,11 @@ def _same_definition(one: Function, other: Function) -> bool:
     return (one.__module__, one.__qualname__) == (other.__module__, other.__qualname__)
 
 
-def _reserved(key: str, function: Function) -> str:
-    return f"option '{key}' of {_where(function)} is a key of Ultralytics already; choose another name for the option."
+def _reserved(key: str, spec: Spec) -> str:
+    if spec.is_user_defined:
+        where = _where(spec.function)
+        return f"option '{key}' of {where} is a key of Ultralytics already; choose another name for the option."
+    return f"'{spec.name}' is not available: this Ultralytics has a key of its own named {key}. Choose another loss."
 
 
 def _where(function: Function) -> str:

@@ -15,7 +15,7 @@ from yolo_lossplug.kernels import is_interpreted
 from yolo_lossplug.kernels.assignment import AssignerConfig, KernelAnchors, assign, describe
 from yolo_lossplug.kernels.box_maths import STOCK
 from yolo_lossplug.registry import OVERLAP, REGISTRY
-from yolo_lossplug.ultralytics_hook.assigner import set_overlap
+from yolo_lossplug.ultralytics_hook.assigner import set_min_side, set_overlap
 
 N_PROBLEMS = int(os.environ.get("LOSSPLUG_PROBLEMS", "1" if is_interpreted() else "250"))
 """Problems of each family; the interpreter takes seconds for one. More, by hand: LOSSPLUG_PROBLEMS=20 pytest ..."""
@@ -117,6 +117,17 @@ def test_random_problems(family, kernel_device):
         case = Problem(problem(family, seed), SHAPES[seed % len(SHAPES)], kernel_device)
         n_positives += equal(case.actual(*setting), case.expected(stock(*setting)))
     assert (n_positives > 0) == (family != "no_objects")
+
+
+@pytest.mark.parametrize("min_side", [6.5, 32.0])
+def test_floors_of_a_side(min_side, kernel_device):
+    case = Problem(problem("crowded", 3), SHAPES[3 % len(SHAPES)], kernel_device, floor=(min_side, min_side))
+    assigner = stock(*SETTINGS[0])
+    before = case.expected(assigner)
+    set_min_side(assigner, min_side)
+    expected = case.expected(assigner)
+    assert equal(case.actual(*SETTINGS[0]), expected)
+    assert not torch.equal(before[0], expected[0])
 
 
 @pytest.mark.parametrize("setting", [*SETTINGS[:2], *map(slow, SETTINGS[2:])])

@@ -74,6 +74,45 @@ def test_random_problems(family, sparse_runs, device):
     assert (n_positives > N_PROBLEMS) == (family != "no_objects")
 
 
+@pytest.mark.parametrize("family", ["crowded", "tiny", "edges", "zero_size", "holes"])
+@pytest.mark.parametrize("min_side", [1.5, 16.0, 32.0, 40.3])
+def test_floors_of_a_side(family, min_side, sparse_runs):
+    unlike = 0
+    for seed in range(4):
+        assigners, inputs = pair(), problem(family, seed)
+        before = assigners[0](*(tensor.clone() for tensor in inputs))
+        for one in assigners:
+            hook.set_min_side(one, min_side)
+            assert hook.floor_of(one) == (min_side, min_side)
+        unlike += not torch.equal(before[3], equal(assigners, inputs)[3])
+        inside = brute_force(inputs[2], *inputs[4:], min_side)
+        assert torch.equal(assigners[0].select_candidates_in_gts(inputs[2], *inputs[4:]) & inputs[5].bool(), inside)
+    assert sparse_runs and (unlike == 0 or min_side != 16)
+    assert unlike or min_side < 32 or family not in ("crowded", "tiny")
+
+
+def brute_force(anchors, boxes, mask, min_side):
+    """Return which anchors (b, n, A) lie in boxes whose sides are at least a floor long."""
+    centre, side = (boxes[..., :2] + boxes[..., 2:]) / 2, boxes[..., 2:] - boxes[..., :2]
+    away = (anchors - centre.unsqueeze(2)).abs()
+    return (away < side.clamp(min=min_side).unsqueeze(2) / 2 - 1e-6).all(-1) & mask.bool()
+
+
+def test_a_release_without_a_floor_is_recognised():
+    def first_to_second(self, points, boxes, mask, eps=1e-9):
+        sides = xyxy2xywh(boxes)
+        is_small = (sides[..., 2:] < self.stride[0]) & mask.bool()
+        boxes = xywh2xyxy(torch.cat((sides[..., :2], sides[..., 2:].masked_fill(is_small, self.stride_val)), -1))
+        return no_floor(self, points, boxes)
+
+    def no_floor(self, points, boxes, eps=1e-9):
+        return ((points - boxes[..., None, :2] > eps) & (boxes[..., None, 2:] - points > eps)).all(-1)
+
+    assert not hook.has_floor(first_to_second) and not hook.has_floor(no_floor)
+    assert hook.has_floor(StockAssigner.select_candidates_in_gts)
+    assert hook.has_floor(RotatedTaskAlignedAssigner.select_candidates_in_gts, is_rotated=True)
+
+
 @pytest.mark.parametrize("iou", ["iou", "giou", "eiou"])
 def test_other_overlaps(iou, sparse_runs):
     stock, ours = StockAssigner(10, N_CLASSES, 0.5), TaskAlignedAssigner(10, N_CLASSES, 0.5, iou=iou)

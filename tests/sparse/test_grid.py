@@ -5,7 +5,12 @@ import pytest
 import torch
 
 from tests.problems import points
+from yolo_lossplug import TaskAlignedAssigner
 from yolo_lossplug.sparse import grid
+from yolo_lossplug.sparse.candidates import mean_candidates
+from yolo_lossplug.sparse.grid import levels_of_shapes, rectangles
+from yolo_lossplug.sparse.pairs import counts
+from yolo_lossplug.ultralytics_hook.assigner import candidate_boxes, floor_of, set_min_side
 
 
 @pytest.mark.parametrize("right", [False, True])
@@ -41,3 +46,22 @@ def test_shapes_are_recovered_from_points(size):
 def test_points_that_form_no_grids():
     assert grid.shapes_of_points(torch.rand(500, 2, generator=torch.Generator().manual_seed(0))) is None
     assert grid.shapes_of_points(torch.zeros(0, 2)) is None
+
+
+@pytest.mark.parametrize(("side", "mean"), [(3, 5.25), (16, 5.25), (22, 9.926), (24, 11.8125)])
+def test_the_mean_number_of_candidates(side, mean):
+    assert mean_candidates(side, side) == pytest.approx(mean, abs=5e-4)
+
+
+@pytest.mark.parametrize("size", [(5, 5), (22, 22), (24, 24), (10, 50)])
+@pytest.mark.parametrize("min_side", [16.0, 32.0, 20.5])
+def test_the_mean_number_of_candidates_is_that_of_the_assigner(size, min_side):
+    assigner = TaskAlignedAssigner(stride=[8, 16, 32])
+    set_min_side(assigner, min_side)
+    centres = 128 + 64 * torch.rand(1, 20000, 2, generator=torch.Generator().manual_seed(0))
+    half = torch.tensor(size) / 2
+    boxes = torch.cat((centres - half, centres + half), -1)
+    widened = candidate_boxes(boxes, torch.ones(1, 20000, 1), floor_of(assigner))
+    levels = levels_of_shapes(points(320, 320), [(320 // stride,) * 2 for stride in (8, 16, 32)])
+    counted = counts(rectangles(widened[0], levels)).double().mean().item()
+    assert counted == pytest.approx(mean_candidates(*size, min_side), rel=0.01)

@@ -7,11 +7,12 @@ import pytest
 from ultralytics import YOLO, cfg
 from ultralytics.cfg import get_cfg
 from ultralytics.utils import DEFAULT_CFG, DEFAULT_CFG_DICT
+from ultralytics.utils.tal import RotatedTaskAlignedAssigner, TaskAlignedAssigner
 
 from tests.runs import ROOT, TINY, slow, yolo
 from yolo_lossplug import LossPlugError, Option, box_loss
 from yolo_lossplug.selection.keys import keys
-from yolo_lossplug.ultralytics_hook import config, console, nms
+from yolo_lossplug.ultralytics_hook import assigner, config, console, nms
 from yolo_lossplug.ultralytics_hook.config import guess_model
 
 NOWHERE = "no-such-dataset.yaml"
@@ -47,6 +48,7 @@ def test_keys_are_in_the_defaults_and_mean_nothing():
         ({"loss": "eiou", "focal_gamma": 0.5}, "focal_gamma=0.5 has no effect with loss=eiou"),
         ({"loss": "focal-eiou", "focal_gamma": "abc"}, "focal_gamma='abc' must be a number"),
         ({"tal_topk": 0}, "tal_topk=0 is out of range"),
+        ({"tal_min_side": 0}, r"tal_min_side=0 is out of range; it must be in \(0, ∞\)"),
     ],
     ids=str,
 )
@@ -55,6 +57,21 @@ def test_mistakes_before_data_and_model(args, message, tmp_path):
         get_cfg(overrides=args)
     with pytest.raises(LossPlugError, match=message):
         YOLO("yolov8n.yaml").train(data=NOWHERE, project=str(tmp_path), **args)
+    assert not list(tmp_path.iterdir()), "a run was begun"
+
+
+@pytest.mark.parametrize("task", ["detect", "obb"])
+def test_a_floor_of_sides_is_refused_where_the_release_has_none(task, monkeypatch, tmp_path):
+    args = {"tal_min_side": 32, "task": task}
+    get_cfg(overrides=args)
+    monkeypatch.setattr(assigner, "has_floor", lambda *args: False)
+    message = r"tal_min_side=32 cannot be used with ultralytics \S+: its \w+ has no floor .* Remove it, or install"
+    with pytest.raises(LossPlugError, match=message):
+        get_cfg(overrides=args)
+    with pytest.raises(LossPlugError, match=message):
+        YOLO(f"yolov8n{'-obb' if task == 'obb' else ''}.yaml").train(data=NOWHERE, project=str(tmp_path), **args)
+    with pytest.raises(LossPlugError, match=message):
+        assigner.set_min_side(RotatedTaskAlignedAssigner() if task == "obb" else TaskAlignedAssigner(), 32.0)
     assert not list(tmp_path.iterdir()), "a run was begun"
 
 
@@ -112,6 +129,7 @@ def test_a_tuner_starts_from_the_defaults_of_our_keys(data, tmp_path):
         tuner(space={"focal_gamma": (0.1, 1.5)})
     with pytest.raises(LossPlugError, match="loss cannot be tuned: it is not a number"):
         tuner(space={"loss": (0, 1)})
+    assert tuner(space={"tal_min_side": (8.0, 40.0)}).args.tal_min_side == 16, "where Ultralytics 8.4.190 starts"
     with pytest.raises(LossPlugError, match=r"tal_topk cannot be tuned in \(8.2, 8.8\): it takes integers"):
         tuner(space={"tal_topk": (8.2, 8.8)})
 

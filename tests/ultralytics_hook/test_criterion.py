@@ -48,6 +48,7 @@ COMMON = {
     "tal_iou": [{"tal_iou": name} for name in ("iou", "giou", "diou", "eiou", "siou")],
     "tal_topk": [{"tal_topk": 3}],
     "tal_alpha": [{"tal_alpha": 1.5}],
+    "tal_min_side": [{"tal_min_side": 40}],
     "tal_beta": [{"tal_beta": 2.0}],
     "cls_smoothing": [{"cls_smoothing": 0.1}],
     "cls_weights": [

@@ -104,7 +104,11 @@ def test_the_hosts_class_weights(step_inputs, keys):
         del made.class_weights
 
 
-@pytest.mark.parametrize("keys", [{"tal_topk": 3}, {"tal_alpha": 1.0, "tal_beta": 1.0}, {"tal_iou": "giou"}], ids=str)
+@pytest.mark.parametrize(
+    "keys",
+    [{"tal_topk": 3}, {"tal_min_side": 40}, {"tal_alpha": 1.0, "tal_beta": 1.0}, {"tal_iou": "giou"}],
+    ids=str,
+)
 def test_keys_of_the_assigner(step_inputs, keys):
     compared(*step_inputs, **keys)
 

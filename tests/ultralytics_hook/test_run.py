@@ -276,9 +276,18 @@ from ultralytics.cfg import get_cfg
 from yolo_lossplug.selection.keys import keys
 yolo_lossplug.enable()
 assert yolo_lossplug.is_enabled(), yolo_lossplug._autoload.problem
-assert "{key}" not in keys() and "nms_iou" in keys()
+assert "{key}" not in keys() and len(keys()) > 40
 cfg = get_cfg(overrides={{"{key}": "theirs"}})
 assert cfg.{key} == "theirs" and "{key}" not in yolo_lossplug.selection.select.select(vars(cfg)).resolved()
+other = {{"cls_loss": "qfl", "tal_beta": 5.0}}
+other.pop("{key}", None)
+assert yolo_lossplug.selection.select.select({{"{key}": "theirs", **other}}).resolved().items() >= other.items()
+if {owner!r}:
+    try:
+        get_cfg(overrides={{"loss": {owner!r}}})
+        raise SystemExit("a loss without its option was not refused")
+    except yolo_lossplug.LossPlugError as error:
+        assert "{key}" in str(error), error
 yolo_lossplug.disable()
 assert "{key}" in ultralytics.utils.DEFAULT_CFG_DICT
 """
@@ -286,8 +295,22 @@ assert "{key}" in ultralytics.utils.DEFAULT_CFG_DICT
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("key", "value"), [("loss", "None"), ("tal_topk", "10"), ("cls_weights", "None"), ("loss_mix", "1")]
+    ("key", "value", "owner"),
+    [
+        ("loss", "None", ""),
+        ("cls_loss", "None", ""),
+        ("loss_engine", "None", ""),
+        ("nms_iou", "None", ""),
+        ("lossplug_report", "False", ""),
+        ("cls_weights", "None", ""),
+        ("cls_smoothing", "0.0", ""),
+        ("tal_topk", "10", ""),
+        ("tal_min_side", "16", ""),
+        ("tal_iou", "None", ""),
+        ("loss_mix", "1", ""),
+        ("focal_gamma", "0.5", "focal-eiou"),
+    ],
 )
-def test_a_key_that_the_host_has_keeps_its_meaning(key, value, tmp_path):
-    done = python(CLAIMED.format(key=key, value=value), cwd=tmp_path, env=ABSENT)
+def test_a_key_that_the_host_has_keeps_its_meaning(key, value, owner, tmp_path):
+    done = python(CLAIMED.format(key=key, value=value, owner=owner), cwd=tmp_path, env=ABSENT)
     assert f"keys of its own named {key};" in done.stdout

@@ -36,6 +36,16 @@ NUMBERS = {
             "tal_beta", float, False, 6.0, Option("exponent of the overlap in the assigner's metric", at_least=0)
         ),
         Parameter(
+            "tal_min_side",
+            float,
+            False,
+            None,
+            Option(
+                "side in pixels that shorter sides of an object count as when candidates are chosen; none = the host's",
+                above=0,
+            ),
+        ),
+        Parameter(
             "cls_smoothing",
             float,
             False,
@@ -121,7 +131,7 @@ def refuse_unknown(given: Mapping[str, Any], *others: str) -> None:
 def instead_of(key: str, value: Any) -> str:
     """Return which key of ours does what a key of an older YOLO did, empty if none does."""
     ours = next((parameter.key for parameter in numeric_keys().values() if parameter.option.formerly == key), None)
-    if ours is None:
+    if ours is None or ours in CLAIMED:
         return ""
     owners = [f"{key_of(owner.kind)}={owner.name} " for owner in registry().owners(ours)]
     return f" Use {''.join(owners[:1])}{ours}={value}"

@@ -217,7 +217,7 @@ def unknown(kind: str, name: str) -> str:
 
 def _refused(kind: str, name: str) -> str:
     refused = registry().refused.items()
-    return next((reason for loss, reason in refused if f"-{normalise(name)}".endswith(f"-{loss}")), "")
+    return next((reason for loss, reason in refused if f"-{loss}-" in f"-{normalise(name)}-"), "")
 
 
 def _stock(kind: str, name: str) -> str:

@@ -59,6 +59,7 @@ class Selection:
         tal_topk: Maximum number of anchors per object.
         tal_alpha: Exponent of the score.
         tal_beta: Exponent of the overlap.
+        tal_min_side: Floor of an object's side in pixels when candidates are chosen; None for the host's.
         tal_iou: Overlap inside the assigner.
         loss_engine: Requested engine.
         nms_iou: Overlap in the NMS of validation.
@@ -74,6 +75,7 @@ class Selection:
     tal_topk: int
     tal_alpha: float
     tal_beta: float
+    tal_min_side: Optional[float]
     tal_iou: str
     loss_engine: str
     nms_iou: str
@@ -126,6 +128,7 @@ class Selection:
             **self.cls.options,
             **{key: getattr(self, key) for key in ("cls_smoothing", "tal_topk", "tal_alpha", "tal_beta", "tal_iou")},
             "loss_engine": self.loss_engine,
+            **({} if self.tal_min_side is None else {"tal_min_side": self.tal_min_side}),
             **({} if self.nms_iou == NAMES["nms_iou"] else {"nms_iou": self.nms_iou}),
             **({} if self.cls_weights is None else {"cls_weights": self.cls_weights}),
             **({REPORT: True} if self.report else {}),
@@ -244,5 +247,6 @@ def _refuse_unfit_task(task: str, given: Mapping[str, Any]) -> None:
             continue
         raise LossPlugError(
             f"{key}={given[key]} cannot be used with task={task}: its boxes are rotated, and this overlap "
-            f"takes horizontal boxes. Remove it; {task} takes loss, cls_loss, tal_topk, tal_alpha and tal_beta."
+            f"takes horizontal boxes. Remove it; {task} takes loss, cls_loss, tal_topk, tal_alpha, tal_beta and "
+            f"tal_min_side."
         )

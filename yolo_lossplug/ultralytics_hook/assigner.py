@@ -8,14 +8,16 @@ from types import SimpleNamespace
 from typing import Any, Callable, Optional
 
 import torch
+import ultralytics
 from torch import Tensor
 from torch.nn.functional import pad
 from ultralytics.utils import tal
 from ultralytics.utils.ops import xywh2xyxy, xyxy2xywh
 
+from yolo_lossplug.registry import ROTATED, LossPlugError
 from yolo_lossplug.selection.keys import STOCK_BOX
 from yolo_lossplug.selection.loss import assigner_overlap, create_box_loss
-from yolo_lossplug.selection.select import select
+from yolo_lossplug.selection.select import Selection, select
 from yolo_lossplug.sparse.assign import Assignment, Measure, assign
 from yolo_lossplug.sparse.grid import Level, levels_of_shapes, points_of_levels, shapes_of_points
 from yolo_lossplug.sparse.topk import Gts, is_exact
@@ -153,6 +155,51 @@ def set_topk(assigner: tal.TaskAlignedAssigner, topk: int) -> None:
         assigner.topk2 = topk
 
 
+def set_min_side(assigner: tal.TaskAlignedAssigner, side: float) -> None:
+    """Set the floor of a gt's side in pixels when candidates are chosen.
+
+    Raises:
+        LossPlugError: If this release has no such floor.
+    """
+    _refuse_min_side(side, isinstance(assigner, tal.RotatedTaskAlignedAssigner))
+    assigner.stride_val = side
+
+
+def refuse_min_side(selection: Selection) -> None:
+    """Raise an error if a floor of a gt's side is selected, and the assigner of this release has none.
+
+    Raises:
+        LossPlugError: If so.
+    """
+    if selection.tal_min_side is not None:
+        _refuse_min_side(selection.tal_min_side, selection.box.kind == ROTATED)
+
+
+def _refuse_min_side(side: float, is_rotated: bool) -> None:
+    cls = tal.RotatedTaskAlignedAssigner if is_rotated else tal.TaskAlignedAssigner
+    if not has_floor(cls.select_candidates_in_gts, is_rotated):
+        raise LossPlugError(
+            f"tal_min_side={side:g} cannot be used with ultralytics {ultralytics.__version__}: its {cls.__name__} has "
+            f"no floor for the sides of an object. Remove it, or install a newer Ultralytics; 8.4.190 has one."
+        )
+
+
+@functools.lru_cache(maxsize=16)
+def has_floor(select_candidates: Callable[..., Tensor], is_rotated: bool = False) -> bool:
+    """Return whether a method that chooses candidates raises every side below `stride_val` to it; measured by a call.
+
+    Releases that widen sides below the first stride to the second have no floor: a side between them counts as shorter.
+    """
+    settings = SimpleNamespace(stride=[8, 16, 32], stride_val=24.0)
+    points = torch.arange(1024).unsqueeze(1).add(0.5).expand(-1, 2).contiguous()
+    box = [512.0, 512, 20, 20, 0] if is_rotated else [502.0, 502, 522, 522]
+    try:
+        inside = select_candidates(settings, points, torch.tensor([[box]]), torch.ones(1, 1, 1))
+    except (TypeError, AttributeError):  # a release without a mask or without the attribute, or another signature
+        return False
+    return int(inside.sum()) == settings.stride_val
+
+
 HOOKS = (
     "_forward",
     "get_box_metrics",
@@ -211,6 +258,8 @@ def floor_of(assigner: Any) -> tuple[float, float]:
 
     Releases differ: none before 8.4, the first stride until it became the second.
     """
+    if has_floor(type(assigner).select_candidates_in_gts):
+        return assigner.stride_val, assigner.stride_val
     strides = tuple(float(stride) for stride in getattr(assigner, "stride", ()))
     return _floor_of(type(assigner).select_candidates_in_gts, strides, float(getattr(assigner, "stride_val", 0)))
 

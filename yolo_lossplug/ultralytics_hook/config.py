@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Callable, Optional
@@ -29,7 +29,8 @@ from yolo_lossplug.selection.keys import (
 )
 from yolo_lossplug.selection.names import suggest
 from yolo_lossplug.selection.own import load_references
-from yolo_lossplug.selection.select import refuse_unknown_names, select
+from yolo_lossplug.selection.select import Selection, refuse_unknown_names, select
+from yolo_lossplug.sparse.candidates import HOST_MIN_SIDE
 from yolo_lossplug.ultralytics_hook.patching import Undo
 from yolo_lossplug.ultralytics_hook.run.making import is_making, is_settled
 
@@ -96,6 +97,7 @@ def check_given(base: dict[str, Any], custom: dict[str, Any]) -> None:
             f"{key}={value} cannot be used with model={custom['model']}: {family} has a loss of its own."
         )
     selection = select({**base, **custom, "task": task})
+    _refuse_unfit_release(selection)
     if selection.loss_engine == "triton":
         from yolo_lossplug.ultralytics_hook.engines.choice import why_no_kernels
 
@@ -179,7 +181,15 @@ def check_merged(cfg: dict[str, Any]) -> None:
         LossPlugError: If a value is wrong or has no effect.
     """
     if (cfg.get("mode") or TRAINING) == TRAINING and not cfg.get("resume"):
-        select(cfg)
+        _refuse_unfit_release(select(cfg))
+
+
+def _refuse_unfit_release(selection: Selection) -> None:
+    """Raise an error for a key that this release of Ultralytics has no use for."""
+    if selection.tal_min_side is not None:
+        from yolo_lossplug.ultralytics_hook.assigner import refuse_min_side
+
+        refuse_min_side(selection)
 
 
 def guess_model(custom: dict[str, Any]) -> tuple[str, str]:
@@ -203,9 +213,10 @@ def add_keys(defaults: dict[str, Any]) -> Undo:
     """
     namespace = sys.modules["ultralytics.utils"].DEFAULT_CFG
     CLAIMED.update(key for key in defaults if key in COMMON or key == MIX.key)
-    if CLAIMED:
-        say_claimed()
+    options = {key for key in REGISTRY.parameters() if key in defaults}
     REGISTRY.reserve(defaults)
+    if CLAIMED or options:
+        say_claimed(options)
 
     def add(spec: Optional[Spec] = None) -> None:
         for key, value in keys().items():
@@ -226,9 +237,13 @@ def add_keys(defaults: dict[str, Any]) -> Undo:
     return undo
 
 
-def say_claimed() -> None:
-    """Say which keys this Ultralytics has itself."""
-    names = ", ".join(sorted(CLAIMED))
+def say_claimed(options: Collection[str] = ()) -> None:
+    """Say which keys this Ultralytics has itself.
+
+    Args:
+        options: Those of them that are options of losses, which are left out with them.
+    """
+    names = ", ".join(sorted({*CLAIMED, *options}))
     sys.modules["ultralytics.utils"].LOGGER.warning(
         f"LossPlug: this Ultralytics has keys of its own named {names}; they keep its meaning, and those of "
         f"yolo-lossplug are not available. `lossplug doctor` says more."
@@ -253,11 +268,14 @@ def settle_space(tuner: Any) -> None:
     args, unset = vars(tuner.args), keys()
     parameters = numeric_keys()
     for key in tuner.space:
+        if key not in unset:  # the host's own
+            continue
         if key in COMMON and key not in NUMBERS:
             raise LossPlugError(f"{key} cannot be tuned: it is not a number. Train once with each value instead.")
         if key in parameters and args.get(key) == unset[key]:
-            args[key] = parameters[key].default
-    select(args)
+            is_hosts = parameters[key].default is None and not parameters[key].nullable
+            args[key] = HOST_MIN_SIDE if is_hosts else parameters[key].default
+    _refuse_unfit_release(select(args))
     integers = {key: integer_bounds(key, *tuner.space[key][:2]) for key in tuner.space if is_integer(key)}
     for method in ("_constrain", "_mutate"):  # newer releases look for values that are not tried yet after the former
         stock = getattr(tuner, method, None) if integers else None
@@ -267,7 +285,7 @@ def settle_space(tuner: Any) -> None:
 
 def is_integer(key: str) -> bool:
     """Return whether a key is one of ours that takes integers."""
-    parameter = numeric_keys().get(key)
+    parameter = None if key in CLAIMED else numeric_keys().get(key)
     return parameter is not None and parameter.type is int
 
 

@@ -28,7 +28,7 @@ from yolo_lossplug.registry import ROTATED, SOFTMAX, LossPlugError
 from yolo_lossplug.selection.keys import CLASSIFY, STOCK_BOX, STOCK_CLASS, STOCK_ROTATED, refuse_unknown
 from yolo_lossplug.selection.select import Selection, class_weights, select
 from yolo_lossplug.state import Scope, State
-from yolo_lossplug.ultralytics_hook.assigner import set_overlap, set_topk, topk2_of
+from yolo_lossplug.ultralytics_hook.assigner import set_min_side, set_overlap, set_topk, topk2_of
 from yolo_lossplug.ultralytics_hook.attached import on_assigner, on_criterion
 from yolo_lossplug.ultralytics_hook.engines import choice, fast
 from yolo_lossplug.ultralytics_hook.members import PluggedBboxLoss, PluggedClassLoss, PluggedSoftmaxLoss, self_test
@@ -228,6 +228,7 @@ def running(leaf: v8DetectionLoss) -> dict[str, Any]:
         "tal_topk": assigner.topk,
         "tal_alpha": assigner.alpha,
         "tal_beta": assigner.beta,
+        "tal_min_side": getattr(assigner, "stride_val", None),
         "tal_iou": overlap.name if overlap else STOCK_ROTATED if rotated else STOCK_BOX,
         "loss_engine": decision if is_fast == (decision.name != choice.REFERENCE) else choice.REFERENCE,
     }
@@ -335,6 +336,8 @@ def _set_assigner_options(assigner: Any, selection: Selection) -> None:
             setattr(assigner, attribute, getattr(selection, key))
     if "tal_topk" in selection.chosen:
         set_topk(assigner, selection.tal_topk)
+    if selection.tal_min_side is not None:
+        set_min_side(assigner, selection.tal_min_side)
 
 
 def _of_task(selection: Selection, task: str) -> Selection:

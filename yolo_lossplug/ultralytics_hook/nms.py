@@ -11,7 +11,7 @@ from ultralytics.utils import DEFAULT_CFG_DICT
 
 from yolo_lossplug.nms import diou_nms
 from yolo_lossplug.registry import LossPlugError
-from yolo_lossplug.selection.keys import NMS_OVERLAPS, choose
+from yolo_lossplug.selection.keys import CLAIMED, NMS_OVERLAPS, choose
 from yolo_lossplug.ultralytics_hook.console import say
 
 STOCK = NMS_OVERLAPS[0]
@@ -68,7 +68,7 @@ def check(model: Any, mode: str, given: dict[str, Any]) -> None:
     Raises:
         LossPlugError: If the value is unknown, or the model has no such suppression.
     """
-    value = given.get("nms_iou")
+    value = None if "nms_iou" in CLAIMED else given.get("nms_iou")
     if value is None:
         return
     chosen = choose("nms_iou", given, NMS_OVERLAPS)

@@ -66,7 +66,8 @@ def draw(trainer: Any) -> None:
     collector = runs.of(trainer).collector
     if collector is not None and collector.rows and trainer.args.plots:
         file = collector.file.with_name(PLOT)
-        plot(collector.rows, file)
+        floor = runs.of(trainer).selection.tal_min_side
+        plot(collector.rows, file, "" if floor is None else f"tal_min_side={floor:g}")
         trainer.on_plot(file)
 
 
@@ -78,12 +79,13 @@ LINES = (
 """Panels of a branch: column, title, unit, and the columns of the table with their labels."""
 
 
-def plot(rows: list[dict[str, str]], file: Path) -> None:
+def plot(rows: list[dict[str, str]], file: Path, settings: str = "") -> None:
     """Draw a table, one line of panels for each branch.
 
     Args:
         rows: The table.
         file: A PNG.
+        settings: What to say of the assigner's settings, below the titles of the numbers of anchors.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -107,6 +109,8 @@ def plot(rows: list[dict[str, str]], file: Path) -> None:
             panel.set_xlabel("epoch")
             panel.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
             panel.grid(alpha=0.3)
+        if settings:
+            panels[1].set_title(f"{panels[1].get_title()}\n{settings}", fontsize=10)
         panels[1].legend(fontsize=8, frameon=False)
     charts.save(figure, file)
 

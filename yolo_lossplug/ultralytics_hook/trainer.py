@@ -15,6 +15,7 @@ from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.selection.keys import NAMES, REPORT, STOCK_BOX, STOCK_CLASS, given_keys, keys
 from yolo_lossplug.selection.select import Selection, class_weights, select
 from yolo_lossplug.ultralytics_hook import compatibility, finite, nms, patching, report
+from yolo_lossplug.ultralytics_hook.assigner import refuse_min_side
 from yolo_lossplug.ultralytics_hook.console import say, warn
 from yolo_lossplug.ultralytics_hook.criterion import (
     TOLERANCE,
@@ -86,6 +87,7 @@ def check(trainer: Any, overrides: dict[str, Any]) -> None:
     selection = making.selected(vars(trainer.args))
     if selection.is_active:
         refuse_foreign_trainer(type(trainer), given_keys(overrides or {}) or selection.given)
+        refuse_min_side(selection)
     why = choice.why_no_kernels(selection.loss_engine, trainer.args.device)
     if why and not trainer.args.resume:
         raise LossPlugError(why)
@@ -133,7 +135,8 @@ def line(selection: Selection, actual: Mapping[str, Any]) -> str:
         cls += f" weights={selection.cls_weights}"
     parts = [cls]
     if actual:
-        numbers = ", ".join(f"{key}={actual[f'tal_{key}']}" for key in ("topk", "alpha", "beta", "iou"))
+        shown = ("topk", "alpha", "beta", *([] if selection.tal_min_side is None else ["min_side"]), "iou")
+        numbers = ", ".join(f"{key}={_shown(actual[f'tal_{key}'], key)}" for key in shown)
         parts = [f"box {actual['loss']}", cls, f"assigner tal({numbers})"]
         if selection.nms_iou != NAMES["nms_iou"]:
             parts.append(f"nms {selection.nms_iou}")
@@ -141,6 +144,10 @@ def line(selection: Selection, actual: Mapping[str, Any]) -> str:
             parts.append(f"report {FILE}")
     engine = actual.get("loss_engine", choice.REFERENCE)
     return " · ".join([*parts, f"engine {engine}", f"ultralytics {ultralytics.__version__}"])
+
+
+def _shown(value: Any, key: str) -> str:
+    return f"{value:g}" if key == "min_side" else str(value)
 
 
 def announce(trainer: Any) -> None:
