@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from families import GROUPS, families, family_page, group, key, names, task
+from families import GROUPS, SIZES, families, family_page, group, key, names, pictured, task
 from mkdocs.structure.files import File
 
 from yolo_lossplug import cli
@@ -39,6 +39,9 @@ TITLES = {
     "en": dict(zip(GROUPS, GROUPS)),
     "zh": dict(zip(GROUPS, ("水平框", "前缀", "混合", "旋转框", "分类", "classify 任务"))),
 }
+MIXTURE = {"loss": "ciou,nwd,ciou+nwd"}
+MADE = {}
+"""What pages ask for and is made with the files, by name."""
 PLACEHOLDERS = {"en": "Filter by name, key, task, formula, year", "zh": "按名称、参数、任务、公式、年份筛选"}
 
 
@@ -58,11 +61,13 @@ def _entries(title):
 def on_files(files, config):
     """Add the pages of families and all pictures."""
     folder = Path(WORK.name)
+    MADE["mixture"], drawn = pictured(MIXTURE, folder / "losses" / "mixtures", SIZES)
     for path, specs in families().items():
         content, pictures = family_page(path, specs, folder)
         files.append(File.generated(config, path, content=content))
-        for file in pictures:
-            files.append(File.generated(config, file.relative_to(folder).as_posix(), abs_src_path=str(file)))
+        drawn += pictures
+    for file in drawn:
+        files.append(File.generated(config, file.relative_to(folder).as_posix(), abs_src_path=str(file)))
     for name, path in pictures_of_simulations(folder).items():
         files.append(File.generated(config, f"pictures/{name}", abs_src_path=str(path)))
     cost = ROOT / "benchmarks" / "results" / "cost.png"
@@ -175,6 +180,7 @@ MAKERS = {
     "options": lambda lang: options_markdown(),
     "simulation": simulated,
     "moving": moving,
+    "mixture": lambda lang: MADE["mixture"],
     "patches": patches,
     "commands": commands,
     "cost": lambda lang: "![Time and memory of a step against the number of objects](pictures/cost.png)",

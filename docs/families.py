@@ -171,14 +171,20 @@ def options(spec):
 def figures(path, specs, folder):
     """Return Markdown of the pictures of a family, and their files."""
     args, stem = drawn(specs), folder / path.removesuffix(".md")
-    files, title, legend = panels.draw(args, stem)
-    parts = ["## Loss and gradient", shape(title, files, command(args)), samples(legend)]
+    text, files = pictured(args, stem)
+    parts = ["## Loss and gradient", text]
     if any("stride" in spec.context for spec in specs):
-        more, _, _ = panels.draw(args, f"{stem}-size", SIZES)
-        again = command({**args, "size": ",".join(map(str, SIZES))})
-        parts += ["### By size of the object", shape("It has a unit, so the size of the object matters", more, again)]
+        text, more = pictured(args, f"{stem}-size", SIZES)
+        parts += ["### By size of the object", "The loss has a unit, so the size of the object matters.", text]
         files += more
     return "\n\n".join(parts), files
+
+
+def pictured(args, stem, sizes=None):
+    """Return Markdown of what `lossplug curves` draws, and the files, whose names begin with a stem."""
+    files, title, legend = panels.draw(args, stem, sizes)
+    asked = {**args, "size": ",".join(map(str, sizes))} if sizes else args
+    return f"{shape(title, files, command(asked))}\n\n{samples(legend)}", files
 
 
 def shape(title, files, text):
