@@ -186,7 +186,9 @@ def test_explain_a_loss_of_ones_own(tmp_path, registry):
     assert f"loss={file}:mine" in explanation(f"{file}:mine")
 
 
-@pytest.mark.parametrize("command", ["list", "explain", "doctor", "verify", "curves", "simulate", "compare"])
+@pytest.mark.parametrize(
+    "command", ["list", "explain", "doctor", "verify", "curves", "simulate", "inspect", "compare", "bench"]
+)
 def test_every_command_has_help_with_an_example(command, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["lossplug", command, "--help"])
     main()

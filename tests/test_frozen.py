@@ -18,6 +18,9 @@ from ultralytics import YOLO
 if __name__ == "__main__":
     if sys.argv[1:] == ["list"]:
         print("LISTED", *yolo_lossplug.list_box_losses(), *yolo_lossplug.list_class_losses())
+    elif sys.argv[1:] == ["page"]:
+        from yolo_lossplug.tools.page import Page
+        Page("Report").write("report.html")
     else:
         YOLO("yolov8n.yaml").train(**{TINY!r}, **dict(word.split("=", 1) for word in sys.argv[1:]))
 """
@@ -65,6 +68,12 @@ def test_a_frozen_program_trains(keys, program, data, tmp_path):
 def test_a_frozen_program_has_every_loss(program, tmp_path):
     (line,) = (line for line in run([program, "list"], tmp_path).stdout.splitlines() if line.startswith("LISTED"))
     assert line.split()[1:] == [*yolo_lossplug.list_box_losses(), *yolo_lossplug.list_class_losses()]
+
+
+@pytest.mark.slow
+def test_a_frozen_program_writes_reports(program, tmp_path):
+    run([program, "page"], tmp_path)
+    assert "</html>" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 HIDDEN = """

@@ -24,7 +24,9 @@ usage: lossplug COMMAND ..., with arguments as `yolo` takes them; lossplug COMMA
   verify      whether a loss is the one that runs, its scale beside stock, and the gain that would match it
   curves      draws losses and their gradients against IoU
   simulate    the regression experiment of the DIoU paper: how fast boxes reach their targets
+  inspect     sizes, candidates and crowding of your data, faults of its labels, and what to compare first
   compare     trains with several losses and seeds, and says which differences are more than noise
+  bench       measures which engine computes the loss fastest on this machine, for loss_engine=auto
   train ...   `yolo train ...` with the plugin enabled; likewise every other command of yolo\
 """
 LIST_HELP = """\
@@ -57,7 +59,7 @@ tal_min_side counts as that long (16 in Ultralytics 8.4.190):"""
 FEW_CANDIDATES = """\
 With 16, an object below about 22 pixels does not have ten candidates on average, so that raising tal_topk above 10
 does nothing there."""
-TOOLS = ("verify", "curves", "simulate", "compare")
+TOOLS = ("verify", "curves", "simulate", "inspect", "compare", "bench")
 """Modules of `yolo_lossplug.tools` that are commands: each has a HELP, and a main that takes parsed arguments."""
 
 

@@ -20,8 +20,9 @@ from yolo_lossplug import LossPlugError, box_loss, kernels
 from yolo_lossplug.selection.select import select
 from yolo_lossplug.ultralytics_hook import config, console, trainer
 from yolo_lossplug.ultralytics_hook.assigner import set_overlap
+from yolo_lossplug.ultralytics_hook.attached import size_class
 from yolo_lossplug.ultralytics_hook.criterion import branch_criteria, plug
-from yolo_lossplug.ultralytics_hook.engines import choice, triton
+from yolo_lossplug.ultralytics_hook.engines import choice, record, triton
 from yolo_lossplug.ultralytics_hook.run.counts import Meter
 from yolo_lossplug.ultralytics_hook.run.watch import watch
 
@@ -180,12 +181,12 @@ def test_the_report_counts_the_same(step_inputs):
     sums = []
     for name in ("fast", "triton"):
         criterion = with_keys(made, loss_engine=name, loss="diou")
-        meter = Meter(criterion.device)
+        meter = Meter(criterion.device, criterion.nc)
         watch(criterion.assigner, meter)
         step(criterion, preds, data)
-        sums.append(meter.sums)
+        sums.append(meter.parts)
     torch.testing.assert_close(sums[0], sums[1], rtol=1e-5, atol=1e-5)
-    assert sums[0].any()
+    assert all(part.any() for part in sums[0]) and meter.has_claims
 
 
 @pytest.mark.slow
@@ -349,22 +350,35 @@ def test_a_run_without_is_refused_before_anything_is_loaded(monkeypatch):
     assert resumed.args.loss_engine == "auto" and "goes on with loss_engine=auto" in log.text
 
 
-def test_auto_takes_them_where_they_are_recorded(step_inputs, monkeypatch):
-    made = step_inputs[0]
+def test_auto_takes_them_where_they_are_recorded(step_inputs, monkeypatch, tmp_path):
+    made, preds, data = step_inputs
     assert with_keys(made, loss="eiou").lossplug.kernels is None
-    device = torch.device("cuda")
-    monkeypatch.setattr(kernels, "_missing_triton", lambda: None)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA Some")
-    monkeypatch.setattr(torch, "__version__", "2.15.0+cu132")
-    assert not kernels.is_recorded(device)
-    monkeypatch.setitem(kernels.RECORDED, ("NVIDIA Some", "2.15"), "benchmarks/results/some.md")
-    assert kernels.is_recorded(device) and not kernels.is_recorded(torch.device("cpu"))
-    monkeypatch.setattr(torch, "__version__", "2.16.0")
-    assert not kernels.is_recorded(device)
-    monkeypatch.setattr(kernels, "is_recorded", lambda device: True)
-    assert with_keys(made, loss="eiou").lossplug.kernels is not None
-    assert str(with_keys(made, loss="eiou").lossplug.decision) == "triton"
+    monkeypatch.setattr(record, "USER_CONFIG_DIR", tmp_path)
+    key = record.key_of(torch.device("cpu"))
+    elements = len(data["batch_idx"]) * preds["scores"].shape[2]
+    proof = {"times_faster": 3.0, "quartiles": [2.0, 4.0]}
+    anchors = len(preds["scores"]) * preds["scores"].shape[2]
+    entry = {
+        "dtype": "float32",
+        "anchors_class": size_class(anchors),
+        "size_class": size_class(elements),
+        "measured": "2026-01-02",
+    }
+    record.add([{**key._asdict(), **entry, "engines": {"triton": proof}}], key, {}, "2026-01-02")
+    criterion = with_keys(made, loss="eiou")
+    assert criterion.lossplug.kernels is not None
+    assert str(criterion.lossplug.decision) == "triton (bench 2026-01-02)"
+    taken = []
+    monkeypatch.setattr(type(criterion.lossplug.kernels), "step", lambda *args: taken.append(args))
+    criterion(dict(preds), data)
+    assert len(taken) == 1
     assert with_keys(made, loss="eiou", loss_engine="fast").lossplug.kernels is None
+    monkeypatch.setattr(choice, "kernel_trouble", lambda *args: "they fail")
+    assert str(with_keys(made, loss="eiou").lossplug.decision) == "fast"
+    monkeypatch.undo()
+    monkeypatch.setattr(record, "USER_CONFIG_DIR", tmp_path)
+    monkeypatch.setattr(torch, "__version__", "9.9.9")
+    assert str(with_keys(made, loss="eiou").lossplug.decision) == "fast"
 
 
 RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*.md"))
@@ -382,15 +396,6 @@ def test_results_name_device_and_release(file):
     device, release = measured_on(file)
     assert device and f"torch {release}." in file.read_text(encoding="utf-8")
     assert ("cpu" in file.name) == ("NVIDIA" not in device)
-
-
-def test_records_are_of_their_device_and_release(tmp_path):
-    (tmp_path / "some.md").write_text(
-        "`command`\n\n2026-01-02 · ultralytics 8.4.1 · torch 2.11.0+cu130 · NVIDIA H200\n\n|"
-    )
-    example = {("NVIDIA H200", "2.11"): tmp_path / "some.md"}
-    for (device, release), file in {**example, **kernels.RECORDED}.items():
-        assert measured_on(ROOT / file) == (device, release)
 
 
 @pytest.mark.slow

@@ -35,14 +35,16 @@ def test_a_forest_shows_differences_intervals_and_decisions(figures):
     effects.append(effect("d", 0.012, 0.004, 0.02, BETTER))
     assert draw_forest(effects, "a", "forest.png", lambda name: "mAP") == "forest.png"
     axis = figures[0].axes[0]
-    assert [label.get_text() for label in axis.get_yticklabels()] == ["d", "c", "b"], "best first"
+    names, numbers = ([text.get_text() for text in axis.texts if text.get_ha() == side] for side in ("left", "right"))
+    assert names == ["d", "c", "b"], "best first"
+    assert [text.split("  ")[-1] for text in numbers] == [BETTER, NOISE, WORSE]
+    assert numbers[2] == "−0.0200  (−0.0300 to −0.0100)  worse"
     assert axis.get_xlabel() == "difference of mAP from a, with the interval that decides"
     lines = [list(line.get_xdata()) for line in axis.lines[1:]]
     assert lines == [[0.004, 0.02], [0.012], [-0.01, 0.014], [0.002], [-0.03, -0.01], [-0.02]]
     points = [line for line in axis.lines if len(line.get_xdata()) == 1]
     assert [point.get_marker() for point in points] == [">", "o", "<"]
     assert points[1].get_markerfacecolor() == "#ffffff" != points[0].get_markerfacecolor()
-    assert [text.get_text().split("  ")[-1] for text in axis.texts] == [BETTER, NOISE, WORSE]
     low, high = axis.get_xlim()
     assert low < -0.03 and high > 0.02
 
@@ -50,8 +52,8 @@ def test_a_forest_shows_differences_intervals_and_decisions(figures):
 def test_a_forest_without_intervals(figures):
     draw_forest([effect("b", 0.0, None, None, NOISE, seeds=1)], "a", "forest.png")
     axis = figures[0].axes[0]
-    assert axis.texts[0].get_text() == "+0.0000  1 seed: no interval"
-    assert axis.get_xlim()[0] < 0 < axis.get_xlim()[1] and "interval" not in axis.get_xlabel()
+    assert axis.texts[1].get_text() == "+0.0000  1 seed: no interval"
+    assert axis.get_xlim() == (-0.016, 0.016) and "interval" not in axis.get_xlabel()
     assert draw_forest([], "a", "forest.png") is None
     assert draw_forest([effect("b", None, None, None, NOISE)], "a", "forest.png") is None
     assert len(figures) == 1

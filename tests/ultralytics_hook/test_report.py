@@ -4,6 +4,7 @@
 import contextlib
 import copy
 import csv
+import pickle
 import types
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from yolo_lossplug import DetectionLoss, LossPlugError
 from yolo_lossplug.selection.keys import given_keys, keys
 from yolo_lossplug.selection.select import select
 from yolo_lossplug.ultralytics_hook import config, report
+from yolo_lossplug.ultralytics_hook.assigner import has_own_hooks, set_overlap
 from yolo_lossplug.ultralytics_hook.criterion import branch_criteria
 from yolo_lossplug.ultralytics_hook.engines import fast
 from yolo_lossplug.ultralytics_hook.run import counts, runs, watch
@@ -35,8 +37,8 @@ BRANCHES = {"yolov10n": {"one2many", "one2one"}}
 HEADER = ["epoch", "branch", *COLUMNS]
 
 
-def table(folder):
-    with (Path(folder) / "lossplug_report.csv").open() as file:
+def table(folder, name="lossplug_report.csv"):
+    with (Path(folder) / name).open() as file:
         return list(csv.DictReader(file))
 
 
@@ -73,7 +75,14 @@ def test_sums_by_hand():
         "positives_per_object_medium": 0.5,
         "objects_large": 1,
         "positives_per_object_large": 1.0,
+        "unassigned_share_small": 0.5,
+        "unassigned_share_medium": 0.5,
+        "unassigned_share_large": 0.0,
+        "conflicts": None,
+        "conflict_share": None,
     }
+    counted = summary(found.tolist(), [8.0, 2.0])
+    assert (counted["conflicts"], counted["conflict_share"]) == (2.0, 0.25)
 
 
 def test_nothing_has_no_ratio():
@@ -83,8 +92,20 @@ def test_nothing_has_no_ratio():
         "mean_iou",
         "positives_per_object",
         *(f"positives_per_object_{size}" for size in ("small", "medium", "large")),
+        *(f"unassigned_share_{size}" for size in ("small", "medium", "large")),
+        "conflicts",
+        "conflict_share",
     }
     assert [value for value in values.values() if value is not None] == [0] * 4
+
+
+def test_classes_by_hand():
+    classes = torch.zeros(3, 2)
+    labels, is_gt = torch.tensor([0.0, 2, 2, 0, 1]), torch.tensor([True, True, True, True, False])
+    slot, is_positive = torch.tensor([1, 1, 0, 3]), torch.tensor([True, True, False, True])
+    counts.tally_classes(classes, labels, is_gt, slot, is_positive)
+    #                             objects, without anchor: slot 0 is named by a negative only
+    assert classes.tolist() == [[2, 1], [0, 0], [2, 1]]
 
 
 @pytest.mark.parametrize("n_slots", [0, 3])
@@ -99,7 +120,51 @@ def test_an_object_that_loses_every_anchor_is_unassigned(n_slots):
     assigner(scores, predicted, places, torch.zeros(1, n_slots, 1), boxes, mask)
     # 3 x 3 cells of 16 pixels have their centre in the box; half of it is predicted; 40 x 40 is medium.
     assert meter.sums.tolist() == ([[0] * 4, [2, 1, 9, 4.5], [0] * 4] if n_slots else [[0] * 4] * 3)
-    assert meter.is_used
+    assert meter.is_used and meter.has_claims
+    assert meter.claims.tolist() == ([9, 9] if n_slots else [0, 0]), "both objects want all nine anchors"
+
+
+def test_classes_survive_a_resumed_run_and_drop_later_epochs(tmp_path):
+    values = dict.fromkeys(COLUMNS, 0.5)
+    first = counts.Collector(tmp_path / counts.FILE, False)
+    first.names, first.by_class = {0: "a", 2: "c"}, {"main": [[3.0, 1.0], [0.0, 0.0], [4.0, 0.0]]}
+    for epoch in (1, 2, 3):
+        first.add(epoch, {"main": values})
+    first.write()
+    again = counts.Collector(tmp_path / counts.FILE, True)
+    again.names, again.by_class = {0: "a"}, {"main": [[1.0, 1.0]]}
+    again.add(3, {"main": values})
+    again.write()
+    rows = table(tmp_path, counts.CLASS_FILE)
+    assert [(row["epoch"], row["name"], row["objects"], row["unassigned_share"]) for row in rows] == [
+        *(("1", "a", "3", "0.333333"), ("1", "c", "4", "0")),
+        *(("2", "a", "3", "0.333333"), ("2", "c", "4", "0")),
+        ("3", "a", "1", "1"),
+    ]
+
+
+def test_an_assigner_derived_twice_is_pickled_and_still_sparse():
+    assigner = TaskAlignedAssigner(topk=10, num_classes=3, alpha=0.5, beta=6.0)
+    watch.watch(assigner, None)
+    set_overlap(assigner, "giou")
+    assert not has_own_hooks(assigner)
+    again = pickle.loads(pickle.dumps(assigner))
+    assert type(again) is type(assigner) and type(copy.deepcopy(assigner)) is type(assigner)
+    assert isinstance(again, watch.WatchedMixin) and isinstance(again, TaskAlignedAssigner)
+
+
+def test_the_plot_shows_shares_in_percent(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("yolo_lossplug.charts.save", lambda figure, file: drawn.append(figure))
+    shares = {f"unassigned_share_{size}": f"{share}" for size, share in zip(counts.SIZES, (0.4, 0.2, 0.0))}
+    row = {**dict.fromkeys(HEADER, "0.1"), **shares, "branch": "main", "conflict_share": "0.25"}
+    report.plot([{**row, "epoch": str(epoch)} for epoch in (1, 2)], tmp_path / "x.png")
+    first, _, _, last = drawn[0].axes
+    assert first.get_ylabel() == last.get_ylabel() == "%"
+    assert {line.get_label(): line.get_ydata()[0] for line in first.lines} == pytest.approx(
+        {"all": 10, "small": 40, "medium": 20, "large": 0}
+    )
+    assert last.lines[0].get_ydata()[0] == 25 and first.get_ylim()[1] == pytest.approx(44)
 
 
 def preds_of(name, size=256):
@@ -162,6 +227,8 @@ def test_engines_agree(name, collector, monkeypatch):
     inputs = preds_of(name)
     run(*inputs, "reference")
     expected = {branch: meter.sums.clone() for branch, meter in collector.meters.items()}
+    claims = {branch: meter.claims.clone() for branch, meter in collector.meters.items()}
+    classes = {branch: meter.classes.clone() for branch, meter in collector.meters.items()}
     changes = {"sparse": (), "dense": ("is_sparse", lambda *_: False), "host": ("step", lambda *_: None)}
     for way, change in changes.items():
         collector.clear()
@@ -172,6 +239,8 @@ def test_engines_agree(name, collector, monkeypatch):
         assert len(seen) == (0 if way == "sparse" else len(expected)), way
         for branch, meter in collector.meters.items():
             assert torch.equal(meter.sums[:, :3], expected[branch][:, :3]), way
+            assert torch.equal(meter.claims, claims[branch]) and torch.equal(meter.classes, classes[branch]), way
+            assert meter.has_claims and (meter.claims > 0).any() and meter.classes[:, 0].sum() == 5, way
             torch.testing.assert_close(meter.sums[:, 3], expected[branch][:, 3], rtol=1e-5, atol=1e-6)
 
 
@@ -186,6 +255,7 @@ def test_only_training_counts_and_only_once(loss_engine, collector):
             criterion(copy.deepcopy(preds), data)
             copy.deepcopy(criterion)(copy.deepcopy(preds), data)
     assert torch.equal(meter.sums, once), "a validation counted"
+    assert len(watch.on_assigner(criterion.assigner).claims) <= 1, "claims of validations pile up"
     copy.deepcopy(criterion)(copy.deepcopy(preds), data)
     assert torch.equal(meter.sums, 2 * once), "a copy counts apart, or twice"
     assert not meter.sums.requires_grad
@@ -297,6 +367,18 @@ def test_the_table_of_a_run(pair, data):
         assert int(row["objects"]) == sum(int(row[f"objects_{size}"]) for size in ("small", "medium", "large"))
         assert 0 < float(row["positives_per_object"]) <= 10
         assert 0 <= float(row["unassigned_share"]) < 1 and 0 < float(row["mean_iou"]) < 1
+        missing = sum(
+            int(row[f"objects_{size}"]) * float(row[f"unassigned_share_{size}"] or 0)
+            for size in ("small", "medium", "large")
+        )
+        assert missing == pytest.approx(int(row["objects"]) * float(row["unassigned_share"]), abs=1e-3)
+        assert int(row["conflicts"]) > 0 and 0 < float(row["conflict_share"]) < 1
+        mine = [one for one in table(trainer.save_dir, "lossplug_report_classes.csv") if one["epoch"] == row["epoch"]]
+        assert sum(int(one["objects"]) for one in mine) == int(row["objects"])
+        assert {(one["class"], one["name"]) for one in mine} <= {("0", "circle"), ("1", "square"), ("2", "triangle")}
+        assert sum(int(one["objects"]) * float(one["unassigned_share"]) for one in mine) == pytest.approx(
+            missing, abs=1e-3
+        )
     assert runs.find(vars(trainer.args)) is None, "the run is over, and its collector is still held"
     assert not (trainer.save_dir / "lossplug_report.png").exists(), "plots=False"
 
@@ -393,6 +475,7 @@ def test_rotated_boxes(tmp_path):
     trainer = train("yolov8n-obb.yaml", data=data, project=str(tmp_path), lossplug_report=True)
     (row,) = table(trainer.save_dir)
     assert int(row["objects"]) > 0 and 0 < float(row["mean_iou"]) < 1
+    assert int(row["conflicts"]) > 0 and 0 < float(row["conflict_share"]) < 1
 
 
 @pytest.mark.slow

@@ -23,9 +23,6 @@ import torch
 
 MIN_TRITON = (3, 0)
 """Minimum version of Triton."""
-RECORDED: dict[tuple[str, str], str] = {}
-"""By GPU and release of torch, ("NVIDIA H200", "2.11"), the file under benchmarks/results/ that shows the kernels
-identical and faster there. Without a record they run only on request."""
 
 
 def is_interpreted() -> bool:
@@ -42,13 +39,6 @@ def missing(device: torch.device) -> Optional[str]:
         if torch.version.hip:
             return "the kernels are written for GPUs of NVIDIA"
     return reason
-
-
-def is_recorded(device: torch.device) -> bool:
-    """Return whether a record shows the kernels identical and faster on a device."""
-    if not RECORDED or device.type != "cuda":
-        return False
-    return (torch.cuda.get_device_name(device), ".".join(torch.__version__.split(".")[:2])) in RECORDED
 
 
 @functools.cache

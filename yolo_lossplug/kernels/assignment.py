@@ -15,7 +15,7 @@ The result is that of the dense form: `torch.topk` of a row of zeros and metrics
 lowest index, selects the best k of the candidates and of the first k anchors.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, Optional
 
 import torch
 import triton
@@ -101,6 +101,7 @@ class Assigned(NamedTuple):
         sums: Partial sums of the scores, float32.
         slots: Anchors (N·k,) among those of all images that the rows selected, -1 for none, int32.
         chosen: N·k − first slot (b·A,) that holds the anchor, 0 for none, int32.
+        claims: Number of rows (b·A,) that select the anchor, int32; None if it is not counted.
     """
 
     row: Tensor
@@ -109,6 +110,7 @@ class Assigned(NamedTuple):
     sums: Tensor
     slots: Tensor
     chosen: Tensor
+    claims: Optional[Tensor] = None
 
 
 def describe(
@@ -183,7 +185,7 @@ def assign(gts: GtRows, scores: Tensor, grid: Tensor, anchors: KernelAnchors, co
         gts.info, row, metric, largest, is_kept, label, score, sums, n, config.eps, total,
         KEEP=len(is_kept) > 0, **sizes, **EXACT,
     )  # fmt: skip
-    return Assigned(row, label, score, sums, slots, chosen)
+    return Assigned(row, label, score, sums, slots, chosen, claims)
 
 
 @triton.jit(do_not_specialize=["n", "n_images"])

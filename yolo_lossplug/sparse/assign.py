@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Callable, NamedTuple, Optional
 
+import torch
 from torch import Tensor
 
 from yolo_lossplug.sparse.grid import Level, rectangles
@@ -25,11 +26,13 @@ class Assignment(NamedTuple):
         anchor: Index (n,) of the anchor among those of all images, ascending.
         slot: Slot (n,) of its gt among those of all images.
         score: Normalised metric (n,), the target of the gt's class.
+        claims: Number of gts (b·A,) that select each anchor, before conflicts are resolved; None if it is not counted.
     """
 
     anchor: Tensor
     slot: Tensor
     score: Tensor
+    claims: Optional[Tensor] = None
 
 
 def assign(
@@ -74,11 +77,14 @@ def assign(
         contested = [_contested(enumerate_pairs(cells[rows], levels), rows, gts, is_contested) for rows in chunks]
         return Candidates.joined([Candidates(row, anchor, *measure(row, anchor)) for row, anchor in contested])
 
-    positives = resolve(Candidates.joined(selected), candidates_of, gts)
+    chosen = Candidates.joined(selected)
+    claimed = gts.begin[chosen.row] + chosen.anchor
+    claims = torch.bincount(claimed, minlength=gts.n_images * gts.n_anchors)
+    positives = resolve(chosen, claimed, claims, candidates_of, gts)
     if topk2 != topk:
         positives = keep_best(positives, topk2, gts.n_anchors)
     score = normalise(positives, gts.n_images * gts.n_slots, eps)
-    return Assignment(positives.anchor, positives.slot, score)
+    return Assignment(positives.anchor, positives.slot, score, claims)
 
 
 def _contested(pairs: Pairs, rows: slice, gts: Gts, is_contested: Tensor) -> tuple[Tensor, Tensor]:

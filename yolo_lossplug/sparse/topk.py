@@ -127,7 +127,13 @@ def best(pairs: Pairs, metric: Tensor, k: int, n_anchors: int) -> Tensor:
     return selected
 
 
-def resolve(selected_pairs: Candidates, candidates_of: Callable[[Tensor], Candidates], gts: Gts) -> Positives:
+def resolve(
+    selected_pairs: Candidates,
+    claimed: Tensor,
+    claims: Tensor,
+    candidates_of: Callable[[Tensor], Candidates],
+    gts: Gts,
+) -> Positives:
     """Assign every selected anchor to one gt.
 
     An anchor that several gts select goes to the gt with the largest overlap among all whose candidate it is, selected
@@ -135,14 +141,14 @@ def resolve(selected_pairs: Candidates, candidates_of: Callable[[Tensor], Candid
 
     Args:
         selected_pairs: The selected pairs.
+        claimed: Anchors (P,) of these among those of all images.
+        claims: How many of them (b·A,) have an anchor.
         candidates_of: Takes a mask of the contested anchors of all images; returns all pairs of these anchors.
         gts: The gts.
 
     Returns:
         The positives.
     """
-    claimed = gts.begin[selected_pairs.row] + selected_pairs.anchor
-    claims = torch.bincount(claimed, minlength=gts.n_images * gts.n_anchors)
     anchor, is_contested = claims.nonzero().squeeze(1), claims > 1
     pair_of = torch.empty_like(claims).scatter_(0, claimed, torch.arange(len(claimed), device=claims.device))
     if is_contested.any():

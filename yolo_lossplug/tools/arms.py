@@ -138,7 +138,9 @@ def _values(key: str, value: Any) -> list[Any]:
         if not all(words):
             raise LossPlugError(f"{key}={value} lacks a value before or after a comma; write {key}=one,other.")
         return words
-    if isinstance(value, (list, tuple)) and (key != WEIGHTS or any(isinstance(v, (list, tuple)) for v in value)):
+    if isinstance(value, (list, tuple)) and (
+        key != WEIGHTS or any(isinstance(v, (list, tuple, Mapping)) for v in value)
+    ):
         return list(value)
     return [value]
 

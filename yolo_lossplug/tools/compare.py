@@ -32,7 +32,7 @@ HELP = """\
 usage: lossplug compare data=DATA model=MODEL loss=NAME,NAME,... [seeds=3] [key=value ...]
 
 Trains with each loss and each seed, everything else equal, and writes into runs/compare/NAME/: a folder for every run,
-results.csv, summary.md, summary.csv, curves.png and forest.png, with paired differences against the first loss.
+report.html, results.csv, summary.md, summary.csv, curves.png and forest.png, with paired differences against the first.
   loss=ciou,eiou   every key of ours takes several values, and an option goes to the losses that have it:
                    cls_loss=bce,qfl tal_topk=7,10
   seeds=3          number of seeds, 0 to 2, or a list of them: seeds=0,7,42

@@ -21,7 +21,7 @@ Runs = Mapping[int, np.ndarray]
 DECIDED = {BETTER: ("#0072b2", ">"), WORSE: ("#d55e00", "<")}
 """Colour and marker of a difference that is more than noise; the marker points where the difference does."""
 UNDECIDED = ("#666666", "o")
-NAME_WIDTH = 28
+NAME_WIDTH = 30
 """Characters of an arm's name in a line."""
 MAX_BANDS = 4
 """More bands would hide each other."""
@@ -45,34 +45,41 @@ def draw_forest(effects: Sequence[Any], baseline: str, file: Path, label: Callab
     ranked = sorted((effect for effect in effects if effect.mean is not None), key=lambda effect: -effect.mean)
     if not ranked:
         return None
-    figure, axes = charts.figure(1, 1, width=8, height=1.3 + 0.42 * len(ranked))
+    lines = [fill(effect.arm, NAME_WIDTH) for effect in ranked]
+    heights = np.array([0.55 + 0.17 * line.count("\n") for line in lines])
+    figure, axes = charts.figure(1, 1, width=5.8, height=0.9 + float(heights.sum()))
     axis = axes[0, 0]
     axis.axvline(0, color="#000000", linewidth=1)
-    for y, effect in enumerate(ranked):
-        _draw_effect(axis, y, effect)
-    axis.set_yticks(range(len(ranked)), [fill(effect.arm, NAME_WIDTH) for effect in ranked])
-    axis.set_ylim(len(ranked) - 0.4, -0.6)
+    for y, line, effect in zip(heights.cumsum(), lines, ranked):
+        _draw_effect(axis, y - 0.14, effect)
+        _write_effect(axis, y - 0.26, line, effect)
+    axis.set_yticks([])
+    axis.set_ylim(heights.sum() + 0.05, 0)
     axis.set_xlim(*_around_zero(ranked))
-    has_interval = any(effect.low is not None for effect in ranked)
-    axis.set_xlabel(
-        f"difference of {label(ranked[0].metric)} from {baseline}{', with the interval that decides' * has_interval}"
-    )
-    axis.set_title("worse  ◂  ▸  better", fontsize=9, color="#444444", x=_zero_at(axis))
-    axis.tick_params(axis="y", length=0)
+    interval = ", with the interval that decides" if any(effect.low is not None for effect in ranked) else ""
+    axis.set_xlabel(f"difference of {label(ranked[0].metric)} from {baseline}{interval}", fontsize=9)
+    axis.set_title("worse  ◂  ▸  better", fontsize=8, color="#444444", x=_zero_at(axis))
+    axis.tick_params(labelsize=9)
     axis.spines[["top", "right", "left"]].set_visible(False)
     axis.grid(axis="x", alpha=0.25)
     return charts.save(figure, file)
 
 
-def _draw_effect(axis: Any, y: int, effect: Any) -> None:
-    """Draw one difference: a filled arrow where it is decided, an open circle where not, and the numbers beside it."""
+def _draw_effect(axis: Any, y: float, effect: Any) -> None:
+    """Draw one difference: a filled arrow where it is decided, an open circle where not."""
     colour, marker = DECIDED.get(effect.verdict, UNDECIDED)
     if effect.low is not None:
         axis.plot([effect.low, effect.high], [y, y], color=colour, linewidth=2.2, solid_capstyle="butt")
     face = colour if effect.verdict in DECIDED else "#ffffff"
     axis.plot([effect.mean], [y], marker, color=colour, markerfacecolor=face, markersize=8, markeredgewidth=1.5)
-    numbers = {"transform": axis.get_yaxis_transform(), "va": "center", "ha": "left", "fontsize": 9}
-    axis.text(1.02, y, words(effect).replace("-", "−"), color="#000000", **numbers)
+
+
+def _write_effect(axis: Any, y: float, name: str, effect: Any) -> None:
+    """Write the name and the numbers of a difference above it, from edge to edge, so that a phone can show the plot."""
+    place = {"transform": axis.get_yaxis_transform(), "va": "bottom", "fontsize": 9, "color": "#000000"}
+    backdrop = {"facecolor": "#ffffff", "edgecolor": "none", "pad": 1}
+    axis.text(0, y, name, ha="left", fontweight="bold", bbox=backdrop, **place)
+    axis.text(1, y, words(effect).replace("-", "−"), ha="right", bbox=backdrop, **place)
 
 
 def words(effect: Any) -> str:
@@ -83,11 +90,11 @@ def words(effect: Any) -> str:
 
 
 def _around_zero(effects: Sequence[Any]) -> tuple[float, float]:
-    """Return limits that hold all intervals and 0, with a margin."""
+    """Return limits that hold all intervals with a margin, and 0 far enough from both edges for the words beside it."""
     ends = [end for effect in effects for end in (effect.mean, effect.low, effect.high) if end is not None]
     low, high = min(0.0, *ends), max(0.0, *ends)
-    margin = 0.08 * (high - low) or 0.01
-    return low - margin, high + margin
+    span = high - low or 0.1
+    return min(low - 0.08 * span, -0.16 * span), max(high + 0.08 * span, 0.16 * span)
 
 
 def _zero_at(axis: Any) -> float:
@@ -119,7 +126,8 @@ def draw_curves(
     if not names:
         return None
     has_pairs = arms[0] in drawn and len(drawn) > 1
-    figure, axes = charts.figure(len(names), 1 + has_pairs, 5, 2.6)
+    columns = charts.legend_columns(list(drawn), 80)
+    figure, axes = charts.figure(len(names), 1 + has_pairs, 3.8, 2.3 + 0.21 * (len(drawn) / columns - 1) / len(names))
     for row, name in zip(axes, names):
         runs = {arm: _runs(histories, arm, name) for arm in drawn}
         _draw_lines(row[0], runs, drawn, label(name))
@@ -129,7 +137,7 @@ def draw_curves(
     for axis in axes[-1]:
         axis.set_xlabel("epoch")
     if len(drawn) > 1:
-        charts.legend_below(figure, axes[0, 0], charts.legend_columns(list(drawn), 110))
+        charts.legend_below(figure, axes[0, 0], columns)
     return charts.save(figure, file)
 
 
@@ -166,9 +174,9 @@ def _draw_lines(axis: Any, runs: Mapping[str, Runs], styles: Mapping[str, Mappin
     """Draw the mean of each arm's runs, as far as the shortest goes, with limits that let the differences show."""
     has_bands = len(runs) <= MAX_BANDS
     bands = [_draw_line(axis, of_arm, arm, styles[arm], has_bands) for arm, of_arm in runs.items() if of_arm]
-    axis.set_title(title, fontsize=10, loc="left")
+    axis.set_title(title, fontsize=9, loc="left")
     axis.margins(x=0.02)
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, nbins=8))
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, nbins=6))
     axis.grid(alpha=0.3)
     if bands:
         axis.set_ylim(*limits_of(bands))

@@ -196,7 +196,9 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[Any]], caption: str, n
     columns = [[row[k] for row in rows] for k in range(len(header))]
     classes = [' class="number"' if _is_numeric(column) else "" for column in columns]
     digits = [_digits(column) for column in columns]
-    heads = "".join(f"<th{kind}><button>{inline(name)}</button></th>" for kind, name in zip(classes, header))
+    heads = "".join(
+        f'<th scope="col"{kind}><button>{inline(name)}</button></th>' for kind, name in zip(classes, header)
+    )
     lines = [
         "".join(_cell(cell, kind, places, k == 0) for k, (cell, kind, places) in enumerate(zip(row, classes, digits)))
         for row in rows

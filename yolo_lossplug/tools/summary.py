@@ -10,7 +10,8 @@ from types import SimpleNamespace
 from typing import Any, Optional
 
 from yolo_lossplug import charts
-from yolo_lossplug.tools import compare_plots, significance
+from yolo_lossplug.tools import compare_page, compare_plots, significance
+from yolo_lossplug.tools.compare_tables import tables
 from yolo_lossplug.tools.jobs import FAILED, FINISHED, Job
 from yolo_lossplug.ultralytics_hook.trial.one_run import history
 
@@ -26,7 +27,7 @@ SCALE_NOTE = (
 
 
 def write(runs: Sequence[Job], directory: Path, header: Sequence[str]) -> None:
-    """Write results.csv, summary.csv, summary.md and, once a run is finished, curves.png and forest.png.
+    """Write results.csv, summary.csv, summary.md, report.html and, once a run is finished, curves.png and forest.png.
 
     Args:
         runs: All runs of the comparison, in order; the others are compared with the loss of the first.
@@ -42,9 +43,55 @@ def write(runs: Sequence[Job], directory: Path, header: Sequence[str]) -> None:
     text = markdown(rows, runs, [*header, *_mixed_versions(results)])
     (directory / "summary.md").write_text(text, encoding="utf-8")
     if results:
-        histories = {key: history(Path(result["save_dir"])) for key, result in results.items()}
-        compare_plots.draw_curves(histories, arms, directory / "curves.png", label)
-        compare_plots.draw_forest(_effects(rows), arms[0], directory / "forest.png", label)
+        histories = {key: _metrics(history(Path(result["save_dir"]))) for key, result in results.items()}
+        compare_plots.draw_curves(histories, arms, directory / compare_page.CURVES, label)
+        compare_plots.draw_forest(
+            _effects(rows) if _has_learnt(rows) else [], arms[0], directory / compare_page.FOREST, label
+        )
+    compare_page.write(_report(rows, runs, header), directory)
+
+
+def _metrics(rows: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
+    """Return the metrics of a run's history, in order, without its losses, times and learning rates."""
+    return [{name: row[name] for name in _order(row)} for row in rows]
+
+
+def _report(rows: Sequence[Mapping[str, Any]], runs: Sequence[Job], header: Sequence[str]) -> compare_page.Report:
+    """Return what report.html shows."""
+    baseline, effects = runs[0].arm, _effects(rows)
+    metric = rows[0]["measure"] if rows else ""
+    (command, *foot), (states, *_) = header, _states(runs)
+    cells = {(row["loss"], row["measure"]): row for row in rows}
+    has_pairs = _has_learnt(rows) and any(effect.mean is not None for effect in effects)
+    return compare_page.Report(
+        baseline,
+        label(metric),
+        compare_page.conclusions(effects, baseline, label(metric))
+        if _has_learnt(rows)
+        else [compare_page.NOTHING_LEARNT if rows else "No run has finished yet."],
+        states,
+        effects if _has_learnt(rows) else (),
+        tables(rows, metric, label, SCALE_NOTE),
+        _noise(cells, baseline, metric) + (_caution(cells, len(effects)) if has_pairs else []),
+        [(job.arm, job.seed, job.reason) for job in runs if job.state == FAILED],
+        command.strip("`"),
+        foot,
+    )
+
+
+def _has_learnt(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Return whether any metric is not 0."""
+    return any(row["mean"] for row in rows if row["measure"].startswith("metrics/"))
+
+
+def _noise(cells: Cells, baseline: str, metric: str) -> list[str]:
+    """Return by how much the baseline differs from seed to seed."""
+    row = cells.get((baseline, metric))
+    if row is None or row["sd"] is None:
+        return []
+    return [
+        f"The {label(metric)} of `{baseline}` has a standard deviation of {row['sd']:.4f} over {row['seeds']} seeds."
+    ]
 
 
 def _effects(rows: Sequence[Mapping[str, Any]]) -> list[SimpleNamespace]:
@@ -60,7 +107,7 @@ def _effects(rows: Sequence[Mapping[str, Any]]) -> list[SimpleNamespace]:
             verdict=row["verdict"],
         )
         for row in rows
-        if row["measure"] == rows[0]["measure"]
+        if row["measure"] == rows[0]["measure"] and row["loss"] != rows[0]["loss"]
     ]
 
 
@@ -108,8 +155,8 @@ def markdown(rows: Sequence[Mapping[str, Any]], runs: Sequence[Job], header: Seq
     arms, measures = (list(dict.fromkeys(row[key] for row in rows)) for key in ("loss", "measure"))
     metrics = [measure for measure in measures if measure.startswith("metrics/")]
     losses = [measure for measure in measures if measure not in (*metrics, "seconds")]
-    if not any(row["mean"] for row in rows if row["measure"] in metrics):
-        lines += ["", "All metrics are 0: nothing has been learnt yet, and nothing can be compared. Train longer."]
+    if not _has_learnt(rows):
+        lines += ["", compare_page.NOTHING_LEARNT]
     lines += ["", "## Metrics of the best checkpoint, mean ± sd over the seeds", ""]
     lines += _means(cells, arms, [*metrics, "seconds"])
     if len(arms) > 1:

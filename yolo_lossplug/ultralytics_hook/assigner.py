@@ -21,7 +21,7 @@ from yolo_lossplug.selection.select import Selection, select
 from yolo_lossplug.sparse.assign import Assignment, Measure, assign
 from yolo_lossplug.sparse.grid import Level, levels_of_shapes, points_of_levels, shapes_of_points
 from yolo_lossplug.sparse.topk import Gts, is_exact
-from yolo_lossplug.ultralytics_hook.attached import Derived, derive, on_assigner
+from yolo_lossplug.ultralytics_hook.attached import Derived, derive, layers, on_assigner
 
 MIN_SPARSE = {"cpu": 300_000}
 """Minimum elements of (images, gts, anchors) at which the sparse form is faster, by device type."""
@@ -233,7 +233,7 @@ def is_sparse(assigner: Any, dtypes: set[torch.dtype], points: Tensor) -> bool:
 
 def has_own_hooks(assigner: Any) -> bool:
     """Return whether an assigner overrides what makes the host's assignment what it is, otherwise than we do."""
-    cls = vars(type(assigner)).get("stock_class", type(assigner))  # a derived class hides what that overrides
+    cls = layers(type(assigner))[0]  # a derived class hides what that overrides
     return any(getattr(cls, name, None) is not getattr(tal.TaskAlignedAssigner, name, None) for name in HOOKS) or any(
         getattr(cls, name) not in (getattr(tal.TaskAlignedAssigner, name), getattr(ours, name))
         for name, ours in OURS.items()

@@ -167,7 +167,7 @@ def plug(
     for branch, leaf in leaves:
         _plug_leaf(leaf, branch, selection, state.scoped(branch), names or {})
         if selection.report:
-            watch(leaf.assigner, collector.meter(branch, leaf.device) if collector else None)
+            watch(leaf.assigner, collector.meter(branch, leaf.device, leaf.nc, names) if collector else None)
     return criterion
 
 
@@ -289,7 +289,7 @@ def _plug_leaf(
     if not selection.has_stock_class_loss:
         _install_class_loss(leaf, selection, scope, names)
     if not is_one_to_one(branch, leaf):
-        _set_assigner_options(leaf.assigner, selection)
+        set_assigner_options(leaf.assigner, selection)
     if selection.tal_iou != STOCK_BOX:
         set_overlap(leaf.assigner, selection.tal_iou)
     choice.install(leaf, choice.decide(selection.loss_engine, leaf))
@@ -329,7 +329,7 @@ def _install_class_loss(leaf: v8DetectionLoss, selection: Selection, scope: Scop
     )
 
 
-def _set_assigner_options(assigner: Any, selection: Selection) -> None:
+def set_assigner_options(assigner: Any, selection: Selection) -> None:
     """Set those numbers of an assigner that the user has chosen; a criterion's own stay otherwise."""
     for key, attribute in (("tal_alpha", "alpha"), ("tal_beta", "beta")):
         if key in selection.chosen:

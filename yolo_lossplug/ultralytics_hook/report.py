@@ -12,6 +12,7 @@ from typing import Any
 
 from ultralytics.utils import RANK
 
+from yolo_lossplug.selection.select import Selection
 from yolo_lossplug.ultralytics_hook.run import runs
 from yolo_lossplug.ultralytics_hook.run.counts import SIZES
 
@@ -66,26 +67,38 @@ def draw(trainer: Any) -> None:
     collector = runs.of(trainer).collector
     if collector is not None and collector.rows and trainer.args.plots:
         file = collector.file.with_name(PLOT)
-        floor = runs.of(trainer).selection.tal_min_side
-        plot(collector.rows, file, "" if floor is None else f"tal_min_side={floor:g}")
+        plot(collector.rows, file, _heading(Path(trainer.save_dir).name, runs.of(trainer).selection))
         trainer.on_plot(file)
 
 
+def _heading(run: str, selection: Selection) -> str:
+    """Return what a report is of: the run, its losses, and the floor of its sides if one is chosen."""
+    floor = "" if selection.tal_min_side is None else f" · tal_min_side={selection.tal_min_side:g}"
+    return f"{run}: box {selection.box} · class {selection.cls}{floor}"
+
+
+PERCENT = "%"
 LINES = (
-    (0, "Objects without any anchor", "share", (("unassigned_share", ""),)),
+    (
+        0,
+        "Objects without any anchor",
+        PERCENT,
+        (*((f"unassigned_share_{size}", size) for size in SIZES), ("unassigned_share", "all")),
+    ),
     (1, "Anchors per object, by its size", "anchors", tuple((f"positives_per_object_{size}", size) for size in SIZES)),
     (2, "Overlap with the object", "mean IoU", (("mean_iou", ""),)),
+    (3, "Anchors that several objects select", PERCENT, (("conflict_share", ""),)),
 )
 """Panels of a branch: column, title, unit, and the columns of the table with their labels."""
 
 
-def plot(rows: list[dict[str, str]], file: Path, settings: str = "") -> None:
+def plot(rows: list[dict[str, str]], file: Path, heading: str = "") -> None:
     """Draw a table, one line of panels for each branch.
 
     Args:
         rows: The table.
         file: A PNG.
-        settings: What to say of the assigner's settings, below the titles of the numbers of anchors.
+        heading: Title of the whole picture.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -97,21 +110,21 @@ def plot(rows: list[dict[str, str]], file: Path, settings: str = "") -> None:
         branch_rows = [row for row in rows if row["branch"] == branch]
         epochs = [int(row["epoch"]) for row in branch_rows]
         for column, title, unit, lines in LINES:
-            panel = panels[column]
+            panel, scale = panels[column], 100 if unit == PERCENT else 1
             for (key, label), style in zip(lines, charts.styles()):
-                values = [float(row[key] or "nan") for row in branch_rows]
+                values = [scale * float(row[key] or "nan") for row in branch_rows]
                 if all(math.isnan(value) for value in values):
                     continue
                 panel.plot(epochs, values, label=label, markevery=max(1, len(epochs) // 20), **style)
             panel.set_title(title if branch == ONLY_BRANCH else f"{title} · {branch}", fontsize=10)
             panel.set_ylabel(unit)
-            panel.set_ylim(0, 1.1 * _max_value(branch_rows, [key for key, _ in lines]))
+            panel.set_ylim(0, 1.1 * scale * _max_value(branch_rows, [key for key, _ in lines]))
             panel.set_xlabel("epoch")
             panel.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
             panel.grid(alpha=0.3)
-        if settings:
-            panels[1].set_title(f"{panels[1].get_title()}\n{settings}", fontsize=10)
-        panels[1].legend(fontsize=8, frameon=False)
+        for panel in panels[:2]:
+            panel.legend(fontsize=8, frameon=False)
+    figure.suptitle(heading, fontsize=11)
     charts.save(figure, file)
 
 

@@ -60,7 +60,8 @@ def settle(args: Any) -> Any:
     values = vars(args)
     if values.get("resume"):
         return args  # those of the checkpoint come next
-    selection = making.selected(values, is_final=True)
+    device = values.get("device")
+    selection = making.selected(values, is_final=True, adapt=lambda one: choice.with_adopted(one, device))
     for key in keys():
         values.pop(key, None)
     values.update(selection.resolved())
@@ -143,7 +144,13 @@ def line(selection: Selection, actual: Mapping[str, Any]) -> str:
         if selection.report:
             parts.append(f"report {FILE}")
     engine = actual.get("loss_engine", choice.REFERENCE)
-    return " · ".join([*parts, f"engine {engine}", f"ultralytics {ultralytics.__version__}"])
+    parts.append(f"engine {engine}")
+    if choice.is_by_adoption(selection):
+        parts.append("for stock losses too, until lossplug bench adopt=False")
+    parts.append(f"ultralytics {ultralytics.__version__}")
+    if getattr(engine, "is_unmeasured", False):
+        parts.append(choice.ADVICE)
+    return " · ".join(parts)
 
 
 def _shown(value: Any, key: str) -> str:
@@ -340,7 +347,8 @@ def init_criterion(stock: Callable[..., Any], model: Any) -> Any:
     args, names = arguments(model), class_names(model)
     run = runs.find(args)
     if run is None:  # by hand, or after training
-        return plug(stock(model), select(args), names=names)
+        selection = choice.with_adopted(select(args), next(model.parameters()).device)
+        return plug(stock(model), selection, names=names)
     is_settled = run.selection.resolved() == given_keys(args)  # a callback may have changed the arguments: see `guard`
     selection = run.selection if is_settled else select(args)
     return plug(stock(model), selection, run.state, names, run.collector)

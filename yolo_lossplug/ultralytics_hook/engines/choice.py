@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+from dataclasses import replace
 from typing import Any, Optional
 
 import torch
@@ -16,8 +17,11 @@ from ultralytics.utils.loss import v8DetectionLoss
 
 from yolo_lossplug import kernels
 from yolo_lossplug.registry import LossPlugError
+from yolo_lossplug.selection.keys import NO_FAST_ENGINE
+from yolo_lossplug.selection.select import SETTLED, Selection
 from yolo_lossplug.ultralytics_hook.attached import Decision, on_criterion
 from yolo_lossplug.ultralytics_hook.console import warn_once
+from yolo_lossplug.ultralytics_hook.engines import record
 from yolo_lossplug.ultralytics_hook.engines.fast import install_fast_step, remove_fast_step
 from yolo_lossplug.ultralytics_hook.engines.parity import (
     CELLS,
@@ -29,6 +33,8 @@ from yolo_lossplug.ultralytics_hook.engines.parity import (
 )
 
 AUTO, FAST, REFERENCE, TRITON = "auto", "fast", "reference", "triton"
+ADVICE = "lossplug bench measures faster engines here"
+"""What the banner of a run on a GPU ends with where nothing was measured."""
 
 
 def decide(engine: str, criterion: Any) -> Decision:
@@ -49,8 +55,36 @@ def decide(engine: str, criterion: Any) -> Decision:
         raise LossPlugError(_refusal(engine, why))
     if why:
         return Decision(REFERENCE, why)
-    is_lazy = engine != FAST and device.type == "cuda"
-    return Decision(TRITON if _has_kernels(engine, criterion) else FAST, is_lazy=is_lazy)
+    is_lazy = engine != FAST and record.default(device.type) != FAST
+    if engine != AUTO:
+        return Decision(TRITON if engine == TRITON and _has_kernels(criterion) else FAST, is_lazy=is_lazy)
+    refused = record.disqualified(device).get(FAST)
+    if refused:
+        return Decision(REFERENCE, refused)
+    measured = record.measured(device, functools.partial(_can_run, criterion))
+    if measured is None:
+        return Decision(FAST, is_lazy=is_lazy, is_unmeasured=is_lazy)
+    names = {one.engine for one in measured.engines}
+    return Decision(TRITON if TRITON in names else FAST, is_lazy=is_lazy, measured=measured)
+
+
+def with_adopted(selection: Selection, device: Any) -> Selection:
+    """Return a selection with stock numbers as with ``loss_engine=auto``, if the user asked for that on such a device.
+
+    Args:
+        selection: What was selected.
+        device: The device of the run, or what the user names.
+    """
+    is_open = selection.is_active and "loss_engine" not in selection.given and selection.has_stock_numbers
+    if not is_open or selection.task in NO_FAST_ENGINE or not record.adopted_types():
+        return selection
+    return replace(selection, loss_engine=AUTO) if kind_of(device) in record.adopted_types() else selection
+
+
+def is_by_adoption(selection: Selection) -> bool:
+    """Return whether stock numbers are computed by another engine only because the user ran bench with adopt=True."""
+    is_named = "loss_engine" in selection.given and not (selection.given >= SETTLED and record.adopted_types())
+    return selection.loss_engine == AUTO and selection.has_stock_numbers and not is_named
 
 
 def install(criterion: Any, decision: Decision) -> None:
@@ -73,10 +107,17 @@ def why_no_kernels(engine: str, device: Any) -> Optional[str]:
     """
     if engine != TRITON:
         return None
-    name = str(device).strip().lower()
-    kind = name if name in ("cpu", "mps") else "cuda" if torch.cuda.is_available() else "cpu"
-    why = kernels.missing(torch.device(kind))
+    why = kernels.missing(torch.device(kind_of(device)))
     return _refusal(engine, why) if why else None
+
+
+def kind_of(device: Any) -> str:
+    """Return the type of the device that a user names, None for the one that Ultralytics chooses.
+
+    No GPU is asked: until the host has chosen one, that would fix which ones this process sees.
+    """
+    name = str(device).strip().lower().partition(":")[0]
+    return name if name in ("cpu", "mps") else "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _refusal(engine: str, why: str) -> str:
@@ -90,15 +131,19 @@ def use_kernels(criterion: Any, is_trial: bool = False) -> None:
     on_criterion(criterion).kernels = TritonKernels(criterion, is_trial)
 
 
-def _has_kernels(engine: str, criterion: Any) -> bool:
-    """Return whether kernels run; warn once if they were requested and fail."""
-    device = criterion.device
-    if not (engine == TRITON or (engine == AUTO and kernels.is_recorded(device))) or kernels.missing(device):
-        return False
-    trouble = kernel_trouble(str(device), *head_key(criterion))
-    if trouble and engine == TRITON:
+def _has_kernels(criterion: Any) -> bool:
+    """Return whether kernels, which were requested, run; warn once if they fail."""
+    trouble = kernel_trouble(str(criterion.device), *head_key(criterion))
+    if trouble:
         warn_once(f"loss_engine=triton: {trouble}; the run continues without kernels.")
     return trouble is None
+
+
+def _can_run(criterion: Any, engine: str) -> bool:
+    """Return whether an engine of a record runs here and now; that the fast one does is known."""
+    if engine != TRITON:
+        return engine == FAST
+    return not kernels.missing(criterion.device) and not kernel_trouble(str(criterion.device), *head_key(criterion))
 
 
 @functools.cache

@@ -31,7 +31,7 @@ from yolo_lossplug.ultralytics_hook.assigner import (
     sparse_assignment,
 )
 from yolo_lossplug.ultralytics_hook.attached import Decision, Derived, derive, on_criterion
-from yolo_lossplug.ultralytics_hook.run.watch import meter_of
+from yolo_lossplug.ultralytics_hook.run.watch import meter_of, take_claims
 
 MAX_DECODED = 2**16
 """Maximum number of anchors per call of the host's decoder."""
@@ -129,15 +129,20 @@ def step(criterion: Any, preds: dict[str, Tensor], batch: dict[str, Any], extra:
         batch: The batch.
         extra: Keyword arguments that the criterion passes to its own assigner.
     """
-    attached = on_criterion(criterion)
-    if attached.kernels is not None and not extra:
+    attached, boxes, scores = on_criterion(criterion), preds["boxes"], preds["scores"]
+    decision, elements = attached.decision, len(batch["batch_idx"]) * scores.shape[2]
+    engine = decision.engine_at(str(scores.dtype).removeprefix("torch."), len(scores) * scores.shape[2], elements)
+    is_kernels = engine == "triton" or decision.measured is None
+    if is_kernels and attached.kernels is not None and not extra:
         result = attached.kernels.step(criterion, preds, batch)
         if result is not None:
             return result
-    boxes, scores = preds["boxes"], preds["scores"]
-    anchors = anchors_of(criterion, preds["feats"], scores.dtype)
-    if attached.decision.is_lazy and scores.is_cuda and dense_size(batch, len(scores), scores.shape[2]) < DENSE_ON_GPU:
+    is_hosts = engine == "reference" or (not engine and decision.is_lazy and scores.is_cuda)
+    # Its memory and time depend on the most objects in an image, of which a record says nothing.
+    limit = max(DENSE_ON_GPU, 4 * elements) if engine else DENSE_ON_GPU
+    if is_hosts and dense_size(batch, len(scores), scores.shape[2]) < limit:
         return None
+    anchors = anchors_of(criterion, preds["feats"], scores.dtype)
     targets = targets_of(criterion, batch, len(scores), anchors.imgsz)
     decoder = Decoder(criterion, boxes, anchors, targets.boxes.dtype)
     assigned = assigned_by(criterion, decoder, scores, targets, extra)
@@ -153,7 +158,9 @@ def step(criterion: Any, preds: dict[str, Tensor], batch: dict[str, Any], extra:
     meter = meter_of(criterion.assigner)
     if meter is not None:
         is_positive = torch.ones_like(assigned.anchor, dtype=torch.bool)
-        meter.add(targets.boxes, targets.mask, assigned.slot, is_positive, decoder.decoded[assigned.anchor])
+        pred_boxes, claims = decoder.decoded[assigned.anchor], assigned.claims
+        claims = take_claims(criterion.assigner) if claims is None else claims
+        meter.add(targets.boxes, targets.mask, assigned.slot, is_positive, pred_boxes, targets.labels, claims)
     names = getattr(criterion, "loss_names", None)
     items = loss.detach() if names is None else dict(zip(names, loss.detach()))
     return assignment_outputs(criterion, targets, anchors, assigned), loss, items

@@ -123,7 +123,7 @@ class TritonKernels:
             loss = torch.stack((loss[0], class_sum_of(criterion, scores, assigned) * factors[1], loss[2]))
         meter = meter_of(assigner)
         if meter is not None:
-            count(meter, gts, assigned, grid * anchors.strides.repeat(len(scores)).unsqueeze(1))
+            count(meter, gts, label, assigned, grid * anchors.strides.repeat(len(scores)).unsqueeze(1))
         names = getattr(criterion, "loss_names", None)
         items = loss.detach() if names is None else dict(zip(names, loss.detach()))
         return assignment_outputs(criterion, image.view(-1), gts, assigned, cached), loss, items
@@ -322,11 +322,12 @@ def is_pointwise(loss: Loss) -> bool:
     return torch.allclose(whole[order], torch.cat(parts), rtol=1e-5, atol=1e-7)
 
 
-def count(meter: Meter, gts: GtRows, assigned: Assigned, pred_boxes: Tensor) -> None:
+def count(meter: Meter, gts: GtRows, label: Tensor, assigned: Assigned, pred_boxes: Tensor) -> None:
     """Count what was assigned, for the report; `pred_boxes` are the boxes (b·A, 4) of all anchors in pixels."""
     boxes = gts.boxes.unsqueeze(0)
     is_gt = boxes.sum(2, keepdim=True) > 0
-    meter.add(boxes, is_gt, assigned.row.clamp(min=0).long(), assigned.row >= 0, pred_boxes)
+    slot, is_positive = assigned.row.clamp(min=0).long(), assigned.row >= 0
+    meter.add(boxes, is_gt, slot, is_positive, pred_boxes, label.view(1, -1, 1), assigned.claims)
 
 
 def assignment_outputs(criterion: Any, image: Tensor, gts: GtRows, assigned: Assigned, cached: CachedAnchors) -> tuple:

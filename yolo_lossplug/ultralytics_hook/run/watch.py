@@ -6,12 +6,23 @@ from __future__ import annotations
 from typing import Any, Optional
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.selection.keys import REPORT
-from yolo_lossplug.ultralytics_hook.attached import ATTRIBUTE, OnAssigner, on_assigner
+from yolo_lossplug.ultralytics_hook.attached import ATTRIBUTE, Derived, OnAssigner, derive, on_assigner
 from yolo_lossplug.ultralytics_hook.run.counts import Meter
+
+
+class WatchedMixin(Derived):
+    """An assigner of the host whose selected anchors are counted before conflicts are resolved."""
+
+    def select_highest_overlaps(self, mask_pos: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Return what the host's method does, of the selected anchors (b, n, A)."""
+        attached = on_assigner(self)
+        if attached.meter is not None:
+            attached.claims.append(mask_pos.sum(-2).flatten())
+        return super().select_highest_overlaps(mask_pos, *args, **kwargs)  # type: ignore[misc]
 
 
 def watch(assigner: Any, meter: Optional[Meter]) -> None:
@@ -27,7 +38,10 @@ def watch(assigner: Any, meter: Optional[Meter]) -> None:
             f"{REPORT} cannot be used with {type(assigner).__name__}, which is not an nn.Module; remove it."
         )
     on_assigner(assigner).meter = meter
+    if hasattr(assigner, "select_highest_overlaps"):
+        derive(WatchedMixin, assigner)
     if record not in assigner._forward_hooks.values():
+        assigner.register_forward_pre_hook(forget)
         assigner.register_forward_hook(record)
 
 
@@ -37,15 +51,28 @@ def meter_of(assigner: Any) -> Optional[Meter]:
     return attached.meter if isinstance(attached, OnAssigner) else None
 
 
+def take_claims(assigner: Any) -> Optional[Tensor]:
+    """Return the numbers of gts that selected each anchor in the last call, and forget them; None if unknown."""
+    claims = on_assigner(assigner).claims
+    taken = torch.cat(claims) if claims else None
+    claims.clear()
+    return taken
+
+
+def forget(assigner: Any, _: Any) -> None:
+    """Forget the claims of an earlier call, such as one of a validation, before a call of the assigner."""
+    on_assigner(assigner).claims.clear()
+
+
 def record(assigner: Any, inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:
     """Count the outputs of an assigner of the host, in a hook because its `forward` runs without gradients."""
     meter = meter_of(assigner)
-    if meter is None:
-        return
-    pred_boxes, gt_boxes, mask = inputs[1].flatten(0, 1), inputs[4], inputs[5]
+    if meter is None or not torch.is_grad_enabled():
+        return  # the fast engine takes the claims of a call without gradients
+    pred_boxes, labels, gt_boxes, mask = inputs[1].flatten(0, 1), inputs[3], inputs[4], inputs[5]
     first = torch.arange(len(gt_boxes), device=gt_boxes.device).unsqueeze(1) * gt_boxes.shape[1]
     slot, is_positive = (outputs[4].long() + first).flatten(), outputs[3].flatten().bool()
     if pred_boxes.device.type == "cpu":  # a GPU would have to sync, and the other anchors cost it little
         index = is_positive.nonzero().squeeze(1)
         slot, is_positive, pred_boxes = slot[index], is_positive[index], pred_boxes[index]
-    meter.add(gt_boxes, mask, slot, is_positive, pred_boxes)
+    meter.add(gt_boxes, mask, slot, is_positive, pred_boxes, labels, take_claims(assigner))

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Optional
 
 import numpy as np
 import torch
@@ -246,14 +247,22 @@ def _turned(corners: Tensor) -> Tensor:
 
 
 def _with_classes(model: Any, cfg: Any) -> Any:
-    """Return a model with the classes of its data, if there is any, as a trainer rebuilds it."""
+    """Return a model with the classes of its data, if there is any."""
     if not cfg.data:
         return model
     read = check_cls_dataset if model.task == CLASSIFY else check_det_dataset
-    names = dict(read(cfg.data)["names"])
-    if len(names) != len(class_names(model)):
+    return with_classes(model, read(cfg.data)["names"])
+
+
+def with_classes(model: Any, names: Any, kpt_shape: Optional[Sequence[int]] = None) -> Any:
+    """Return a model with these classes, and of pose these keypoints, as a trainer rebuilds it."""
+    names, head = dict(names), model.model[-1]
+    more = (
+        {"data_kpt_shape": kpt_shape} if kpt_shape and [*getattr(head, "kpt_shape", kpt_shape)] != [*kpt_shape] else {}
+    )
+    if more or len(names) != len(class_names(model)):
         trained = model
-        model = type(model)(model.yaml, nc=len(names), verbose=False)
+        model = type(model)(model.yaml, nc=len(names), verbose=False, **more)
         model.load(trained)
         model.task = trained.task
     model.names = names

@@ -1,0 +1,268 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""The command: what it writes and prints, with and without a model, and on data that is wrong."""
+
+import csv
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ultralytics.utils.loss import v8DetectionLoss
+
+from tests.browser import Browser, needs_chromium
+from tests.conftest import dataset
+from tests.runs import run
+from tests.tools.test_compare import COMMAND
+from tests.ultralytics_hook.test_dataset import random_lines, write_data
+from yolo_lossplug import LossPlugError
+from yolo_lossplug.tools import inspect, inspect_report
+from yolo_lossplug.tools.inspect_pictures import NO_SIGNAL, Panel, window
+from yolo_lossplug.ultralytics_hook.engines.parity import METHOD
+from yolo_lossplug.ultralytics_hook.run.counts import SIZES
+
+
+def inspected(tmp_path, **keys):
+    plan = inspect.plan_of(keys)
+    found = inspect.inspect(plan)
+    inspect.write(found, plan, tmp_path / "out")
+    return found, tmp_path / "out"
+
+
+def rows(folder, name="objects.csv"):
+    with (folder / name).open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def pixels(file):
+    from PIL import Image
+
+    return np.asarray(Image.open(file).convert("RGB"))
+
+
+def has_red(file):
+    """Return whether there is an outline of an object without signal; the legend below has one, too."""
+    red = np.array([int(NO_SIGNAL[i : i + 2], 16) for i in (1, 3, 5)])
+    above_legend = pixels(file)[: -len(pixels(file)) // 5].astype(int)
+    return bool((np.abs(above_legend - red).max(-1) < 3).sum() > 20)
+
+
+def test_what_is_written_of_labels_alone(data, tmp_path, capsys):
+    found, folder = inspected(tmp_path, data=data, imgsz="64,128")
+    n = len(found.labels.cls)
+    objects = rows(folder)
+    assert len(objects) == 2 * n and [row["imgsz"] for row in objects] == ["64"] * n + ["128"] * n
+    for row in objects[:n]:
+        levels = sum(int(row[f"candidates_stride{stride}"]) for stride in (8, 16, 32))
+        assert int(row["candidates"]) == levels and row["size"] in SIZES and row["positives"] == ""
+        assert float(row["side"]) == pytest.approx((float(row["width"]) * float(row["height"])) ** 0.5, abs=0.5)
+    assert sum(int(row["objects"]) for row in rows(folder, "classes.csv")) == n
+    text = (folder / "summary.md").read_text(encoding="utf-8")
+    for heading in ("Worth a comparison", "Size of objects", "Candidates of objects", "Crowding", "Labels", "Classes"):
+        assert f"## {heading}" in text
+    assert f"{n:,} objects" in text and "lossplug compare data=" in text and "(sizes.png)" in text
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png") == 3 and "Need of the loss step" in page and "http-equiv" in page
+    for name in ("sizes.png", "candidates.png", "images.png"):
+        assert len(np.unique(pixels(folder / name).reshape(-1, 3), axis=0)) > 20
+    assert has_red(folder / "images.png") == bool((found.views[0].total == 0).any())
+
+
+def test_shares_of_the_tables_are_those_of_the_objects(data, tmp_path):
+    found, folder = inspected(tmp_path, data=data, imgsz=64)
+    objects = rows(folder)
+    total = np.array([int(row["candidates"]) for row in objects])
+    (row,) = inspect_report.candidates(found).rows
+    assert row[1:4] == [inspect_report.percent((total < limit).mean()) for limit in (1, 4, 10)]
+    assert row[5] == f"{np.median(total):.0f}"
+    by_size = inspect_report.sizes(found).rows[1]
+    expected = [np.mean([row["size"] == size for row in objects]) for size in SIZES]
+    assert by_size[1:4] == [inspect_report.percent(value) for value in expected]
+
+
+@pytest.mark.parametrize(
+    ("model", "task", "branches"),
+    [
+        ("yolov8n.yaml", "detect", {"main"}),
+        ("yolov10n.yaml", "detect", {"one2many", "one2one"}),
+        ("yolov8n-obb.yaml", "obb", {"main"}),
+    ],
+)
+def test_what_is_written_with_a_model(model, task, branches, tmp_path):
+    found, folder = inspected(tmp_path, data=dataset(f"inspect-{task}", task=task), model=model, imgsz=64, batch=3)
+    objects = rows(folder)
+    assert {row["branch"] for row in objects} == branches
+    (view,) = found.views
+    for branch, one in view.assigned.items():
+        mine = [row for row in objects if row["branch"] == branch]
+        assert [int(row["positives"]) for row in mine] == one.positives.tolist() and one.positives.sum() > 0
+        assert all(0 <= float(row["score"] or 0) <= 1 and float(row["best_iou"] or 0) <= 1.001 for row in mine)
+        assert all(int(row["positives"]) <= int(row["candidates"]) for row in mine)
+    table = inspect_report.assignment(found)
+    assert [row[2] for row in table.rows] == [*SIZES, "all"] * len(branches)
+    assert "Assignment" in (folder / "summary.md").read_text(encoding="utf-8")
+    assert (folder / "images.png").is_file()
+
+
+def test_numbers_of_the_assigner_count(data):
+    args = {"data": data, "model": "yolov8n.yaml", "imgsz": 64}
+    few, many = (inspect.inspect(inspect.plan_of({**args, "tal_topk": topk})) for topk in (2, 10))
+    assert few.topk == 2 and few.views[0].main.positives.max() <= 2 < many.views[0].main.positives.max()
+
+
+def test_objects_without_a_signal_are_outlined_in_red(tmp_path):
+    """A box beyond the image: its part inside has no centre of a cell."""
+    lines = [(0, 0.5, 0.5, 0.4, 0.4), (1, 0.0, 0.0, 0.0, 0.0)]
+    data = write_data(tmp_path / "data", {"a": ((64, 64), lines), "b": ((64, 64), lines[:1])})
+    found, folder = inspected(tmp_path, data=data, imgsz=64)
+    assert has_red(folder / "images.png")
+    (view,) = found.views
+    assert (view.total == 0).sum() == 1
+    scores = inspect.reasons(found, view)
+    assert scores["objects without a candidate"].tolist() == [1, 0]
+    assert found.facts.none == (pytest.approx(1 / 3),)
+    assert inspect_report.verdict(inspect_report.advise(found.facts)).startswith("Faults in the labels: 1 side below")
+
+
+def panel_of(centres, side, has_signal=True, imgsz=640):
+    centres = np.asarray(centres, float)
+    corners = centres[:, None] + np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)]) * side / 2
+    pixels = np.zeros((imgsz, imgsz, 3), np.uint8)
+    signal, nothing = np.full(len(centres), has_signal), np.zeros(0, int)
+    return Panel(pixels, (0, 80, imgsz, 560), "", corners, signal, nothing, nothing, np.zeros((4, 2)), np.zeros(4))
+
+
+def test_what_is_drawn_of_an_image():
+    whole = panel_of([(100, 200), (300, 300)], 120)
+    assert window(whole) == whole.shown == (0, 80, 640, 560)
+    rng = np.random.default_rng(0)
+    tiny = panel_of([(600, 100), *rng.uniform(290, 310, (8, 2))], 8)
+    left, top, right, bottom = window(tiny)
+    assert left > 150 and right < 450 and right - left == bottom - top < 200, "around those that are near each other"
+    tiny.has_signal[0] = False
+    left, top, right, bottom = window(tiny)
+    assert left < 600 < right <= 640 and 80 <= top < 100 < bottom, "around the one without signal, inside of the image"
+    crowd = panel_of(rng.uniform(80, 560, (3000, 2)), 60)
+    left, top, right, bottom = window(crowd)
+    centres = crowd.corners.mean(1)
+    assert 10 < ((centres > (left, top)) & (centres < (right, bottom))).all(1).sum() <= 80
+
+
+def test_what_is_printed_fits_a_terminal(data, tmp_path, capsys):
+    inspect.main({"data": data, "imgsz": (64, 96), "project": str(tmp_path), "name": "run", "model": "yolov8n.yaml"})
+    said = capsys.readouterr().out
+    summary = said[re.search(r"\d+ images, \d+ objects", said).start() :]
+    for line in summary.splitlines():
+        line = re.sub(r"\x1b\[[0-9;]*m", "", line)
+        assert len(line) <= 80 or line.startswith(("  lossplug compare", "LossPlug: report in"))
+    assert "Candidates of objects" in said and "contested" in said
+    assert (tmp_path / "run" / "report.html").is_file()
+    inspect.main({"data": data, "imgsz": 64, "project": str(tmp_path), "name": "run"})
+    assert len(list(tmp_path.glob("run*"))) == 2
+
+
+def test_one_image(tmp_path):
+    data = write_data(tmp_path / "data", {"a": ((48, 32), [(0, 0.5, 0.5, 0.4, 0.4)])})
+    found, folder = inspected(tmp_path, data=data, imgsz=64, model="yolov8n.yaml")
+    assert found.counts.tolist() == [1] and len(rows(folder)) == 1
+    with pytest.raises(LossPlugError, match="too little for batch normalisation; give a larger imgsz"):
+        inspected(tmp_path, data=data, imgsz=32, model="yolov8n.yaml")
+
+
+def test_3000_objects_in_an_image(tmp_path):
+    lines = random_lines(np.random.default_rng(0), 3000)
+    data = write_data(tmp_path / "data", {"a": ((64, 64), lines), "b": ((64, 64), lines[:2]), "c": ((64, 64), None)})
+    found, folder = inspected(tmp_path, data=data, imgsz=160)
+    assert found.counts.tolist() == [3000, 2, 0] and len(rows(folder)) == 3002
+    assert found.costs[1].most == 3000 and found.costs[1].dense == 3 * 3000 * 525 * 13
+    is_timed = hasattr(v8DetectionLoss, METHOD)  # else there is no step that the fast engine could replace
+    assert bool(found.costs[1].stock) == bool(found.costs[1].fast) == is_timed
+    assert "Need of the loss step" in (folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_large_steps_are_not_timed(tmp_path):
+    lines = random_lines(np.random.default_rng(0), 1500)
+    data = write_data(tmp_path / "data", {"a": ((64, 64), lines)})
+    found = inspect.inspect(inspect.plan_of({"data": data, "imgsz": 640}))
+    cost = found.costs[0]
+    assert cost.stock is None and cost.timed == 0 and cost.dense == 1500 * 8400 * 13
+    assert "not timed" in inspect_report.costs(found).rows[0]
+
+
+def test_names_that_a_page_would_read_as_markup(tmp_path):
+    data = write_data(tmp_path / "data", {"a": ((64, 64), [(0, 0.5, 0.5, 0.4, 0.4)])}, names=("<b>|x", "b"))
+    _, folder = inspected(tmp_path, data=data, imgsz=64)
+    assert "<b>|x" not in (folder / "report.html").read_text(encoding="utf-8")
+    assert "<b>\\|x" in (folder / "summary.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({}, "data= is missing: lossplug inspect data=coco128.yaml"),
+        ({"data": "nothere.yaml"}, "data=nothere.yaml cannot be read: .*does not exist"),
+        ({"split": "test"}, "split=test: .* has no such images; it has train, val"),
+        ({"imgsz": 16}, "imgsz=16 must be a whole number from 32 to 8192"),
+        ({"imgsz": "640,x"}, "imgsz=x must be a whole number"),
+        ({"batch": 0}, "batch=0 must be a whole number from 1"),
+        ({"seed": "x"}, "seed=x must be a whole number"),
+        ({"fraction": 0}, "fraction=0 must be above 0 and at most 1, or a number of images"),
+        ({"fraction": 1.5}, "fraction=1.5 must be above 0"),
+        ({"loss": "eiou"}, "loss=eiou has no effect here: inspect looks at data and assigner. Remove it"),
+        ({"tal_topk": 0}, r"tal_topk=0 is out of range"),
+        ({"tal_iuo": "iou"}, "tal_iuo=iou is unknown. Did you mean 'tal_iou'"),
+        ({"epochs": 3}, "epochs=3 is unknown"),
+        ({"task": "classify"}, "task=classify has no boxes to inspect; give detect, segment, pose, obb"),
+        ({"task": "obb"}, "has no rotated boxes for task=obb"),
+        ({"model": "nothere.yaml"}, "model=nothere.yaml cannot be used: .*does not exist"),
+        ({"model": "yolov8n.yaml", "task": "obb"}, "task=obb"),
+        ({"model": "yolov8n.yaml", "device": "xyz"}, "device=xyz cannot be used here; give cpu, or"),
+    ],
+)
+def test_mistakes_are_one_line(keys, message, data, tmp_path):
+    with pytest.raises(LossPlugError, match=message) as error:
+        inspect.main({**({"data": data, "project": str(tmp_path)} if keys else {}), **keys})
+    assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("lines", [None, []])
+def test_no_labels_are_one_line(lines, tmp_path):
+    data = write_data(tmp_path / "data", dict.fromkeys("abc", ((32, 32), lines)))
+    with pytest.raises(
+        LossPlugError, match=r"has no labels in 3 images of split=train\. Labels are expected in .*labels"
+    ):
+        inspect.main({"data": data, "project": str(tmp_path / "runs")})
+    assert not (tmp_path / "runs").exists()
+
+
+def test_no_images_are_one_line(tmp_path):
+    data = write_data(tmp_path / "data", {"a": ((32, 32), None)})
+    next((tmp_path / "data" / "images" / "train").iterdir()).unlink()
+    with pytest.raises(LossPlugError, match="cannot be read: .*No images found|cannot be read: .*Error loading data"):
+        inspect.main({"data": data, "project": str(tmp_path / "runs")})
+
+
+def test_only_labels_with_errors_are_one_line(tmp_path):
+    data = write_data(tmp_path / "data", {"a": ((32, 32), [(9, 0.5, 0.5, 0.2, 0.2)])})
+    with pytest.raises(LossPlugError, match="no image that the loader accepts, .*a.png for example: .*[Cc]lass"):
+        inspect.main({"data": data, "project": str(tmp_path / "runs")})
+
+
+@needs_chromium
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_page_has_room_and_no_errors(width, data, tmp_path):
+    _, folder = inspected(tmp_path, data=data, imgsz="64,96", model="yolov8n.yaml")
+    with Browser() as browser:
+        seen = browser.measure(folder / "report.html", width)
+    assert not seen["overflow"] and not seen["errors"] and seen["scroll_width"] <= width
+    assert len(seen["pictures"]) == 3 and all(seen["pictures"])
+
+
+@pytest.mark.slow
+def test_command(data, tmp_path):
+    words = [*COMMAND[:-1], "inspect", f"data={data}", "imgsz=64,96", f"project={tmp_path / 'runs'}", "name=one"]
+    done = run(words, tmp_path)
+    assert "report in" in done.stdout and (tmp_path / "runs" / "one" / "report.html").is_file()
+    assert run([*COMMAND[:-1], "inspect", "--help"], tmp_path).stdout.startswith("usage: lossplug inspect")
+    failed = run([*words, "imgzs=3"], tmp_path, check=False)
+    assert failed.returncode == 1 and "Did you mean 'imgsz'" in failed.stdout and "Traceback" not in failed.stdout
+    assert Path(tmp_path / "runs" / "one" / "objects.csv").is_file()

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Advice: each rule speaks on data made for it, none on plain data, and every command is one that compare takes."""
+
+import shlex
+
+import pytest
+
+from yolo_lossplug.tools.compare import plan_of
+from yolo_lossplug.tools.inspect_advice import NO_REASON, RULES, Facts, advise, percent
+from yolo_lossplug.ultralytics_hook.console import parse
+
+PLAIN = {
+    "data": "my.yaml",
+    "model": "yolov8n.yaml",
+    "task": "detect",
+    "imgsz": (640,),
+    "n_objects": 1000,
+    "few": (0.01,),
+    "few_p2": (0.0,),
+    "none": (0.0,),
+}
+MADE = {
+    "faults": {"faults": {"side below 1 pixel": 30, "images that the loader leaves out": 1}},
+    "no candidates": {"none": (0.031,)},
+    "few candidates": {"few": (0.31, 0.06), "few_p2": (0.02, 0.0), "imgsz": (640, 960), "none": (0.0, 0.0)},
+    "small in one scale only": {"small_input": (0.16,), "small_original": 0.67},
+    "tiny objects": {"tiny": (0.4,)},
+    "rare classes": {"rare": ("it's", "car"), "rare_share": 0.004, "imbalance": 130.0},
+    "overlapping objects": {"crowded": 0.05},
+    "elongated objects": {"long": 0.3},
+    "objects without an anchor": {"without": 0.12, "without_small": 0.3, "conflicts": 0.0},
+    "contested anchors": {"without": 0.0, "conflicts": 0.2},
+    "memory": {"dense_bytes": 3 * 2**30},
+}
+
+
+EVERY = {"none": (0.1, 0.1), "without": 0.12, "conflicts": 0.2}
+"""Values that several cases set."""
+
+
+def test_every_rule_has_a_case():
+    assert list(MADE) == [rule.name for rule in RULES]
+
+
+def test_plain_data_has_no_reason():
+    (advice,) = advise(Facts(**PLAIN))
+    assert advice.text == NO_REASON == "no reason seen to leave the stock loss"
+    (advice,) = advise(Facts(**PLAIN, without=0.0, without_small=None, conflicts=0.0))
+    assert advice.command == "lossplug compare data=my.yaml model=yolov8n.yaml imgsz=640 seeds=3"
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_each_rule_speaks_alone(name):
+    (advice,) = advise(Facts(**{**PLAIN, **MADE[name]}))
+    rule = next(rule for rule in RULES if rule.name == name)
+    assert advice.name == name and advice.source and any(letter.isdigit() for letter in advice.text)
+    assert "improve" not in advice.text and "better" not in advice.text
+    assert rule.value(Facts(**PLAIN)) is None or rule.value(Facts(**PLAIN)) < rule.threshold
+
+
+@pytest.mark.parametrize("name", [*MADE, "none"])
+def test_commands_are_those_that_compare_takes(name):
+    """As a shell splits them, and Ultralytics parses the words."""
+    (advice,) = advise(Facts(**{**PLAIN, **MADE.get(name, {})}))
+    words = shlex.split(advice.command)
+    assert words[:2] == ["lossplug", "compare"]
+    plan = plan_of(parse(words[2:]))
+    assert plan.seeds == (0, 1, 2) and plan.args["data"] == "my.yaml"
+    is_noise = name in ("none", "faults", "no candidates", "few candidates", "small in one scale only")
+    assert len(plan.arms) == (1 if is_noise else 2), name
+
+
+def test_texts_have_their_numbers():
+    few = advise(Facts(**{**PLAIN, **MADE["few candidates"]}))[0]
+    assert few.text.startswith(
+        "31 % of objects have fewer than 4 candidates at imgsz 640, 6 % at 960, and 2 % at 640 with a P2 head: a larger"
+    )
+    assert "imgsz=960" in few.command and "imgsz=640" not in few.command
+    rare = advise(Facts(**{**PLAIN, **MADE["rare classes"]}))[0]
+    assert rare.text.startswith("classes it's, car have 0.4 % of objects, the largest class 130 times")
+    alone = advise(Facts(**{**PLAIN, "rare": ["car"], "rare_share": 0.004}))[0]
+    assert alone.text.startswith("class car has 0.4 % of objects")
+    assert "imgsz=960" in advise(Facts(**{**PLAIN, "none": (0.01,)}))[0].command
+
+
+def test_rotated_boxes_get_no_keys_of_horizontal_ones():
+    every = {**{key: value for made in MADE.values() for key, value in made.items()}, **EVERY}
+    facts = {**PLAIN, **every, "task": "obb", "model": "yolov8n-obb.yaml"}
+    given = advise(Facts(**facts))
+    assert {advice.name for advice in given} == {rule.name for rule in RULES if rule.is_for_rotated}
+    for advice in given:
+        plan_of(parse(shlex.split(advice.command)[2:]))
+
+
+def test_the_first_advice_is_that_of_labels_and_size():
+    every = {**{key: value for made in MADE.values() for key, value in made.items()}, **EVERY}
+    names = [advice.name for advice in advise(Facts(**{**PLAIN, **every}))]
+    assert names == list(MADE)
+
+
+def test_end_to_end_heads_have_no_nms():
+    assert advise(Facts(**PLAIN, crowded=0.5, end_to_end=True))[0].text == NO_REASON
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [
+        (0, "0 %"),
+        (0.0004, "below 0.1 %"),
+        (0.0042, "0.4 %"),
+        (0.0094, "0.9 %"),
+        (0.00996, "1 %"),
+        (0.06, "6 %"),
+        (0.314, "31 %"),
+        (1, "100 %"),
+    ],
+)
+def test_percent(share, text):
+    assert percent(share) == text

@@ -1,0 +1,320 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""What was measured decides which engine `auto` takes: where it holds, and what two writers leave of it."""
+
+import json
+import threading
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from tests.models import batch, model, with_keys
+from tests.runs import Log, python, train
+from yolo_lossplug.selection.select import select
+from yolo_lossplug.ultralytics_hook import trainer
+from yolo_lossplug.ultralytics_hook.attached import Decision, Fastest, Measured, size_class
+from yolo_lossplug.ultralytics_hook.criterion import is_plugged
+from yolo_lossplug.ultralytics_hook.engines import choice, fast, record
+from yolo_lossplug.ultralytics_hook.engines.fast import FastMixin
+
+CPU, DAY = torch.device("cpu"), "2026-01-02"
+FASTER, SLOWER = {"times_faster": 3.0, "quartiles": [2.0, 4.0]}, {"times_faster": 0.5, "quartiles": [0.4, 0.6]}
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """A configuration folder of its own for each test."""
+    monkeypatch.setattr(record, "USER_CONFIG_DIR", tmp_path)
+    record.warn_once.cache_clear()
+    return tmp_path
+
+
+def entry(size=9, dtype="float32", key=None, anchors=8, **engines):
+    return {
+        **(key or record.key_of(CPU))._asdict(),
+        "dtype": dtype,
+        "anchors_class": anchors,
+        "size_class": size,
+        "measured": DAY,
+        "engines": engines,
+    }
+
+
+def add(*entries, refused=None):
+    record.add(entries, record.key_of(CPU), refused or {}, DAY)
+
+
+def measured(can_run=lambda name: True):
+    return record.measured(CPU, can_run)
+
+
+def test_an_entry_is_found_and_can_be_read_and_deleted(folder):
+    assert measured() is None
+    add(entry(fast=FASTER))
+    assert measured() == Measured(DAY, (("float32", 8, 9, "fast"),))
+    assert json.loads(record.file().read_text())["entries"][0]["engines"]["fast"]["times_faster"] == 3
+    record.file().unlink()
+    assert measured() is None
+
+
+@pytest.mark.parametrize("field", record.Key._fields)
+def test_entries_of_another_device_or_version_are_ignored(field):
+    add(entry(key=record.key_of(CPU)._replace(**{field: "other"}), fast=SLOWER))
+    assert measured() is None
+    record.adopt(CPU, DAY)
+    content = json.loads(record.file().read_text())
+    content["adopted"][0][field if field != "device" else "device_type"] = "other"
+    record.write_json(record.file(), content)
+    assert "cpu" not in record.adopted_types()
+    record.add([], record.key_of(CPU)._replace(**{field: "other"}), {"fast": "it hangs"}, DAY)
+    assert record.disqualified(CPU) == {}
+
+
+def test_interpreted_kernels_are_another_version(monkeypatch):
+    record._triton_version.cache_clear()
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    interpreted = record.key_of(CPU)
+    record._triton_version.cache_clear()
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    compiled = record.key_of(CPU)
+    record._triton_version.cache_clear()
+    assert interpreted == compiled._replace(triton=interpreted.triton)
+    assert compiled.triton == "none" or interpreted.triton == f"{compiled.triton}, interpreted"
+
+
+def test_the_fastest_is_one_that_won_three_of_four_pairs():
+    close = {"times_faster": 5.0, "quartiles": [0.9, 9.0]}
+    assert record.fastest({"fast": FASTER, "triton": close}) == "fast"
+    assert record.fastest({"fast": FASTER, "triton": {**FASTER, "times_faster": 4.0}}) == "triton"
+    assert record.fastest({"fast": FASTER, "triton": {**FASTER, "times_faster": 4.0}}, lambda n: n == "fast") == "fast"
+    assert record.fastest({"fast": SLOWER, "triton": close}) == "reference"
+    assert record.fastest({"triton": SLOWER}) == ""  # nothing is known of the other one
+
+
+def test_a_later_bench_replaces_what_it_measured_again_and_keeps_the_rest():
+    add(entry(fast=SLOWER, triton=FASTER), entry(size=12, fast=FASTER))
+    add(entry(fast=FASTER))
+    add(entry(dtype="float16", fast=SLOWER))
+    known = {
+        (one["dtype"], one["size_class"]): one["engines"] for one in json.loads(record.file().read_text())["entries"]
+    }
+    assert known == {
+        ("float32", 9): {"fast": FASTER, "triton": FASTER},
+        ("float32", 12): {"fast": FASTER},
+        ("float16", 9): {"fast": SLOWER},
+    }
+
+
+def test_a_disqualified_engine_is_not_taken_until_it_is_proven_again():
+    add(entry(fast=SLOWER, triton=FASTER))
+    add(refused={"triton": "it hangs"})
+    assert measured().engines == (("float32", 8, 9, "reference"),)
+    assert record.disqualified(CPU) == {"triton": f"lossplug bench, {DAY}: it hangs"}
+    add(entry(fast=SLOWER, triton=FASTER))
+    assert measured().engines == (("float32", 8, 9, "triton"),) and record.disqualified(CPU) == {}
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"entries": 3}', '{"entries": [{"device": 1}, 7]}'], ids=str)
+def test_a_file_that_is_no_record_does_no_harm(text):
+    record.file().write_text(text)
+    with Log() as log:
+        assert measured() is None and not record.adopted_types()
+    assert ("is ignored" in log.text) == (text != '{"entries": [{"device": 1}, 7]}')
+    add(entry(fast=FASTER))
+    assert measured().engine("float32", 4**8, 4**9) == "fast"
+
+
+def write_some(begin):
+    for size in range(begin, begin + 10):
+        add(entry(size=size, fast=FASTER))
+
+
+def test_two_writers_lose_nothing():
+    threads = [threading.Thread(target=write_some, args=(10 * i,)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(json.loads(record.file().read_text())["entries"]) == 20
+
+
+WRITER = """
+import sys, time
+from pathlib import Path
+from tests.ultralytics_hook import test_engine_record as tests
+from yolo_lossplug.ultralytics_hook.engines import record
+folder, number = Path(sys.argv[1]), int(sys.argv[2])
+record.USER_CONFIG_DIR = folder
+(folder / f"ready{number}").touch()
+while not (folder / f"ready{1 - number}").exists():
+    time.sleep(0.001)
+tests.write_some(10 * number)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_that_write_at_once_lose_nothing(folder):
+    from tests.runs import ROOT
+
+    threads = [
+        threading.Thread(
+            target=python, args=(WRITER, folder, i), kwargs={"cwd": ROOT, "env": {"PYTHONPATH": str(ROOT)}}
+        )
+        for i in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(json.loads(record.file().read_text())["entries"]) == 20
+
+
+def test_a_size_takes_the_nearest_class_that_was_measured():
+    rows = ("float16", 8, 9, "triton"), ("float32", 8, 8, "reference"), ("float32", 8, 11, "fast")
+    known = Measured(DAY, tuple(Fastest(*row) for row in rows))
+    engines = {size: known.engine("float32", 4**8, 4**size) for size in range(5, 15)}
+    assert engines == {
+        **dict.fromkeys((5, 6, 13, 14), ""),
+        **dict.fromkeys((7, 8, 9), "reference"),
+        **dict.fromkeys((10, 11, 12), "fast"),
+    }
+    assert known.engine("bfloat16", 4**8, 4**9) == ""
+    assert [known.engine("float32", 4**anchors, 4**8) for anchors in (6, 7, 9, 10)] == [
+        "",
+        "reference",
+        "reference",
+        "",
+    ]
+    assert str(known) == "float16, 66k anchors: triton; float32, 66k anchors: reference, fast from 4.2M elements"
+    assert size_class(0) == size_class(3) == 0 and size_class(4**9 - 1) == 8 and size_class(4**9) == 9
+
+
+def test_what_is_shipped():
+    assert record.default("cpu") == "fast" and record.default("cuda") == ""
+    for one in record._shipped("entries"):
+        assert record._is_entry(one) and "interpreted" not in one["triton"]
+
+
+# What `auto` makes of it.
+
+
+ANCHORS = size_class(2 * 1344)
+"""Class of two images of 256 pixels."""
+
+
+@pytest.fixture(scope="module")
+def step_inputs():
+    made, data = model("yolov8n"), batch("yolov8n", size=256)
+    with torch.no_grad():
+        return made, made(data["img"]), data
+
+
+@pytest.mark.parametrize("name", ["reference", "fast"])
+def test_auto_takes_the_fastest_for_the_size_of_a_step(step_inputs, name):
+    made, preds, data = step_inputs
+    size = size_class(5 * preds["scores"].shape[2])
+    add(entry(size=size, anchors=ANCHORS, fast=FASTER if name == "fast" else SLOWER))
+    criterion = with_keys(made, loss="eiou")
+    assert str(criterion.lossplug.decision) == f"{name} (bench {DAY})"
+    assert (fast.step(criterion, dict(preds), data, {}) is None) == (name == "reference")
+    for other in ("fast", "reference"):
+        assert str(with_keys(made, loss="eiou", loss_engine=other).lossplug.decision) == other
+    expected = with_keys(made, loss="eiou", loss_engine="reference")(dict(preds), data)[0]
+    torch.testing.assert_close(criterion(dict(preds), data)[0], expected, rtol=1e-5, atol=1e-6)
+    assert is_plugged(criterion, select({"loss": "eiou"}))
+
+
+def test_a_size_that_was_not_measured_is_as_without_a_record(step_inputs):
+    made, preds, data = step_inputs
+    add(entry(size=size_class(5 * preds["scores"].shape[2]) + 2, anchors=ANCHORS, fast=SLOWER))
+    assert fast.step(with_keys(made, loss="eiou"), dict(preds), data, {}) is not None
+
+
+def test_a_crowded_image_does_not_go_to_the_host(step_inputs, monkeypatch):
+    """A record counts the objects of all images; the host's dense tensors grow with those of the most crowded one."""
+    made, preds, data = step_inputs
+    add(entry(size=size_class(5 * preds["scores"].shape[2]), anchors=ANCHORS, fast=SLOWER))
+    criterion = with_keys(made, loss="eiou")
+    monkeypatch.setattr(fast, "DENSE_ON_GPU", 10)
+    assert fast.step(criterion, dict(preds), data, {}) is None  # 2 images of 3 objects at most
+    monkeypatch.setattr(fast, "dense_size", lambda *args: 4 * 5 * preds["scores"].shape[2])
+    assert fast.step(criterion, dict(preds), data, {}) is not None
+
+
+def test_what_differs_in_bench_is_not_chosen(step_inputs):
+    add(refused={"fast": "differs in case 16x7: loss"})
+    criterion = with_keys(step_inputs[0], loss="eiou")
+    assert str(criterion.lossplug.decision) == f"reference (lossplug bench, {DAY}: differs in case 16x7: loss)"
+    assert isinstance(with_keys(step_inputs[0], loss="eiou", loss_engine="fast"), FastMixin)
+
+
+def on_a_gpu(engine, monkeypatch):
+    """Return what is decided on a GPU, where the fast engine passes its test."""
+    monkeypatch.setattr(choice, "why_not_fast", lambda criterion: None)
+    monkeypatch.setattr(record, "name_of", lambda device: "NVIDIA Some")
+    return choice.decide(engine, SimpleNamespace(device=torch.device("cuda")))
+
+
+def banner(decision, **keys):
+    actual = {"loss": "eiou", "loss_engine": decision, **{f"tal_{k}": 0 for k in ("topk", "alpha", "beta", "iou")}}
+    return trainer.line(select(keys), actual)
+
+
+def test_a_gpu_without_a_record_is_as_before_and_the_banner_says_how_to_get_one(monkeypatch):
+    decision = on_a_gpu("auto", monkeypatch)
+    assert decision == Decision("fast", is_lazy=True, is_unmeasured=True)
+    assert "engine fast in crowds, else reference" in banner(decision, loss="eiou")
+    assert banner(decision, loss="eiou").endswith(" · lossplug bench measures faster engines here")
+    assert "lossplug bench" not in banner(on_a_gpu("fast", monkeypatch), loss="eiou")
+
+
+def test_a_gpu_with_a_record(monkeypatch):
+    monkeypatch.setattr(record, "name_of", lambda device: "NVIDIA Some")
+    monkeypatch.setattr(choice, "_can_run", lambda criterion, engine: True)
+    key = record.key_of(torch.device("cuda"))
+    record.add([entry(9, "float16", key, fast=SLOWER), entry(11, "float16", key, triton=FASTER)], key, {}, DAY)
+    decision = on_a_gpu("auto", monkeypatch)
+    assert decision.name == "triton" and decision.is_lazy
+    line = banner(decision, loss="eiou")
+    assert f"engine reference, triton from 4.2M elements (bench {DAY})" in line and "lossplug bench" not in line
+
+
+# Stock losses by another engine: only after adopt=True.
+
+
+def test_adopting_holds_for_stock_losses_that_are_named(step_inputs):
+    made = step_inputs[0]
+    named = select({"loss": "ciou"})
+    assert choice.with_adopted(named, CPU) is named
+    record.adopt(CPU, DAY)
+    record.adopt(CPU, DAY)
+    assert choice.with_adopted(named, CPU).loss_engine == choice.with_adopted(named, "cpu").loss_engine == "auto"
+    assert choice.with_adopted(named, "mps") is named
+    assert len(json.loads(record.file().read_text())["adopted"]) == 1
+    assert isinstance(with_keys(made, loss="ciou"), FastMixin)
+    for keys in ({}, {"loss": "ciou", "loss_engine": "reference"}, {"task": "obb", "loss": "probiou"}):
+        selection = select(keys)
+        assert choice.with_adopted(selection, CPU) is selection
+    assert record.revoke("cpu") and not record.revoke("cpu")
+    assert choice.with_adopted(named, CPU) is named and not isinstance(with_keys(made, loss="ciou"), FastMixin)
+
+
+@pytest.mark.slow
+def test_a_training_says_which_engine_and_record_it_takes(data, tmp_path):
+    add(*(entry(size=size, anchors=4, fast=FASTER) for size in range(4, 14)))
+    with Log() as log:
+        stock = train(data=data, project=str(tmp_path), loss="ciou")
+        train(data=data, project=str(tmp_path), loss="eiou")
+        record.adopt(CPU, DAY)
+        adopted = train(data=data, project=str(tmp_path), loss="ciou")
+        untouched = train(data=data, project=str(tmp_path))
+        resolved = train(
+            data=data, project=str(tmp_path), **{**adopted.lossplug.selection.resolved(), "loss_engine": "auto"}
+        )
+    first, second, third, fourth = (line for line in log.lines if line.startswith(trainer.say.__globals__["PREFIX"]))
+    assert " · engine reference · " in first and stock.args.loss_engine == "reference"
+    assert f" · engine fast (bench {DAY}) · ultralytics" in second
+    for line in (third, fourth):
+        assert f" · engine fast (bench {DAY}) · for stock losses too, until lossplug bench adopt=False · " in line
+    assert adopted.args.loss_engine == resolved.args.loss_engine == "auto"
+    assert not hasattr(untouched.args, "loss_engine")

@@ -1,0 +1,310 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""What a model's assigner makes of the objects of a dataset: one forward of every image, without training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from ultralytics import YOLO
+from ultralytics.cfg import get_cfg
+from ultralytics.utils.torch_utils import select_device
+
+from yolo_lossplug.registry import LossPlugError
+from yolo_lossplug.selection.keys import TASKS
+from yolo_lossplug.ultralytics_hook.criterion import branches, is_one_to_one
+from yolo_lossplug.ultralytics_hook.dataset import labels
+from yolo_lossplug.ultralytics_hook.run.counts import overlaps
+from yolo_lossplug.ultralytics_hook.trial.one_step import with_classes
+
+
+class Model(NamedTuple):
+    """A model with its criterion, ready for batches.
+
+    Attributes:
+        host: The host's model, in training mode, on its device.
+        criterion: The criterion, with the keys of the run, in the host's own engine.
+        device: Its device.
+        strides: Strides of its levels.
+    """
+
+    host: Any
+    criterion: Any
+    device: torch.device
+    strides: tuple[float, ...]
+
+    @property
+    def task(self) -> str:
+        """Task of the model."""
+        return str(self.host.task)
+
+    def assigner(self) -> Any:
+        """Return the assigner of the criterion, of an end-to-end head that of its one-to-many branch."""
+        return sorted(branches(self.criterion), key=lambda pair: is_one_to_one(*pair))[0][1].assigner
+
+
+class Objects(NamedTuple):
+    """What one image's n objects get in one branch of a criterion.
+
+    Attributes:
+        branch: ``main``, or one of an end-to-end head.
+        image: Index of the image.
+        row: Index of each object among those of the image (n,); what the criterion drops is left out.
+        boxes: Boxes (n, 4 or 5) in pixels of the input.
+        candidates: Anchors that are a candidate (n, A), bool.
+        wanted: Anchors that the object selects (n, A), bool, before conflicts are resolved.
+        owner: Object (A,) that an anchor is assigned to, -1 for none.
+        best_iou: IoU (n,) of the best candidate's predicted box; NaN without a candidate.
+        score: Score (n,) of the object's class there; NaN without a candidate.
+        overlap: Sum (n,) of the IoU of the assigned anchors' boxes.
+    """
+
+    branch: str
+    image: int
+    row: np.ndarray
+    boxes: np.ndarray
+    candidates: np.ndarray
+    wanted: np.ndarray
+    owner: np.ndarray
+    best_iou: np.ndarray
+    score: np.ndarray
+    overlap: np.ndarray
+
+    @property
+    def positives(self) -> np.ndarray:
+        """Number of anchors (n,) assigned to each object."""
+        return np.bincount(self.owner[self.owner >= 0], minlength=len(self.boxes))
+
+    @property
+    def conflicts(self) -> int:
+        """Number of anchors that two or more objects select."""
+        return int((self.wanted.sum(0) > 1).sum())
+
+
+def load(args: dict[str, Any], data: dict[str, Any]) -> Model:
+    """Return a model with the classes of a dataset.
+
+    Args:
+        args: ``model``, ``device``, ``seed``, and keys of ours.
+        data: The dataset's description.
+
+    Raises:
+        LossPlugError: If it cannot be loaded, or has no boxes.
+    """
+    device = _device(args.get("device", "cpu"))
+    try:
+        torch.manual_seed(int(args.get("seed", 0)))
+        made = YOLO(args["model"], task=args.get("task"))
+        if made.task not in TASKS:
+            raise LossPlugError(f"model={args['model']} is for task={made.task}, which has no boxes to inspect.")
+        keys = {key: value for key, value in args.items() if key.startswith("tal_")}
+        cfg = get_cfg(overrides={**keys, "mode": "train", "task": made.task, "loss_engine": "reference"})
+        host = with_classes(made.model, data["names"], data.get("kpt_shape"))
+        host.to(device).train()
+        host.args = cfg
+        return Model(host, host.init_criterion(), device, tuple(float(s) for s in host.stride))
+    except LossPlugError:
+        raise
+    except Exception as error:
+        raise LossPlugError(f"model={args['model']} cannot be used: {' '.join(str(error).split())}") from error
+
+
+def _device(value: Any) -> torch.device:
+    try:
+        device: torch.device = select_device(value, verbose=False)
+    except Exception as error:
+        raise LossPlugError(f"device={value} cannot be used here; give cpu, or the index of a GPU.") from error
+    return device
+
+
+def assigned(model: Model, args: dict[str, Any], imgsz: int, batch: int) -> Iterator[list[Objects]]:
+    """Yield what the objects of one batch after another get, as a training step without augmentation assigns it.
+
+    Batch normalisation is that of training, over the images of a batch.
+
+    Args:
+        model: The model.
+        args: ``data``, ``split`` and ``fraction``.
+        imgsz: Side of the network's input in pixels.
+        batch: Images in a batch.
+    """
+    data, path = labels.described(args)
+    host = labels.dataset(data, path, {**args, "task": model.task}, imgsz)
+    for first in range(0, len(host), batch):
+        rows = range(first, min(first + batch, len(host)))
+        yield step(model, host.collate_fn([host[i] for i in rows]), first)
+
+
+@torch.no_grad()
+def step(model: Model, batch: dict[str, Any], first: int = 0) -> list[Objects]:
+    """Return what the objects of a batch get, branch after branch, image after image.
+
+    Args:
+        model: The model.
+        batch: A batch of the host's dataset.
+        first: Index of its first image.
+    """
+    moved = {key: v.to(model.device) if isinstance(v, Tensor) else v for key, v in batch.items()}
+    moved["img"] = moved["img"].float() / 255
+    seen: list[Objects] = []
+    leaves = list(branches(model.criterion))
+    assigners = [leaf.assigner for _, leaf in leaves]
+    try:
+        for branch, leaf in leaves:
+            leaf.assigner = Recorder(leaf.assigner, branch, first, seen)
+        model.criterion(model.host(moved["img"]), moved)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise LossPlugError(
+            "one image at this imgsz is too little for batch normalisation; give a larger imgsz."
+        ) from error
+    finally:
+        for (_, leaf), assigner in zip(leaves, assigners):
+            leaf.assigner = assigner
+    return _with_rows(seen, moved, first)
+
+
+class Recorder:
+    """An assigner in the place of another, image by image, which bounds its memory; records what objects get.
+
+    Args:
+        assigner: The assigner.
+        branch: Name of its branch.
+        first: Index of the first image.
+        seen: Receives the objects of each image that has any.
+    """
+
+    def __init__(self, assigner: Any, branch: str, first: int, seen: list[Objects]) -> None:
+        self.assigner, self.branch, self.first, self.seen = assigner, branch, first, seen
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.assigner, name)
+
+    def __call__(
+        self, scores: Tensor, boxes: Tensor, points: Tensor, cls: Tensor, gts: Tensor, mask: Tensor, **extra: Any
+    ) -> Any:
+        """Assign, as the assigner does; its arguments are those of the host."""
+        if not gts.shape[1]:
+            return self.assigner(scores, boxes, points, cls, gts, mask, **extra)
+        outputs = []
+        for i in range(len(scores)):
+            n = max(1, int((mask[i].squeeze(-1) > 0).nonzero().max()) + 1) if mask[i].any() else 1
+            rows = slice(i, i + 1)
+            more = {key: _of_image(value, i, len(scores)) for key, value in extra.items()}
+            inputs = (scores[rows], boxes[rows], points, cls[rows, :n], gts[rows, :n], mask[rows, :n])
+            outputs.append(self._assign(i, inputs, more))
+        return tuple(torch.cat(part) for part in zip(*outputs))
+
+    def _assign(self, i: int, inputs: tuple[Tensor, ...], extra: dict[str, Any]) -> tuple[Tensor, ...]:
+        with Listener(self.assigner) as heard:
+            outputs: tuple[Tensor, ...] = self.assigner(*inputs, **extra)
+        is_gt = inputs[5][0, :, 0].bool()
+        if is_gt.any():
+            self.seen.append(_objects(self.branch, self.first + i, inputs, outputs, heard, is_gt))
+        return outputs
+
+
+def _of_image(value: Any, i: int, count: int) -> Any:
+    """Return the part of an image of a batch-first tensor; one number for each anchor stays."""
+    return value[i : i + 1] if isinstance(value, Tensor) and value.dim() > 1 and len(value) == count else value
+
+
+class Listener:
+    """What two methods of an assigner answer while this is open.
+
+    Attributes:
+        candidates: Candidates (n, A).
+        wanted: Selected anchors (n, A), before conflicts are resolved.
+        anchor: Best candidate (n,) of each object.
+    """
+
+    METHODS = ("select_candidates_in_gts", "get_pos_mask")
+
+    def __init__(self, assigner: Any) -> None:
+        self.assigner = assigner
+
+    def __enter__(self) -> Listener:
+        inside, chosen = (getattr(self.assigner, name) for name in self.METHODS)
+
+        def select_candidates_in_gts(*args: Any, **kwargs: Any) -> Tensor:
+            mask: Tensor = inside(*args, **kwargs)
+            self.candidates = mask[0].bool()
+            return mask
+
+        def get_pos_mask(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor, Tensor]:
+            mask, metric, overlap = chosen(*args, **kwargs)
+            self.wanted, self.anchor = mask[0].bool(), overlap[0].argmax(-1)
+            return mask, metric, overlap
+
+        for method in (select_candidates_in_gts, get_pos_mask):
+            object.__setattr__(self.assigner, method.__name__, method)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for name in self.METHODS:
+            object.__delattr__(self.assigner, name)
+
+
+def _objects(
+    branch: str, image: int, inputs: tuple[Tensor, ...], outputs: tuple, heard: Listener, is_gt: Tensor
+) -> Objects:
+    scores, boxes, _, cls, gts, _ = (part[0] if part.dim() > 2 else part for part in inputs)
+    slot = torch.where(outputs[3][0].bool(), outputs[4][0].long(), -1)
+    positive = (slot >= 0).nonzero().squeeze(1)
+    overlap = overlaps(boxes[positive].float(), gts[slot[positive]].float())
+    total = overlap.new_zeros(len(gts)).index_add_(0, slot[positive], overlap)
+    best = overlaps(boxes[heard.anchor].float(), gts.float())
+    score = scores[heard.anchor, cls[:, 0].long()].float()
+    has_candidate = heard.candidates.any(-1)
+    rank = is_gt.long().cumsum(0) - 1
+    owner = torch.where(slot >= 0, rank[slot.clamp(min=0)], -1)
+    nothing = torch.full_like(best, torch.nan)
+    values = (
+        gts,
+        heard.candidates,
+        heard.wanted,
+        torch.where(has_candidate, best, nothing),
+        torch.where(has_candidate, score, nothing),
+        total,
+    )
+    boxes_, candidates, wanted, iou, score_, total_ = (value[is_gt].cpu().numpy() for value in values)
+    return Objects(
+        branch,
+        image,
+        np.arange(len(boxes_)),
+        boxes_,
+        candidates,
+        wanted,
+        owner.cpu().numpy(),
+        iou,
+        score_,
+        total_,
+    )
+
+
+def _with_rows(seen: list[Objects], batch: dict[str, Any], first: int) -> list[Objects]:
+    """Return the objects with their indices in the labels: a criterion drops some, and keeps the order."""
+    image = batch["batch_idx"].view(-1).long().cpu().numpy()
+    boxes = batch["bboxes"].float()
+    side = torch.tensor(batch["img"].shape[-2:], dtype=torch.float32, device=boxes.device)[[1, 0]]
+    centres = (boxes[:, :2] * side).cpu().numpy()
+    sizes = (boxes[:, 2:4] * side).cpu().numpy()
+    return [_with_row(one, centres[image == one.image - first], sizes[image == one.image - first]) for one in seen]
+
+
+def _with_row(one: Objects, centres: np.ndarray, sizes: np.ndarray) -> Objects:
+    if len(centres) == len(one.boxes):
+        return one
+    row, rows = 0, []
+    for box in one.boxes:
+        wanted = (*box[:2], *box[2:4]) if len(box) == 5 else ((box[:2] + box[2:]) / 2, box[2:] - box[:2])
+        target = np.concatenate([np.atleast_1d(value) for value in wanted])
+        while row < len(centres) - 1 and np.abs(np.concatenate((centres[row], sizes[row])) - target).max() > 1e-2:
+            row += 1
+        rows.append(row)
+        row += 1
+    return one._replace(row=np.array(rows))

@@ -1,0 +1,287 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""What `lossplug bench` has measured and proven, on this machine and on those whose records are shipped.
+
+One JSON file in Ultralytics' configuration folder, with an entry for each device, versions, type and size class, and
+files of the same form in `records/`, which the wheel carries. `auto` takes the fastest engine that is proven for the
+size at hand. Delete the file to forget; an entry of other versions is ignored.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Callable, NamedTuple, Optional
+
+import torch
+import ultralytics
+from filelock import FileLock, Timeout
+from ultralytics.utils import USER_CONFIG_DIR
+
+import yolo_lossplug
+from yolo_lossplug import kernels
+from yolo_lossplug.registry import LossPlugError
+from yolo_lossplug.ultralytics_hook.attached import Fastest, Measured
+from yolo_lossplug.ultralytics_hook.console import warn_once
+
+FILE, SHIPPED = "lossplug_engines.json", Path(__file__).parent / "records"
+ABOUT = "Written by `lossplug bench`, read by loss_engine=auto. Delete this file, or an entry, to forget it."
+PATIENCE = 30
+"""Seconds to wait for another process that writes the file."""
+PARTS = ("adopted", "disqualified", "entries", "defaults")
+"""Lists in a file; the last one in shipped files only."""
+REFERENCE, FAST = "reference", "fast"
+
+
+class Key(NamedTuple):
+    """Where an entry holds: the name of the device, and versions; `triton` says whether kernels are interpreted."""
+
+    device: str
+    torch: str
+    triton: str
+    ultralytics: str
+    yolo_lossplug: str
+
+
+def key_of(device: torch.device) -> Key:
+    """Return where entries of this device and of the installed versions hold."""
+    return Key(name_of(device), **_versions())
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "torch": torch.__version__,
+        "triton": _triton_version(),
+        "ultralytics": ultralytics.__version__,
+        "yolo_lossplug": yolo_lossplug.__version__,
+    }
+
+
+@functools.cache
+def name_of(device: torch.device) -> str:
+    """Return the name of a device: of a GPU as torch has it, of a processor its model."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type != "cpu":
+        return device.type
+    try:
+        with Path("/proc/cpuinfo").open(encoding="utf-8") as file:
+            return next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration, UnicodeError):  # not Linux, or a processor that has no such line
+        return platform.processor() or platform.machine() or "cpu"
+
+
+@functools.cache
+def _triton_version() -> str:
+    try:
+        version = importlib.metadata.version("triton")  # importing Triton takes much longer
+    except importlib.metadata.PackageNotFoundError:
+        return "none"
+    return f"{version}, interpreted" if kernels.is_interpreted() else version
+
+
+def file() -> Path:
+    """Return the file of this machine, which need not exist."""
+    return Path(USER_CONFIG_DIR) / FILE
+
+
+def measured(device: torch.device, can_run: Callable[[str], bool]) -> Optional[Measured]:
+    """Return the fastest proven engines on a device, by type and size class; None if nothing was measured there.
+
+    Args:
+        device: The device.
+        can_run: Whether an engine can run here, asked only of one that would be the fastest.
+    """
+    key, refused = key_of(device), disqualified(device)
+    found = {_identity(entry): entry for entry in (*_shipped_entries(), *_entries(file())) if _key_of(entry) == key}
+    chosen = []
+    for entry in found.values():
+        name = fastest(entry["engines"], lambda engine: engine not in refused and can_run(engine))
+        if name:
+            chosen.append(Fastest(entry["dtype"], entry["anchors_class"], entry["size_class"], name))
+    return Measured(max(str(entry["measured"]) for entry in found.values()), tuple(sorted(chosen))) if chosen else None
+
+
+def fastest(engines: Mapping[str, Any], can_run: Callable[[str], bool] = lambda name: True) -> str:
+    """Return the engine to take, by its results in one case: one that was faster in three of four pairs, or the host's.
+
+    Args:
+        engines: By name ``times_faster`` (median of the pairs) and ``quartiles`` of these.
+        can_run: Whether an engine can run here.
+
+    Returns:
+        The name; empty if none was faster, but the one for all devices was not measured.
+    """
+    won = {name: one["times_faster"] for name, one in engines.items() if one["quartiles"][0] > 1}
+    ranked = sorted(won, key=lambda name: -won[name])
+    return next((name for name in ranked if can_run(name)), REFERENCE if FAST in engines else "")
+
+
+def disqualified(device: torch.device) -> dict[str, str]:
+    """Return why engines must not run on a device unless they are asked for by name, with these versions."""
+    refused = _read(file()).get("disqualified", [])
+    key = key_of(device)._asdict() if refused else {}
+    here = [one for one in refused if {name: one.get(name) for name in key} == key]
+    return {str(one.get("engine")): f"lossplug bench, {one.get('since')}: {one.get('why')}" for one in here}
+
+
+def default(device_type: str) -> str:
+    """Return the engine that is shipped as the default for a kind of device, empty if there is none."""
+    return next((one["engine"] for one in _shipped("defaults") if one["device_type"] == device_type), "")
+
+
+def adopted_types() -> set[str]:
+    """Return on which types of device the user asked, with these versions, for fast stock losses: ``adopt=True``.
+
+    The name of a GPU is not asked for, since that is too early when this is: see `choice.kind_of`.
+    """
+    adopted = _read(file()).get("adopted", [])
+    versions = _versions() if adopted else {}
+    here = [one for one in adopted if {name: one.get(name) for name in versions} == versions]
+    return {str(one.get("device_type")) for one in here}
+
+
+def add(entries: Iterable[Mapping[str, Any]], key: Key, refused: Mapping[str, str], since: str) -> None:
+    """Add entries to the file; in one of the same device, versions, type and size class, engines are replaced.
+
+    Args:
+        entries: The entries.
+        key: Where they hold.
+        refused: Engines that are disqualified there, with the reasons; one in `entries` no longer is.
+        since: The day.
+
+    Raises:
+        LossPlugError: If another process does not finish writing.
+    """
+    new = [dict(entry) for entry in entries]
+    settled = {*refused, *(name for entry in new for name in entry["engines"])}
+
+    def change(record: dict[str, Any]) -> None:
+        known = {_identity(entry): entry for entry in record["entries"] if _is_entry(entry)}
+        for entry in new:
+            before = known.get(_identity(entry), {"engines": {}})
+            known[_identity(entry)] = {**entry, "engines": {**before["engines"], **entry["engines"]}}
+        record["entries"] = list(known.values())
+        where = key._asdict()
+        others = [
+            one
+            for one in record["disqualified"]
+            if one.get("engine") not in settled or not where.items() <= one.items()
+        ]
+        now = [{**where, "engine": name, "why": why, "since": since} for name, why in refused.items()]
+        record["disqualified"] = [*others, *now]
+
+    _update(change)
+
+
+def adopt(device: torch.device, since: str) -> None:
+    """Let ``loss=ciou`` alone be fast as well on such a device, with these versions.
+
+    Raises:
+        LossPlugError: If another process does not finish writing.
+    """
+    here = {**key_of(device)._asdict(), "device_type": device.type}
+
+    def change(record: dict[str, Any]) -> None:
+        others = [one for one in record["adopted"] if not here.items() <= one.items()]
+        record["adopted"] = [*others, {**here, "since": since}]
+
+    _update(change)
+
+
+def revoke(device_type: str) -> bool:
+    """Undo `adopt` for a type of device, whatever the versions, and return whether it was adopted.
+
+    Raises:
+        LossPlugError: If another process does not finish writing.
+    """
+    before: list[Any] = []
+
+    def change(record: dict[str, Any]) -> None:
+        before.extend(record["adopted"])
+        record["adopted"] = [one for one in before if one.get("device_type") != device_type]
+
+    if not file().exists():
+        return False
+    _update(change)
+    return any(one.get("device_type") == device_type for one in before)
+
+
+def _key_of(entry: Mapping[str, Any]) -> Key:
+    return Key(*(entry[name] for name in Key._fields))
+
+
+def _identity(entry: Mapping[str, Any]) -> tuple[Any, ...]:
+    return *_key_of(entry), *(entry[field] for field in Fastest._fields[:-1])
+
+
+def _update(change: Callable[[dict[str, Any]], None]) -> None:
+    """Change the record in place, alone: what another process writes at the same time stays."""
+    target = file()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(f"{target}.lock", timeout=PATIENCE):
+            record = {"about": ABOUT, "adopted": [], "disqualified": [], "entries": [], **_read(target)}
+            change(record)
+            write_json(target, record)
+    except Timeout as error:
+        raise LossPlugError(f"{target} is in use by another process for {PATIENCE} s. Run it again.") from error
+
+
+def write_json(target: Path, content: Any) -> None:
+    """Write a JSON file that is complete, or not there, whenever it is read."""
+    handle, name = tempfile.mkstemp(prefix=f".{target.name}-", dir=target.parent)
+    with os.fdopen(handle, "w", encoding="utf-8") as unfinished:
+        json.dump(content, unfinished, indent=2)
+        unfinished.write("\n")
+    Path(name).chmod(0o644)
+    Path(name).replace(target)
+
+
+def _read(source: Path) -> dict[str, Any]:
+    """Return the content of a record; empty, with a warning, if it is none."""
+    try:
+        content = json.loads(source.read_text(encoding="utf-8"))
+        if isinstance(content, dict) and all(isinstance(content.get(part, []), list) for part in PARTS):
+            return content
+        why = "it holds no record"
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        why = str(error)
+    warn_once(f"{source} is ignored: {why}. Delete it, and run `lossplug bench` again.")
+    return {}
+
+
+def _entries(source: Path) -> list[dict[str, Any]]:
+    return [entry for entry in _read(source).get("entries", []) if _is_entry(entry)]
+
+
+def _is_entry(entry: Any) -> bool:
+    """Return whether an entry, which somebody may have edited, can be read."""
+    try:
+        engines = entry["engines"].values()
+        numbers = [(one["times_faster"], *one["quartiles"]) for one in engines]
+        sizes = entry["anchors_class"], entry["size_class"]
+        return (
+            all(isinstance(n, (int, float)) for row in numbers for n in row)
+            and all(isinstance(size, int) and 0 <= size < 64 for size in sizes)
+            and all(isinstance(text, str) for text in (*_key_of(entry), entry["dtype"], entry["measured"]))
+        )
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return False
+
+
+@functools.cache
+def _shipped_entries() -> tuple[dict[str, Any], ...]:
+    return tuple(entry for entry in _shipped("entries") if _is_entry(entry))
+
+
+@functools.cache
+def _shipped(part: str) -> tuple[dict[str, Any], ...]:
+    return tuple(one for source in sorted(SHIPPED.glob("*.json")) for one in _read(source).get(part, []))

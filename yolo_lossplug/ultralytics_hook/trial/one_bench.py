@@ -1,0 +1,299 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""All cases of `lossplug bench` for one engine, in this process: identity first, then times beside the host's own."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any, Callable, NamedTuple, Optional
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+from ultralytics import YOLO
+from ultralytics.cfg import get_cfg
+from ultralytics.data import build_yolo_dataset
+from ultralytics.data.utils import check_det_dataset
+from ultralytics.utils.loss import v8DetectionLoss
+from ultralytics.utils.torch_utils import select_device
+
+from yolo_lossplug import kernels
+from yolo_lossplug.registry import LossPlugError
+from yolo_lossplug.selection.keys import keys
+from yolo_lossplug.selection.loss import create_class_loss
+from yolo_lossplug.ultralytics_hook.criterion import branches
+from yolo_lossplug.ultralytics_hook.engines.choice import REFERENCE, TRITON
+from yolo_lossplug.ultralytics_hook.engines.parity import METHOD
+from yolo_lossplug.ultralytics_hook.trial import timing
+from yolo_lossplug.ultralytics_hook.trial.gauges import memory_of
+from yolo_lossplug.ultralytics_hook.trial.problems import Head, Objects, Problem, predicted, problem
+
+STEP, TRAIN, CLASS_KERNELS = "step", "train", "class-kernels"
+N_BATCHES = 3
+"""Batches in rotation, so that nothing that is kept from one can serve the next."""
+MIN_PAIRS, MIN_TRAIN_PAIRS = 5, 3
+SECONDS = {"cpu": 10.0, "cuda": 3.0}
+"""Least time for the pairs of a case, by type of device."""
+CLASS_LOSSES = ("bce", "focal", "qfl", "varifocal")
+PARTS = {STEP: 4, TRAIN: 2, CLASS_KERNELS: 1}
+"""Parts of a case that are reported when they are done."""
+
+
+class Work(NamedTuple):
+    """One case, which can be written as JSON.
+
+    Attributes:
+        name: Name of the case.
+        kind: ``step`` of the loss, whole ``train`` step, or rate of the ``class-kernels``.
+        model: The model.
+        batch: Images.
+        imgsz: Their side in pixels.
+        objects: Objects per image, see `Objects.mean`; of no meaning with `data`.
+        data: Dataset whose batches are taken, None for drawn ones.
+        amp: Whether in half precision.
+    """
+
+    name: str
+    kind: str
+    model: str
+    batch: int
+    imgsz: int
+    objects: float
+    data: Optional[str]
+    amp: bool
+
+
+class Reporter(NamedTuple):
+    """Who is told.
+
+    Attributes:
+        alive: After every step.
+        part: After every part of a case.
+        result: With the result of every case, again with its memory.
+        earlier: Asked for the result of a case from before, None if there is none.
+    """
+
+    alive: Callable[[], None]
+    part: Callable[[], None]
+    result: Callable[[Work, dict[str, Any]], None]
+    earlier: Callable[[Work], Optional[dict[str, Any]]] = lambda work: None
+
+
+def model_of(name: str, data: Optional[str] = None) -> Any:
+    """Return a model of the detect task with the classes of a dataset, ready to make the host's criterion.
+
+    Raises:
+        LossPlugError: If it cannot be loaded, or is none of that task.
+    """
+    try:
+        made = YOLO(name)
+        names = dict(check_det_dataset(data)["names"]) if data else None
+    except Exception as error:
+        raise LossPlugError(f"model={name}, data={data}: {' '.join(str(error).split())}") from error
+    if made.task != "detect":
+        raise LossPlugError(
+            f"model={name} is of task={made.task}: bench measures the steps of detect, which are parts of others."
+        )
+    model = made.model if names is None else type(made.model)(made.model.yaml, nc=len(names), verbose=False)
+    model.args = get_cfg(overrides={"mode": "train", "task": "detect"})
+    for key in keys():
+        vars(model.args).pop(key, None)
+    leaves = [leaf for _, leaf in branches(model.init_criterion())]
+    if not leaves or not hasattr(v8DetectionLoss, METHOD):
+        raise LossPlugError(f"model={name}: this release of Ultralytics has no step of it that an engine replaces.")
+    return model.train()
+
+
+def device_of(name: Any) -> torch.device:
+    """Return the device that a user names, as the host chooses it.
+
+    Raises:
+        LossPlugError: If it is not there, or several are named.
+    """
+    if "," in str(name):
+        raise LossPlugError(f"device={name} names several: bench measures on one. Take the first.")
+    try:
+        device = select_device("" if name is None else name, verbose=False)
+    except (ValueError, RuntimeError, AssertionError) as error:
+        raise LossPlugError(f"device={name} is not available: {' '.join(str(error).split())[:200]}") from error
+    if device.type not in SECONDS:
+        raise LossPlugError(f"device={name}: engines run on a CPU or an NVIDIA GPU. Give device=cpu.")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
+
+
+def measure(engine: str, works: Sequence[Work], device: torch.device, reporter: Reporter) -> None:
+    """Measure an engine in all cases, until it differs in one; memory of a CPU last, since that slows the process."""
+    timing.set_deterministic()
+    cases = []
+    for work in works:
+        result = reporter.earlier(work)
+        if result is None:
+            result = _result(engine, work, device, reporter)
+            reporter.result(work, result)
+        if result.get("differs"):
+            return
+        cases.append((work, result))
+    if device.type == "cuda":
+        return
+    for work, result in cases:
+        if work.kind == STEP and "skipped" not in result and "stock_mib" not in result:
+            reporter.result(work, {**result, **_memory(engine, work, device)})
+            reporter.part()
+
+
+def _result(engine: str, work: Work, device: torch.device, reporter: Reporter) -> dict[str, Any]:
+    """Return the result of a case; one for which the host itself lacks memory is skipped."""
+    take = {STEP: _step_result, TRAIN: _training_result, CLASS_KERNELS: _rates}[work.kind]
+    try:
+        return take(engine, work, device, reporter)
+    except Exception as error:
+        if not is_out_of_memory(error) or engine == REFERENCE or work.kind == CLASS_KERNELS:
+            raise
+        error.__traceback__ = None  # it holds tensors
+        try:
+            take(REFERENCE, work, device, reporter)
+        except Exception as other:
+            if is_out_of_memory(other):
+                return {"skipped": "the host's own step is out of memory"}
+        raise
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory is used up."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
+
+
+def _step_result(engine: str, work: Work, device: torch.device, reporter: Reporter) -> dict[str, Any]:
+    model = model_of(work.model, work.data).to(device)
+    is_slow = is_interpreted(engine)
+    problems = problems_of(work, model, device, 1 if is_slow else N_BATCHES)
+    reporter.part()
+    stock, ours = (timing.criterion_of(model, name) for name in (REFERENCE, engine))
+    is_spared = timing.spare_memory(stock, max(problems, key=lambda one: one.most_objects))
+    about = {
+        "objects": sum(one.n_objects for one in problems) / len(problems),
+        "elements": round(sum(one.n_objects for one in problems) / len(problems) * problems[0].scores.shape[2]),
+        "anchors": len(problems[0].scores) * problems[0].scores.shape[2],
+        "dtype": str(timing.dtype_of(work.amp)).removeprefix("torch."),
+        "baseline": "one image at a time" if is_spared else "",
+    }
+    differs: list[str] = []
+    for one in problems[:1] if is_spared else problems:
+        differs = differs or timing.differences(stock, timing.criterion_of(model, engine), one, work.amp)
+        reporter.alive()
+    reporter.part()
+    if differs:
+        return {**about, "differs": differs}
+    pairs, seconds = (1 if is_slow else 2, 0.0) if is_spared or is_slow else (MIN_PAIRS, SECONDS[device.type])
+    first, times = timing.alternate(
+        (stock, ours),
+        problems,
+        pairs,
+        seconds,
+        lambda side, one: timing.step(side, one, work.amp).seconds,
+        reporter.alive,
+    )
+    result = {**about, **timing.summary(times), "first_ms": [1e3 * value for value in first]}
+    if device.type == "cuda":
+        result.update(_on_gpu((stock, ours), problems[0], work.amp))
+        reporter.part()
+    reporter.part()
+    return {**result, "stock_mib": None, "ours_mib": None} if is_slow else result
+
+
+def is_interpreted(engine: str) -> bool:
+    """Return whether an engine's kernels run in Triton's interpreter: a test, whose times and memory say nothing."""
+    return engine == TRITON and kernels.is_interpreted()
+
+
+def _on_gpu(sides: tuple[Any, Any], one: Problem, amp: bool) -> dict[str, Any]:
+    """Return memory, and launches and synchronisations, of both sides; without these where the profiler fails."""
+    found: dict[str, Any] = {}
+    for name, criterion in zip(("stock", "ours"), sides):
+        found[f"{name}_mib"] = memory_of(criterion, one, amp)
+        try:
+            found[f"{name}_gpu"] = timing.on_gpu(criterion, one, amp)
+        except (RuntimeError, AttributeError) as error:  # of the profiler, which not every machine allows
+            timing.synchronise(one.scores.device)  # raises again, if it was the engine's
+            found["no_profile"] = " ".join(str(error).split())[:200]
+    return found
+
+
+def _memory(engine: str, work: Work, device: torch.device) -> dict[str, Any]:
+    model = model_of(work.model, work.data).to(device)
+    one = problems_of(work, model, device, n=1)[0]
+    small = problem(Objects(1), 0, device, head_of(model, work.imgsz))
+    sides = [timing.criterion_of(model, name) for name in (REFERENCE, engine)]
+    timing.spare_memory(sides[0], one)
+    for side in sides:  # what is made once and kept is no part of a step
+        timing.step(side, small, work.amp)
+    return {f"{name}_mib": memory_of(side, one, work.amp) for name, side in zip(("stock", "ours"), sides)}
+
+
+def _training_result(engine: str, work: Work, device: torch.device, reporter: Reporter) -> dict[str, Any]:
+    torch.manual_seed(0)
+    model = model_of(work.model, work.data).to(device)
+    shape = (work.batch, 3, work.imgsz, work.imgsz)
+    batches = [{"img": torch.rand(shape, device=device), **one.batch} for one in problems_of(work, model, device, n=2)]
+    reporter.part()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
+    sides = timing.criterion_of(model, REFERENCE), timing.criterion_of(model, engine)
+
+    def take(criterion: Any, batch: Any) -> float:
+        return timing.training_step(model, optimizer, criterion, batch, work.amp)
+
+    pairs = MIN_PAIRS if device.type == "cuda" else MIN_TRAIN_PAIRS
+    _, times = timing.alternate(sides, batches, pairs, 0, take, reporter.alive)
+    reporter.part()
+    objects = sum(len(batch["batch_idx"]) for batch in batches) / len(batches)
+    return {"objects": objects, **timing.summary(times)}
+
+
+def _rates(engine: str, work: Work, device: torch.device, reporter: Reporter) -> dict[str, Any]:
+    head = Head(imgsz=work.imgsz)
+    shape = work.batch, head.n_classes, head.n_anchors
+    rates = timing.class_kernel_rates([create_class_loss(name) for name in CLASS_LOSSES], shape, work.amp)
+    reporter.part()
+    return {"rates": rates}
+
+
+def head_of(model: Any, imgsz: int) -> Head:
+    """Return what the head of a model predicts."""
+    last = model.model[-1]
+    return Head(int(last.nc), int(last.reg_max), tuple(int(stride) for stride in last.stride), imgsz)
+
+
+def problems_of(work: Work, model: Any, device: torch.device, n: int = N_BATCHES) -> list[Problem]:
+    """Return the batches of a case."""
+    head = head_of(model, work.imgsz)
+    if work.data is None:
+        return [problem(Objects(work.batch, work.objects), seed, device, head) for seed in range(n)]
+    rng = torch.Generator().manual_seed(0)
+    return [predicted(batch, len(batch["img"]), rng, device, head) for batch in real_batches(work, n)]
+
+
+def real_batches(work: Work, n: int) -> list[dict[str, Any]]:
+    """Return batches of a dataset as a training has them, augmented; the same in every process.
+
+    Raises:
+        LossPlugError: If the data cannot be read.
+    """
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    try:
+        data = check_det_dataset(work.data)
+        cfg = get_cfg(overrides={"mode": "train", "task": "detect", "imgsz": work.imgsz, "batch": work.batch})
+        dataset = build_yolo_dataset(cfg, data["train"], work.batch, data, mode="train", stride=32)
+        loader = DataLoader(dataset, work.batch, shuffle=True, collate_fn=dataset.collate_fn)
+        batches = [batch for _, batch in zip(range(n), loader)]
+    except LossPlugError:
+        raise
+    except Exception as error:
+        raise LossPlugError(f"data={work.data} cannot be read: {' '.join(str(error).split())}") from error
+    kept = ("img", "batch_idx", "cls", "bboxes")
+    made = [{key: batch[key] for key in kept} for batch in batches]
+    return [{**batch, "img": batch["img"].float() / 255} for batch in made]

@@ -1,0 +1,358 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""An engine beside the host's own step on the same batches: are they identical, and what does each take?
+
+A step is the criterion's forward and the backward to the outputs of the head. Nothing is timed that differs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import statistics
+import time
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Callable, NamedTuple, Optional
+from unittest import mock
+
+import torch
+from torch import Tensor
+from ultralytics.utils.tal import TaskAlignedAssigner
+
+from yolo_lossplug.ultralytics_hook.attached import Derived, derive, on_criterion
+from yolo_lossplug.ultralytics_hook.criterion import branches
+from yolo_lossplug.ultralytics_hook.engines.choice import REFERENCE, TRITON, use_kernels
+from yolo_lossplug.ultralytics_hook.engines.fast import install_fast_step
+from yolo_lossplug.ultralytics_hook.engines.parity import GRAD_TOLERANCE, TOLERANCE
+from yolo_lossplug.ultralytics_hook.trial.problems import Problem
+
+BYTES_OF_STOCK = 17
+"""Peak bytes of the host per element of (images, most objects, anchors), as measured in crowds."""
+MAX_PAIRS = 60
+HALF_TOLERANCE, HALF_GRAD_TOLERANCE = 1e-4, 5e-3
+"""As those of `parity`, in half precision, to which gradients themselves are rounded."""
+STEADY = 0.3
+"""Quartiles of the ratio this far apart, relative to its median, are still called steady."""
+
+
+class Step(NamedTuple):
+    """What a step gives.
+
+    Attributes:
+        loss: The loss.
+        grads: Gradients of every output of the head, None where the loss does not depend on it.
+        seconds: What it took.
+    """
+
+    loss: Tensor
+    grads: tuple[Optional[Tensor], ...]
+    seconds: float
+
+
+class Reading(Derived):
+    """A criterion that says that it reads the assignment, which engines leave out where nothing does."""
+
+    def loss(self, preds: Any, batch: Any) -> Any:
+        """Return what the host's method returns."""
+        return super().loss(preds, batch)  # type: ignore[misc]
+
+
+class OneImageAtATime(TaskAlignedAssigner):
+    """The host's assigner where its dense tensors do not fit: its own fallback when a GPU is out of memory."""
+
+    def _forward(self, pd_scores: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if len(pd_scores) > 1:
+            raise RuntimeError("out of memory")
+        return super()._forward(pd_scores, *args, **kwargs)
+
+
+def set_engine(leaf: Any, engine: str) -> None:
+    """Make a criterion of the host take every step of an engine, and raise where the engine cannot."""
+    if engine != REFERENCE:
+        install_fast_step(leaf, is_lazy=False)
+    if engine == TRITON:
+        use_kernels(leaf, is_trial=True)
+
+
+def criterion_of(model: Any, engine: str) -> Any:
+    """Return a criterion of a model without keys of ours, whose steps an engine takes."""
+    criterion = model.init_criterion()
+    for _, leaf in branches(criterion):
+        set_engine(leaf, engine)
+    return criterion
+
+
+def spare_memory(criterion: Any, problem: Problem) -> bool:
+    """Make the host go image by image, if its tensors do not fit into memory, and return whether they do not.
+
+    A GPU that is out of memory makes it do so by itself.
+    """
+    n_images, _, n_anchors = problem.scores.shape
+    needs = BYTES_OF_STOCK * n_images * problem.most_objects * n_anchors
+    is_too_large = not problem.scores.is_cuda and needs > 0.8 * available_memory()
+    for _, leaf in branches(criterion) if is_too_large else ():
+        leaf.assigner.__class__ = OneImageAtATime
+    return is_too_large
+
+
+def available_memory() -> float:
+    """Return the bytes of memory that are free; infinite where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+        return 1024 * float(next(line for line in lines if line.startswith("MemAvailable")).split()[1])
+    except (OSError, StopIteration):
+        return math.inf
+
+
+def dtype_of(amp: bool) -> torch.dtype:
+    """Return the type of the head's outputs."""
+    return torch.float16 if amp else torch.float32
+
+
+def autocast(device: torch.device, amp: bool) -> Any:
+    """Return the context of a step."""
+    return torch.autocast(device.type, torch.float16) if amp else contextlib.nullcontext()
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait for a GPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def inputs_of(problem: Problem, amp: bool) -> tuple[dict[str, Any], tuple[Tensor, Tensor]]:
+    """Return predictions as a criterion reads them, and the two outputs of the head as new leaves."""
+    dtype = dtype_of(amp)
+    boxes, scores = (x.detach().to(dtype).requires_grad_() for x in (problem.boxes, problem.scores))
+    return {"boxes": boxes, "scores": scores, "feats": [f.to(dtype) for f in problem.feats]}, (boxes, scores)
+
+
+def preds_of(criterion: Any, problem: Problem, amp: bool) -> tuple[Any, tuple[Tensor, ...]]:
+    """Return predictions as a criterion takes them, and the outputs of the head, one pair for each branch."""
+    names = [name for name, _ in branches(criterion)]
+    made = {name: inputs_of(problem, amp) for name in names}
+    leaves = tuple(x for _, pair in made.values() for x in pair)
+    return made[names[0]][0] if names == ["main"] else {name: preds for name, (preds, _) in made.items()}, leaves
+
+
+def step(criterion: Any, problem: Problem, amp: bool = False) -> Step:
+    """Take a step of a criterion; each branch of an end-to-end head has outputs of its own."""
+    (preds, leaves), device = preds_of(criterion, problem, amp), problem.scores.device
+    synchronise(device)
+    start = time.perf_counter()
+    with autocast(device, amp):
+        loss, _ = criterion(preds, problem.batch)
+    loss.sum().backward()
+    synchronise(device)
+    return Step(loss.detach(), tuple(x.grad for x in leaves), time.perf_counter() - start)
+
+
+def differences(stock: Any, ours: Any, problem: Problem, amp: bool = False) -> list[str]:
+    """Return where an engine deviates from the host on a batch: assignments, loss and gradients to the head's outputs.
+
+    Args:
+        stock: Criterion of the host.
+        ours: One of the same kind with an engine in it; it is told to return its assignment from now on.
+        problem: The batch.
+        amp: Whether in half precision.
+    """
+    texts = []
+    for (branch, one), (_, other) in zip(branches(stock), branches(ours)):
+        derive(Reading, other)
+        where = "" if branch == "main" else f" ({branch})"
+        is_interpreted = on_criterion(other).kernels is not None and not problem.scores.is_cuda
+        with gpu_ties() if is_interpreted else contextlib.nullcontext():
+            texts += [f"{text}{where}" for text in _branch_differences(one, other, problem, amp)]
+    return texts
+
+
+def gpu_ties() -> Any:
+    """Return a context in which `torch.topk` breaks ties by the lowest index, as on GPUs, which kernels are for."""
+    made: Any = torch.return_types
+
+    def topk(values: Tensor, k: int, dim: int = -1, largest: bool = True) -> Any:
+        order = values.sort(dim=dim, descending=largest, stable=True)
+        return made.topk(side.narrow(dim, 0, k) for side in order)
+
+    return mock.patch.object(torch, "topk", topk)
+
+
+def _branch_differences(one: Any, other: Any, problem: Problem, amp: bool) -> list[str]:
+    (assigned, loss, grads), (our_assigned, our_loss, our_grads) = (_taken(leaf, problem, amp) for leaf in (one, other))
+    texts = _assignment_differences(assigned, our_assigned)
+    rtol, grad_rtol = (HALF_TOLERANCE, HALF_GRAD_TOLERANCE) if amp else (TOLERANCE, GRAD_TOLERANCE)
+    if not torch.allclose(our_loss, loss, rtol=rtol, atol=1e-6):
+        texts.append(f"loss {_listed(our_loss)} instead of {_listed(loss)}")
+    for name, grad, our_grad in zip(("boxes", "scores"), grads, our_grads):
+        error = _relative_error(grad, our_grad)
+        if not error <= grad_rtol:
+            texts.append(f"gradients of {name} by {error:.1e} of their norm")
+    return texts
+
+
+def _taken(leaf: Any, problem: Problem, amp: bool) -> tuple[Any, Tensor, tuple[Optional[Tensor], ...]]:
+    """Return assigned targets, terms of the loss, and gradients of a step of one branch."""
+    preds, inputs = inputs_of(problem, amp)
+    with autocast(problem.scores.device, amp):
+        assigned, loss, _ = leaf.get_assigned_targets_and_loss(preds, problem.batch)
+    grads = torch.autograd.grad(loss.sum(), inputs, allow_unused=True)
+    return assigned, loss.detach().float(), grads
+
+
+def _assignment_differences(expected: Sequence[Tensor], actual: Sequence[Tensor]) -> list[str]:
+    foreground, slot, our_foreground, our_slot = *expected[:2], *actual[:2]
+    is_both = foreground & our_foreground
+    n = int((foreground != our_foreground).sum()) + int((slot != our_slot)[is_both].sum())
+    return [f"assignment of {n} anchors, where {int(foreground.sum())} are positive"] if n else []
+
+
+def _listed(values: Tensor) -> str:
+    return " ".join(f"{value:.6g}" for value in values.tolist())
+
+
+def _relative_error(expected: Optional[Tensor], actual: Optional[Tensor]) -> float:
+    """Return the norm of a difference relative to that of what is expected; no gradient is a gradient of zero."""
+    if expected is None or actual is None:
+        other = actual if expected is None else expected
+        return 0.0 if other is None or not other.any() else float("inf")
+    return float((actual.float() - expected.float()).norm() / expected.float().norm().clamp(min=1e-9))
+
+
+def alternate(
+    sides: tuple[Any, Any],
+    problems: Sequence[Any],
+    n_pairs: int,
+    seconds: float,
+    take: Callable[[Any, Any], float],
+    tick: Callable[[], None] = lambda: None,
+) -> tuple[list[float], tuple[list[float], list[float]]]:
+    """Take steps of two sides in turn, in the order ABBA.
+
+    Args:
+        sides: Both sides.
+        problems: Batches, used in rotation.
+        n_pairs: Minimum number of pairs.
+        seconds: Minimum time, if that is not `MAX_PAIRS` pairs.
+        take: Takes a step of a side, and returns its seconds.
+        tick: Called after each step.
+
+    Returns:
+        Seconds of one first step of each side, and of all others by side.
+    """
+
+    def timed(side: Any, problem: Any) -> float:
+        result = take(side, problem)
+        tick()
+        return result
+
+    first = [timed(side, problems[0]) for side in sides]
+    times: tuple[list[float], list[float]] = ([], [])
+    begin = time.perf_counter()
+    while len(times[0]) < n_pairs or (time.perf_counter() - begin < seconds and len(times[0]) < MAX_PAIRS):
+        i = len(times[0])
+        for which in ((0, 1), (1, 0))[i % 2]:
+            times[which].append(timed(sides[which], problems[i % len(problems)]))
+    return first, times
+
+
+def quartiles(values: Sequence[float]) -> list[float]:
+    """Return quartiles: low, median, high."""
+    return statistics.quantiles(values, n=4) if len(values) > 1 else [*values] * 3
+
+
+def summary(times: tuple[Sequence[float], Sequence[float]]) -> dict[str, Any]:
+    """Return milliseconds of both sides with quartiles, and the ratio of the pairs, all as quartiles."""
+    stock, ours = ([1e3 * value for value in quartiles(side)] for side in times)
+    ratio = quartiles([one / other for one, other in zip(*times)])
+    is_steady = ratio[2] - ratio[0] <= STEADY * ratio[1]
+    return {"stock_ms": stock, "ours_ms": ours, "ratio": ratio, "pairs": len(times[0]), "is_steady": is_steady}
+
+
+def on_gpu(criterion: Any, problem: Problem, amp: bool) -> dict[str, float]:
+    """Return what a step does on a GPU: its busy milliseconds, launches, and how often the host waits for it."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        step(criterion, problem, amp)
+    # Driver calls are recorded too, as CPU events.
+    events = [e for e in profile.key_averages() if e.device_type == torch.autograd.DeviceType.CUDA]
+    return {
+        "device_ms": sum(event.self_device_time_total for event in events) / 1e3,
+        "launches": sum(event.count for event in events),
+        "syncs": _syncs(criterion, problem, amp),
+    }
+
+
+def _syncs(criterion: Any, problem: Problem, amp: bool) -> int:
+    """Return how often the host waits for the GPU in a step."""
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            step(criterion, problem, amp)
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+    return sum("synchroniz" in str(warning.message) for warning in caught)
+
+
+def training_step(model: Any, optimizer: Any, criterion: Any, batch: dict[str, Any], amp: bool) -> float:
+    """Take a whole training step, forward to optimiser, and return its seconds."""
+    device = batch["img"].device
+    synchronise(device)
+    start = time.perf_counter()
+    with autocast(device, amp):
+        loss, _ = criterion(model(batch["img"]), batch)
+    loss.sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    synchronise(device)
+    return time.perf_counter() - start
+
+
+def class_kernel_rates(losses: Iterable[Any], shape: tuple[int, int, int], amp: bool) -> dict[str, dict[str, float]]:
+    """Return by class loss the TB/s of a copy, and of forward and backward of its kernel as a share of that.
+
+    Args:
+        losses: Class losses with a kernel.
+        shape: Shape of the logits (b, classes, A).
+        amp: Whether in half precision.
+    """
+    from yolo_lossplug.kernels.class_term import ClassTargets, class_gradient, class_sums
+
+    n_images, n_classes, n_anchors = shape
+    n, device = n_images * n_anchors, torch.device("cuda")
+    logits = (torch.randn(shape, device=device) - 4).to(dtype_of(amp))
+    score = torch.rand(n, device=device) * (torch.rand(n, device=device) < 0.02)
+    targets = ClassTargets(torch.randint(n_classes, (n,), dtype=torch.int32, device=device), score)
+    scale, copy = torch.ones((), device=device), torch.empty_like(logits)
+    size, rates = logits.numel() * logits.element_size(), {}
+    for loss in losses:
+        seconds = {
+            "copy": _queued_seconds(copy.copy_, logits) / 2,
+            "forward": _queued_seconds(class_sums, logits, targets, loss.kernel),
+            "backward": _queued_seconds(class_gradient, logits, targets, loss.kernel, scale) / 2,
+        }
+        shares = {name: seconds["copy"] / seconds[name] for name in ("forward", "backward")}
+        rates[loss.name] = {"copy": size / seconds["copy"] / 1e12, **shares}
+    return rates
+
+
+def _queued_seconds(function: Callable[..., Any], *args: Any) -> float:
+    """Return the seconds that a function takes on a GPU whose queue is never empty."""
+    times = []
+    for _ in range(12):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda._sleep(20_000_000)  # so that launches are queued before the first runs
+        begin.record()
+        for _ in range(20):
+            function(*args)
+        end.record()
+        torch.cuda.synchronize()
+        times.append(begin.elapsed_time(end) / 20)
+    return statistics.median(times[2:]) / 1e3
+
+
+def set_deterministic() -> None:
+    """Set what the host's trainer sets."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
