@@ -8,7 +8,7 @@ from pathlib import Path
 from unittest import mock
 
 import matplotlib
-import ultralytics  # noqa: F401  (before the package's tools, so that the plugin is enabled here as in a training)
+import ultralytics.cfg  # noqa: F401  (before the package's tools, so that the plugin is enabled here as in a training)
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.transforms import Bbox
