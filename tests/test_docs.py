@@ -269,6 +269,24 @@ def test_pages_in_a_browser(site, address, width):
             assert not re.search(r"--8 ?<|<!--|\$\$|\\(frac|text|left|begin)\b", text), name
 
 
+BAD = """<!doctype html><meta name="viewport" content="width=device-width"><body><main>
+<pre style="width: 90px; overflow: hidden"><code>yolo train model=yolov8n.pt loss=eiou</code></pre>
+<div style="width: 90px; overflow: hidden"><table><tr><td style="min-width: 200px">wide</td></tr></table></div>
+<pre style="width: 90px; overflow: auto"><code>yolo train model=yolov8n.pt loss=eiou</code></pre>
+<div style="width: 3000px">far</div><img src="missing.svg"></main></body>"""
+
+
+@needs_chromium
+@pytest.mark.slow
+def test_a_browser_sees_what_is_wrong(tmp_path):
+    (tmp_path / "bad.html").write_text(BAD, encoding="utf-8")
+    with Browser() as browser:
+        seen = browser.measure(tmp_path / "bad.html", 390, script=CLIPPED)
+    assert seen["scroll_width"] > seen["width"] and "div" in seen["overflow"]
+    assert [node[:6] for node in seen["result"]] == ["<code>", "<table"]
+    assert seen["pictures"] == [0] and seen["errors"]
+
+
 @needs_chromium
 @pytest.mark.slow
 @pytest.mark.parametrize(
