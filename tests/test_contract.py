@@ -7,8 +7,10 @@ import zipfile
 
 import pytest
 import torch
+import ultralytics
+from packaging.version import Version
 
-from tests.runs import ABSENT, STILL, TINY, WITHOUT_PLUGIN, python, results, yolo
+from tests.runs import ABSENT, ROOT, STILL, TINY, WITHOUT_PLUGIN, python, results, yolo
 from yolo_lossplug.tools import verify
 from yolo_lossplug.ultralytics_hook.trial import one_step
 
@@ -69,6 +71,52 @@ def test_every_term_is_what_the_formula_gives(model, keys):
     loss = {"loss": "kld"} if "-obb" in model else {}
     _, rows = verify.verify({"model": f"{model}.yaml", "imgsz": 96, "batch": 3, **keys, **loss})
     assert rows and all(row.agrees for row in rows)
+
+
+RTDETR = str(ROOT / "tests" / "ultralytics_hook" / "rtdetr-narrow.yaml")
+
+
+def matched_step(one, **keys):
+    """Return the loss of a step of RT-DETR, its terms, and the gradients of all weights, with the same noise."""
+    one.model.criterion = one_step.criterion_of(one, **keys)
+    one.model.zero_grad()
+    torch.manual_seed(0)
+    loss, items = one.model.loss(one.batch)
+    loss.backward()
+    values = list(items.values()) if isinstance(items, dict) else [items]
+    slopes = [p.grad.clone() for p in one.model.parameters() if p.grad is not None]
+    return [loss.detach(), *values, *slopes]
+
+
+@pytest.mark.parametrize("objects", [True, False], ids=["objects", "no object"])
+def test_the_stock_losses_of_rtdetr_have_the_numbers_of_stock(objects):
+    """Its class loss has the published numbers before 8.3.116, and others since."""
+    is_published = Version(ultralytics.__version__) < Version("8.3.116")
+    alpha, gamma = (0.75, 2.0) if is_published else (0.25, 1.5)
+    keys = {"loss": "giou", "cls_loss": "varifocal", "cls_vfl_alpha": alpha, "cls_vfl_gamma": gamma}
+    one = one_step.trial({"model": RTDETR, "imgsz": 64, "batch": 2, **keys})
+    if not objects:
+        one.batch.update({key: one.batch[key][:0] for key in ("cls", "bboxes", "batch_idx")})
+    stock, named = matched_step(one, is_stock=True), matched_step(one)
+    assert len(named) == len(stock) and all(map(torch.equal, named, stock))
+    assert not torch.equal(matched_step(one, cls_vfl_alpha=0.5)[0], stock[0])
+
+
+@pytest.mark.parametrize("keys", [{"loss": "inner-eiou"}, {"loss": "nwd", "cls_loss": "qfl"}], ids=str)
+def test_every_term_of_rtdetr_is_what_the_formula_gives(keys):
+    _, rows = verify.verify({"model": RTDETR, "imgsz": 64, "batch": 2, **keys})
+    assert len(rows) == 3 and all(row.agrees for row in rows)
+    changed = {"box", *(["class"] if "cls_loss" in keys else [])}
+    assert {row.term for row in rows if abs(row.ours / row.stock - 1) > 1e-3} == changed
+
+
+@pytest.mark.slow
+def test_rtdetr_trains(data, tmp_path):
+    words = ["train", f"model={RTDETR}", f"project={tmp_path}", "loss=eiou", "cls_loss=qfl"]
+    done = yolo(*words, cwd=tmp_path, data=data, **TINY)
+    assert "box eiou · class qfl(cls_qfl_beta=2.0) · matcher host's" in done.stdout
+    (best,) = tmp_path.rglob("best.pt")
+    assert b"yolo_lossplug" not in best.read_bytes()
 
 
 @pytest.fixture(scope="module")

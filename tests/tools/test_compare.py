@@ -12,8 +12,9 @@ from PIL import Image
 
 from tests.runs import ROOT, TINY, arguments, results, run
 from yolo_lossplug import LossPlugError
-from yolo_lossplug.tools import compare, summary
-from yolo_lossplug.tools.jobs import FAILED, FINISHED, WAITING, Job
+from yolo_lossplug.tools import compare, measures, summary
+from yolo_lossplug.tools.jobs import FAILED, FINISHED, Job
+from yolo_lossplug.tools.progress import Progress
 from yolo_lossplug.ultralytics_hook.trial import one_run
 
 COMMAND = [sys.executable, "-m", "yolo_lossplug", "compare"]
@@ -58,7 +59,10 @@ def test_every_run_has_a_row_and_a_folder(compared):
         last = results(row["save_dir"])[-1]
         assert float(row["val/box_loss"]) == last["val/box_loss"]
         assert 0 <= float(row["metrics/mAP75(B)"]) <= float(row["metrics/mAP50(B)"]) or row["metrics/mAP50(B)"] == "0.0"
-    assert "LossPlug: box eiou" in done.stdout.replace("\x1b[0m", "").replace("\x1b[34m\x1b[1m", "")
+    log = (place / "runs" / "eiou-seed0.log.txt").read_text(encoding="utf-8")
+    assert "LossPlug: box eiou" in log.replace("\x1b[0m", "").replace("\x1b[34m\x1b[1m", "")
+    assert "4 of 4: eiou seed 1 finished" in done.stdout and "left" in done.stdout and "Epoch" not in done.stdout
+    assert {"AP_small", "AP_circle"} <= {*rows[0]}
 
 
 @pytest.mark.slow
@@ -75,21 +79,26 @@ def test_runs_differ_by_loss_and_seed_alone(compared):
 @pytest.mark.slow
 def test_all_runs_have_one_engine(compared):
     """Otherwise `ciou`, whose numbers are stock, would take the host's step, and seconds would compare engines."""
-    _, done = compared
-    engines = re.findall(r"· engine (.+?) ·", done.stdout)
+    place, _ = compared
+    logs = [file.read_text(encoding="utf-8") for file in (place / "runs").glob("*.log.txt")]
+    engines = [engine for log in logs for engine in re.findall(r"· engine (.+?) ·", log)]
     assert len(engines) == 4 and len(set(engines)) == 1
     plan = compare.plan_of({**KEYS, "loss": "ciou,eiou"})
     assert [arm.keys["loss_engine"] for arm in plan.arms] == ["auto", "auto"]
     plan = compare.plan_of({**KEYS, "loss": "ciou,eiou", "loss_engine": "reference"})
     assert [arm.keys["loss_engine"] for arm in plan.arms] == ["reference", "reference"]
-    (arm,) = compare.plan_of({**KEYS, "model": "rtdetr-l.yaml"}).arms
+    (arm,) = compare.plan_of({**KEYS, "model": "yolov8s-world.yaml"}).arms
     assert arm.keys == {}, "a family with another criterion takes none of our keys"
 
 
 def test_summary(compared):
     place, done = compared
     text = (place / "summary.md").read_text(encoding="utf-8")
-    assert text in done.stdout and "4 of 4 runs finished" in text
+    assert "4 of 4 runs finished" in text and str(ROOT) not in text and "32 images" in text
+    answers = done.stdout[done.stdout.index("mAP50-95, differences") :].splitlines()
+    assert len(answers) <= 11 and all(len(line) <= 80 for line in answers[:-1])
+    assert answers[-2] == "No verdict: it takes at least 3 common seeds." and f"**{answers[-2]}**" in text
+    assert r"\toprule" in (place / "summary.tex").read_text(encoding="utf-8")
     assert "lossplug compare data=" in text and "loss=ciou,eiou seeds=2" in text and "ultralytics" in text
     rows = {(row["loss"], row["measure"]): row for row in summary.read_table(place / "summary.csv")}
     row = rows["eiou", "metrics/mAP50-95(B)"]
@@ -159,8 +168,12 @@ def test_the_command_alone_continues_a_numbered_comparison(tmp_path):
         ({"devices": (0, 1)}, "device=cpu has no effect with devices="),
         ({"devices": 0, "device": None, "engine": "ray"}, "devices= has no effect with engine=ray"),
         ({"epochs": "many"}, "epochs"),
+        ({"metric": "mAP60"}, "metric=mAP60 is unknown. Known: mAP50-95"),
+        ({"metric": "AP_dog"}, "metric=AP_dog: the data has no such class. Known: AP_small"),
+        ({"metric": "test/AP_small"}, "needs the test split: add split=test"),
+        ({"split": "test"}, "has no test split"),
         ({"loss": "ciou,focal-eiou", "inner_ratio": 0.7}, "inner_ratio=0.7 has no effect"),
-        ({"model": "rtdetr-l.yaml", "loss": "eiou"}, "RT-DETR has a loss of its own"),
+        ({"model": "yolov8s-world.yaml", "loss": "eiou"}, "YOLO-World has a loss of its own"),
     ],
 )
 def test_errors_come_before_anything_is_written(tmp_path, keys, message):
@@ -179,14 +192,14 @@ def test_seeds_and_devices():
     assert compare.plan_of({**keys, "seeds": 1, "devices": "cpu,cpu"}).devices == ("cpu", "cpu")
 
 
-def test_table_of_states(tmp_path):
-    todo = [Job(arm, seed, tmp_path, {}) for seed in (0, 1) for arm in ("ciou", "eiou")]
-    todo[0].state, todo[1].state = FINISHED, FAILED
-    assert [line.split() for line in compare.table(todo).splitlines()] == [
-        ["seed", "0", "seed", "1"],
-        ["ciou", FINISHED, WAITING],
-        ["eiou", FAILED, WAITING],
-    ]
+def test_line_of_a_run(tmp_path):
+    todo = [Job(arm, seed, tmp_path / "runs" / f"{arm}{seed}", {}) for seed in (0, 1) for arm in ("ciou", "eiou")]
+    progress = Progress(todo, "mAP50-95")
+    todo[0].folder.mkdir(parents=True)
+    todo[0].result.write_text(json.dumps(result(0.5)))
+    todo[0].state, todo[1].state, todo[1].reason = FINISHED, FAILED, "out of luck"
+    assert progress.line(todo[0]) == "2 of 4: ciou seed 0 finished · mAP50-95 0.5000 · about 0 s left"
+    assert progress.line(todo[1]).startswith("2 of 4: eiou seed 0 failed (out of luck)")
 
 
 def test_what_is_missing_is_said_once_before_anything_is_written(tmp_path):
@@ -329,5 +342,5 @@ def test_the_interval_that_decides_is_printed():
 def test_order_and_names_of_metrics():
     names = ["metrics/recall(B)", "metrics/mAP50(M)", "metrics/mAP50(B)", "metrics/mAP50-95(B)", "val/box_loss"]
     order = ["metrics/mAP50-95(B)", "metrics/mAP50(B)", "metrics/recall(B)", "metrics/mAP50(M)"]
-    assert summary._order(dict.fromkeys(names)) == order
-    assert [summary.label(name) for name in order] == ["mAP50-95", "mAP50", "recall", "mAP50 mask"]
+    assert measures.order(dict.fromkeys(names)) == order
+    assert [measures.label(name) for name in order] == ["mAP50-95", "mAP50", "recall", "mAP50 mask"]

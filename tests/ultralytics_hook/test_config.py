@@ -20,7 +20,6 @@ NOWHERE = "no-such-dataset.yaml"
 
 
 def trainers():
-    from ultralytics.models.rtdetr.train import RTDETRTrainer
     from ultralytics.models.yolo.classify import ClassificationTrainer
     from ultralytics.models.yolo.obb import OBBTrainer
     from ultralytics.models.yolo.world import WorldTrainer
@@ -29,7 +28,6 @@ def trainers():
     return {
         "obb": (OBBTrainer, "loss=eiou cannot be used with task=obb.*obb takes .*gwd, kfiou, kld, mgiou, probiou"),
         "classify": (ClassificationTrainer, "loss=eiou has no effect with task=classify"),
-        "rtdetr": (RTDETRTrainer, "loss cannot be used with RTDETRTrainer: RT-DETR matches queries"),
         "world": (WorldTrainer, "loss cannot be used with WorldTrainer: YOLO-World trains on text prompts"),
         "yoloe": (YOLOETrainer, "loss cannot be used with YOLOETrainer: YOLOE trains on prompts"),
     }
@@ -75,7 +73,7 @@ def test_a_floor_of_sides_is_refused_where_the_release_has_none(task, monkeypatc
     assert not list(tmp_path.iterdir()), "a run was begun"
 
 
-@pytest.mark.parametrize("kind", ["obb", "classify", "rtdetr", "world", "yoloe"])
+@pytest.mark.parametrize("kind", ["obb", "classify", "world", "yoloe"])
 def test_tasks_and_families_that_cannot_use_it(kind, tmp_path):
     trainer, message = trainers()[kind]
     overrides = {**TINY, "data": NOWHERE, "model": "some.yaml", "project": str(tmp_path), "loss": "eiou"}
@@ -198,7 +196,7 @@ def test_unknown_key_is_the_hosts_error_with_our_keys_suggested():
         (["train", "model=yolov8n.pt", "loss=eiuo"], "loss=eiuo is unknown. Did you mean 'eiou'?"),
         slow(["train", "model=yolov8n-obb.pt", "loss=eiou"], "loss=eiou cannot be used with task=obb"),
         slow(["train", "model=yolov8n-cls.pt", "tal_topk=3"], "tal_topk=3 has no effect with task=classify"),
-        slow(["train", "model=rtdetr-l.pt", "loss=eiou"], "loss=eiou cannot be used with model=rtdetr-l.pt: RT-DETR"),
+        slow(["train", "model=rtdetr-l.pt", "tal_topk=3"], "tal_topk=3 has no effect with RT-DETR: its queries"),
         slow(
             ["val", "model=yolov8n.pt", "loss=eiou"], "loss=eiou has no effect with mode=val: it is a key of training"
         ),
@@ -234,7 +232,7 @@ def test_what_a_file_name_tells():
         "yolov8n-seg.yaml": ("segment", ""),
         "yolov8s-worldv2.pt": ("detect", "YOLO-World"),
         "world-cup.pt": ("detect", ""),
-        "rtdetr-x.pt": ("detect", "RT-DETR"),
+        "rtdetr-x.pt": ("rtdetr", ""),
     }.items():
         assert guess_model({"model": name}) == expected
     assert guess_model({"task": "pose", "model": "mine.pt"}) == ("pose", "")

@@ -10,15 +10,18 @@ from pathlib import Path
 import pytest
 import ultralytics
 import yaml
+from ultralytics import RTDETR as RTDETRModel
 
 from tests.conftest import dataset
-from tests.runs import Log, results, slow, train
+from tests.runs import TINY, Log, results, slow, train
 from tests.tables import mark, write
 from yolo_lossplug.ultralytics_hook.criterion import branches, is_plugged
 from yolo_lossplug.ultralytics_hook.run import runs
 
 KEYS = {"loss": "inner-eiou", "cls_loss": "qfl"}
 FAMILIES = ("yolov8n", "yolov9t", "yolov10n", "yolo11n", "yolo12n", "yolo26n")
+RTDETR = "rtdetr (narrow)"
+"""A row of the table: `test_detr` tests the family, here it is trained like the others."""
 TASKS = {"detect": "", "segment": "-seg", "pose": "-pose", "obb": "-obb"}
 ALL_TASKS = ("yolov8n", "yolo11n", "yolo26n")
 """Families that are trained for every task; the others for detection."""
@@ -45,7 +48,7 @@ def table():
     cells = {}
     yield cells
     if os.environ.get("LOSSPLUG_TABLES"):
-        rows = [[family, *(mark(cells.get((family, task))) for task in TASKS)] for family in FAMILIES]
+        rows = [[family, *(mark(cells.get((family, task))) for task in TASKS)] for family in (*FAMILIES, RTDETR)]
         write("models", ["model", *TASKS], rows, f"ultralytics {ultralytics.__version__}")
 
 
@@ -81,3 +84,16 @@ def test_a_model_trains_with_the_losses(family, task, table, tmp_path):
     recorded = yaml.safe_load((trainer.save_dir / "args.yaml").read_text())
     assert recorded["loss"] == keys["loss"] and recorded["cls_loss"] == "qfl"
     table[family, task] = True
+
+
+def test_rtdetr_trains_with_the_losses(table, tmp_path):
+    model = RTDETRModel(str(Path(__file__).with_name("rtdetr-narrow.yaml")))
+    with Log() as log:
+        model.train(**{**TINY, "data": dataset("models-detect"), "project": str(tmp_path), "epochs": 2, **KEYS})
+    assert "box inner-eiou(inner_ratio=0.7) · class qfl(" in log.text
+    rows = results(model.trainer.save_dir)
+    terms = [row[f"{part}/{name}_loss"] for row in rows for part in ("train", "val") for name in ("giou", "cls")]
+    assert len(terms) == 8 and all(0 <= term < 1e4 for term in terms)
+    recorded = yaml.safe_load((model.trainer.save_dir / "args.yaml").read_text())
+    assert recorded["loss"] == KEYS["loss"] and recorded["cls_loss"] == "qfl"
+    table[RTDETR, "detect"] = True

@@ -289,9 +289,11 @@ if "LOCAL_RANK" in os.environ:
         def run_callbacks(self, event):
             callbacks(self, event)
             if event == "on_fit_epoch_end":
+                from yolo_lossplug.ultralytics_hook.criterion import running
                 leaf, ema = self.model.module.criterion, getattr(getattr(self.ema, "ema", None), "criterion", None)
-                print("RANK", os.environ["RANK"], type(self.model).__name__, leaf.bbox_loss.loss, leaf.bce.loss,
-                      "EMA", ema and ema.bbox_loss.loss, flush=True)
+                runs = running(leaf)
+                print("RANK", os.environ["RANK"], type(self.model).__name__, runs["loss"], runs["cls_loss"],
+                      "EMA", ema and running(ema)["loss"], flush=True)
 
         base.__init__, base._setup_ddp, base.run_callbacks = __init__, _setup_ddp, run_callbacks
         base.final_eval = lambda self: None
@@ -327,9 +329,11 @@ if "LOCAL_RANK" in os.environ:
 PARENT = """
 import os, subprocess, sys
 import yolo_lossplug
+from ultralytics.models.rtdetr.train import RTDETRTrainer
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import dist
-trainer = DetectionTrainer(overrides=eval(sys.argv[1]))
+overrides = eval(sys.argv[1])
+trainer = (RTDETRTrainer if "rtdetr" in overrides["model"] else DetectionTrainer)(overrides=overrides)
 trainer.world_size, trainer.ddp = 2, True
 takes_world = "world_size" in __import__("inspect").signature(dist.generate_ddp_command).parameters
 command, file = dist.generate_ddp_command(*((2, trainer) if takes_world else (trainer,)))
@@ -354,6 +358,19 @@ def test_two_workers(hook, data, tmp_path):
     assert "EMA eiou" in done.stdout, "validation ran another loss"
     assert done.stdout.count("box eiou") == 1, "one banner, from the first rank"
     assert list(tmp_path.rglob("last.pt"))
+
+
+@pytest.mark.slow
+def test_two_workers_of_rtdetr(data, tmp_path):
+    """With a running mean, which the ranks share."""
+    (tmp_path / "shim").mkdir()
+    (tmp_path / "shim" / "sitecustomize.py").write_text(SHIM)
+    model = str(Path(__file__).with_name("rtdetr-narrow.yaml"))
+    keys = {**TINY, "model": model, "data": data, "project": str(tmp_path), "loss": "wise-eiou", "cls_loss": "qfl"}
+    done = python(PARENT, repr(keys), tmp_path / "shim", "{}", cwd=tmp_path)
+    for rank in (0, 1):
+        assert f"RANK {rank} DistributedDataParallel wise-eiou(" in done.stdout, done.stdout[-4000:]
+    assert "EMA wise-eiou(" in done.stdout and done.stdout.count("matcher host's") == 1
 
 
 @pytest.mark.slow

@@ -72,7 +72,19 @@ COMMON = frozenset((*NUMBERS, *NAMES, WEIGHTS, REPORT))
 TASKS = {"detect": BOX, "segment": BOX, "pose": BOX, "obb": ROTATED}
 """Tasks with boxes, and the kind of their box losses."""
 
-NO_FAST_ENGINE = {"obb": "its boxes are rotated", "classify": "it has no boxes"}
+DETR = "rtdetr"
+"""RT-DETR in place of its task, which is detect: it matches queries to objects, and has no assigner."""
+
+STOCK_DETR = {"loss": "giou", "cls_loss": "varifocal"}
+"""Losses of RT-DETR by the key that names them; the numbers of the host's own class loss are others."""
+
+DETR_KEYS = frozenset({"loss", "cls_loss", "cls_smoothing", "cls_weights", "loss_engine"})
+
+NO_FAST_ENGINE = {
+    "obb": "its boxes are rotated",
+    "classify": "it has no boxes",
+    DETR: "it matches queries, and assigns no anchors",
+}
 """Tasks without a fast engine, and why."""
 
 CLASSIFY = "classify"
@@ -147,6 +159,11 @@ def refuse_none(key: str, value: Any) -> None:
         raise LossPlugError(how_to_get_stock(key, "none", NAMES[key]))
 
 
+def in_words(task: str) -> str:
+    """Return a task as messages name it."""
+    return "RT-DETR" if task == DETR else f"task={task}"
+
+
 def loss_kinds(task: str) -> dict[str, str]:
     """Return the kinds of losses that a task has, by the key that names them."""
     return {"loss": TASKS.get(task, BOX), "cls_loss": SOFTMAX if task == CLASSIFY else CLASS}
@@ -156,7 +173,7 @@ def name_of(args: Mapping[str, Any], key: str, task: str = "detect") -> str:
     """Return the name that is the value of a key, its default where it is not set."""
     value, default = None if key in CLAIMED else args.get(key), NAMES[key]
     if key in loss_kinds(task):
-        default = STOCK[loss_kinds(task)[key]]
+        default = STOCK_DETR[key] if task == DETR else STOCK[loss_kinds(task)[key]]
     if value is None:
         return default
     if isinstance(value, (list, tuple)) and len(value) > 1:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Optional, Union
 
 from yolo_lossplug.registry import (
+    CLASS,
     ROTATED,
     SOFTMAX,
     LossPlugError,
@@ -18,6 +19,8 @@ from yolo_lossplug.selection.keys import (
     CLASSIFY,
     CLASSIFY_KEYS,
     COMMON,
+    DETR,
+    DETR_KEYS,
     ENGINES,
     NAMES,
     NMS_OVERLAPS,
@@ -33,6 +36,7 @@ from yolo_lossplug.selection.keys import (
     choose,
     flag_of,
     given_keys,
+    in_words,
     loss_kinds,
     name_of,
     no_effect,
@@ -40,7 +44,7 @@ from yolo_lossplug.selection.keys import (
     weights_of,
 )
 from yolo_lossplug.selection.loss import Loss, bind, bind_if_there
-from yolo_lossplug.selection.names import is_known, is_user_defined, refuse_unknown_name, suggest
+from yolo_lossplug.selection.names import is_known, is_user_defined, key_of, refuse_unknown_name, suggest
 from yolo_lossplug.selection.third_party import registry
 
 SETTLED = frozenset(("loss", "cls_loss", "tal_topk", "tal_alpha", "tal_beta", "loss_engine"))
@@ -100,6 +104,10 @@ class Selection:
         values = self.resolved()
         return frozenset(key for key in self.given if values.get(key) != defaults.get(key))
 
+    def chooses(self, loss: Loss) -> bool:
+        """Return whether the user has named one of the two losses, or given an option of it."""
+        return bool(self.given & {key_of(loss.kind), *loss.options})
+
     @property
     def has_stock_box_loss(self) -> bool:
         """Whether the box loss is the stock one."""
@@ -135,9 +143,20 @@ class Selection:
         }
         if self.task == CLASSIFY:
             values = {key: values[key] for key in values if key in CLASSIFY_KEYS or key in self.cls.options}
+        elif self.task == DETR:
+            values = {key: values[key] for key in values if key in self._keys_of_chosen()}
         elif self.box.kind == ROTATED:  # the overlap of its assigner is the host's
             del values["tal_iou"]
         return {key: value for key, value in values.items() if key not in CLAIMED}
+
+    def _keys_of_chosen(self) -> set[str]:
+        """Return the keys that an RT-DETR depends on: a loss that is not chosen is the host's own, with its numbers."""
+        used = {"loss_engine"}
+        if self.chooses(self.box):
+            used |= {"loss", *self.box.options}
+        if self.chooses(self.cls):
+            used |= {"cls_loss", "cls_smoothing", WEIGHTS, *self.cls.options}
+        return used
 
 
 def select(args: Mapping[str, Any]) -> Selection:
@@ -160,10 +179,14 @@ def select(args: Mapping[str, Any]) -> Selection:
     tal_iou = choose("tal_iou", args, ASSIGNER_OVERLAPS)
     engine = choose("loss_engine", args, ENGINES)
     if engine in ("fast", "triton") and task in NO_FAST_ENGINE:
-        raise LossPlugError(f"loss_engine={engine} cannot be used with task={task}: {NO_FAST_ENGINE[task]}. Remove it.")
+        raise LossPlugError(
+            f"loss_engine={engine} cannot be used with {in_words(task)}: {NO_FAST_ENGINE[task]}. Remove it."
+        )
     for key, value in given.items():
         if key not in COMMON and key not in box.options and key not in cls.options:
             raise LossPlugError(no_effect(key, value, box.name, cls.name))
+    if task == DETR:
+        _refuse_unfit_class_loss(given, cls)
     selection = Selection(
         box,
         cls,
@@ -176,7 +199,9 @@ def select(args: Mapping[str, Any]) -> Selection:
         given=frozenset(given),
         task=task,
     )
-    if "loss_engine" not in given and selection.has_stock_numbers:  # to the last digit, and the fast engine rounds
+    if (
+        "loss_engine" not in given and task != DETR and selection.has_stock_numbers
+    ):  # to the last digit, and the fast engine rounds
         return replace(selection, loss_engine="reference")
     return selection
 
@@ -236,6 +261,9 @@ def _refuse_unfit_task(task: str, given: Mapping[str, Any]) -> None:
                     f"({', '.join(names)}), their options, cls_smoothing and cls_weights."
                 )
         return
+    if task == DETR:
+        _refuse_keys_of_anchors(given)
+        return
     if task not in TASKS:
         key, value = next(iter(given.items()))
         raise LossPlugError(
@@ -250,3 +278,31 @@ def _refuse_unfit_task(task: str, given: Mapping[str, Any]) -> None:
             f"takes horizontal boxes. Remove it; {task} takes loss, cls_loss, tal_topk, tal_alpha, tal_beta and "
             f"tal_min_side."
         )
+
+
+def _refuse_keys_of_anchors(given: Mapping[str, Any]) -> None:
+    """Raise an error for a key that RT-DETR has no use for."""
+    for key, value in given.items():
+        if key in COMMON and key not in DETR_KEYS:
+            raise LossPlugError(
+                f"{key}={value} has no effect with RT-DETR: its queries are matched to objects, so that no anchor is "
+                f"assigned and nothing is suppressed. Remove it; RT-DETR takes loss, cls_loss, their options, "
+                f"cls_smoothing and cls_weights."
+            )
+
+
+def _refuse_unfit_class_loss(given: Mapping[str, Any], cls: Loss) -> None:
+    """Raise an error for a class loss that is not defined for RT-DETR, or a key that needs one."""
+    if "state" in cls.context:
+        specs = (registry().specs[CLASS, name] for name in registry().names(CLASS))
+        names = ", ".join(spec.name for spec in specs if "state" not in spec.context)
+        raise LossPlugError(
+            f"cls_loss={cls.name} cannot be used with RT-DETR: it keeps statistics of one call in a step, and RT-DETR "
+            f"calls it for every decoder layer. Choose one of {names}, or a user-defined loss without state."
+        )
+    for key in ("cls_smoothing", WEIGHTS):
+        if key in given and not given.keys() & {"cls_loss", *cls.options}:
+            raise LossPlugError(
+                f"{key}={given[key]} needs cls_loss with RT-DETR, whose own class loss stays as it is otherwise: "
+                f"add cls_loss={cls.name}."
+            )

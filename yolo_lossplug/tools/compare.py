@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import datetime
 import json
+import os
 import re
 import shlex
 import signal
@@ -20,10 +22,11 @@ from filelock import FileLock, Timeout
 import yolo_lossplug
 from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.selection.keys import keys
-from yolo_lossplug.tools import jobs, summary
+from yolo_lossplug.tools import answer, average_precision, jobs, measures, summary
 from yolo_lossplug.tools.arguments import merge
 from yolo_lossplug.tools.arms import Arm, arms
 from yolo_lossplug.tools.jobs import FAILED, FINISHED, RUNNING, WAITING, Job
+from yolo_lossplug.tools.progress import Progress
 from yolo_lossplug.ultralytics_hook.console import VERSION, say, training_keys
 from yolo_lossplug.ultralytics_hook.console import folder as new_folder
 from yolo_lossplug.ultralytics_hook.trial import one_run
@@ -37,13 +40,15 @@ report.html, results.csv, summary.md, summary.csv, curves.png and forest.png, wi
                    cls_loss=bce,qfl tal_topk=7,10
   seeds=3          number of seeds, 0 to 2, or a list of them: seeds=0,7,42
   name=NAME        the same name with the same keys continues: finished runs are kept, losses and seeds may be added
+  metric=mAP50-95  the one that carries the verdict: AP_small, AP_medium, AP_large, AP_<class>, mAP50, ...; split=test
+                   measures the best checkpoints on the test split too: metric=test/AP_small
   devices=0,1      one run at a time on each of these; without it the runs follow each other on device=
   engine=ray       on a Ray cluster (pip install 'yolo-lossplug[ray]')
   cfg=FILE         a recipe as of `yolo train`, and the command line over it; options go to the losses that have them
 Every other key is one of `yolo train`. All runs take the same loss_engine; default auto.
 Example: lossplug compare data=coco128.yaml model=yolov8n.yaml loss=ciou,eiou,wiou-v3 seeds=3 epochs=100\
 """
-OWN = ("seeds", "devices", "engine", "name", "project")
+OWN = ("seeds", "devices", "engine", "name", "project", "metric")
 RESERVED = {
     "seed": "give seeds= instead",
     "resume": "the same command continues an unfinished comparison",
@@ -66,6 +71,7 @@ class Plan:
         engine: ``local`` or ``ray``.
         name: Name of the comparison; None for the default.
         project: Where its folder is; None for the default.
+        metric: The primary metric, which carries the verdict.
     """
 
     arms: list[Arm]
@@ -75,13 +81,17 @@ class Plan:
     engine: str
     name: Any
     project: Any
+    metric: str
 
 
 def main(args: dict[str, Any]) -> None:
     """Compare, and exit with 1 if a run has failed. SIGTERM, which a cluster sends first, ends it as Ctrl-C does."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    directory = compare(args)
-    print(f"\n{(directory / 'summary.md').read_text(encoding='utf-8')}\nwritten to {directory}")
+    plan = plan_of(args)
+    directory = run_plan(plan)
+    results = summary.results_of(jobs_of(plan, directory))
+    primary = summary.primary_of(results, plan.metric)
+    print("\n".join(["", *answer.lines(results, [arm.name for arm in plan.arms], primary), f"written to {directory}"]))
     if any(row["state"] == FAILED for row in summary.read_table(directory / "results.csv")):
         raise SystemExit(1)
 
@@ -99,14 +109,18 @@ def compare(args: Mapping[str, Any]) -> Path:
         LossPlugError: If an argument is wrong; nothing is trained or written then.
         KeyboardInterrupt: After Ctrl-C; the summary of the finished runs is written, and the same call continues.
     """
-    plan = plan_of(args)
+    return run_plan(plan_of(args))
+
+
+def run_plan(plan: Plan) -> Path:
+    """Train what a plan has without a result, write the summary, and return the folder."""
     if len(plan.arms) < 2:
         say(f"only one loss, {plan.arms[0].name}: its seeds show the noise, and there is nothing to compare it with")
     directory = directory_of(plan, plan.name, plan.project)
     todo = jobs_of(plan, directory)
     waiting = [job for job in todo if job.state == WAITING]
     if waiting:
-        one_run.prepare({**plan.args, **plan.arms[0].keys})
+        _check_class(plan.metric, one_run.prepare({**plan.args, **plan.arms[0].keys}))
     directory.mkdir(parents=True, exist_ok=True)
     with locked(directory):
         _run(plan, directory, todo, waiting)
@@ -118,22 +132,24 @@ def _run(plan: Plan, directory: Path, todo: list[Job], waiting: list[Job]) -> No
     _write_plan(plan, directory)
     _say_lost(todo)
     say(f"{len(todo)} runs in {directory}, {len(todo) - len(waiting)} of them finished before")
-    is_table = bool(plan.devices) or plan.engine != ENGINES[0]  # no run has the terminal
+    progress = Progress(todo, plan.metric)
 
     def report(job: Job) -> None:
-        say_progress(job, todo, is_table)
+        if job.state in (FINISHED, FAILED):
+            say(progress.line(job))
         if job.state in (FINISHED, FAILED) and any(one.state in (WAITING, RUNNING) for one in todo):
-            summary.write(todo, directory, _header(plan))
+            summary.write(todo, directory, _header(plan), plan.metric)
 
     try:
         _start(plan, waiting, report)
+        summary.write_differing(todo, directory)
     except KeyboardInterrupt:
         say(f"interrupted. Finished runs stay in {directory}; the same command with name={directory.name} continues.")
         raise
     finally:
         for job in todo:
             job.state = WAITING if job.state == RUNNING else job.state
-        summary.write(todo, directory, _header(plan))
+        summary.write(todo, directory, _header(plan), plan.metric)
 
 
 def _start(plan: Plan, waiting: list[Job], report: Callable[[Job], None]) -> None:
@@ -168,7 +184,37 @@ def plan_of(args: Mapping[str, Any]) -> Plan:
     given.say_unused(chosen)
     devices, engine = _devices(values)
     name, project = values.get("name"), values.get("project")
-    return Plan(chosen, _seeds(values.get("seeds", 3)), common, devices, engine, name, project)
+    metric = _metric(values)
+    return Plan(chosen, _seeds(values.get("seeds", 3)), common, devices, engine, name, project, metric)
+
+
+def _metric(args: Mapping[str, Any]) -> str:
+    """Return the primary metric; whether the data has its class is checked when it is read.
+
+    Raises:
+        LossPlugError: If no run could have it.
+    """
+    metric = str(args.get("metric", measures.ORDER[0]))
+    plain = metric.removeprefix(measures.TEST)
+    words = (*measures.ORDER, "accuracy_top1", "accuracy_top5")
+    if not plain.startswith("AP_") and re.sub(r"^metrics/|\([BMP]\)$", "", plain) not in words:
+        known = ", ".join((*measures.ORDER, *measures.SIZES, "AP_<class>"))
+        raise LossPlugError(f"metric={metric} is unknown. Known: {known}; with test/ before it for split=test.")
+    if metric != plain and args.get("split") != one_run.TEST:
+        raise LossPlugError(f"metric={metric} needs the test split: add split=test.")
+    return metric
+
+
+def _check_class(metric: str, names: Mapping[int, str]) -> None:
+    """Raise an error if the primary metric is of a class that the data lacks.
+
+    Raises:
+        LossPlugError: If it is.
+    """
+    plain = metric.removeprefix(measures.TEST)
+    known = [*measures.SIZES, *(average_precision.class_key(name) for name in names.values())]
+    if plain.startswith("AP_") and plain not in known:
+        raise LossPlugError(f"metric={metric}: the data has no such class. Known: {', '.join(known)}.")
 
 
 def _refuse_reserved(args: Mapping[str, Any]) -> None:
@@ -319,10 +365,17 @@ def _write_plan(plan: Plan, directory: Path) -> None:
 
 def _header(plan: Plan) -> list[str]:
     """Return the command and the versions, with which the comparison can be repeated."""
-    command = " ".join(shlex.quote(f"{key}={value}") for key, value in _words(plan).items())
+    words = {key: _without_folder(value) for key, value in _words(plan).items()}
+    command = " ".join(shlex.quote(f"{key}={value}") for key, value in words.items())
     versions = f"yolo-lossplug {yolo_lossplug.__version__} · ultralytics {VERSION} · torch {torch.__version__}"
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    return [f"`lossplug compare {command}`", f"{versions} · {device}"]
+    today = datetime.date.today().isoformat()
+    return [f"`lossplug compare {command}`", f"{today} · {versions} · {device}, {os.cpu_count()} cores"]
+
+
+def _without_folder(value: Any) -> Any:
+    """Return the name of a file in place of its absolute path: a summary is shown to others."""
+    return Path(value).name if isinstance(value, (str, Path)) and Path(value).is_absolute() else value
 
 
 def _words(plan: Plan) -> dict[str, Any]:
@@ -333,16 +386,8 @@ def _words(plan: Plan) -> dict[str, Any]:
             ours.setdefault(key, []).append(str(value))
     lists = {key: ",".join(dict.fromkeys(values)) for key, values in ours.items()}
     is_range = plan.seeds == tuple(range(len(plan.seeds)))
-    return {**plan.args, **lists, "seeds": len(plan.seeds) if is_range else ",".join(map(str, plan.seeds))}
-
-
-def say_progress(job: Job, todo: Sequence[Job], is_table: bool = False) -> None:
-    """Log that a run has started or ended, with the number of runs in each state, and a table of all if asked."""
-    states = (FINISHED, FAILED, RUNNING, WAITING)
-    counts = " · ".join(f"{sum(one.state == state for one in todo)} {state}" for state in states)
-    say(f"{job.arm} seed {job.seed}: {job.state}{f' ({job.reason})' if job.reason else ''} · {counts}")
-    if is_table:
-        print(table(todo), flush=True)
+    metric = {} if plan.metric == measures.ORDER[0] else {"metric": plan.metric}
+    return {**plan.args, **lists, **metric, "seeds": len(plan.seeds) if is_range else ",".join(map(str, plan.seeds))}
 
 
 @contextmanager
@@ -360,15 +405,3 @@ def locked(directory: Path) -> Iterator[None]:
         ) from None
     with lock:
         yield
-
-
-def table(todo: Sequence[Job]) -> str:
-    """Return the state of every run: losses down, seeds across."""
-    seeds = sorted({job.seed for job in todo})
-    states: dict[str, dict[int, str]] = {}
-    for job in todo:
-        states.setdefault(job.arm, {})[job.seed] = job.state
-    width = max(len(name) for name in states) + 2
-    head = "".join(f"{f'seed {seed}':<12}" for seed in seeds)
-    rows = [f"{name:<{width}}" + "".join(f"{row.get(seed, ''):<12}" for seed in seeds) for name, row in states.items()]
-    return "\n".join([f"{'':<{width}}{head}", *rows])

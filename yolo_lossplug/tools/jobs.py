@@ -60,7 +60,7 @@ class Job:
 
     @property
     def log(self) -> Path:
-        """Output of a run that has no terminal."""
+        """Output of the run."""
         return self._beside(".log.txt")
 
     def _beside(self, ending: str) -> Path:
@@ -94,7 +94,7 @@ class Job:
 
 
 def run_in_turn(jobs: Sequence[Job], report: Callable[[Job], None]) -> None:
-    """Run jobs one after another in this terminal.
+    """Run jobs one after another; each writes a log.
 
     Args:
         jobs: The waiting jobs.
@@ -103,7 +103,8 @@ def run_in_turn(jobs: Sequence[Job], report: Callable[[Job], None]) -> None:
     for job in jobs:
         command = job.prepare(None)
         report(job)
-        process = subprocess.Popen(command)
+        with job.log.open("w", encoding="utf-8") as log:
+            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
         try:
             process.wait()
         except BaseException:  # Ctrl-C, above all

@@ -1,23 +1,23 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Verdicts on paired differences between a few seeds."""
+"""Verdicts on paired differences between a few seeds, corrected for the number of losses compared, and their power."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple, Optional
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Callable, NamedTuple, Optional
 
 import numpy as np
 
 LEVEL = 0.95
 RESAMPLES = 10_000
-T_QUANTILES = (
-    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131),
-    *(2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
-)
-"""97.5 % quantiles of Student's t for 1 to 30 degrees of freedom."""
-NORMAL_QUANTILE = 1.960
 MIN_SEEDS = 3
 """Fewer get no interval and no verdict."""
+MAX_SEEDS = 1000
+"""More are not searched for."""
+POWER = 0.8
+"""How often a real difference should be shown, as is usual in the design of experiments (Cohen, 1988)."""
 BETTER, WORSE, NOISE = "better", "worse", "within noise"
 
 
@@ -26,10 +26,11 @@ class Difference(NamedTuple):
 
     Attributes:
         mean: Mean of the differences, seed by seed.
-        low: Lower end of the 95 % interval of the mean that decides; None below three seeds.
+        low: Lower end of the interval of the mean that decides; None below three seeds.
         high: Its upper end.
         interval: ``bootstrap`` or ``student``; None below three seeds.
         verdict: ``better``, ``worse`` or ``within noise``.
+        level: Confidence level of the interval, in (0, 1); None below three seeds.
     """
 
     mean: float
@@ -37,6 +38,7 @@ class Difference(NamedTuple):
     high: Optional[float]
     interval: Optional[str]
     verdict: str
+    level: Optional[float]
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, Optional[float]]:
@@ -49,30 +51,29 @@ def mean_and_deviation(values: Sequence[float]) -> tuple[float, Optional[float]]
     return float(np.mean(values)), deviation
 
 
-def bootstrap_interval(differences: Sequence[float], seed: int = 0) -> tuple[float, float]:
-    """Return the percentile bootstrap 95 % interval of a mean (Efron, 1979).
+def bootstrap_interval(differences: Sequence[float], level: float = LEVEL, seed: int = 0) -> tuple[float, float]:
+    """Return the percentile bootstrap interval of a mean (Efron, 1979).
 
     Args:
         differences: One for each seed, at least one.
+        level: Confidence level, in (0, 1).
         seed: Of the resampling.
     """
     values = np.asarray(differences, dtype=np.float64)
     rng = np.random.default_rng(seed)
     means = values[rng.integers(len(values), size=(RESAMPLES, len(values)))].mean(1)
-    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
-def t_interval(differences: Sequence[float]) -> tuple[float, float]:
-    """Return Student's 95 % interval of a mean of at least two values."""
+def t_interval(differences: Sequence[float], level: float = LEVEL) -> tuple[float, float]:
+    """Return Student's interval of a mean of at least two values."""
     values = np.asarray(differences, dtype=np.float64)
-    freedom = len(values) - 1
-    quantile = T_QUANTILES[freedom - 1] if freedom <= len(T_QUANTILES) else NORMAL_QUANTILE
-    half = quantile * values.std(ddof=1) / np.sqrt(len(values))
+    half = t_quantile((1 + level) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
     return float(values.mean() - half), float(values.mean() + half)
 
 
-def compare(differences: Sequence[float]) -> Difference:
+def compare(differences: Sequence[float], level: float = LEVEL) -> Difference:
     """Return the verdict on paired differences; higher is better.
 
     A bootstrap of three seeds never leaves their range, and would call one difference in four real where there is none.
@@ -81,10 +82,142 @@ def compare(differences: Sequence[float]) -> Difference:
 
     Args:
         differences: Metric of a loss less that of the first loss, seed by seed; at least one.
+        level: Confidence level of the intervals, in (0, 1).
     """
     mean = float(np.mean(differences))
     if len(differences) < MIN_SEEDS:
-        return Difference(mean, None, None, None, NOISE)
-    intervals = {"student": t_interval(differences), "bootstrap": bootstrap_interval(differences)}
+        return Difference(mean, None, None, None, NOISE, None)
+    intervals = {"student": t_interval(differences, level), "bootstrap": bootstrap_interval(differences, level)}
     name, (low, high) = min(intervals.items(), key=lambda pair: pair[1][0] if mean > 0 else -pair[1][1])
-    return Difference(mean, low, high, name, BETTER if low > 0 else WORSE if high < 0 else NOISE)
+    return Difference(mean, low, high, name, BETTER if low > 0 else WORSE if high < 0 else NOISE, level)
+
+
+def holm(problems: Mapping[str, Sequence[float]]) -> dict[str, Difference]:
+    """Return the verdicts on several losses, together wrong with at most the probability of one wrong verdict.
+
+    Holm, A Simple Sequentially Rejective Multiple Test Procedure, 1979, with intervals in place of p-values: all losses
+    start at the level of Bonferroni, ``1 - 0.05 / losses``. Where some intervals exclude 0, these losses are decided,
+    and the others are tried again at the level for their smaller number, until none is decided any more. Each loss
+    keeps the interval of its last trial, so interval and verdict always agree.
+
+    Args:
+        problems: Paired differences by loss. Losses with fewer than three seeds get no verdict, and do not count.
+    """
+    decided = {name: compare(values) for name, values in problems.items() if len(values) < MIN_SEEDS}
+    open_ones = {name: values for name, values in problems.items() if name not in decided}
+    while open_ones:
+        level = 1 - (1 - LEVEL) / len(open_ones)
+        trial = {name: compare(values, level) for name, values in open_ones.items()}
+        shown = {name: difference for name, difference in trial.items() if difference.verdict != NOISE}
+        decided.update(shown or trial)
+        open_ones = {name: values for name, values in open_ones.items() if name not in decided}
+    return {name: decided[name] for name in problems}
+
+
+def power(effect: float, seeds: int, level: float = LEVEL) -> float:
+    """Return how often Student's interval excludes 0 if the true difference is not 0.
+
+    Args:
+        effect: True mean difference divided by the standard deviation of the differences.
+        seeds: Number of seeds, at least two.
+        level: Confidence level of the interval, in (0, 1).
+    """
+    freedom, shift = seeds - 1, abs(effect) * math.sqrt(seeds)
+    critical = t_quantile((1 + level) / 2, freedom)
+    ratio, density = _deviations(freedom)
+    outside = _normal_cdf(shift - critical * ratio) + _normal_cdf(-shift - critical * ratio)
+    return float(min(1.0, (density * outside).sum()))
+
+
+def smallest_shown(deviation: float, seeds: int, level: float = LEVEL) -> float:
+    """Return the true difference that as many seeds show with a probability of 0.8.
+
+    Args:
+        deviation: Standard deviation of the differences.
+        seeds: Number of seeds, at least two.
+        level: Confidence level of the interval, in (0, 1).
+    """
+    high = 1.0
+    while power(high, seeds, level) < POWER:
+        high *= 2
+    return deviation * _bisect(lambda effect: power(effect, seeds, level) - POWER, 0.0, high)
+
+
+def seeds_needed(mean: float, deviation: float, level: float = LEVEL) -> Optional[int]:
+    """Return how many seeds show a difference with a probability of 0.8, if it is the true one.
+
+    Args:
+        mean: The difference.
+        deviation: Standard deviation of the differences.
+        level: Confidence level of the interval, in (0, 1).
+
+    Returns:
+        At least 3; None if it is more than 1000.
+    """
+    if deviation <= 1e-12 * abs(mean):
+        return MIN_SEEDS if mean else None
+    few, many = MIN_SEEDS - 1, MAX_SEEDS
+    if power(mean / deviation, many, level) < POWER:
+        return None
+    while many - few > 1:
+        middle = (few + many) // 2
+        few, many = (few, middle) if power(mean / deviation, middle, level) >= POWER else (middle, many)
+    return many
+
+
+@functools.cache
+def t_quantile(probability: float, freedom: int) -> float:
+    """Return a quantile of Student's t distribution above its median.
+
+    Args:
+        probability: In (0.5, 1).
+        freedom: Degrees of freedom, at least 1.
+    """
+    high = 2.0
+    while t_cdf(high, freedom) < probability:
+        high *= 2
+    return _bisect(lambda t: t_cdf(t, freedom) - probability, 0.0, high)
+
+
+def t_cdf(t: float, freedom: int) -> float:
+    """Return the probability that Student's t with some degrees of freedom is at most t, for t >= 0."""
+    return 1 - _incomplete_beta(freedom / 2, 0.5, freedom / (freedom + t * t)) / 2
+
+
+def _incomplete_beta(a: float, b: float, x: float) -> float:
+    """Return the regularised incomplete beta function, by its continued fraction (DLMF 8.17.22) where that is fast."""
+    if x >= 1:
+        return 1.0
+    if x > (a + 1) / (a + b + 2):
+        return 1 - _incomplete_beta(b, a, 1 - x)
+    front = math.exp(math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x))
+    fraction = 1.0
+    for m in range(200, 0, -1):
+        even = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
+        odd = -(a + m - 1) * (a + b + m - 1) * x / ((a + 2 * m - 2) * (a + 2 * m - 1))
+        fraction = 1 + odd / (1 + even / fraction)
+    return front / (a * fraction)
+
+
+@functools.cache
+def _deviations(freedom: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return nodes and weights of an integral over the sample deviation of a normal variable with deviation 1."""
+    spread = 8 / math.sqrt(2 * freedom)
+    low, high = max(0.0, 1 - spread), 1 + spread
+    nodes, weights = np.polynomial.legendre.leggauss(128)
+    ratio = low + (nodes + 1) * (high - low) / 2
+    logarithm = math.log(2) + freedom / 2 * math.log(freedom / 2) - math.lgamma(freedom / 2)
+    density = np.exp(logarithm + (freedom - 1) * np.log(ratio) - freedom * ratio**2 / 2)
+    return ratio, density * weights * (high - low) / 2
+
+
+def _normal_cdf(values: np.ndarray) -> np.ndarray:
+    return np.array([math.erfc(-value / math.sqrt(2)) / 2 for value in values])
+
+
+def _bisect(function: Callable[[float], float], low: float, high: float) -> float:
+    """Return where an increasing function that is negative at low and not at high is 0."""
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if function(middle) < 0 else (low, middle)
+    return (low + high) / 2

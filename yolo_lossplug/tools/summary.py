@@ -6,73 +6,79 @@ from __future__ import annotations
 import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Optional
 
 from yolo_lossplug import charts
-from yolo_lossplug.tools import compare_page, compare_plots, significance
+from yolo_lossplug.tools import answer, compare_page, compare_plots, differ, measures, significance, verdict
 from yolo_lossplug.tools.compare_tables import tables
 from yolo_lossplug.tools.jobs import FAILED, FINISHED, Job
+from yolo_lossplug.tools.measures import METRICS, SIZES, Results, label
 from yolo_lossplug.ultralytics_hook.trial.one_run import history
 
-ORDER = ("mAP50-95", "mAP50", "mAP75", "precision", "recall")
-"""The order of metrics in tables and plots, each for boxes, masks and keypoints; losses are ranked by the first."""
 Cells = Mapping[tuple[str, str], Mapping[str, Any]]
 """Rows of the summary by loss and measure."""
-MARKS = {"(B)": "", "(M)": " mask", "(P)": " pose"}
 SCALE_NOTE = (
     "Values of a loss are on the scale of that loss: `loss=l1` is not worse than `loss=ciou` because its box_loss is "
     "larger. They are listed to see whether a run has converged, and are not compared."
 )
 
 
-def write(runs: Sequence[Job], directory: Path, header: Sequence[str]) -> None:
-    """Write results.csv, summary.csv, summary.md, report.html and, once a run is finished, curves.png and forest.png.
+def write(runs: Sequence[Job], directory: Path, header: Sequence[str], metric: str = measures.ORDER[0]) -> None:
+    """Write results.csv, summary.csv, summary.md, report.html and, once a run is finished, summary.tex and the plots.
 
     Args:
         runs: All runs of the comparison, in order; the others are compared with the loss of the first.
         directory: Folder of the comparison.
         header: Lines on what was run, for the summary.
+        metric: The primary metric, which carries the verdict.
     """
-    results = {(job.arm, job.seed): result for job in runs if job.state == FINISHED and (result := job.read())}
+    results = results_of(runs)
     charts.save_table([_row(job, results.get((job.arm, job.seed))) for job in runs], directory / "results.csv")
     arms = list(dict.fromkeys(job.arm for job in runs))
-    rows = summarise(results, arms)
+    primary = primary_of(results, metric)
+    rows = summarise(results, arms, primary)
     if rows:
         charts.save_table(rows, directory / "summary.csv")
-    text = markdown(rows, runs, [*header, *_mixed_versions(results)])
+    text = markdown(rows, runs, [*header, *_mixed_versions(results)], results, primary)
     (directory / "summary.md").write_text(text, encoding="utf-8")
-    if results:
+    effects = verdict.effects(results, arms[0], primary) if primary and _has_learnt(rows) else []
+    if results and primary:
+        (directory / "summary.tex").write_text(answer.latex(results, arms, primary), encoding="utf-8")
         histories = {key: _metrics(history(Path(result["save_dir"]))) for key, result in results.items()}
         compare_plots.draw_curves(histories, arms, directory / compare_page.CURVES, label)
-        compare_plots.draw_forest(
-            _effects(rows) if _has_learnt(rows) else [], arms[0], directory / compare_page.FOREST, label
-        )
-    compare_page.write(_report(rows, runs, header), directory)
+        compare_plots.draw_forest(effects, arms[0], directory / compare_page.FOREST, label)
+    notes = answer.notes(results, arms, primary) if results and primary else []
+    compare_page.write(_report(rows, runs, header, effects, primary, notes), directory)
 
 
 def _metrics(rows: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
     """Return the metrics of a run's history, in order, without its losses, times and learning rates."""
-    return [{name: row[name] for name in _order(row)} for row in rows]
+    return [{name: row[name] for name in measures.order(row)} for row in rows]
 
 
-def _report(rows: Sequence[Mapping[str, Any]], runs: Sequence[Job], header: Sequence[str]) -> compare_page.Report:
+def _report(
+    rows: Sequence[Mapping[str, Any]],
+    runs: Sequence[Job],
+    header: Sequence[str],
+    effects: Sequence[verdict.Effect],
+    primary: str,
+    notes: Sequence[str],
+) -> compare_page.Report:
     """Return what report.html shows."""
-    baseline, effects = runs[0].arm, _effects(rows)
-    metric = rows[0]["measure"] if rows else ""
-    (command, *foot), (states, *_) = header, _states(runs)
+    baseline, (command, *foot), (states, *_) = runs[0].arm, header, _states(runs)
+    if _has_learnt(rows):
+        verdicts = compare_page.conclusions(effects, baseline, label(primary))
+    else:
+        verdicts = [compare_page.NOTHING_LEARNT if rows else "No run has finished yet."]
     cells = {(row["loss"], row["measure"]): row for row in rows}
-    has_pairs = _has_learnt(rows) and any(effect.mean is not None for effect in effects)
     return compare_page.Report(
         baseline,
-        label(metric),
-        compare_page.conclusions(effects, baseline, label(metric))
-        if _has_learnt(rows)
-        else [compare_page.NOTHING_LEARNT if rows else "No run has finished yet."],
+        label(primary),
+        verdicts,
         states,
-        effects if _has_learnt(rows) else (),
-        tables(rows, metric, label, SCALE_NOTE),
-        _noise(cells, baseline, metric) + (_caution(cells, len(effects)) if has_pairs else []),
+        effects,
+        tables(rows, primary, label, SCALE_NOTE),
+        [*notes, *(_caution(cells) if effects else [])],
         [(job.arm, job.seed, job.reason) for job in runs if job.state == FAILED],
         command.strip("`"),
         foot,
@@ -81,34 +87,36 @@ def _report(rows: Sequence[Mapping[str, Any]], runs: Sequence[Job], header: Sequ
 
 def _has_learnt(rows: Sequence[Mapping[str, Any]]) -> bool:
     """Return whether any metric is not 0."""
-    return any(row["mean"] for row in rows if row["measure"].startswith("metrics/"))
+    return any(row["mean"] for row in rows if measures.is_metric(row["measure"]))
 
 
-def _noise(cells: Cells, baseline: str, metric: str) -> list[str]:
-    """Return by how much the baseline differs from seed to seed."""
-    row = cells.get((baseline, metric))
-    if row is None or row["sd"] is None:
-        return []
-    return [
-        f"The {label(metric)} of `{baseline}` has a standard deviation of {row['sd']:.4f} over {row['seeds']} seeds."
-    ]
+def results_of(runs: Sequence[Job]) -> dict[tuple[str, int], dict[str, Any]]:
+    """Return what came out of each finished run, by loss and seed."""
+    return {(job.arm, job.seed): result for job in runs if job.state == FINISHED and (result := job.read())}
 
 
-def _effects(rows: Sequence[Mapping[str, Any]]) -> list[SimpleNamespace]:
-    """Return the differences of the metric that losses are ranked by."""
-    return [
-        SimpleNamespace(
-            arm=row["loss"],
-            metric=row["measure"],
-            mean=row["difference"],
-            low=row["low"],
-            high=row["high"],
-            seeds=row["paired_seeds"],
-            verdict=row["verdict"],
-        )
-        for row in rows
-        if row["measure"] == rows[0]["measure"] and row["loss"] != rows[0]["loss"]
-    ]
+def primary_of(results: Results, metric: str) -> str:
+    """Return the full name of the primary metric; that of the task where it has no mAP; empty without results.
+
+    Raises:
+        LossPlugError: If there is no such metric.
+    """
+    names = measures.metrics_of(results)
+    if metric == measures.ORDER[0] and names and f"{METRICS}{metric}(B)" not in names:
+        return names[0]
+    return measures.resolve(metric, names) if names else ""
+
+
+def write_differing(runs: Sequence[Job], directory: Path) -> None:
+    """Write the images in which each loss and the first differ most, at the first seed that both have."""
+    jobs = {(job.arm, job.seed): job.folder / differ.FILE for job in runs if job.state == FINISHED}
+    jobs = {key: file for key, file in jobs.items() if file.is_file()}
+    first = runs[0].arm
+    for arm in dict.fromkeys(arm for arm, _ in jobs if arm != first):
+        seed = next((seed for name, seed in jobs if name == arm and (first, seed) in jobs), None)
+        if seed is not None:
+            stem = f"differ-{jobs[arm, seed].parent.name}"
+            differ.write(jobs[first, seed], jobs[arm, seed], (first, arm), directory, stem)
 
 
 def _mixed_versions(results: Mapping[tuple[str, int], Mapping[str, Any]]) -> list[str]:
@@ -117,53 +125,88 @@ def _mixed_versions(results: Mapping[tuple[str, int], Mapping[str, Any]]) -> lis
     return [f"Not all runs were made with the same versions: {'; '.join(versions)}."] if len(versions) > 1 else []
 
 
-def summarise(results: Mapping[tuple[str, int], Mapping[str, Any]], arms: Sequence[str]) -> list[dict[str, Any]]:
+def summarise(results: Results, arms: Sequence[str], primary: str = "") -> list[dict[str, Any]]:
     """Return a row for every loss and measure: mean, deviation, and the paired difference against the first loss.
 
     Args:
         results: What came out of each finished run, by loss and seed.
         arms: Names of the losses, in order.
+        primary: Full name of the metric with the verdict; the first if empty.
     """
     rows = []
-    for measure in _measures(results):
-        values = {key: flat[measure] for key, result in results.items() if measure in (flat := _flat(result))}
+    metrics = measures.metrics_of(results)
+    primary = primary or next(iter(metrics), "")
+    for measure in [*metrics, *measures.losses_of(results), *(["seconds"] if results else [])]:
+        values = {key: flat[measure] for key, result in results.items() if measure in (flat := measures.flat(result))}
+        effects = verdict.effects(results, arms[0], measure, measure == primary) if measure in metrics else []
+        by_arm = {effect.arm: effect for effect in effects}
         for arm in arms:
-            of_arm = [value for (name, _), value in values.items() if name == arm]
+            of_arm = [value for (name, _), value in values.items() if name == arm and value is not None]
             if of_arm:
                 mean, deviation = significance.mean_and_deviation(of_arm)
                 row = {"loss": arm, "measure": measure, "seeds": len(of_arm), "mean": mean, "sd": deviation}
-                rows.append({**row, **_difference(values, arms[0], arm, measure)})
+                rows.append({**row, **_difference(by_arm.get(arm))})
     return rows
 
 
-def _difference(values: Mapping[tuple[str, int], float], first: str, arm: str, measure: str) -> dict[str, Any]:
+def _difference(effect: Optional[verdict.Effect]) -> dict[str, Any]:
     """Return the columns of a paired difference, empty for the first loss and for what is not a metric."""
-    columns = ("paired_seeds", "difference", "low", "high", "interval", "verdict")
-    seeds = [seed for name, seed in values if name == arm and (first, seed) in values]
-    if arm == first or not seeds or not measure.startswith("metrics/"):
+    columns = ("paired_seeds", "difference", "low", "high", "interval", "level", "verdict", "needed")
+    if effect is None or effect.mean is None:
         return dict.fromkeys(columns)
-    difference = significance.compare([values[arm, seed] - values[first, seed] for seed in seeds])
-    return dict(zip(columns, (len(seeds), *difference)))
+    one = effect
+    values = (one.seeds, one.mean, one.low, one.high, one.interval, one.level, one.verdict, one.needed)
+    return dict(zip(columns, values))
 
 
-def markdown(rows: Sequence[Mapping[str, Any]], runs: Sequence[Job], header: Sequence[str]) -> str:
-    """Return the summary as Markdown."""
-    lines = ["# Comparison", "", *(f"{line}  " for line in header), "", *_states(runs)]
+def markdown(
+    rows: Sequence[Mapping[str, Any]],
+    runs: Sequence[Job],
+    header: Sequence[str],
+    results: Optional[Results] = None,
+    primary: str = "",
+) -> str:
+    """Return the summary as Markdown, the verdict first."""
+    about = [*(f"{line}  " for line in header), "", *_states(runs)]
     if not rows:
-        return "\n".join([*lines, ""])
+        return "\n".join(["# Comparison", "", *about, ""])
     cells = {(row["loss"], row["measure"]): row for row in rows}
-    arms, measures = (list(dict.fromkeys(row[key] for row in rows)) for key in ("loss", "measure"))
-    metrics = [measure for measure in measures if measure.startswith("metrics/")]
-    losses = [measure for measure in measures if measure not in (*metrics, "seconds")]
+    arms, names = (list(dict.fromkeys(row[key] for row in rows)) for key in ("loss", "measure"))
+    metrics = [name for name in names if measures.is_metric(name)]
+    shown = [name for name in metrics if not is_of_class(name) or name == primary]
+    losses = [name for name in names if name not in (*metrics, "seconds")]
+    lines = ["# Comparison", ""]
+    if results and primary and len(arms) > 1:
+        found = verdict.effects(results, arms[0], primary)
+        lines += [f"**{answer.conclusion(found, arms[0])}** Primary metric: {label(primary)}.", ""]
+    lines += about
     if not _has_learnt(rows):
         lines += ["", compare_page.NOTHING_LEARNT]
-    lines += ["", "## Metrics of the best checkpoint, mean ± sd over the seeds", ""]
-    lines += _means(cells, arms, [*metrics, "seconds"])
     if len(arms) > 1:
-        lines += ["", f"## Difference from `{arms[0]}`, seed by seed, with the 95 % interval that decides", ""]
-        lines += [*_differences(cells, arms, metrics), "", *_caution(cells, len(arms) - 1)]
+        lines += ["", f"## Difference from `{arms[0]}`, seed by seed, with the interval that decides", ""]
+        lines += [*_differences(cells, arms, shown), "", *_caution(cells)]
+    if results and primary:
+        lines += ["", *(f"- {note}" for note in answer.notes(results, arms, primary))]
+    lines += ["", "## Metrics of the best checkpoint, mean ± sd over the seeds", ""]
+    lines += _means(cells, arms, [*shown, "seconds"])
+    classes = [name for name in metrics if is_of_class(name)]
+    if classes:
+        lines += ["", "## AP by class, mean ± sd over the seeds", "", *_by_class(cells, arms, classes)]
     lines += ["", "## Losses after the last epoch", "", SCALE_NOTE, "", *_means(cells, arms, losses)]
     return "\n".join([*lines, ""])
+
+
+def is_of_class(name: str) -> bool:
+    """Return whether a metric is that of one class."""
+    plain = name.removeprefix(measures.TEST)
+    return plain.startswith("AP_") and plain not in SIZES
+
+
+def _by_class(cells: Cells, arms: Sequence[str], classes: Sequence[str]) -> list[str]:
+    """Return a table with a row for each class."""
+    head = "| class | " + " | ".join(f"`{arm}`" for arm in arms) + " |"
+    rows = [f"| {label(n)} | " + " | ".join(_mean(cells.get((arm, n))) for arm in arms) + " |" for n in classes]
+    return [head, "|---" * (len(arms) + 1) + "|", *rows]
 
 
 def _states(runs: Sequence[Job]) -> list[str]:
@@ -208,39 +251,32 @@ def _difference_cell(cell: Optional[Mapping[str, Any]]) -> str:
     interval = (
         f"{seeds}: no interval"
         if cell["low"] is None
-        else f"{cell['low']:+.4f} to {cell['high']:+.4f}, {cell['interval']}"
+        else f"{cell['low']:+.4f} to {cell['high']:+.4f}, {_interval(cell)}"
     )
-    return f"{cell['difference']:+.4f} ({interval}), **{cell['verdict']}**"
+    decision = f", **{cell['verdict']}**" if cell["verdict"] else ""
+    return f"{cell['difference']:+.4f} ({interval}){decision}"
 
 
-def _caution(cells: Cells, others: int) -> list[str]:
+def _interval(cell: Mapping[str, Any]) -> str:
+    """Return the kind of an interval, with its level where it is corrected."""
+    level = cell["level"]
+    return cell["interval"] if level == significance.LEVEL else f"{cell['interval']} at {100 * level:.1f} %"
+
+
+def _caution(cells: Cells) -> list[str]:
     """Return notes on what the verdicts mean."""
     fewest = min((row["paired_seeds"] for row in cells.values() if row["paired_seeds"]), default=0)
     lines = [
         "Of the bootstrap interval and Student's the one that reaches further towards 0 is shown, and decides: "
         f'"better" and "worse" need it to exclude 0, and at least {significance.MIN_SEEDS} seeds. All else is '
-        '"within noise", which does not prove equality.'
+        '"within noise", which does not prove equality. The primary metric alone has verdicts; others have '
+        "intervals at 95 %."
     ]
     if fewest < significance.MIN_SEEDS:
         lines.append(f"{fewest} seed{'s' * (fewest > 1)}: too few for any verdict.")
     elif fewest < 5:
         lines.append(f"{fewest} seeds can show large differences only; 5 or more show smaller ones.")
-    if others > 1:
-        lines.append(f"{others} losses are compared with one: about 1 verdict in 20 is chance where none differs.")
     return lines
-
-
-def label(measure: str) -> str:
-    """Return a measure's name without Ultralytics' marks.
-
-    >>> label("metrics/mAP50-95(M)")
-    'mAP50-95 mask'
-    """
-    name = measure.removeprefix("metrics/")
-    for mark, word in MARKS.items():
-        if name.endswith(mark):
-            return name.removesuffix(mark) + word
-    return name
 
 
 def read_table(file: Path) -> list[dict[str, str]]:
@@ -256,25 +292,5 @@ def _row(job: Job, result: Optional[Mapping[str, Any]]) -> dict[str, Any]:
         "seed": job.seed,
         "state": job.state,
         "reason": job.reason,
-        **({"seconds": None, "save_dir": None} if result is None else _flat(result)),
+        **({"seconds": None, "save_dir": None} if result is None else measures.flat(result)),
     }
-
-
-def _flat(result: Mapping[str, Any]) -> dict[str, Any]:
-    return {"seconds": result["seconds"], "save_dir": result["save_dir"], **result["metrics"], **result["losses"]}
-
-
-def _measures(results: Mapping[tuple[str, int], Mapping[str, Any]]) -> list[str]:
-    """Return the names of all numbers: metrics first, the main one before the others, then losses, then seconds."""
-    names = {name: None for result in results.values() for name in (*result["metrics"], *result["losses"])}
-    return [*_order(names), *(name for name in names if not name.startswith("metrics/")), "seconds"] if names else []
-
-
-def _order(names: Mapping[str, Any]) -> list[str]:
-    """Return the metrics among names: boxes before masks and keypoints, the main one first."""
-
-    def rank(name: str) -> tuple[int, int]:
-        position = next((i for i, word in enumerate(ORDER) if name.startswith(f"metrics/{word}(")), len(ORDER))
-        return [*MARKS].index(name[-3:]) if name[-3:] in MARKS else 0, position
-
-    return sorted((name for name in names if name.startswith("metrics/")), key=rank)

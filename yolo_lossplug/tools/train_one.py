@@ -10,6 +10,7 @@ import json
 import sys
 import traceback
 from pathlib import Path
+from typing import Any
 
 
 def main(file: Path) -> int:
@@ -19,7 +20,7 @@ def main(file: Path) -> int:
     try:
         from yolo_lossplug.ultralytics_hook.trial.one_run import train
 
-        text = json.dumps(train(job["args"]), indent=2)
+        text = json.dumps(evaluate(train(job["args"])), indent=2)
     except KeyboardInterrupt:
         return 130
     except BaseException as problem:  # a trainer may end with SystemExit
@@ -31,6 +32,18 @@ def main(file: Path) -> int:
     unfinished.write_text(text, encoding="utf-8")
     unfinished.replace(result)
     return 0
+
+
+def evaluate(result: dict[str, Any]) -> dict[str, Any]:
+    """Return a result with AP by size and class in place of the images, val's and test's."""
+    from yolo_lossplug.tools import average_precision, differ
+
+    names, images, test = result.pop("names"), result.pop("images"), result["test"]
+    differ.save(images, names, Path(result["save_dir"]) / differ.FILE)
+    average = {"average_precision": average_precision.of_found(images, names)}
+    if test is not None:
+        test["average_precision"] = average_precision.of_found(test.pop("images"), names)
+    return {**result, **average, "data": average_precision.size_of(images)}
 
 
 if __name__ == "__main__":

@@ -16,12 +16,12 @@ import torch
 import yolo_lossplug
 from yolo_lossplug import _autoload
 from yolo_lossplug.registry import LossPlugError
-from yolo_lossplug.selection.keys import CLASSIFY
+from yolo_lossplug.selection.keys import CLASSIFY, DETR
 from yolo_lossplug.tools.arguments import merge
 from yolo_lossplug.ultralytics_hook import patches, trainer
 from yolo_lossplug.ultralytics_hook.console import VERSION, quiet, training_keys
 from yolo_lossplug.ultralytics_hook.criterion import branches
-from yolo_lossplug.ultralytics_hook.trial import one_step
+from yolo_lossplug.ultralytics_hook.trial import matched_step, one_step
 
 HELP = """\
 usage: lossplug verify [key=value ...] [--json]
@@ -59,7 +59,7 @@ class Scale:
     """The scale of a term beside that of a default run, which has the stock loss and the default gains.
 
     Attributes:
-        key: Ultralytics' key of the gain; None for the classify task, which has none.
+        key: Ultralytics' key of the gain; None where there is none, as for the classify task and RT-DETR.
         gain: Gain of this run; 1 without a key.
         default: Value of the term in a default run.
         default_grad: L2 norm of its gradient with respect to the head's outputs in a default run.
@@ -184,7 +184,7 @@ def _about(one: one_step.Trial, model: str) -> dict[str, Any]:
 
 def _rows(one: one_step.Trial) -> list[Row]:
     """Return the terms of a step by branch."""
-    names = ("class",) if one.selection.task == CLASSIFY else one_step.TERMS
+    names = one_step.names_of_terms(one)
     stock = one_step.terms(one_step.criterion_of(one, is_stock=True), one)
     ours = one_step.terms(one_step.criterion_of(one), one)
     expected, scales = _expected(one), _scales(one, names, ours)
@@ -199,6 +199,8 @@ def _expected(one: one_step.Trial) -> dict[str, tuple[float, ...]]:
     """Return the values of the registered functions by branch."""
     if one.selection.task == CLASSIFY:
         return {"main": one_step.softmax_formula(one)}
+    if one.selection.task == DETR:
+        return matched_step.formula(one_step.criterion_of(one), one)
     reference = one_step.criterion_of(one, loss_engine="reference")
     inputs = one_step.seen_in(reference, one)
     return {name: one_step.formula_terms(leaf, inputs[name], one) for name, leaf in branches(reference)}
@@ -210,7 +212,8 @@ def _scales(one: one_step.Trial, names: Sequence[str], ours: Mapping[str, Sequen
     default = one_step.terms(one_step.criterion_of(one, is_stock=True, **gains), one)
     default_grads = one_step.grad_norms(one_step.criterion_of(one, is_stock=True, **gains), one)
     our_grads = one_step.grad_norms(one_step.criterion_of(one, loss_engine="reference"), one)
-    keys = [None if one.selection.task == CLASSIFY else one_step.GAINS[name] for name in names]
+    has_gains = one.selection.task not in (CLASSIFY, DETR)
+    keys = [one_step.GAINS[name] if has_gains else None for name in names]
     run_gains = [1.0 if key is None else float(getattr(one.args, key)) for key in keys]
     return {
         branch: [

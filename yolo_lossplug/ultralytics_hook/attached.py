@@ -158,6 +158,7 @@ class OnCriterion:
         is_class_loss_pointwise: Whether its class loss may be evaluated on parts.
         kernels: Kernels that take its steps, None for tensor functions.
         anchors: Cached anchors of the last step, with their cache key.
+        terms: Losses on matched queries of RT-DETR.
     """
 
     selection: Optional[Selection] = None
@@ -166,6 +167,7 @@ class OnCriterion:
     is_class_loss_pointwise: bool = True
     kernels: Optional[Any] = None
     anchors: Optional[tuple[tuple, Any]] = None
+    terms: Any = None
 
 
 def on_assigner(assigner: Any) -> OnAssigner:

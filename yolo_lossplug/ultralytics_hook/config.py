@@ -31,11 +31,12 @@ from yolo_lossplug.selection.names import suggest
 from yolo_lossplug.selection.own import load_references
 from yolo_lossplug.selection.select import Selection, refuse_unknown_names, select
 from yolo_lossplug.sparse.candidates import HOST_MIN_SIDE
+from yolo_lossplug.ultralytics_hook.family import with_guessed_task
 from yolo_lossplug.ultralytics_hook.patching import Undo
 from yolo_lossplug.ultralytics_hook.run.making import is_making, is_settled
 
 TRAINING = "train"
-FOREIGN_FAMILIES = {"rtdetr": "RT-DETR", "-world": "YOLO-World", "yoloe": "YOLOE"}
+FOREIGN_FAMILIES = {"-world": "YOLO-World", "yoloe": "YOLOE"}
 """What Ultralytics looks for in a file name, and the family it takes the model for."""
 
 _typed: ContextVar[frozenset[str]] = ContextVar("typed", default=frozenset())
@@ -181,7 +182,7 @@ def check_merged(cfg: dict[str, Any]) -> None:
         LossPlugError: If a value is wrong or has no effect.
     """
     if (cfg.get("mode") or TRAINING) == TRAINING and not cfg.get("resume"):
-        _refuse_unfit_release(select(cfg))
+        _refuse_unfit_release(select(with_guessed_task(cfg)))
 
 
 def _refuse_unfit_release(selection: Selection) -> None:
@@ -196,6 +197,7 @@ def guess_model(custom: dict[str, Any]) -> tuple[str, str]:
     """Return the task, and the family if it is one with another criterion, as far as arguments and file name tell."""
     from ultralytics.cfg import TASK2MODEL
 
+    custom = dict(with_guessed_task(custom))
     model = custom.get("model")
     stem = Path(model).stem.lower() if isinstance(model, (str, Path)) else ""
     family = next((name for part, name in FOREIGN_FAMILIES.items() if part in stem), "")
@@ -275,7 +277,7 @@ def settle_space(tuner: Any) -> None:
         if key in parameters and args.get(key) == unset[key]:
             is_hosts = parameters[key].default is None and not parameters[key].nullable
             args[key] = HOST_MIN_SIDE if is_hosts else parameters[key].default
-    _refuse_unfit_release(select(args))
+    _refuse_unfit_release(select(with_guessed_task(args)))
     integers = {key: integer_bounds(key, *tuner.space[key][:2]) for key in tuner.space if is_integer(key)}
     for method in ("_constrain", "_mutate"):  # newer releases look for values that are not tried yet after the former
         stock = getattr(tuner, method, None) if integers else None

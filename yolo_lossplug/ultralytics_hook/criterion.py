@@ -13,6 +13,7 @@ from typing import Any, Optional
 
 import torch
 from torch import nn
+from ultralytics.models.utils.loss import DETRLoss
 from ultralytics.utils import DEFAULT_CFG_DICT, IterableSimpleNamespace, tal
 from ultralytics.utils.loss import (
     BboxLoss,
@@ -25,9 +26,10 @@ from ultralytics.utils.loss import (
 )
 
 from yolo_lossplug.registry import ROTATED, SOFTMAX, LossPlugError
-from yolo_lossplug.selection.keys import CLASSIFY, STOCK_BOX, STOCK_CLASS, STOCK_ROTATED, refuse_unknown
+from yolo_lossplug.selection.keys import CLASSIFY, DETR, STOCK_BOX, STOCK_CLASS, STOCK_ROTATED, refuse_unknown
 from yolo_lossplug.selection.select import Selection, class_weights, select
 from yolo_lossplug.state import Scope, State
+from yolo_lossplug.ultralytics_hook import detr
 from yolo_lossplug.ultralytics_hook.assigner import set_min_side, set_overlap, set_topk, topk2_of
 from yolo_lossplug.ultralytics_hook.attached import on_assigner, on_criterion
 from yolo_lossplug.ultralytics_hook.engines import choice, fast
@@ -194,10 +196,10 @@ def differences(criterion: Any, selection: Selection, role: str = "training") ->
     return [text for leaf in leaves for text in _differences(leaf, selection, role)]
 
 
-def _differences(leaf: v8DetectionLoss, selection: Selection, role: str) -> list[str]:
+def _differences(leaf: Any, selection: Selection, role: str) -> list[str]:
     attached, actual = on_criterion(leaf), running(leaf)
     if attached.selection is None:
-        module = type(leaf.bbox_loss).__name__
+        module = type(getattr(leaf, "bbox_loss", leaf)).__name__
         requested = f"loss={selection.box} cls_loss={selection.cls}"
         return [f"{requested} was requested, but {role} runs {type(leaf).__name__} with {module}"]
     wrong = [
@@ -215,8 +217,10 @@ def _differences(leaf: v8DetectionLoss, selection: Selection, role: str) -> list
     ] or [f"loss={selection.box} was requested, but {role} runs loss={attached.selection.box}"]
 
 
-def running(leaf: v8DetectionLoss) -> dict[str, Any]:
+def running(leaf: Any) -> dict[str, Any]:
     """Return what a criterion runs, by key, read from its members and not from the requested keys."""
+    if isinstance(leaf, DETRLoss):
+        return detr.running(leaf)
     assigner, is_fast = leaf.assigner, isinstance(leaf, fast.FastMixin)
     overlap, decision = on_assigner(assigner).overlap_loss, on_criterion(leaf).decision
     rotated = isinstance(assigner, tal.RotatedTaskAlignedAssigner)
@@ -253,12 +257,12 @@ def _described(module: Any) -> str:
     return f"{type(module).__name__}({', '.join(weights)})" if weights else type(module).__name__
 
 
-def branches(criterion: Any, name: str = "main", depth: int = 3) -> Iterator[tuple[str, v8DetectionLoss]]:
-    """Yield the criteria inside one that hold a box loss, a class loss and an assigner, with the names of branches.
+def branches(criterion: Any, name: str = "main", depth: int = 3) -> Iterator[tuple[str, Any]]:
+    """Yield the criteria inside one that hold a box loss and a class loss, with the names of branches.
 
     Searches the callable attributes of compound criteria and of wrappers.
     """
-    if isinstance(criterion, v8DetectionLoss):
+    if isinstance(criterion, (v8DetectionLoss, DETRLoss)):
         yield name, criterion
         return
     for branch, inner in list(getattr(criterion, "__dict__", {}).items()):
@@ -266,19 +270,23 @@ def branches(criterion: Any, name: str = "main", depth: int = 3) -> Iterator[tup
             yield from branches(inner, branch, depth - 1)
 
 
-def branch_criteria(criterion: Any) -> list[v8DetectionLoss]:
-    """Return the criteria inside one that hold a box loss, a class loss and an assigner."""
+def branch_criteria(criterion: Any) -> list[Any]:
+    """Return the criteria inside one that hold a box loss and a class loss."""
     return [leaf for _, leaf in branches(criterion)]
 
 
-def is_one_to_one(branch: str, leaf: v8DetectionLoss) -> bool:
+def is_one_to_one(branch: str, leaf: Any) -> bool:
     """Return whether a criterion is that of a one-to-one head, which keeps the settings of its assigner."""
+    if isinstance(leaf, DETRLoss):
+        return False
     return branch == ONE_TO_ONE or topk2_of(leaf.assigner) < leaf.assigner.topk
 
 
-def _plug_leaf(
-    leaf: v8DetectionLoss, branch: str, selection: Selection, scope: Scope, names: Mapping[int, str]
-) -> None:
+def _plug_leaf(leaf: Any, branch: str, selection: Selection, scope: Scope, names: Mapping[int, str]) -> None:
+    if isinstance(leaf, DETRLoss):
+        selection = selection if selection.task == DETR else _of_task(selection, DETR)
+        detr.plug(leaf, selection, scope, class_weights(selection, leaf.nc, names))
+        return
     is_rotated = isinstance(leaf.assigner, tal.RotatedTaskAlignedAssigner)
     if is_rotated != (selection.box.kind == ROTATED):
         selection = _of_task(selection, "obb" if is_rotated else "detect")

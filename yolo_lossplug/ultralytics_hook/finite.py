@@ -13,7 +13,7 @@ from torch import Tensor
 from yolo_lossplug.ultralytics_hook.console import warn
 
 NEVER = -1
-TERMS = {"box_loss": "loss", "cls_loss": "cls_loss", "loss": "cls_loss"}
+TERMS = {"box_loss": "loss", "giou_loss": "loss", "cls_loss": "cls_loss", "loss": "cls_loss"}
 """Which key chooses the loss of a term of the host; classify has one term, `loss`."""
 
 

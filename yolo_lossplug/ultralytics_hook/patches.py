@@ -110,6 +110,13 @@ PATCHES = (
         ("self",),
     ),
     Patch(
+        "ultralytics.nn.tasks",
+        "RTDETRDetectionModel.loss",
+        around("detr.with_input_size"),
+        "boxes of RT-DETR are relative to the network input, whose size its criterion is not told",
+        ("self", "batch"),
+    ),
+    Patch(
         "ultralytics.engine.trainer",
         "get_cfg",
         around("trainer.get_cfg"),

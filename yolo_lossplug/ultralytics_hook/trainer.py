@@ -29,11 +29,11 @@ from yolo_lossplug.ultralytics_hook.criterion import (
     self_test,
 )
 from yolo_lossplug.ultralytics_hook.engines import choice
+from yolo_lossplug.ultralytics_hook.family import with_task
 from yolo_lossplug.ultralytics_hook.run import making, memory, runs
 from yolo_lossplug.ultralytics_hook.run.counts import FILE
 
 FOREIGN = (
-    ("ultralytics.models.rtdetr", "RT-DETR matches queries to objects and has no box loss of this kind"),
     ("ultralytics.models.yolo.world", "YOLO-World trains on text prompts"),
     ("ultralytics.models.yolo.yoloe", "YOLOE trains on prompts"),
 )
@@ -136,9 +136,7 @@ def line(selection: Selection, actual: Mapping[str, Any]) -> str:
         cls += f" weights={selection.cls_weights}"
     parts = [cls]
     if actual:
-        shown = ("topk", "alpha", "beta", *([] if selection.tal_min_side is None else ["min_side"]), "iou")
-        numbers = ", ".join(f"{key}={_shown(actual[f'tal_{key}'], key)}" for key in shown)
-        parts = [f"box {actual['loss']}", cls, f"assigner tal({numbers})"]
+        parts = [f"box {actual['loss']}", cls, _assignment(selection, actual)]
         if selection.nms_iou != NAMES["nms_iou"]:
             parts.append(f"nms {selection.nms_iou}")
         if selection.report:
@@ -155,6 +153,15 @@ def line(selection: Selection, actual: Mapping[str, Any]) -> str:
 
 def _shown(value: Any, key: str) -> str:
     return f"{value:g}" if key == "min_side" else str(value)
+
+
+def _assignment(selection: Selection, actual: Mapping[str, Any]) -> str:
+    """Return in words how predictions get their objects."""
+    if "tal_topk" not in actual:
+        return "matcher host's"
+    shown = ("topk", "alpha", "beta", *([] if selection.tal_min_side is None else ["min_side"]), "iou")
+    numbers = ", ".join(f"{key}={_shown(actual[f'tal_{key}'], key)}" for key in shown)
+    return f"assigner tal({numbers})"
 
 
 def announce(trainer: Any) -> None:
@@ -174,7 +181,7 @@ def announce(trainer: Any) -> None:
     if RANK in {-1, 0}:
         warn_of_release(ultralytics.__version__)
         # One that is there already is that of a resumed run; else the first batch makes one like this.
-        criterion = vars(model).get("criterion") or model.init_criterion()
+        criterion = getattr(model, "criterion", None) or model.init_criterion()
         say(banner(selection, criterion))
 
 
@@ -294,7 +301,7 @@ FIRST = (("on_fit_epoch_end", report.show), ("on_train_end", report.draw))
 
 def make(stock: Callable[..., None], trainer: Any, *args: Any, **kwargs: Any) -> None:
     """Make a trainer, with a run and our callbacks."""
-    with making.making():
+    with making.making(type(trainer)):
         stock(trainer, *args, **kwargs)
         join(trainer)
 
@@ -313,7 +320,9 @@ def join(trainer: Any) -> None:
 def save_model(stock: Callable[..., Any], trainer: Any, *args: Any, **kwargs: Any) -> Any:
     """Write a checkpoint without the criterion in it, and beside it what the losses remember."""
     models = models_with_criterion(trainer.ema.ema)
-    criteria = [vars(model).pop("criterion") for model in models]
+    criteria = [model.criterion for model in models]
+    for model in models:
+        del model.criterion
     try:
         saved = stock(trainer, *args, **kwargs)
     finally:
@@ -339,12 +348,17 @@ WRAPPERS = ("module", "_orig_mod", "student_model")
 def models_with_criterion(model: Any) -> list[Any]:
     """Return a model, and the student inside it if it distils, where either holds a criterion."""
     candidates = (model, getattr(model, "student_model", None))
-    return [m for m in candidates if m is not None and "criterion" in vars(m)]
+    return [m for m in candidates if m is not None and holds_criterion(m)]
+
+
+def holds_criterion(model: Any) -> bool:
+    """Return whether a model itself holds a criterion; that of RT-DETR is a module, and so a part of the model."""
+    return any("criterion" in held for held in (vars(model), vars(model).get("_modules", {})))
 
 
 def init_criterion(stock: Callable[..., Any], model: Any) -> Any:
     """Return the criterion that a model makes, with our losses in it."""
-    args, names = arguments(model), class_names(model)
+    args, names = with_task(arguments(model), type(model)), class_names(model)
     run = runs.find(args)
     if run is None:  # by hand, or after training
         selection = choice.with_adopted(select(args), next(model.parameters()).device)
@@ -356,7 +370,7 @@ def init_criterion(stock: Callable[..., Any], model: Any) -> Any:
 
 def _unwrap(model: Any) -> Any:
     """Return the model inside a distributed or compiled one, or one that it is distilled into."""
-    while model is not None and "criterion" not in vars(model):
+    while model is not None and not holds_criterion(model):
         inner = next((m for name in WRAPPERS if (m := getattr(model, name, None)) is not None), None)
         if inner is None:
             break

@@ -12,19 +12,23 @@ from contextvars import ContextVar
 from typing import Any, Callable, Optional
 
 from yolo_lossplug.selection.select import Selection, select
+from yolo_lossplug.ultralytics_hook.family import with_task
 
 _made: ContextVar[Optional[list[Selection]]] = ContextVar("made", default=None)
 """Selections of the trainer under construction: none until its arguments are merged, another when it resumes a run."""
+_trainer: ContextVar[type] = ContextVar("trainer", default=object)
+"""Class of the trainer under construction."""
 
 
 @contextmanager
-def making() -> Iterator[None]:
-    """Cache the selection of a trainer during its construction."""
-    token = _made.set([])
+def making(trainer: type = object) -> Iterator[None]:
+    """Cache the selection of a trainer, of a class, during its construction."""
+    token, token_of_class = _made.set([]), _trainer.set(trainer)
     try:
         yield
     finally:
         _made.reset(token)
+        _trainer.reset(token_of_class)
 
 
 def is_making() -> bool:
@@ -47,7 +51,8 @@ def selected(
     made = _made.get()
     if made and not is_final:
         return made[-1]
-    selection = adapt(select(args)) if adapt else select(args)
+    selection = select(with_task(args, _trainer.get()))
+    selection = adapt(selection) if adapt else selection
     if made is not None:
         made.append(selection)
     return selection

@@ -10,6 +10,7 @@ from typing import Any, Optional
 
 from yolo_lossplug.selection.select import Selection, select
 from yolo_lossplug.state import State
+from yolo_lossplug.ultralytics_hook.family import with_task
 from yolo_lossplug.ultralytics_hook.finite import Terms
 from yolo_lossplug.ultralytics_hook.run import memory
 from yolo_lossplug.ultralytics_hook.run.counts import FILE, Collector
@@ -51,7 +52,7 @@ def begin(trainer: Any) -> Run:
 def of(trainer: Any) -> Run:
     """Return the run of a trainer."""
     run: Optional[Run] = getattr(trainer, "lossplug", None)
-    return Run(select(vars(trainer.args))) if run is None else run
+    return Run(select(with_task(vars(trainer.args), type(trainer)))) if run is None else run
 
 
 def find(args: Mapping[str, Any]) -> Optional[Run]:

@@ -11,17 +11,21 @@ from typing import Any
 
 import torch
 import ultralytics
-from ultralytics import YOLO
+from ultralytics import RTDETR, YOLO
 from ultralytics.cfg import get_cfg
 from ultralytics.data import build_yolo_dataset
 from ultralytics.data.utils import check_cls_dataset, check_det_dataset
 from ultralytics.utils import DEFAULT_CFG_DICT
 
 from yolo_lossplug.registry import LossPlugError
-from yolo_lossplug.selection.keys import CLASSIFY
+from yolo_lossplug.selection.keys import CLASSIFY, DETR
 from yolo_lossplug.ultralytics_hook import config
+from yolo_lossplug.ultralytics_hook.family import is_named_rtdetr
+from yolo_lossplug.ultralytics_hook.trial.detections import Recorder
 
 MAP75 = "metrics/mAP75"
+TEST = "test"
+"""The split beside ``val`` on which the best checkpoint can be measured."""
 PARTS = {"box": "B", "seg": "M", "pose": "P"}
 """Parts of the metrics of a task, and how Ultralytics marks them in names of metrics."""
 
@@ -40,13 +44,13 @@ def check(args: dict[str, Any]) -> str:
     config.check_given(DEFAULT_CFG_DICT, train_args)
     task = config.guess_model(train_args)[0]
     try:
-        get_cfg(overrides={**train_args, "task": task})
+        get_cfg(overrides={**train_args, "task": "detect" if task == DETR else task})
     except (SyntaxError, TypeError, ValueError) as error:
         raise LossPlugError(str(error)) from error
     return str(task)
 
 
-def prepare(args: dict[str, Any]) -> None:
+def prepare(args: dict[str, Any]) -> dict[int, str]:
     """Download data and weights and build the label cache, once for all runs.
 
     Runs that start at the same time would write the same files, and each would report what is missing.
@@ -54,41 +58,56 @@ def prepare(args: dict[str, Any]) -> None:
     Args:
         args: As `yolo train` takes them.
 
+    Returns:
+        Names of the classes.
+
     Raises:
-        LossPlugError: If the model or the data cannot be loaded.
+        LossPlugError: If the model or the data cannot be loaded, or the data has no test split and one is asked for.
     """
     try:
-        model = YOLO(args["model"], task=args.get("task"))
+        model = load(args["model"], args.get("task"))
     except Exception as error:
         raise LossPlugError(f"model={args['model']} cannot be loaded: {error}") from error
     try:
         cfg = get_cfg(overrides={**args, "task": model.task, "mode": "train"})
         if model.task == CLASSIFY:
-            check_cls_dataset(args["data"])
-            return
+            return dict(check_cls_dataset(args["data"])["names"])
         data = check_det_dataset(args["data"])
         for split in ("train", "val"):
             build_yolo_dataset(cfg, data[split], batch=1, data=data, mode=split, stride=32)
     except Exception as error:
         raise LossPlugError(f"data={args['data']} cannot be read: {error}") from error
+    if args.get("split") == TEST and not data.get(TEST):
+        raise LossPlugError(f"split=test: data={args['data']} has no test split. Add `test:` to it, or remove split=.")
+    return dict(data["names"])
+
+
+def load(model: Any, task: Any) -> Any:
+    """Return a model of a file, of the class that the command line takes."""
+    return RTDETR(model) if is_named_rtdetr(model) else YOLO(model, task=task)
 
 
 def train(args: dict[str, Any]) -> dict[str, Any]:
     """Train once in this process.
 
     Args:
-        args: As `yolo train` takes them.
+        args: As `yolo train` takes them; ``split=test`` measures the best checkpoint on the test split as well.
 
     Returns:
         ``metrics`` of the best checkpoint by Ultralytics' names, mAP75 where the task has it; ``losses`` of the last
-        epoch; ``seconds``; ``save_dir``; ``versions``.
+        epoch; ``seconds``; ``save_dir``; ``versions``; ``gains`` of the terms; ``names`` of the classes; ``images``,
+        the detections and objects of that validation (`detections.Found`); ``test``, None or a mapping with ``metrics``
+        and ``images``.
 
     Raises:
         FloatingPointError: If a loss is not finite after the last epoch.
     """
     args = dict(args)
+    is_tested = args.pop("split", None) == TEST
     start = time.perf_counter()
-    model = YOLO(args.pop("model"), task=args.pop("task", None))
+    model = load(args.pop("model"), args.pop("task", None))
+    recorder = Recorder()
+    model.add_callback("on_val_start", recorder)
     model.train(**args)
     seconds = time.perf_counter() - start
     folder = Path(model.trainer.save_dir)
@@ -99,13 +118,25 @@ def train(args: dict[str, Any]) -> dict[str, Any]:
     metrics = model.metrics  # None after a multi-GPU training, which runs in workers
     if metrics is None:
         metrics = model.val(data=args["data"], plots=False)
+    images = recorder.images
     return {
         "metrics": measured(metrics),
         "losses": {key: value for key, value in last.items() if key.endswith("_loss")},
         "seconds": seconds,
         "save_dir": str(folder),
         "versions": f"ultralytics {ultralytics.__version__}, torch {torch.__version__}",
+        "gains": {key: getattr(model.trainer.args, key) for key in ("box", "cls", "dfl")},
+        "names": dict(model.names),
+        "images": images,
+        "test": _tested(model, args, folder, recorder) if is_tested else None,
     }
+
+
+def _tested(model: Any, args: dict[str, Any], folder: Path, recorder: Recorder) -> dict[str, Any]:
+    """Return what the best checkpoint reaches on the test split."""
+    same = {key: args[key] for key in ("data", "imgsz", "batch", "device", "workers", "single_cls") if key in args}
+    metrics = model.val(**same, split=TEST, plots=False, project=str(folder), name=TEST, exist_ok=True)
+    return {"metrics": measured(metrics), "images": recorder.images}
 
 
 def measured(metrics: Any) -> dict[str, float]:

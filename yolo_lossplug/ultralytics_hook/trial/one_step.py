@@ -10,7 +10,6 @@ from typing import Any, NamedTuple, Optional
 import numpy as np
 import torch
 from torch import Tensor
-from ultralytics import YOLO
 from ultralytics.cfg import get_cfg
 from ultralytics.data.utils import check_cls_dataset, check_det_dataset
 from ultralytics.utils import DEFAULT_CFG_DICT
@@ -18,13 +17,14 @@ from ultralytics.utils.torch_utils import select_device
 
 from yolo_lossplug import shapes
 from yolo_lossplug.registry import LossPlugError
-from yolo_lossplug.selection.keys import CLASSIFY, keys
+from yolo_lossplug.selection.keys import CLASSIFY, DETR, keys
 from yolo_lossplug.selection.select import Selection, class_weights, select
 from yolo_lossplug.state import State
 from yolo_lossplug.ultralytics_hook.criterion import branches, class_names
 from yolo_lossplug.ultralytics_hook.engines.fast import stock_bbox_loss
 from yolo_lossplug.ultralytics_hook.engines.parity import METHOD
-from yolo_lossplug.ultralytics_hook.trial import one_run
+from yolo_lossplug.ultralytics_hook.family import with_task
+from yolo_lossplug.ultralytics_hook.trial import matched_step, one_run
 
 TERMS = ("box", "class", "dfl")
 
@@ -83,19 +83,21 @@ def trial(args: dict[str, Any]) -> Trial:
     one_run.check(args)  # before the model is built or downloaded
     try:
         torch.manual_seed(args.get("seed", 0))
-        made = YOLO(args["model"], task=args.get("task"))
+        made = one_run.load(args["model"], args.get("task"))
         cfg = get_cfg(overrides={**args, "mode": "train", "task": made.task})
-        model, selection = _with_classes(made.model, cfg), select(vars(cfg))
+        model, selection = _with_classes(made.model, cfg), select(with_task(vars(cfg), type(made.model)))
         device = select_device(cfg.device, verbose=False)
     except LossPlugError:
         raise
     except (SyntaxError, TypeError, ValueError, RuntimeError, FileNotFoundError) as error:
         raise LossPlugError(" ".join(str(error).split())) from error
+    model.nc = len(class_names(model))  # as a trainer sets it
     model.to(device).train()
     batch = {
         key: value.to(device) if isinstance(value, Tensor) else value for key, value in drawn_batch(model, cfg).items()
     }
-    return Trial(model, batch, model(batch["img"]), cfg, selection)
+    preds = matched_step.predict(model, batch) if selection.task == DETR else model(batch["img"])
+    return Trial(model, batch, preds, cfg, selection)
 
 
 def criterion_of(one: Trial, is_stock: bool = False, **changes: Any) -> Any:
@@ -113,6 +115,8 @@ def terms(criterion: Any, one: Trial) -> dict[str, tuple[float, ...]]:
     """
     if one.selection.task == CLASSIFY:
         return {"main": (float(criterion(one.preds, one.batch)[0].detach()),)}
+    if one.selection.task == DETR:
+        return matched_step.terms(criterion, one)
     seen: dict[str, tuple[float, ...]] = {}
     for branch, leaf in branches(criterion):
         if hasattr(leaf, METHOD):
@@ -273,6 +277,11 @@ GAINS = {"box": "box", "class": "cls", "dfl": "dfl"}
 """Ultralytics' keys of the gains, by term."""
 
 
+def names_of_terms(one: Trial) -> tuple[str, ...]:
+    """Return the names of the terms of a step."""
+    return {CLASSIFY: ("class",), DETR: matched_step.TERMS}.get(one.selection.task, TERMS)
+
+
 def default_gains() -> dict[str, float]:
     """Return the gains of a run that sets none, by key."""
     return {key: float(DEFAULT_CFG_DICT[key]) for key in GAINS.values()}
@@ -285,6 +294,8 @@ def grad_norms(criterion: Any, one: Trial) -> dict[str, tuple[float, ...]]:
         criterion: A criterion that takes the host's own step; the fast engine does not call the members it is seen in.
         one: The step.
     """
+    if one.selection.task == DETR:
+        return matched_step.grad_norms(criterion, one)
     outputs = head_outputs(one.preds)
     if one.selection.task == CLASSIFY:
         return {"main": (_grad_norm(criterion(one.preds, one.batch)[0], outputs),)}

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Images in which two runs differ, and their pictures."""
+
+import json
+
+import numpy as np
+from PIL import Image
+
+from yolo_lossplug.tools import differ
+
+GT = np.array([[10.0, 10, 40, 40], [50.0, 50, 60, 60]])
+
+
+def found(file, boxes, scores, iou):
+    boxes, zeros = np.array(boxes, dtype=float).reshape(-1, 4), np.zeros(len(boxes))
+    about = {"file": str(file), "shape": [64, 64], "gt_boxes": GT, "gt_classes": np.zeros(2)}
+    return {**about, "boxes": boxes, "scores": np.array(scores), "classes": zeros, "iou": np.array(iou).reshape(-1, 2)}
+
+
+def test_the_images_that_differ_are_written_and_drawn(tmp_path):
+    files = [tmp_path / f"{name}.png" for name in ("same", "other")]
+    for file in files:
+        Image.new("RGB", (128, 96), "#88aa88").save(file)
+    both = found(files[0], GT, [0.9, 0.8], np.eye(2))
+    one = [both, found(files[1], GT, [0.9, 0.8], np.eye(2))]
+    other = [both, found(files[1], [GT[0], [1, 1, 5, 5]], [0.9, 0.85], [[1, 0], [0, 0]])]
+    for name, images in (("a", one), ("b", other)):
+        differ.save(images, {0: "x"}, tmp_path / f"{name}.json")
+    assert differ.write(tmp_path / "a.json", tmp_path / "b.json", ("a", "b"), tmp_path, "differ")
+    (row,) = json.loads((tmp_path / "differ.json").read_text())["images"]
+    assert row["file"] == "other.png" and row["a"]["misses"] == [] and len(row["a"]["hits"]) == 2
+    assert row["b"]["misses"] == [[50, 50, 60, 60]] and row["b"]["alarms"] == [[1, 1, 5, 5]]
+    with Image.open(tmp_path / "differ.png") as picture:
+        assert picture.width > 800 and len(picture.convert("L").getcolors(256)) > 20
+    assert not differ.write(tmp_path / "a.json", tmp_path / "a.json", ("a", "a"), tmp_path, "none")
+
+
+def test_a_run_is_judged_at_its_best_score():
+    images = [found("x", [GT[0], [1, 1, 5, 5], [2, 2, 6, 6]], [0.3, 0.2, 0.1], [[0.6, 0], [0, 0], [0, 0]])]
+    assert differ.best_score(images) == 0.3
+    assert differ.best_score([found("x", [], [], [])]) == differ.LEAST_SCORE
+
+
+def test_two_detections_cannot_hit_one_object():
+    hits, is_hit = differ.matches(found("x", [GT[0], GT[0]], [0.3, 0.9], [[1, 0], [0.7, 0]]))
+    assert hits.tolist() == [False, True] and is_hit.tolist() == [True, False]

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""The answer of a comparison in a few lines: verdict, noise floor, power, gains, and a table for LaTeX."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from textwrap import shorten
+from typing import Optional
+
+from yolo_lossplug.tools import significance
+from yolo_lossplug.tools.measures import SIZES, Results, label, measured
+from yolo_lossplug.tools.significance import BETTER, MIN_SEEDS, NOISE
+from yolo_lossplug.tools.verdict import Effect, effects, noise_floor, values_of
+
+WIDTH, MOST = 80, 6
+"""Characters of a line and losses shown in a terminal."""
+
+
+def lines(results: Results, arms: Sequence[str], metric: str) -> list[str]:
+    """Return at most ten lines that fit a terminal of 80 columns: one for each loss, the noise, and the conclusion."""
+    found = effects(results, arms[0], metric)
+    baseline = list(values_of(results, arms[0], metric).values())
+    if not baseline:
+        return [f"{shorten(arms[0], 40)} has no {label(metric)} yet, and nothing can be compared"]
+    best = sorted((one for one in found if one.mean is not None), key=lambda one: -(one.mean or 0.0))
+    mean = significance.mean_and_deviation(baseline)[0]
+    rows = [f"{_name(arms[0])} {mean:.4f}  baseline, {len(baseline)} seed{'s' * (len(baseline) > 1)}"]
+    rows += [f"{_name(one.arm)} {difference(one)}"[:WIDTH] for one in best[:MOST]]
+    floor = noise_floor(results, arms[0], metric)
+    noise = [] if floor is None else [f"noise: {label(metric)} of the baseline deviates by {floor:.4f} over seeds"]
+    return [f"{label(metric)}, differences seed by seed", *rows, *noise, shorten(conclusion(found, arms[0]), WIDTH)]
+
+
+def _name(arm: str) -> str:
+    return f"{arm if len(arm) <= 24 else arm[:23] + '…':<24}"
+
+
+def difference(effect: Effect) -> str:
+    """Return a difference, the interval that decides, and the verdict."""
+    if effect.mean is None:
+        return "no common seed"
+    if effect.low is None or effect.level is None:
+        return f"{effect.mean:+.4f}  {effect.seeds} seed{'s' * (effect.seeds > 1)}: no interval"
+    return f"{effect.mean:+.4f}  ({effect.low:+.4f} to {effect.high:+.4f})  {effect.verdict}"
+
+
+def conclusion(found: Sequence[Effect], baseline: str) -> str:
+    """Return the answer in one sentence."""
+    tested = [one for one in found if one.level is not None]
+    decided = [one for one in tested if one.verdict != NOISE]
+    if not tested:
+        return f"No verdict: it takes at least {MIN_SEEDS} common seeds."
+    if not decided:
+        return f"Within noise: no loss was shown to differ from {baseline}."
+    parts = [
+        f"{one.arm} is {one.verdict} than {baseline}" for one in sorted(decided, key=lambda e: e.verdict != BETTER)
+    ]
+    return "; ".join(parts) + "."
+
+
+def notes(results: Results, arms: Sequence[str], metric: str) -> list[str]:
+    """Return what the verdict rests on, as items of Markdown: correction, noise floor, power, gains, size of data."""
+    found = [one for one in effects(results, arms[0], metric) if one.level is not None]
+    floor = noise_floor(results, arms[0], metric)
+    items = []
+    if len(found) > 1:
+        items.append(
+            f"{len(found)} losses are compared with one: Holm's correction keeps the chance of any wrong verdict at "
+            "5 %, and each interval is printed at the level that decided."
+        )
+    if floor is not None:
+        items.append(f"Noise floor: {label(metric)} of `{arms[0]}` has a standard deviation of {floor:.4f} over seeds.")
+    items += [_power(one) for one in found]
+    return [*items, *gains(results, arms), *_data(results), *_older(results)]
+
+
+def _power(effect: Effect) -> str:
+    needed = f"more than {significance.MAX_SEEDS}" if effect.needed is None else str(effect.needed)
+    return (
+        f"`{effect.arm}`: {effect.seeds} seeds show a true difference of {effect.smallest:.4f} four times in five "
+        f"(power 0.8); to show one of {abs(effect.mean or 0.0):.4f} as observed takes {needed} seeds."
+    )
+
+
+def gains(results: Results, arms: Sequence[str]) -> list[str]:
+    """Return which gains the runs had, one item where all had the same."""
+    of_arms: dict[str, str] = {}
+    for (arm, _), result in results.items():
+        if result.get("gains"):
+            of_arms[arm] = ", ".join(f"{key}={value:g}" for key, value in result["gains"].items())
+    if len(set(of_arms.values())) == 1 and of_arms:
+        return [f"All runs had the gains {next(iter(of_arms.values()))}; they were not matched to the scale of a loss."]
+    return [f"`{arm}` ran with the gains {of_arms[arm]}." for arm in arms if arm in of_arms]
+
+
+def _data(results: Results) -> list[str]:
+    """Return the size of the validation data."""
+    sizes: Optional[Mapping[str, int]] = next((r["data"] for r in results.values() if r.get("data")), None)
+    if not sizes or not sizes["images"]:
+        return []
+    by_size = ", ".join(f"{sizes[name]} {name}" for name in ("small", "medium", "large"))
+    return [
+        f"Validation: {sizes['images']} images, {sizes['objects']} objects ({by_size}; limits 32² and 96² pixels of "
+        "the network's input). AP by size and class: COCO's, 100 detections of each class and image."
+    ]
+
+
+def _older(results: Results) -> list[str]:
+    older = sum("average_precision" not in result for result in results.values())
+    return (
+        [f"{older} runs of an earlier version have no AP by size and class, and do not count there."] if older else []
+    )
+
+
+def latex(results: Results, arms: Sequence[str], metric: str) -> str:
+    """Return a table for the package booktabs: means of the metric and of AP by size, and the paired difference."""
+    names = list(
+        dict.fromkeys([metric, *(size for size in SIZES if any(size in measured(r) for r in results.values()))])
+    )
+    found = {one.arm: one for one in effects(results, arms[0], metric)}
+    head = " & ".join(["loss", "seeds", *(_escaped(label(name)) for name in names), "difference", "verdict"])
+    rows = []
+    for arm in arms:
+        values = {name: list(values_of(results, arm, name).values()) for name in names}
+        cells = [_mean(values[name]) for name in names]
+        effect = found.get(arm)
+        last = [_latex_difference(effect), effect.verdict] if effect else ["", "baseline"]
+        rows.append(" & ".join([_escaped(arm), str(len(values[metric])), *cells, *last]) + r" \\")
+    columns = "lr" + "r" * len(names) + "rl"
+    body = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head + r" \\", r"\midrule", *rows, r"\bottomrule"]
+    return "\n".join([*body, r"\end{tabular}", ""])
+
+
+def _mean(values: Sequence[float]) -> str:
+    if not values:
+        return "--"
+    mean, deviation = significance.mean_and_deviation(values)
+    return f"${mean:.4f}$" if deviation is None else rf"${mean:.4f} \pm {deviation:.4f}$"
+
+
+def _latex_difference(effect: Effect) -> str:
+    if effect.mean is None:
+        return "--"
+    interval = "" if effect.low is None else rf"\ [{effect.low:+.4f}, {effect.high:+.4f}]"
+    return f"${effect.mean:+.4f}{interval}$"
+
+
+def _escaped(text: str) -> str:
+    return "".join(rf"\{char}" if char in "_%&#$" else char for char in text)

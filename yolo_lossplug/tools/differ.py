@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Where two losses differ: images with most different hits, misses and false alarms at IoU 0.5."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from yolo_lossplug import charts
+
+FILE = "detections.json"
+IOU = 0.5
+MOST = 12
+"""Images shown."""
+LEAST_SCORE = 0.01
+COLOURS = {"hits": "#0072b2", "misses": "#e69f00", "alarms": "#d55e00"}
+LINES: dict[str, Any] = {"hits": "-", "misses": ":", "alarms": "--"}
+WORDS = {"hits": "hit", "misses": "miss", "alarms": "false alarm"}
+
+
+def save(images: Sequence[Mapping[str, Any]], names: Mapping[int, str], file: Path) -> None:
+    """Write what a validation has found, judged at the score with the best F1 of this run.
+
+    A common score would be unfair: losses of the class term shift the scores of all detections.
+    """
+    if images and images[0]["gt_boxes"].shape[-1] == 4:
+        score = best_score(images)
+        rows = {image["file"]: {**judge(image, score), "shape": image["shape"]} for image in images}
+        file.write_text(json.dumps({"score": score, "names": names, "images": rows}), encoding="utf-8")
+
+
+def best_score(images: Sequence[Mapping[str, Any]]) -> float:
+    """Return the score from which detections have the highest F1 at IoU 0.5, at least 0.01."""
+    pairs = [(image["scores"], matches(image)[0]) for image in images]
+    scores, hits = (np.concatenate(values) for values in zip(*pairs))
+    order = np.argsort(-scores, kind="stable")
+    count = sum(len(image["gt_classes"]) for image in images)
+    f1 = 2 * hits[order].cumsum() / (np.arange(1, len(order) + 1) + max(count, 1))
+    return max(LEAST_SCORE, float(scores[order][f1.argmax()])) if len(f1) else LEAST_SCORE
+
+
+def matches(image: Mapping[str, Any], least: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    """Return which detections (d,) hit an object of their class at IoU 0.5, and which objects (g,) are hit."""
+    hits, is_hit = np.zeros(len(image["scores"]), bool), np.zeros(len(image["gt_classes"]), bool)
+    for d in np.argsort(-image["scores"], kind="stable"):
+        if image["scores"][d] < least or not len(is_hit):
+            continue
+        iou = np.where(~is_hit & (image["gt_classes"] == image["classes"][d]), image["iou"][d], 0.0)
+        hits[d] = iou.max() >= IOU
+        is_hit[iou.argmax()] |= hits[d]
+    return hits, is_hit
+
+
+def judge(image: Mapping[str, Any], score: float) -> dict[str, Any]:
+    """Return the boxes that hit, the objects that are missed, and the boxes that are false alarms, from a score on."""
+    hits, is_hit = matches(image, score)
+    alarms = ~hits & (image["scores"] >= score)
+    kinds = {"hits": image["boxes"][hits], "misses": image["gt_boxes"][~is_hit], "alarms": image["boxes"][alarms]}
+    boxes = {kind: np.round(boxes, 1).tolist() for kind, boxes in kinds.items()}
+    return {**boxes, "is_hit": is_hit.tolist()}
+
+
+def most_different(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Return the files of the images in which two runs differ most, objects hit by one alone and false alarms."""
+
+    def distance(file: str) -> int:
+        a, b = one["images"][file], other["images"][file]
+        return int(np.sum(np.not_equal(a["is_hit"], b["is_hit"]))) + abs(len(a["alarms"]) - len(b["alarms"]))
+
+    common = [file for file in one["images"] if file in other["images"]]
+    distances = {file: distance(file) for file in common}
+    return [file for file in sorted(common, key=lambda file: -distances[file]) if distances[file]][:MOST]
+
+
+def write(one: Path, other: Path, names: tuple[str, str], directory: Path, stem: str) -> bool:
+    """Write the images that two runs differ in most as data and as a picture; return whether there are any.
+
+    Args:
+        one: `FILE` of a run of the baseline.
+        other: That of another arm, of the same seed.
+        names: Names of the two arms.
+        directory: Where ``<stem>.json`` and ``<stem>.png`` are written.
+        stem: Name of both.
+    """
+    runs = [json.loads(file.read_text(encoding="utf-8")) for file in (one, other)]
+    files = most_different(*runs)
+    if not files:
+        return False
+    rows = [{"file": Path(file).name, **{n: run["images"][file] for n, run in zip(names, runs)}} for file in files]
+    about = {"iou": IOU, "scores": {name: run["score"] for name, run in zip(names, runs)}, "images": rows}
+    (directory / f"{stem}.json").write_text(json.dumps(about), encoding="utf-8")
+    draw(files, runs, names, directory / f"{stem}.png")
+    return True
+
+
+def draw(files: Sequence[str], runs: Sequence[Mapping[str, Any]], names: Sequence[str], file: Path) -> None:
+    """Draw images side by side, two pairs in a row, each with the boxes of both runs."""
+    from matplotlib.patches import Patch
+    from PIL import Image as Picture
+
+    rows = -(-len(files) // 2)
+    figure, axes = charts.figure(rows, 4, 2.8, 2.9)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for i, name in enumerate(files):
+        for k, run in enumerate(runs):
+            axis, found = axes.flat[2 * i + k], run["images"][name]
+            with Picture.open(name) as picture:
+                _show(axis, picture.convert("RGB"), found)
+            counts = " ".join(f"{len(found[kind])} {WORDS[kind]}" for kind in COLOURS)
+            axis.set_title(f"{names[k]}\n{counts}", fontsize=7)
+    handles = [Patch(fill=False, edgecolor=c, linestyle=LINES[k], label=WORDS[k]) for k, c in COLOURS.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
+    charts.save(figure, file)
+
+
+def _show(axis: Any, picture: Any, found: Mapping[str, Any]) -> None:
+    """Show a picture as the network saw it, scaled and padded, with its boxes."""
+    from matplotlib.patches import Rectangle
+
+    height, width = found["shape"]
+    scale = min(height / picture.height, width / picture.width)
+    x, y = (width - picture.width * scale) / 2, (height - picture.height * scale) / 2
+    axis.imshow(picture, extent=(x, width - x, height - y, y))
+    for kind, colour in COLOURS.items():
+        for left, top, right, bottom in found[kind]:
+            box: dict[str, Any] = {"fill": False, "edgecolor": colour, "linestyle": LINES[kind], "linewidth": 1.3}
+            axis.add_patch(Rectangle((left, top), right - left, bottom - top, **box))
+    axis.set(xlim=(0, width), ylim=(height, 0))

@@ -1,0 +1,317 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Our losses in the criterion of RT-DETR, which matches queries to objects: in its two methods, class and box loss.
+
+The GIoU term and the class term of every decoder layer, and of denoising, get another loss; the L1 term, the gains, the
+matcher, and the division by the number of objects stay the host's.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, Callable, Optional
+
+import torch
+from torch import Tensor
+from ultralytics.models.utils.loss import DETRLoss
+
+from yolo_lossplug.boxes import as_float
+from yolo_lossplug.registry import BOX, LossPlugError
+from yolo_lossplug.selection.keys import STOCK_DETR
+from yolo_lossplug.selection.loss import Loss, bind
+from yolo_lossplug.selection.select import Selection
+from yolo_lossplug.state import Scope, State
+from yolo_lossplug.ultralytics_hook import patching
+from yolo_lossplug.ultralytics_hook.attached import Derived, derive, on_criterion
+from yolo_lossplug.ultralytics_hook.members import PluggedClassLoss
+
+SEAMS = {
+    "_get_loss_class": ("self", "pred_scores", "targets", "gt_scores", "num_gts", "postfix"),
+    "_get_loss_bbox": ("self", "pred_bboxes", "gt_bboxes", "postfix"),
+}
+"""Methods of the host's criterion that are overridden, and their parameters."""
+MIN_TARGET = torch.finfo(torch.float32).tiny
+"""Target of a matched query whose IoU is 0: class losses tell matched queries by a target above 0."""
+TOLERANCE = 1e-4
+"""Maximum relative difference, in value and gradient, of two losses that count as the same."""
+
+_input_size: ContextVar[Optional[tuple[int, int]]] = ContextVar("input_size", default=None)
+
+
+@contextmanager
+def input_size(height: int, width: int) -> Iterator[None]:
+    """Let criteria of RT-DETR know the size of the network input in pixels: their boxes are relative to it."""
+    token = _input_size.set((height, width))
+    try:
+        yield
+    finally:
+        _input_size.reset(token)
+
+
+def with_input_size(stock: Callable[..., Any], model: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
+    """Compute the loss of a batch; its images have the size of the network input."""
+    with input_size(*batch["img"].shape[2:]):
+        return stock(model, batch, *args, **kwargs)
+
+
+class Reader(Scope):
+    """A view of a state that does not change it."""
+
+    @property
+    def is_training(self) -> bool:
+        """Whether the numbers may change: never."""
+        return False
+
+    def put(self, key: str, value: Tensor) -> None:
+        """Keep the number as it is."""
+
+
+@dataclass
+class Terms:
+    """Losses of a criterion of RT-DETR that are ours.
+
+    Attributes:
+        box: The box loss of the last decoder layer; None for the host's own.
+        others: The same for the other layers and denoising, which read a running mean and do not change it.
+        cls: The class loss; None for the host's own.
+        same: By key, a selected loss that equals the host's own, which stays, and what the host's own was then.
+        is_last: Whether the next box loss is that of the last decoder layer, which the host computes first.
+        scale: Width, height, half width, half height of the network input in pixels (4,), cached with its key.
+    """
+
+    box: Optional[Loss] = None
+    others: Optional[Loss] = None
+    cls: Optional[PluggedClassLoss] = None
+    same: dict[str, tuple[str, Loss]] = field(default_factory=dict)
+    is_last: bool = True
+    scale: Optional[tuple[tuple[Any, ...], Tensor]] = None
+
+    def next_box(self) -> Loss:
+        """Return the box loss of the next decoder layer."""
+        loss, self.is_last = (self.box if self.is_last else self.others), False
+        assert loss is not None
+        return loss
+
+    def scale_of(self, boxes: Tensor) -> Tensor:
+        """Return what makes pixels of normalised boxes (4,), and half of their width and height.
+
+        Raises:
+            LossPlugError: If the size of the network input is unknown.
+        """
+        size = _input_size.get()
+        if size is None:
+            raise LossPlugError(
+                "the size of the network input is unknown: call model.loss(batch), as training does, and not the "
+                "criterion of RT-DETR."
+            )
+        dtype = torch.promote_types(boxes.dtype, torch.float32)
+        key = (size, boxes.device, dtype)
+        if self.scale is None or self.scale[0] != key:
+            height, width = size
+            sides = (width, height, width / 2, height / 2)
+            self.scale = key, torch.tensor(sides, dtype=dtype, device=boxes.device)
+        return self.scale[1]
+
+
+class DetrMixin(Derived, DETRLoss):
+    """A criterion of RT-DETR with our box loss, class loss, or both."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the terms by name, as the host's method does."""
+        on_criterion(self).terms.is_last = True
+        return super().forward(*args, **kwargs)
+
+    def _get_loss_class(
+        self, pred_scores: Tensor, targets: Tensor, gt_scores: Tensor, num_gts: int, postfix: str = ""
+    ) -> dict[str, Tensor]:
+        cls = on_criterion(self).terms.cls
+        if cls is None:
+            return super()._get_loss_class(pred_scores, targets, gt_scores, num_gts, postfix)
+        if cls.weights is not None:
+            cls.weights = cls.weights.to(pred_scores.device)
+        elements = cls(pred_scores, soft_targets(targets, gt_scores, self.nc))
+        return {f"loss_class{postfix}": per_object(elements, num_gts) * self.loss_gain["class"]}
+
+    def _get_loss_bbox(self, pred_bboxes: Tensor, gt_bboxes: Tensor, postfix: str = "") -> dict[str, Tensor]:
+        # The host's GIoU is discarded: simpler than a copy of its L1 term for every release.
+        losses, terms = super()._get_loss_bbox(pred_bboxes, gt_bboxes, postfix), on_criterion(self).terms
+        if terms.box is None:
+            return losses
+        loss = terms.next_box()
+        if loss.state is not None or len(gt_bboxes):  # every rank has the state, also one without objects
+            pairs = loss(*(corners(b, terms.scale_of(b)) for b in (pred_bboxes, gt_bboxes)), **context(loss))
+        if len(gt_bboxes):
+            losses[f"loss_giou{postfix}"] = pairs.sum() / len(gt_bboxes) * self.loss_gain["giou"]
+        return losses
+
+
+def soft_targets(targets: Tensor, gt_scores: Tensor, n_classes: int) -> Tensor:
+    """Return the targets of queries: the IoU at the class of its object where a query is matched, else 0.
+
+    Args:
+        targets: Classes (b, queries) of their objects, `n_classes` where there is none.
+        gt_scores: IoU (b, queries) with them.
+        n_classes: Number of classes.
+
+    Returns:
+        (b, queries, classes), at least `MIN_TARGET` where a query is matched.
+    """
+    table = gt_scores.new_zeros((*targets.shape, n_classes + 1))
+    table.scatter_(2, targets.unsqueeze(-1), gt_scores.clamp(MIN_TARGET, 1).unsqueeze(-1))
+    return table[..., :-1]
+
+
+def per_object(elements: Tensor, n_objects: int) -> Tensor:
+    """Return the sum of elements (b, queries, classes) over the number of objects, as the host reduces them."""
+    return elements.mean(1).sum() / (max(n_objects, 1) / elements.shape[1])
+
+
+def corners(boxes: Tensor, scale: Tensor) -> Tensor:
+    """Return boxes (N, 4) of normalised centre, width and height as x1, y1, x2, y2 in pixels, at least float32."""
+    centre, half = (as_float(boxes) * scale).split(2, -1)
+    return torch.cat((centre - half, centre + half), -1)
+
+
+def context(loss: Loss) -> dict[str, Any]:
+    """Return the context of a box loss whose boxes are in pixels, as far as it wants any."""
+    available = {"stride": 1.0, "imgsz": _input_size.get()}
+    return {key: available[key] for key in available.keys() & loss.context}
+
+
+def plug(criterion: DETRLoss, selection: Selection, scope: Scope, weights: Optional[list[float]]) -> None:
+    """Put the selected losses into a criterion, in place.
+
+    Args:
+        criterion: A criterion of RT-DETR.
+        selection: Selected losses.
+        scope: State of the run's losses.
+        weights: Weights of the classes, None for none.
+
+    Raises:
+        LossPlugError: If this release has another criterion.
+    """
+    check_seams(type(criterion))
+    derive(DetrMixin, criterion)
+    attached = on_criterion(criterion)
+    terms = attached.terms = Terms()
+    if selection.chooses(selection.box):
+        terms.box = terms.others = selection.box.within(State().scoped("trial"))
+        if is_hosts(criterion, "_get_loss_bbox"):
+            terms.box, terms.same["loss"] = None, (hosts_box(criterion), selection.box)
+        else:
+            terms.box = selection.box.within(scope)
+            terms.others = selection.box.within(Reader(scope.state, scope.name))
+    if selection.chooses(selection.cls):
+        table = None if weights is None else torch.tensor(weights)
+        terms.cls = PluggedClassLoss(selection.cls, selection.cls_smoothing, weights=table)
+        if is_hosts(criterion, "_get_loss_class"):
+            terms.cls, terms.same["cls_loss"] = None, (hosts_class(criterion), selection.cls)
+    attached.selection, attached.running = selection, running(criterion)
+
+
+def check_seams(stock: type) -> None:
+    """Check the methods that are overridden.
+
+    Raises:
+        LossPlugError: If this release has them otherwise.
+    """
+    for name, parameters in SEAMS.items():
+        try:
+            patching.check_parameters(f"{stock.__name__}.{name}", getattr(stock, name, None), parameters)
+        except patching.SeamMoved as error:
+            raise LossPlugError(f"RT-DETR cannot be trained with another loss: {error}. Remove the keys.") from error
+
+
+def running(criterion: DETRLoss) -> dict[str, Any]:
+    """Return what a criterion runs, by key, read from it and not from the requested keys."""
+    attached = on_criterion(criterion)
+    terms = attached.terms if isinstance(criterion, DetrMixin) and attached.terms else Terms()
+    return {
+        "loss": terms.box or _as_selected(terms, "loss", hosts_box(criterion)),
+        "cls_loss": terms.cls.loss if terms.cls else _as_selected(terms, "cls_loss", hosts_class(criterion)),
+        "cls_smoothing": terms.cls.smoothing if terms.cls else 0.0,
+    }
+
+
+def _as_selected(terms: Terms, key: str, hosts: str) -> Any:
+    """Return the selected loss that the host's own equals, or the host's own as it is described."""
+    before, loss = terms.same.get(key, ("", None))
+    return loss if before == hosts else hosts
+
+
+def hosts_box(criterion: DETRLoss) -> str:
+    """Return the name of the host's own box loss; that of its class if a fork has another one."""
+    stock = stock_class(criterion)
+    return STOCK_DETR["loss"] if _is_known_box(stock, stock._get_loss_bbox) else stock.__name__
+
+
+def hosts_class(criterion: DETRLoss) -> str:
+    """Return the host's own class loss with its numbers, which differ between releases."""
+    module = (criterion.vfl or criterion.fl) if criterion.fl else None
+    if module is None:
+        return "BCE"
+    defaults = type(module).forward.__kwdefaults__ or _defaults(type(module).forward)
+    numbers = {name: getattr(module, name, defaults.get(name)) for name in ("alpha", "gamma")}
+    described = ", ".join(f"{name}={float(number):g}" for name, number in numbers.items() if number is not None)
+    return f"{type(module).__name__}({described})"
+
+
+def _defaults(function: Any) -> dict[str, Any]:
+    """Return the defaults of a function by parameter."""
+    values = function.__defaults__ or ()
+    names = function.__code__.co_varnames[: function.__code__.co_argcount]
+    return dict(zip(names[len(names) - len(values) :], values))
+
+
+def stock_class(criterion: DETRLoss) -> Any:
+    """Return the class of a criterion as the host made it."""
+    return vars(type(criterion)).get("stock_class", type(criterion))
+
+
+@functools.lru_cache(maxsize=8)
+def _is_known_box(stock: Any, method: Any) -> bool:
+    """Return whether a criterion's own box loss is the one that its name says; `method` is part of the key."""
+    trial = stock(nc=2)
+    derive(DetrMixin, trial)
+    loss = bind(BOX, STOCK_DETR["loss"], {})
+    on_criterion(trial).terms = Terms(loss, loss)
+    return is_hosts(trial, "_get_loss_bbox")
+
+
+def is_hosts(criterion: DETRLoss, method: str) -> bool:
+    """Return whether a method of a criterion computes with our loss what the host's own does.
+
+    If so the host's stays, so that a loss which names the stock one gives the stock run to the last digit.
+    """
+    rng = torch.Generator().manual_seed(0)
+    # In validation a criterion is made in inference mode, in training under autocast.
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False), input_size(640, 640):
+        inputs = _box_inputs(rng) if method == "_get_loss_bbox" else _class_inputs(rng, criterion.nc)
+        inputs[0].requires_grad_()
+        functions = getattr(type(criterion), method), getattr(stock_class(criterion), method)
+        values = [sum(function(criterion, *inputs).values()) for function in functions]
+        ours, hosts = (torch.cat((v.reshape(1), *(g.flatten() for g in _grad(v, inputs[0])))) for v in values)
+    return bool((ours - hosts).abs().max() <= TOLERANCE * hosts.abs().max())
+
+
+def _grad(value: Tensor, leaf: Tensor) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(value, [leaf])
+
+
+def _box_inputs(rng: torch.Generator) -> tuple[Any, ...]:
+    """Return predicted and target boxes (64, 4), some of which do not overlap."""
+    spread = torch.tensor([0.4, 0.4, 0.3, 0.3])
+    pred, target = (torch.rand(64, 4, generator=rng) * spread + torch.tensor([0.3, 0.3, 0.1, 0.1]) for _ in range(2))
+    return pred, target
+
+
+def _class_inputs(rng: torch.Generator, n_classes: int) -> tuple[Any, ...]:
+    """Return logits (2, 64, classes), classes, IoU and number of objects, of which some are not overlapped."""
+    logits = torch.randn(2, 64, n_classes, generator=rng) * 2
+    is_matched = torch.rand(2, 64, generator=rng) < 0.3
+    targets = torch.randint(n_classes, (2, 64), generator=rng).masked_fill(~is_matched, n_classes)
+    scores = torch.rand(2, 64, generator=rng).sub(0.1).clamp(min=0) * is_matched
+    return logits, targets, scores, int(is_matched.sum())

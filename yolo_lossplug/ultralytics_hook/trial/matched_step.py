@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""One step of RT-DETR's criterion: its terms summed over decoder layers and denoising, and the inputs of each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from yolo_lossplug.selection.select import class_weights
+from yolo_lossplug.state import State
+from yolo_lossplug.ultralytics_hook import detr
+from yolo_lossplug.ultralytics_hook.attached import on_criterion
+from yolo_lossplug.ultralytics_hook.criterion import class_names
+
+TERMS = ("box", "class", "l1")
+NAMES = {"box": "loss_giou", "class": "loss_class", "l1": "loss_bbox"}
+"""How the host's names of the terms begin."""
+
+
+def predict(model: Any, batch: dict[str, Any]) -> Any:
+    """Return the outputs of a model in training, with denoising queries."""
+    images, index = batch["img"], batch["batch_idx"].view(-1)
+    targets = {
+        "cls": batch["cls"].long().view(-1),
+        "bboxes": batch["bboxes"],
+        "batch_idx": index.long(),
+        "gt_groups": [int((index == i).sum()) for i in range(len(images))],
+    }
+    return model.predict(images, batch=targets)
+
+
+def summed(criterion: Any, one: Any) -> dict[str, Tensor]:
+    """Return the terms of a step, with their gains."""
+    losses: dict[str, Tensor] = {}
+    handle = criterion.register_forward_hook(lambda module, args, output: losses.update(output))
+    one.model.criterion = criterion
+    try:
+        one.model.loss(one.batch, one.preds)
+    finally:
+        handle.remove()
+    zero = one.preds[0].new_zeros(())
+    return {term: sum((v for k, v in losses.items() if k.startswith(NAMES[term])), zero) for term in TERMS}
+
+
+def terms(criterion: Any, one: Any) -> dict[str, tuple[float, ...]]:
+    """Return the terms of a step by branch, as `one_step.terms` does."""
+    return {"main": tuple(value.item() for value in summed(criterion, one).values())}
+
+
+def grad_norms(criterion: Any, one: Any) -> dict[str, tuple[float, ...]]:
+    """Return the L2 norm of the gradient of each term by the head's outputs, by branch."""
+    outputs = [tensor for tensor in one.preds[:4] if tensor.requires_grad]
+    return {"main": tuple(_norm(value, outputs) for value in summed(criterion, one).values())}
+
+
+def _norm(value: Tensor, outputs: list[Tensor]) -> float:
+    if not value.requires_grad:
+        return 0.0
+    grads = torch.autograd.grad(value, outputs, retain_graph=True, allow_unused=True)
+    return float(sum(grad.double().square().sum() for grad in grads if grad is not None)) ** 0.5
+
+
+def formula(criterion: Any, one: Any) -> dict[str, tuple[float, ...]]:
+    """Return the terms of a step in float64, from the inputs of the criterion's methods and the formulas themselves.
+
+    Of the criterion it uses the gains, and its host's own methods where a term has no key of ours.
+    """
+    with recorded(criterion) as calls:
+        summed(criterion, one)
+    height, width = one.batch["img"].shape[2:]
+    with detr.input_size(height, width):
+        rows = [_formula_of(name, criterion, one, args) for name, args in calls]
+    return {"main": tuple(float(sum(row[term] for row in rows if term in row)) for term in TERMS)}
+
+
+def _formula_of(name: str, criterion: Any, one: Any, args: tuple[Any, ...]) -> dict[str, Any]:
+    """Return the terms that one call of a method gives."""
+    values = [v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for v in args]
+    stock = getattr(detr.stock_class(criterion), name)(criterion, *values)
+    hosts = {term: next((v for k, v in stock.items() if k.startswith(NAMES[term])), None) for term in TERMS}
+    found = {term: value for term, value in hosts.items() if value is not None}
+    if name == "_get_loss_bbox" and one.selection.chooses(one.selection.box) and len(values[1]):
+        loss, gain = one.selection.box.within(State().scoped("formula")), criterion.loss_gain["giou"]
+        scale = detr.Terms().scale_of(values[0])
+        pairs = loss(*(detr.corners(boxes, scale) for boxes in values[:2]), **detr.context(loss))
+        found["box"] = pairs.sum() / len(values[1]) * gain
+    is_chosen = "class" in found and one.selection.chooses(one.selection.cls)
+    if is_chosen and not _is_hosts_without_object(criterion, args[3]):
+        found["class"] = _class_formula(criterion, one, values)
+    return found
+
+
+def _is_hosts_without_object(criterion: Any, n_objects: Any) -> bool:
+    """Return whether the host's own class loss stays, which is another one where there is no object."""
+    return not n_objects and "cls_loss" in on_criterion(criterion).terms.same
+
+
+def _class_formula(criterion: Any, one: Any, values: list[Any]) -> Tensor:
+    logits, classes, scores, n_objects = values[:4]
+    targets, smoothing = detr.soft_targets(classes, scores, criterion.nc), one.selection.cls_smoothing
+    if smoothing:
+        is_matched = (classes < criterion.nc).unsqueeze(-1)
+        targets = torch.where(is_matched, targets * (1 - smoothing) + smoothing / 2, targets)
+    elements = one.selection.cls(logits, targets)
+    weights = class_weights(one.selection, criterion.nc, class_names(one.model))
+    if weights is not None:
+        elements = elements * elements.new_tensor(weights)
+    return elements.sum() / max(n_objects, 1) * criterion.loss_gain["class"]
+
+
+@contextmanager
+def recorded(criterion: Any) -> Iterator[list[tuple[str, tuple[Any, ...]]]]:
+    """Record the calls of the two methods of a criterion: name and arguments."""
+    calls: list[tuple[str, tuple[Any, ...]]] = []
+
+    def around(name: str, method: Any) -> Any:
+        def wrapped(*args: Any) -> Any:
+            calls.append((name, tuple(a.detach() if isinstance(a, Tensor) else a for a in args)))
+            return method(*args)
+
+        return wrapped
+
+    for name in detr.SEAMS:
+        setattr(criterion, name, around(name, getattr(criterion, name)))
+    try:
+        yield calls
+    finally:
+        for name in detr.SEAMS:
+            delattr(criterion, name)
