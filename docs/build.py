@@ -10,15 +10,15 @@ import re
 import subprocess
 import sys
 import tempfile
-from itertools import groupby
 from pathlib import Path
 
+from families import GROUPS, SIZES, families, family_page, group, key, names, pictured, task
 from mkdocs.structure.files import File
 
-from yolo_lossplug import catalogue, cli
-from yolo_lossplug.registry import BOX, CLASS, MODIFIER, OVERLAP, REGISTRY, ROTATED, ROTATED_MODIFIER, SOFTMAX
-from yolo_lossplug.tools import curves, simulate
-from yolo_lossplug.tools.arms import arms
+from yolo_lossplug import cli
+from yolo_lossplug.catalogue import keys_markdown, options_markdown, shown, table
+from yolo_lossplug.registry import OVERLAP, REGISTRY, ROTATED, ROTATED_MODIFIER
+from yolo_lossplug.tools import simulate
 from yolo_lossplug.ultralytics_hook import console
 from yolo_lossplug.ultralytics_hook.patches import PATCHES
 
@@ -28,151 +28,142 @@ CASES = 17_150
 """Of the simulation, fifty anchor points: enough for the order of the losses, in seconds."""
 GENERATED = re.compile(r"<!-- generated: (\w+) -->.*?<!-- end -->", re.DOTALL)
 """What a build replaces. Between the two comments stands what a reader of the source gets."""
-SIMULATED, KINDS = "iou,giou,diou,ciou,eiou,siou", "published,true"
-SECTIONS = {
-    BOX: "Box losses",
-    OVERLAP: "Box losses",
-    MODIFIER: "Prefixes",
-    ROTATED: "Rotated boxes",
-    ROTATED_MODIFIER: "Rotated boxes",
-    CLASS: "Class losses",
-    SOFTMAX: "Class losses of classify",
+SIMULATIONS = {
+    "simulate": {"loss": "iou,giou,diou,ciou,eiou,siou", "gradients": "published,true", "cases": CASES},
+    "moving": {"loss": "iou,eiou", "gradients": "true", "cases": 343},
 }
+SIMULATED = {"Error by position of the anchor": "map.png", "Boxes on their way": "simulate.gif"}
+"""What the page of losses shows of the first simulation, as far as it is drawn; the home page has the second."""
+HEADS = {"en": "key | task | prefixes | formula | paper", "zh": "参数 | 任务 | 前缀 | 公式 | 论文"}
+TITLES = {
+    "en": dict(zip(GROUPS, GROUPS)),
+    "zh": dict(zip(GROUPS, ("水平框", "前缀", "混合", "旋转框", "分类", "classify 任务"))),
+}
+MIXTURE = {"loss": "ciou,nwd,ciou+nwd"}
+MADE = {}
+"""What pages ask for and is made with the files, by name."""
+PLACEHOLDERS = {"en": "Filter by name, key, task, formula, year", "zh": "按名称、参数、任务、公式、年份筛选"}
 
 
 def on_config(config):
-    """Add the pages of families to the navigation."""
-    entries = [
-        {title: [page(key) for key, _ in group]} for title, group in groupby(families(), lambda f: section(f[1]))
-    ]
-    losses = next(entry["Losses"] for entry in config.nav if isinstance(entry, dict) and "Losses" in entry)
-    losses[1:] = entries
+    """Add the pages of families to the navigation, beside those of their groups that are written by hand."""
+    losses = next(entry["All losses"] for entry in config.nav if isinstance(entry, dict) and "All losses" in entry)
+    by_hand = {title: pages for entry in losses if isinstance(entry, dict) for title, pages in entry.items()}
+    made = {title: [*by_hand.get(title, []), *_entries(title)] for title in GROUPS}
+    losses[:] = [entry for entry in losses if isinstance(entry, str)] + [{t: p} for t, p in made.items() if p]
     return config
+
+
+def _entries(title):
+    return [{names(specs): path} for path, specs in families().items() if group(specs[0]) == title]
 
 
 def on_files(files, config):
     """Add the pages of families and all pictures."""
-    for key, specs in families():
-        files.append(File.generated(config, page(key), content=family_page(key, specs)))
-        files.append(File.generated(config, picture(key), abs_src_path=str(draw(key, specs))))
-    folder = Path(WORK.name) / "simulate"
-    with console.quiet():
-        simulate.main(
-            {"loss": SIMULATED, "gradients": KINDS, "cases": CASES, "project": str(folder.parent), "name": folder.name}
-        )
-    made = {name: folder / name for name in ("map.png", "simulate.gif")}
-    made["cost.png"] = ROOT / "benchmarks" / "results" / "cost.png"
-    for name, path in made.items():
+    folder = Path(WORK.name)
+    MADE["mixture"], drawn = pictured(MIXTURE, folder / "losses" / "mixtures", SIZES)
+    for path, specs in families().items():
+        content, pictures = family_page(path, specs, folder)
+        files.append(File.generated(config, path, content=content))
+        drawn += pictures
+    for file in drawn:
+        files.append(File.generated(config, file.relative_to(folder).as_posix(), abs_src_path=str(file)))
+    for name, path in pictures_of_simulations(folder).items():
         files.append(File.generated(config, f"pictures/{name}", abs_src_path=str(path)))
+    cost = ROOT / "benchmarks" / "results" / "cost.png"
+    files.append(File.generated(config, "pictures/cost.png", abs_src_path=str(cost)))
     return files
+
+
+def pictures_of_simulations(folder):
+    """Run the simulations and return their pictures by name."""
+    with console.quiet():
+        for name, args in SIMULATIONS.items():
+            simulate.main({**args, "project": str(folder), "name": name})
+    made = {name: folder / "simulate" / name for name in SIMULATED.values()}
+    made["moving.gif"] = folder / "moving" / "simulate.gif"
+    return {name: path for name, path in made.items() if path.is_file()}
 
 
 def on_page_markdown(markdown, page, config, files):
     """Put what is generated where pages ask for it."""
-    return GENERATED.sub(lambda found: MAKERS[found[1]](), markdown)
+    return GENERATED.sub(lambda found: MAKERS[found[1]](language(page)), markdown)
 
 
-def families():
-    """Return the modules of losses, each with its specs, box losses first."""
-    ours = [spec for spec in REGISTRY if not spec.is_user_defined]
-    order = list(SECTIONS)
-    groups = {}
-    for spec in sorted(ours, key=lambda spec: (order.index(spec.kind), spec.name)):
-        title = section([spec]).lower().replace(" ", "-")
-        groups.setdefault((title, spec.function.__module__.rpartition(".")[2]), []).append(spec)
-    found = [(f"{title}/{module}", specs) for (title, module), specs in groups.items()]
-    return sorted(found, key=lambda family: list(SECTIONS.values()).index(section(family[1])))
+def on_post_page(output, page, config):
+    """Name the language of translated pages, for hyphenation, fonts and screen readers."""
+    return output.replace('<html lang="en"', f'<html lang="{language(page)}"', 1)
 
 
-def section(specs):
-    """Return the heading that a family stands under."""
-    return SECTIONS[specs[0].kind]
+def language(page):
+    """Return the language of a page."""
+    return "zh" if page.file.src_uri.startswith("zh/") else "en"
 
 
-def page(key):
-    """Return the path of a family's page."""
-    return f"losses/{key.replace('_', '-')}.md"
+def losses(lang):
+    """Return the tables of all losses, one for each group, with links to their pages, in what a script filters."""
+    root = "../losses/" if lang == "zh" else ""
+    pages = {
+        (spec.kind, spec.name): root + path.removeprefix("losses/")
+        for path, specs in families().items()
+        for spec in specs
+    }
+    parts = [f'<div class="losses" data-filter="{PLACEHOLDERS[lang]}" markdown>']
+    for title in GROUPS:
+        rows = [_cells(spec, pages[spec.kind, spec.name]) for spec in _alphabetical(title)]
+        parts += [f"### {TITLES[lang][title]} {{ #{title.lower()} }}", table(HEADS[lang], rows)] if rows else []
+    return "\n\n".join([*parts, "</div>"])
 
 
-def picture(key):
-    """Return the path of a family's picture."""
-    return f"losses/{key.replace('_', '-')}.png"
+def _alphabetical(title):
+    ours = (spec for spec in REGISTRY if not spec.is_user_defined and group(spec) == title)
+    return sorted(ours, key=lambda spec: spec.name)
 
 
-def title(specs):
-    """Return the names of a family's losses."""
-    return ", ".join(catalogue.shown(spec) for spec in specs)
+def _cells(spec, page):
+    anchor = "" if len(families()[_family(spec)]) == 1 else f"#{shown(spec)}"
+    paper = (
+        f"[{spec.paper.families[0] if spec.paper.authors else ''} {spec.year}]({spec.paper.address})"
+        if spec.paper
+        else ""
+    )
+    return f"[`{key(spec)}={shown(spec)}`]({page}{anchor})", task(spec), prefixes(spec), spec.formula, paper
 
 
-def drawn(specs):
-    """Return the arguments of `lossplug curves` for a family."""
-    kind, names = specs[0].kind, [spec.name for spec in specs]
-    if kind == MODIFIER:
-        return {"loss": ",".join(["iou", *(f"{name}-iou" for name in names)])}
-    if kind == ROTATED:
-        rotated = [spec.name for spec in specs if spec.kind == ROTATED]
-        return {"loss": ",".join(dict.fromkeys(["probiou", *rotated])), "task": "obb"}
-    if kind == SOFTMAX:
-        return {"cls_loss": ",".join(names), "task": "classify"}
-    key, reference = ("cls_loss", "bce") if kind == CLASS else ("loss", "ciou")
-    return {key: ",".join(dict.fromkeys([reference, *names]))}
+def _family(spec):
+    return next(path for path, specs in families().items() if spec in specs)
 
 
-def draw(key, specs):
-    """Draw a family and return the file."""
-    args = drawn(specs)
-    make = curves.draw_class if "cls_loss" in args else curves.draw
-    return make(arms(args, args.get("task")), Path(WORK.name) / picture(key))
+def prefixes(spec):
+    """Return the mark of losses that take all prefixes, or the prefixes that a rotated one takes."""
+    taken = (s for s in REGISTRY if s.kind == ROTATED_MODIFIER and (not s.bases or spec.name in s.bases))
+    return ", ".join(f"`{shown(s)}`" for s in taken) if spec.kind == ROTATED else "∘" if spec.kind == OVERLAP else ""
 
 
-def family_page(key, specs):
-    """Return the page of a family: pictures, formulas, options, weaknesses, citations."""
-    lines = [f"# {title(specs)}", ""]
-    command = " ".join(["lossplug curves", *(f"{name}={value}" for name, value in drawn(specs).items())])
-    lines += [f"![Losses and gradients]({Path(picture(key)).name})", "", f"`{command}`", ""]
-    for spec in specs:
-        lines += [f"## {catalogue.shown(spec)}", "", "```text", spec.formula, "```", ""]
-        if spec.note:
-            lines += [f"**Note.** {spec.note}", ""]
-        if spec.parameters:
-            lines += ["| key | default | range | meaning |", "|---|---|---|---|"]
-            lines += [
-                f"| `{p.key}` | {p.default} | {p.option.range} | {p.option.help} |" for p in spec.parameters.values()
-            ]
-            lines += [""]
-        lines += [f"::: {spec.function.__module__}.{spec.function.__qualname__}"]
-        lines += ["    options:", "      show_root_heading: false", "      show_root_toc_entry: false", ""]
-    cited = catalogue.entries(specs)
-    if cited:
-        lines += ["## Citation", "", "```bibtex", *cited, "```", ""]
-    return "\n".join(lines)
-
-
-def losses():
-    """Return the tables of all losses, with links to their pages."""
-    pages = {(spec.kind, spec.name): page(key) for key, specs in families() for spec in specs}
-
-    def link(spec, name):
-        address = pages.get((spec.kind, spec.name), "").removeprefix("losses/")
-        return f"[{name}]({address})" if address else name
-
-    return catalogue.markdown(link)
-
-
-def simulated():
+def simulated(lang):
     """Return the pictures of the simulation, with their command."""
-    command = f"`lossplug simulate loss={SIMULATED} gradients={KINDS} cases={CASES}`"
-    pictures = {"Error by position of the anchor": "map.png", "Boxes on their way": "simulate.gif"}
-    return "\n\n".join([command, *(f"![{words}](../pictures/{name})" for words, name in pictures.items())])
+    words = " ".join(f"{name}={value}" for name, value in SIMULATIONS["simulate"].items())
+    made = {title: name for title, name in SIMULATED.items() if (Path(WORK.name) / "simulate" / name).is_file()}
+    pictures = [f"[![{title}](../pictures/{name})](../pictures/{name})" for title, name in made.items()]
+    return "\n\n".join([f"`lossplug simulate {words}`", *pictures])
 
 
-def patches():
+def moving(lang):
+    """Return the picture of the home page."""
+    root, alt = (
+        ("../", "预测框在两种损失下移向目标")
+        if lang == "zh"
+        else ("", "Boxes on their way to an object under two losses")
+    )
+    return f"![{alt}]({root}pictures/moving.gif)"
+
+
+def patches(lang):
     """Return the table of changes to the host."""
-    rows = [f"| `{patch.module}.{patch.attribute}` | {patch.reason} |" for patch in PATCHES]
-    return "\n".join(["| changed | why there |", "|---|---|", *rows])
+    return table("changed | why there", ([f"`{patch.module}.{patch.attribute}`", patch.reason] for patch in PATCHES))
 
 
-def commands():
+def commands(lang):
     """Return the help of every command."""
     texts = {name: importlib.import_module(f"yolo_lossplug.tools.{name}").HELP for name in cli.TOOLS}
     texts = {"list": cli.LIST_HELP, "explain": cli.EXPLAIN_HELP, "doctor": cli.DOCTOR_HELP, **texts}
@@ -185,11 +176,13 @@ def commands():
 
 MAKERS = {
     "losses": losses,
-    "keys": catalogue.keys_markdown,
-    "options": catalogue.options_markdown,
+    "keys": lambda lang: keys_markdown(),
+    "options": lambda lang: options_markdown(),
     "simulation": simulated,
+    "moving": moving,
+    "mixture": lambda lang: MADE["mixture"],
     "patches": patches,
     "commands": commands,
-    "cost": lambda: "![Time and memory of a step against the number of objects](pictures/cost.png)",
+    "cost": lambda lang: "![Time and memory of a step against the number of objects](pictures/cost.png)",
 }
-"""Functions by the name that a page asks for."""
+"""Functions of the language by the name that a page asks for."""

@@ -1,26 +1,57 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """The pages of the documentation: tables that are generated, and a site in which everything is there."""
 
+import functools
+import http.server
 import os
 import re
 import subprocess
 import sys
+import threading
 from html.parser import HTMLParser
+from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
 import yaml
 
+from tests.browser import Browser, needs_chromium
 from tests.runs import ROOT
+from tests.test_readme import blocks, facts, rows
 from yolo_lossplug.catalogue import keys_markdown, options_markdown
-from yolo_lossplug.registry import REGISTRY, ROTATED
+from yolo_lossplug.registry import BOX, REGISTRY, ROTATED, spec_of
 from yolo_lossplug.selection.keys import keys
 from yolo_lossplug.selection.select import select
 from yolo_lossplug.sparse import candidates
 
-EXAMPLES = {"own-loss": "own_loss.py", "compare": "tune.py"}
+DOCS = ROOT / "docs"
+EXAMPLES = {
+    **{"own-loss": "own_loss.py", "compare": "tune.py"},
+    **{"zh/own-loss": "own_loss.py", "zh/compare": "tune.py"},
+}
 """What pages include, by the page."""
+CHINESE = {name: name for name in ("index.md", "choose.md", "compare.md", "own-loss.md")} | {
+    "losses.md": "losses/index.md"
+}
+"""Originals of the pages in docs/zh."""
+SCROLLING = "div.md-sidebar"
+"""What the theme keeps beside the page on a phone until it is asked for."""
+CLIPPED = """
+[...document.querySelectorAll("pre, code, math, table, img")].filter((node) => {
+  const style = (one) => getComputedStyle(one).overflowX;
+  const scrolls = /auto|scroll/;
+  if (node.matches("pre > code") && node.scrollWidth > node.clientWidth + 1) return !scrolls.test(style(node));
+  for (let one = node.parentElement; one && one !== document.body; one = one.parentElement) {
+    if (scrolls.test(style(one))) return false;
+    const out = node.getBoundingClientRect().right > one.getBoundingClientRect().right + 1;
+    if (/hidden|clip/.test(style(one)) && out && node.getBoundingClientRect().width) return true;
+  }
+  return false;
+}).map((node) => node.outerHTML.slice(0, 200))
+"""
+"""What is cut off, and cannot be scrolled to."""
 
 
 def cells(table):
@@ -97,6 +128,86 @@ def test_pages_hold_their_examples(site):
         assert code in pages[folder / page / "index.html"].text, page
 
 
+@pytest.mark.parametrize(("page", "source"), CHINESE.items())
+def test_the_chinese_pages_say_the_same(page, source):
+    chinese, english = ((DOCS / name).read_text(encoding="utf-8") for name in (f"zh/{page}", source))
+    assert blocks(chinese) == blocks(english)
+    levels = [[line.split()[0] for line in text.splitlines() if line.startswith("#")] for text in (english, chinese)]
+    assert levels[0] == levels[1]
+    assert len(rows(chinese)) == len(rows(english))
+    for mine, theirs in zip(rows(chinese), rows(english)):
+        assert facts(mine)[0] == facts(theirs)[0] and mine.count("|") == theirs.count("|"), mine
+    assert targets(chinese, f"zh/{page}") == targets(english, source)
+    prose = [re.sub(r"```.*?```", "", text, flags=re.DOTALL) for text in (english, chinese)]
+    assert set(re.findall(r"`[^`\n]+`", prose[0])) == set(re.findall(r"`[^`\n]+`", prose[1]))
+
+
+def targets(text, name):
+    """Return what a page links to, originals for translated pages."""
+    found = []
+    for target in re.findall(r"(?<!!)\[[^]]*\]\(([^)]+)\)", text):
+        path = target if "://" in target else os.path.normpath(Path("docs", name).parent / target)
+        parts = Path(path).parts
+        is_translated = parts[:2] == ("docs", "zh")
+        found.append(f"docs/{CHINESE[parts[2]]}" if is_translated else str(path))
+    return sorted(found)
+
+
+def test_every_loss_has_its_formula_in_latex():
+    ours = [spec for spec in REGISTRY if not spec.is_user_defined]
+    assert len(ours) > 40
+    for spec in ours:
+        assert spec.latex, f"give {spec.name} a latex="
+        assert all(line.count("{") == line.count("}") for line in spec.latex), spec.name
+
+
+@pytest.fixture
+def families(monkeypatch):
+    """The module that makes the pages of losses."""
+    for name in ("latex2mathml", "matplotlib"):
+        pytest.importorskip(name, reason="makes pages of the documentation: pip install '.[docs]'")
+    monkeypatch.syspath_prepend(str(DOCS))
+    return import_module("families")
+
+
+def test_formulas_become_maths(families):
+    for spec in REGISTRY:
+        if not spec.is_user_defined:
+            made = families.maths(spec)
+            assert made.count("<math") == len(spec.latex) and "\\" not in made, spec.name
+
+
+def test_a_loss_without_latex_shows_its_formula(families):
+    spec = spec_of(BOX, "plain", lambda pred, target: (pred - target).abs().mean(-1), formula="mean |p − t| < ∞")
+    assert families.maths(spec) == '<div class="formula">mean |p − t| &lt; ∞</div>'
+
+
+def test_commands_of_pages_of_losses_are_accepted(families):
+    found = families.families()
+    assert len(found) > 20
+    for specs in found.values():
+        for spec in specs:
+            words = dict(word.split("=", 1) for word in families.training(spec).split()[2:])
+            keys_ = {name: yaml.safe_load(value) for name, value in words.items() if name not in ("model", "data")}
+            task = "obb" if "-obb" in words["model"] else "classify" if "-cls" in words["model"] else "detect"
+            assert select({**keys_, "task": task}).given == set(keys_), spec.name
+
+
+def test_names_are_sorted_and_every_loss_is_on_one_page(families):
+    shown = [spec for specs in families.families().values() for spec in specs]
+    assert len(shown) == len(set(map(id, shown))) == sum(not spec.is_user_defined for spec in REGISTRY)
+    for title in families.GROUPS:
+        first = [families.names(s) for s in families.families().values() if families.group(s[0]) == title]
+        assert first == sorted(first), title
+
+
+def test_advice_is_about_losses(families):
+    advice = families.advice()
+    known = {(families.group(spec), families.shown(spec)) for spec in REGISTRY}
+    assert len(advice) > 40 and set(advice) <= known
+    assert all(len(texts) == 2 and all(texts) for texts in advice.values())
+
+
 @pytest.mark.slow
 def test_everything_is_generated_and_included(site):
     folder, pages = site
@@ -122,3 +233,79 @@ def test_links_of_the_site_lead_somewhere(site):
             assert target.is_file(), f"{file.relative_to(folder)}: {address}"
             anchor = unquote(parts.fragment)
             assert not anchor or target not in pages or anchor in pages[target].anchors, f"{file}: {address}"
+
+
+@pytest.fixture(scope="module")
+def address(site):
+    """Where the site is served, as a browser needs it: links to folders, and scripts."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(site[0])))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+    server.server_close()
+
+
+@needs_chromium
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1280, 390])
+def test_pages_in_a_browser(site, address, width):
+    folder, pages = site
+    with Browser() as browser:
+        for file in sorted(pages):
+            name = file.relative_to(folder).as_posix()
+            seen = browser.measure(address + name.removesuffix("index.html"), width, script=CLIPPED)
+            assert seen["scroll_width"] <= seen["width"], f"{name}: wider than {width} pixels"
+            assert not [node for node in seen["overflow"] if not node.startswith(SCROLLING)], name
+            assert not seen["result"], f"{name}: cut off"
+            assert all(seen["pictures"]), f"{name}: a picture is missing"
+            assert not seen["errors"], name
+            assert all(request.startswith((address, "data:")) for request in seen["requests"]), name
+            text = pages[file].text
+            assert not re.search(r"--8 ?<|<!--|\$\$|\\(frac|text|left|begin)\b", text), name
+
+
+BAD = """<!doctype html><meta name="viewport" content="width=device-width"><body><main>
+<pre style="width: 90px; overflow: hidden"><code>yolo train model=yolov8n.pt loss=eiou</code></pre>
+<div style="width: 90px; overflow: hidden"><table><tr><td style="min-width: 200px">wide</td></tr></table></div>
+<pre style="width: 90px; overflow: auto"><code>yolo train model=yolov8n.pt loss=eiou</code></pre>
+<div style="width: 3000px">far</div><img src="missing.svg"></main></body>"""
+
+
+@needs_chromium
+@pytest.mark.slow
+def test_a_browser_sees_what_is_wrong(tmp_path):
+    (tmp_path / "bad.html").write_text(BAD, encoding="utf-8")
+    with Browser() as browser:
+        seen = browser.measure(tmp_path / "bad.html", 390, script=CLIPPED)
+    assert seen["scroll_width"] > seen["width"] and "div" in seen["overflow"]
+    assert [node[:6] for node in seen["result"]] == ["<code>", "<table"]
+    assert seen["pictures"] == [0] and seen["errors"]
+
+
+@needs_chromium
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("typed", "shown"), [("focal obb", {"loss=focal-"}), ("ciou stock", set()), ("2110.13389", set())]
+)
+def test_the_table_of_losses_filters_as_one_types(address, typed, shown):
+    script = f"""
+    (() => {{
+      const input = document.querySelector(".losses input");
+      const rows = () => [...document.querySelectorAll(".losses tbody tr")].filter((row) => row.offsetHeight);
+      const before = rows().length;
+      input.value = {typed!r};
+      input.dispatchEvent(new Event("input"));
+      const headings = [...document.querySelectorAll(".losses h3")].filter((one) => one.offsetHeight).length;
+      return [before, headings, rows().map((row) => row.querySelector("code").textContent)];
+    }})()
+    """
+    with Browser() as browser:
+        before, headings, names = browser.measure(f"{address}losses/", 1280, script=script)["result"]
+    assert before == sum(not spec.is_user_defined for spec in REGISTRY)
+    assert set(names) >= shown and len(names) < before
+    assert headings <= len(names)

@@ -117,6 +117,7 @@ class Spec:
         parameters: Its options by key.
         context: Which of `CONTEXT` it wants.
         formula: One line.
+        latex: The same for the documentation, one equation each; without it the documentation shows `formula`.
         paper: Where it was published, None if nowhere.
         note: What a user should know before choosing it.
         bases: For a modifier, the overlap losses it applies to; empty means all.
@@ -133,6 +134,7 @@ class Spec:
     parameters: Mapping[str, Parameter]
     context: frozenset[str]
     formula: str = ""
+    latex: tuple[str, ...] = ()
     paper: Optional[Paper] = None
     note: str = ""
     bases: frozenset[str] = frozenset()
@@ -263,10 +265,11 @@ def box_loss(name: str, **about: Any) -> Callable[[F], F]:
 
     Args:
         name: Name in kebab-case.
-        **about: Attributes of `Spec` for the table of losses: ``formula`` in one line, ``note`` for users, and
-            ``paper``, a `Paper`, or its address and ``year``. Besides, ``increasing`` names options whose values must
-            increase in that order, ``background`` and ``kernel`` say what engines evaluate instead of calling the
-            function, and ``aliases`` is a tuple of other spellings of the name, in kebab-case.
+        **about: Attributes of `Spec` for the table of losses: ``formula`` in one line, ``latex``, one equation or a
+            tuple of them, ``note`` for users, and ``paper``, a `Paper`, or its address and ``year``. Besides,
+            ``increasing`` names options whose values must increase in that order, ``background`` and ``kernel`` say
+            what engines evaluate instead of calling the function, and ``aliases`` is a tuple of other spellings of
+            the name, in kebab-case.
 
     Raises:
         LossPlugError: If the signature is another one, or the name is taken.
@@ -333,6 +336,8 @@ def spec_of(kind: str, name: str, function: Function, **about: Any) -> Spec:
     parameters, context = _read_signature(kind, function)
     summary = (inspect.getdoc(function) or "").partition("\n")[0]
     about["formula"] = about.get("formula") or summary
+    latex = about.get("latex", ())
+    about["latex"] = (latex,) if isinstance(latex, str) else latex
     about["paper"] = _paper(about.get("paper"), about.pop("year", 0))
     return Spec(name, kind, function, parameters, context, **about)
 

@@ -27,7 +27,12 @@ PAPER = Paper(
 
 
 @overlap_loss(
-    "diou", aliases=("distance-iou",), formula="1 − IoU + ρ²/c²", paper=PAPER, kernel=lambda: BoxKernel(BoxKind.DIOU)
+    "diou",
+    aliases=("distance-iou",),
+    formula="1 − IoU + ρ²/c²",
+    latex=r"L = 1 - \text{IoU} + \frac{\rho^2}{c^2}",
+    paper=PAPER,
+    kernel=lambda: BoxKernel(BoxKind.DIOU),
 )
 def diou(pair: Pair) -> tuple[Tensor, ...]:
     """DIoU loss = 1 − IoU + ρ²/c², in [0, 2): ρ the distance of the centres, c the enclosing diagonal, Eq. 7.
@@ -45,6 +50,11 @@ def diou(pair: Pair) -> tuple[Tensor, ...]:
     "ciou",
     aliases=("complete-iou",),
     formula="1 − IoU + ρ²/c² + sg(α)·v",
+    latex=(
+        r"L = 1 - \text{IoU} + \frac{\rho^2}{c^2} + \text{sg}(\alpha)\,v",
+        r"v = \frac{4}{\pi^2}\left(\arctan\frac{W}{H} - \arctan\frac{w}{h}\right)^2",
+        r"\alpha = \frac{v}{1 - \text{IoU} + v}",
+    ),
     paper=PAPER,
     note="What Ultralytics trains with. The aspect term vanishes for boxes of equal aspect but different size.",
 )

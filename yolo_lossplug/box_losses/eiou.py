@@ -27,6 +27,7 @@ PAPER = Paper(
     "eiou",
     aliases=("efficient-iou",),
     formula="1 − IoU + ρ²/c² + (w − W)²/cw² + (h − H)²/ch²",
+    latex=r"L = 1 - \text{IoU} + \frac{\rho^2}{c^2} + \frac{(w - W)^2}{c_w^2} + \frac{(h - H)^2}{c_h^2}",
     paper=PAPER,
     note="Efficient IoU; other libraries use the same abbreviation for Extended IoU, a different loss.",
     kernel=lambda: BoxKernel(BoxKind.EIOU),

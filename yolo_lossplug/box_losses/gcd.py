@@ -26,6 +26,11 @@ MIN_SIDE = EPS**0.5
     "gcd",
     aliases=("gaussian-combined-distance",),
     formula="1 − exp(−D), D² = ½·Σ over both axes and both boxes of (Δ/s)² + ¼((w − W)/s)², s the side of that box",
+    latex=(
+        "L = 1 - e^{-D}",
+        r"D^2 = \frac{1}{2}\left[A(w, h) + A(W, H)\right]",
+        r"A(a, b) = \frac{d_x^2}{a^2} + \frac{d_y^2}{b^2} + \frac{(w - W)^2}{4a^2} + \frac{(h - H)^2}{4b^2}",
+    ),
     paper=PAPER,
     note="For small objects; has no unit, as the sides of both boxes are the scale. The gradient of boxes several "
     "sides apart vanishes, also where only the prediction is that small.",

@@ -26,6 +26,7 @@ PAPER = Paper(
     "giou",
     aliases=("generalized-iou",),
     formula="1 − IoU + (C − U)/C",
+    latex=r"L = 1 - \text{IoU} + \frac{C - U}{C}",
     paper=PAPER,
     note="Equals iou where one box lies inside the other; slow on boxes far apart.",
     kernel=lambda: BoxKernel(BoxKind.GIOU),

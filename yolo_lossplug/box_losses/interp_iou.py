@@ -26,6 +26,7 @@ UNSURE = "Source uncertain: the authors published no code, and third-party versi
     "interp-iou",
     aliases=("interpiou",),
     formula="(1 − IoU(p, t)) + (1 − IoU(q, t)), q = (1 − α)·p + α·t",
+    latex=(r"L = 1 - \text{IoU}(p, t) + 1 - \text{IoU}(q, t)", r"q = (1 - \alpha)\,p + \alpha\,t"),
     paper=PAPER,
     note=UNSURE,
 )
@@ -55,6 +56,11 @@ def interp_iou(
     "d-interp-iou",
     aliases=("d-interpiou", "dinterpiou"),
     formula="interp-iou with α = clamp(1 − sg(IoU), low, high)",
+    latex=(
+        r"L = 1 - \text{IoU}(p, t) + 1 - \text{IoU}(q, t)",
+        r"q = (1 - \alpha)\,p + \alpha\,t",
+        r"\alpha = \min(\max(1 - \text{sg}(\text{IoU}),\, \alpha_{\text{low}}),\, \alpha_{\text{high}})",
+    ),
     paper=PAPER,
     note=UNSURE,
     increasing=("interp_low", "interp_high"),

@@ -27,6 +27,7 @@ MIN_IOU = 1e-6
 @overlap_loss(
     "iou",
     formula="1 − IoU",
+    latex=(r"L = 1 - \text{IoU}", r"\text{IoU} = \frac{\left|P \cap T\right|}{\left|P \cup T\right|}"),
     paper=PAPER,
     note="No gradient for boxes that do not overlap.",
     kernel=lambda: BoxKernel(BoxKind.IOU),
@@ -44,7 +45,12 @@ def iou(pair: Pair) -> tuple[Tensor, ...]:
 
 
 @box_loss(
-    "log-iou", aliases=("logiou",), formula="−ln IoU", paper=PAPER, note="No gradient for boxes that do not overlap."
+    "log-iou",
+    aliases=("logiou",),
+    formula="−ln IoU",
+    latex=r"L = -\ln \max(\text{IoU},\, 10^{-6})",
+    paper=PAPER,
+    note="No gradient for boxes that do not overlap.",
 )
 def log_iou(pred: Tensor, target: Tensor) -> Tensor:
     """Log IoU = −ln max(IoU, 1e-6), in [0, 13.8155]: Yu et al., UnitBox, ACM MM 2016.

@@ -23,6 +23,11 @@ PAPER = Paper(
     "mgiou",
     aliases=("mg-iou", "marginalized-giou"),
     formula="(1 − mean GIoU of the projections on the edge normals of both boxes)/2",
+    latex=(
+        r"L = \frac{1}{2}\left(1 - \frac{1}{4}\sum_{i=1}^{4} g_i\right)",
+        r"g = \frac{I}{U} - \frac{\text{hull} - U}{\text{hull}}",
+        "U = l_p + l_t - I",
+    ),
     paper=PAPER,
     note="Measures edges instead of Gaussians: the angle of a square counts too. It is no overlap of areas: a shift "
     "along one edge shows on half of the axes. The loss is smaller than ProbIoU's, so a larger gain 'box' may be "

@@ -50,6 +50,7 @@ FocalGamma = Annotated[float, Option("exponent of the overlap in the weight; 0 c
     "inner",
     stage=MEASURE,
     formula="u → IoU of both boxes scaled by r about their centres",
+    latex=(r"u \to \text{IoU}(p_r, t_r)", r"p_r = (x,\, y,\, r\,w,\, r\,h), \quad t_r = (X,\, Y,\, r\,W,\, r\,H)"),
     paper=INNER,
     note="r < 1 for data of high IoU, r > 1 for low; boxes that overlap may not when they are scaled down.",
 )
@@ -76,6 +77,7 @@ def inner(
     "focaler",
     stage=REMAP,
     formula="u → clip((u − d)/(e − d), 0, 1)",
+    latex=r"u \to \min\left(\max\left(\frac{u - d}{e - d},\, 0\right),\, 1\right)",
     paper=FOCALER,
     note="No gradient of the overlap outside (d, e): with e = 0.95 a box stops improving there.",
     increasing=("focaler_d", "focaler_u"),
@@ -105,6 +107,7 @@ def focaler(
     "alpha",
     stage=RAISE,
     formula="u → u^α, each penalty → penalty^α",
+    latex=(r"u \to u^{\alpha}", r"P_i \to P_i^{\alpha} \quad \text{for each penalty}"),
     paper=ALPHA,
     note="α > 1 raises the weight of pairs of high IoU.",
     bases=("iou", "giou", "diou", "ciou", "eiou"),
@@ -132,6 +135,7 @@ def alpha(terms: Terms, *, alpha_power: AlphaPower = 3.0) -> Terms:
     "focal",
     stage=WEIGHT,
     formula="weight = sg(IoU^γ)",
+    latex=r"L \to \text{sg}(\text{IoU}^{\gamma}) \cdot L",
     paper=FOCAL,
     note="Boxes that do not overlap their target get loss 0 and gradient 0.",
 )

@@ -26,6 +26,11 @@ DEFAULT_IMGSZ = 640
     "mpdiou",
     aliases=("mpd-iou", "mpd"),
     formula="1 − IoU + d₁²/(w² + h²) + d₂²/(w² + h²), w and h of the image",
+    latex=(
+        r"L = 1 - \text{IoU} + \frac{d_1^2 + d_2^2}{w_{\text{image}}^2 + h_{\text{image}}^2}",
+        "d_1^2 = (x_1 - a_1)^2 + (y_1 - b_1)^2",
+        "d_2^2 = (x_2 - a_2)^2 + (y_2 - b_2)^2",
+    ),
     paper=PAPER,
     note="The penalties of small boxes in a large image are tiny: close to plain iou there.",
 )

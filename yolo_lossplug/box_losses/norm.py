@@ -31,7 +31,13 @@ CELL = 8
 NOTE = "Not scale-invariant: counts a large box's error for more than a small one's, and knows nothing of overlap."
 
 
-@box_loss("l1", aliases=("mae",), formula="mean |p − t| over x1, y1, x2, y2", note=NOTE)
+@box_loss(
+    "l1",
+    aliases=("mae",),
+    formula="mean |p − t| over x1, y1, x2, y2",
+    latex=r"L = \frac{1}{4}\sum_{i=1}^{4} \left|p_i - t_i\right|",
+    note=NOTE,
+)
 def l1(pred: Tensor, target: Tensor, *, stride: Optional[Tensor] = None) -> Tensor:
     """L1 = mean over the four coordinates of |p − t|, in [0, ∞).
 
@@ -50,7 +56,13 @@ def l1(pred: Tensor, target: Tensor, *, stride: Optional[Tensor] = None) -> Tens
     return F.l1_loss(*_in_cells(pred, target, stride), reduction="none").mean(-1)
 
 
-@box_loss("l2", aliases=("mse",), formula="mean (p − t)² over x1, y1, x2, y2", note=NOTE)
+@box_loss(
+    "l2",
+    aliases=("mse",),
+    formula="mean (p − t)² over x1, y1, x2, y2",
+    latex=r"L = \frac{1}{4}\sum_{i=1}^{4} (p_i - t_i)^2",
+    note=NOTE,
+)
 def l2(pred: Tensor, target: Tensor, *, stride: Optional[Tensor] = None) -> Tensor:
     """L2 = mean over the four coordinates of (p − t)², in [0, ∞); also known as MSE.
 
@@ -73,6 +85,10 @@ def l2(pred: Tensor, target: Tensor, *, stride: Optional[Tensor] = None) -> Tens
     "smooth-l1",
     aliases=("smoothl1",),
     formula="mean of d²/2β where d = |p − t| < β, else d − β/2",
+    latex=(
+        r"L = \frac{1}{4}\sum_{i=1}^{4} f(\left|p_i - t_i\right|)",
+        r"f(d) = \begin{cases} \frac{d^2}{2\beta} & d < \beta \\ d - \frac{\beta}{2} & d \ge \beta \end{cases}",
+    ),
     paper=PAPER,
     note=NOTE,
 )

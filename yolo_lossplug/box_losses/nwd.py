@@ -24,6 +24,7 @@ PAPER = Paper(
 @box_loss(
     "nwd",
     formula="1 − exp(−D/C), D² = ρ² + ((w − W)² + (h − H)²)/4",
+    latex=("L = 1 - e^{-D/C}", r"D^2 = \rho^2 + \frac{(w - W)^2 + (h - H)^2}{4}"),
     paper=PAPER,
     note="For tiny objects. The gradient of boxes further than a few C apart vanishes.",
 )

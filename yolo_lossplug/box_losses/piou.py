@@ -29,6 +29,13 @@ PAPER = Paper(
     "piou",
     aliases=("piou-v1", "piouv1", "piou1", "powerful-iou"),
     formula="1 − IoU + 1 − exp(−P²)",
+    latex=(
+        r"L = 1 - \text{IoU} + 1 - e^{-P^2}",
+        (
+            r"P = \frac{1}{4}\left(\frac{\left|x_1 - a_1\right| + \left|x_2 - a_2\right|}{W} + "
+            r"\frac{\left|y_1 - b_1\right| + \left|y_2 - b_2\right|}{H}\right)"
+        ),
+    ),
     paper=PAPER,
     note="The penalty is measured in target sizes, so it does not grow when the prediction is enlarged.",
 )
@@ -50,6 +57,7 @@ def piou(pair: Pair) -> tuple[Tensor, ...]:
     "piou-v2",
     aliases=("piouv2", "piou2", "powerful-iou-v2", "powerful-iouv2"),
     formula="3x·exp(−x²)·piou, x = λ·exp(−P)",
+    latex=(r"L = \text{sg}(3x\,e^{-x^2}) \cdot (1 - \text{IoU} + 1 - e^{-P^2})", r"x = \lambda\,e^{-P}"),
     paper=PAPER,
     note="The attention 3x·exp(−x²) is detached: differentiated, as in the authors' code, it pushes far boxes away.",
 )

@@ -27,6 +27,10 @@ PAPER = Paper(
 @box_loss(
     "riou",
     formula="a(1 − u²)/2 + b(1 − u) − k·ln((c − u)/(c − 1)), u = IoU",
+    latex=(
+        r"L = \frac{a}{2}(1 - u^2) + b\,(1 - u) - k \ln\frac{c - u}{c - 1}, \quad u = \text{IoU}",
+        r"-\frac{dL}{du} = a\,u + b - \frac{k}{c - u}",
+    ),
     paper=PAPER,
     note="Our reconstruction: the paper gives the shape of the gradient, its constants could not be obtained.",
 )

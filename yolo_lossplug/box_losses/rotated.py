@@ -147,6 +147,14 @@ def evaluate(
     "probiou",
     aliases=("prob-iou",),
     formula="√(1 − exp(−B)), B the Bhattacharyya distance",
+    latex=(
+        r"L = \sqrt{1 - e^{-B}}",
+        (
+            r"B = \frac{1}{8}\,d^{\top} \Sigma^{-1} d + \frac{1}{2} "
+            r"\ln\frac{\left|\Sigma\right|}{\sqrt{\left|\Sigma_p\right| \left|\Sigma_t\right|}}"
+        ),
+        r"d = \mu_p - \mu_t, \quad \Sigma = \frac{\Sigma_p + \Sigma_t}{2}",
+    ),
     paper=PROBIOU,
     note="What Ultralytics trains with. A square says nothing about its angle.",
 )
@@ -168,6 +176,14 @@ def probiou(pred: Tensor, target: Tensor) -> Tensor:
 @rotated_box_loss(
     "gwd",
     formula="1 − 1/(τ + ln(1 + d)), d the Wasserstein distance over 2·⁸√(|Σₚ|·|Σₜ|)",
+    latex=(
+        r"L = 1 - \frac{1}{\tau + \ln(1 + d)}",
+        (
+            r"d^2 = \frac{\left|\mu_p - \mu_t\right|^2 + \text{tr}\left(\Sigma_p + \Sigma_t - "
+            r"2\,(\Sigma_p^{1/2} \Sigma_t \Sigma_p^{1/2})^{1/2}\right)}"
+            r"{4\sqrt[4]{\left|\Sigma_p\right| \left|\Sigma_t\right|}}"
+        ),
+    ),
     paper=GWD,
     note="Normalised by the size of the boxes, as is usual in practice, and not in the paper: so it has no unit.",
 )
@@ -193,6 +209,13 @@ def gwd(pred: Tensor, target: Tensor, *, gwd_tau: Tau = 1.0) -> Tensor:
 @rotated_box_loss(
     "kld",
     formula="1 − 1/(τ + ln(1 + √D)), D the Kullback-Leibler divergence",
+    latex=(
+        r"L = 1 - \frac{1}{\tau + \ln(1 + \sqrt{D})}",
+        (
+            r"D = \frac{1}{2}\left(d^{\top} \Sigma_t^{-1} d + \text{tr}(\Sigma_t^{-1} \Sigma_p) + "
+            r"\ln\frac{\left|\Sigma_t\right|}{\left|\Sigma_p\right|}\right) - 1, \quad d = \mu_p - \mu_t"
+        ),
+    ),
     paper=KLD,
     note="Has no unit. The divergence of the prediction from the target; it is not symmetric.",
 )
@@ -221,6 +244,11 @@ def kld(pred: Tensor, target: Tensor, *, kld_tau: Tau = 1.0) -> Tensor:
     "kfiou",
     aliases=("kf-iou",),
     formula="exp(1 − 3·KFIoU) − 1 + mean smooth L1 of the centres",
+    latex=(
+        r"L = e^{1 - 3\,\text{KFIoU}} - 1 + L_c",
+        r"\text{KFIoU} = \frac{V}{V_p + V_t - V}, \quad V = 4\sqrt{\left|\Sigma\right|}",
+        r"\Sigma = \Sigma_p - \Sigma_p (\Sigma_p + \Sigma_t)^{-1} \Sigma_p",
+    ),
     paper=KFIOU,
     note="The overlap of the Kalman-filtered Gaussian, at most 1/3, times 3 so that a perfect box costs nothing.",
 )
@@ -250,6 +278,7 @@ def kfiou(pred: Tensor, target: Tensor) -> Tensor:
     "alpha",
     stage=RAISE,
     formula="1 − u → 1 − u^α",
+    latex=r"1 - u \to 1 - u^{\alpha}",
     paper=ALPHA,
     note="α > 1 raises the weight of pairs of high overlap. For losses of the form 1 − u.",
     bases=("probiou", "gwd", "kld"),
@@ -275,6 +304,7 @@ def alpha(loss: Tensor, pred: Tensor, target: Tensor, *, alpha_power: AlphaPower
     "focal",
     stage=WEIGHT,
     formula="weight = sg(ProbIoU^γ)",
+    latex=r"L \to \text{sg}(\text{ProbIoU}^{\gamma}) \cdot L",
     paper=FOCAL,
     note="ProbIoU, the overlap that Ultralytics assigns rotated boxes by, instead of the paper's IoU.",
 )

@@ -25,6 +25,14 @@ PAPER = Paper(
     "shape-iou",
     aliases=("shapeiou",),
     formula="1 − IoU + hh·dx²/c² + ww·dy²/c² + Ω/2",
+    latex=(
+        r"L = 1 - \text{IoU} + \frac{h_s\,d_x^2 + w_s\,d_y^2}{c^2} + \frac{\Omega}{2}",
+        r"w_s = \frac{2W^s}{W^s + H^s}, \quad h_s = \frac{2H^s}{W^s + H^s}",
+        (
+            r"\Omega = \left(1 - e^{-h_s \left|w - W\right| / \max(w, W)}\right)^4 + \left(1 - e^{-w_s "
+            r"\left|h - H\right| / \max(h, H)}\right)^4"
+        ),
+    ),
     paper=PAPER,
     note="With shape_scale=0 the shape of the target has no influence; the authors choose it for each dataset.",
 )

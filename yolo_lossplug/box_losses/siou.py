@@ -26,6 +26,17 @@ PAPER = Paper(
     "siou",
     aliases=("scylla-iou",),
     formula="1 − IoU + Δ/2 + Ω/2",
+    latex=(
+        r"L = 1 - \text{IoU} + \frac{\Delta + \Omega}{2}",
+        (
+            r"\Delta = 2 - e^{-\gamma\,(d_x / c_w)^2} - e^{-\gamma\,(d_y / c_h)^2}, \quad \gamma = 2 - "
+            r"\frac{2 \left|d_x\right| \left|d_y\right|}{\rho^2}"
+        ),
+        (
+            r"\Omega = \left(1 - e^{-\left|w - W\right| / \max(w, W)}\right)^{\theta} + \left(1 - e^{-\left|h "
+            r"- H\right| / \max(h, H)}\right)^{\theta}"
+        ),
+    ),
     paper=PAPER,
     note="The angle term couples the axes; the gradient jumps where the centres are aligned.",
     kernel=lambda siou_theta: BoxKernel(BoxKind.SIOU, siou_theta),

@@ -26,6 +26,10 @@ PAPER = Paper(
     "uiou",
     aliases=("unified-iou",),
     formula="ciou of both boxes scaled by r about their centres, r from 2 to 0.5 over the epochs",
+    latex=(
+        r"L = L_{\text{CIoU}}(p_r, t_r)",
+        r"r = r_{\text{start}} + (r_{\text{end}} - r_{\text{start}})\,\frac{\text{epoch}}{\text{epochs}}",
+    ),
     paper=PAPER,
     note="Needs the epoch of the run. Our reading: the linear schedule, without the weights that the paper adds.",
 )

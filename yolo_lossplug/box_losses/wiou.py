@@ -34,6 +34,7 @@ Delta = Annotated[float, Option("δ, the outlier degree whose factor is 1; it gr
     "wiou",
     aliases=("wiou-v1", "wiouv1", "wiou1", "wise-iou-v1", "wise-iouv1"),
     formula="exp(ρ²/sg(c²))·(1 − IoU)",
+    latex=r"L = e^{\rho^2 / \text{sg}(c^2)} \cdot (1 - \text{IoU})",
     paper=PAPER,
     note="Version 1, without focusing.",
 )
@@ -54,6 +55,7 @@ def wiou(pred: Tensor, target: Tensor) -> Tensor:
     "wiou-v2",
     aliases=("wiouv2", "wiou2", "wise-iou-v2", "wise-iouv2"),
     formula="(sg(1 − IoU)/m)^γ·wiou, m a running mean of 1 − IoU",
+    latex=r"L = \beta^{\gamma} \cdot L_{\text{wiou}}, \quad \beta = \frac{\text{sg}(1 - \text{IoU})}{m}",
     paper=PAPER,
     note="Has a state: its scale depends on the history of the run.",
 )
@@ -85,6 +87,8 @@ def wiou_v2(
     "wiou-v3",
     aliases=("wiouv3", "wiou3", "wise-iou-v3", "wise-iouv3"),
     formula="β/(δ·α^(β − δ))·wiou, β = sg(1 − IoU)/m, m a running mean of 1 − IoU",
+    latex=r"L = \frac{\beta}{\delta\,\alpha^{\beta - \delta}} \cdot L_{\text{wiou}}, \quad \beta = "
+    r"\frac{\text{sg}(1 - \text{IoU})}{m}",
     paper=PAPER,
     note="Has a state: its scale depends on the history of the run.",
 )
@@ -118,6 +122,8 @@ def wiou_v3(
     "wise",
     stage=WEIGHT,
     formula="weight = β/(δ·α^(β − δ)), β = sg(1 − IoU)/m, m a running mean of 1 − IoU",
+    latex=r"L \to \frac{\beta}{\delta\,\alpha^{\beta - \delta}} \cdot L, \quad \beta = \frac{\text{sg}(1 - "
+    r"\text{IoU})}{m}",
     paper=PAPER,
     note="The focusing factor of wiou-v3 on another loss. Has a state.",
 )

@@ -29,6 +29,7 @@ PAPER = Paper(
     "asl",
     aliases=("asymmetric", "asymmetric-loss"),
     formula="−y·(1 − p)^γ₊·ln p − (1 − y)·p_m^γ₋·ln(1 − p_m), p_m = max(p − m, 0)",
+    latex=(r"L = -y\,(1 - p)^{\gamma_+} \ln p - (1 - y)\,p_m^{\gamma_-} \ln(1 - p_m)", r"p_m = \max(p - m,\, 0)"),
     paper=PAPER,
     note="Made for hard labels; a soft target is a mixture of the two terms. Negatives below the clip cost nothing.",
 )

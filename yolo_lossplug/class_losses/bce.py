@@ -14,6 +14,7 @@ from yolo_lossplug.registry import class_loss
     "bce",
     aliases=("binary-cross-entropy",),
     formula="−y·ln p − (1 − y)·ln(1 − p)",
+    latex=(r"\text{BCE} = -y \ln p - (1 - y) \ln(1 - p)", r"p = \frac{1}{1 + e^{-\text{logit}}}"),
     background=lambda: Background(1, 0),
     kernel=lambda: ClassKernel(ClassKind.BCE),
 )

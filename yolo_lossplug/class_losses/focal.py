@@ -31,6 +31,11 @@ Gamma = Annotated[float, Option("exponent that damps easy elements; 0 damps none
     "focal",
     aliases=("focal-loss",),
     formula="α_t·(1 − p_t)^γ·BCE",
+    latex=(
+        r"L = \alpha_t\,(1 - p_t)^{\gamma} \cdot \text{BCE}",
+        r"p_t = y\,p + (1 - y)(1 - p)",
+        r"\alpha_t = \alpha\,y + (1 - \alpha)(1 - y)",
+    ),
     paper=PAPER,
     note="On the soft targets of the assigner its minimum is not at p = y; qfl is the calibrated form. "
     "The sum shrinks by one or two orders: raise the gain 'cls'.",

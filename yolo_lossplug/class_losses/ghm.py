@@ -31,6 +31,7 @@ PAPER = Paper(
     "ghm",
     aliases=("ghmc", "ghm-c"),
     formula="N/(R·n)·BCE, R the number of elements with a like |p − y|, n of bins in use",
+    latex=r"L = \frac{N}{R\,n} \cdot \text{BCE}",
     paper=PAPER,
     note="Has a state. Made for hard labels, and for a mean over all elements, which are summed here: the gain 'cls' "
     "that gives the paper's mean is the sum of the targets over the number of anchors times classes, about 1e-4 with "

@@ -28,6 +28,8 @@ PAPER = Paper(
     "mal",
     aliases=("matchability-aware", "matchability-aware-loss"),
     formula="BCE with the target y^γ where y > 0, sg(p)^γ·BCE where y = 0",
+    latex=r"L = \begin{cases} -y^{\gamma} \ln p - (1 - y^{\gamma}) \ln(1 - p) & y > 0 \\ "
+    r"-\text{sg}(p)^{\gamma} \ln(1 - p) & y = 0 \end{cases}",
     paper=PAPER,
     note="Made for DETR, whose targets are IoUs; here they are the assigner's scores. Smallest at p = y^γ, so scores "
     "come out lower than the targets. A positive is never damped, however small its target. The sum shrinks: raise the "

@@ -28,6 +28,7 @@ Epsilon = Annotated[float, Option("weight of the first polynomial; 0 is none", a
     "poly",
     aliases=("polyloss", "poly-loss", "poly1", "poly-1"),
     formula="BCE + ε·(1 − p_t)",
+    latex=(r"L = \text{BCE} + \varepsilon\,(1 - p_t)", r"p_t = y\,p + (1 - y)(1 - p)"),
     paper=PAPER,
     note="Poly-1 of the binary cross-entropy. The paper's value for detection is −1.",
 )

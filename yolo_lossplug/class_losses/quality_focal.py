@@ -30,6 +30,7 @@ PAPER = Paper(
     "qfl",
     aliases=("quality-focal", "quality-focal-loss"),
     formula="|y − p|^β·BCE",
+    latex=r"L = \left|y - p\right|^{\beta} \cdot \text{BCE}",
     paper=PAPER,
     note="The focal form for soft targets: smallest, and 0, at p = y. The sum shrinks: raise the gain 'cls'.",
     background=lambda cls_qfl_beta: Background(1, cls_qfl_beta),

@@ -28,6 +28,13 @@ DECAY, WARM_UP = 0.999, 2000
     "slide",
     aliases=("slide-loss", "slideloss"),
     formula="f(y)·BCE, f = 1 below μ − 0.1, e^(1 − μ) below μ, else e^(1 − y); μ the mean target of assigned anchors",
+    latex=(
+        r"L = f(y) \cdot \text{BCE}",
+        (
+            r"f(y) = \begin{cases} 1 & y \le \mu - 0.1 \\ e^{1 - \mu} & \mu - 0.1 < y < \mu \\ e^{1 - y} & y "
+            r"\ge \mu \end{cases}"
+        ),
+    ),
     paper=PAPER,
     note="Raises elements whose target lies near the mean, the hard ones.",
 )
@@ -49,6 +56,10 @@ def slide(logits: Tensor, targets: Tensor) -> Tensor:
     "ema-slide",
     aliases=("emaslide", "ema-slide-loss", "emaslideloss"),
     formula="slide with μ a moving average over the steps",
+    latex=(
+        r"L = f(y) \cdot \text{BCE}, \quad f \text{ as of slide}",
+        r"\mu \gets d\,\mu + (1 - d)\,\overline{y}, \quad d = 0.999\,(1 - e^{-n/2000})",
+    ),
     note="Community practice, no paper behind it. Has a state; μ starts at 1.",
 )
 def ema_slide(logits: Tensor, targets: Tensor, *, state: Optional[Scope] = None) -> Tensor:

@@ -13,7 +13,13 @@ from yolo_lossplug.class_losses.poly import Epsilon
 from yolo_lossplug.registry import softmax_loss
 
 
-@softmax_loss("ce", aliases=("cross-entropy",), formula="−Σ t·ln p, p = softmax", note="What Ultralytics trains with.")
+@softmax_loss(
+    "ce",
+    aliases=("cross-entropy",),
+    formula="−Σ t·ln p, p = softmax",
+    latex=r"L = -\sum_k t_k \ln p_k, \quad p = \text{softmax}(\text{logits})",
+    note="What Ultralytics trains with.",
+)
 def ce(logits: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy = −Σ over classes of t·ln p with p = softmax(logits), in [0, ∞).
 
@@ -31,6 +37,7 @@ def ce(logits: Tensor, targets: Tensor) -> Tensor:
     "focal",
     aliases=("focal-loss",),
     formula="−Σ t·(1 − p)^γ·ln p, p = softmax",
+    latex=r"L = -\sum_k t_k\,(1 - p_k)^{\gamma} \ln p_k, \quad p = \text{softmax}(\text{logits})",
     paper=FOCAL,
     note="Damps images that are classified well.",
 )
@@ -53,6 +60,7 @@ def focal(logits: Tensor, targets: Tensor, *, cls_focal_gamma: Gamma = 2.0) -> T
     "poly",
     aliases=("polyloss", "poly-loss", "poly1", "poly-1"),
     formula="Σ t·(−ln p + ε·(1 − p)), p = softmax",
+    latex=r"L = \sum_k t_k \left(-\ln p_k + \varepsilon\,(1 - p_k)\right), \quad p = " r"\text{softmax}(\text{logits})",
     paper=POLY,
     note="Poly-1 of the cross-entropy.",
 )

@@ -30,6 +30,8 @@ PAPER = Paper(
     "varifocal",
     aliases=("vfl", "vari-focal", "varifocal-loss"),
     formula="y·BCE where y > 0, α·p^γ·BCE where y = 0",
+    latex=r"L = \begin{cases} y \cdot \text{BCE} & y > 0 \\ \alpha\,p^{\gamma} \cdot \text{BCE} & y = 0 "
+    r"\end{cases}",
     paper=PAPER,
     note="Positives are weighted by their target and not damped. The sum shrinks: raise the gain 'cls'.",
     background=lambda cls_vfl_gamma, cls_vfl_alpha: Background(cls_vfl_alpha, cls_vfl_gamma),
