@@ -16,7 +16,7 @@ from families import GROUPS, SIZES, families, family_page, group, key, names, pi
 from mkdocs.structure.files import File
 
 from yolo_lossplug import cli
-from yolo_lossplug.cli import keys_markdown, options_markdown, shown, table
+from yolo_lossplug.catalogue import keys_markdown, options_markdown, shown, table
 from yolo_lossplug.registry import OVERLAP, REGISTRY, ROTATED, ROTATED_MODIFIER
 from yolo_lossplug.tools import simulate
 from yolo_lossplug.ultralytics_hook import console

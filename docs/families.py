@@ -9,7 +9,7 @@ from pathlib import Path
 import panels
 from latex2mathml.converter import convert
 
-from yolo_lossplug.cli import entries, shown
+from yolo_lossplug.catalogue import entries, shown
 from yolo_lossplug.registry import BOX, CLASS, MODIFIER, OVERLAP, REGISTRY, ROTATED, ROTATED_MODIFIER, SOFTMAX
 
 DOCS = Path(__file__).parent

@@ -1,16 +1,20 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """The `lossplug` command: explanations, citations, and losses of other packages."""
 
+import json
 import sys
 
 import pytest
 
 from tests.runs import python, run
-from yolo_lossplug import LossPlugError, cli, list_box_losses, list_class_losses
-from yolo_lossplug.cli import bibtex, explanation, main
+from yolo_lossplug import LossPlugError, catalogue, list_box_losses, list_class_losses
+from yolo_lossplug.catalogue import bibtex, explanation, shown
+from yolo_lossplug.cli import main
 from yolo_lossplug.paper import ARXIV, Paper
-from yolo_lossplug.registry import REGISTRY, box_loss
+from yolo_lossplug.registry import BOX, CLASS, MODIFIER, REGISTRY, ROTATED, SOFTMAX, box_loss
 from yolo_lossplug.selection.keys import NAMES, keys, numeric_keys
+from yolo_lossplug.selection.names import key_of
+from yolo_lossplug.selection.select import select
 from yolo_lossplug.sparse.candidates import rows
 
 
@@ -66,7 +70,7 @@ def test_every_key_can_be_explained():
 def test_a_key_of_the_host_is_not_explained_as_ours(monkeypatch):
     monkeypatch.setattr("yolo_lossplug.selection.keys.CLAIMED", {"tal_topk"})
     assert "this Ultralytics has a key of that name" in explanation("tal_topk")
-    assert "tal_topk" not in {key for key, *_ in cli.common_keys()} and "tal_alpha=" in explanation("tal_alpha")
+    assert "tal_topk" not in {key for key, *_ in catalogue.common_keys()} and "tal_alpha=" in explanation("tal_alpha")
 
 
 def test_every_loss_can_be_explained_and_every_paper_cited():
@@ -174,7 +178,7 @@ def test_a_misspelt_command_and_a_reader_who_has_gone(tmp_path):
     done = run([*command, "verfy"], tmp_path, check=False)
     assert done.returncode == 1 and "Did you mean 'verify'" in done.stdout and "Traceback" not in done.stdout
     done = run(["bash", "-c", f"{sys.executable} -m yolo_lossplug list | head -1"], tmp_path)
-    assert done.stdout.strip() == "loss="
+    assert done.stdout.startswith("box: loss=NAME")
     done = run([*command, "curves", "loss=ciou", "project=/proc/nowhere"], tmp_path, check=False)
     assert done.returncode == 1 and "/proc" in done.stdout and "Traceback" not in done.stdout
 
@@ -199,7 +203,10 @@ def test_every_command_has_help_with_an_example(command, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["list", "--json"], "'--json' cannot be given to list; it takes --markdown. Remove it."),
+        (["list", "--jsn"], "'--jsn' cannot be given to list"),
+        (["list", "--jsn"], "takes box, prefix, obb, class, classify, --json, --markdown. Did you mean '--json'?"),
+        (["list", "bx"], "Did you mean 'box'?"),
+        (["list", "obb", "--json", "--markdown"], "'--json' and '--markdown' cannot be given together"),
         (["list", "--markdown", "loss=eiou"], "'loss=eiou' cannot be given to list"),
         (["list", "eiou"], "'eiou' cannot be given to list"),
         (["explain", "eiou", "--json"], "'--json' cannot be given to explain; it takes --bibtex. Remove it."),
@@ -221,13 +228,78 @@ def test_flags_of_list_and_explain(monkeypatch, capsys):
     from yolo_lossplug import cli
 
     for words, start in (
-        (["list"], "loss="),
+        (["list"], "box: loss=NAME"),
+        (["list", "classify"], "classify: cls_loss=NAME"),
+        (["list", "obb", "--json"], "[\n"),
+        (["list", "obb", "--markdown"], "### loss= for task=obb"),
         (["list", "--markdown"], "### loss="),
         (["explain", "--bibtex", "eiou"], "@"),
     ):
         monkeypatch.setattr(sys, "argv", ["lossplug", *words])
         cli.main()
         assert capsys.readouterr().out.startswith(start)
+
+
+@pytest.mark.parametrize("columns", [48, 80, 200])
+@pytest.mark.parametrize(
+    "words", [["list"], ["list", "--help"], ["explain", "focal-inner-eiou"], ["--help"], ["doctor"]]
+)
+def test_what_is_printed_fits_the_terminal(words, columns, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr(sys, "argv", ["lossplug", *words])
+    main()
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) > 5
+    for line in lines:
+        assert len(line.encode()) <= columns or len(line.split()[-1]) > columns - 25, "a path is not broken"
+
+
+GROUPS = {"box": BOX, "prefix": MODIFIER, "obb": ROTATED, "class": CLASS, "classify": SOFTMAX}
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_list_of_one_kind(group):
+    expected = {shown(spec) for spec in REGISTRY if spec.kind in catalogue.GROUPS[group]}
+    records = catalogue.records([group])
+    assert {f"{r['name']}-" if r["kind"] == "prefix" else r["name"] for r in records} == expected
+    listed = {line[2:16].strip(" ∘") for line in catalogue.listing([group]).splitlines() if line[:3].strip()}
+    assert expected <= listed and REGISTRY.names(GROUPS[group])
+    others = {shown(spec) for spec in REGISTRY} - expected
+    assert not others & listed
+
+
+def test_records_hold_what_a_program_needs():
+    records = catalogue.records()
+    assert len(records) == len(list(REGISTRY)) == len({(r["key"], r["name"], *r["tasks"]) for r in records})
+    for record in json.loads(json.dumps(records)):
+        spec = REGISTRY.specs[next(k for k, s in REGISTRY.specs.items() if matches(s, record))]
+        assert [o["key"] for o in record["options"]] == list(spec.parameters)
+        assert [o["default"] for o in record["options"]] == [p.default for p in spec.parameters.values()]
+        assert (record["formula"], record["note"]) == (spec.formula, spec.note)
+        assert (record["paper"] or {}).get("address") == (spec.paper and spec.paper.address)
+        for task in record["tasks"]:
+            select(
+                {"task": task, record["key"]: record["name"] + ("" if record["kind"] != "prefix" else "-" + BASE[task])}
+            )
+        if record["key"] == "loss" and record["kind"] == "box":
+            takes = can(record["tasks"][0], f"focal-{record['name']}")
+            assert record["takes_prefixes"] == takes, record["name"]
+
+
+BASE = {**dict.fromkeys(("detect", "segment", "pose"), "iou"), "obb": "kld"}
+
+
+def matches(spec, record):
+    """Return whether a record is that of a spec."""
+    is_same = (spec.name, key_of(spec.kind)) == (record["name"], record["key"])
+    return is_same and spec.formula == record["formula"]
+
+
+def can(task, name):
+    try:
+        return bool(select({"task": task, "loss": name}))
+    except LossPlugError:
+        return False
 
 
 def test_explain_a_mixture():

@@ -20,7 +20,7 @@ import yaml
 from tests.browser import Browser, needs_chromium
 from tests.runs import ROOT
 from tests.test_readme import blocks, facts, rows
-from yolo_lossplug.cli import keys_markdown, options_markdown
+from yolo_lossplug.catalogue import keys_markdown, options_markdown
 from yolo_lossplug.registry import BOX, REGISTRY, ROTATED, spec_of
 from yolo_lossplug.selection.keys import keys
 from yolo_lossplug.selection.select import select

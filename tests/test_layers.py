@@ -14,10 +14,11 @@ from yolo_lossplug.registry import REGISTRY
 
 PACKAGE = Path(yolo_lossplug.__file__).parent
 LAYERS = [
-    {"boxes", "forms", "shapes", "state", "option", "paper", "charts", "_autoload"},
+    {"boxes", "forms", "shapes", "state", "option", "paper", "charts", "terminal", "_autoload"},
     {"registry"},
     {"box_losses", "class_losses", "nms", "sparse", "kernels"},
     {"selection"},
+    {"catalogue"},
     {"ultralytics_hook"},
     {"tools"},
     {"cli", "__main__", "_pyinstaller"},

@@ -8,7 +8,7 @@ import yaml
 
 from tests.runs import ROOT
 from yolo_lossplug import LossPlugError
-from yolo_lossplug.cli import markdown
+from yolo_lossplug.catalogue import markdown
 from yolo_lossplug.registry import REGISTRY
 from yolo_lossplug.selection.select import select
 

@@ -4,16 +4,18 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Callable
+from typing import NoReturn
 
 import yolo_lossplug
-from yolo_lossplug.registry import LossPlugError, Spec
+from yolo_lossplug import catalogue, terminal
+from yolo_lossplug.registry import LossPlugError
 
 HELP = """\
 usage: lossplug COMMAND ..., with arguments as `yolo` takes them; lossplug COMMAND --help says more
@@ -30,11 +32,12 @@ usage: lossplug COMMAND ..., with arguments as `yolo` takes them; lossplug COMMA
   train ...   `yolo train ...` with the plugin enabled; likewise every other command of yolo\
 """
 LIST_HELP = """\
-usage: lossplug list [--markdown]
+usage: lossplug list [box] [prefix] [obb] [class] [classify] [--json | --markdown]
 
-What loss= and cls_loss= take, with options, defaults and ranges; --markdown prints the tables of the documentation.
+What loss= and cls_loss= take, with options, defaults and ranges; of some kinds only, if they are named.
+--json prints the same for programs, with papers and remarks, --markdown the tables of the documentation.
 loss= also takes a mixture of any two, loss=ciou+nwd, with loss_mix= as the share of the first.
-Example: lossplug list\
+Example: lossplug list prefix obb\
 """
 EXPLAIN_HELP = """\
 usage: lossplug explain NAME [--bibtex]
@@ -47,18 +50,11 @@ Example: lossplug explain focal-inner-eiou\
 DOCTOR_HELP = """\
 usage: lossplug doctor
 
-Whether the plugin is active in plain Python and in `yolo`, and with which Python, device, start-up hook and
-Ultralytics; names distributions that overwrite each other, and keys of a fork. Exits with 1 if it is not active.
+Whether the plugin is active in plain Python and in `yolo`, and with which Python, torch, device, Triton, start-up hook
+and Ultralytics, and who installed that; names distributions that overwrite each other, and keys of a fork. Exits with 1
+if it is not active.
 Example: lossplug doctor\
 """
-ABOUT_CANDIDATES = ("tal_topk", "tal_min_side")
-"""Keys whose explanation says how many candidates there are."""
-MEAN_CANDIDATES = """\
-Mean number of candidates, anchors whose centre lies in the object, at strides 8, 16 and 32, where a side below
-tal_min_side counts as that long (16 in Ultralytics 8.4.190):"""
-FEW_CANDIDATES = """\
-With 16, an object below about 22 pixels does not have ten candidates on average, so that raising tal_topk above 10
-does nothing there."""
 TOOLS = ("verify", "curves", "simulate", "inspect", "compare", "bench")
 """Modules of `yolo_lossplug.tools` that are commands: each has a HELP, and a main that takes parsed arguments."""
 
@@ -80,18 +76,16 @@ def run() -> None:
     command, words = (sys.argv[1], sys.argv[2:]) if len(sys.argv) > 1 else ("help", [])
     own = {"list": (show_losses, LIST_HELP), "explain": (show_parts, EXPLAIN_HELP), "doctor": (show_state, DOCTOR_HELP)}
     if command in ("help", "-h", "--help"):
-        print(HELP)
+        print(terminal.fit_help(HELP))
     elif command == "--version":
         print(yolo_lossplug.__version__)
     elif command in own:
         function, text = own[command]
-        print(text) if is_help(words) else function()
+        print(terminal.fit_help(text)) if is_help(words) else function()
     elif command in TOOLS:
         run_tool(command, words)
     elif close := get_close_matches(command, (*own, *TOOLS), 1, 0.75):
-        raise SystemExit(
-            f"LossPlug: '{command}' is not a command. Did you mean '{close[0]}'? lossplug --help lists them."
-        )
+        fail(f"'{command}' is not a command. Did you mean '{close[0]}'? lossplug --help lists them.")
     else:
         from ultralytics.cfg import entrypoint
 
@@ -107,7 +101,7 @@ def run_tool(name: str, words: Sequence[str]) -> None:
     """Run one of the tools; a mistake of the user is one line."""
     tool = importlib.import_module(f"yolo_lossplug.tools.{name}")
     if is_help(words):
-        print(tool.HELP)
+        print(terminal.fit_help(tool.HELP))
         return
     try:
         from yolo_lossplug.ultralytics_hook.console import parse
@@ -116,7 +110,12 @@ def run_tool(name: str, words: Sequence[str]) -> None:
     except (LossPlugError, OSError) as error:  # the latter: a folder that cannot be written, say
         if isinstance(error, BrokenPipeError):
             raise
-        raise SystemExit(f"LossPlug: {error}") from error
+        fail(error)
+
+
+def fail(problem: object) -> NoReturn:
+    """Exit with an error of the user."""
+    raise SystemExit(terminal.fit_error(f"LossPlug: {problem}"))
 
 
 def refuse_words(command: str, words: Sequence[str], *accepted: str) -> None:
@@ -124,28 +123,24 @@ def refuse_words(command: str, words: Sequence[str], *accepted: str) -> None:
     for word in words:
         if word not in accepted:
             takes = f"it takes {', '.join(accepted)}" if accepted else "it takes no arguments"
-            raise SystemExit(f"LossPlug: '{word}' cannot be given to {command}; {takes}. Remove it.")
+            close = get_close_matches(word, accepted, 1)
+            remedy = f"Did you mean '{close[0]}'?" if close else "Remove it."
+            fail(f"'{word}' cannot be given to {command}; {takes}. {remedy}")
 
 
 def show_losses() -> None:
-    """Print every loss with its formula and options."""
-    refuse_words("list", sys.argv[2:], "--markdown")
-    if "--markdown" in sys.argv:
-        print(markdown(), keys_markdown(), options_markdown(), sep="\n")
-        return
-    for title, specs in _sections():
-        print(title)
-        for spec in specs:
-            source = f"  [{spec.paper.address}, {spec.year}]" if spec.paper else ""
-            print(f"  {shown(spec):<13}{spec.formula}{source}")
-            if spec.note:
-                print(f"  {'':<13}{spec.note}")
-            for p in spec.parameters.values():
-                print(f"  {'':<13}  {p.key}={p.default} in {p.option.range}: {p.option.help}")
-    print("loss= with two losses", *(f"  {line}" for line in _mixture()), sep="\n")
-    print("any loss")
-    for key, default, values, meaning in common_keys():
-        print(f"  {key}={default}: {meaning} ({values})")
+    """Print the losses with formulas and options, all or those of some kinds."""
+    words = sys.argv[2:]
+    refuse_words("list", words, *catalogue.GROUPS, "--json", "--markdown")
+    groups = [word for word in words if word in catalogue.GROUPS]
+    if "--json" in words and "--markdown" in words:
+        fail("'--json' and '--markdown' cannot be given together. Remove one.")
+    if "--json" in words:
+        print(json.dumps(catalogue.records(groups), indent=2))
+    elif "--markdown" in words:
+        print(catalogue.markdown(groups=groups), *([] if groups else catalogue.key_tables()), sep="\n")
+    else:
+        print(terminal.fit(catalogue.listing(groups)))
 
 
 def show_parts() -> None:
@@ -155,282 +150,9 @@ def show_parts() -> None:
     if len(names) != 1:
         raise SystemExit(f"lossplug explain takes one name, not {len(names)}: lossplug explain focal-inner-eiou")
     try:
-        print(bibtex(names[0]) if "--bibtex" in sys.argv else explanation(names[0]))
+        print(catalogue.bibtex(names[0]) if "--bibtex" in sys.argv else terminal.fit(catalogue.explanation(names[0])))
     except LossPlugError as error:
-        raise SystemExit(f"LossPlug: {error}") from error
-
-
-def explanation(name: str) -> str:
-    """Return the parts of a box or class loss, with formulas, options, sources and weaknesses.
-
-    Args:
-        name: Name as in ``loss=name`` or ``cls_loss=name``, a prefix as ``focal-``, or a key as ``focal_gamma``.
-
-    Raises:
-        LossPlugError: If there is no such loss, prefix or key.
-    """
-    from yolo_lossplug.selection.names import key_of
-
-    if option := _option(name):
-        return option
-    prefixes = _prefixes(name)
-    if prefixes:
-        lines = [f"{key_of(prefixes[-1].kind)}={prefixes[0].name}-*", *_described(prefixes)]
-    else:
-        losses = _losses(name)
-        key = key_of(losses[0][-1].kind)
-        lines = [f"{key}={'+'.join(map(_title, losses))}", *(_mixture() if len(losses) > 1 else [])]
-        for specs in losses:
-            lines += ["", f"{key}={_title(specs)}"] if len(losses) > 1 else []
-            lines += _described(specs)
-    return "\n".join(line for i, line in enumerate(lines) if line or i > 1)
-
-
-def _title(specs: Sequence[Spec]) -> str:
-    return "-".join(spec.name for spec in specs)
-
-
-def _mixture() -> list[str]:
-    """Return what is to be said of every mixture of two losses."""
-    from yolo_lossplug.box_losses.mixture import FORMULA, NOTE
-    from yolo_lossplug.selection.keys import MIX
-
-    option = f"  {MIX.key}={MIX.default} in {MIX.option.range}: {MIX.option.help}"
-    return [FORMULA, option, f"  Note: {NOTE}"]
-
-
-def _described(specs: Sequence[Spec]) -> list[str]:
-    """Return formulas, options, sources and weaknesses of the parts of one loss."""
-    from yolo_lossplug.registry import OVERLAP
-
-    is_sum = specs[-1].kind == OVERLAP
-    lines = ["L = weight · (1 − u + Σ penalties), u = IoU unless a part changes it"] if is_sum else []
-    for spec in specs:
-        lines += ["", f"{shown(spec)}: {spec.formula}"]
-        lines += [f"  also as {', '.join(spec.aliases)}"] if spec.aliases else []
-        lines += [f"  {p.key}={p.default} in {p.option.range}: {p.option.help}" for p in spec.parameters.values()]
-        if spec.paper:
-            lines.append(f"  {spec.paper.citation}")
-        if spec.note:
-            lines.append(f"  Note: {spec.note}")
-    return lines
-
-
-def bibtex(name: str) -> str:
-    """Return the BibTeX entries of a loss's parts, each paper once.
-
-    Raises:
-        LossPlugError: If there is no such loss.
-    """
-    from yolo_lossplug.selection.third_party import registry
-
-    asked = registry().owners(_key(name)) or _prefixes(name) or [spec for specs in _losses(name) for spec in specs]
-    return "\n\n".join(entries(asked))
-
-
-def entries(specs: Iterable[Spec]) -> list[str]:
-    """Return the BibTeX entries of losses, each paper once."""
-    papers = dict.fromkeys(spec.paper for spec in specs if spec.paper)
-    return [paper.bibtex for paper in papers if paper.bibtex]
-
-
-def _key(name: str) -> str:
-    return name.strip().lower().replace("-", "_")
-
-
-def _option(name: str) -> str:
-    """Return the explanation of a key, empty if the name is that of no key."""
-    from yolo_lossplug.selection.keys import CLAIMED, MIX
-    from yolo_lossplug.selection.third_party import registry
-
-    key = _key(name)
-    if key in CLAIMED:
-        return (
-            f"{key}: this Ultralytics has a key of that name, which keeps its meaning; that of yolo-lossplug is not "
-            "available."
-        )
-    if key == MIX.key:
-        return "\n".join(_mixture()[1:]).strip()
-    common = [f"{k}={default}: {meaning} ({values})" for k, default, values, meaning in common_keys() if k == key]
-    owners = registry().owners(key)
-    if not owners:
-        return "\n".join([*common, candidates_text()] if common and key in ABOUT_CANDIDATES else common)
-    p = owners[0].parameters[key]
-    belongs = ", ".join(dict.fromkeys(_belongs(owner).strip("`") for owner in owners))
-    return f"{p.key}={p.default} in {p.option.range}: {p.option.help}\n  belongs to {belongs}"
-
-
-def candidates_text() -> str:
-    """Return how many candidate anchors objects of some sizes have, for a terminal."""
-    from yolo_lossplug.sparse.candidates import rows
-
-    lines = [f"  {size:<7}{host:>8}{raised:>8}" for size, host, raised in rows()]
-    return "\n".join([f"\n{MEAN_CANDIDATES}", f"  {'pixels':<7}{'16':>8}{'32':>8}", *lines, "", FEW_CANDIDATES])
-
-
-def _prefixes(name: str) -> list[Spec]:
-    """Return the prefixes of a name like ``focal-``, of horizontal and of rotated boxes; none for another name."""
-    from yolo_lossplug.selection.names import PREFIXES
-    from yolo_lossplug.selection.third_party import registry
-
-    prefixes = (spec for spec in registry() if spec.kind in PREFIXES.values())
-    return [spec for spec in prefixes if f"{spec.name}-" == name.strip().lower()]
-
-
-def _losses(name: str) -> list[list[Spec]]:
-    """Return the specs of each loss in a name, outermost first: of one, or of two where they are mixed.
-
-    A name of both kinds is the box loss.
-    """
-    from yolo_lossplug.registry import BOX, CLASS, ROTATED, SOFTMAX
-    from yolo_lossplug.selection.names import is_known, is_user_defined, mixed, names_with_prefixes, parts_of, suggest
-
-    kinds, parts = (BOX, CLASS, ROTATED, SOFTMAX), parts_of(name)
-    kind = next((k for k in kinds if all(is_user_defined(part) or is_known(k, part) for part in parts)), None)
-    kind = kind or next((k for k in kinds if suggest(name, names_with_prefixes(k))), BOX)  # for a better message
-    return [_parts(kind, part) for part in mixed(kind, name) or (name,)]
-
-
-def _parts(kind: str, name: str) -> list[Spec]:
-    """Return the specs of a loss of a kind, outermost first."""
-    from yolo_lossplug.selection.names import is_user_defined, resolve
-    from yolo_lossplug.selection.own import load_own
-
-    if is_user_defined(name):
-        return [load_own(name, kind)]
-    spec, modifiers = resolve(kind, name)
-    return [*modifiers, spec]
-
-
-def shown(spec: Spec) -> str:
-    """Return a name as it is written before or after others."""
-    from yolo_lossplug.selection.names import PREFIXES
-
-    return f"{spec.name}-" if spec.kind in PREFIXES.values() else spec.name
-
-
-def _sections() -> list[tuple[str, list[Spec]]]:
-    """Return what there is to list: titles, each with its specs by name."""
-    from yolo_lossplug.registry import BOX, CLASS, MODIFIER, OVERLAP, ROTATED, ROTATED_MODIFIER, SOFTMAX
-    from yolo_lossplug.selection.third_party import registry
-
-    sections = (
-        ("loss=", (BOX, OVERLAP)),
-        ("loss= prefixes", (MODIFIER,)),
-        ("loss= for task=obb", (ROTATED,)),
-        ("loss= prefixes for task=obb", (ROTATED_MODIFIER,)),
-        ("cls_loss=", (CLASS,)),
-        ("cls_loss= for task=classify", (SOFTMAX,)),
-    )
-    return [
-        (title, sorted((spec for spec in registry() if spec.kind in kinds), key=lambda spec: spec.name))
-        for title, kinds in sections
-    ]
-
-
-def common_keys() -> list[tuple[str, str, str, str]]:
-    """Return key, default, values and meaning of every key that belongs to no loss in particular."""
-    from yolo_lossplug.selection.keys import (
-        ASSIGNER_OVERLAPS,
-        CLAIMED,
-        ENGINES,
-        NAMES,
-        NMS_OVERLAPS,
-        NUMBERS,
-        REPORT,
-        WEIGHTS,
-    )
-
-    names = {
-        "loss": (
-            "name, prefix-name, file.py:function or package.module:function, or two of these: ciou+nwd",
-            "box loss; probiou for task=obb",
-        ),
-        "cls_loss": ("name, file.py:function or package.module:function", "class loss; ce for task=classify"),
-        "tal_iou": (", ".join(ASSIGNER_OVERLAPS), "overlap inside the assigner, clamped at 0"),
-        "nms_iou": (", ".join(NMS_OVERLAPS), "overlap in the NMS of val, predict, track and of validation in training"),
-        "loss_engine": (", ".join(ENGINES), "how the loss is computed; all engines compute the same loss"),
-    }
-    rows = [
-        *((key, default, *names[key]) for key, default in NAMES.items()),
-        *(
-            (p.key, "none" if p.default is None else str(p.default), p.option.range, p.option.help)
-            for p in NUMBERS.values()
-        ),
-        (
-            WEIGHTS,
-            "none",
-            "list of one number per class, or mapping from names to numbers",
-            "weight of each class",
-        ),
-        (REPORT, "False", "True, False", "write what the assigner does, by epoch, to lossplug_report.csv and a plot"),
-    ]
-    return [row for row in rows if row[0] not in CLAIMED]
-
-
-def table(head: str, rows: Iterable[Iterable[str]]) -> str:
-    """Return a Markdown table.
-
-    Args:
-        head: Titles of the columns, separated by `` | ``.
-        rows: The cells of every row; bars in them are escaped.
-    """
-    lines = [" | ".join(cell.replace("|", "\\|") for cell in row) for row in rows]
-    rule = "|---" * (head.count("|") + 1)
-    return "".join([f"| {head} |\n{rule}|\n", *(f"| {line} |\n" for line in lines)])
-
-
-def markdown(link: Callable[[Spec, str], str] = lambda spec, name: name) -> str:
-    """Return the tables of losses for the documentation, one for each key and task.
-
-    Args:
-        link: Makes a link of a loss's name.
-    """
-    head = "name | formula | options = default in range | source | remark"
-    return "\n".join(
-        f"### {title}\n\n{table(head, ([link(spec, _marked(spec)), *_cells(spec)] for spec in specs))}"
-        for title, specs in _sections()
-    )
-
-
-def _marked(spec: Spec) -> str:
-    """Return the name of a loss as code, with a sign if it takes prefixes."""
-    from yolo_lossplug.registry import OVERLAP
-
-    return f"`{shown(spec)}`{' ∘' if spec.kind == OVERLAP else ''}"
-
-
-def _cells(spec: Spec) -> tuple[str, str, str, str]:
-    """Return formula, options, source and remark of a loss."""
-    options = "<br>".join(f"`{p.key}` = {p.default} in {p.option.range}" for p in spec.parameters.values())
-    source = f"[{spec.year}]({spec.paper.address})" if spec.paper else ""
-    return spec.formula, options, source, spec.note
-
-
-def keys_markdown() -> str:
-    """Return the table of keys that belong to no loss in particular."""
-    return table("key | default | values | meaning", ([f"`{key}`", *rest] for key, *rest in common_keys()))
-
-
-def options_markdown() -> str:
-    """Return the table of the losses' own keys."""
-    from yolo_lossplug.registry import REGISTRY
-    from yolo_lossplug.selection.keys import MIX
-
-    mixture = [f"`{MIX.key}`", str(MIX.default), MIX.option.range, MIX.option.help, "`loss=ciou+nwd`"]
-    rows = (
-        [f"`{p.key}`", str(p.default), p.option.range, p.option.help, ", ".join(dict.fromkeys(map(_belongs, owners)))]
-        for p in REGISTRY.parameters().values()
-        if (owners := REGISTRY.owners(p.key))
-    )
-    return table("key | default | range | meaning | belongs to", sorted([mixture, *rows]))
-
-
-def _belongs(spec: Spec) -> str:
-    """Return how an option's loss is asked for."""
-    from yolo_lossplug.selection.names import key_of
-
-    return f"`{key_of(spec.kind)}={shown(spec)}`"
+        fail(error)
 
 
 def show_state() -> None:
@@ -442,18 +164,24 @@ def show_state() -> None:
         import ultralytics
         import ultralytics.engine.tuner  # with it every module that is changed: shows a seam that has moved
     except ImportError as error:
-        print(f"yolo-lossplug {yolo_lossplug.__version__}", *installation.facts(), sep="\n")
-        print(f"not active: Ultralytics cannot be imported: {error}")
-        for line in installation.advice_on_owners(installation.owners(), is_importable=False):
-            print(line)
+        owners = installation.owners()
+        say(f"yolo-lossplug {yolo_lossplug.__version__}", *installation.facts(), installation.owners_line(owners))
+        say(f"not active: Ultralytics cannot be imported: {error}")
+        say(*installation.advice_on_owners(owners, is_importable=False))
         raise SystemExit(1) from error
     folder = Path(ultralytics.__file__).parent
-    print(f"yolo-lossplug {yolo_lossplug.__version__} · ultralytics {ultralytics.__version__}")
-    print(*installation.facts(), f"{'ultralytics':<15}{folder}", sep="\n")
-    advice = installation.advice_on_owners(installation.owners(folder))
-    for line in (*advice, *installation.advice_on_keys(ultralytics.utils.DEFAULT_CFG_PATH)):
-        print(line)
+    owners = installation.owners(folder)
+    say(f"yolo-lossplug {yolo_lossplug.__version__} · ultralytics {ultralytics.__version__}")
+    say(*installation.facts(), f"{'ultralytics':<15}{folder}", installation.owners_line(owners))
+    say(*installation.advice_on_owners(owners))
+    say(*installation.advice_on_keys(ultralytics.utils.DEFAULT_CFG_PATH))
     _show_activity()
+
+
+def say(*lines: str) -> None:
+    """Print lines as they fit the terminal."""
+    for line in lines:
+        print(terminal.fit(line))
 
 
 def _show_activity() -> None:
@@ -461,13 +189,13 @@ def _show_activity() -> None:
     from yolo_lossplug import _autoload
 
     if not yolo_lossplug.is_enabled():
-        print(f"not active: {_autoload.problem or 'switched off by YOLO_LOSSPLUG=0'}")
+        say(f"not active: {_autoload.problem or 'switched off by YOLO_LOSSPLUG=0'}")
         raise SystemExit(1)
     code = "import sys; sys.exit('yolo_lossplug' not in sys.modules)"
     if subprocess.run([sys.executable, "-c", code], check=False).returncode:
-        print(
+        say(
             "not active in plain `yolo`: this Python reads no start-up hook from where the package is installed. "
             "Use `lossplug train ...`, or `import yolo_lossplug` in Python."
         )
         raise SystemExit(1)
-    print("active: `yolo` and Python know the keys of yolo-lossplug")
+    say("active: `yolo` and Python know the keys of yolo-lossplug")

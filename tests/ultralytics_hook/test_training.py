@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Whole training runs in this process, by every route that leads to a trainer."""
 
+import re
 import types
 from copy import deepcopy
 from pathlib import Path
@@ -21,7 +22,7 @@ from tests.runs import ROOT, STILL, TINY, Log, results, slow, train
 from yolo_lossplug import DetectionLoss, LossPlugError, list_box_losses
 from yolo_lossplug.selection.keys import keys
 from yolo_lossplug.selection.select import select
-from yolo_lossplug.ultralytics_hook import patching
+from yolo_lossplug.ultralytics_hook import console, patching
 from yolo_lossplug.ultralytics_hook import trainer as hook
 from yolo_lossplug.ultralytics_hook.criterion import plug
 
@@ -71,22 +72,36 @@ TAL = "assigner tal(topk=10, alpha=0.5, beta=6.0, iou=ciou)"
 
 
 @pytest.mark.parametrize(
-    ("given", "expected"),
+    ("given", "expected", "marked"),
     [
-        ({"loss": "eiou"}, f"box eiou · class bce · {TAL}"),
-        ({"cls_smoothing": 0.1}, f"box ciou · class bce smoothing=0.1 · {TAL}"),
+        ({"loss": "eiou"}, f"box eiou · class bce · {TAL}", ["box eiou"]),
+        ({"cls_smoothing": 0.1}, f"box ciou · class bce smoothing=0.1 · {TAL}", ["class bce smoothing=0.1"]),
         (
             {"cls_loss": "qfl", "cls_smoothing": 0.2, "cls_weights": [1, 2]},
             f"box ciou · class qfl(cls_qfl_beta=2.0) smoothing=0.2 weights=[1.0, 2.0] · {TAL}",
+            ["class qfl(cls_qfl_beta=2.0) smoothing=0.2 weights=[1.0, 2.0]"],
         ),
-        ({"loss": "eiou", "nms_iou": "diou"}, f"box eiou · class bce · {TAL} · nms diou"),
-        ({"lossplug_report": True}, f"box ciou · class bce · {TAL} · report lossplug_report.csv"),
-        ({"task": "obb", "loss": "kld"}, f"box kld(kld_tau=1.0) · class bce · {TAL.replace('ciou', 'probiou')}"),
-        ({"task": "classify", "cls_smoothing": 0.1}, "class ce smoothing=0.1"),
+        ({"loss": "eiou", "nms_iou": "diou"}, f"box eiou · class bce · {TAL} · nms diou", ["box eiou", "nms diou"]),
+        (
+            {"lossplug_report": True},
+            f"box ciou · class bce · {TAL} · report lossplug_report.csv",
+            ["report lossplug_report.csv"],
+        ),
+        (
+            {"tal_topk": 7, "tal_beta": 6.0, "tal_iou": "giou"},
+            f"box ciou · class bce · {TAL.replace('=10', '=7').replace('ciou', 'giou')}",
+            ["topk=7", "iou=giou"],
+        ),
+        (
+            {"task": "obb", "loss": "kld"},
+            f"box kld(kld_tau=1.0) · class bce · {TAL.replace('ciou', 'probiou')}",
+            ["box kld(kld_tau=1.0)"],
+        ),
+        ({"task": "classify", "cls_smoothing": 0.1}, "class ce smoothing=0.1", ["class ce smoothing=0.1"]),
     ],
     ids=str,
 )
-def test_every_part_of_the_banner(given, expected):
+def test_every_part_of_the_banner(given, expected, marked):
     if given.get("task") == "classify":
         criterion = plug(v8ClassificationLoss(), select(given))
     else:
@@ -94,6 +109,17 @@ def test_every_part_of_the_banner(given, expected):
     said = hook.banner(select(given), criterion)
     engine = criterion.lossplug.decision if hasattr(criterion, "assigner") else "reference"
     assert said == f"{expected} · engine {engine} · ultralytics {ultralytics.__version__}"
+    with_marks = hook.banner(select(given), criterion, "<{}>".format)
+    assert re.findall("<(.*?)>", with_marks) == marked and re.sub("[<>]", "", with_marks) == said
+
+
+def test_marks_are_for_terminals_alone(monkeypatch):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    for is_terminal, text in ((False, "box eiou"), (True, "\x1b[1mbox eiou\x1b[0m")):
+        monkeypatch.setattr("sys.stdout.isatty", lambda value=is_terminal: value)
+        assert console.bold("box eiou") == text
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert console.bold("box eiou") == "box eiou"
 
 
 def test_the_choice_is_recorded(plugged):

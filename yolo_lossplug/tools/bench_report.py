@@ -13,10 +13,9 @@ from typing import Any
 import torch
 from matplotlib.ticker import LogFormatter
 
-from yolo_lossplug import charts
+from yolo_lossplug import charts, terminal
 from yolo_lossplug.tools.bench_results import Results, entries_of, proven, refused
 from yolo_lossplug.tools.page import Page
-from yolo_lossplug.tools.verify import table
 from yolo_lossplug.ultralytics_hook.engines.choice import FAST, REFERENCE, TRITON
 from yolo_lossplug.ultralytics_hook.engines.record import write_json
 from yolo_lossplug.ultralytics_hook.trial.one_bench import CLASS_KERNELS, STEP, TRAIN, Work
@@ -169,7 +168,9 @@ def text(results: Results) -> str:
     """Return the results in at most 80 columns."""
     found = tables(results)
     parts = [_wrapped(about(results))]
-    parts += [f"{TITLES[kind]}:\n{table([_short(head), *_once(rows)])}" for kind, (head, rows) in found.items()]
+    for kind, (head, rows) in found.items():
+        lines = terminal.table([_short(head), *_once(rows)], words_right=True)
+        parts.append("\n".join([f"{TITLES[kind]}:", *lines]))
     lines = [*_notes(found), *disqualified(results)]
     parts += ["\n".join(map(_wrapped, lines))] if lines else []
     parts += [_wrapped(f"{verdict(results)}\nrecord: {results.record}")]

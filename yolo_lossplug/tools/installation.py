@@ -83,6 +83,11 @@ def start_up_hook(folders: Iterable[Path]) -> Optional[Path]:
     return next((file for folder in folders for file in map(folder.joinpath, HOOKS) if file.is_file()), None)
 
 
+def owners_line(found: Sequence[Owner]) -> str:
+    """Return who has installed Ultralytics, as a line of the facts."""
+    return f"{'installed by':<15}{', '.join(map(str, found)) or 'no distribution that pip knows'}"
+
+
 def owners(folder: Optional[Path] = None, path: Optional[Sequence[str]] = None) -> list[Owner]:
     """Return the distributions whose records list the package `ultralytics`, by name.
 

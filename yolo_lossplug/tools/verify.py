@@ -14,7 +14,7 @@ from typing import Any, Optional
 import torch
 
 import yolo_lossplug
-from yolo_lossplug import _autoload
+from yolo_lossplug import _autoload, terminal
 from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.selection.keys import CLASSIFY, DETR
 from yolo_lossplug.tools.arguments import merge
@@ -41,10 +41,11 @@ the names of classes, have a meaning here. cfg=FILE reads a recipe, and the comm
 the same for machines.
 Example: lossplug verify loss=focal-eiou focal_gamma=0.8 cls_loss=qfl\
 """
-PROOF = """\
-expected: the registered function, called directly in float64 on what the criterion passed to it, weights derived again.
-It proves which function runs, and that criterion and engine do not change it; not that it is the formula of the paper.\
-"""
+PROOF = (
+    "expected: the registered function, called directly in float64 on what the criterion passed to it, weights derived "
+    "again. It proves which function runs, and that criterion and engine do not change it; not that it is the formula "
+    "of the paper."
+)
 RESERVED = {
     "mode": (("train", None), "losses run in training"),
     "resume": ((False, None), "a resumed run goes on with the losses of its checkpoint"),
@@ -133,7 +134,7 @@ def main(args: dict[str, Any]) -> None:
         raise LossPlugError(f"not active: {_autoload.problem or 'switched off by YOLO_LOSSPLUG=0'}.")
     with quiet() if is_json else nullcontext():
         about, rows = verify(args)
-    print(json.dumps(_as_json(about, rows), indent=2) if is_json else report(about, rows))
+    print(json.dumps(_as_json(about, rows), indent=2) if is_json else terminal.fit(report(about, rows)))
     raise SystemExit(not all(row.agrees for row in rows))
 
 
@@ -264,47 +265,43 @@ def _values_table(rows: Sequence[Row]) -> str:
     head = ("term", "stock", "ours", "expected", "error", "ours/stock", "ours is")
     cells = [
         (
-            *(_name(row, rows), _number(row.stock), _number(row.ours), _number(row.expected), f"{row.error:.1e}"),
+            *(_number(row.stock), _number(row.ours), _number(row.expected), f"{row.error:.1e}"),
             *(_number(_ratio(row.ours, row.stock)), "as expected" if row.agrees else "NOT WHAT WAS ASKED FOR"),
         )
         for row in rows
     ]
-    return table([head, *cells])
+    return _table(head, rows, cells)
 
 
 def _scale_table(rows: Sequence[Row]) -> str:
     """Return the scales, with the gain that would make a term as large as in a default run."""
-    head = ("term", "default", "ours", "ours/default", "grad ours/default", "gain", "for same value", "for same grad")
+    head = ("term", "default", "value ratio", "grad ratio", "gain", "same value", "same grad")
     scales = [(row, row.scale) for row in rows if row.scale]
     keys = {scale.key for _, scale in scales}
     gains = "".join(f", {key}={gain:g}" for key, gain in one_step.default_gains().items() if key in keys)
     cells = [
         (
-            *(_name(row, rows), _number(scale.default), _number(scale.ours)),
-            *(_number(scale.value_ratio), _number(scale.grad_ratio)),
+            *(_number(scale.default), _number(scale.value_ratio), _number(scale.grad_ratio)),
             *(_gain(scale.key, gain) for gain in (scale.gain, scale.gain_for_value, scale.gain_for_grad)),
         )
-        for row, scale in scales
+        for _, scale in scales
     ]
-    title = f"scale beside a default run (stock loss{gains}) on this batch, with these weights:"
-    return f"{title}\n{table([head, *cells])}"
+    title = (
+        f"scale beside a default run (stock loss{gains}): ours/default, of the value and of the norm of its gradient, "
+        f"and the gain that would make either equal, on this batch with these weights:"
+    )
+    return f"{title}\n{_table(head, [row for row, _ in scales], cells)}"
 
 
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Return rows of cells as columns of equal width, the first flush left, the others flush right.
-
-    >>> print(table([("term", "value"), ("box", "1.25")]))
-    term  value
-    box    1.25
-    """
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join([f"{first:<{widths[0]}}", *map(str.rjust, rest, widths[1:])]) for first, *rest in rows]
-    return "\n".join(line.rstrip() for line in lines)
-
-
-def _name(row: Row, rows: Sequence[Row]) -> str:
-    """Return the name of a term, with its branch if there are several."""
-    return f"{row.branch} {row.term}" if len({each.branch for each in rows}) > 1 else row.term
+def _table(head: Sequence[str], rows: Sequence[Row], cells: Sequence[Sequence[str]]) -> str:
+    """Return a table with a line for each term, below its branch if there are several."""
+    branches = dict.fromkeys(row.branch for row in rows)
+    indent = "  " if len(branches) > 1 else ""
+    lines: list[Sequence[str]] = [head]
+    for branch in branches:
+        lines += [(branch, *[""] * (len(head) - 1))] if indent else []
+        lines += [(indent + row.term, *line) for row, line in zip(rows, cells) if row.branch == branch]
+    return "\n".join(terminal.table(lines, words_right=True))
 
 
 def _number(value: float) -> str:

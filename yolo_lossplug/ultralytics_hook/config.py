@@ -14,6 +14,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Callable, Optional
 
+from yolo_lossplug import terminal
 from yolo_lossplug.registry import BOX, CLASS, REGISTRY, LossPlugError, Spec
 from yolo_lossplug.selection.keys import (
     CLAIMED,
@@ -406,7 +407,7 @@ def entrypoint(stock: Callable[..., None], *args: Any, **kwargs: Any) -> None:
         refuse_typed_none(pairs)
         stock(*args, **kwargs)
     except LossPlugError as error:
-        raise SystemExit(f"LossPlug: {error}") from error
+        raise SystemExit(terminal.fit_error(f"LossPlug: {error}")) from error
     finally:
         _typed.reset(token)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -56,6 +57,11 @@ def parse(words: Sequence[str]) -> dict[str, Any]:
 def progress(total: int, title: str) -> Any:
     """Return Ultralytics' progress bar; `update(n)` moves it, `close()` ends it."""
     return TQDM(total=total, desc=title, disable=not sys.stdout.isatty())  # a log wants no line for every step
+
+
+def bold(text: str) -> str:
+    """Return a text in bold where a terminal shows it, as it is in a log or behind a pipe."""
+    return str(colorstr("bold", text)) if sys.stdout.isatty() and "NO_COLOR" not in os.environ else text
 
 
 def say(text: str) -> None:

@@ -12,11 +12,11 @@ from ultralytics.utils import RANK
 
 import yolo_lossplug
 from yolo_lossplug.registry import LossPlugError
-from yolo_lossplug.selection.keys import NAMES, REPORT, STOCK_BOX, STOCK_CLASS, given_keys, keys
+from yolo_lossplug.selection.keys import NAMES, NUMBERS, REPORT, STOCK_BOX, STOCK_CLASS, given_keys, keys
 from yolo_lossplug.selection.select import Selection, class_weights, select
 from yolo_lossplug.ultralytics_hook import compatibility, finite, nms, patching, report
 from yolo_lossplug.ultralytics_hook.assigner import refuse_min_side
-from yolo_lossplug.ultralytics_hook.console import say, warn
+from yolo_lossplug.ultralytics_hook.console import bold, say, warn
 from yolo_lossplug.ultralytics_hook.criterion import (
     TOLERANCE,
     arguments,
@@ -32,6 +32,8 @@ from yolo_lossplug.ultralytics_hook.engines import choice
 from yolo_lossplug.ultralytics_hook.family import with_task
 from yolo_lossplug.ultralytics_hook.run import making, memory, runs
 from yolo_lossplug.ultralytics_hook.run.counts import FILE
+
+Mark = Callable[[str], str]
 
 FOREIGN = (
     ("ultralytics.models.yolo.world", "YOLO-World trains on text prompts"),
@@ -116,9 +118,15 @@ def refuse_foreign_trainer(trainer: type, given: Iterable[str]) -> None:
                 )
 
 
-def banner(selection: Selection, criterion: Any) -> str:
-    """Return the line that says what a criterion runs; of an end-to-end head its one-to-many branch."""
-    return line(selection, running_first(criterion))
+def banner(selection: Selection, criterion: Any, mark: Mark = str) -> str:
+    """Return the line that says what a criterion runs; of an end-to-end head its one-to-many branch.
+
+    Args:
+        selection: What was asked for.
+        criterion: What runs.
+        mark: Applied to what differs from stock.
+    """
+    return line(selection, running_first(criterion), mark)
 
 
 def running_first(criterion: Any) -> dict[str, Any]:
@@ -127,20 +135,22 @@ def running_first(criterion: Any) -> dict[str, Any]:
     return running(leaves[0][1]) if leaves else {}
 
 
-def line(selection: Selection, actual: Mapping[str, Any]) -> str:
-    """Return what a selection and the values that run, by key, are in words."""
+def line(selection: Selection, actual: Mapping[str, Any], mark: Mark = str) -> str:
+    """Return what a selection and the values that run, by key, are in words; what differs from stock is marked."""
     cls = f"class {actual.get('cls_loss', selection.cls)}"
     if selection.cls_smoothing:
         cls += f" smoothing={selection.cls_smoothing}"
     if selection.cls_weights:
         cls += f" weights={selection.cls_weights}"
+    cls = cls if selection.has_stock_class_loss else mark(cls)
     parts = [cls]
     if actual:
-        parts = [f"box {actual['loss']}", cls, _assignment(selection, actual)]
+        box = f"box {actual['loss']}"
+        parts = [box if selection.has_stock_box_loss else mark(box), cls, _assignment(selection, actual, mark)]
         if selection.nms_iou != NAMES["nms_iou"]:
-            parts.append(f"nms {selection.nms_iou}")
+            parts.append(mark(f"nms {selection.nms_iou}"))
         if selection.report:
-            parts.append(f"report {FILE}")
+            parts.append(mark(f"report {FILE}"))
     engine = actual.get("loss_engine", choice.REFERENCE)
     parts.append(f"engine {engine}")
     if choice.is_by_adoption(selection):
@@ -151,17 +161,21 @@ def line(selection: Selection, actual: Mapping[str, Any]) -> str:
     return " · ".join(parts)
 
 
-def _shown(value: Any, key: str) -> str:
-    return f"{value:g}" if key == "min_side" else str(value)
-
-
-def _assignment(selection: Selection, actual: Mapping[str, Any]) -> str:
+def _assignment(selection: Selection, actual: Mapping[str, Any], mark: Mark) -> str:
     """Return in words how predictions get their objects."""
     if "tal_topk" not in actual:
         return "matcher host's"
     shown = ("topk", "alpha", "beta", *([] if selection.tal_min_side is None else ["min_side"]), "iou")
-    numbers = ", ".join(f"{key}={_shown(actual[f'tal_{key}'], key)}" for key in shown)
+    numbers = ", ".join(_number(selection, actual, key, mark) for key in shown)
     return f"assigner tal({numbers})"
+
+
+def _number(selection: Selection, actual: Mapping[str, Any], name: str, mark: Mark) -> str:
+    """Return a number of the assigner, or the name of its overlap, as the banner has it."""
+    key = f"tal_{name}"
+    default = NUMBERS[key].default if key in NUMBERS else NAMES[key]
+    text = f"{name}={actual[key]:g}" if key == "tal_min_side" else f"{name}={actual[key]}"
+    return text if getattr(selection, key) == default else mark(text)
 
 
 def announce(trainer: Any) -> None:
@@ -182,7 +196,7 @@ def announce(trainer: Any) -> None:
         warn_of_release(ultralytics.__version__)
         # One that is there already is that of a resumed run; else the first batch makes one like this.
         criterion = getattr(model, "criterion", None) or model.init_criterion()
-        say(banner(selection, criterion))
+        say(banner(selection, criterion, bold))
 
 
 def wrap_model_class(cls: type) -> None:

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Text fits the terminal, and nothing of it is lost."""
+
+import pytest
+
+from yolo_lossplug import terminal
+
+HELP = """\
+usage: lossplug thing data=DATA model=MODEL loss=NAME,NAME,... [seeds=3] [key=value ...] and a good deal more
+
+Long prose goes on at the margin, and no word of it is cut in two, however narrow the terminal is that shows it.
+  loss=ciou,eiou   every key of ours takes several values, and an option goes to the losses that have it
+                   [https://arxiv.org/abs/2101.08158, 2022]
+  short            fits\
+"""
+
+
+@pytest.mark.parametrize("columns", [44, 60, 80, 200])
+def test_lines_fit_and_words_stay(columns):
+    fitted = terminal.fit(HELP, columns)
+    assert max(map(len, fitted.splitlines())) <= columns or columns < 60
+    assert fitted.split() == HELP.split()
+    assert columns < 200 or fitted == HELP
+
+
+def test_lines_go_on_below_their_column():
+    first, second, *_ = terminal.fit("  key=1   a word and another one", 20).splitlines()
+    assert first == "  key=1   a word and" and second == "          another"
+
+
+def test_indented_lines_are_told_apart_where_they_go_on():
+    lines = terminal.fit("  one line that is long\n  and another of them", 16).splitlines()
+    assert lines == ["  one line that", "      is long", "  and another of", "      them"]
+
+
+def test_an_entry_too_wide_for_two_columns_goes_on_below_its_indent():
+    first, second = terminal.fit("  a-very-long-entry-that-leaves-no-room   explained", 44).splitlines()
+    assert first.startswith("  a-very") and second == "      explained"
+
+
+@pytest.mark.parametrize(("value", "columns"), [("100", 100), ("12", terminal.MIN_WIDTH), (None, 80)])
+def test_the_width_is_that_of_the_terminal(monkeypatch, value, columns):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    if value:
+        monkeypatch.setenv("COLUMNS", value)
+    assert terminal.width() == columns
+
+
+def test_wide_characters_count_twice():
+    assert terminal.cells("损失") == 4 and terminal.cells("a\u0301") == 1
+    assert len(terminal.table([["a", "b"], ["损失", "1"]])[0]) == 7
+
+
+PARAGRAPH = """\
+These two lines are one paragraph, broken where the code that holds them ends at a width of a hundred and twenty columns
+in all, so that it is broken anew; a line that ends before on purpose stays.
+Example: lossplug thing with a command that goes on
+  [0, 1)   an interval is not broken, that of an exponent in [0, ∞)\
+"""
+
+
+def test_paragraphs_are_broken_anew_and_intervals_are_not():
+    lines = terminal.fit_help(PARAGRAPH, 50).splitlines()
+    assert [len(line) > 38 for line in lines[:4]] == [True] * 4
+    at = next(i for i, line in enumerate(lines) if line.startswith("Example: "))
+    assert lines[at - 1].endswith("stays.") and lines[at + 1].startswith("    ")
+    assert not any(line.strip().startswith("∞") for line in terminal.fit_help(PARAGRAPH, 70).splitlines())
+    assert terminal.fit_help(PARAGRAPH, 120) == PARAGRAPH
+    first = PARAGRAPH.splitlines()[0].split()[-1]
+    assert any(line.endswith(first) for line in terminal.fit(PARAGRAPH, 50).splitlines()), "other texts keep their ends"
+
+
+def test_lines_behind_a_pipe_are_measured_in_bytes(monkeypatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: False)
+    assert max(len(line.encode()) for line in terminal.fit("α ∞ " * 40, 50).splitlines()) <= 50
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert max(map(len, terminal.fit("α ∞ " * 40, 50).splitlines())) > 45
+
+
+def test_an_error_is_one_line_where_it_is_searched(monkeypatch):
+    text = "LossPlug: " + "loss=eiuo is unknown. " * 8
+    monkeypatch.setattr("sys.stderr.isatty", lambda: False)
+    assert terminal.fit_error(text) == text
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    assert len(terminal.fit_error(text).splitlines()) > 1 and terminal.fit_error(text).split() == text.split()
+
+
+ROWS = [["name", "first", "second", "third"], ["a", "1.5", "word", "-"], ["long name", "22.25", "w", "7"]]
+
+
+def test_a_wide_table_goes_on_below():
+    wide, narrow = terminal.table(ROWS, columns=40), terminal.table(ROWS, columns=25)
+    assert wide[1:] == ["a            1.5  word        -", "long name  22.25  w           7"]
+    assert narrow[3] == "" and max(map(len, narrow)) <= 25
+    assert narrow[4].split() == ["name", "third"] and narrow[6].split() == ["long", "name", "7"]

@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Text that fits the terminal: long lines go on below their own column, tables are aligned."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+import unicodedata
+from collections.abc import Iterator, Sequence
+
+MIN_WIDTH = 40
+"""Narrower terminals get lines of this width."""
+MIN_COLUMN = 10
+"""An explanation with less room goes on below its entry."""
+SOURCE_WIDTH = 120
+"""Where texts are broken in the code: a line to which the next word could have been added ends on purpose."""
+COLUMN = re.compile(r"^(\s*(?:[^\s].*?)?\s{2,})(?=\S)")
+"""An entry and the gap before its explanation."""
+LABEL = re.compile(r"\s*\w+: ")
+"""Begins a line of its own, as ``Example: ``; what does not fit into it is indented."""
+WORD = re.compile(r"\S*[\[(][-\d.∞]+, [-\d.∞]+[\])]\S*|\S+")
+"""What is not broken: an interval such as ``[0, ∞)``, or whatever has no space in it."""
+
+
+def width() -> int:
+    """Return the columns of the terminal, 80 where none is known."""
+    return max(MIN_WIDTH, shutil.get_terminal_size((80, 24)).columns)
+
+
+def fit(text: str, columns: int = 0) -> str:
+    """Return a text whose long lines go on below their second column, or a little to the right of their indent.
+
+    Args:
+        text: Lines; a gap of two spaces or more sets an entry apart from its explanation. Words stay whole.
+        columns: Width; that of the terminal if not given.
+
+    >>> print(fit("  loss=NAME   one of the box losses", 24))
+      loss=NAME   one of the
+                  box losses
+    """
+    return "\n".join(_fit_line(line, columns or width()) for line in text.split("\n"))
+
+
+def fit_help(text: str, columns: int = 0) -> str:
+    """Return a help text, whose paragraphs are broken at `SOURCE_WIDTH`, broken anew if it does not fit.
+
+    Args:
+        text: Lines as for `fit`.
+        columns: Width; that of the terminal if not given.
+    """
+    columns, lines = columns or width(), text.split("\n")
+    return text if max(map(size, lines)) <= columns else fit("\n".join(_joined(lines)), columns)
+
+
+def fit_error(text: str) -> str:
+    """Return an error as it is printed: fitted to a terminal, and one line in a log that is searched."""
+    return fit(text) if sys.stderr.isatty() else text
+
+
+def _joined(lines: Sequence[str]) -> list[str]:
+    """Return lines without the breaks that `SOURCE_WIDTH` has made."""
+    joined = [lines[0]]
+    for last, line in zip(lines, lines[1:]):
+        if _goes_on(joined[-1], last, line):
+            joined[-1] += f" {line.strip()}"
+        else:
+            joined.append(line)
+    return joined
+
+
+def _goes_on(entry: str, last: str, line: str) -> bool:
+    """Return whether a line goes on with the entry whose last line so far is given."""
+    if not last.strip() or not line.strip() or LABEL.match(line):
+        return False
+    is_full = len(last) + 1 + len(line.split()[0]) > SOURCE_WIDTH
+    return is_full and _start(line) == _margin(line) == _start(entry)
+
+
+def _margin(line: str) -> int:
+    return len(line) - len(line.lstrip())
+
+
+def _start(line: str) -> int:
+    """Return the column of an explanation, that of the text where no entry is set apart."""
+    entry = COLUMN.match(line)
+    return entry.end() if entry else _margin(line)
+
+
+def _fit_line(line: str, columns: int) -> str:
+    """Return a line with breaks between words, so that each part is as long as it may be."""
+    if size(line) <= columns:
+        return line
+    margin, start = _margin(line), _start(line)
+    is_item = start == margin > 0 or LABEL.match(line)
+    has_room = columns - start >= MIN_COLUMN and not is_item
+    cut, indent = (start, start) if has_room else (margin, margin + 4)
+    first, *words = WORD.findall(line[cut:])
+    parts = [line[:cut] + first]
+    for word in words:
+        longer = f"{parts[-1]} {word}"
+        if size(longer) <= columns:
+            parts[-1] = longer
+        else:
+            parts.append(" " * indent + word)
+    return "\n".join(parts)
+
+
+def size(text: str) -> int:
+    """Return how long a line is: columns of a terminal, or else bytes, which is what `awk` counts in some locales."""
+    return cells(text) if sys.stdout.isatty() else len(text.encode())
+
+
+def cells(text: str) -> int:
+    """Return how many columns a text takes: wide characters take two, combining marks none."""
+    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def table(rows: Sequence[Sequence[str]], gap: int = 2, columns: int = 0, words_right: bool = False) -> list[str]:
+    r"""Return rows as aligned lines: the first column to the left, the others to the right unless they hold words.
+
+    Columns that do not fit go on below, after an empty line, beside the first column again.
+
+    Args:
+        rows: The head and the rows, all of one length.
+        gap: Spaces between columns.
+        columns: Width; that of the terminal if not given.
+        words_right: Whether columns with words stand to the right, too.
+
+    >>> print("\n".join(table([["loss", "seeds"], ["ciou", "3"], ["focal-eiou", "10"]])))
+    loss        seeds
+    ciou            3
+    focal-eiou     10
+    """
+    first, *others = zip(*rows)
+    padded = [_aligned(first), *(_aligned(other, words_right or all(map(_is_number, other[1:]))) for other in others)]
+    lines: list[str] = []
+    for block in _blocks([cells(column[0]) for column in padded], gap, columns or width()):
+        lines += [""] if lines else []
+        lines += [(" " * gap).join(cell).rstrip() for cell in zip(*(padded[i] for i in block))]
+    return lines
+
+
+def _aligned(column: Sequence[str], is_right: bool = False) -> list[str]:
+    """Return the cells of a column, all of one width."""
+    widest = max(map(cells, column))
+    return [_padded(cell, widest, is_right) for cell in column]
+
+
+def _blocks(widths: Sequence[int], gap: int, room: int) -> Iterator[list[int]]:
+    """Yield the columns that are printed side by side: the first, and as many others as there is room for."""
+    block, used = [0], widths[0]
+    for i, size_of_column in enumerate(widths[1:], 1):
+        if used + gap + size_of_column > room and len(block) > 1:
+            yield block
+            block, used = [0], widths[0]
+        block.append(i)
+        used += gap + size_of_column
+    yield block
+
+
+def _is_number(cell: str) -> bool:
+    return not cell.strip(" -") or bool(re.match(r"^[+−-]?[\d.,]", cell.strip()))
+
+
+def _padded(cell: str, widest: int, is_right: bool) -> str:
+    space = " " * (widest - cells(cell))
+    return space + cell if is_right else cell + space
