@@ -5,7 +5,7 @@ import itertools
 
 import pytest
 
-from tests.runs import python
+from tests.runs import ROOT, python
 
 HOST = ("utils", "cfg", "nn.tasks", "engine.trainer")
 PREPARE = """
@@ -187,3 +187,29 @@ spec = importlib.util.find_spec("ultralytics.cfg")
 print(type(copy.copy(spec.loader)).__name__, copy.deepcopy(spec).loader.name)
 """
     assert python(code, cwd=tmp_path).stdout.split() == ["_Loader", "ultralytics.cfg"]
+
+
+HOOK = ROOT / "yolo_lossplug" / "ultralytics_hook"
+FIRST = sorted(".".join(file.relative_to(ROOT).with_suffix("").parts) for file in HOOK.glob("*.py"))
+ORDER = """
+import importlib, sys
+sys.path[:0] = [{root!r}]
+import ultralytics
+for name in {names!r}:
+    for module in [m for m in sys.modules if m.partition(".")[0] in ("ultralytics", "yolo_lossplug")]:
+        del sys.modules[module]
+    sys.meta_path[:] = [finder for finder in sys.meta_path if type(finder).__module__ != "yolo_lossplug._autoload"]
+    import ultralytics
+    importlib.import_module(name)
+    from ultralytics.cfg import get_cfg
+    import yolo_lossplug
+    assert yolo_lossplug.is_enabled(), (name, yolo_lossplug._autoload.problem)
+    assert yolo_lossplug.ultralytics_hook is sys.modules["yolo_lossplug.ultralytics_hook"], name
+"""
+
+
+@pytest.mark.slow
+def test_any_module_of_ours_may_be_imported_first(tmp_path):
+    """Ultralytics' modules are changed at their import, by functions of modules that may be on their way in."""
+    names = [name for name in FIRST if not name.endswith("__init__")] + ["yolo_lossplug.tools.arguments"]
+    python(ORDER.format(root=str(ROOT), names=names), cwd=tmp_path)

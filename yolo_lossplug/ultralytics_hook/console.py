@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import ultralytics
-from ultralytics.cfg import cfg2dict, merge_equals_args, parse_key_value_pair
 from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, RUNS_DIR, TQDM, checks, colorstr
 from ultralytics.utils.files import increment_path
 
@@ -33,6 +32,11 @@ def parse(words: Sequence[str]) -> dict[str, Any]:
     Raises:
         LossPlugError: If a word is none of these, or a name is none.
     """
+    from ultralytics.cfg import (  # not above: patches are applied at its import, and need us
+        merge_equals_args,
+        parse_key_value_pair,
+    )
+
     args: dict[str, Any] = {}
     pairs: list[str] = []
     for word in merge_equals_args(list(words)):
@@ -109,6 +113,8 @@ def read_cfg(file: Any) -> dict[str, Any]:
     Raises:
         LossPlugError: If it does not exist, or does not hold keys and values in YAML.
     """
+    from ultralytics.cfg import cfg2dict  # not above, as in `parse`
+
     try:
         content = cfg2dict(checks.check_yaml(file))
     except Exception as error:  # of the file system, of YAML, and assertions of Ultralytics
