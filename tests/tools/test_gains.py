@@ -166,6 +166,22 @@ def test_a_comparison_keeps_what_its_gains_are_matched_to(tmp_path, measured):
         compare.compare({**args, "match_gains": True})
 
 
+def test_a_ratio_of_untrained_weights_gets_a_warning(monkeypatch):
+    """In the log before training and in the summary."""
+    said = []
+    monkeypatch.setattr(gains, "warn", said.append)
+    monkeypatch.setattr(gradients, "norms", lambda args, arms: [{"box": 1.0, "cls": 1.0}, {"box": 9.0, "cls": 0.01}])
+    plan = compare.plan_of({**KEYS, "loss": "ciou,eiou", "match_gains": True})
+    matched = gains.match(plan.arms, plan.args, {})
+    (text,) = said
+    assert "eiou runs with cls=50" in text and "0.01 times the norm of ciou's" in text and "checkpoint" in text
+    found = {
+        (arm, 0): {"gains": one.gains, "matched": {"baseline": "ciou", **one.ratios}} for arm, one in matched.items()
+    }
+    _, ciou, eiou = answer.gains(found, ["ciou", "eiou"])
+    assert "do not judge" in eiou and "do not judge" not in ciou
+
+
 def test_the_summary_says_which_gains_ran():
     def result(cls, **more):
         return {"gains": {"box": 7.5, "cls": cls, "dfl": 1.5}, **more}
@@ -177,7 +193,7 @@ def test_the_summary_says_which_gains_ran():
     matched = {("bce", 0): result(0.5, matched=ratios["bce"]), ("qfl", 0): result(4.0, matched=ratios["qfl"])}
     head, bce, qfl = answer.gains(matched, ["bce", "qfl"])
     assert "matched" in head and "`bce`" in head and "cls=0.5" in bce
-    assert "cls=4" in qfl and "0.125 (class) times" in qfl
+    assert "cls=4" in qfl and "0.125 (class) times the norm." in qfl
 
 
 @pytest.mark.slow

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from textwrap import shorten
-from typing import Optional
+from typing import Any, Optional
 
 from yolo_lossplug.tools import significance
+from yolo_lossplug.tools.gains import FAR, far
 from yolo_lossplug.tools.measures import SIZES, Results, label, measured
 from yolo_lossplug.tools.significance import BETTER, MIN_SEEDS, NOISE
 from yolo_lossplug.tools.verdict import Effect, effects, noise_floor, values_of
@@ -105,12 +106,18 @@ def _matched(results: Results, arms: Sequence[str], of_arms: Mapping[str, str]) 
     )
     before = {
         arm: f"; before, its gradients had {one['box']:.3g} (box) and {one['cls']:.3g} (class) times the norm"
+        + _doubt(one)
         for arm, one in ratios.items()
     }
     return [
         head,
         *(f"`{arm}` ran with the gains {of_arms[arm]}{before.get(arm, '')}." for arm in arms if arm in of_arms),
     ]
+
+
+def _doubt(ratios: Mapping[str, Any]) -> str:
+    text = f" (a ratio beyond {FAR:g} is one of untrained weights and changes within epochs: do not judge by this run)"
+    return text if far(ratios) else ""
 
 
 def _data(results: Results) -> list[str]:
