@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 import yolo_lossplug
 from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.selection.keys import keys
-from yolo_lossplug.tools import answer, average_precision, jobs, measures, summary
+from yolo_lossplug.tools import answer, average_precision, gains, jobs, measures, summary
 from yolo_lossplug.tools.arguments import merge
 from yolo_lossplug.tools.arms import Arm, arms
 from yolo_lossplug.tools.jobs import FAILED, FINISHED, RUNNING, WAITING, Job
@@ -42,13 +42,15 @@ report.html, results.csv, summary.md, summary.csv, curves.png and forest.png, wi
   name=NAME        the same name with the same keys continues: finished runs are kept, losses and seeds may be added
   metric=mAP50-95  the one that carries the verdict: AP_small, AP_medium, AP_large, AP_<class>, mAP50, ...; split=test
                    measures the best checkpoints on the test split too: metric=test/AP_small
+  match_gains=True  scales box= and cls= of each loss so that its gradients have the norm of the first loss's on the
+                   first 4 batches, before training; without it all have the gains given
   devices=0,1      one run at a time on each of these; without it the runs follow each other on device=
   engine=ray       on a Ray cluster (pip install 'yolo-lossplug[ray]')
   cfg=FILE         a recipe as of `yolo train`, and the command line over it; options go to the losses that have them
 Every other key is one of `yolo train`. All runs take the same loss_engine; default auto.
 Example: lossplug compare data=coco128.yaml model=yolov8n.yaml loss=ciou,eiou,wiou-v3 seeds=3 epochs=100\
 """
-OWN = ("seeds", "devices", "engine", "name", "project", "metric")
+OWN = ("seeds", "devices", "engine", "name", "project", "metric", gains.KEY)
 RESERVED = {
     "seed": "give seeds= instead",
     "resume": "the same command continues an unfinished comparison",
@@ -72,6 +74,7 @@ class Plan:
         name: Name of the comparison; None for the default.
         project: Where its folder is; None for the default.
         metric: The primary metric, which carries the verdict.
+        match_gains: Whether gains are scaled to the norm of the first arm's gradients.
     """
 
     arms: list[Arm]
@@ -82,6 +85,7 @@ class Plan:
     name: Any
     project: Any
     metric: str
+    match_gains: bool = False
 
 
 def main(args: dict[str, Any]) -> None:
@@ -117,19 +121,31 @@ def run_plan(plan: Plan) -> Path:
     if len(plan.arms) < 2:
         say(f"only one loss, {plan.arms[0].name}: its seeds show the noise, and there is nothing to compare it with")
     directory = directory_of(plan, plan.name, plan.project)
-    todo = jobs_of(plan, directory)
-    waiting = [job for job in todo if job.state == WAITING]
-    if waiting:
+    matched = {}
+    if any(job.state == WAITING for job in jobs_of(plan, directory)):
         _check_class(plan.metric, one_run.prepare({**plan.args, **plan.arms[0].keys}))
+        matched = _match_gains(plan, directory)
     directory.mkdir(parents=True, exist_ok=True)
     with locked(directory):
-        _run(plan, directory, todo, waiting)
+        if matched:
+            gains.write({**matched, **gains.read(directory)}, directory)
+        _run(plan, directory)
     return directory
 
 
-def _run(plan: Plan, directory: Path, todo: list[Job], waiting: list[Job]) -> None:
-    """Run the waiting jobs, and write the summary after every run."""
+def _match_gains(plan: Plan, directory: Path) -> dict[str, gains.Matched]:
+    """Return the gains of all arms where they are to be matched; none otherwise."""
+    if not plan.match_gains:
+        return {}
+    args = {**plan.args, "device": plan.devices} if plan.devices else plan.args
+    return gains.match(plan.arms, args, gains.read(directory))
+
+
+def _run(plan: Plan, directory: Path) -> None:
+    """Run the jobs without a result, and write the summary after every run."""
     _write_plan(plan, directory)
+    todo = jobs_of(plan, directory)
+    waiting = [job for job in todo if job.state == WAITING]
     _say_lost(todo)
     say(f"{len(todo)} runs in {directory}, {len(todo) - len(waiting)} of them finished before")
     progress = Progress(todo, plan.metric)
@@ -185,7 +201,8 @@ def plan_of(args: Mapping[str, Any]) -> Plan:
     devices, engine = _devices(values)
     name, project = values.get("name"), values.get("project")
     metric = _metric(values)
-    return Plan(chosen, _seeds(values.get("seeds", 3)), common, devices, engine, name, project, metric)
+    seeds, matches = _seeds(values.get("seeds", 3)), gains.wanted(values, task)
+    return Plan(chosen, seeds, common, devices, engine, name, project, metric, matches)
 
 
 def _metric(args: Mapping[str, Any]) -> str:
@@ -304,20 +321,32 @@ def _differing_keys(directory: Path, plan: Plan) -> Optional[list[str]]:
         earlier = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise LossPlugError(f"{file} cannot be read ({error}); give another name=.") from error
-    one, other = (_comparable(args) for args in (earlier["args"], plan.args))
+    one = {**_comparable(earlier["args"]), gains.KEY: earlier.get(gains.KEY, False)}
+    other = {**_comparable(plan.args), gains.KEY: _baseline_of_gains(plan)}
     return sorted(key for key in {*one, *other} if one.get(key) != other.get(key))
+
+
+def _baseline_of_gains(plan: Plan) -> Any:
+    """Return the arm that gains are matched to, which has to stay; False where they are not matched."""
+    return plan.arms[0].name if plan.match_gains else False
 
 
 def jobs_of(plan: Plan, directory: Path) -> list[Job]:
     """Return the runs of a comparison, seed by seed, so that an early look compares all losses."""
-    return [_job(plan, arm, seed, directory / "runs") for seed in plan.seeds for arm in plan.arms]
+    matched = gains.read(directory) if plan.match_gains else {}
+    return [
+        _job(plan, arm, seed, directory / "runs", matched.get(arm.name)) for seed in plan.seeds for arm in plan.arms
+    ]
 
 
-def _job(plan: Plan, arm: Arm, seed: int, runs: Path) -> Job:
+def _job(plan: Plan, arm: Arm, seed: int, runs: Path, matched: Optional[gains.Matched] = None) -> Job:
     """Return one run, finished if its result is there."""
     folder = runs / f"{slug(arm.name)}-seed{seed}"
     args = {**plan.args, **arm.keys, "seed": seed, "project": str(runs), "name": folder.name, "exist_ok": True}
     job = Job(arm.name, seed, folder, args)
+    if matched:
+        args.update(matched.gains)
+        job.about["matched"] = {"baseline": matched.baseline, **matched.ratios}
     job.state = FINISHED if job.read() else WAITING
     return job
 
@@ -359,7 +388,10 @@ def _comparable(args: Mapping[str, Any]) -> Any:
 
 def _write_plan(plan: Plan, directory: Path) -> None:
     (directory / PLAN).write_text(
-        json.dumps({"args": plan.args, "seeds": plan.seeds}, indent=2, default=str), encoding="utf-8"
+        json.dumps(
+            {"args": plan.args, "seeds": plan.seeds, gains.KEY: _baseline_of_gains(plan)}, indent=2, default=str
+        ),
+        encoding="utf-8",
     )
 
 
@@ -387,7 +419,8 @@ def _words(plan: Plan) -> dict[str, Any]:
     lists = {key: ",".join(dict.fromkeys(values)) for key, values in ours.items()}
     is_range = plan.seeds == tuple(range(len(plan.seeds)))
     metric = {} if plan.metric == measures.ORDER[0] else {"metric": plan.metric}
-    return {**plan.args, **lists, **metric, "seeds": len(plan.seeds) if is_range else ",".join(map(str, plan.seeds))}
+    more = {**metric, **({gains.KEY: True} if plan.match_gains else {})}
+    return {**plan.args, **lists, **more, "seeds": len(plan.seeds) if is_range else ",".join(map(str, plan.seeds))}
 
 
 @contextmanager

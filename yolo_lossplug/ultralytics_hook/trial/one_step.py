@@ -290,6 +290,8 @@ def default_gains() -> dict[str, float]:
 def grad_norms(criterion: Any, one: Trial) -> dict[str, tuple[float, ...]]:
     """Return the L2 norm of the gradient of each term by the head's outputs, gains included, by branch.
 
+    A branch in which no anchor is assigned is left out: the host does not call its box loss.
+
     Args:
         criterion: A criterion that takes the host's own step; the fast engine does not call the members it is seen in.
         one: The step.
@@ -301,6 +303,8 @@ def grad_norms(criterion: Any, one: Trial) -> dict[str, tuple[float, ...]]:
         return {"main": (_grad_norm(criterion(one.preds, one.batch)[0], outputs),)}
     members, norms = seen_in(criterion, one), {}
     for branch, leaf in branches(criterion):
+        if branch not in members:
+            continue
         seen = members[branch]
         box, dfl = seen.box_terms
         values = (box * leaf.hyp.box, _class_term(leaf, seen.cls_terms, seen) * leaf.hyp.cls, dfl * leaf.hyp.dfl)
