@@ -88,7 +88,7 @@ def test_all_runs_have_one_engine(compared):
     plan = compare.plan_of({**KEYS, "loss": "ciou,eiou", "loss_engine": "reference"})
     assert [arm.keys["loss_engine"] for arm in plan.arms] == ["reference", "reference"]
     (arm,) = compare.plan_of({**KEYS, "model": "yolov8s-world.yaml"}).arms
-    assert arm.keys == {}, "a family with another criterion takes none of our keys"
+    assert arm.keys == {"loss_engine": "auto"}, "a family with the criterion of other detectors has its engines"
 
 
 def test_summary(compared):
@@ -173,7 +173,10 @@ def test_the_command_alone_continues_a_numbered_comparison(tmp_path):
         ({"metric": "test/AP_small"}, "needs the test split: add split=test"),
         ({"split": "test"}, "has no test split"),
         ({"loss": "ciou,focal-eiou", "inner_ratio": 0.7}, "inner_ratio=0.7 has no effect"),
-        ({"model": "yolov8s-world.yaml", "loss": "eiou"}, "YOLO-World has a loss of its own"),
+        (
+            {"model": "yolov8s-world.yaml", "cls_weights": [1, 2, 3]},
+            "cls_weights=[1, 2, 3] cannot be used with YOLO-World",
+        ),
     ],
 )
 def test_errors_come_before_anything_is_written(tmp_path, keys, message):

@@ -22,14 +22,12 @@ NOWHERE = "no-such-dataset.yaml"
 def trainers():
     from ultralytics.models.yolo.classify import ClassificationTrainer
     from ultralytics.models.yolo.obb import OBBTrainer
-    from ultralytics.models.yolo.world import WorldTrainer
-    from ultralytics.models.yolo.yoloe import YOLOETrainer
+    from ultralytics.models.yolo.yoloe import YOLOEVPTrainer
 
     return {
         "obb": (OBBTrainer, "loss=eiou cannot be used with task=obb.*obb takes .*gwd, kfiou, kld, mgiou, probiou"),
         "classify": (ClassificationTrainer, "loss=eiou has no effect with task=classify"),
-        "world": (WorldTrainer, "loss cannot be used with WorldTrainer: YOLO-World trains on text prompts"),
-        "yoloe": (YOLOETrainer, "loss cannot be used with YOLOETrainer: YOLOE trains on prompts"),
+        "visual": (YOLOEVPTrainer, "loss cannot be used with YOLOEVPTrainer: YOLOE trains the class term alone"),
     }
 
 
@@ -73,7 +71,7 @@ def test_a_floor_of_sides_is_refused_where_the_release_has_none(task, monkeypatc
     assert not list(tmp_path.iterdir()), "a run was begun"
 
 
-@pytest.mark.parametrize("kind", ["obb", "classify", "world", "yoloe"])
+@pytest.mark.parametrize("kind", ["obb", "classify", "visual"])
 def test_tasks_and_families_that_cannot_use_it(kind, tmp_path):
     trainer, message = trainers()[kind]
     overrides = {**TINY, "data": NOWHERE, "model": "some.yaml", "project": str(tmp_path), "loss": "eiou"}

@@ -13,6 +13,7 @@ import yaml
 from packaging.version import Version
 from ultralytics import RTDETR, YOLO
 from ultralytics.models.rtdetr.train import RTDETRTrainer
+from ultralytics.models.utils import loss as host_loss
 from ultralytics.models.utils.loss import RTDETRDetectionLoss
 from ultralytics.utils.loss import v8DetectionLoss
 
@@ -120,7 +121,10 @@ def class_formula(name, calls, weights=(1, 1, 1), smoothing=0.0, **options):
     return value
 
 
-@pytest.mark.parametrize("name", [name for name in list_box_losses() if oracles.box(name)])
+MIXTURES = ["ciou+nwd", "inner-ciou+nwd", "eiou+l1"]
+
+
+@pytest.mark.parametrize("name", [*(name for name in list_box_losses() if oracles.box(name)), *MIXTURES])
 def test_box_losses_are_the_formula_in_every_layer(name):
     """Those that the host has as well included: then its own stays."""
     losses, calls = evaluate(criterion(loss=name))
@@ -188,7 +192,58 @@ def test_our_giou_and_varifocal_have_the_numbers_of_the_host():
         torch.testing.assert_close(ours, hosts, rtol=2e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["nwd", "mpdiou", "l1", "eiou"])
+@pytest.mark.parametrize("autocast", [False, True], ids=["float32", "autocast"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("n", [0, 1, 50])
+def test_the_l1_term_is_the_hosts_to_the_last_digit(n, dtype, autocast):
+    """The formula of the L1 term, and the host's method for it, agree in value and gradient."""
+    made, found = criterion(loss="eiou"), []
+    rng = torch.Generator().manual_seed(n)
+    target = torch.rand(n, 4, generator=rng) * 0.3 + 0.2
+    pred = (target + 0.1 * torch.randn(n, 4, generator=rng)).to(dtype).requires_grad_()
+    assert made.lossplug.terms.has_l1
+    with detr.input_size(640, 640), torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        for made.lossplug.terms.has_l1 in (True, False):
+            losses = made._get_loss_bbox(pred, target, "_aux")
+            found.append([*losses.values(), *torch.autograd.grad(sum(losses.values()), [pred])])
+            assert list(losses) == ["loss_bbox_aux", "loss_giou_aux"]
+    assert all(torch.equal(*pair) and pair[0].dtype == pair[1].dtype for pair in zip(*found))
+
+
+def test_the_hosts_giou_is_not_computed_to_be_discarded(monkeypatch):
+    made, calls = criterion(loss="eiou"), []
+    iou = host_loss.bbox_iou
+    monkeypatch.setattr(host_loss, "bbox_iou", lambda *args, **kw: calls.append(kw.get("GIoU")) or iou(*args, **kw))
+    evaluate(made)
+    assert calls == [None] * 2 * LAYERS, "the targets of classes only"
+
+
+def twice_the_l1(self, pred_bboxes, gt_bboxes, postfix=""):
+    losses = ORIGINAL(self, pred_bboxes, gt_bboxes, postfix)
+    return {**losses, f"loss_bbox{postfix}": losses[f"loss_bbox{postfix}"] * 2}
+
+
+def another_term(self, pred_bboxes, gt_bboxes, postfix=""):
+    return {**ORIGINAL(self, pred_bboxes, gt_bboxes, postfix), f"loss_angle{postfix}": pred_bboxes.sum()}
+
+
+ORIGINAL = host_loss.DETRLoss._get_loss_bbox
+
+
+@pytest.mark.parametrize("method", [twice_the_l1, another_term])
+def test_a_host_with_another_l1_term_keeps_it(method, monkeypatch):
+    monkeypatch.setattr(host_loss.DETRLoss, "_get_loss_bbox", method)
+    made = criterion(loss="eiou")
+    assert not made.lossplug.terms.has_l1
+    boxes = problem(False)["batch"]["bboxes"]
+    with detr.input_size(640, 640):
+        ours = made._get_loss_bbox(boxes * 1.1, boxes)
+    hosts = method(RTDETRDetectionLoss(nc=N_CLASSES, use_vfl=True), boxes * 1.1, boxes)
+    assert ours.keys() == hosts.keys()
+    assert all(torch.equal(ours[key], hosts[key]) for key in hosts.keys() - {"loss_giou"})
+
+
+@pytest.mark.parametrize("name", ["nwd", "mpdiou", "l1", "eiou", "ciou+nwd"])
 def test_losses_in_pixels_know_the_size_of_the_input(name):
     size = (64, 96)
     losses, calls = evaluate(criterion(loss=name), size=size)

@@ -281,7 +281,7 @@ def _with_engine(arm: Arm, common: Mapping[str, Any]) -> Arm:
     try:
         one_run.check({**common, **keys_with_engine})
     except LossPlugError:
-        one_run.check({**common, **arm.keys})  # a task or family with another criterion has one engine
+        one_run.check({**common, **arm.keys})  # a task with another criterion has one engine
         return arm
     return replace(arm, keys=keys_with_engine)
 

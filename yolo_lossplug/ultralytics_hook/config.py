@@ -32,13 +32,11 @@ from yolo_lossplug.selection.names import suggest
 from yolo_lossplug.selection.own import load_references
 from yolo_lossplug.selection.select import Selection, refuse_unknown_names, select
 from yolo_lossplug.sparse.candidates import HOST_MIN_SIDE
-from yolo_lossplug.ultralytics_hook.family import with_guessed_task
+from yolo_lossplug.ultralytics_hook.family import prompted_by_name, refuse_per_class, with_guessed_task
 from yolo_lossplug.ultralytics_hook.patching import Undo
 from yolo_lossplug.ultralytics_hook.run.making import is_making, is_settled
 
 TRAINING = "train"
-FOREIGN_FAMILIES = {"-world": "YOLO-World", "yoloe": "YOLOE"}
-"""What Ultralytics looks for in a file name, and the family it takes the model for."""
 
 _typed: ContextVar[frozenset[str]] = ContextVar("typed", default=frozenset())
 """Keys that are typed on the command line that runs, as opposed to those from a file."""
@@ -93,11 +91,7 @@ def check_given(base: dict[str, Any], custom: dict[str, Any]) -> None:
     if custom.get("resume"):
         return  # the checkpoint decides; the trainer says so
     task, family = guess_model(custom)
-    if family:
-        key, value = next((key, custom[key]) for key in custom if key in given)
-        raise LossPlugError(
-            f"{key}={value} cannot be used with model={custom['model']}: {family} has a loss of its own."
-        )
+    refuse_per_class(custom, family)
     selection = select({**base, **custom, "task": task})
     _refuse_unfit_release(selection)
     if selection.loss_engine == "triton":
@@ -195,13 +189,13 @@ def _refuse_unfit_release(selection: Selection) -> None:
 
 
 def guess_model(custom: dict[str, Any]) -> tuple[str, str]:
-    """Return the task, and the family if it is one with another criterion, as far as arguments and file name tell."""
+    """Return the task, and the family if it is one with text prompts, as far as arguments and file name tell."""
     from ultralytics.cfg import TASK2MODEL
 
     custom = dict(with_guessed_task(custom))
     model = custom.get("model")
     stem = Path(model).stem.lower() if isinstance(model, (str, Path)) else ""
-    family = next((name for part, name in FOREIGN_FAMILIES.items() if part in stem), "")
+    family = prompted_by_name(model)
     suffixes = {Path(name).stem.partition("-")[2]: task for task, name in TASK2MODEL.items()}
     if isinstance(model, (str, Path)) and Path(model).suffix == ".pt" and Path(model).is_file():
         suffixes = {}  # the checkpoint knows its task, whatever its name

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Callable, Optional
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from ultralytics.models.utils.loss import DETRLoss
 
@@ -78,6 +79,7 @@ class Terms:
         others: The same for the other layers and denoising, which read a running mean and do not change it.
         cls: The class loss; None for the host's own.
         same: By key, a selected loss that equals the host's own, which stays, and what the host's own was then.
+        has_l1: Whether the host's L1 term is `l1_term`: then its GIoU is not computed only to be discarded.
         is_last: Whether the next box loss is that of the last decoder layer, which the host computes first.
         scale: Width, height, half width, half height of the network input in pixels (4,), cached with its key.
     """
@@ -86,6 +88,7 @@ class Terms:
     others: Optional[Loss] = None
     cls: Optional[PluggedClassLoss] = None
     same: dict[str, tuple[str, Loss]] = field(default_factory=dict)
+    has_l1: bool = False
     is_last: bool = True
     scale: Optional[tuple[tuple[Any, ...], Tensor]] = None
 
@@ -136,8 +139,11 @@ class DetrMixin(Derived, DETRLoss):
         return {f"loss_class{postfix}": per_object(elements, num_gts) * self.loss_gain["class"]}
 
     def _get_loss_bbox(self, pred_bboxes: Tensor, gt_bboxes: Tensor, postfix: str = "") -> dict[str, Tensor]:
-        # The host's GIoU is discarded: simpler than a copy of its L1 term for every release.
-        losses, terms = super()._get_loss_bbox(pred_bboxes, gt_bboxes, postfix), on_criterion(self).terms
+        terms = on_criterion(self).terms
+        if terms.box is not None and terms.has_l1 and len(gt_bboxes):
+            losses = {f"loss_bbox{postfix}": l1_term(pred_bboxes, gt_bboxes, self.loss_gain["bbox"])}
+        else:
+            losses = super()._get_loss_bbox(pred_bboxes, gt_bboxes, postfix)
         if terms.box is None:
             return losses
         loss = terms.next_box()
@@ -167,6 +173,11 @@ def soft_targets(targets: Tensor, gt_scores: Tensor, n_classes: int) -> Tensor:
 def per_object(elements: Tensor, n_objects: int) -> Tensor:
     """Return the sum of elements (b, queries, classes) over the number of objects, as the host reduces them."""
     return elements.mean(1).sum() / (max(n_objects, 1) / elements.shape[1])
+
+
+def l1_term(pred: Tensor, target: Tensor, gain: float) -> Tensor:
+    """Return the L1 loss of pairs of normalised boxes (N, 4), N > 0: its sum over N, times its gain."""
+    return gain * F.l1_loss(pred, target, reduction="sum") / len(target)
 
 
 def corners(boxes: Tensor, scale: Tensor) -> Tensor:
@@ -202,6 +213,7 @@ def plug(criterion: DETRLoss, selection: Selection, scope: Scope, weights: Optio
         if is_hosts(criterion, "_get_loss_bbox"):
             terms.box, terms.same["loss"] = None, (hosts_box(criterion), selection.box)
         else:
+            terms.has_l1 = has_l1(criterion)
             terms.box = selection.box.within(scope)
             terms.others = selection.box.within(Reader(scope.state, scope.name))
     if selection.chooses(selection.cls):
@@ -295,6 +307,26 @@ def is_hosts(criterion: DETRLoss, method: str) -> bool:
         values = [sum(function(criterion, *inputs).values()) for function in functions]
         ours, hosts = (torch.cat((v.reshape(1), *(g.flatten() for g in _grad(v, inputs[0])))) for v in values)
     return bool((ours - hosts).abs().max() <= TOLERANCE * hosts.abs().max())
+
+
+def has_l1(criterion: DETRLoss) -> bool:
+    """Return whether the box method of a criterion's host computes `l1_term`, a GIoU term, and nothing else."""
+    stock = stock_class(criterion)
+    return _computes_l1(stock, stock._get_loss_bbox)
+
+
+@functools.lru_cache(maxsize=8)
+def _computes_l1(stock: Any, method: Any) -> bool:
+    """Return what `has_l1` does for a class; `method`, its own or replaced, is part of the key."""
+    trial = stock(nc=2)
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
+        pred, target = _box_inputs(torch.Generator().manual_seed(0))
+        hosts = method(trial, pred.requires_grad_(), target, "_x")
+        if hosts.keys() != {"loss_bbox_x", "loss_giou_x"}:
+            return False
+        values = hosts["loss_bbox_x"], l1_term(pred, target, trial.loss_gain["bbox"])
+        (hosts_grad,), (our_grad,) = (_grad(value, pred) for value in values)
+    return torch.equal(*values) and torch.equal(hosts_grad, our_grad)
 
 
 def _grad(value: Tensor, leaf: Tensor) -> tuple[Tensor, ...]:

@@ -1,18 +1,30 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""RT-DETR, whose task is that of other detectors: trainers, models and file names that tell it from them.
+"""Families whose task is that of other detectors: trainers, models and file names that tell them from those.
+
+RT-DETR has another criterion. YOLO-World and YOLOE have that of other detectors, but a channel of the scores is a text
+prompt, another one for every image, and no class of the data.
 
 Imports no host code, since it is imported while Ultralytics is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.selection.keys import DETR
 
 TRAINERS, MODEL, STEM = "ultralytics.models.rtdetr", "RTDETRDetectionModel", "rtdetr"
+PROMPTED_STEMS = {"-world": "YOLO-World", "yoloe": "YOLOE"}
+"""What Ultralytics looks for in a file name, and the family with text prompts that it takes the model for."""
+PROMPTED_TRAINERS = {"ultralytics.models.yolo.world": "YOLO-World", "ultralytics.models.yolo.yoloe": "YOLOE"}
+"""Modules of the trainers of these families."""
+VISUAL = "YOLOEVPTrainer"
+"""The trainer of visual prompts."""
+PER_CLASS = ("cls_weights", "lossplug_report")
+"""Keys that tell classes apart."""
 
 
 def is_rtdetr(owner: type) -> bool:
@@ -34,3 +46,46 @@ def with_guessed_task(args: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return arguments with the task that selects losses, as far as the name of the model tells."""
     is_detect = args.get("task") in (None, "detect")
     return {**args, "task": DETR} if is_detect and is_named_rtdetr(args.get("model")) else args
+
+
+def prompted_by_name(model: Any) -> str:
+    """Return the family with text prompts that Ultralytics takes a file for by its name, empty for none."""
+    stem = Path(model).stem.lower() if isinstance(model, (str, Path)) else ""
+    return next((name for part, name in PROMPTED_STEMS.items() if part in stem), "")
+
+
+def prompted_trainer(trainer: type) -> str:
+    """Return the family with text prompts that a trainer belongs to, empty for none."""
+    modules = (f"{cls.__module__}." for cls in trainer.__mro__)
+    return next((family for one in modules for m, family in PROMPTED_TRAINERS.items() if one.startswith(f"{m}.")), "")
+
+
+def refuse_per_class(args: Mapping[str, Any], family: str) -> None:
+    """Refuse keys that tell classes apart where channels are prompts.
+
+    Args:
+        args: Arguments of the run.
+        family: A family with text prompts, empty for another one.
+
+    Raises:
+        LossPlugError: If one of these keys is set.
+    """
+    for key in PER_CLASS:
+        if family and args.get(key):
+            raise LossPlugError(
+                f"{key}={args[key]} cannot be used with {family}: its channels are text prompts, which differ "
+                f"between images, and not classes. Remove it."
+            )
+
+
+def refuse_visual_prompts(trainer: type, given: Iterable[str]) -> None:
+    """Refuse our keys with visual prompts.
+
+    Raises:
+        LossPlugError: If a trainer is, or inherits, that of visual prompts.
+    """
+    if any(cls.__name__ == VISUAL for cls in trainer.__mro__):
+        raise LossPlugError(
+            f"{', '.join(sorted(given))} cannot be used with {trainer.__name__}: YOLOE trains the class term alone on "
+            f"visual prompts, with a criterion of its own. Remove it."
+        )

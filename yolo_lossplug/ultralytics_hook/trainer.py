@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Callable
 
 import ultralytics
@@ -29,17 +29,16 @@ from yolo_lossplug.ultralytics_hook.criterion import (
     self_test,
 )
 from yolo_lossplug.ultralytics_hook.engines import choice
-from yolo_lossplug.ultralytics_hook.family import with_task
+from yolo_lossplug.ultralytics_hook.family import (
+    prompted_trainer,
+    refuse_per_class,
+    refuse_visual_prompts,
+    with_task,
+)
 from yolo_lossplug.ultralytics_hook.run import making, memory, runs
 from yolo_lossplug.ultralytics_hook.run.counts import FILE
 
 Mark = Callable[[str], str]
-
-FOREIGN = (
-    ("ultralytics.models.yolo.world", "YOLO-World trains on text prompts"),
-    ("ultralytics.models.yolo.yoloe", "YOLOE trains on prompts"),
-)
-"""Modules of trainers whose criterion is another one, and why."""
 
 
 def get_cfg(stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -89,7 +88,8 @@ def check(trainer: Any, overrides: dict[str, Any]) -> None:
     """
     selection = making.selected(vars(trainer.args))
     if selection.is_active:
-        refuse_foreign_trainer(type(trainer), given_keys(overrides or {}) or selection.given)
+        refuse_visual_prompts(type(trainer), given_keys(overrides or {}) or selection.given)
+        refuse_per_class(vars(trainer.args), prompted_trainer(type(trainer)))
         refuse_min_side(selection)
     why = choice.why_no_kernels(selection.loss_engine, trainer.args.device)
     if why and not trainer.args.resume:
@@ -102,20 +102,6 @@ def check(trainer: Any, overrides: dict[str, Any]) -> None:
         _warn_of_ignored(overrides, selection)
         for key in keys().keys() - selection.resolved().keys():
             vars(trainer.args).pop(key, None)
-
-
-def refuse_foreign_trainer(trainer: type, given: Iterable[str]) -> None:
-    """Raise an error if a trainer's criterion has no place for our losses.
-
-    Raises:
-        LossPlugError: If it has none.
-    """
-    for cls in trainer.__mro__:
-        for module, reason in FOREIGN:
-            if cls.__module__ == module or cls.__module__.startswith(f"{module}."):
-                raise LossPlugError(
-                    f"{', '.join(sorted(given))} cannot be used with {trainer.__name__}: {reason}. Remove it."
-                )
 
 
 def banner(selection: Selection, criterion: Any, mark: Mark = str) -> str:
