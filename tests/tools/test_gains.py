@@ -70,11 +70,13 @@ def test_a_measurement_repeats_and_leaves_the_callers_random_numbers(tmp_path):
     assert flat["box"] == 0 and flat["cls"] == pytest.approx(plain["cls"])
 
 
-def test_a_batch_without_assigned_anchor_counts_for_no_arm():
-    """The host does not call its box loss there, in which the terms are seen."""
+def test_a_batch_without_assigned_anchor_has_no_box_gradient(monkeypatch):
+    """Releases that do not call their box loss then leave the branch out."""
     one = one_step.trial({"imgsz": 64, "batch": 2, "loss_engine": "reference"})
     empty = {key: value[:0] if key in ("cls", "bboxes", "batch_idx") else value for key, value in one.batch.items()}
     one = one._replace(batch=empty)
+    assert gradients._squares(one_step.criterion_of(one), one)["box"] == 0
+    monkeypatch.setattr(one_step, "seen_in", lambda criterion, one: {})
     assert one_step.grad_norms(one_step.criterion_of(one), one) == {}
     assert gradients._squares(one_step.criterion_of(one), one) == {"box": 0.0, "cls": 0.0}
 
