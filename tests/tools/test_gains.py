@@ -12,7 +12,7 @@ from tests.runs import ROOT, arguments, slow
 from yolo_lossplug import LossPlugError
 from yolo_lossplug.tools import answer, compare, gains, jobs
 from yolo_lossplug.ultralytics_hook.console import parse
-from yolo_lossplug.ultralytics_hook.trial import gradients
+from yolo_lossplug.ultralytics_hook.trial import gradients, one_step
 
 KEYS = {
     "data": str(ROOT / "configs" / "data" / "shapes128.yaml"),
@@ -68,6 +68,17 @@ def test_a_measurement_repeats_and_leaves_the_callers_random_numbers(tmp_path):
     assert states == (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
     assert more == pytest.approx({"box": 2 * plain["box"], "cls": 2 * plain["cls"]}, rel=1e-5)
     assert flat["box"] == 0 and flat["cls"] == pytest.approx(plain["cls"])
+
+
+def test_a_batch_without_assigned_anchor_has_no_box_gradient(monkeypatch):
+    """Releases that do not call their box loss then leave the branch out."""
+    one = one_step.trial({"imgsz": 64, "batch": 2, "loss_engine": "reference"})
+    empty = {key: value[:0] if key in ("cls", "bboxes", "batch_idx") else value for key, value in one.batch.items()}
+    one = one._replace(batch=empty)
+    assert gradients._squares(one_step.criterion_of(one), one)["box"] == 0
+    monkeypatch.setattr(one_step, "seen_in", lambda criterion, one: {})
+    assert one_step.grad_norms(one_step.criterion_of(one), one) == {}
+    assert gradients._squares(one_step.criterion_of(one), one) == {"box": 0.0, "cls": 0.0}
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ report.html, results.csv, summary.md, summary.csv, curves.png and forest.png, wi
   name=NAME        the same name with the same keys continues: finished runs are kept, losses and seeds may be added
   metric=mAP50-95  the one that carries the verdict: AP_small, AP_medium, AP_large, AP_<class>, mAP50, ...; split=test
                    measures the best checkpoints on the test split too: metric=test/AP_small
-  match_gains=True  scales box= and cls= of each loss so that its gradients have the norm of the first loss's on the
+  match_gains=True scales box= and cls= of each loss so that its gradients have the norm of the first loss's on the
                    first 4 batches, before training; without it all have the gains given
   devices=0,1      one run at a time on each of these; without it the runs follow each other on device=
   engine=ray       on a Ray cluster (pip install 'yolo-lossplug[ray]')

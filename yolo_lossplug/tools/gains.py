@@ -149,4 +149,6 @@ def read(directory: Path) -> dict[str, Matched]:
 def write(matched: Mapping[str, Matched], directory: Path) -> None:
     """Store gains in the folder of a comparison, so that it goes on with the same."""
     content = {arm: one._asdict() for arm, one in matched.items()}
-    (directory / FILE).write_text(json.dumps(content, indent=2), encoding="utf-8")
+    unfinished = directory / f"{FILE}.tmp"
+    unfinished.write_text(json.dumps(content, indent=2), encoding="utf-8")
+    unfinished.replace(directory / FILE)

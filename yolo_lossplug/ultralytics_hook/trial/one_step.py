@@ -290,7 +290,7 @@ def default_gains() -> dict[str, float]:
 def grad_norms(criterion: Any, one: Trial) -> dict[str, tuple[float, ...]]:
     """Return the L2 norm of the gradient of each term by the head's outputs, gains included, by branch.
 
-    A branch in which no anchor is assigned is left out: the host does not call its box loss.
+    A branch in which no anchor is assigned is left out by releases that do not call their box loss then.
 
     Args:
         criterion: A criterion that takes the host's own step; the fast engine does not call the members it is seen in.
