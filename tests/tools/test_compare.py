@@ -173,7 +173,10 @@ def test_the_command_alone_continues_a_numbered_comparison(tmp_path):
         ({"metric": "test/AP_small"}, "needs the test split: add split=test"),
         ({"split": "test"}, "has no test split"),
         ({"loss": "ciou,focal-eiou", "inner_ratio": 0.7}, "inner_ratio=0.7 has no effect"),
-        ({"model": "yolov8s-world.yaml", "cls_weights": [1, 2, 3]}, "cls_weights=[1, 2, 3] cannot be used with YOLO-World"),
+        (
+            {"model": "yolov8s-world.yaml", "cls_weights": [1, 2, 3]},
+            "cls_weights=[1, 2, 3] cannot be used with YOLO-World",
+        ),
     ],
 )
 def test_errors_come_before_anything_is_written(tmp_path, keys, message):
