@@ -451,6 +451,24 @@ def test_a_training(kind, data, tmp_path):
     RTDETR(str(made.best)).predict(torch.zeros(1, 3, 64, 64), imgsz=64, verbose=False)
 
 
+def test_mixed_precision(data, tmp_path, monkeypatch):
+    """One epoch under autocast to bfloat16; on the CPU, where the host has none, by its own switch."""
+    low = functools.partial(torch.autocast, "cpu", dtype=torch.bfloat16)
+    monkeypatch.setattr("ultralytics.engine.trainer.autocast", lambda *args, **keys: low())
+    seen = []
+
+    def look(trainer):
+        made = trainer.model.criterion
+        made.register_forward_hook(lambda m, args, losses: seen.append((args[0][1].dtype, losses)))
+
+    keys = {"loss": "ciou+nwd", "cls_loss": "mal", "data": data, "project": str(tmp_path)}
+    made = train(callbacks=[("on_train_batch_end", look)], **keys)
+    assert seen and torch.bfloat16 in {scores for scores, _ in seen}
+    assert all(value.isfinite() for _, losses in seen for value in losses.values())
+    assert all(losses["loss_giou"].dtype == losses["loss_class"].dtype == torch.float32 for _, losses in seen)
+    assert all(p.isfinite().all() for p in made.model.parameters())
+
+
 @pytest.mark.slow
 def test_validation_and_ema_use_the_loss_and_the_host_is_equalled(data, tmp_path):
     """On weights that do not move, a training with the host's own losses by name has its very numbers."""
