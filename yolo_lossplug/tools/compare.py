@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import os
 import re
 import shlex
 import signal
@@ -22,7 +21,7 @@ from filelock import FileLock, Timeout
 import yolo_lossplug
 from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.selection.keys import keys
-from yolo_lossplug.tools import answer, average_precision, jobs, measures, summary
+from yolo_lossplug.tools import answer, average_precision, jobs, measures, outward, summary
 from yolo_lossplug.tools.arguments import merge
 from yolo_lossplug.tools.arms import Arm, arms
 from yolo_lossplug.tools.jobs import FAILED, FINISHED, RUNNING, WAITING, Job
@@ -89,9 +88,10 @@ def main(args: dict[str, Any]) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     plan = plan_of(args)
     directory = run_plan(plan)
-    results = summary.results_of(jobs_of(plan, directory))
-    primary = summary.primary_of(results, plan.metric)
-    print("\n".join(["", *answer.lines(results, [arm.name for arm in plan.arms], primary), f"written to {directory}"]))
+    runs = outward.shown(jobs_of(plan, directory))
+    results = summary.results_of(runs)
+    primary, names = summary.primary_of(results, plan.metric), list(dict.fromkeys(job.arm for job in runs))
+    print("\n".join(["", *answer.lines(results, names, primary), f"written to {directory}"]))
     if any(row["state"] == FAILED for row in summary.read_table(directory / "results.csv")):
         raise SystemExit(1)
 
@@ -131,6 +131,7 @@ def _run(plan: Plan, directory: Path, todo: list[Job], waiting: list[Job]) -> No
     """Run the waiting jobs, and write the summary after every run."""
     _write_plan(plan, directory)
     _say_lost(todo)
+    _say_older(todo)
     say(f"{len(todo)} runs in {directory}, {len(todo) - len(waiting)} of them finished before")
     progress = Progress(todo, plan.metric)
 
@@ -142,7 +143,7 @@ def _run(plan: Plan, directory: Path, todo: list[Job], waiting: list[Job]) -> No
 
     try:
         _start(plan, waiting, report)
-        summary.write_differing(todo, directory)
+        _write_differing(todo, directory)
     except KeyboardInterrupt:
         say(f"interrupted. Finished runs stay in {directory}; the same command with name={directory.name} continues.")
         raise
@@ -160,6 +161,20 @@ def _start(plan: Plan, waiting: list[Job], report: Callable[[Job], None]) -> Non
         jobs.run_on_devices(waiting, plan.devices, report)
     else:
         jobs.run_in_turn(waiting, report)
+
+
+def _write_differing(todo: Sequence[Job], directory: Path) -> None:
+    """Draw the images in which losses differ; without them, which may be gone since, all else is left."""
+    try:
+        summary.write_differing(todo, directory)
+    except OSError as error:
+        say(f"the images in which the losses differ cannot be drawn: {error}")
+
+
+def _say_older(todo: Sequence[Job]) -> None:
+    """Say which finished runs lack what is measured now, and how to have it."""
+    for line in answer.older(summary.results_of(todo)):
+        say(f"{line.replace('`', '')} To have it, remove their .result.json below runs/, and they are made again.")
 
 
 def _say_lost(todo: Sequence[Job]) -> None:
@@ -365,17 +380,10 @@ def _write_plan(plan: Plan, directory: Path) -> None:
 
 def _header(plan: Plan) -> list[str]:
     """Return the command and the versions, with which the comparison can be repeated."""
-    words = {key: _without_folder(value) for key, value in _words(plan).items()}
+    words = {key: outward.without_folders(str(value)) for key, value in _words(plan).items()}
     command = " ".join(shlex.quote(f"{key}={value}") for key, value in words.items())
     versions = f"yolo-lossplug {yolo_lossplug.__version__} · ultralytics {VERSION} · torch {torch.__version__}"
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    today = datetime.date.today().isoformat()
-    return [f"`lossplug compare {command}`", f"{today} · {versions} · {device}, {os.cpu_count()} cores"]
-
-
-def _without_folder(value: Any) -> Any:
-    """Return the name of a file in place of its absolute path: a summary is shown to others."""
-    return Path(value).name if isinstance(value, (str, Path)) and Path(value).is_absolute() else value
+    return [f"`lossplug compare {command}`", f"{datetime.date.today().isoformat()} · {versions}"]
 
 
 def _words(plan: Plan) -> dict[str, Any]:
