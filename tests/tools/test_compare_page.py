@@ -144,7 +144,7 @@ def test_where_they_differ_is_of_the_losses_and_seeds_compared(tmp_path):
     Image.new("RGB", (64, 64), "#88aa88").save(photo)
     for job in jobs:
         hits = [True, job.arm == "eiou"]
-        boxes = {"hits": [[5, 5, 20, 20]], "misses": [], "alarms": [], "is_hit": hits, "shape": [64, 64]}
+        boxes = {"hits": [[5, 5, 20, 20]], "misses": [], "alarms": [], "is_hit": hits, "shape": [64, 64], "pad": [0, 0]}
         (job.folder / differ.FILE).write_text(json.dumps({"score": 0.5, "names": {}, "images": {str(photo): boxes}}))
     (tmp_path / "differ-siou-seed0.png").write_bytes(photo.read_bytes())
     summary.write_differing(jobs, tmp_path)
@@ -157,11 +157,11 @@ def test_where_they_differ_is_of_the_losses_and_seeds_compared(tmp_path):
 def test_level_and_power_stand_in_the_table_of_differences(folder, tmp_path):
     heads = re.findall(r"<th scope=\"col\"[^>]*><button>([^<]+)</button>", html_of(folder))
     columns = ["loss", "difference", "from", "to", "level", "seeds", "verdict"]
-    assert heads[:9] == [*columns, compare_page.SHOWN, "seeds needed"]
+    assert heads[:9] == [*columns, "detectable", "seeds needed"]
     assert ">97.5 %<" in html_of(folder) and "Holm" in html_of(folder)
     summary.write([finished(arm, 0, tmp_path) for arm in ARMS[:2]], tmp_path, HEADER)
     html = html_of(tmp_path)
-    assert ">level<" not in html and compare_page.SHOWN not in html and ">no verdict<" in html
+    assert ">level<" not in html and ">detectable<" not in html and ">no verdict<" in html
     assert "No verdict, which takes at least 3 common seeds: <code>eiou</code>." in html
 
 

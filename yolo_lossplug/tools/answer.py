@@ -143,7 +143,7 @@ def latex(results: Results, arms: Sequence[str], metric: str, about: Sequence[st
         about: Lines that stand above it as comments.
     """
     names = list(
-        dict.fromkeys([metric, *(size for size in SIZES if any(size in measured(r) for r in results.values()))])
+        dict.fromkeys([metric, *(size for size in SIZES if any(values_of(results, arm, size) for arm in arms))])
     )
     found = {one.arm: one for one in effects(results, arms[0], metric)}
     head = " & ".join(["loss", "seeds", *(_escaped(label(name)) for name in names), "difference", "verdict"])

@@ -16,13 +16,13 @@ from yolo_lossplug.tools.page import Page
 from yolo_lossplug.tools.significance import BETTER, MAX_SEEDS, MIN_SEEDS, WORSE
 from yolo_lossplug.tools.verdict import Effect
 
-NO_VERDICT, SHOWN = "no verdict", "shown four times in five"
+NO_VERDICT, DETECTABLE = "no verdict", "detectable"
 NAME = "report.html"
 FOREST, CURVES = "forest.png", "curves.png"
 CAPTION = "Seed by seed, with the interval that decides"
 POWER_NOTE = (
-    "Shown four times in five: the true difference that these seeds show with power 0.8. Seeds needed: how many would "
-    "show the observed difference as often."
+    "Detectable: the true difference that these seeds show four times in five (power 0.8). Seeds needed: how many "
+    "would show the observed difference as often."
 )
 JPEG_QUALITY = 85
 
@@ -110,7 +110,7 @@ def _add_differences(page: Page, report: Report, directory: Path) -> None:
         page.picture(directory / FOREST, f"Forest plot of the differences: {words}")
     columns = _columns(effects)
     page.table(["loss", *columns], [[f"`{e.arm}`", *row] for e, *row in zip(effects, *columns.values())], CAPTION)
-    if SHOWN in columns:
+    if DETECTABLE in columns:
         page.text(POWER_NOTE)
 
 
@@ -123,7 +123,7 @@ def _columns(effects: Sequence[Effect]) -> dict[str, list[Any]]:
         "level": [None if effect.level is None else f"{100 * effect.level:.3g} %" for effect in effects],
         "seeds": [effect.seeds for effect in effects],
         "verdict": [effect.verdict if effect.level is not None else NO_VERDICT for effect in effects],
-        SHOWN: [effect.smallest for effect in effects],
+        DETECTABLE: [effect.smallest for effect in effects],
         "seeds needed": [_needed(effect) for effect in effects],
     }
     return {name: cells for name, cells in columns.items() if any(cell is not None for cell in cells)}

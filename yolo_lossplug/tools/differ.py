@@ -29,7 +29,9 @@ def save(images: Sequence[Mapping[str, Any]], names: Mapping[int, str], file: Pa
     """
     if images and images[0]["gt_boxes"].shape[-1] == 4:
         score = best_score(images)
-        rows = {image["file"]: {**judge(image, score), "shape": image["shape"]} for image in images}
+        rows = {
+            image["file"]: {**judge(image, score), "shape": image["shape"], "pad": image["pad"]} for image in images
+        }
         file.write_text(json.dumps({"score": score, "names": names, "images": rows}), encoding="utf-8")
 
 
@@ -121,13 +123,13 @@ def draw(files: Sequence[str], runs: Sequence[Mapping[str, Any]], names: Sequenc
 def _show(axis: Any, picture: Any, found: Mapping[str, Any]) -> None:
     """Show a picture as the network saw it, scaled and padded, with its boxes."""
     from matplotlib.patches import Rectangle
+    from matplotlib.patheffects import withStroke
 
-    height, width = found["shape"]
-    scale = min(height / picture.height, width / picture.width)
-    x, y = (width - picture.width * scale) / 2, (height - picture.height * scale) / 2
+    (height, width), (x, y) = found["shape"], found["pad"]
     axis.imshow(picture, extent=(x, width - x, height - y, y))
+    outline = [withStroke(linewidth=2.8, foreground="#ffffff")]
     for kind, colour in COLOURS.items():
         for left, top, right, bottom in found[kind]:
             box: dict[str, Any] = {"fill": False, "edgecolor": colour, "linestyle": LINES[kind], "linewidth": 1.3}
-            axis.add_patch(Rectangle((left, top), right - left, bottom - top, **box))
-    axis.set(xlim=(0, width), ylim=(height, 0))
+            axis.add_patch(Rectangle((left, top), right - left, bottom - top, path_effects=outline, **box))
+    axis.set(xlim=(x, width - x), ylim=(height - y, y))
