@@ -307,6 +307,7 @@ def test_the_answer_says_that_nothing_was_learnt():
     assert f"**{answer.NOTHING_LEARNT}**" in summary.markdown(summary.summarise(zero, ["a", "b"]), [], [], zero, main)
     some = {key: {**one, "metrics": {main: 0.0, recall: 0.1}} for key, one in zero.items()}
     assert answer.lines(some, ["a", "b"], main)[-1] == "mAP50-95 is 0 in all runs: nothing can be compared in it."
+    assert answer.nothing_learnt(some, "AP_large") == "AP_large is missing in all runs: nothing can be compared in it."
     assert answer.lines(some, ["a", "b"], recall)[-1].startswith("Within noise")
     alone = {key: one for key, one in some.items() if key[0] == "a"}
     assert answer.lines(alone, ["a"], recall)[-1].startswith("Only one loss has run")

@@ -170,8 +170,8 @@ def test_summaries_hold_date_hardware_and_size_of_the_data_and_no_folders(tmp_pa
     jobs = [finished("ciou", seed, tmp_path) for seed in range(2)]
     val = {"images": 32, "objects": 190, "small": 100, "medium": 90, "large": 0}
     more = {"hardware": "cpu, 2 cores", "train": {"images": 96, "objects": 582}, "data": val}
-    for job in jobs:
-        job.result.write_text(json.dumps({**json.loads(job.result.read_text()), **more}))
+    job = jobs[1]  # the other one is of an earlier version
+    job.result.write_text(json.dumps({**json.loads(job.result.read_text()), **more}))
     failed = Job(str(own), 0, tmp_path / "runs" / "own", {}, FAILED, f"OSError: {own} is out of luck")
     summary.write([*jobs, failed], tmp_path, [HEADER[0], "2026-01-31 · yolo-lossplug"])
     data = "Data: train 96 images, 582 objects; val 32 images, 190 objects (100 small, 90 medium, 0 large)"

@@ -46,11 +46,13 @@ def difference(effect: Effect) -> str:
 
 
 def nothing_learnt(results: Results, metric: str) -> str:
-    """Return a sentence if the metric of all runs is 0, which is no result to compare; an empty one if not."""
+    """Return a sentence if the metric of all runs is 0 or missing, and nothing can be compared; an empty one if not."""
     if not any(value for result in results.values() for value in measured(result).values()):
         return NOTHING_LEARNT
-    is_zero = not any(measured(result).get(metric) for result in results.values())
-    return f"{label(metric)} is 0 in all runs: nothing can be compared in it." if is_zero else ""
+    values = {measured(result).get(metric) for result in results.values()}
+    if values - {None, 0.0}:
+        return ""
+    return f"{label(metric)} is {'missing' if values == {None} else '0'} in all runs: nothing can be compared in it."
 
 
 def conclusion(found: Sequence[Effect], baseline: str, nothing: str = "") -> str:

@@ -37,11 +37,15 @@ def shown(runs: Sequence[Job]) -> list[Job]:
 def about(results: Results) -> list[str]:
     """Return the hardware of the runs and the size of their data, a line for each that is recorded."""
     hardware = sorted({str(result["hardware"]) for result in results.values() if result.get("hardware")})
-    first: Mapping = next(iter(results.values()), {})
-    sizes = [("train", first.get("train")), ("val", first.get("data"))]
-    data = [f"{split} {_size(size)}" for split, size in sizes if size and size.get("images")]
+    sizes = {split: _first(results, key) for split, key in (("train", "train"), ("val", "data"))}
+    data = [f"{split} {_size(size)}" for split, size in sizes.items() if size.get("images")]
     lines = [f"Hardware: {'; '.join(hardware)}"] if hardware else []
     return [*lines, *([f"Data: {'; '.join(data)}"] if data else [])]
+
+
+def _first(results: Results, key: str) -> Mapping[str, int]:
+    """Return the size of the data under a key, which runs of an earlier version lack."""
+    return next((result[key] for result in results.values() if result.get(key)), {})
 
 
 def _size(size: Mapping[str, int]) -> str:
