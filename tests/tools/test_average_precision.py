@@ -9,6 +9,8 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from tests.runs import ROOT
+from yolo_lossplug import shapes
 from yolo_lossplug.tools import average_precision
 from yolo_lossplug.tools.average_precision import Image
 
@@ -44,17 +46,17 @@ def problem(seed):
     return images
 
 
-def ours(images):
+def ours(images, names=NAMES):
     return average_precision.precision_table(
         [
             Image(scores, classes, boxes[:, 2:].prod(1), iou_of(boxes, gts), gt_classes, gts[:, 2:].prod(1))
             for boxes, scores, classes, gts, gt_classes in images
         ],
-        sorted(NAMES),
+        sorted(names),
     )
 
 
-def pycocotools(images):
+def pycocotools(images, names=NAMES):
     """AP (classes, areas, thresholds), NaN where there is no object."""
     objects = [
         {"image_id": i, "category_id": int(c), "bbox": list(b), "area": float(b[2] * b[3]), "iscrowd": 0}
@@ -69,7 +71,7 @@ def pycocotools(images):
     coco = COCO()
     coco.dataset = {
         "images": [{"id": i} for i in range(len(images))],
-        "categories": [{"id": i, "name": name} for i, name in NAMES.items()],
+        "categories": [{"id": i, "name": name} for i, name in names.items()],
         "annotations": [{"id": i + 1, **one} for i, one in enumerate(objects)],
     }
     with contextlib.redirect_stdout(io.StringIO()):
@@ -87,6 +89,38 @@ def test_it_is_cocos(seed):
     if not sum(len(boxes) for boxes, *_ in images):
         pytest.fail("the problem has no detection")
     np.testing.assert_allclose(ours(images), pycocotools(images), rtol=0, atol=1e-6)
+
+
+def labels(folder):
+    """The objects of each image in a folder of labels, as boxes of images of 640 pixels, and their classes."""
+    for file in sorted(folder.glob("*.txt")):
+        table = np.loadtxt(file, ndmin=2).reshape(-1, 5)
+        size = 640 * table[:, 3:]
+        yield np.concatenate([640 * table[:, 1:3] - size / 2, size], 1), table[:, 0].astype(int)
+
+
+def predicted(gts, classes, rng):
+    """Detections near the objects of an image, some twice or of another class, with random scores."""
+    near = np.concatenate([np.flatnonzero(rng.random(len(gts)) < share) for share in (0.85, 0.4)])
+    scale = np.tile(gts[near, 2:], 2)
+    boxes = gts[near] + scale * rng.normal(0, 0.07, (len(near), 4))
+    boxes[:, 2:] = boxes[:, 2:].clip(1)
+    wrong = rng.random(len(near)) < 0.1
+    return boxes, rng.random(len(near)), np.where(wrong, rng.permutation(classes[near]), classes[near])
+
+
+@pytest.mark.slow
+def test_it_is_cocos_on_a_real_dataset(tmp_path):
+    """On COCO128 where a checkout has it beside itself, on the embedded data elsewhere."""
+    folder = ROOT.parent / "shared" / "data" / "coco128" / "labels" / "train2017"
+    if not folder.is_dir():
+        folder = shapes.write(tmp_path / "shapes128", images=128, validation=32) / "labels" / "train"
+    rng = np.random.default_rng(0)
+    images = [(*predicted(gts, classes, rng), gts, classes) for gts, classes in labels(folder)]
+    names = {int(c): str(c) for c in np.unique(np.concatenate([image[4] for image in images]))}
+    table = ours(images, names)
+    assert len(images) > 90 and 0.1 < np.nanmean(table) < 0.9 and not np.isnan(table[:, 0]).any()
+    np.testing.assert_allclose(table, pycocotools(images, names), rtol=0, atol=1e-6)
 
 
 def test_names_and_missing_sizes():

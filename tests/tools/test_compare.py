@@ -12,8 +12,8 @@ from PIL import Image
 
 from tests.runs import ROOT, TINY, arguments, results, run
 from yolo_lossplug import LossPlugError
-from yolo_lossplug.tools import compare, measures, summary
-from yolo_lossplug.tools.jobs import FAILED, FINISHED, Job
+from yolo_lossplug.tools import answer, compare, jobs, measures, summary
+from yolo_lossplug.tools.jobs import FAILED, FINISHED, WAITING, Job
 from yolo_lossplug.tools.progress import Progress
 from yolo_lossplug.ultralytics_hook.trial import one_run
 
@@ -138,6 +138,22 @@ def test_another_plan_needs_another_name(compared):
     assert compare.directory_of(plan, None, place.parent) == place.parent / "compare"
 
 
+def test_a_finished_run_of_another_loss_does_not_count(tmp_path):
+    """The name of a choice holds what varies: with another class loss beside it, the same box losses are others."""
+    args = {**KEYS, "loss": "ciou,eiou", "seeds": 1, "project": str(tmp_path)}
+    plan, other = compare.plan_of(args), compare.plan_of({**args, "cls_loss": "qfl"})
+    place = tmp_path / "compare"
+    (place / "runs").mkdir(parents=True)
+    compare._write_plan(plan, place)
+    job = compare.jobs_of(plan, place)[1]
+    job.file.write_text(json.dumps(job.args, default=str), encoding="utf-8")
+    job.result.write_text("{}", encoding="utf-8")
+    assert [one.state for one in compare.jobs_of(plan, place)] == [WAITING, FINISHED]
+    assert compare.directory_of(plan, None, tmp_path) == place != compare.directory_of(other, None, tmp_path)
+    with pytest.raises(LossPlugError, match="a run of 'eiou' with cls_loss=None.*asked for with cls_loss=qfl"):
+        compare.jobs_of(other, compare.directory_of(other, "compare", tmp_path))
+
+
 def test_the_command_alone_continues_a_numbered_comparison(tmp_path):
     """Ultralytics numbers the second folder in its own way, which differs between releases."""
     args = {**KEYS, "loss": "ciou", "project": str(tmp_path)}
@@ -214,8 +230,8 @@ def test_what_is_missing_is_said_once_before_anything_is_written(tmp_path):
 
 def test_names_of_folders_differ():
     names = ["ciou", "a b", "a_b.py:f", "a/b.py:f", "a:b.py:f", "focal-eiou focal_gamma=0.3"]
-    assert len({compare.slug(name) for name in names}) == len(names)
-    assert compare.slug("ciou") == "ciou"
+    assert len({jobs.slug(name) for name in names}) == len(names)
+    assert jobs.slug("ciou") == "ciou"
 
 
 def test_a_table_with_a_failed_run_first(tmp_path):
@@ -300,6 +316,38 @@ def test_metrics_of_nothing_are_said_to_be_nothing():
     assert "nothing has been learnt yet" in summary.markdown(summary.summarise(zero, ["a", "b"]), [], [])
     some = {("a", 0): result(0.0), ("b", 0): result(0.1)}
     assert "nothing has been learnt" not in summary.markdown(summary.summarise(some, ["a", "b"]), [], [])
+
+
+def test_the_answer_says_that_nothing_was_learnt():
+    main, recall = "metrics/mAP50-95(B)", "metrics/recall(B)"
+    keys = [(arm, seed) for arm in ("a", "b") for seed in range(3)]
+    zero = {key: {**result(0.0), "metrics": {main: 0.0, recall: 0.0}} for key in keys}
+    assert answer.lines(zero, ["a", "b"], main)[-1] == answer.NOTHING_LEARNT and len(answer.NOTHING_LEARNT) <= 80
+    assert f"**{answer.NOTHING_LEARNT}**" in summary.markdown(summary.summarise(zero, ["a", "b"]), [], [], zero, main)
+    some = {key: {**one, "metrics": {main: 0.0, recall: 0.1}} for key, one in zero.items()}
+    assert answer.lines(some, ["a", "b"], main)[-1] == "mAP50-95 is 0 in all runs: nothing can be compared in it."
+    assert answer.nothing_learnt(some, "AP_large") == "AP_large is missing in all runs: nothing can be compared in it."
+    assert answer.lines(some, ["a", "b"], recall)[-1].startswith("Within noise")
+    alone = {key: one for key, one in some.items() if key[0] == "a"}
+    assert answer.lines(alone, ["a"], recall)[-1].startswith("Only one loss has run")
+
+
+def test_results_of_an_earlier_version_are_said_to_have_no_ap(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(compare, "say", told.append)
+    todo = [Job(arm, 0, tmp_path / "runs" / arm, {}, FINISHED) for arm in ("ciou", "eiou", "siou")]
+    for job, more in zip(todo, ({}, {"average_precision": {"AP_small": 0.3}}, {})):
+        job.folder.mkdir(parents=True)
+        job.result.write_text(json.dumps({**result(0.5), **more}))
+    compare._say_older(todo)
+    said = "No AP by size and class, because they were made by an earlier version: {}, {}."
+    assert said.format("ciou seed 0", "siou seed 0") in told[0] and "remove their .result.json" in told[0]
+    summary.write(todo, tmp_path, ["header"])
+    for name in ("summary.md", "report.html"):
+        text = re.sub("</?code>", "`", (tmp_path / name).read_text(encoding="utf-8"))
+        assert said.format("`ciou` seed 0", "`siou` seed 0") in text
+    compare._say_older(todo[1:2])
+    assert len(told) == 1
 
 
 @pytest.mark.slow

@@ -5,10 +5,11 @@ import json
 import re
 
 import pytest
+from PIL import Image
 
 from tests.browser import Browser, needs_chromium
 from tests.tools.test_compare_plots import effect, history
-from yolo_lossplug.tools import compare_page, summary
+from yolo_lossplug.tools import compare_page, differ, summary
 from yolo_lossplug.tools.compare_page import conclusions
 from yolo_lossplug.tools.compare_tables import spread, tables
 from yolo_lossplug.tools.jobs import FAILED, FINISHED, Job
@@ -128,9 +129,59 @@ def test_no_run_has_finished(tmp_path):
 
 
 def test_images_on_which_losses_differ_are_shown_where_they_are(folder, tmp_path):
-    (tmp_path / compare_page.WHERE).write_bytes((folder / compare_page.CURVES).read_bytes())
-    report = compare_page.Report("a", "mAP", [], "1 of 1 runs finished.")
-    assert "Where they differ" in compare_page.write(report, tmp_path).read_text(encoding="utf-8")
+    (tmp_path / "differ-b-seed2.png").write_bytes((folder / compare_page.CURVES).read_bytes())
+    pictures = [(arm, 2, tmp_path / f"differ-{arm}-seed2.png") for arm in "bc"]
+    report = compare_page.Report("a", "mAP", [], "1 of 1 runs finished.", pictures=pictures)
+    html = compare_page.write(report, tmp_path).read_text(encoding="utf-8")
+    assert "Where they differ" in html and html.count("data:image/jpeg") == 1
+    assert "<code>a</code> and <code>b</code>, seed 2" in html and str(tmp_path) not in html
+
+
+def test_where_they_differ_is_of_the_losses_and_seeds_compared(tmp_path):
+    """Another picture in the folder, of a loss that is not compared any more, is not shown."""
+    jobs = [finished(arm, seed, tmp_path) for arm in ("ciou", "eiou") for seed in (1, 2)]
+    photo = tmp_path / "photo.png"
+    Image.new("RGB", (64, 64), "#88aa88").save(photo)
+    for job in jobs:
+        hits = [True, job.arm == "eiou"]
+        boxes = {"hits": [[5, 5, 20, 20]], "misses": [], "alarms": [], "is_hit": hits, "shape": [64, 64], "pad": [0, 0]}
+        (job.folder / differ.FILE).write_text(json.dumps({"score": 0.5, "names": {}, "images": {str(photo): boxes}}))
+    (tmp_path / "differ-siou-seed0.png").write_bytes(photo.read_bytes())
+    summary.write_differing(jobs, tmp_path)
+    summary.write(jobs, tmp_path, HEADER)
+    assert [file.name for file in tmp_path.glob("differ-eiou*.png")] == ["differ-eiou-1.png"]
+    html = html_of(tmp_path)
+    assert html.count("data:image/jpeg") == 1 and "seed 1: the validation images" in html
+
+
+def test_level_and_power_stand_in_the_table_of_differences(folder, tmp_path):
+    heads = re.findall(r"<th scope=\"col\"[^>]*><button>([^<]+)</button>", html_of(folder))
+    columns = ["loss", "difference", "from", "to", "level", "seeds", "verdict"]
+    assert heads[:9] == [*columns, "detectable", "seeds needed"]
+    assert ">97.5 %<" in html_of(folder) and "Holm" in html_of(folder)
+    summary.write([finished(arm, 0, tmp_path) for arm in ARMS[:2]], tmp_path, HEADER)
+    html = html_of(tmp_path)
+    assert ">level<" not in html and ">detectable<" not in html and ">no verdict<" in html
+    assert "No verdict, which takes at least 3 common seeds: <code>eiou</code>." in html
+
+
+def test_summaries_hold_date_hardware_and_size_of_the_data_and_no_folders(tmp_path):
+    own = tmp_path / "own.py:broken"
+    jobs = [finished("ciou", seed, tmp_path) for seed in range(2)]
+    val = {"images": 32, "objects": 190, "small": 100, "medium": 90, "large": 0}
+    more = {"hardware": "cpu, 2 cores", "train": {"images": 96, "objects": 582}, "data": val}
+    job = jobs[1]  # the other one is of an earlier version
+    job.result.write_text(json.dumps({**json.loads(job.result.read_text()), **more}))
+    failed = Job(str(own), 0, tmp_path / "runs" / "own", {}, FAILED, f"OSError: {own} is out of luck")
+    summary.write([*jobs, failed], tmp_path, [HEADER[0], "2026-01-31 · yolo-lossplug"])
+    data = "Data: train 96 images, 582 objects; val 32 images, 190 objects (100 small, 90 medium, 0 large)"
+    for name in ("summary.md", "summary.tex", "report.html"):
+        text = (tmp_path / name).read_text(encoding="utf-8")
+        assert all(part in text for part in ("2026-01-31", "Hardware: cpu, 2 cores", data)), name
+        assert str(tmp_path) not in text, name
+    assert "OSError: own.py:broken is out of luck" in (tmp_path / "summary.md").read_text(encoding="utf-8")
+    lines = (tmp_path / "summary.tex").read_text(encoding="utf-8").splitlines()
+    assert all(line.startswith("% ") for line in lines[: lines.index(r"\begin{tabular}{lrrrl}")])
 
 
 @needs_chromium

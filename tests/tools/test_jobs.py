@@ -3,6 +3,7 @@
 
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -12,6 +13,7 @@ import pytest
 
 from yolo_lossplug.tools import jobs
 from yolo_lossplug.tools.jobs import FAILED, FINISHED, RUNNING, Job
+from yolo_lossplug.tools.progress import Progress
 
 CODE = """
 import json, pathlib, sys, time
@@ -67,6 +69,28 @@ def test_devices_have_one_run_each_at_a_time(made):
             if one is not other and one["device"] == other["device"]:
                 assert one["end"] <= other["start"] or other["end"] <= one["start"]
     assert any(one["start"] < other["end"] and other["start"] < one["end"] for one in runs for other in runs[1:])
+
+
+@pytest.mark.parametrize("way", ["devices", pytest.param("ray", marks=pytest.mark.slow)])
+def test_runs_side_by_side_have_a_line_each(made, way):
+    if way == "ray":
+        pytest.importorskip("ray", reason="Ray is in the extra 'ray': pip install -e '.[ray]'")
+    todo = made(*[{"metrics": {"metrics/mAP50-95(B)": 0.3}}] * 2, {"fails": True}, {"dies": True})
+    progress, lines = Progress(todo, "mAP50-95"), []
+
+    def report(job):
+        if job.state in (FINISHED, FAILED):
+            lines.append(progress.line(job))
+
+    if way == "ray":
+        jobs.run_on_ray(todo, "cpu", report)
+    else:
+        jobs.run_on_devices(todo, (0, 1), report)
+    assert [line.partition(":")[0] for line in lines] == [f"{k} of 4" for k in (1, 2, 3, 4)]
+    assert [re.search(r"about \d+ s left$", line) is not None for line in lines] == [True, True, True, False]
+    ends = sorted(line.partition(": ")[2].partition(" · about")[0] for line in lines)
+    assert ends[:2] == [f"arm{i} seed 0 finished · mAP50-95 0.3000" for i in (0, 1)]
+    assert ends[2:] == ["arm2 seed 0 failed (ValueError: too bad)", "arm3 seed 0 failed (exit status 9)"]
 
 
 @pytest.fixture

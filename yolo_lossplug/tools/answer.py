@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from textwrap import shorten
-from typing import Any, Optional
+from typing import Any
 
 from yolo_lossplug.tools import significance
 from yolo_lossplug.tools.gains import FAR, far
@@ -13,6 +13,7 @@ from yolo_lossplug.tools.measures import SIZES, Results, label, measured
 from yolo_lossplug.tools.significance import BETTER, MIN_SEEDS, NOISE
 from yolo_lossplug.tools.verdict import Effect, effects, noise_floor, values_of
 
+NOTHING_LEARNT = "All metrics are 0: nothing has been learnt yet. Train longer."
 WIDTH, MOST = 80, 6
 """Characters of a line and losses shown in a terminal."""
 
@@ -21,6 +22,7 @@ def lines(results: Results, arms: Sequence[str], metric: str) -> list[str]:
     """Return at most ten lines that fit a terminal of 80 columns: one for each loss, the noise, and the conclusion."""
     found = effects(results, arms[0], metric)
     baseline = list(values_of(results, arms[0], metric).values())
+    last = shorten(conclusion(found, arms[0], nothing_learnt(results, metric)), WIDTH)
     if not baseline:
         return [f"{shorten(arms[0], 40)} has no {label(metric)} yet, and nothing can be compared"]
     best = sorted((one for one in found if one.mean is not None), key=lambda one: -(one.mean or 0.0))
@@ -29,7 +31,7 @@ def lines(results: Results, arms: Sequence[str], metric: str) -> list[str]:
     rows += [f"{_name(one.arm)} {difference(one)}"[:WIDTH] for one in best[:MOST]]
     floor = noise_floor(results, arms[0], metric)
     noise = [] if floor is None else [f"noise: {label(metric)} of the baseline deviates by {floor:.4f} over seeds"]
-    return [f"{label(metric)}, differences seed by seed", *rows, *noise, shorten(conclusion(found, arms[0]), WIDTH)]
+    return [f"{label(metric)}, differences seed by seed", *rows, *noise, last]
 
 
 def _name(arm: str) -> str:
@@ -45,8 +47,28 @@ def difference(effect: Effect) -> str:
     return f"{effect.mean:+.4f}  ({effect.low:+.4f} to {effect.high:+.4f})  {effect.verdict}"
 
 
-def conclusion(found: Sequence[Effect], baseline: str) -> str:
-    """Return the answer in one sentence."""
+def nothing_learnt(results: Results, metric: str) -> str:
+    """Return a sentence if the metric of all runs is 0 or missing, and nothing can be compared; an empty one if not."""
+    if not any(value for result in results.values() for value in measured(result).values()):
+        return NOTHING_LEARNT
+    values = {measured(result).get(metric) for result in results.values()}
+    if values - {None, 0.0}:
+        return ""
+    return f"{label(metric)} is {'missing' if values == {None} else '0'} in all runs: nothing can be compared in it."
+
+
+def conclusion(found: Sequence[Effect], baseline: str, nothing: str = "") -> str:
+    """Return the answer in one sentence.
+
+    Args:
+        found: The differences in the primary metric.
+        baseline: Name of the arm that the others are compared with.
+        nothing: What `nothing_learnt` says.
+    """
+    if nothing:
+        return nothing
+    if not found:
+        return "Only one loss has run, and there is nothing to compare it with."
     tested = [one for one in found if one.level is not None]
     decided = [one for one in tested if one.verdict != NOISE]
     if not tested:
@@ -70,9 +92,12 @@ def notes(results: Results, arms: Sequence[str], metric: str) -> list[str]:
             "5 %, and each interval is printed at the level that decided."
         )
     if floor is not None:
-        items.append(f"Noise floor: {label(metric)} of `{arms[0]}` has a standard deviation of {floor:.4f} over seeds.")
+        count = len(values_of(results, arms[0], metric))
+        items.append(
+            f"Noise floor: {label(metric)} of `{arms[0]}` has a standard deviation of {floor:.4f} over {count} seeds."
+        )
     items += [_power(one) for one in found]
-    return [*items, *gains(results, arms), *_data(results), *_older(results)]
+    return [*items, *gains(results, arms), *_sizes(results), *older(results)]
 
 
 def _power(effect: Effect) -> str:
@@ -120,29 +145,35 @@ def _doubt(ratios: Mapping[str, Any]) -> str:
     return text if far(ratios) else ""
 
 
-def _data(results: Results) -> list[str]:
-    """Return the size of the validation data."""
-    sizes: Optional[Mapping[str, int]] = next((r["data"] for r in results.values() if r.get("data")), None)
-    if not sizes or not sizes["images"]:
+def _sizes(results: Results) -> list[str]:
+    """Return what small, medium and large mean, where AP by size is measured."""
+    if not any(result.get("average_precision") for result in results.values()):
         return []
-    by_size = ", ".join(f"{sizes[name]} {name}" for name in ("small", "medium", "large"))
     return [
-        f"Validation: {sizes['images']} images, {sizes['objects']} objects ({by_size}; limits 32² and 96² pixels of "
-        "the network's input). AP by size and class: COCO's, 100 detections of each class and image."
+        "Small, medium and large have COCO's limits of 32² and 96² pixels, at the network's input. AP by size and "
+        "class is COCO's, of 100 detections of each class and image."
     ]
 
 
-def _older(results: Results) -> list[str]:
-    older = sum("average_precision" not in result for result in results.values())
+def older(results: Results) -> list[str]:
+    """Return which runs were made before AP by size and class was measured, one item if there are any."""
+    names = [f"`{arm}` seed {seed}" for (arm, seed), result in results.items() if "average_precision" not in result]
     return (
-        [f"{older} runs of an earlier version have no AP by size and class, and do not count there."] if older else []
+        [f"No AP by size and class, because they were made by an earlier version: {', '.join(names)}."] if names else []
     )
 
 
-def latex(results: Results, arms: Sequence[str], metric: str) -> str:
-    """Return a table for the package booktabs: means of the metric and of AP by size, and the paired difference."""
+def latex(results: Results, arms: Sequence[str], metric: str, about: Sequence[str] = ()) -> str:
+    """Return a table for the package booktabs: means of the metric and of AP by size, and the paired difference.
+
+    Args:
+        results: What came out of each finished run, by arm and seed.
+        arms: Names of the arms, the baseline first.
+        metric: Full name of the primary metric.
+        about: Lines that stand above it as comments.
+    """
     names = list(
-        dict.fromkeys([metric, *(size for size in SIZES if any(size in measured(r) for r in results.values()))])
+        dict.fromkeys([metric, *(size for size in SIZES if any(values_of(results, arm, size) for arm in arms))])
     )
     found = {one.arm: one for one in effects(results, arms[0], metric)}
     head = " & ".join(["loss", "seeds", *(_escaped(label(name)) for name in names), "difference", "verdict"])
@@ -155,7 +186,7 @@ def latex(results: Results, arms: Sequence[str], metric: str) -> str:
         rows.append(" & ".join([_escaped(arm), str(len(values[metric])), *cells, *last]) + r" \\")
     columns = "lr" + "r" * len(names) + "rl"
     body = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head + r" \\", r"\midrule", *rows, r"\bottomrule"]
-    return "\n".join([*body, r"\end{tabular}", ""])
+    return "\n".join([*(f"% {line}" for line in about), *body, r"\end{tabular}", ""])
 
 
 def _mean(values: Sequence[float]) -> str:

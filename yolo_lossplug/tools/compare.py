@@ -5,11 +5,9 @@ from __future__ import annotations
 
 import datetime
 import json
-import os
 import re
 import shlex
 import signal
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -22,7 +20,7 @@ from filelock import FileLock, Timeout
 import yolo_lossplug
 from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.selection.keys import keys
-from yolo_lossplug.tools import answer, average_precision, gains, jobs, measures, summary
+from yolo_lossplug.tools import answer, average_precision, gains, jobs, measures, outward, summary
 from yolo_lossplug.tools.arguments import merge
 from yolo_lossplug.tools.arms import Arm, arms
 from yolo_lossplug.tools.jobs import FAILED, FINISHED, RUNNING, WAITING, Job
@@ -93,9 +91,10 @@ def main(args: dict[str, Any]) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     plan = plan_of(args)
     directory = run_plan(plan)
-    results = summary.results_of(jobs_of(plan, directory))
-    primary = summary.primary_of(results, plan.metric)
-    print("\n".join(["", *answer.lines(results, [arm.name for arm in plan.arms], primary), f"written to {directory}"]))
+    runs = outward.shown(jobs_of(plan, directory))
+    results = summary.results_of(runs)
+    primary, names = summary.primary_of(results, plan.metric), list(dict.fromkeys(job.arm for job in runs))
+    print("\n".join(["", *answer.lines(results, names, primary), f"written to {directory}"]))
     if any(row["state"] == FAILED for row in summary.read_table(directory / "results.csv")):
         raise SystemExit(1)
 
@@ -143,10 +142,11 @@ def _match_gains(plan: Plan, directory: Path) -> dict[str, gains.Matched]:
 
 def _run(plan: Plan, directory: Path) -> None:
     """Run the jobs without a result, and write the summary after every run."""
-    _write_plan(plan, directory)
     todo = jobs_of(plan, directory)
+    _write_plan(plan, directory)
     waiting = [job for job in todo if job.state == WAITING]
     _say_lost(todo)
+    _say_older(todo)
     say(f"{len(todo)} runs in {directory}, {len(todo) - len(waiting)} of them finished before")
     progress = Progress(todo, plan.metric)
 
@@ -158,7 +158,7 @@ def _run(plan: Plan, directory: Path) -> None:
 
     try:
         _start(plan, waiting, report)
-        summary.write_differing(todo, directory)
+        _write_differing(todo, directory)
     except KeyboardInterrupt:
         say(f"interrupted. Finished runs stay in {directory}; the same command with name={directory.name} continues.")
         raise
@@ -176,6 +176,20 @@ def _start(plan: Plan, waiting: list[Job], report: Callable[[Job], None]) -> Non
         jobs.run_on_devices(waiting, plan.devices, report)
     else:
         jobs.run_in_turn(waiting, report)
+
+
+def _write_differing(todo: Sequence[Job], directory: Path) -> None:
+    """Draw the images in which losses differ; without them, which may be gone since, all else is left."""
+    try:
+        summary.write_differing(todo, directory)
+    except OSError as error:
+        say(f"the images in which the losses differ cannot be drawn: {error}")
+
+
+def _say_older(todo: Sequence[Job]) -> None:
+    """Say which finished runs lack what is measured now, and how to have it."""
+    for line in answer.older(summary.results_of(todo)):
+        say(f"{line.replace('`', '')} To have it, remove their .result.json below runs/, and they are made again.")
 
 
 def _say_lost(todo: Sequence[Job]) -> None:
@@ -298,7 +312,7 @@ def directory_of(plan: Plan, name: Any, project: Any) -> Path:
         # Ultralytics numbers folders as name2 or, in newer releases, as name-2.
         numbered = re.compile(re.escape(first.name) + r"-?\d+")
         candidates = [first, *sorted(one for one in first.parent.glob("*") if numbered.fullmatch(one.name))]
-        return next((one for one in candidates if _differing_keys(one, plan) == []), new)
+        return next((one for one in candidates if _differing_keys(one, plan) == [] and _fits(plan, one)), new)
     differing = _differing_keys(first, plan)
     if differing:
         raise LossPlugError(
@@ -339,30 +353,25 @@ def jobs_of(plan: Plan, directory: Path) -> list[Job]:
     ]
 
 
+def _fits(plan: Plan, directory: Path) -> bool:
+    """Return whether the finished runs of a comparison had the losses that a plan has under their names."""
+    try:
+        return bool(jobs_of(plan, directory))
+    except LossPlugError:
+        return False
+
+
 def _job(plan: Plan, arm: Arm, seed: int, runs: Path, matched: Optional[gains.Matched] = None) -> Job:
     """Return one run, finished if its result is there."""
-    folder = runs / f"{slug(arm.name)}-seed{seed}"
+    folder = runs / f"{jobs.slug(arm.name)}-seed{seed}"
     args = {**plan.args, **arm.keys, "seed": seed, "project": str(runs), "name": folder.name, "exist_ok": True}
     job = Job(arm.name, seed, folder, args)
     if matched:
         args.update(matched.gains)
         job.about["matched"] = {"baseline": matched.baseline, **matched.ratios}
+    job.refuse_others(keys())
     job.state = FINISHED if job.read() else WAITING
     return job
-
-
-def slug(name: str) -> str:
-    """Return a name that can be a folder's; different names give different ones.
-
-    >>> slug("focal-eiou focal_gamma=0.3")
-    'focal-eiou_focal_gamma=0.3'
-    >>> slug("ciou+nwd loss_mix=0.3")
-    'ciou+nwd_loss_mix=0.3'
-    >>> slug("own/losses.py:mine")
-    'own_losses.py_mine-3d9c8131'
-    """
-    plain = re.sub(r"[^\w.=+-]", "_", name)
-    return plain if plain == name.replace(" ", "_") else f"{plain}-{zlib.crc32(name.encode()):08x}"
 
 
 def _seeds(value: Any) -> tuple[int, ...]:
@@ -397,17 +406,10 @@ def _write_plan(plan: Plan, directory: Path) -> None:
 
 def _header(plan: Plan) -> list[str]:
     """Return the command and the versions, with which the comparison can be repeated."""
-    words = {key: _without_folder(value) for key, value in _words(plan).items()}
+    words = {key: outward.without_folders(str(value)) for key, value in _words(plan).items()}
     command = " ".join(shlex.quote(f"{key}={value}") for key, value in words.items())
     versions = f"yolo-lossplug {yolo_lossplug.__version__} · ultralytics {VERSION} · torch {torch.__version__}"
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    today = datetime.date.today().isoformat()
-    return [f"`lossplug compare {command}`", f"{today} · {versions} · {device}, {os.cpu_count()} cores"]
-
-
-def _without_folder(value: Any) -> Any:
-    """Return the name of a file in place of its absolute path: a summary is shown to others."""
-    return Path(value).name if isinstance(value, (str, Path)) and Path(value).is_absolute() else value
+    return [f"`lossplug compare {command}`", f"{datetime.date.today().isoformat()} · {versions}"]
 
 
 def _words(plan: Plan) -> dict[str, Any]:

@@ -17,9 +17,9 @@ IOU = 0.5
 MOST = 12
 """Images shown."""
 LEAST_SCORE = 0.01
-COLOURS = {"hits": "#0072b2", "misses": "#e69f00", "alarms": "#d55e00"}
+COLOURS = {"hits": "#56b4e9", "misses": "#f0e442", "alarms": "#ff6a00"}
 LINES: dict[str, Any] = {"hits": "-", "misses": ":", "alarms": "--"}
-WORDS = {"hits": "hit", "misses": "miss", "alarms": "false alarm"}
+WORDS = {"hits": "hits", "misses": "misses", "alarms": "false alarms"}
 
 
 def save(images: Sequence[Mapping[str, Any]], names: Mapping[int, str], file: Path) -> None:
@@ -29,7 +29,9 @@ def save(images: Sequence[Mapping[str, Any]], names: Mapping[int, str], file: Pa
     """
     if images and images[0]["gt_boxes"].shape[-1] == 4:
         score = best_score(images)
-        rows = {image["file"]: {**judge(image, score), "shape": image["shape"]} for image in images}
+        rows = {
+            image["file"]: {**judge(image, score), "shape": image["shape"], "pad": image["pad"]} for image in images
+        }
         file.write_text(json.dumps({"score": score, "names": names, "images": rows}), encoding="utf-8")
 
 
@@ -111,9 +113,9 @@ def draw(files: Sequence[str], runs: Sequence[Mapping[str, Any]], names: Sequenc
             axis, found = axes.flat[2 * i + k], run["images"][name]
             with Picture.open(name) as picture:
                 _show(axis, picture.convert("RGB"), found)
-            counts = " ".join(f"{len(found[kind])} {WORDS[kind]}" for kind in COLOURS)
+            counts = " · ".join(f"{WORDS[kind]} {len(found[kind])}" for kind in COLOURS)
             axis.set_title(f"{names[k]}\n{counts}", fontsize=7)
-    handles = [Patch(fill=False, edgecolor=c, linestyle=LINES[k], label=WORDS[k]) for k, c in COLOURS.items()]
+    handles = [Patch(**_style(kind), label=word) for kind, word in WORDS.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
     charts.save(figure, file)
 
@@ -122,12 +124,18 @@ def _show(axis: Any, picture: Any, found: Mapping[str, Any]) -> None:
     """Show a picture as the network saw it, scaled and padded, with its boxes."""
     from matplotlib.patches import Rectangle
 
-    height, width = found["shape"]
-    scale = min(height / picture.height, width / picture.width)
-    x, y = (width - picture.width * scale) / 2, (height - picture.height * scale) / 2
+    (height, width), (x, y) = found["shape"], found["pad"]
     axis.imshow(picture, extent=(x, width - x, height - y, y))
-    for kind, colour in COLOURS.items():
+    for kind in COLOURS:
         for left, top, right, bottom in found[kind]:
-            box: dict[str, Any] = {"fill": False, "edgecolor": colour, "linestyle": LINES[kind], "linewidth": 1.3}
-            axis.add_patch(Rectangle((left, top), right - left, bottom - top, **box))
-    axis.set(xlim=(0, width), ylim=(height, 0))
+            axis.add_patch(Rectangle((left, top), right - left, bottom - top, **_style(kind)))
+    axis.set(xlim=(x, width - x), ylim=(height - y, y))
+
+
+def _style(kind: str) -> dict[str, Any]:
+    """Return how boxes of a kind are drawn, with a black outline that shows them on bright images."""
+    from matplotlib.patheffects import withStroke
+
+    outline = [withStroke(linewidth=2.6, foreground="#000000")]
+    line = {"edgecolor": COLOURS[kind], "linestyle": LINES[kind], "linewidth": 1.4}
+    return {"fill": False, "path_effects": outline, **line}

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Optional
@@ -74,6 +76,24 @@ class Job:
             return json.loads(self.result.read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):
             return None
+
+    def refuse_others(self, keys: Iterable[str]) -> None:
+        """Raise an error if the run that finished under this name had other values of some keys.
+
+        Raises:
+            LossPlugError: If it had.
+        """
+        before, now = (json.loads(text) for text in (self._trained_with(), json.dumps(self.args, default=str)))
+        for key in keys:
+            if before and before.get(key) != now.get(key):
+                raise LossPlugError(
+                    f"{self.folder.parent.parent} holds a run of '{self.arm}' with {key}={before.get(key)}, and it is "
+                    f"asked for with {key}={now.get(key)}. Give another name=."
+                )
+
+    def _trained_with(self) -> str:
+        """Return the arguments of the run that finished, as JSON; none if there is none."""
+        return self.file.read_text(encoding="utf-8") if self.file.is_file() and self.read() else "{}"
 
     def prepare(self, device: Any) -> list[str]:
         """Remove the files of an interrupted run, write the arguments, and return the command that runs it."""
@@ -208,3 +228,17 @@ def _interrupt(processes: Sequence[subprocess.Popen]) -> None:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def slug(name: str) -> str:
+    """Return a name that can be a folder's; different names give different ones.
+
+    >>> slug("focal-eiou focal_gamma=0.3")
+    'focal-eiou_focal_gamma=0.3'
+    >>> slug("ciou+nwd loss_mix=0.3")
+    'ciou+nwd_loss_mix=0.3'
+    >>> slug("own/losses.py:mine")
+    'own_losses.py_mine-3d9c8131'
+    """
+    plain = re.sub(r"[^\w.=+-]", "_", name)
+    return plain if plain == name.replace(" ", "_") else f"{plain}-{zlib.crc32(name.encode()):08x}"

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Optional
 
 from yolo_lossplug import charts
-from yolo_lossplug.tools import answer, compare_page, compare_plots, differ, measures, significance, verdict
+from yolo_lossplug.tools import answer, compare_page, compare_plots, differ, measures, outward, significance, verdict
 from yolo_lossplug.tools.compare_tables import tables
 from yolo_lossplug.tools.jobs import FAILED, FINISHED, Job
 from yolo_lossplug.tools.measures import METRICS, SIZES, Results, label
@@ -32,23 +33,30 @@ def write(runs: Sequence[Job], directory: Path, header: Sequence[str], metric: s
         header: Lines on what was run, for the summary.
         metric: The primary metric, which carries the verdict.
     """
+    runs = outward.shown(runs)
     results = results_of(runs)
+    header = [*header, *outward.about(results), *_mixed_versions(results)]
     charts.save_table([_row(job, results.get((job.arm, job.seed))) for job in runs], directory / "results.csv")
     arms = list(dict.fromkeys(job.arm for job in runs))
     primary = primary_of(results, metric)
     rows = summarise(results, arms, primary)
     if rows:
         charts.save_table(rows, directory / "summary.csv")
-    text = markdown(rows, runs, [*header, *_mixed_versions(results)], results, primary)
+    text = markdown(rows, runs, header, results, primary)
     (directory / "summary.md").write_text(text, encoding="utf-8")
-    effects = verdict.effects(results, arms[0], primary) if primary and _has_learnt(rows) else []
+    nothing = answer.nothing_learnt(results, primary)
+    effects = verdict.effects(results, arms[0], primary) if primary and not nothing else []
     if results and primary:
-        (directory / "summary.tex").write_text(answer.latex(results, arms, primary), encoding="utf-8")
+        text = answer.latex(results, arms, primary, [line.replace("`", "") for line in header])
+        (directory / "summary.tex").write_text(text, encoding="utf-8")
         histories = {key: _metrics(history(Path(result["save_dir"]))) for key, result in results.items()}
         compare_plots.draw_curves(histories, arms, directory / compare_page.CURVES, label)
         compare_plots.draw_forest(effects, arms[0], directory / compare_page.FOREST, label)
     notes = answer.notes(results, arms, primary) if results and primary else []
-    compare_page.write(_report(rows, runs, header, effects, primary, notes), directory)
+    pictures = [(arm, seed, directory / f"{stem}.png") for arm, seed, stem, *_ in _differing(runs)]
+    report = _report(rows, runs, header, effects, primary, notes)
+    verdicts = [nothing if results else "No run has finished yet."] if nothing else report.verdicts
+    compare_page.write(replace(report, verdicts=verdicts, pictures=pictures), directory)
 
 
 def _metrics(rows: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
@@ -66,10 +74,7 @@ def _report(
 ) -> compare_page.Report:
     """Return what report.html shows."""
     baseline, (command, *foot), (states, *_) = runs[0].arm, header, _states(runs)
-    if _has_learnt(rows):
-        verdicts = compare_page.conclusions(effects, baseline, label(primary))
-    else:
-        verdicts = [compare_page.NOTHING_LEARNT if rows else "No run has finished yet."]
+    verdicts = compare_page.conclusions(effects, baseline, label(primary)) or [answer.conclusion(effects, baseline)]
     cells = {(row["loss"], row["measure"]): row for row in rows}
     return compare_page.Report(
         baseline,
@@ -109,14 +114,22 @@ def primary_of(results: Results, metric: str) -> str:
 
 def write_differing(runs: Sequence[Job], directory: Path) -> None:
     """Write the images in which each loss and the first differ most, at the first seed that both have."""
+    runs = outward.shown(runs)
+    for arm, _, stem, one, other in _differing(runs):
+        (directory / f"{stem}.png").unlink(missing_ok=True)  # one of other runs, if these do not differ
+        differ.write(one, other, (runs[0].arm, arm), directory, stem)
+
+
+def _differing(runs: Sequence[Job]) -> list[tuple[str, int, str, Path, Path]]:
+    """Return arm, seed, name of the picture, and detections of the first loss and of the arm, if there are any."""
     jobs = {(job.arm, job.seed): job.folder / differ.FILE for job in runs if job.state == FINISHED}
     jobs = {key: file for key, file in jobs.items() if file.is_file()}
     first = runs[0].arm
-    for arm in dict.fromkeys(arm for arm, _ in jobs if arm != first):
-        seed = next((seed for name, seed in jobs if name == arm and (first, seed) in jobs), None)
-        if seed is not None:
-            stem = f"differ-{jobs[arm, seed].parent.name}"
-            differ.write(jobs[first, seed], jobs[arm, seed], (first, arm), directory, stem)
+    pairs: dict[str, tuple[int, Path, Path]] = {}
+    for arm, seed in jobs:
+        if arm != first and (first, seed) in jobs:
+            pairs.setdefault(arm, (seed, jobs[first, seed], jobs[arm, seed]))
+    return [(arm, seed, f"differ-{other.parent.name}", one, other) for arm, (seed, one, other) in pairs.items()]
 
 
 def _mixed_versions(results: Mapping[tuple[str, int], Mapping[str, Any]]) -> list[str]:
@@ -178,10 +191,11 @@ def markdown(
     lines = ["# Comparison", ""]
     if results and primary and len(arms) > 1:
         found = verdict.effects(results, arms[0], primary)
-        lines += [f"**{answer.conclusion(found, arms[0])}** Primary metric: {label(primary)}.", ""]
+        answered = answer.conclusion(found, arms[0], answer.nothing_learnt(results, primary))
+        lines += [f"**{answered}** Primary metric: {label(primary)}.", ""]
     lines += about
     if not _has_learnt(rows):
-        lines += ["", compare_page.NOTHING_LEARNT]
+        lines += ["", answer.NOTHING_LEARNT]
     if len(arms) > 1:
         lines += ["", f"## Difference from `{arms[0]}`, seed by seed, with the interval that decides", ""]
         lines += [*_differences(cells, arms, shown), "", *_caution(cells)]

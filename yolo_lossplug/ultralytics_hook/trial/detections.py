@@ -11,9 +11,10 @@ from torchvision.ops import box_convert, box_iou
 from ultralytics.utils.metrics import batch_probiou
 
 Found = dict[str, Any]
-"""One image: ``file``, ``shape`` (height, width); of detections ``boxes`` (d, 4 or 5), ``scores``, ``classes``,
-``areas``; of objects ``gt_boxes`` (g, 4 or 5), ``gt_classes``, ``gt_areas``; ``iou`` (d, g). Boxes are corners in
-pixels of the network's input, or centre, width, height and angle, whose IoU is ProbIoU as in Ultralytics' own."""
+"""One image: ``file``, ``shape`` (height, width), ``pad`` (left, top) around the image; of detections ``boxes``
+(d, 4 or 5), ``scores``, ``classes``, ``areas``; of objects ``gt_boxes`` (g, 4 or 5), ``gt_classes``, ``gt_areas``;
+``iou`` (d, g). Boxes are corners in pixels of the network's input, or centre, width, height and angle, whose IoU is
+ProbIoU as in Ultralytics' own."""
 
 
 class Recorder:
@@ -66,8 +67,17 @@ def _found(pred: Any, batch: dict[str, Any], i: int, is_single: bool) -> Found:
         "gt_areas": gt_areas,
         "iou": _iou(boxes, gts),
     }
-    about = {"file": str(batch["im_file"][i]), "shape": [int(height), int(width)]}
+    about = {"file": str(batch["im_file"][i]), "shape": [int(height), int(width)], "pad": _pad(batch, i)}
     return {**about, **{name: value.numpy() for name, value in found.items()}}
+
+
+def _pad(batch: dict[str, Any], i: int) -> list[float]:
+    """Return the pixels left of and above an image in the network's input, which has as many on the other sides.
+
+    A validation with rectangular batches pads its images on all sides, so they cannot be computed from the shapes.
+    """
+    _, pad = batch["ratio_pad"][i]  # the gain, and the pad, which is 0 where the image fills the input
+    return [float(side) for side in pad] if isinstance(pad, (tuple, list)) else [0.0, 0.0]
 
 
 def _parts(pred: Any, coordinates: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import math
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -95,9 +96,9 @@ def train(args: dict[str, Any]) -> dict[str, Any]:
 
     Returns:
         ``metrics`` of the best checkpoint by Ultralytics' names, mAP75 where the task has it; ``losses`` of the last
-        epoch; ``seconds``; ``save_dir``; ``versions``; ``gains`` of the terms; ``names`` of the classes; ``images``,
-        the detections and objects of that validation (`detections.Found`); ``test``, None or a mapping with ``metrics``
-        and ``images``.
+        epoch; ``seconds``; ``save_dir``; ``versions``; ``hardware``; ``train``, the size of the training data
+        (`train_size`); ``gains`` of the terms; ``names`` of the classes; ``images``, the detections and objects of that
+        validation (`detections.Found`); ``test``, None or a mapping with ``metrics`` and ``images``.
 
     Raises:
         FloatingPointError: If a loss is not finite after the last epoch.
@@ -125,11 +126,29 @@ def train(args: dict[str, Any]) -> dict[str, Any]:
         "seconds": seconds,
         "save_dir": str(folder),
         "versions": f"ultralytics {ultralytics.__version__}, torch {torch.__version__}",
+        "hardware": hardware(model.trainer.device),
+        "train": train_size(model.trainer),
         "gains": {key: getattr(model.trainer.args, key) for key in ("box", "cls", "dfl")},
         "names": dict(model.names),
         "images": images,
         "test": _tested(model, args, folder, recorder) if is_tested else None,
     }
+
+
+def hardware(device: torch.device) -> str:
+    """Return the name of a GPU, or the number of cores of a CPU."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}, {os.cpu_count()} cores"
+
+
+def train_size(trainer: Any) -> dict[str, int]:
+    """Return the numbers of images and objects that a trainer has trained with, as far as its dataset tells.
+
+    A multi-GPU training has its data in workers, and images to classify have no objects.
+    """
+    dataset = getattr(getattr(trainer, "train_loader", None), "dataset", None)
+    images = {} if dataset is None else {"images": len(dataset)}
+    labels = getattr(dataset, "labels", None)
+    return images if labels is None else {**images, "objects": sum(len(one["cls"]) for one in labels)}
 
 
 def _tested(model: Any, args: dict[str, Any], folder: Path, recorder: Recorder) -> dict[str, Any]:
