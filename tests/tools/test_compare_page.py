@@ -75,6 +75,12 @@ def test_the_order_of_the_report(folder):
     assert str(folder) not in html, "it may be given to others"
 
 
+def test_plots(folder):
+    for name in ("curves.png", "forest.png"):
+        with Image.open(folder / name) as picture:
+            assert picture.width > 500 and len(picture.convert("L").getcolors(256)) > 5
+
+
 def test_conclusions():
     effects = [effect("b", -0.02, -0.03, -0.01, WORSE), effect("c", 0.01, 0.004, 0.02, BETTER)]
     effects += [effect("d", 0.001, -0.01, 0.02, NOISE), effect("e", None, None, None, NOISE)]
