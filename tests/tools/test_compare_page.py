@@ -9,7 +9,7 @@ from PIL import Image
 
 from tests.browser import Browser, needs_chromium
 from tests.tools.test_compare_plots import effect, history
-from yolo_lossplug.tools import compare_page, differ, summary
+from yolo_lossplug.tools import compare, compare_page, differ, summary
 from yolo_lossplug.tools.compare_page import conclusions
 from yolo_lossplug.tools.compare_tables import spread, tables
 from yolo_lossplug.tools.jobs import FAILED, FINISHED, Job
@@ -75,6 +75,12 @@ def test_the_order_of_the_report(folder):
     assert str(folder) not in html, "it may be given to others"
 
 
+def test_plots(folder):
+    for name in ("curves.png", "forest.png"):
+        with Image.open(folder / name) as picture:
+            assert picture.width > 500 and len(picture.convert("L").getcolors(256)) > 5
+
+
 def test_conclusions():
     effects = [effect("b", -0.02, -0.03, -0.01, WORSE), effect("c", 0.01, 0.004, 0.02, BETTER)]
     effects += [effect("d", 0.001, -0.01, 0.02, NOISE), effect("e", None, None, None, NOISE)]
@@ -137,7 +143,7 @@ def test_images_on_which_losses_differ_are_shown_where_they_are(folder, tmp_path
     assert "<code>a</code> and <code>b</code>, seed 2" in html and str(tmp_path) not in html
 
 
-def test_where_they_differ_is_of_the_losses_and_seeds_compared(tmp_path):
+def test_where_they_differ_is_of_the_losses_and_seeds_compared(tmp_path, monkeypatch):
     """Another picture in the folder, of a loss that is not compared any more, is not shown."""
     jobs = [finished(arm, seed, tmp_path) for arm in ("ciou", "eiou") for seed in (1, 2)]
     photo = tmp_path / "photo.png"
@@ -152,6 +158,12 @@ def test_where_they_differ_is_of_the_losses_and_seeds_compared(tmp_path):
     assert [file.name for file in tmp_path.glob("differ-eiou*.png")] == ["differ-eiou-1.png"]
     html = html_of(tmp_path)
     assert html.count("data:image/jpeg") == 1 and "seed 1: the validation images" in html
+    told = []
+    monkeypatch.setattr(compare, "say", told.append)
+    photo.unlink()
+    compare._write_differing(jobs, tmp_path)
+    summary.write(jobs, tmp_path, HEADER)
+    assert "photo.png" in told[0] and "Where they differ" not in html_of(tmp_path)
 
 
 def test_level_and_power_stand_in_the_table_of_differences(folder, tmp_path):
