@@ -153,7 +153,7 @@ def test_a_finished_run_of_another_loss_does_not_count(tmp_path):
     (place / "runs").mkdir(parents=True)
     compare._write_plan(plan, place)
     job = compare.jobs_of(plan, place)[1]
-    job.file.write_text(json.dumps(job.args, default=str), encoding="utf-8")
+    job.prepare(None)
     job.result.write_text(json.dumps({"seconds": 1.0}), encoding="utf-8")
     assert [one.state for one in compare.jobs_of(plan, place)] == [WAITING, FINISHED]
     assert compare.directory_of(plan, None, tmp_path) == place != compare.directory_of(other, None, tmp_path)

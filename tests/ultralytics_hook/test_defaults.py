@@ -46,7 +46,8 @@ def test_every_key_is_explained_with_its_default():
     comments = catalogue.comments()
     assert set(comments) == set(keys())
     for key, p in numeric_keys().items():
-        assert comments[key].startswith(f"{p.default}") and p.option.range in comments[key]
+        default = "none" if p.default is None else str(p.default)
+        assert comments[key].startswith(default) and p.option.range in comments[key]
     assert "(loss=NAME+NAME)" in comments["loss_mix"] and "(loss=focal-)" in comments["focal_gamma"]
 
 

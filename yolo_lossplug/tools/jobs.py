@@ -83,7 +83,7 @@ class Job:
         Raises:
             LossPlugError: If it had.
         """
-        before, now = (json.loads(text) for text in (self._trained_with(), json.dumps(self.args, default=str)))
+        before, now = self._trained_with(), json.loads(json.dumps(self.args, default=str))
         for key in keys:
             if before and before.get(key) != now.get(key):
                 raise LossPlugError(
@@ -91,9 +91,11 @@ class Job:
                     f"asked for with {key}={now.get(key)}. Give another name=."
                 )
 
-    def _trained_with(self) -> str:
-        """Return the arguments of the run that finished, as JSON; none if there is none."""
-        return self.file.read_text(encoding="utf-8") if self.file.is_file() and self.read() else "{}"
+    def _trained_with(self) -> dict[str, Any]:
+        """Return the arguments of the run that finished; none if there is none."""
+        if not (self.file.is_file() and self.read()):
+            return {}
+        return json.loads(self.file.read_text(encoding="utf-8"))["args"]
 
     def prepare(self, device: Any) -> list[str]:
         """Remove the files of an interrupted run, write the arguments, and return the command that runs it."""
