@@ -247,6 +247,15 @@ def test_only_labels_with_errors_are_one_line(tmp_path):
         inspect.main({"data": data, "project": str(tmp_path / "runs")})
 
 
+def test_labels_that_are_no_text_are_faults(tmp_path):
+    box = [(0, 0.5, 0.5, 0.2, 0.2)]
+    data = write_data(tmp_path / "data", {"a": ((32, 32), box), "b": ((32, 32), box)})
+    next((tmp_path / "data" / "labels").rglob("a.txt")).write_bytes(b"\xff\xfe\x00 1 2 3\n")
+    inspect.main({"data": data, "imgsz": 32, "project": str(tmp_path / "runs")})
+    summary = (tmp_path / "runs" / "inspect" / "summary.md").read_text(encoding="utf-8")
+    assert "images that the loader leaves out" in summary and "codec can't decode" in summary
+
+
 @needs_chromium
 @pytest.mark.parametrize("width", [1280, 390])
 def test_the_page_has_room_and_no_errors(width, data, tmp_path):
