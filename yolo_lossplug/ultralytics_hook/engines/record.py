@@ -248,7 +248,7 @@ def _read(source: Path) -> dict[str, Any]:
     try:
         content = json.loads(source.read_text(encoding="utf-8"))
         if isinstance(content, dict) and all(isinstance(content.get(part, []), list) for part in PARTS):
-            return content
+            return {**content, **{part: _readable(content[part]) for part in PARTS if part in content}}
         why = "it holds no record"
     except FileNotFoundError:
         return {}
@@ -256,6 +256,11 @@ def _read(source: Path) -> dict[str, Any]:
         why = str(error)
     warn_once(f"{source} is ignored: {why}. Delete it, and run `lossplug bench` again.")
     return {}
+
+
+def _readable(part: list[Any]) -> list[dict[str, Any]]:
+    """Return what can be read of a part, which somebody may have edited."""
+    return [one for one in part if isinstance(one, dict)]
 
 
 def _entries(source: Path) -> list[dict[str, Any]]:
