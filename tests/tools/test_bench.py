@@ -208,6 +208,14 @@ def test_everything_in_one_go_is_resumed_by_case(tmp_path, in_process, monkeypat
         measured(tmp_path, **{**ALL, "objects": [3]})
 
 
+def test_a_result_that_was_cut_off_is_measured_again(tmp_path, in_process):
+    folder, _ = measured(tmp_path, name="cut")
+    (folder / "cases" / "2x3.fast.json").write_text('{"elements":')
+    in_process.clear()
+    _, results = measured(tmp_path, name="cut")
+    assert in_process == [("fast", "2x3")] and not results.disqualified and not record.disqualified(torch.device("cpu"))
+
+
 def works(device="cpu", **keys):
     return bench._works(keys, torch.device(device))
 
