@@ -216,6 +216,13 @@ def test_a_result_that_was_cut_off_is_measured_again(tmp_path, in_process):
     assert in_process == [("fast", "2x3")] and not results.disqualified and not record.disqualified(torch.device("cpu"))
 
 
+def test_a_record_that_cannot_be_written_is_said_first(tmp_path, in_process):
+    record.file().mkdir(parents=True)
+    with pytest.raises(LossPlugError, match=r"lossplug_engines\.json cannot be written: .*or set YOLO_CONFIG_DIR"):
+        measured(tmp_path)
+    assert in_process == [] and not (tmp_path / "runs").exists()
+
+
 def works(device="cpu", **keys):
     return bench._works(keys, torch.device(device))
 
