@@ -179,6 +179,15 @@ def test_3000_objects_in_an_image(tmp_path):
     assert "Need of the loss step" in (folder / "report.html").read_text(encoding="utf-8")
 
 
+def test_most_images_without_objects(tmp_path):
+    images = {name: ((64, 64), [(0, 0.5, 0.5, 0.4, 0.4)] if name == "a" else []) for name in "abcdefghij"}
+    found = inspect.inspect(inspect.plan_of({"data": write_data(tmp_path / "data", images), "imgsz": 64, "batch": 1}))
+    assert [cost.most for cost in found.costs] == [0, 1] and found.costs[0].dense == 0
+    is_timed = hasattr(v8DetectionLoss, METHOD)
+    assert [cost.timed for cost in found.costs] == ([4, 4] if is_timed else [0, 0])
+    assert inspect_report.costs(found).rows
+
+
 def test_large_steps_are_not_timed(tmp_path):
     lines = random_lines(np.random.default_rng(0), 1500)
     data = write_data(tmp_path / "data", {"a": ((64, 64), lines)})
