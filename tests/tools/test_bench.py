@@ -208,6 +208,21 @@ def test_everything_in_one_go_is_resumed_by_case(tmp_path, in_process, monkeypat
         measured(tmp_path, **{**ALL, "objects": [3]})
 
 
+def test_a_result_that_was_cut_off_is_measured_again(tmp_path, in_process):
+    folder, _ = measured(tmp_path, name="cut")
+    (folder / "cases" / "2x3.fast.json").write_text('{"elements":')
+    in_process.clear()
+    _, results = measured(tmp_path, name="cut")
+    assert in_process == [("fast", "2x3")] and not results.disqualified and not record.disqualified(torch.device("cpu"))
+
+
+def test_a_record_that_cannot_be_written_is_said_first(tmp_path, in_process):
+    record.file().mkdir(parents=True)
+    with pytest.raises(LossPlugError, match=r"lossplug_engines\.json cannot be written: .*or set YOLO_CONFIG_DIR"):
+        measured(tmp_path)
+    assert in_process == [] and not (tmp_path / "runs").exists()
+
+
 def works(device="cpu", **keys):
     return bench._works(keys, torch.device(device))
 
@@ -272,7 +287,7 @@ def test_tables_of_a_gpu():
         ({"device": "0,1"}, "names several: bench measures on one"),
         ({"device": "17"}, "device=17 is not available"),
         ({"model": "yolov8n-seg.yaml"}, "is of task=segment: bench measures the steps of detect"),
-        ({"model": "nowhere.yaml"}, "model=nowhere.yaml"),
+        ({"model": "nowhere.yaml"}, "model=nowhere.yaml: "),
         ({"data": "nowhere.yaml"}, "data=nowhere.yaml"),
     ],
     ids=str,

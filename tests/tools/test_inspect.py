@@ -179,6 +179,15 @@ def test_3000_objects_in_an_image(tmp_path):
     assert "Need of the loss step" in (folder / "report.html").read_text(encoding="utf-8")
 
 
+def test_most_images_without_objects(tmp_path):
+    images = {name: ((64, 64), [(0, 0.5, 0.5, 0.4, 0.4)] if name == "a" else []) for name in "abcdefghij"}
+    found = inspect.inspect(inspect.plan_of({"data": write_data(tmp_path / "data", images), "imgsz": 64, "batch": 1}))
+    assert [cost.most for cost in found.costs] == [0, 1] and found.costs[0].dense == 0
+    is_timed = hasattr(v8DetectionLoss, METHOD)
+    assert [cost.timed for cost in found.costs] == ([4, 4] if is_timed else [0, 0])
+    assert inspect_report.costs(found).rows
+
+
 def test_large_steps_are_not_timed(tmp_path):
     lines = random_lines(np.random.default_rng(0), 1500)
     data = write_data(tmp_path / "data", {"a": ((64, 64), lines)})
@@ -245,6 +254,15 @@ def test_only_labels_with_errors_are_one_line(tmp_path):
     data = write_data(tmp_path / "data", {"a": ((32, 32), [(9, 0.5, 0.5, 0.2, 0.2)])})
     with pytest.raises(LossPlugError, match="no image that the loader accepts, .*a.png for example: .*[Cc]lass"):
         inspect.main({"data": data, "project": str(tmp_path / "runs")})
+
+
+def test_labels_that_are_no_text_are_faults(tmp_path):
+    box = [(0, 0.5, 0.5, 0.2, 0.2)]
+    data = write_data(tmp_path / "data", {"a": ((32, 32), box), "b": ((32, 32), box)})
+    next((tmp_path / "data" / "labels").rglob("a.txt")).write_bytes(b"\xff\xfe\x00 1 2 3\n")
+    inspect.main({"data": data, "imgsz": 32, "project": str(tmp_path / "runs")})
+    summary = (tmp_path / "runs" / "inspect" / "summary.md").read_text(encoding="utf-8")
+    assert "images that the loader leaves out" in summary and "codec can't decode" in summary
 
 
 @needs_chromium

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Advice: each rule speaks on data made for it, none on plain data, and every command is one that compare takes."""
 
+import json
 import shlex
+import subprocess
+import sys
 
 import pytest
 
@@ -68,6 +71,18 @@ def test_commands_are_those_that_compare_takes(name):
     assert plan.seeds == (0, 1, 2) and plan.args["data"] == "my.yaml"
     is_noise = name in ("none", "faults", "no candidates", "few candidates", "small in one scale only")
     assert len(plan.arms) == (1 if is_noise else 2), name
+
+
+@pytest.mark.parametrize("name", ["it's $HOME", 'a "b"', "`c`", "back\\slash", "a b!"])
+def test_a_shell_passes_on_names_of_files_and_classes(name):
+    data = f"/my data/{name}.yaml"
+    (advice,) = advise(Facts(**{**PLAIN, **MADE["rare classes"], "data": data, "rare": (name,)}))
+    line = shlex.quote(sys.executable) + ' -c "import json, sys; print(json.dumps(sys.argv[1:]))"'
+    shown = subprocess.run(
+        ["bash", "-c", advice.command.replace("lossplug", line, 1)], capture_output=True, text=True, check=True
+    )
+    values = parse(json.loads(shown.stdout)[1:])
+    assert values["data"] == data and values["cls_weights"] == [{name: 1}, {name: 2}]
 
 
 def test_texts_have_their_numbers():

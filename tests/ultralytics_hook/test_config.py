@@ -44,7 +44,8 @@ def test_keys_are_in_the_defaults_and_mean_nothing():
         ({"loss": "eiou", "focal_gamma": 0.5}, "focal_gamma=0.5 has no effect with loss=eiou"),
         ({"loss": "focal-eiou", "focal_gamma": "abc"}, "focal_gamma='abc' must be a number"),
         ({"tal_topk": 0}, "tal_topk=0 is out of range"),
-        ({"tal_min_side": 0}, r"tal_min_side=0 is out of range; it must be in \(0, ∞\)"),
+        ({"tal_min_side": 0}, r"tal_min_side=0 is out of range; it must be in \(0, 65536\]"),
+        ({"tal_min_side": 1e300}, r"tal_min_side=1e\+300 is out of range; it must be in \(0, 65536\]"),
     ],
     ids=str,
 )

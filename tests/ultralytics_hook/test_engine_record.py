@@ -114,12 +114,20 @@ def test_a_disqualified_engine_is_not_taken_until_it_is_proven_again():
     assert measured().engines == (("float32", 8, 9, "triton"),) and record.disqualified(CPU) == {}
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"entries": 3}', '{"entries": [{"device": 1}, 7]}'], ids=str)
+PARTLY_READABLE = ('{"entries": [{"device": 1}, 7]}', '{"adopted": ["cpu", null], "disqualified": ["fast", 1]}')
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"entries": 3}', *PARTLY_READABLE], ids=str)
 def test_a_file_that_is_no_record_does_no_harm(text):
     record.file().write_text(text)
     with Log() as log:
-        assert measured() is None and not record.adopted_types()
-    assert ("is ignored" in log.text) == (text != '{"entries": [{"device": 1}, 7]}')
+        assert measured() is None and not record.adopted_types() and not record.disqualified(CPU)
+    assert ("is ignored" in log.text) == (text not in PARTLY_READABLE)
+    assert not record.revoke("cpu")
+    record.file().write_text(text)
+    record.adopt(CPU, DAY)
+    assert record.adopted_types() == {"cpu"}
+    record.file().write_text(text)
     add(entry(fast=FASTER))
     assert measured().engine("float32", 4**8, 4**9) == "fast"
 

@@ -43,6 +43,7 @@ NUMBERS = {
             Option(
                 "side in pixels that shorter sides of an object count as when candidates are chosen; none = the host's",
                 above=0,
+                at_most=65536,
             ),
         ),
         Parameter(

@@ -124,6 +124,8 @@ def bench(args: Mapping[str, Any]) -> tuple[Path, Results]:
     for model in dict.fromkeys(work.model for work in plan.works):
         _check_model(model, plan.works[0])
     key = record.key_of(device)
+    today = datetime.date.today().isoformat()
+    record.add((), key, {}, today)  # a record that cannot be written is said now, not after minutes
     folder = _folder(plan, key)
     cases = folder / "cases"
     cases.mkdir(parents=True, exist_ok=True)
@@ -135,7 +137,6 @@ def bench(args: Mapping[str, Any]) -> tuple[Path, Results]:
     except KeyboardInterrupt:
         say(f"interrupted. Finished cases stay in {folder}; the same command with name={folder.name} continues.")
         raise
-    today = datetime.date.today().isoformat()
     results = Results.read(cases, plan.works, plan.engines, {**missing, **failed}, key, today, command)._replace(
         missing=tuple(missing)
     )

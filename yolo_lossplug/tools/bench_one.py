@@ -60,8 +60,10 @@ def _reporter(job: dict[str, Any], begun: list[str]) -> Any:
             begun.append(work.name)
 
     def earlier(work: Work) -> Optional[dict[str, Any]]:
-        file = Path(job["results"][work.name])
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+        try:
+            return json.loads(Path(job["results"][work.name]).read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):  # the latter: a file that another program has cut off
+            return None
 
     return Reporter(lambda: write(ALIVE), lambda: write(PART), result, earlier)
 

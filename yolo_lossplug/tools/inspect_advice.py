@@ -6,6 +6,8 @@ A rule names what is worth comparing first. None promises a gain.
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Callable, NamedTuple, Optional
@@ -18,6 +20,8 @@ LONG = 4.0
 """Ratio of the sides from which an object counts as elongated."""
 RARE = 20.0
 """Ratio to the largest class from which a class counts as rare."""
+SPECIAL = frozenset('"$`\\!')
+"""Characters that a shell reads between double quotes."""
 NO_REASON = "no reason seen to leave the stock loss"
 
 
@@ -141,9 +145,17 @@ def _names(names: Sequence[str]) -> str:
 
 def _weights(facts: Facts) -> str:
     """Return no weights, and a moderate one for rare classes, as a key that a shell passes on."""
-    names = [name.replace("'", "\\'") for name in facts.rare[:4]]
+    names = [name.replace("\\", "\\\\").replace("'", "\\'") for name in facts.rare[:4]]
     weights = ",".join(f"'{name}':2" for name in names)
-    return f"cls_weights=\"[{{'{names[0]}':1}},{{{weights}}}]\""
+    value = f"[{{'{names[0]}':1}},{{{weights}}}]"
+    is_plain = not SPECIAL.intersection("".join(facts.rare[:4]))
+    return f'cls_weights="{value}"' if is_plain else shlex.quote(f"cls_weights={value}")
+
+
+def _word(key: str, value: str) -> str:
+    """Return a key with its value as a shell passes it on; a backslash stays, as in paths of Windows."""
+    word = f"{key}={value}"
+    return word if re.fullmatch(r"[\w@%+=:,./\\-]+", word) else shlex.quote(word)
 
 
 MEMORY = 2.0**31
@@ -294,4 +306,4 @@ def advise(facts: Facts) -> list[Advice]:
 def command(facts: Facts, keys: str) -> str:
     """Return the line of a comparison."""
     imgsz = "" if "imgsz=" in keys else f" imgsz={facts.imgsz[0]}"
-    return f"lossplug compare data={facts.data} model={facts.model}{imgsz} {keys}"
+    return f"lossplug compare {_word('data', facts.data)} {_word('model', facts.model)}{imgsz} {keys}"

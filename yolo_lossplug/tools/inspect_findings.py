@@ -102,7 +102,7 @@ class Findings:
                 np.concatenate(((boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]), 1)
             ),
         }
-        return cost.timed(need, batch, first.imgsz, first.strides, len(self.classes[0]))
+        return cost.timed(need, batch, len(rows), first.imgsz, first.strides, len(self.classes[0]))
 
     @cached_property
     def facts(self) -> Facts:

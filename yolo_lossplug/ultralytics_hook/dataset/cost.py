@@ -63,18 +63,20 @@ def memory(images: int, most: int, anchors: int, candidates: float) -> Cost:
     return Cost(images, most, anchors, images * most * anchors * DENSE_BYTES, int(candidates * PAIR_BYTES))
 
 
-def timed(cost: Cost, batch: dict[str, Any], imgsz: int, strides: tuple[float, ...], n_classes: int) -> Cost:
+def timed(
+    cost: Cost, batch: dict[str, Any], images: int, imgsz: int, strides: tuple[float, ...], n_classes: int
+) -> Cost:
     """Return a cost with the measured seconds of either engine on the CPU, unless the step is too large for that.
 
     Args:
         cost: What is known so far.
-        batch: ``batch_idx`` (G,), ``cls`` (G, 1) and ``bboxes`` (G, 4) of a few images.
+        batch: ``batch_idx`` (G,), ``cls`` (G, 1) and ``bboxes`` (G, 4) of a few images; G may be 0.
+        images: How many these are; the last ones may be without objects.
         imgsz: Side of the input in pixels.
         strides: Strides of the levels.
         n_classes: Number of classes.
     """
-    images = int(batch["batch_idx"].max()) + 1
-    most = int(torch.bincount(batch["batch_idx"].long()).max())
+    most = int(torch.bincount(batch["batch_idx"].long(), minlength=images).max())
     if images * max(most, n_classes) * cost.anchors > MAX_TIMED:
         return cost
     preds = _predictions(images, imgsz, strides, n_classes)

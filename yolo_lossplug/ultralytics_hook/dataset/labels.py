@@ -278,7 +278,7 @@ def _dropped(said: list[str]) -> tuple[int, list[tuple[str, int, str]]]:
 def _n_lines(image: str) -> int:
     """Return how many objects the label file of an image has."""
     try:
-        text = Path(img2label_paths([image])[0]).read_text(encoding="utf-8-sig")
+        text = Path(img2label_paths([image])[0]).read_text(encoding="utf-8-sig", errors="replace")
     except OSError:
         return 0
     return sum(bool(line.strip()) for line in text.splitlines())

@@ -156,7 +156,7 @@ def add(entries: Iterable[Mapping[str, Any]], key: Key, refused: Mapping[str, st
         since: The day.
 
     Raises:
-        LossPlugError: If another process does not finish writing.
+        LossPlugError: If the file cannot be written, or another process does not finish writing.
     """
     new = [dict(entry) for entry in entries]
     settled = {*refused, *(name for entry in new for name in entry["engines"])}
@@ -223,14 +223,19 @@ def _identity(entry: Mapping[str, Any]) -> tuple[Any, ...]:
 def _update(change: Callable[[dict[str, Any]], None]) -> None:
     """Change the record in place, alone: what another process writes at the same time stays."""
     target = file()
-    target.parent.mkdir(parents=True, exist_ok=True)
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{target}.lock", timeout=PATIENCE):
             record = {"about": ABOUT, "adopted": [], "disqualified": [], "entries": [], **_read(target)}
             change(record)
             write_json(target, record)
     except Timeout as error:
         raise LossPlugError(f"{target} is in use by another process for {PATIENCE} s. Run it again.") from error
+    except OSError as error:
+        raise LossPlugError(
+            f"{target} cannot be written: {error.strerror}. Make it a file that can, or set YOLO_CONFIG_DIR to "
+            f"a folder that can be written."
+        ) from error
 
 
 def write_json(target: Path, content: Any) -> None:
@@ -248,7 +253,7 @@ def _read(source: Path) -> dict[str, Any]:
     try:
         content = json.loads(source.read_text(encoding="utf-8"))
         if isinstance(content, dict) and all(isinstance(content.get(part, []), list) for part in PARTS):
-            return content
+            return {**content, **{part: _readable(content[part]) for part in PARTS if part in content}}
         why = "it holds no record"
     except FileNotFoundError:
         return {}
@@ -256,6 +261,11 @@ def _read(source: Path) -> dict[str, Any]:
         why = str(error)
     warn_once(f"{source} is ignored: {why}. Delete it, and run `lossplug bench` again.")
     return {}
+
+
+def _readable(part: list[Any]) -> list[dict[str, Any]]:
+    """Return what can be read of a part, which somebody may have edited."""
+    return [one for one in part if isinstance(one, dict)]
 
 
 def _entries(source: Path) -> list[dict[str, Any]]:

@@ -89,7 +89,8 @@ def model_of(name: str, data: Optional[str] = None) -> Any:
         made = YOLO(name)
         names = dict(check_det_dataset(data)["names"]) if data else None
     except Exception as error:
-        raise LossPlugError(f"model={name}, data={data}: {' '.join(str(error).split())}") from error
+        what = f"model={name}, data={data}" if data else f"model={name}"
+        raise LossPlugError(f"{what}: {' '.join(str(error).split())}") from error
     if made.task != "detect":
         raise LossPlugError(
             f"model={name} is of task={made.task}: bench measures the steps of detect, which are parts of others."
