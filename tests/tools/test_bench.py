@@ -160,7 +160,7 @@ def test_stock_alone_shows_the_noise_and_writes_no_record(tmp_path, in_process):
 
 def test_adopting_and_taking_it_back(tmp_path, in_process, capsys):
     _, results = measured(tmp_path, adopt=True)
-    assert record.adopted_types() and "Adopted: loss=ciou alone is fast too" in results.adoption
+    assert record.adopted_types() and "Adopted: loss=ciou alone takes these engines too" in results.adoption
     measured(tmp_path)
     assert record.adopted_types()  # until it is taken back
     bench.main({"adopt": False, "device": "cpu"})

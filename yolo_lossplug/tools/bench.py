@@ -153,7 +153,8 @@ def _adopted(results: Results, device: torch.device) -> Results:
     if not proven(results):
         return results._replace(adoption="Not adopted: no engine is proven identical")
     record.adopt(device, results.date)
-    return results._replace(adoption="Adopted: loss=ciou alone is fast too; lossplug bench adopt=False takes it back")
+    adopted = "Adopted: loss=ciou alone takes these engines too; lossplug bench adopt=False takes it back"
+    return results._replace(adoption=adopted)
 
 
 def _measure(plan: Plan, cases: Path, missing: Mapping[str, str]) -> dict[str, str]:
