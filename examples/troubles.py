@@ -30,7 +30,7 @@ HERE = Path(__file__).parent
 MODEL = HERE / "troubles-model.yaml"
 METRIC = "mAP50-95"
 COMMON = {
-    "epochs": 40,
+    "epochs": 50,
     "imgsz": 160,
     "batch": 8,
     "optimizer": "AdamW",
