@@ -25,6 +25,8 @@ from ultralytics.data.utils import check_det_dataset
 
 import yolo_lossplug
 from yolo_lossplug.tools.compare import compare, directory_of, jobs_of, plan_of
+from yolo_lossplug.tools.summary import read_table
+from yolo_lossplug.ultralytics_hook.trial.one_run import history
 
 HERE = Path(__file__).parent
 MODEL = HERE / "troubles-model.yaml"
@@ -44,6 +46,7 @@ COMMON = {
     "amp": False,
 }
 ENGINE = "loss_engine"
+OF_EACH = ("data", "model")
 STOCK = {"loss": "ciou"}
 FOCAL_GAIN = 5.0  # of configs/focal-cls.yaml: class losses that damp easy elements have a far smaller sum
 TROUBLES = {
@@ -78,7 +81,10 @@ def main(names, **keys):
         arguments = arguments_of(name, **keys)
         folder = compare(arguments)
         print((folder / "summary.md").read_text(encoding="utf-8"))
-        write(name, arguments, folder.parent / "results")
+        command = " ".join(
+            ["python examples/troubles.py", name, *(f"{k}={v}" for k, v in keys.items() if k != "project")]
+        )
+        write(name, arguments, command, folder.parent / "results")
 
 
 def arguments_of(name, arms=None, **keys):
@@ -90,64 +96,87 @@ def arguments_of(name, arms=None, **keys):
     return {"data": data, "model": str(MODEL), **COMMON, **devices, **place, **keys, "arms": chosen}
 
 
-def write(name, arguments, folder):
-    """Write the runs of a trouble as a table without folders of this machine, and what they have in common."""
+def write(name, arguments, command, folder):
+    """Write what the runs of a trouble have reached, without folders of this machine, and how they were made."""
     folder.mkdir(exist_ok=True)
     plan = plan_of(arguments)
     directory = directory_of(plan, plan.name, plan.project)
-    with (directory / "results.csv").open(encoding="utf-8") as text:
-        rows = [{key: row[key] for key in row if key != "save_dir"} for row in csv.DictReader(text)]
-    with (folder / f"{name}.csv").open("w", encoding="utf-8", newline="") as text:
-        table = csv.DictWriter(text, list(rows[0]))
-        table.writeheader()
-        table.writerows(rows)
+    done = [job for job in jobs_of(plan, directory) if job.read()]
+    rows = [{k: v for k, v in row.items() if k != "save_dir"} for row in read_table(directory / "results.csv")]
+    write_rows(rows, folder / f"{name}.csv")
+    if plan.args["val"]:
+        write_curves(name, [job for job in done if job.arm == plan.arms[0].name], folder / "stock_curves.csv")
+    about = about_of(plan, [job.read() for job in done])
     file = folder / "about.json"
-    about = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"troubles": {}}
-    results = [result for job in jobs_of(plan, directory) if (result := job.read())]
-    about |= {
-        "date": datetime.date.today().isoformat(),
-        "versions": "; ".join(sorted({f"yolo-lossplug {yolo_lossplug.__version__}, {r['versions']}" for r in results})),
-        "hardware": "; ".join(sorted({r["hardware"] for r in results})),
-        "model": MODEL.name,
-        "common": {
-            **{k: v for k, v in plan.args.items() if k not in ("data", "model")},
-            ENGINE: plan.arms[0].keys[ENGINE],
-        },
-        "seeds": list(plan.seeds),
-    }
-    about["troubles"][name] = {
+    troubles = json.loads(file.read_text(encoding="utf-8"))["troubles"] if file.is_file() else {}
+    troubles[name] = {
         "title": TROUBLES[name][0],
         "data": arguments["data"],
-        "command": f"python examples/troubles.py {name}",
+        "command": command,
         "metric": plan.metric,
         "arms": {arm.name: {k: v for k, v in arm.keys.items() if k != ENGINE} for arm in plan.arms},
         "objects": objects_of(arguments["data"]),
     }
-    file.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    file.write_text(json.dumps({**about, "troubles": troubles}, indent=2) + "\n", encoding="utf-8")
+
+
+def write_rows(rows, file):
+    """Write a table."""
+    with file.open("w", encoding="utf-8", newline="") as text:
+        table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
+
+
+def write_curves(name, jobs, file):
+    """Add the metrics of every epoch of some runs to a table, in place of those of the same trouble."""
+    kept = [row for row in read_table(file) if row["trouble"] != name] if file.is_file() else []
+    curves = [
+        {"trouble": name, "seed": job.seed, "epoch": int(row["epoch"])}
+        | {metric: row[f"metrics/{metric}(B)"] for metric in ("mAP50", "mAP50-95")}
+        for job in jobs
+        for row in history(job.folder)
+    ]
+    write_rows(kept + curves, file)
+
+
+def about_of(plan, results):
+    """Return how the runs of all troubles were made."""
+    versions = {f"yolo-lossplug {yolo_lossplug.__version__}, {result['versions']}" for result in results}
+    return {
+        "date": datetime.date.today().isoformat(),
+        "versions": "; ".join(sorted(versions)),
+        "hardware": "; ".join(sorted({result["hardware"] for result in results})),
+        "model": MODEL.name,
+        "common": {**{k: v for k, v in plan.args.items() if k not in OF_EACH}, ENGINE: plan.arms[0].keys[ENGINE]},
+        "seeds": list(plan.seeds),
+    }
 
 
 def objects_of(data):
     """Return statistics of the labels of a dataset, sides in pixels of the drawn images."""
     found = check_det_dataset(data)
-    labels = {split: Path(found[split].replace("images", "labels")) for split in ("train", "val")}
-    rows = {
-        split: [np.loadtxt(f, ndmin=2).reshape(-1, 5) for f in sorted(p.glob("*.txt"))] for split, p in labels.items()
-    }
-    boxes = np.concatenate(rows["train"])
+    train, val = (labels_of(found[split]) for split in ("train", "val"))
+    boxes = np.concatenate(train)
     sides = boxes[:, 3:] * COMMON["imgsz"]
-    counts = [len(one) for one in rows["train"]]
     return {
-        "train images": len(counts),
+        "train images": len(train),
         "train objects": len(boxes),
-        "val images": len(rows["val"]),
-        "val objects": sum(len(one) for one in rows["val"]),
-        "median objects per image": float(np.median(counts)),
+        "val images": len(val),
+        "val objects": sum(len(one) for one in val),
+        "median objects per image": float(np.median([len(one) for one in train])),
         "median side": round(float(np.median(sides)), 1),
         "smallest side": round(float(sides.min()), 1),
         "largest side": round(float(sides.max()), 1),
         "median elongation": round(float(np.median(sides.max(1) / sides.min(1))), 2),
         "train objects per class": {found["names"][i]: int((boxes[:, 0] == i).sum()) for i in range(found["nc"])},
     }
+
+
+def labels_of(images):
+    """Return the labels (objects, 5) of every image in a folder."""
+    folder = Path(images).parent.parent / "labels" / Path(images).name
+    return [np.loadtxt(file, ndmin=2).reshape(-1, 5) for file in sorted(folder.glob("*.txt"))]
 
 
 if __name__ == "__main__":

@@ -304,6 +304,11 @@ def _with_engine(arm: Arm, common: Mapping[str, Any]) -> Arm:
     return replace(arm, keys=keys_with_engine)
 
 
+def _typed(arm: Arm) -> dict[str, Any]:
+    """Return the keys of an arm without the engine that `_with_engine` names."""
+    return {key: value for key, value in arm.keys.items() if (key, value) != ("loss_engine", "auto")}
+
+
 def directory_of(plan: Plan, name: Any, project: Any) -> Path:
     """Return the folder of a comparison: that of an earlier one with the same keys, or a new one.
 
@@ -418,7 +423,7 @@ def _header(plan: Plan) -> list[str]:
 
 def _words(plan: Plan) -> dict[str, Any]:
     """Return the arguments of the command that gives a plan."""
-    lists = {ARMS: [arm.keys for arm in plan.arms]} if plan.is_listed else values_by_key(plan.arms)
+    lists = {ARMS: [_typed(arm) for arm in plan.arms]} if plan.is_listed else values_by_key(plan.arms)
     is_range = plan.seeds == tuple(range(len(plan.seeds)))
     metric = {} if plan.metric == measures.ORDER[0] else {"metric": plan.metric}
     more = {**metric, **({gains.KEY: True} if plan.match_gains else {})}
