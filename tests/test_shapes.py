@@ -2,6 +2,7 @@
 """The embedded dataset."""
 
 import concurrent.futures
+import hashlib
 
 import cv2
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import yaml
 
 from tests.runs import ROOT
-from yolo_lossplug.shapes import CLASSES, draw, write
+from yolo_lossplug.shapes import CLASSES, SCENES, TASKS, draw, write
 
 
 def files(folder):
@@ -31,6 +32,120 @@ def test_same_files_every_time_and_labels_that_fit(tmp_path):
         image = cv2.imread(str(label).replace("labels", "images").replace(".txt", ".png"))
         assert image.shape == (160, 160, 3)
     assert min(counts) >= 1 and max(counts) <= 12 and len(counts) > 2
+
+
+@pytest.mark.parametrize(
+    ("task", "expected"),
+    list(zip(TASKS, ("22b71cce25db2dc9", "d2d59ea9f0348770", "f59cfe22b88514c4", "a64db95c0fa55bb7"))),
+)
+def test_the_plain_files_stay_what_they_were(tmp_path, task, expected):
+    """Pixels and labels of the first version, so that numbers of then and now are of the same data."""
+    folder = write(tmp_path / "data", images=6, validation=2, task=task)
+    digest = hashlib.sha256()
+    for name, content in files(folder).items():
+        digest.update(name.encode())
+        digest.update(cv2.imread(str(folder / name)).tobytes() if name.endswith(".png") else content)
+    assert digest.hexdigest()[:16] == expected
+
+
+def boxes_of(folder, split):
+    """Labels of the images of a split, sides in pixels."""
+    tables = [np.loadtxt(file, ndmin=2) for file in sorted((folder / "labels" / split).iterdir())]
+    return [table * (1, 160, 160, 160, 160) for table in tables]
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    """A folder with 40 images of each scene, half of them for validation."""
+    place = tmp_path_factory.mktemp("scenes")
+    return {name: write(place / name, images=40, validation=20, scene=name) for name in SCENES}
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_what_troubles_are_like(scenes, split):
+    sides = {name: np.concatenate(boxes_of(folder, split))[:, 3:] for name, folder in scenes.items()}
+    counts = {name: [len(one) for one in boxes_of(folder, split)] for name, folder in scenes.items()}
+    assert sides["tiny"].min() >= 4 and sides["tiny"].max() <= 12.0001
+    assert max(counts["tiny"]) <= 12
+    assert min(counts["crowds"]) >= 40 and max(counts["crowds"]) <= 120 and np.mean(counts["crowds"]) > 60
+    elongation = sides["thin"].max(1) / sides["thin"].min(1)
+    assert 7.5 < np.median(elongation) < 9 and elongation.min() > 6
+    is_wide = sides["thin"][:, 0] > sides["thin"][:, 1]
+    assert 0.3 < is_wide.mean() < 0.7
+    assert sides["plain"].min() >= 12 and np.median(elongation_of(sides["plain"])) < 1.5
+
+
+def elongation_of(sides):
+    return sides.max(1) / sides.min(1)
+
+
+def test_objects_of_crowds_overlap_and_stay_visible(scenes):
+    hidden = []
+    for boxes in boxes_of(scenes["crowds"], "train"):
+        low, high = boxes[:, 1:3] - boxes[:, 3:] / 2, boxes[:, 1:3] + boxes[:, 3:] / 2
+        shared = (np.minimum(high[:, None], high) - np.maximum(low[:, None], low)).clip(0).prod(-1)
+        np.fill_diagonal(shared, 0)
+        hidden.append((shared > 0).any(1).mean())
+    assert np.mean(hidden) > 0.7
+
+
+def test_a_class_is_rare_in_training_only(scenes):
+    train, val = (np.concatenate(boxes_of(scenes["rare"], split))[:, 0].astype(int) for split in ("train", "val"))
+    assert np.bincount(val, minlength=3).min() > 0.2 * len(val)
+    labels = [
+        row[0] for i in range(200) for row in draw(np.random.default_rng((9, i)), 64, scene=SCENES["rare"].train)[1]
+    ]
+    shares = np.bincount(np.int64(labels), minlength=3) / len(labels)
+    assert shares[2] == pytest.approx(1 / 61, abs=0.012) and shares[0] == pytest.approx(30 / 61, abs=0.05)
+    assert np.bincount(train, minlength=3)[2] < 0.1 * len(train)
+
+
+def test_labels_are_wrong_in_training_only(scenes):
+    wrong, right = files(scenes["labels"]), files(scenes["plain"])
+    differing = {name for name in right if wrong[name] != right[name]}
+    assert differing and all(name.startswith("labels") and "train" in name for name in differing)
+    given, true = (boxes_of(scenes[name], "train") for name in ("labels", "plain"))
+    kept, objects = (sum(map(len, boxes)) for boxes in (given, true))
+    assert kept / objects == pytest.approx(0.9, abs=0.08)
+    errors = [error for pair in zip(given, true) for error in errors_of(*pair)]
+    assert np.abs(errors).max() <= 0.2 + 1e-3
+    assert np.std(errors, axis=0) == pytest.approx(np.full(4, 0.2 / np.sqrt(3)), rel=0.2)
+
+
+def errors_of(given, true):
+    """Errors of centre and sides as shares of the side, of boxes that are not cut at the border."""
+    for box in given:
+        inside = (box[1:3] - box[3:] / 2 > 0.1).all() and (box[1:3] + box[3:] / 2 < 159.9).all()
+        fitting = [
+            one
+            for one in true
+            if one[0] == box[0]
+            and (np.abs(box[1:3] - one[1:3]) <= 0.2001 * one[3:]).all()
+            and (np.abs(box[3:] / one[3:] - 1) <= 0.2001).all()
+        ]
+        assert fitting or not inside
+        if inside and len(fitting) == 1:
+            yield [*((box[1:3] - fitting[0][1:3]) / fitting[0][3:]), *(box[3:] / fitting[0][3:] - 1)]
+
+
+@pytest.mark.parametrize("scene", list(SCENES))
+def test_the_same_seed_draws_the_same_scene(scenes, tmp_path, scene):
+    first = write(tmp_path / "first", images=4, validation=2, scene=scene)
+    assert files(first) == files(write(tmp_path / "again", images=4, validation=2, scene=scene))
+    assert files(first) != files(write(tmp_path / "other", images=4, validation=2, scene=scene, seed=1))
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"scene": "fog"}, "scene=fog is not drawn. Known: plain, tiny, crowds, rare, labels, thin"),
+        ({"scene": "labels", "task": "obb"}, "scene=labels has wrong labels, which task=obb lacks. Give task=detect"),
+    ],
+)
+def test_an_unknown_scene(tmp_path, keys, message):
+    with pytest.raises(ValueError, match=message):
+        write(tmp_path / "data", **keys)
+    assert not (tmp_path / "data").exists()
 
 
 def test_boxes_are_those_of_the_drawn_objects():
@@ -123,8 +238,14 @@ def test_an_unknown_task(tmp_path):
         write(tmp_path / "data", task="depth")
 
 
-@pytest.mark.parametrize("name", ["shapes128", "shapes128-obb", "shapes128-seg", "shapes128-pose"])
-def test_dataset_file(name):
+@pytest.mark.parametrize(
+    ("name", "validation"),
+    [
+        *((name, 32) for name in ("shapes128", "shapes128-obb", "shapes128-seg", "shapes128-pose")),
+        *((f"shapes-{name}", 64) for name in SCENES),
+    ],
+)
+def test_dataset_file(name, validation):
     """Ultralytics writes the dataset through the file's own script, on first use."""
     from ultralytics.data.utils import check_det_dataset
 
@@ -135,4 +256,4 @@ def test_dataset_file(name):
     from pathlib import Path
 
     assert len(list(Path(found["train"]).iterdir())) == 96
-    assert len(list(Path(found["val"]).iterdir())) == 32
+    assert len(list(Path(found["val"]).iterdir())) == validation

@@ -1,10 +1,15 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""The embedded dataset: drawn circles, squares and triangles, so that a first run needs no download."""
+"""The embedded datasets: drawn circles, squares and triangles, so that a first run needs no download.
+
+The plain one, and one for each trouble that advice on losses speaks of.
+"""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Optional, Union
 
@@ -12,9 +17,56 @@ import cv2
 import numpy as np
 
 CLASSES = ("circle", "square", "triangle")
-VISIBLE = 0.3
-"""Least share of an object that later ones may leave visible."""
 TASKS = ("detect", "segment", "pose", "obb")
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What images and labels are like; a range has its lowest and highest value.
+
+    Attributes:
+        objects: Range of the number of objects.
+        sides: Range of an object's side as a share of the image's.
+        stretch: Range of the factors by which width and height differ from that side.
+        elongation: Longer side through shorter side, before the stretch.
+        visible: Least share of an object that later ones may leave visible.
+        tries: How often an object is drawn anew that would hide too much of others, before it is left out.
+        classes: Relative frequency of each class; None for equal ones.
+        jitter: Largest error of a label's centre and sides, as a share of the side.
+        missing: Share of objects without a label.
+    """
+
+    objects: tuple[int, int] = (1, 12)
+    sides: tuple[float, float] = (1 / 10, 1 / 2.5)
+    stretch: tuple[float, float] = (0.7, 1.4)
+    elongation: float = 1.0
+    visible: float = 0.3
+    tries: int = 1
+    classes: Optional[tuple[float, ...]] = None
+    jitter: float = 0.0
+    missing: float = 0.0
+
+
+class Splits(NamedTuple):
+    """Scenes of training and validation."""
+
+    train: Scene
+    val: Scene
+
+
+PLAIN = Scene()
+TINY = Scene(sides=(4.4 / 160, 9.6 / 160), stretch=(0.9, 1.1))
+CROWDS = Scene(objects=(40, 120), sides=(9 / 160, 26 / 160), tries=20)
+THIN = Scene(sides=(1 / 10, 1 / 5), stretch=(1.0, 1.0), elongation=9.5)  # a drawn side gains about a pixel
+SCENES = {
+    "plain": Splits(PLAIN, PLAIN),
+    "tiny": Splits(TINY, TINY),
+    "crowds": Splits(CROWDS, CROWDS),
+    "rare": Splits(Scene(classes=(30, 30, 1)), PLAIN),  # equal classes in validation, so that the rare one is measured
+    "labels": Splits(Scene(jitter=0.2, missing=0.1), PLAIN),
+    "thin": Splits(THIN, THIN),
+}
+"""The plain data and the troubles, by name."""
 
 
 class Shape(NamedTuple):
@@ -40,6 +92,7 @@ def write(
     validation: int = 32,
     seed: int = 0,
     task: str = "detect",
+    scene: str = "plain",
 ) -> Path:
     """Write a dataset in Ultralytics' layout; the same arguments give the same files.
 
@@ -52,15 +105,15 @@ def write(
         validation: How many of the images are for validation.
         seed: Seed of the drawings.
         task: What the labels are for: ``detect``, ``segment``, ``pose`` or ``obb``, whose objects are turned.
+        scene: A name in `SCENES`; only ``detect`` has wrong labels.
 
     Returns:
         The folder.
 
     Raises:
-        ValueError: If there is no such task.
+        ValueError: If there is no such task or scene, or the task has none with wrong labels.
     """
-    if task not in TASKS:
-        raise ValueError(f"task={task} has no drawn dataset. Known: {', '.join(TASKS)}.")
+    splits = _splits(task, scene)
     folder = Path(folder)
     if (folder / "images" / "val").exists():
         return folder
@@ -72,7 +125,9 @@ def write(
             (unfinished / "labels" / split).mkdir(parents=True)
         for index in range(images):
             split = "train" if index < images - validation else "val"
-            image, rows = draw(np.random.default_rng((seed, index)), size, task)
+            drawn = getattr(splits, split)
+            image, rows = draw(np.random.default_rng((seed, index)), size, task, drawn)
+            rows = _labelled(rows, np.random.default_rng((seed, index, 1)), drawn)
             cv2.imwrite(str(unfinished / "images" / split / f"{index:06d}.png"), image)
             text = "".join(f"{int(row[0])} " + " ".join(f"{v:.6f}" for v in row[1:]) + "\n" for row in rows)
             (unfinished / "labels" / split / f"{index:06d}.txt").write_text(text)
@@ -87,13 +142,48 @@ def write(
     return folder
 
 
-def draw(rng: np.random.Generator, size: int, task: str = "detect") -> tuple[np.ndarray, list[tuple[float, ...]]]:
-    """Draw one image of 1 to 12 objects, some partly behind others.
+def _splits(task: str, scene: str) -> Splits:
+    """Return the scenes of a name.
+
+    Raises:
+        ValueError: If there is no such task or scene, or the task has none with wrong labels.
+    """
+    if task not in TASKS:
+        raise ValueError(f"task={task} has no drawn dataset. Known: {', '.join(TASKS)}.")
+    if scene not in SCENES:
+        raise ValueError(f"scene={scene} is not drawn. Known: {', '.join(SCENES)}.")
+    splits = SCENES[scene]
+    if task != TASKS[0] and any(one.jitter or one.missing for one in splits):
+        raise ValueError(f"scene={scene} has wrong labels, which task={task} lacks. Give task={TASKS[0]}.")
+    return splits
+
+
+def _labelled(rows: list[tuple[float, ...]], rng: np.random.Generator, scene: Scene) -> list[tuple[float, ...]]:
+    """Return the rows of boxes that a scene labels, with its errors, inside the image."""
+    if not (scene.jitter or scene.missing):
+        return rows
+    kept = [row for row in rows if rng.uniform() >= scene.missing]
+    return [(row[0], *_jittered(np.array(row[1:]), rng, scene.jitter)) for row in kept]
+
+
+def _jittered(box: np.ndarray, rng: np.random.Generator, jitter: float) -> np.ndarray:
+    """Return a box (centre x, centre y, width, height) with errors, cut at the border of the image."""
+    centre = box[:2] + rng.uniform(-jitter, jitter, 2) * box[2:]
+    half = box[2:] * rng.uniform(1 - jitter, 1 + jitter, 2) / 2
+    low, high = (centre - half).clip(0, 1), (centre + half).clip(0, 1)
+    return np.concatenate([(low + high) / 2, high - low])
+
+
+def draw(
+    rng: np.random.Generator, size: int, task: str = "detect", scene: Scene = PLAIN
+) -> tuple[np.ndarray, list[tuple[float, ...]]]:
+    """Draw one image, with some objects partly behind others; the plain one has 1 to 12.
 
     Args:
         rng: Source of randomness.
         size: Side of the image in pixels.
         task: What the labels are for; those of ``obb`` are turned.
+        scene: What is drawn; its errors of labels are not made here.
 
     Returns:
         image: (size, size, 3) uint8, BGR.
@@ -105,12 +195,10 @@ def draw(rng: np.random.Generator, size: int, task: str = "detect") -> tuple[np.
     image = cv2.resize(coarse, (size, size), interpolation=cv2.INTER_CUBIC)
     owner = np.full((size, size), -1)
     shapes: list[Shape] = []
-    for _ in range(int(rng.integers(1, 13))):
-        shape = _shape(rng, size, task == "obb")
+    for _ in range(int(rng.integers(scene.objects[0], scene.objects[1] + 1))):
+        candidates = (_shape(rng, size, task == "obb", scene) for _ in range(scene.tries))
+        shape = next((one for one in candidates if one and _leaves_visible(one, shapes, owner, scene.visible)), None)
         if shape is None:
-            continue
-        left = [np.count_nonzero((owner == i) & ~shape.mask) for i in range(len(shapes))]
-        if any(pixels < VISIBLE * one.mask.sum() for pixels, one in zip(left, shapes)):
             continue
         owner[shape.mask] = len(shapes)
         colour = rng.integers(0, 80, 3)
@@ -122,6 +210,13 @@ def draw(rng: np.random.Generator, size: int, task: str = "detect") -> tuple[np.
     noise = rng.normal(0, 6, image.shape)
     rows = [(shape.label, *_row(shape, owner == i, task)) for i, shape in enumerate(shapes)]
     return np.clip(image + noise, 0, 255).astype(np.uint8), rows
+
+
+def _leaves_visible(shape: Shape, others: Sequence[Shape], owner: np.ndarray, least: float) -> bool:
+    """Return whether each object drawn before would keep a share of its pixels, given whose each pixel is."""
+    hidden = np.bincount(owner[shape.mask] + 1, minlength=len(others) + 1)[1:]
+    left = np.bincount(owner.ravel() + 1, minlength=len(others) + 1)[1:] - hidden
+    return all(pixels >= least * one.mask.sum() for pixels, one in zip(left, others))
 
 
 def _row(shape: Shape, visible: np.ndarray, task: str) -> list[float]:
@@ -144,10 +239,10 @@ def _row(shape: Shape, visible: np.ndarray, task: str) -> list[float]:
     return [*box, *(number for (x, y), v in zip(points / size, seen) for number in (x, y, v))]
 
 
-def _shape(rng: np.random.Generator, size: int, is_turned: bool) -> Optional[Shape]:
+def _shape(rng: np.random.Generator, size: int, is_turned: bool, scene: Scene) -> Optional[Shape]:
     """Return an object inside the image, None if it has no pixel."""
-    label = int(rng.integers(len(CLASSES)))
-    width, height = np.exp(rng.uniform(np.log(size / 10), np.log(size / 2.5))) * rng.uniform(0.7, 1.4, 2) / 2
+    label = _label(rng, scene)
+    width, height = _half_sides(rng, size, scene)
     angle = rng.uniform(0, np.pi) if is_turned else 0.0
     reach = float(np.hypot(width, height)) if is_turned else None
     x, y = (rng.uniform(reach or side, size - (reach or side)) for side in (width, height))
@@ -167,3 +262,19 @@ def _shape(rng: np.random.Generator, size: int, is_turned: bool) -> Optional[Sha
     side = 0.5 if label == 2 else 1.0  # a triangle is half as wide at half its height
     points = place((0, -1), (side, 0), (0, 1), (-side, 0))
     return Shape(label, mask.astype(bool), box, points) if mask.any() else None
+
+
+def _label(rng: np.random.Generator, scene: Scene) -> int:
+    if scene.classes is None:
+        return int(rng.integers(len(CLASSES)))
+    return int(rng.choice(len(CLASSES), p=np.array(scene.classes) / sum(scene.classes)))
+
+
+def _half_sides(rng: np.random.Generator, size: int, scene: Scene) -> np.ndarray:
+    """Return half of width and of height (2,) in pixels."""
+    low, high = (np.log(side * size) for side in scene.sides)
+    half = np.exp(rng.uniform(low, high)) * rng.uniform(*scene.stretch, 2) / 2
+    if scene.elongation == 1:  # no number is drawn, so that the plain images stay what they are
+        return half
+    longer = np.sqrt(scene.elongation)
+    return half * ((longer, 1 / longer) if rng.uniform() < 0.5 else (1 / longer, longer))

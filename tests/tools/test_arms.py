@@ -4,7 +4,7 @@
 import pytest
 
 from yolo_lossplug import LossPlugError
-from yolo_lossplug.tools.arms import arms, labels
+from yolo_lossplug.tools.arms import arms, chosen_by, labels
 
 
 def named(**args):
@@ -103,3 +103,28 @@ def test_mixtures_are_arms(tmp_path, registry):
     assert labels(chosen)[4] == "nwd+losses.py:mine(loss_mix=0.3, nwd_constant=6.0)"
     with pytest.raises(LossPlugError, match=r"loss_mix=0.3 has no effect with loss=ciou,nwd; it belongs to two losses"):
         arms({"loss": "ciou,nwd", "loss_mix": 0.3})
+
+
+def test_arms_can_be_listed():
+    chosen = chosen_by({"arms": [{"loss": "ciou"}, {"tal_topk": 7}, {"cls_loss": "qfl", "cls": 5.0}], "epochs": 3})
+    assert [arm.name for arm in chosen] == ["ciou", "tal_topk=7", "qfl cls=5.0"]
+    assert [arm.keys for arm in chosen] == [{"loss": "ciou"}, {"tal_topk": 7}, {"cls_loss": "qfl", "cls": 5.0}]
+    assert chosen[2].selection.cls.name == "qfl" and chosen[1].selection.box.name == "ciou"
+    assert [arm.name for arm in chosen_by({"loss": "ciou,eiou"})] == ["ciou", "eiou"]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ({"arms": "ciou"}, r"arms=ciou must be a list with the keys of each arm: arms=\[\{'loss':'ciou'\}"),
+        ({"arms": [{}]}, "must be a list"),
+        ({"arms": []}, "must be a list"),
+        ({"arms": [{"loss": "eiuo"}]}, "Did you mean 'eiou'"),
+        ({"arms": [{"loss": "ciou", "inner_ratio": 1.2}]}, "inner_ratio=1.2 has no effect"),
+        ({"arms": [{"loss": "ciou"}, {"loss": "ciou"}]}, "arms= names ciou twice"),
+        ({"arms": [{"loss": "ciou"}], "loss": "eiou"}, "loss=eiou has no effect beside arms="),
+    ],
+)
+def test_errors_of_listed_arms(args, message):
+    with pytest.raises(LossPlugError, match=message):
+        chosen_by(args)

@@ -3,11 +3,13 @@
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from ultralytics.cfg import smart_value
 from ultralytics.utils import SETTINGS
 
 from tests.runs import ROOT, TINY, arguments, results, run
@@ -402,3 +404,16 @@ def test_order_and_names_of_metrics():
     order = ["metrics/mAP50-95(B)", "metrics/mAP50(B)", "metrics/recall(B)", "metrics/mAP50(M)"]
     assert measures.order(dict.fromkeys(names)) == order
     assert [measures.label(name) for name in order] == ["mAP50-95", "mAP50", "recall", "mAP50 mask"]
+
+
+def test_listed_arms_keep_their_gains_and_are_named_in_the_command(tmp_path):
+    listed = [{"loss": "ciou"}, {"cls_loss": "qfl", "cls": 5.0}]
+    plan = compare.plan_of({**KEYS, "arms": listed, "project": tmp_path, "name": "listed"})
+    todo = compare.jobs_of(plan, tmp_path / "listed")
+    assert [job.args.get("cls") for job in todo[:2]] == [None, 5.0]
+    command = compare._header(plan)[0]
+    words = [word.split("=", 1) for word in shlex.split(command.strip("`"))[2:]]
+    again = compare.plan_of({key: smart_value(value) for key, value in words})
+    assert again.arms == plan.arms and again.seeds == plan.seeds
+    with pytest.raises(LossPlugError, match="tal_topkk=3 is unknown"):
+        compare.plan_of({**KEYS, "arms": [{"loss": "ciou"}, {"tal_topkk": 3}]})

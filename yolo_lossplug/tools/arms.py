@@ -19,6 +19,8 @@ from yolo_lossplug.selection.select import Selection, select
 
 NAMES = ("loss", "cls_loss")
 """Keys that name losses."""
+ARMS = "arms"
+"""The key that lists the arms one by one, in place of values that are multiplied."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,26 @@ class Arm:
     name: str
     keys: dict[str, Any]
     selection: Selection
+
+
+def chosen_by(
+    args: Mapping[str, Any], task: Optional[str] = None, recipe: Optional[Mapping[str, Any]] = None
+) -> list[Arm]:
+    """Return the arms that arguments name: those listed, or every combination of the values of our keys.
+
+    Args:
+        args: Arguments, as `arms` takes them, or with a list of arms, as `listed` takes it.
+        task: Task of the runs, None for one with horizontal boxes.
+        recipe: The keys of a file that the command line went over.
+
+    Raises:
+        LossPlugError: If arms are listed and keys of ours are given beside them, or a choice is wrong.
+    """
+    if ARMS not in args:
+        return arms(args, task, recipe)
+    for key, value in given_keys(args).items():
+        raise LossPlugError(f"{key}={value} has no effect beside {ARMS}=, which says it of each arm. Move it there.")
+    return listed(args[ARMS], task)
 
 
 def arms(args: Mapping[str, Any], task: Optional[str] = None, recipe: Optional[Mapping[str, Any]] = None) -> list[Arm]:
@@ -63,6 +85,44 @@ def arms(args: Mapping[str, Any], task: Optional[str] = None, recipe: Optional[M
     used = {key for arm in found.values() for key in arm.keys}
     _refuse_unused([key for key in options if key not in used], args, recipe, names)
     return list(found.values())
+
+
+def listed(choices: Any, task: Optional[str] = None) -> list[Arm]:
+    """Return an arm for each of several choices of keys, named after its losses and its other keys.
+
+    Args:
+        choices: Keys of each arm, ours and gains that belong to it; the first is the one that others are compared with.
+        task: Task of the runs, None for one with horizontal boxes.
+
+    Raises:
+        LossPlugError: If they are not mappings with keys, two are the same, or a choice of losses is wrong.
+
+    Example:
+        >>> [arm.name for arm in listed([{"loss": "ciou"}, {"tal_topk": 7}, {"cls_loss": "qfl", "cls": 5.0}])]
+        ['ciou', 'tal_topk=7', 'qfl cls=5.0']
+    """
+    if not isinstance(choices, (list, tuple)) or not choices or not all(isinstance(c, Mapping) and c for c in choices):
+        example = "[{'loss':'ciou'},{'tal_topk':7}]"
+        raise LossPlugError(f"{ARMS}={choices} must be a list with the keys of each arm: {ARMS}={example}.")
+    chosen = [Arm(_listed_name(keys), dict(keys), select({**given_keys(keys), "task": task})) for keys in choices]
+    counts = Counter(arm.name for arm in chosen)
+    twice = [name for name, count in counts.items() if count > 1]
+    if twice:
+        raise LossPlugError(f"{ARMS}= names {', '.join(twice)} twice; remove one.")
+    return chosen
+
+
+def _listed_name(keys: Mapping[str, Any]) -> str:
+    return " ".join(short_name(str(value)) if key in NAMES else f"{key}={value}" for key, value in keys.items())
+
+
+def values_by_key(chosen: Sequence[Arm]) -> dict[str, str]:
+    """Return the values of each key of some arms, with commas, as `arms` takes them."""
+    ours: dict[str, list[str]] = {}
+    for arm in chosen:
+        for key, value in arm.keys.items():
+            ours.setdefault(key, []).append(str(value))
+    return {key: ",".join(dict.fromkeys(values)) for key, values in ours.items()}
 
 
 def _combinations(

@@ -22,7 +22,7 @@ from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.selection.keys import keys
 from yolo_lossplug.tools import answer, average_precision, gains, jobs, measures, outward, summary
 from yolo_lossplug.tools.arguments import merge
-from yolo_lossplug.tools.arms import Arm, arms
+from yolo_lossplug.tools.arms import ARMS, Arm, chosen_by, values_by_key
 from yolo_lossplug.tools.jobs import FAILED, FINISHED, RUNNING, WAITING, Job
 from yolo_lossplug.tools.progress import Progress
 from yolo_lossplug.ultralytics_hook.console import VERSION, say, training_keys
@@ -44,11 +44,13 @@ report.html, results.csv, summary.md, summary.csv, curves.png and forest.png, wi
                    first 4 batches, before training; without it all have the gains given
   devices=0,1      one run at a time on each of these; without it the runs follow each other on device=
   engine=ray       on a Ray cluster (pip install 'yolo-lossplug[ray]')
+  arms="[{'loss':'ciou'},{'tal_topk':7}]"
+                   lists the keys of each arm instead, gains included
   cfg=FILE         a recipe as of `yolo train`, and the command line over it; options go to the losses that have them
 Every other key is one of `yolo train`. All runs take the same loss_engine; default auto.
 Example: lossplug compare data=coco128.yaml model=yolov8n.yaml loss=ciou,eiou,wiou-v3 seeds=3 epochs=100\
 """
-OWN = ("seeds", "devices", "engine", "name", "project", "metric", gains.KEY)
+OWN = (ARMS, "seeds", "devices", "engine", "name", "project", "metric", gains.KEY)
 RESERVED = {
     "seed": "give seeds= instead",
     "resume": "the same command continues an unfinished comparison",
@@ -73,6 +75,7 @@ class Plan:
         project: Where its folder is; None for the default.
         metric: The primary metric, which carries the verdict.
         match_gains: Whether gains are scaled to the norm of the first arm's gradients.
+        is_listed: Whether the arms were listed one by one.
     """
 
     arms: list[Arm]
@@ -84,6 +87,7 @@ class Plan:
     project: Any
     metric: str
     match_gains: bool = False
+    is_listed: bool = False
 
 
 def main(args: dict[str, Any]) -> None:
@@ -210,13 +214,13 @@ def plan_of(args: Mapping[str, Any]) -> Plan:
     _refuse_reserved(values)
     common = {key: value for key, value in values.items() if key not in OWN and key not in keys()}
     task = one_run.check(common)
-    chosen = [_with_engine(arm, common) for arm in arms(values, task, given.recipe)]
+    chosen = [_with_engine(arm, common) for arm in chosen_by(values, task, given.recipe)]
     given.say_unused(chosen)
     devices, engine = _devices(values)
     name, project = values.get("name"), values.get("project")
     metric = _metric(values)
     seeds, matches = _seeds(values.get("seeds", 3)), gains.wanted(values, task)
-    return Plan(chosen, seeds, common, devices, engine, name, project, metric, matches)
+    return Plan(chosen, seeds, common, devices, engine, name, project, metric, matches, ARMS in values)
 
 
 def _metric(args: Mapping[str, Any]) -> str:
@@ -298,6 +302,11 @@ def _with_engine(arm: Arm, common: Mapping[str, Any]) -> Arm:
         one_run.check({**common, **arm.keys})  # a task with another criterion has one engine
         return arm
     return replace(arm, keys=keys_with_engine)
+
+
+def _typed(arm: Arm) -> dict[str, Any]:
+    """Return the keys of an arm without the engine that `_with_engine` names."""
+    return {key: value for key, value in arm.keys.items() if (key, value) != ("loss_engine", "auto")}
 
 
 def directory_of(plan: Plan, name: Any, project: Any) -> Path:
@@ -414,11 +423,7 @@ def _header(plan: Plan) -> list[str]:
 
 def _words(plan: Plan) -> dict[str, Any]:
     """Return the arguments of the command that gives a plan."""
-    ours: dict[str, list[str]] = {}
-    for arm in plan.arms:
-        for key, value in arm.keys.items():
-            ours.setdefault(key, []).append(str(value))
-    lists = {key: ",".join(dict.fromkeys(values)) for key, values in ours.items()}
+    lists = {ARMS: [_typed(arm) for arm in plan.arms]} if plan.is_listed else values_by_key(plan.arms)
     is_range = plan.seeds == tuple(range(len(plan.seeds)))
     metric = {} if plan.metric == measures.ORDER[0] else {"metric": plan.metric}
     more = {**metric, **({gains.KEY: True} if plan.match_gains else {})}
