@@ -29,8 +29,9 @@ from yolo_lossplug.state import State
 from yolo_lossplug.tools import verify
 from yolo_lossplug.ultralytics_hook import detr, trainer
 from yolo_lossplug.ultralytics_hook.criterion import differences, plug, running
+from yolo_lossplug.ultralytics_hook.dataset import assignments
 from yolo_lossplug.ultralytics_hook.run import runs
-from yolo_lossplug.ultralytics_hook.trial import matched_step, one_step
+from yolo_lossplug.ultralytics_hook.trial import matched_step, one_bench, one_step
 
 MODEL = str(Path(__file__).with_name("rtdetr-narrow.yaml"))
 IS_PUBLISHED = Version(ultralytics.__version__) < Version("8.3.116")
@@ -529,3 +530,16 @@ def test_other_models_are_not_taken_for_it():
     from tests.models import model
 
     assert isinstance(model("yolov8n").init_criterion(), v8DetectionLoss)
+
+
+@pytest.mark.parametrize("is_checkpoint", [False, True])
+def test_tools_of_anchors_refuse_it(is_checkpoint, tmp_path):
+    """By the name of a file, and by what a checkpoint holds."""
+    file = Path(MODEL)
+    if is_checkpoint:
+        file = tmp_path / "best.pt"
+        RTDETR(MODEL).save(str(file))
+    with pytest.raises(LossPlugError, match=rf"{file.name} is RT-DETR, .* inspect the data without model="):
+        assignments.load({"model": str(file)}, {"names": {0: "a"}})
+    with pytest.raises(LossPlugError, match=rf"{file.name} is RT-DETR, .* give another model="):
+        one_bench.model_of(str(file))

@@ -37,6 +37,21 @@ def is_named_rtdetr(model: Any) -> bool:
     return isinstance(model, (str, Path)) and STEM in Path(model).stem.lower()
 
 
+def refuse_rtdetr(model: Any, host: Any, what: str) -> None:
+    """Raise an error for RT-DETR where anchors are what counts.
+
+    Args:
+        model: Model as the user has named it.
+        host: The model that was loaded; None before.
+        what: What cannot be done with it, and the remedy.
+
+    Raises:
+        LossPlugError: If the model is one of RT-DETR.
+    """
+    if is_rtdetr(type(host)) or (host is None and is_named_rtdetr(model)):
+        raise LossPlugError(f"model={model} is RT-DETR, which matches queries and assigns no anchors: {what}.")
+
+
 def with_task(args: Mapping[str, Any], owner: type) -> Mapping[str, Any]:
     """Return arguments with the task that selects losses, which for the trainer or model of RT-DETR is its own."""
     return {**args, "task": DETR} if is_rtdetr(owner) else args

@@ -17,8 +17,12 @@ from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.selection.keys import TASKS
 from yolo_lossplug.ultralytics_hook.criterion import branches, is_one_to_one
 from yolo_lossplug.ultralytics_hook.dataset import labels
+from yolo_lossplug.ultralytics_hook.family import refuse_rtdetr
 from yolo_lossplug.ultralytics_hook.run.counts import overlaps
 from yolo_lossplug.ultralytics_hook.trial.one_step import with_classes
+
+WITHOUT = "inspect the data without model="
+"""What to do about a model whose assignment cannot be inspected."""
 
 
 class Model(NamedTuple):
@@ -95,9 +99,11 @@ def load(args: dict[str, Any], data: dict[str, Any]) -> Model:
         LossPlugError: If it cannot be loaded, or has no boxes.
     """
     device = _device(args.get("device", "cpu"))
+    refuse_rtdetr(args["model"], None, WITHOUT)
     try:
         torch.manual_seed(int(args.get("seed", 0)))
         made = YOLO(args["model"], task=args.get("task"))
+        refuse_rtdetr(args["model"], made.model, WITHOUT)
         if made.task not in TASKS:
             raise LossPlugError(f"model={args['model']} is for task={made.task}, which has no boxes to inspect.")
         keys = {key: value for key, value in args.items() if key.startswith("tal_")}

@@ -24,6 +24,7 @@ from yolo_lossplug.selection.loss import create_class_loss
 from yolo_lossplug.ultralytics_hook.criterion import branches
 from yolo_lossplug.ultralytics_hook.engines.choice import REFERENCE, TRITON
 from yolo_lossplug.ultralytics_hook.engines.parity import METHOD
+from yolo_lossplug.ultralytics_hook.family import refuse_rtdetr
 from yolo_lossplug.ultralytics_hook.trial import timing
 from yolo_lossplug.ultralytics_hook.trial.gauges import memory_of
 from yolo_lossplug.ultralytics_hook.trial.problems import Head, Objects, Problem, predicted, problem
@@ -37,6 +38,8 @@ SECONDS = {"cpu": 10.0, "cuda": 3.0}
 CLASS_LOSSES = ("bce", "focal", "qfl", "varifocal")
 PARTS = {STEP: 4, TRAIN: 2, CLASS_KERNELS: 1}
 """Parts of a case that are reported when they are done."""
+
+OTHER_MODEL = "there is no step for bench to measure; give another model="
 
 
 class Work(NamedTuple):
@@ -85,12 +88,14 @@ def model_of(name: str, data: Optional[str] = None) -> Any:
     Raises:
         LossPlugError: If it cannot be loaded, or is none of that task.
     """
+    refuse_rtdetr(name, None, OTHER_MODEL)
     try:
         made = YOLO(name)
         names = dict(check_det_dataset(data)["names"]) if data else None
     except Exception as error:
         what = f"model={name}, data={data}" if data else f"model={name}"
         raise LossPlugError(f"{what}: {' '.join(str(error).split())}") from error
+    refuse_rtdetr(name, made.model, OTHER_MODEL)
     if made.task != "detect":
         raise LossPlugError(
             f"model={name} is of task={made.task}: bench measures the steps of detect, which are parts of others."
