@@ -49,7 +49,7 @@ def main():
 
 def draw(rows, context, file):
     """Write the plot."""
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
+    figure, axes = plt.subplots(2, figsize=(5.6, 6.4), layout="constrained")  # labels are legible on a phone
     x = [row["objects_per_image"] for row in rows]
     for side, (marker, line, colour) in STYLES.items():
         style = {
