@@ -64,6 +64,7 @@ def test_paragraphs_are_broken_anew_and_intervals_are_not():
     assert [len(line) > 38 for line in lines[:4]] == [True] * 4
     at = next(i for i, line in enumerate(lines) if line.startswith("Example: "))
     assert lines[at - 1].endswith("stays.") and lines[at + 1].startswith("    ")
+    assert lines[at].endswith(" \\") and not lines[at + 1].endswith("\\")
     assert not any(line.strip().startswith("∞") for line in terminal.fit_help(PARAGRAPH, 70).splitlines())
     assert terminal.fit_help(PARAGRAPH, 120) == PARAGRAPH
     first = PARAGRAPH.splitlines()[0].split()[-1]

@@ -19,6 +19,8 @@ COLUMN = re.compile(r"^(\s*(?:[^\s].*?)?\s{2,})(?=\S)")
 """An entry and the gap before its explanation."""
 LABEL = re.compile(r"\s*\w+: ")
 """Begins a line of its own, as ``Example: ``; what does not fit into it is indented."""
+COMMAND = "Example: "
+"""Begins a command, whose lines end as a shell wants them."""
 WORD = re.compile(r"\S*[\[(][-\d.∞]+, [-\d.∞]+[\])]\S*|\S+")
 """What is not broken: an interval such as ``[0, ∞)``, or whatever has no space in it."""
 
@@ -95,15 +97,16 @@ def _fit_line(line: str, columns: int) -> str:
     is_item = start == margin > 0 or LABEL.match(line)
     has_room = columns - start >= MIN_COLUMN and not is_item
     cut, indent = (start, start) if has_room else (margin, margin + 4)
+    goes_on = " \\" if line.startswith(COMMAND) else ""  # so that a shell takes it pasted
     first, *words = WORD.findall(line[cut:])
     parts = [line[:cut] + first]
     for word in words:
         longer = f"{parts[-1]} {word}"
-        if size(longer) <= columns:
+        if size(longer + goes_on) <= columns:
             parts[-1] = longer
         else:
             parts.append(" " * indent + word)
-    return "\n".join(parts)
+    return f"{goes_on}\n".join(parts)
 
 
 def size(text: str) -> int:
