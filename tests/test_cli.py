@@ -172,6 +172,20 @@ def test_losses_of_other_packages(tmp_path):
     assert "the losses of 'no_such_module_of_losses' are not available: No module named" in done.stdout
 
 
+ENDED = """\
+import time
+from yolo_lossplug import cli
+
+def run():
+    print(1)
+    time.sleep(0.5)
+    raise SystemExit(3)
+
+cli.run = run
+cli.main()
+"""
+
+
 @pytest.mark.slow
 def test_a_misspelt_command_and_a_reader_who_has_gone(tmp_path):
     command = [sys.executable, "-m", "yolo_lossplug"]
@@ -179,6 +193,9 @@ def test_a_misspelt_command_and_a_reader_who_has_gone(tmp_path):
     assert done.returncode == 1 and "Did you mean 'verify'" in done.stdout and "Traceback" not in done.stdout
     done = run(["bash", "-c", f"{sys.executable} -m yolo_lossplug list | head -1"], tmp_path)
     assert done.stdout.startswith("box: loss=NAME")
+    (tmp_path / "ended.py").write_text(ENDED, encoding="utf-8")
+    ended = run(["bash", "-c", f"{sys.executable} ended.py | true"], tmp_path, {"PYTHONUNBUFFERED": ""})
+    assert not ended.stdout, "a command that ends with a status has a reader, too"
     done = run([*command, "curves", "loss=ciou", "project=/proc/nowhere"], tmp_path, check=False)
     assert done.returncode == 1 and "/proc" in done.stdout and "Traceback" not in done.stdout
 

@@ -62,8 +62,10 @@ TOOLS = ("verify", "curves", "simulate", "inspect", "compare", "bench")
 def main() -> None:
     """Run a `lossplug` command, or pass the arguments to Ultralytics with the plugin enabled."""
     try:
-        run()
-        sys.stdout.flush()
+        try:
+            run()
+        finally:  # a command that ends with an exit status has printed, too
+            sys.stdout.flush()
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     except BrokenPipeError:  # `lossplug list | head` closed the pipe

@@ -215,6 +215,7 @@ def test_errors_come_before_anything_is_written(tmp_path, keys, message):
 def test_seeds_and_devices():
     plan = compare.plan_of({**KEYS, "seeds": 3})
     assert plan.seeds == (0, 1, 2) and plan.devices == () and plan.engine == "local"
+    assert [compare.plan_of({**KEYS, "seeds": text}).seeds for text in ("3", "0,7")] == [(0, 1, 2), (0, 7)]
     keys = {key: value for key, value in KEYS.items() if key != "device"}
     assert compare.plan_of({**keys, "seeds": (7, 42), "devices": (0, 1)}).devices == (0, 1)
     assert compare.plan_of({**keys, "seeds": 1, "devices": "cpu,cpu"}).devices == ("cpu", "cpu")
@@ -320,11 +321,36 @@ def test_a_run_whose_loss_is_nan_has_failed(data, tmp_path, registry):
         )
 
 
+def test_the_test_split_is_measured_as_val_is(data, tmp_path, monkeypatch):
+    """With the same choice of classes, limits and NMS, or a verdict would be one of other settings."""
+    text = Path(data).read_text(encoding="utf-8")
+    file = tmp_path / "tested.yaml"
+    file.write_text(f"{text}test: images/val\n", encoding="utf-8")
+    asked = {"classes": [0], "max_det": 5, "nms_iou": "diou", "iou": 0.5, "conf": 0.002}
+    measured = []
+
+    class Spy(one_run.Recorder):
+        def __call__(self, validator):
+            super().__call__(validator)
+            args = vars(validator.args)
+            measured.append((args["split"], {key: args[key] for key in asked}))
+
+    monkeypatch.setattr(one_run, "Recorder", Spy)
+    common = {**TINY, "model": "yolov8n.yaml", "data": str(file), "project": str(tmp_path), "loss": "eiou"}
+    result = one_run.train({**common, **asked, "split": "test"})
+    assert measured[-2:] == [("val", asked), ("test", asked)]
+    assert result["test"]["metrics"] == result["metrics"]
+
+
 def test_metrics_of_nothing_are_said_to_be_nothing():
     zero = {key: {**result(0.0), "metrics": {"metrics/mAP50-95(B)": 0.0}} for key in (("a", 0), ("b", 0))}
     assert "nothing has been learnt yet" in summary.markdown(summary.summarise(zero, ["a", "b"]), [], [])
     some = {("a", 0): result(0.0), ("b", 0): result(0.1)}
     assert "nothing has been learnt" not in summary.markdown(summary.summarise(some, ["a", "b"]), [], [])
+
+
+def test_the_answer_where_no_run_has_finished():
+    assert answer.lines({}, ["ciou", "eiou"], "") == ["ciou has no result yet, and nothing can be compared"]
 
 
 def test_the_answer_says_that_nothing_was_learnt():

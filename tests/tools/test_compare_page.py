@@ -9,7 +9,7 @@ from PIL import Image
 
 from tests.browser import Browser, needs_chromium
 from tests.tools.test_compare_plots import effect, history
-from yolo_lossplug.tools import compare, compare_page, differ, summary
+from yolo_lossplug.tools import answer, compare, compare_page, differ, summary
 from yolo_lossplug.tools.compare_page import conclusions
 from yolo_lossplug.tools.compare_tables import spread, tables
 from yolo_lossplug.tools.jobs import FAILED, FINISHED, Job
@@ -194,6 +194,9 @@ def test_summaries_hold_date_hardware_and_size_of_the_data_and_no_folders(tmp_pa
     assert "OSError: own.py:broken is out of luck" in (tmp_path / "summary.md").read_text(encoding="utf-8")
     lines = (tmp_path / "summary.tex").read_text(encoding="utf-8").splitlines()
     assert all(line.startswith("% ") for line in lines[: lines.index(r"\begin{tabular}{lrrrl}")])
+    assert answer._escaped(r"a_b {50%} x^2 ~ \c") == (
+        r"a\_b \{50\%\} x\textasciicircum{}2 \textasciitilde{} \textbackslash{}c"
+    )
 
 
 @needs_chromium

@@ -24,7 +24,7 @@ def lines(results: Results, arms: Sequence[str], metric: str) -> list[str]:
     baseline = list(values_of(results, arms[0], metric).values())
     last = shorten(conclusion(found, arms[0], nothing_learnt(results, metric)), WIDTH)
     if not baseline:
-        return [f"{shorten(arms[0], 40)} has no {label(metric)} yet, and nothing can be compared"]
+        return [f"{shorten(arms[0], 40)} has no {label(metric) or 'result'} yet, and nothing can be compared"]
     best = sorted((one for one in found if one.mean is not None), key=lambda one: -(one.mean or 0.0))
     mean = significance.mean_and_deviation(baseline)[0]
     rows = [f"{_name(arms[0])} {mean:.4f}  baseline, {len(baseline)} seed{'s' * (len(baseline) > 1)}"]
@@ -204,4 +204,6 @@ def _latex_difference(effect: Effect) -> str:
 
 
 def _escaped(text: str) -> str:
-    return "".join(rf"\{char}" if char in "_%&#$" else char for char in text)
+    """Return a text as LaTeX prints it."""
+    words = {"\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}"}
+    return "".join(rf"\{char}" if char in "_%&#${}" else words.get(char, char) for char in text)

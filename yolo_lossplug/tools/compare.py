@@ -384,6 +384,7 @@ def _job(plan: Plan, arm: Arm, seed: int, runs: Path, matched: Optional[gains.Ma
 
 
 def _seeds(value: Any) -> tuple[int, ...]:
+    value = int(value) if isinstance(value, str) and value.isdecimal() else value
     seeds = tuple(range(value)) if isinstance(value, int) and not isinstance(value, bool) else tuple(_listed(value))
     if not seeds or len(set(seeds)) < len(seeds) or not all(type(seed) is int and seed >= 0 for seed in seeds):
         raise LossPlugError(
@@ -394,7 +395,8 @@ def _seeds(value: Any) -> tuple[int, ...]:
 
 def _listed(value: Any) -> list[Any]:
     if isinstance(value, str):
-        return [word.strip() for word in value.split(",") if word.strip()]
+        words = [word.strip() for word in value.split(",") if word.strip()]
+        return [int(word) if word.isdecimal() else word for word in words]
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 

@@ -7,6 +7,7 @@ import csv
 import math
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from ultralytics.data.utils import check_cls_dataset, check_det_dataset
 from ultralytics.utils import DEFAULT_CFG_DICT
 
 from yolo_lossplug.registry import LossPlugError
-from yolo_lossplug.selection.keys import CLASSIFY, DETR
+from yolo_lossplug.selection.keys import CLASSIFY, DETR, keys
 from yolo_lossplug.ultralytics_hook import config
 from yolo_lossplug.ultralytics_hook.family import is_named_rtdetr
 from yolo_lossplug.ultralytics_hook.trial.detections import Recorder
@@ -27,6 +28,8 @@ from yolo_lossplug.ultralytics_hook.trial.detections import Recorder
 MAP75 = "metrics/mAP75"
 TEST = "test"
 """The split beside ``val`` on which the best checkpoint can be measured."""
+OF_TRAINING = ("mode", "cfg", "resume", "val", "plots", "project", "name", "exist_ok", "save_dir")
+"""Arguments of a training that would send a validation elsewhere."""
 PARTS = {"box": "B", "seg": "M", "pose": "P"}
 """Parts of the metrics of a task, and how Ultralytics marks them in names of metrics."""
 
@@ -118,7 +121,7 @@ def train(args: dict[str, Any]) -> dict[str, Any]:
         raise FloatingPointError(f"the loss is NaN or infinite after the last epoch: {', '.join(broken)}")
     metrics = model.metrics  # None after a multi-GPU training, which runs in workers
     if metrics is None:
-        metrics = model.val(data=args["data"], plots=False)
+        metrics = model.val(**{**_evaluated_with(args), "device": None}, plots=False)
     images = recorder.images
     return {
         "metrics": measured(metrics),
@@ -153,9 +156,15 @@ def train_size(trainer: Any) -> dict[str, int]:
 
 def _tested(model: Any, args: dict[str, Any], folder: Path, recorder: Recorder) -> dict[str, Any]:
     """Return what the best checkpoint reaches on the test split."""
-    same = {key: args[key] for key in ("data", "imgsz", "batch", "device", "workers", "single_cls") if key in args}
+    same = _evaluated_with(args)
     metrics = model.val(**same, split=TEST, plots=False, project=str(folder), name=TEST, exist_ok=True)
     return {"metrics": measured(metrics), "images": recorder.images}
+
+
+def _evaluated_with(args: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a validation has of the arguments of a training: all but keys of losses, and where results go."""
+    dropped = {*keys(), *OF_TRAINING} - {"nms_iou"}
+    return {key: value for key, value in args.items() if key not in dropped}
 
 
 def measured(metrics: Any) -> dict[str, float]:
