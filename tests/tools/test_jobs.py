@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Runs one after another, side by side and on Ray, with short commands in place of trainings."""
 
+import contextlib
 import json
 import os
 import re
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -118,6 +120,23 @@ def test_an_interrupt_ends_what_runs(made, way, interruptible):
             jobs.run_on_devices(todo, ("cpu", "cpu"), interrupt)
     assert time.perf_counter() - start < 30
     assert todo[0].state == FINISHED and not todo[1].result.is_file()
+
+
+@pytest.mark.parametrize("second", [subprocess.TimeoutExpired("run", 0), KeyboardInterrupt()])
+def test_no_run_outlives_the_comparison(second, monkeypatch):
+    """One that does not end is killed after the time it has, or at once with a second Ctrl-C."""
+    deaf = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print(1, flush=True); time.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", deaf], stdout=subprocess.PIPE)
+    process.stdout.readline()
+    wait = process.wait
+    monkeypatch.setattr(process, "wait", lambda timeout=None: wait() if timeout is None else _raise(second))
+    with contextlib.suppress(KeyboardInterrupt):
+        jobs._interrupt([process])
+    assert process.poll() == -signal.SIGKILL
+
+
+def _raise(error):
+    raise error
 
 
 def test_what_an_interrupted_run_has_left_is_removed(tmp_path):

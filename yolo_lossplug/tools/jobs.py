@@ -220,16 +220,20 @@ def _run_logged(command: list[str], log: str, cwd: str) -> int:
 
 
 def _interrupt(processes: Sequence[subprocess.Popen]) -> None:
-    """Interrupt runs as Ctrl-C does, and kill those that do not end in time."""
+    """Interrupt runs as Ctrl-C does, and kill those that do not end in time, or before a second Ctrl-C."""
     for process in processes:
         if process.poll() is None:
             process.send_signal(signal.SIGINT)
-    for process in processes:
-        try:
+    try:
+        for process in processes:
             process.wait(PATIENCE)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+    except subprocess.TimeoutExpired:
+        pass
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
 
 
 def slug(name: str) -> str:
