@@ -49,6 +49,15 @@ def test_a_forest_shows_differences_intervals_and_decisions(figures):
     assert low < -0.03 and high > 0.02
 
 
+def test_a_forest_shows_the_noise_floor(figures):
+    draw_forest([effect("b", 0.002, -0.001, 0.005, NOISE)], "a", "forest.png", noise=0.03)
+    axis = figures[0].axes[0]
+    (band,) = axis.patches
+    box = band.get_extents().transformed(axis.transData.inverted())
+    assert (box.x0, box.x1) == pytest.approx((-0.03, 0.03))
+    assert axis.get_xlim()[0] < -0.03 and axis.get_xlim()[1] > 0.03
+
+
 def test_a_forest_without_intervals(figures):
     draw_forest([effect("b", 0.0, None, None, NOISE, seeds=1)], "a", "forest.png")
     axis = figures[0].axes[0]

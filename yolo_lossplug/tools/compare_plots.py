@@ -21,6 +21,7 @@ Runs = Mapping[int, np.ndarray]
 DECIDED = {BETTER: ("#0072b2", ">"), WORSE: ("#d55e00", "<")}
 """Colour and marker of a difference that is more than noise; the marker points where the difference does."""
 UNDECIDED = ("#666666", "o")
+NOISE_BAND = "#e4e4e4"
 NAME_WIDTH = 30
 """Characters of an arm's name in a line."""
 MAX_BANDS = 4
@@ -29,7 +30,13 @@ RAMP = 0.25
 """The share of epochs, from the first, that does not count for the limits of an axis: all arms rise steeply there."""
 
 
-def draw_forest(effects: Sequence[Any], baseline: str, file: Path, label: Callable[[str], str] = str) -> Optional[Path]:
+def draw_forest(
+    effects: Sequence[Any],
+    baseline: str,
+    file: Path,
+    label: Callable[[str], str] = str,
+    noise: Optional[float] = None,
+) -> Optional[Path]:
     """Draw the paired differences of one metric from the baseline, each with its interval and the decision, best first.
 
     Args:
@@ -38,6 +45,7 @@ def draw_forest(effects: Sequence[Any], baseline: str, file: Path, label: Callab
         baseline: Name of the arm that the others are compared with.
         file: PNG file to write.
         label: Turns a metric's name into that of the axis.
+        noise: Noise floor, the deviation of the baseline over its seeds, drawn as a band around 0; None for no band.
 
     Returns:
         The file; None if there is nothing to draw.
@@ -50,12 +58,14 @@ def draw_forest(effects: Sequence[Any], baseline: str, file: Path, label: Callab
     figure, axes = charts.figure(1, 1, width=5.8, height=0.9 + float(heights.sum()))
     axis = axes[0, 0]
     axis.axvline(0, color="#000000", linewidth=1)
+    if noise is not None:
+        axis.axvspan(-noise, noise, color=NOISE_BAND, linewidth=0, zorder=0)
     for y, line, effect in zip(heights.cumsum(), lines, ranked):
         _draw_effect(axis, y - 0.14, effect)
         _write_effect(axis, y - 0.26, line, effect)
     axis.set_yticks([])
     axis.set_ylim(heights.sum() + 0.05, 0)
-    axis.set_xlim(*_around_zero(ranked))
+    axis.set_xlim(*_around_zero(ranked, noise or 0.0))
     interval = ", with the interval that decides" if any(effect.low is not None for effect in ranked) else ""
     axis.set_xlabel(f"difference of {label(ranked[0].metric)} from {baseline}{interval}", fontsize=9)
     axis.set_title("worse  ◂  ▸  better", fontsize=8, color="#444444", x=_zero_at(axis))
@@ -89,10 +99,10 @@ def words(effect: Any) -> str:
     return f"{effect.mean:+.4f}  ({effect.low:+.4f} to {effect.high:+.4f})  {effect.verdict}"
 
 
-def _around_zero(effects: Sequence[Any]) -> tuple[float, float]:
-    """Return limits that hold all intervals with a margin, and 0 far enough from both edges for the words beside it."""
+def _around_zero(effects: Sequence[Any], noise: float) -> tuple[float, float]:
+    """Return limits that hold intervals and the band of noise with a margin, and 0 far enough from both edges."""
     ends = [end for effect in effects for end in (effect.mean, effect.low, effect.high) if end is not None]
-    low, high = min(0.0, *ends), max(0.0, *ends)
+    low, high = min(-noise, *ends), max(noise, *ends)
     span = high - low or 0.1
     return min(low - 0.08 * span, -0.16 * span), max(high + 0.08 * span, 0.16 * span)
 
