@@ -10,8 +10,10 @@ import re
 import subprocess
 import sys
 import tempfile
+from functools import cache
 from pathlib import Path
 
+import measured
 from families import GROUPS, SIZES, families, family_page, group, key, names, pictured, task
 from mkdocs.structure.files import File
 
@@ -26,8 +28,9 @@ ROOT = Path(__file__).parent.parent
 WORK = tempfile.TemporaryDirectory()
 CASES = 17_150
 """Of the simulation, fifty anchor points: enough for the order of the losses, in seconds."""
-GENERATED = re.compile(r"<!-- generated: (\w+) -->.*?<!-- end -->", re.DOTALL)
-"""What a build replaces. Between the two comments stands what a reader of the source gets."""
+GENERATED = re.compile(r"<!-- generated: (\w+)(?: (\w+))? -->.*?<!-- end -->", re.DOTALL)
+"""What a build replaces, by the name and, where it has one, the argument of its maker. Between the two comments stands
+what a reader of the source gets."""
 SIMULATIONS = {
     "simulate": {"loss": "iou,giou,diou,ciou,eiou,siou", "gradients": "published,true", "cases": CASES},
     "moving": {"loss": "iou,eiou", "gradients": "true", "cases": 343},
@@ -72,6 +75,8 @@ def on_files(files, config):
         files.append(File.generated(config, f"pictures/{name}", abs_src_path=str(path)))
     cost = ROOT / "benchmarks" / "results" / "cost.png"
     files.append(File.generated(config, "pictures/cost.png", abs_src_path=str(cost)))
+    for name, path in measured.draw(*stored(), folder / "troubles").items():
+        files.append(File.generated(config, f"pictures/{name}", abs_src_path=str(path)))
     return files
 
 
@@ -87,7 +92,7 @@ def pictures_of_simulations(folder):
 
 def on_page_markdown(markdown, page, config, files):
     """Put what is generated where pages ask for it."""
-    return GENERATED.sub(lambda found: MAKERS[found[1]](language(page)), markdown)
+    return GENERATED.sub(lambda found: MAKERS[found[1]](language(page), *filter(None, [found[2]])), markdown)
 
 
 def on_post_page(output, page, config):
@@ -163,6 +168,24 @@ def patches(lang):
     return table("changed | why there", ([f"`{patch.module}.{patch.attribute}`", patch.reason] for patch in PATCHES))
 
 
+@cache
+def stored():
+    """Return what the stored comparisons of troubles have in common, and the troubles."""
+    return measured.read()
+
+
+def verdicts(lang):
+    """Return how often each verdict was reached, and the table of all."""
+    troubles = stored()[1]
+    return f'{measured.counted(troubles)}\n\n<div class="measured" markdown>\n\n{measured.summary(troubles)}\n</div>'
+
+
+def trouble(lang, name):
+    """Return what was measured of one trouble."""
+    (found,) = (one for one in stored()[1] if one.name == name)
+    return measured.section(found)
+
+
 def commands(lang):
     """Return the help of every command."""
     texts = {name: importlib.import_module(f"yolo_lossplug.tools.{name}").HELP for name in cli.TOOLS}
@@ -183,6 +206,9 @@ MAKERS = {
     "mixture": lambda lang: MADE["mixture"],
     "patches": patches,
     "commands": commands,
+    "verdicts": verdicts,
+    "trouble": trouble,
+    "made": lambda lang: measured.made(stored()[0]),
     "cost": lambda lang: "![Time and memory of a step against the number of objects](pictures/cost.png)",
 }
 """Functions of the language by the name that a page asks for."""

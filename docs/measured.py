@@ -31,7 +31,7 @@ ADVICE = {
     "thin": "elongated objects",
 }
 """What the row of docs/choose.md says that advises on a trouble."""
-MARKS = {BETTER: "▲", NOISE: "○", WORSE: "▼"}
+MARKS = {BETTER: "▲", WORSE: "▼", NOISE: "○"}
 WORDS = {
     "en": {
         **{one: one for one in MARKS},
@@ -47,6 +47,7 @@ WORDS = {
 """What a table of advice says of a measurement, by language."""
 CONFIRMED = {BETTER: "confirmed for", WORSE: "contradicted for", NOISE: "neither confirmed nor contradicted for"}
 NUMBER = re.compile(r"[-+]?[\d.]+|\[.*\]")
+CURVES = "troubles-curves.png"
 CURVE_WIDTH, CURVE_HEIGHT = 5.8, 3.9
 """Inches of the curves: as wide as a forest plot."""
 
@@ -208,27 +209,21 @@ def differences(trouble):
     name = measures.label(trouble.metric)
     parts = [part for part in (*measures.SIZES, *trouble.rare_classes) if _has(trouble, part)]
     others = {part: {one.arm: one for one in trouble.differences(part)} for part in parts}
-    head = ["keys", name, "difference", "interval", "level", "verdict", "detectable", *parts]
-    first = [
-        code(trouble, trouble.baseline),
-        _spread(trouble, trouble.baseline),
-        *[""] * 3,
-        "stock",
-        *[""] * (1 + len(parts)),
-    ]
+    head = ["keys", name, "difference", "verdict", "interval", "level", "detectable", *parts]
+    stock = [code(trouble, trouble.baseline), _spread(trouble, trouble.baseline), "", "stock"]
     rows = [
         [
             code(trouble, effect.arm),
             _spread(trouble, effect.arm),
             f"{effect.mean:+.4f}",
-            *_interval(effect),
             f"{MARKS.get(effect.verdict, '')} {effect.verdict}",
+            *_interval(effect),
             "" if effect.smallest is None else f"{effect.smallest:.4f}",
             *(_difference(others[part].get(effect.arm)) for part in parts),
         ]
         for effect in trouble.effects
     ]
-    return table(" | ".join(head), [first, *rows])
+    return table(" | ".join(head), [[*stock, *[""] * (len(head) - len(stock))], *rows])
 
 
 def _has(trouble, metric):
@@ -303,6 +298,21 @@ def noise(trouble):
     return text + (f" {failed} of {len(trouble.rows)} runs failed, and are left out." if failed else "")
 
 
+def rare(trouble):
+    """Return a paragraph on the AP of classes that are rare in training, empty without any."""
+    texts = []
+    for metric in trouble.rare_classes:
+        told = [f"{code(trouble, e.arm)} {e.mean:+.4f}{_ends(e)}" for e in trouble.differences(metric)]
+        texts.append(
+            f"{metric}, of the rare class alone, differs by {'; '.join(told)}. Each interval is for itself, at 95 %."
+        )
+    return " ".join(texts)
+
+
+def _ends(effect):
+    return "" if effect.low is None else f" ({effect.low:+.4f} to {effect.high:+.4f})"
+
+
 def data(trouble):
     """Return a sentence on the drawn data."""
     has = trouble.about["objects"]
@@ -333,8 +343,8 @@ def section(trouble, page=None):
     file = f"pictures/{picture_of(trouble)}"
     picture = f"[![{trouble.title}, {measures.label(trouble.metric)}: {shown}]({file})]({file})"
     numbers = f'<div class="measured" markdown>\n\n{differences(trouble)}\n</div>'
-    parts = [reading(trouble, page), picture, numbers, noise(trouble), data(trouble), commands(trouble)]
-    return "\n\n".join(parts)
+    words = [noise(trouble), rare(trouble), data(trouble), commands(trouble)]
+    return "\n\n".join(filter(None, [reading(trouble, page), picture, numbers, *words]))
 
 
 def picture_of(trouble):
@@ -343,9 +353,11 @@ def picture_of(trouble):
 
 
 def made(about):
-    """Return how all runs were made."""
+    """Return the curves that decided the length of all runs, and how these were made."""
+    alt = f"mAP50 of the stock loss by epoch on each trouble, with a mark at {about['common']['epochs']} epochs"
     first, last = about["seeds"][0], about["seeds"][-1]
     return (
+        f"[![{alt}](pictures/{CURVES})](pictures/{CURVES})\n\n"
         f"{about['date']} · {about['versions']} · {about['hardware']} · model `{about['model']}` · "
         f"seeds {first} to {last} · `{keys_of(about['common'])}`"
     )
@@ -387,7 +399,7 @@ def draw(about, troubles, folder, stored=STORED):
         file = folder / picture_of(trouble)
         compare_plots.draw_forest(trouble.effects, trouble.baseline, file, measures.label, trouble.floor)
         files[file.name] = file
-    file = folder / "troubles-curves.png"
+    file = folder / CURVES
     titles = {trouble.name: trouble.title for trouble in troubles}
     draw_curves(_table(stored / "stock_curves.csv"), titles, about["common"]["epochs"], file)
     return {**files, file.name: file}

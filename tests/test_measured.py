@@ -13,6 +13,7 @@ import pytest
 
 from tests.runs import ROOT
 from yolo_lossplug import charts
+from yolo_lossplug.tools import inspect_advice
 from yolo_lossplug.tools.compare import plan_of
 from yolo_lossplug.ultralytics_hook.console import parse
 
@@ -154,10 +155,10 @@ def check_section(measured, folder, trouble, text):
         level = float(shown["level"].strip(" %")) / 100
         low, high = map(float, shown["interval"].split(" to "))
         check_interval(values, low, high, level)
-        for metric in ("AP_small", "AP_medium", "AP_large"):
-            of_size = differences(folder, trouble.name, metric).get(arm)
-            assert (metric in shown) == (of_size is not None)
-            assert of_size is None or float(shown[metric]) == pytest.approx(of_size.mean(), abs=6e-5)
+        for metric in {"AP_small", "AP_medium", "AP_large"} | {name for name in shown if name.startswith("AP_")}:
+            of_part = differences(folder, trouble.name, metric).get(arm)
+            assert (metric in shown) == (of_part is not None)
+            assert of_part is None or float(shown[metric]) == pytest.approx(of_part.mean(), abs=6e-5)
         effect = next(e for e in trouble.effects if e.arm == arm)
         check_power(values, effect.smallest, level)
         assert shown["detectable"] == f"{effect.smallest:.4f}"
@@ -265,7 +266,11 @@ def test_made_up_runs(measured, figures, tmp_path):
         "**Nothing was shown to help or to harm.** Advice says `loss=ciou`."
     )
     assert "AP_triangle" in measured.differences(rare) and "AP_circle" not in measured.differences(rare)
-    assert "AP_triangle" not in measured.differences(tiny)
+    assert "AP_triangle" not in measured.differences(tiny) and not measured.rare(tiny)
+    values = differences(tmp_path, "rare", "AP_triangle")["cls_weights=[1.0, 1.0, 2.5]"]
+    mean, low, high = map(float, re.findall(r"[-+]\d\.\d{4}", measured.rare(rare)))
+    assert mean == pytest.approx(values.mean(), abs=6e-5)
+    check_interval(values, low, high, 0.95)
     assert "`cls_weights=[1,1,2.5]`" in measured.summary([rare])
     assert measured.cell(plain, page=CHOOSE) == "within noise"
     assert measured.counted([plain, tiny]) == (
@@ -294,3 +299,89 @@ def test_two_seeds_have_no_verdict_and_a_failed_run_is_told(measured, tmp_path):
     lines[-1] = "inner-ciou inner_ratio=1.2,1,failed,out of memory,,,,,,,"
     (tmp_path / "tiny.csv").write_text("\n".join(lines), encoding="utf-8")
     assert "1 of 8 runs failed, and are left out." in measured.noise(measured.read(tmp_path)[1][0])
+
+
+@pytest.fixture(scope="module")
+def stored(measured):
+    """What the stored runs have in common, and their troubles by name."""
+    about, troubles = measured.read(STORED)
+    return about, {trouble.name: trouble for trouble in troubles}
+
+
+PAGE = (DOCS / "troubles.md").read_text(encoding="utf-8")
+CITED = {
+    "tiny objects": ("tiny", "nwd"),
+    "rare classes": ("rare", "cls_weights=[1.0, 1.0, 2.5]"),
+    "overlapping objects": ("crowds", "nms_iou=diou"),
+    "elongated objects": ("thin", "eiou"),
+    "contested anchors": ("crowds", "tal_topk=7"),
+}
+"""Trouble and arm that stand for a rule of `lossplug inspect`."""
+
+
+def test_stored_runs(measured, figures):
+    about, troubles = measured.read(STORED)
+    check_all(measured, STORED, figures)
+    assert [trouble.name for trouble in troubles] == list(measured.ADVICE), "all six"
+    for trouble in troubles:
+        for arm in trouble.arms:
+            assert sorted(seed for name, seed in trouble.results if name == arm) == about["seeds"]
+        assert len(about["seeds"]) >= 5 and len(trouble.arms) >= 4
+    stored = "".join(file.read_text(encoding="utf-8") for file in STORED.iterdir() if file.suffix != ".md")
+    assert not re.search(r'(^|[",= ])/\w', stored, re.MULTILINE), "folders of the machine that made them"
+
+
+def test_the_page_has_every_trouble_and_the_numbers_of_pilots(stored):
+    about, troubles = stored
+    assert re.findall(r"<!-- generated: trouble (\w+) -->", PAGE) == list(troubles)
+    headings = re.findall(r"^## (.*)$", PAGE, re.MULTILINE)
+    assert [title for title in headings if title not in ("Verdicts", "How it was done")] == [
+        trouble.title for trouble in troubles.values()
+    ]
+    has = next(iter(troubles.values())).about["objects"]
+    assert (
+        f"{has['train images']} images for training" in PAGE and f"{about['common']['epochs']} epochs on a CPU" in PAGE
+    )
+    assert f"shapes of {about['common']['imgsz']} pixels" in PAGE
+    with (STORED / "stock_curves.csv").open(encoding="utf-8") as text:
+        curves = {(one["trouble"], int(one["epoch"])): float(one["mAP50"]) for one in csv.DictReader(text)}
+    gained = {name: curves[name, 60] - curves[name, about["common"]["epochs"]] for name in troubles}
+    most, second = sorted(gained, key=gained.get)[:-3:-1]
+    assert most == "thin"
+    words = f"gains at most {gained[second]:.3f}, and {gained[most]:.3f} on thin objects"
+    assert words in " ".join(PAGE.split())
+
+
+@pytest.mark.parametrize("rule", CITED)
+def test_advice_before_a_training_cites_what_was_measured(measured, stored, rule):
+    trouble, arm = CITED[rule]
+    (found,) = (one for one in inspect_advice.RULES if one.name == rule)
+    assert found.source.endswith(measured.cited(stored[1][trouble], arm)), found.source
+
+
+def test_no_other_rule_claims_a_measurement():
+    assert {rule.name for rule in inspect_advice.RULES if "troubles.md" in rule.source} == set(CITED)
+
+
+@pytest.mark.parametrize(
+    ("file", "language"),
+    [("docs/choose.md", "en"), ("docs/zh/choose.md", "zh"), ("README.md", "en"), ("README.zh-CN.md", "zh")],
+)
+def test_tables_of_advice_say_what_was_measured(measured, stored, file, language):
+    """In the row of each trouble; the others say that there is no measurement."""
+    english = (ROOT / file.replace("zh/", "").replace(".zh-CN", "")).read_text(encoding="utf-8")
+    rows_ = [line.strip("|").split(" | ") for line in table_of((ROOT / file).read_text(encoding="utf-8"))]
+    have = [line.strip("| ").split(" | ")[0] for line in table_of(english)]
+    assert len(rows_) == len(have) > 7
+    told = []
+    for title, row_ in zip(have, rows_):
+        of_row = [one for one in stored[1].values() if measured.ADVICE[one.name] in title]
+        expected = [measured.entry(one, language, file) for one in of_row] or [measured.WORDS[language]["none"]]
+        assert [row_[-1].strip()] == expected, title
+        told += of_row
+    assert len(told) == len(stored[1]) - ("README" in file), "README has no row for nothing in particular"
+
+
+def table_of(text):
+    head = re.search(r"^\| (You have|你的情况) \|.*$", text, re.MULTILINE)
+    return text[head.start() :].partition("\n\n")[0].splitlines()[2:]
