@@ -367,7 +367,7 @@ def test_auto_takes_them_where_they_are_recorded(step_inputs, monkeypatch, tmp_p
     record.add([{**key._asdict(), **entry, "engines": {"triton": proof}}], key, {}, "2026-01-02")
     criterion = with_keys(made, loss="eiou")
     assert criterion.lossplug.kernels is not None
-    assert str(criterion.lossplug.decision) == "triton (bench 2026-01-02)"
+    assert str(criterion.lossplug.decision) == "triton (bench 2026-01-02), other sizes fast"
     taken = []
     monkeypatch.setattr(type(criterion.lossplug.kernels), "step", lambda *args: taken.append(args))
     criterion(dict(preds), data)

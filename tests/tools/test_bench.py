@@ -298,6 +298,13 @@ def test_a_mistake_is_named_before_anything_is_measured(keys, message, tmp_path)
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(("key", "remedy"), [("objekts", "Did you mean 'objects'?"), ("loss", "Remove it.")])
+def test_a_key_that_bench_does_not_take_has_one_remedy(key, remedy):
+    with pytest.raises(LossPlugError) as caught:
+        bench.bench({key: "3"})
+    assert str(caught.value) == f"{key}=3 cannot be given to bench. {remedy}"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "why"),

@@ -367,6 +367,15 @@ def test_the_answer_says_that_nothing_was_learnt():
     assert answer.lines(alone, ["a"], recall)[-1].startswith("Only one loss has run")
 
 
+def test_long_names_of_losses_stay_different_in_the_answer():
+    arms = ["cls_weights={'bicycle': 1}", "cls_weights={'bicycle': 2}", "cls_weights={'bicycle': 3}"]
+    results = {(arm, seed): result(0.1 + 0.01 * seed) for arm in arms for seed in range(3)}
+    rows = answer.lines(results, arms, "metrics/mAP50-95(B)")[1:4]
+    assert len({row[: answer.NAME_WIDTH] for row in rows}) == 3
+    assert rows[0].startswith("…") and arms[0].endswith(rows[0][1 : answer.NAME_WIDTH])
+    assert answer.short_names(["ciou", "x" * 30])["x" * 30] == "x" * 23 + "…"
+
+
 def test_results_of_an_earlier_version_are_said_to_have_no_ap(tmp_path, monkeypatch):
     told = []
     monkeypatch.setattr(compare, "say", told.append)

@@ -14,8 +14,8 @@ from yolo_lossplug.tools.significance import BETTER, MIN_SEEDS, NOISE
 from yolo_lossplug.tools.verdict import Effect, effects, noise_floor, values_of
 
 NOTHING_LEARNT = "All metrics are 0: nothing has been learnt yet. Train longer."
-WIDTH, MOST = 80, 6
-"""Characters of a line and losses shown in a terminal."""
+WIDTH, NAME_WIDTH, MOST = 80, 24, 6
+"""Characters of a line and of a loss's name, and losses shown in a terminal."""
 
 
 def lines(results: Results, arms: Sequence[str], metric: str) -> list[str]:
@@ -27,15 +27,24 @@ def lines(results: Results, arms: Sequence[str], metric: str) -> list[str]:
         return [f"{shorten(arms[0], 40)} has no {label(metric) or 'result'} yet, and nothing can be compared"]
     best = sorted((one for one in found if one.mean is not None), key=lambda one: -(one.mean or 0.0))
     mean = significance.mean_and_deviation(baseline)[0]
-    rows = [f"{_name(arms[0])} {mean:.4f}  baseline, {len(baseline)} seed{'s' * (len(baseline) > 1)}"]
-    rows += [f"{_name(one.arm)} {difference(one)}"[:WIDTH] for one in best[:MOST]]
+    names = short_names([arms[0], *(one.arm for one in best[:MOST])])
+    rows = [f"{names[arms[0]]} {mean:.4f}  baseline, {len(baseline)} seed{'s' * (len(baseline) > 1)}"]
+    rows += [f"{names[one.arm]} {difference(one)}"[:WIDTH] for one in best[:MOST]]
     floor = noise_floor(results, arms[0], metric)
     noise = [] if floor is None else [f"noise: {label(metric)} of the baseline deviates by {floor:.4f} over seeds"]
     return [f"{label(metric)}, differences seed by seed", *rows, *noise, last]
 
 
-def _name(arm: str) -> str:
-    return f"{arm if len(arm) <= 24 else arm[:23] + '…':<24}"
+def short_names(arms: Sequence[str]) -> dict[str, str]:
+    """Return names of arms for a column of `NAME_WIDTH`: cut at the end, or at the beginning where ends differ.
+
+    >>> short_names(["ciou", "cls_weights={'bicycle': 1}", "cls_weights={'bicycle': 2}"])["cls_weights={'bicycle': 2}"]
+    "…_weights={'bicycle': 2}"
+    """
+    starts = {arm: arm if len(arm) <= NAME_WIDTH else f"{arm[: NAME_WIDTH - 1]}…" for arm in arms}
+    ends = {arm: arm if len(arm) <= NAME_WIDTH else f"…{arm[1 - NAME_WIDTH :]}" for arm in arms}
+    names = max(starts, ends, key=lambda cut: len({*cut.values()}))
+    return {arm: f"{name:<{NAME_WIDTH}}" for arm, name in names.items()}
 
 
 def difference(effect: Effect) -> str:

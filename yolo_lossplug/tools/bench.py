@@ -40,8 +40,8 @@ process of its own, so that one that crashes or hangs is disqualified, and ends 
   data=DATA          batches of this dataset instead, augmented as in training
   engines=reference,fast,triton   default: those that can run here
   train_step=True    whole training steps as well
-  adopt=True         loss=ciou alone takes the fast engine too, which rounds otherwise; adopt=False takes that back,
-                     and measures nothing
+  adopt=True         loss=ciou alone takes the fast engine too, which rounds otherwise; adopt=False takes that back, and
+                     measures nothing
   all=True           batch and four times as many images, 7 to 1,000 objects, a batch like one of xView, the bandwidth
                      of class kernels and training steps: what a GPU is judged by, in some minutes
   limit=240          seconds after which an engine that takes no step is disqualified
@@ -195,7 +195,8 @@ def plan_of(args: Mapping[str, Any]) -> tuple[Plan, torch.device]:
     values = {key: value for key, value in given.values.items() if value is not None or key == "device"}
     for key, value in values.items():
         if key not in OF_TRAINING + OWN:
-            raise LossPlugError(f"{key}={value} cannot be given to bench.{suggest(key, OF_TRAINING + OWN)} Remove it.")
+            remedy = suggest(key, OF_TRAINING + OWN) or " Remove it."
+            raise LossPlugError(f"{key}={value} cannot be given to bench.{remedy}")
     if "data" in values and "objects" in values:
         raise LossPlugError(f"objects={values['objects']} has no effect with data=, which has its own. Remove one.")
     one_run.check({"model": values.get("model", ALL_MODELS[0])})

@@ -33,15 +33,16 @@ HELP = """\
 usage: lossplug compare data=DATA model=MODEL loss=NAME,NAME,... [seeds=3] [key=value ...]
 
 Trains with each loss and each seed, everything else equal, and writes into runs/compare/NAME/: a folder for every run,
-report.html, results.csv, summary.md, summary.csv, curves.png and forest.png, with paired differences against the first.
+report.html, results.csv, summary.md, .csv and .tex and, where there is something to draw, curves.png and forest.png,
+with paired differences against the first.
   loss=ciou,eiou   every key of ours takes several values, and an option goes to the losses that have it:
                    cls_loss=bce,qfl tal_topk=7,10
   seeds=3          number of seeds, 0 to 2, or a list of them: seeds=0,7,42
   name=NAME        the same name with the same keys continues: finished runs are kept, losses and seeds may be added
   metric=mAP50-95  the one that carries the verdict: AP_small, AP_medium, AP_large, AP_<class>, mAP50, ...; split=test
                    measures the best checkpoints on the test split too: metric=test/AP_small
-  match_gains=True scales box= and cls= of each loss so that its gradients have the norm of the first loss's on the
-                   first 4 batches, before training; without it all have the gains given
+  match_gains=True  scales box= and cls= of each loss so that its gradients have the norm of the first loss's on the
+                    first 4 batches, before training; without it all have the gains given
   devices=0,1      one run at a time on each of these; without it the runs follow each other on device=
   engine=ray       on a Ray cluster (pip install 'yolo-lossplug[ray]')
   arms="[{'loss':'ciou'},{'tal_topk':7}]"

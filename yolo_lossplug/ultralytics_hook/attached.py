@@ -123,10 +123,12 @@ class Decision(NamedTuple):
         return "" if self.measured is None else self.measured.engine(dtype, anchors, elements)
 
     def __str__(self) -> str:
+        unmeasured = "fast in crowds, else reference" if self.is_lazy else "fast"
         if self.measured is not None:
-            return f"{self.measured} (bench {self.measured.date})"
-        if self.name == "fast" and self.is_lazy:
-            return "fast in crowds, else reference"
+            others = "" if str(self.measured) == unmeasured else f", other sizes {unmeasured}"
+            return f"{self.measured} (bench {self.measured.date}){others}"
+        if self.name == "fast":
+            return unmeasured
         return f"{self.name} ({self.why})" if self.why else self.name
 
 
