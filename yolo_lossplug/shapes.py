@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Optional, Union
@@ -196,8 +195,10 @@ def draw(
     owner = np.full((size, size), -1)
     shapes: list[Shape] = []
     for _ in range(int(rng.integers(scene.objects[0], scene.objects[1] + 1))):
+        seen = np.bincount(owner.ravel() + 1, minlength=len(shapes) + 1)[1:]
+        least = scene.visible * np.array([one.mask.sum() for one in shapes])
         candidates = (_shape(rng, size, task == "obb", scene) for _ in range(scene.tries))
-        shape = next((one for one in candidates if one and _leaves_visible(one, shapes, owner, scene.visible)), None)
+        shape = next((one for one in candidates if one and _leaves_visible(one, owner, seen, least)), None)
         if shape is None:
             continue
         owner[shape.mask] = len(shapes)
@@ -212,11 +213,17 @@ def draw(
     return np.clip(image + noise, 0, 255).astype(np.uint8), rows
 
 
-def _leaves_visible(shape: Shape, others: Sequence[Shape], owner: np.ndarray, least: float) -> bool:
-    """Return whether each object drawn before would keep a share of its pixels, given whose each pixel is."""
-    hidden = np.bincount(owner[shape.mask] + 1, minlength=len(others) + 1)[1:]
-    left = np.bincount(owner.ravel() + 1, minlength=len(others) + 1)[1:] - hidden
-    return all(pixels >= least * one.mask.sum() for pixels, one in zip(left, others))
+def _leaves_visible(shape: Shape, owner: np.ndarray, seen: np.ndarray, least: np.ndarray) -> bool:
+    """Return whether each object drawn before would keep enough pixels.
+
+    Args:
+        shape: What would be drawn over them.
+        owner: Whose each pixel is (size, size), -1 for nobody's.
+        seen: Visible pixels of each object (n,).
+        least: How many it must keep (n,).
+    """
+    hidden = np.bincount(owner[shape.mask] + 1, minlength=len(seen) + 1)[1:]
+    return bool((seen - hidden >= least).all())
 
 
 def _row(shape: Shape, visible: np.ndarray, task: str) -> list[float]:
