@@ -9,8 +9,9 @@ from pathlib import Path
 import panels
 from latex2mathml.converter import convert
 
-from yolo_lossplug.catalogue import entries, shown
+from yolo_lossplug.catalogue import entries, shown, table, tasks_of
 from yolo_lossplug.registry import BOX, CLASS, MODIFIER, OVERLAP, REGISTRY, ROTATED, ROTATED_MODIFIER, SOFTMAX
+from yolo_lossplug.selection.names import key_of
 
 DOCS = Path(__file__).parent
 GROUPS = {
@@ -60,12 +61,12 @@ def names(specs):
 
 def key(spec):
     """Return the key that names a loss."""
-    return "cls_loss" if spec.kind in (CLASS, SOFTMAX) else "loss"
+    return key_of(spec.kind)
 
 
 def task(spec):
     """Return the tasks that a loss is for."""
-    return TASKS.get(group(spec), "detect, segment, pose" + (", obb" if spec.kind == CLASS else ""))
+    return ", ".join(tasks_of(spec.kind))
 
 
 def example(spec):
@@ -164,8 +165,8 @@ def options(spec):
     """Return the table of a loss's options."""
     if not spec.parameters:
         return "It has no options."
-    rows = [f"| `{p.key}` | {p.default} | {p.option.range} | {p.option.help} |" for p in spec.parameters.values()]
-    return "\n".join(["| key | default | range | meaning |", "|---|---|---|---|", *rows])
+    rows = ([f"`{p.key}`", str(p.default), p.option.range, p.option.help] for p in spec.parameters.values())
+    return table("key | default | range | meaning", rows).rstrip()
 
 
 def figures(path, specs, folder):

@@ -5,7 +5,6 @@ Everything is made from the files of `benchmarks/results/troubles` by the functi
 no page can say anything else than the runs. Advice is that of the table in docs/choose.md.
 """
 
-import csv
 import json
 import re
 from functools import cached_property
@@ -19,6 +18,7 @@ from yolo_lossplug.tools import answer, compare_plots, measures, significance, v
 from yolo_lossplug.tools.inspect_advice import RARE
 from yolo_lossplug.tools.jobs import FINISHED
 from yolo_lossplug.tools.significance import BETTER, NOISE, WORSE
+from yolo_lossplug.tools.summary import read_table
 
 DOCS = Path(__file__).parent
 STORED = DOCS.parent / "benchmarks" / "results" / "troubles"
@@ -118,12 +118,7 @@ _NAMES = ("loss", "seed", "state", "reason", "seconds")
 def read(folder=STORED):
     """Return what all runs have in common, and the troubles."""
     about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
-    return about, [Trouble(name, one, _table(folder / f"{name}.csv")) for name, one in about["troubles"].items()]
-
-
-def _table(file):
-    with file.open(encoding="utf-8", newline="") as text:
-        return list(csv.DictReader(text))
+    return about, [Trouble(name, one, read_table(folder / f"{name}.csv")) for name, one in about["troubles"].items()]
 
 
 def advised(page=None):
@@ -401,7 +396,7 @@ def draw(about, troubles, folder, stored=STORED):
         files[file.name] = file
     file = folder / CURVES
     titles = {trouble.name: trouble.title for trouble in troubles}
-    draw_curves(_table(stored / "stock_curves.csv"), titles, about["common"]["epochs"], file)
+    draw_curves(read_table(stored / "stock_curves.csv"), titles, about["common"]["epochs"], file)
     return {**files, file.name: file}
 
 

@@ -16,24 +16,15 @@ GROUPS = {
     "classify": (SOFTMAX,),
 }
 """Kinds of losses by the word that `lossplug list` takes for them."""
-HEADINGS = (
-    ("box: loss=NAME for detect, segment and pose; those with ∘ take prefixes", (BOX, OVERLAP)),
-    ("prefix: loss=PREFIX-NAME, also several, as in focal-inner-eiou", (MODIFIER,)),
-    ("obb: loss=NAME for task=obb; all take prefixes", (ROTATED,)),
-    ("prefix, obb: loss=PREFIX-NAME for task=obb", (ROTATED_MODIFIER,)),
-    ("class: cls_loss=NAME", (CLASS,)),
-    ("classify: cls_loss=NAME for task=classify", (SOFTMAX,)),
-)
-"""Sections of `lossplug list`, with the kinds of losses in each."""
 SECTIONS = (
-    ("loss=", (BOX, OVERLAP)),
-    ("loss= prefixes", (MODIFIER,)),
-    ("loss= for task=obb", (ROTATED,)),
-    ("loss= prefixes for task=obb", (ROTATED_MODIFIER,)),
-    ("cls_loss=", (CLASS,)),
-    ("cls_loss= for task=classify", (SOFTMAX,)),
+    ("box: loss=NAME for detect, segment and pose; those with ∘ take prefixes", "loss=", (BOX, OVERLAP)),
+    ("prefix: loss=PREFIX-NAME, also several, as in focal-inner-eiou", "loss= prefixes", (MODIFIER,)),
+    ("obb: loss=NAME for task=obb; all take prefixes", "loss= for task=obb", (ROTATED,)),
+    ("prefix, obb: loss=PREFIX-NAME for task=obb", "loss= prefixes for task=obb", (ROTATED_MODIFIER,)),
+    ("class: cls_loss=NAME", "cls_loss=", (CLASS,)),
+    ("classify: cls_loss=NAME for task=classify", "cls_loss= for task=classify", (SOFTMAX,)),
 )
-"""Tables of losses in the documentation, with the kinds of losses in each."""
+"""Headings of `lossplug list`, titles of its tables in Markdown, and the kinds of losses below them."""
 NAME_WIDTH, KEY_WIDTH = 16, 25
 """Columns of formulas, and of what keys of no loss in particular mean, in `lossplug list`."""
 
@@ -85,8 +76,12 @@ def _mixture() -> list[str]:
     from yolo_lossplug.box_losses.mixture import FORMULA, NOTE
     from yolo_lossplug.selection.keys import MIX
 
-    option = f"  {MIX.key}={MIX.default} in {MIX.option.range}: {MIX.option.help}"
-    return [FORMULA, option, f"  Note: {NOTE}"]
+    return [FORMULA, f"  {_explained(MIX)}", f"  Note: {NOTE}"]
+
+
+def _explained(p: Parameter) -> str:
+    """Return an option with its default, range and meaning."""
+    return f"{p.key}={p.default} in {p.option.range}: {p.option.help}"
 
 
 def _described(specs: Sequence[Spec]) -> list[str]:
@@ -96,7 +91,7 @@ def _described(specs: Sequence[Spec]) -> list[str]:
     for spec in specs:
         lines += ["", f"{shown(spec)}: {spec.formula}"]
         lines += [f"  also as {', '.join(spec.aliases)}"] if spec.aliases else []
-        lines += [f"  {p.key}={p.default} in {p.option.range}: {p.option.help}" for p in spec.parameters.values()]
+        lines += [f"  {_explained(p)}" for p in spec.parameters.values()]
         if spec.paper:
             lines.append(f"  {spec.paper.citation}")
         if spec.note:
@@ -145,7 +140,7 @@ def _option(name: str) -> str:
         return "\n".join([*common, candidates_text()] if common and key in ABOUT_CANDIDATES else common)
     p = owners[0].parameters[key]
     belongs = ", ".join(dict.fromkeys(_belongs(owner).strip("`") for owner in owners))
-    return f"{p.key}={p.default} in {p.option.range}: {p.option.help}\n  belongs to {belongs}"
+    return f"{_explained(p)}\n  belongs to {belongs}"
 
 
 def candidates_text() -> str:
@@ -204,7 +199,7 @@ def listing(groups: Sequence[str] = ()) -> str:
     """
     sections = [
         [heading, *(line for spec in specs for line in _listed(spec))]
-        for heading, kinds in HEADINGS
+        for heading, _, kinds in SECTIONS
         if (specs := _of_kinds(kinds, groups))
     ]
     if not groups or {"box", "obb"} & {*groups}:
@@ -247,7 +242,7 @@ def records(groups: Sequence[str] = ()) -> list[dict[str, Any]]:
     Args:
         groups: Words of `GROUPS`; all losses if there are none.
     """
-    return [_record(spec) for _, kinds in HEADINGS for spec in _of_kinds(kinds, groups)]
+    return [_record(spec) for *_, kinds in SECTIONS for spec in _of_kinds(kinds, groups)]
 
 
 def _record(spec: Spec) -> dict[str, Any]:
@@ -258,7 +253,7 @@ def _record(spec: Spec) -> dict[str, Any]:
         "name": spec.name,
         "kind": "prefix" if is_prefix else "class" if key == key_of(CLASS) else "box",
         "key": key,
-        "tasks": _tasks(spec.kind),
+        "tasks": tasks_of(spec.kind),
         "aliases": list(spec.aliases),
         "formula": spec.formula,
         "options": [_option_record(p) for p in spec.parameters.values()],
@@ -268,7 +263,7 @@ def _record(spec: Spec) -> dict[str, Any]:
     }
 
 
-def _tasks(kind: str) -> list[str]:
+def tasks_of(kind: str) -> list[str]:
     """Return the tasks of a kind of losses or of prefixes."""
     from yolo_lossplug.selection.keys import CLASSIFY, TASKS
     from yolo_lossplug.selection.names import PREFIXES
@@ -382,7 +377,7 @@ def markdown(link: Callable[[Spec, str], str] = lambda spec, name: name, groups:
     head = "name | formula | options = default in range | source | remark"
     return "\n".join(
         f"### {title}\n\n{table(head, ([link(spec, _marked(spec)), *_cells(spec)] for spec in specs))}"
-        for title, kinds in SECTIONS
+        for _, title, kinds in SECTIONS
         if (specs := _of_kinds(kinds, groups))
     )
 

@@ -60,7 +60,7 @@ def focal(logits: Tensor, targets: Tensor, *, cls_focal_gamma: Gamma = 2.0) -> T
     "poly",
     aliases=("polyloss", "poly-loss", "poly1", "poly-1"),
     formula="Σ t·(−ln p + ε·(1 − p)), p = softmax",
-    latex=r"L = \sum_k t_k \left(-\ln p_k + \varepsilon\,(1 - p_k)\right), \quad p = " r"\text{softmax}(\text{logits})",
+    latex=r"L = \sum_k t_k \left(-\ln p_k + \varepsilon\,(1 - p_k)\right), \quad p = \text{softmax}(\text{logits})",
     paper=POLY,
     note="Poly-1 of the cross-entropy.",
 )

@@ -199,9 +199,8 @@ def select(args: Mapping[str, Any]) -> Selection:
         given=frozenset(given),
         task=task,
     )
-    if (
-        "loss_engine" not in given and task != DETR and selection.has_stock_numbers
-    ):  # to the last digit, and the fast engine rounds
+    # Stock numbers are stock's to the last digit, and the fast engine rounds.
+    if "loss_engine" not in given and task != DETR and selection.has_stock_numbers:
         return replace(selection, loss_engine="reference")
     return selection
 
