@@ -11,11 +11,13 @@ from typing import Any, NamedTuple, Optional
 
 import numpy as np
 
+from yolo_lossplug.tools.inspect_counts import LIMITS
+
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALLS = np.linspace(0, 1, 101)
 MAX_DETECTIONS = 100
 """Of one class in one image, as in COCO's AP."""
-SMALL, MEDIUM = 32.0**2, 96.0**2
+SMALL, MEDIUM = LIMITS
 AREAS = {"all": (0.0, 1e10), "small": (0.0, SMALL), "medium": (SMALL, MEDIUM), "large": (MEDIUM, 1e10)}
 """Ranges of areas in pixels, both ends included."""
 

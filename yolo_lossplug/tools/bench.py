@@ -15,9 +15,11 @@ import torch
 
 from yolo_lossplug import kernels
 from yolo_lossplug.registry import LossPlugError
+from yolo_lossplug.selection.keys import flag_of
 from yolo_lossplug.selection.names import suggest
 from yolo_lossplug.tools import bench_children, bench_report
 from yolo_lossplug.tools.arguments import merge
+from yolo_lossplug.tools.bench_one import read_result
 from yolo_lossplug.tools.bench_results import Results, entries_of, proven, refused
 from yolo_lossplug.ultralytics_hook.console import folder as new_folder
 from yolo_lossplug.ultralytics_hook.console import progress, say
@@ -122,7 +124,7 @@ def bench(args: Mapping[str, Any]) -> tuple[Path, Results]:
     """
     plan, device = plan_of(args)
     for model in dict.fromkeys(work.model for work in plan.works):
-        _check_model(model, plan.works[0])
+        one_bench.model_of(model, plan.works[0].data)  # raises an error if its steps cannot be measured
     key = record.key_of(device)
     today = datetime.date.today().isoformat()
     record.add((), key, {}, today)  # a record that cannot be written is said now, not after minutes
@@ -176,7 +178,7 @@ def _measure(plan: Plan, cases: Path, missing: Mapping[str, str]) -> dict[str, s
 
 
 def _is_finished(cases: Path, engine: str, work: Work) -> bool:
-    return bench_children.is_finished(bench_children.read_result(bench_children.result_file(cases, engine, work)))
+    return bench_children.is_finished(read_result(bench_children.result_file(cases, engine, work)))
 
 
 def is_fit(engine: str, work: Work) -> bool:
@@ -208,7 +210,7 @@ def plan_of(args: Mapping[str, Any]) -> tuple[Plan, torch.device]:
         engines,
         values.get("device"),
         _number("limit", values.get("limit", 240), 1),
-        _flag("adopt", values.get("adopt", False)),
+        flag_of("adopt", values.get("adopt", False)),
         values.get("name"),
         values.get("project"),
     )
@@ -217,11 +219,11 @@ def plan_of(args: Mapping[str, Any]) -> tuple[Plan, torch.device]:
 
 def _works(values: Mapping[str, Any], device: torch.device, default: Sequence[int] = OBJECTS) -> list[Work]:
     """Return the cases; `default` are the objects per image where none are given."""
-    is_all, is_train = (_flag(key, values.get(key, False)) for key in ("all", "train_step"))
+    is_all, is_train = (flag_of(key, values.get(key, False)) for key in ("all", "train_step"))
     batch, imgsz = (_whole(key, values.get(key, default), least) for key, default, least in _SIZES)
     if imgsz % 32:
         raise LossPlugError(f"imgsz={imgsz} must be a multiple of 32, the largest stride of a head.")
-    amp = _flag("amp", values.get("amp", True)) and device.type == "cuda"
+    amp = flag_of("amp", values.get("amp", True)) and device.type == "cuda"
     model, data = str(values.get("model", ALL_MODELS[0])), values.get("data")
     objects = _objects(values.get("objects", ALL_OBJECTS if is_all else default))
 
@@ -278,21 +280,6 @@ def _number(key: str, value: Any, least: float) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= least:
         raise LossPlugError(f"{key}={value} must be a number, at least {least:g}.")
     return float(value)
-
-
-def _flag(key: str, value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise LossPlugError(f"{key}={value} must be True or False.")
-    return value
-
-
-def _check_model(model: str, work: Work) -> None:
-    """Build a model, and raise an error if its steps cannot be measured.
-
-    Raises:
-        LossPlugError: If they cannot.
-    """
-    one_bench.model_of(model, work.data)
 
 
 def _described(plan: Plan, key: record.Key) -> dict[str, Any]:

@@ -29,14 +29,6 @@ def result_file(folder: Path, engine: str, work: Work) -> Path:
     return folder / f"{work.name}.{engine}.json"
 
 
-def read_result(file: Path) -> dict[str, Any]:
-    """Return the result in a file; empty if there is none, or none that can be read."""
-    try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    except (FileNotFoundError, ValueError):
-        return {}
-
-
 def is_finished(result: Mapping[str, Any]) -> bool:
     """Return whether a result lacks nothing; on a CPU memory comes last, and may be missing after Ctrl-C."""
     return bool(result) and ("stock_mib" in result or "elements" not in result or "ratio" not in result)

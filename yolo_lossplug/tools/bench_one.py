@@ -10,7 +10,7 @@ import json
 import sys
 import traceback
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 OUT_OF_MEMORY = "out of memory"
 ALIVE, PART = ".", "|"
@@ -59,13 +59,18 @@ def _reporter(job: dict[str, Any], begun: list[str]) -> Any:
         if work.name not in begun:
             begun.append(work.name)
 
-    def earlier(work: Work) -> Optional[dict[str, Any]]:
-        try:
-            return json.loads(Path(job["results"][work.name]).read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):  # the latter: a file that another program has cut off
-            return None
+    def earlier(work: Work) -> dict[str, Any]:
+        return read_result(Path(job["results"][work.name]))
 
     return Reporter(lambda: write(ALIVE), lambda: write(PART), result, earlier)
+
+
+def read_result(file: Path) -> dict[str, Any]:
+    """Return the result in a file; empty if there is none, or one that another program has cut off."""
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError):
+        return {}
 
 
 if __name__ == "__main__":

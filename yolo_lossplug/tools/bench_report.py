@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from matplotlib.ticker import LogFormatter
 
-from yolo_lossplug import charts, terminal
+from yolo_lossplug import catalogue, charts, terminal
 from yolo_lossplug.tools.bench_results import Results, entries_of, proven, refused
 from yolo_lossplug.tools.page import Page
 from yolo_lossplug.ultralytics_hook.engines.choice import FAST, REFERENCE, TRITON
@@ -202,13 +202,9 @@ def markdown(results: Results) -> str:
     """Return the results as Markdown, with the command and the context that every figure needs."""
     found = tables(results)
     parts = [f"`{results.command}`", about(results)]
-    parts += [f"{TITLES[kind]}:\n\n{_markdown_table(head, rows)}" for kind, (head, rows) in found.items()]
+    made = {kind: catalogue.table(" | ".join(head), rows).rstrip() for kind, (head, rows) in found.items()}
+    parts += [f"{TITLES[kind]}:\n\n{table}" for kind, table in made.items()]
     return "\n\n".join([*parts, *_notes(found), *disqualified(results), verdict(results)]) + "\n"
-
-
-def _markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [f"| {' | '.join(row)} |" for row in (head, *rows)]
-    return "\n".join([lines[0], "|---" * len(head) + "|", *lines[1:]])
 
 
 def write(results: Results, folder: Path) -> None:

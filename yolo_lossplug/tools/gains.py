@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from yolo_lossplug.registry import LossPlugError
-from yolo_lossplug.selection.keys import CLASSIFY, DETR
+from yolo_lossplug.selection.keys import CLASSIFY, DETR, flag_of
 from yolo_lossplug.tools.arms import Arm
 from yolo_lossplug.ultralytics_hook.console import say, warn
+from yolo_lossplug.ultralytics_hook.engines.record import write_json
 from yolo_lossplug.ultralytics_hook.trial import gradients, one_step
 
 KEY, FILE = "match_gains", "gains.json"
@@ -45,9 +46,7 @@ def wanted(args: Mapping[str, Any], task: str) -> bool:
     Raises:
         LossPlugError: If the value is none, or the task or the batch size does not allow it.
     """
-    value = args.get(KEY, False)
-    if not isinstance(value, bool):
-        raise LossPlugError(f"{KEY}={value} must be True or False.")
+    value = flag_of(KEY, args.get(KEY, False))
     if value and task in (CLASSIFY, DETR):
         which = "the classify task has one term" if task == CLASSIFY else "RT-DETR's gains are no keys"
         raise LossPlugError(f"{KEY}=True cannot be used here: {which}, and box= and cls= have no effect. Remove it.")
@@ -148,7 +147,4 @@ def read(directory: Path) -> dict[str, Matched]:
 
 def write(matched: Mapping[str, Matched], directory: Path) -> None:
     """Store gains in the folder of a comparison, so that it goes on with the same."""
-    content = {arm: one._asdict() for arm, one in matched.items()}
-    unfinished = directory / f"{FILE}.tmp"
-    unfinished.write_text(json.dumps(content, indent=2), encoding="utf-8")
-    unfinished.replace(directory / FILE)
+    write_json(directory / FILE, {arm: one._asdict() for arm, one in matched.items()})

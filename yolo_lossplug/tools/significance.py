@@ -137,10 +137,16 @@ def smallest_shown(deviation: float, seeds: int, level: float = LEVEL) -> float:
         seeds: Number of seeds, at least two.
         level: Confidence level of the interval, in (0, 1).
     """
+    return deviation * _smallest_effect(seeds, level)
+
+
+@functools.cache
+def _smallest_effect(seeds: int, level: float) -> float:
+    """Return the effect, as `power` takes it, that is shown with a probability of 0.8."""
     high = 1.0
     while power(high, seeds, level) < POWER:
         high *= 2
-    return deviation * _bisect(lambda effect: power(effect, seeds, level) - POWER, 0.0, high)
+    return _bisect(lambda effect: power(effect, seeds, level) - POWER, 0.0, high)
 
 
 def seeds_needed(mean: float, deviation: float, level: float = LEVEL) -> Optional[int]:

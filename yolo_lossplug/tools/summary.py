@@ -13,7 +13,7 @@ from yolo_lossplug import charts
 from yolo_lossplug.tools import answer, compare_page, compare_plots, differ, measures, outward, significance, verdict
 from yolo_lossplug.tools.compare_tables import tables
 from yolo_lossplug.tools.jobs import FAILED, FINISHED, Job
-from yolo_lossplug.tools.measures import METRICS, SIZES, Results, label
+from yolo_lossplug.tools.measures import METRICS, Results, label
 from yolo_lossplug.ultralytics_hook.trial.one_run import history
 
 Cells = Mapping[tuple[str, str], Mapping[str, Any]]
@@ -186,7 +186,7 @@ def markdown(
     cells = {(row["loss"], row["measure"]): row for row in rows}
     arms, names = (list(dict.fromkeys(row[key] for row in rows)) for key in ("loss", "measure"))
     metrics = [name for name in names if measures.is_metric(name)]
-    shown = [name for name in metrics if not is_of_class(name) or name == primary]
+    shown = [name for name in metrics if not measures.is_of_class(name) or name == primary]
     losses = [name for name in names if name not in (*metrics, "seconds")]
     lines = ["# Comparison", ""]
     if results and primary and len(arms) > 1:
@@ -203,17 +203,11 @@ def markdown(
         lines += ["", *(f"- {note}" for note in answer.notes(results, arms, primary))]
     lines += ["", "## Metrics of the best checkpoint, mean ± sd over the seeds", ""]
     lines += _means(cells, arms, [*shown, "seconds"])
-    classes = [name for name in metrics if is_of_class(name)]
+    classes = [name for name in metrics if measures.is_of_class(name)]
     if classes:
         lines += ["", "## AP by class, mean ± sd over the seeds", "", *_by_class(cells, arms, classes)]
     lines += ["", "## Losses after the last epoch", "", SCALE_NOTE, "", *_means(cells, arms, losses)]
     return "\n".join([*lines, ""])
-
-
-def is_of_class(name: str) -> bool:
-    """Return whether a metric is that of one class."""
-    plain = name.removeprefix(measures.TEST)
-    return plain.startswith("AP_") and plain not in SIZES
 
 
 def _by_class(cells: Cells, arms: Sequence[str], classes: Sequence[str]) -> list[str]:

@@ -8,6 +8,7 @@ matcher, and the division by the number of objects stay the host's.
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -265,17 +266,11 @@ def hosts_class(criterion: DETRLoss) -> str:
     module = (criterion.vfl or criterion.fl) if criterion.fl else None
     if module is None:
         return "BCE"
-    defaults = type(module).forward.__kwdefaults__ or _defaults(type(module).forward)
+    parameters = inspect.signature(type(module).forward).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
     numbers = {name: getattr(module, name, defaults.get(name)) for name in ("alpha", "gamma")}
     described = ", ".join(f"{name}={float(number):g}" for name, number in numbers.items() if number is not None)
     return f"{type(module).__name__}({described})"
-
-
-def _defaults(function: Any) -> dict[str, Any]:
-    """Return the defaults of a function by parameter."""
-    values = function.__defaults__ or ()
-    names = function.__code__.co_varnames[: function.__code__.co_argcount]
-    return dict(zip(names[len(names) - len(values) :], values))
 
 
 def stock_class(criterion: DETRLoss) -> Any:

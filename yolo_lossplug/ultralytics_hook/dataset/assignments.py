@@ -20,6 +20,7 @@ from yolo_lossplug.ultralytics_hook.dataset import labels
 from yolo_lossplug.ultralytics_hook.family import refuse_rtdetr
 from yolo_lossplug.ultralytics_hook.run.counts import overlaps
 from yolo_lossplug.ultralytics_hook.trial.one_step import with_classes
+from yolo_lossplug.ultralytics_hook.trial.problems import moved
 
 WITHOUT = "inspect the data without model="
 """What to do about a model whose assignment cannot be inspected."""
@@ -153,15 +154,15 @@ def step(model: Model, batch: dict[str, Any], first: int = 0) -> list[Objects]:
         batch: A batch of the host's dataset.
         first: Index of its first image.
     """
-    moved = {key: v.to(model.device) if isinstance(v, Tensor) else v for key, v in batch.items()}
-    moved["img"] = moved["img"].float() / 255
+    on_device = moved(batch, model.device)
+    on_device["img"] = on_device["img"].float() / 255
     seen: list[Objects] = []
     leaves = list(branches(model.criterion))
     assigners = [leaf.assigner for _, leaf in leaves]
     try:
         for branch, leaf in leaves:
             leaf.assigner = Recorder(leaf.assigner, branch, first, seen)
-        model.criterion(model.host(moved["img"]), moved)
+        model.criterion(model.host(on_device["img"]), on_device)
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise
@@ -171,7 +172,7 @@ def step(model: Model, batch: dict[str, Any], first: int = 0) -> list[Objects]:
     finally:
         for (_, leaf), assigner in zip(leaves, assigners):
             leaf.assigner = assigner
-    return _with_rows(seen, moved, first)
+    return _with_rows(seen, on_device, first)
 
 
 class Recorder:

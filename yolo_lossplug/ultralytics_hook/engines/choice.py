@@ -31,8 +31,9 @@ from yolo_lossplug.ultralytics_hook.engines.parity import (
     self_test,
     tolerance_error,
 )
+from yolo_lossplug.ultralytics_hook.engines.record import FAST, REFERENCE
 
-AUTO, FAST, REFERENCE, TRITON = "auto", "fast", "reference", "triton"
+AUTO, TRITON = "auto", "triton"
 ADVICE = "lossplug bench measures faster engines here"
 """What the banner of a run on a GPU ends with where nothing was measured."""
 
@@ -76,9 +77,8 @@ def with_adopted(selection: Selection, device: Any) -> Selection:
         device: The device of the run, or what the user names.
     """
     is_open = selection.is_active and "loss_engine" not in selection.given and selection.has_stock_numbers
-    if not is_open or selection.task in NO_FAST_ENGINE or not record.adopted_types():
-        return selection
-    return replace(selection, loss_engine=AUTO) if kind_of(device) in record.adopted_types() else selection
+    adopted = record.adopted_types() if is_open and selection.task not in NO_FAST_ENGINE else set()
+    return replace(selection, loss_engine=AUTO) if adopted and kind_of(device) in adopted else selection
 
 
 def is_by_adoption(selection: Selection) -> bool:

@@ -38,21 +38,20 @@ class Recorder:
         def update_metrics(preds: Any, batch: dict[str, Any]) -> None:
             if "bboxes" in batch:
                 is_single = bool(validator.args.single_cls)
-                images.extend(_found(pred, batch, i, is_single) for i, pred in enumerate(preds))
+                labels = {key: batch[key].detach().double().cpu() for key in ("batch_idx", "cls", "bboxes")}
+                images.extend(_found(pred, {**batch, **labels}, i, is_single) for i, pred in enumerate(preds))
             update(validator, preds, batch)
 
         validator.update_metrics = update_metrics
 
 
 def _found(pred: Any, batch: dict[str, Any], i: int, is_single: bool) -> Found:
-    """Return the detections and objects of one image of a batch."""
+    """Return the detections and objects of one image of a batch, whose labels are on the processor in float64."""
     boxes, scores, classes = (value.detach().double().cpu() for value in _parts(pred, batch["bboxes"].shape[-1]))
-    of_image = batch["batch_idx"].cpu() == i
+    of_image = batch["batch_idx"] == i
     height, width = batch["img"].shape[2:]
-    gts = (
-        batch["bboxes"].detach().double().cpu()[of_image]
-        * torch.tensor([width, height, width, height, 1.0])[: batch["bboxes"].shape[-1]]
-    )
+    gts = batch["bboxes"][of_image]
+    gts = gts * torch.tensor([width, height, width, height, 1.0])[: gts.shape[-1]]
     is_rotated = gts.shape[-1] == 5
     areas = boxes[:, 2] * boxes[:, 3] if is_rotated else (boxes[:, 2:4] - boxes[:, :2]).prod(-1)
     gt_areas = gts[:, 2] * gts[:, 3]
@@ -63,7 +62,7 @@ def _found(pred: Any, batch: dict[str, Any], i: int, is_single: bool) -> Found:
         "classes": classes * (not is_single),
         "areas": areas,
         "gt_boxes": gts,
-        "gt_classes": batch["cls"].detach().double().cpu()[of_image].view(-1),
+        "gt_classes": batch["cls"][of_image].view(-1),
         "gt_areas": gt_areas,
         "iou": _iou(boxes, gts),
     }

@@ -23,6 +23,7 @@ from yolo_lossplug.selection.select import select
 from yolo_lossplug.ultralytics_hook.criterion import class_names
 from yolo_lossplug.ultralytics_hook.family import is_rtdetr, with_task
 from yolo_lossplug.ultralytics_hook.trial import one_run, one_step
+from yolo_lossplug.ultralytics_hook.trial.problems import moved
 
 N_BATCHES, SEED = 4, 0
 """Batches of a measurement, and its seed, whatever the seeds of the runs are."""
@@ -68,12 +69,12 @@ def _norms(args: Mapping[str, Any], arms: Sequence[Mapping[str, Any]]) -> list[d
         steps.append((one_step.criterion_of(one), one))  # one criterion for all batches: some losses remember
     squares = [dict.fromkeys(("box", "cls"), 0.0) for _ in arms]
     for batch in _batches(args, data, host):
-        moved = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
-        moved["img"] = moved["img"].float() / 255
+        on_device = moved(batch, device)
+        on_device["img"] = on_device["img"].float() / 255
         with torch.no_grad():
-            outputs = host(moved["img"])
+            outputs = host(on_device["img"])
         for total, (criterion, one) in zip(squares, steps):
-            found = _squares(criterion, one._replace(batch=dict(moved), preds=_leaves(outputs)))
+            found = _squares(criterion, one._replace(batch=dict(on_device), preds=_leaves(outputs)))
             total.update({key: total[key] + found[key] for key in total})
     return [{key: value**0.5 for key, value in total.items()} for total in squares]
 

@@ -38,8 +38,8 @@ SECONDS = {"cpu": 10.0, "cuda": 3.0}
 CLASS_LOSSES = ("bce", "focal", "qfl", "varifocal")
 PARTS = {STEP: 4, TRAIN: 2, CLASS_KERNELS: 1}
 """Parts of a case that are reported when they are done."""
-
 OTHER_MODEL = "there is no step for bench to measure; give another model="
+"""What to do about a model of another family."""
 
 
 class Work(NamedTuple):
@@ -73,13 +73,13 @@ class Reporter(NamedTuple):
         alive: After every step.
         part: After every part of a case.
         result: With the result of every case, again with its memory.
-        earlier: Asked for the result of a case from before, None if there is none.
+        earlier: Asked for the result of a case from before, empty if there is none.
     """
 
     alive: Callable[[], None]
     part: Callable[[], None]
     result: Callable[[Work, dict[str, Any]], None]
-    earlier: Callable[[Work], Optional[dict[str, Any]]] = lambda work: None
+    earlier: Callable[[Work], dict[str, Any]] = lambda work: {}
 
 
 def model_of(name: str, data: Optional[str] = None) -> Any:
@@ -135,7 +135,7 @@ def measure(engine: str, works: Sequence[Work], device: torch.device, reporter: 
     cases = []
     for work in works:
         result = reporter.earlier(work)
-        if result is None:
+        if not result:
             result = _result(engine, work, device, reporter)
             reporter.result(work, result)
         if result.get("differs"):

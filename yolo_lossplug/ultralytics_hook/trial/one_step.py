@@ -25,6 +25,7 @@ from yolo_lossplug.ultralytics_hook.engines.fast import stock_bbox_loss
 from yolo_lossplug.ultralytics_hook.engines.parity import METHOD
 from yolo_lossplug.ultralytics_hook.family import with_task
 from yolo_lossplug.ultralytics_hook.trial import matched_step, one_run
+from yolo_lossplug.ultralytics_hook.trial.problems import moved
 
 TERMS = ("box", "class", "dfl")
 
@@ -93,9 +94,7 @@ def trial(args: dict[str, Any]) -> Trial:
         raise LossPlugError(" ".join(str(error).split())) from error
     model.nc = len(class_names(model))  # as a trainer sets it
     model.to(device).train()
-    batch = {
-        key: value.to(device) if isinstance(value, Tensor) else value for key, value in drawn_batch(model, cfg).items()
-    }
+    batch = moved(drawn_batch(model, cfg), device)
     preds = matched_step.predict(model, batch) if selection.task == DETR else model(batch["img"])
     return Trial(model, batch, preds, cfg, selection)
 

@@ -183,8 +183,12 @@ def predicted(
         boxes[i].view(4, head.reg_max, -1)[:, :, index] += _logits(sides, head.reg_max)
         scores[i, labels[mine, 0].long(), index] += 3 * torch.rand(len(index), generator=rng)
     feats = [torch.zeros(n_images, 1, cells, cells, device=device) for cells in head.cells]
-    moved = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
-    return Problem(boxes.to(device), scores.to(device), feats, moved)
+    return Problem(boxes.to(device), scores.to(device), feats, moved(batch, device))
+
+
+def moved(batch: dict[str, Any], device: Union[str, torch.device]) -> dict[str, Any]:
+    """Return a batch whose tensors are on a device."""
+    return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
 
 
 def _anchors(head: Head) -> tuple[Tensor, Tensor]:
