@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import yaml
 
-from tests.runs import ROOT
+from tests.runs import ROOT, slow
 from yolo_lossplug.shapes import CLASSES, SCENES, TASKS, draw, write
 
 
@@ -242,7 +242,7 @@ def test_an_unknown_task(tmp_path):
     ("name", "validation"),
     [
         *((name, 32) for name in ("shapes128", "shapes128-obb", "shapes128-seg", "shapes128-pose")),
-        *((f"shapes-{name}", 64) for name in SCENES),
+        *(slow(f"shapes-{name}", 64) for name in SCENES),
     ],
 )
 def test_dataset_file(name, validation):

@@ -123,6 +123,7 @@ def test_class_weights_of_ultralytics(step_inputs):
         del made.class_weights
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", [slow("ciou"), "giou"])
 @pytest.mark.parametrize("is_autocast", [True, slow(False)])
 @pytest.mark.parametrize("dtype", [slow(torch.bfloat16), torch.float16], ids=str)

@@ -85,6 +85,7 @@ def test_an_engine_is_proven_timed_and_remembered(tmp_path, in_process):
     assert (one["stock_mib"] is None) == (sys.platform != "linux")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["yolo26n.yaml", "yolov8n.yaml"])
 def test_real_data_end_to_end_heads_and_whole_training_steps(tmp_path, in_process, data, model):
     _, results = measured(tmp_path, model=model, data=data, objects=None, train_step=True)
@@ -94,6 +95,7 @@ def test_real_data_end_to_end_heads_and_whole_training_steps(tmp_path, in_proces
     assert "A whole training step" in bench_report.text(results)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "why"),
     [
@@ -179,6 +181,7 @@ def test_nothing_is_adopted_that_is_not_proven(tmp_path, in_process, monkeypatch
 ALL = {"all": True, "model": "yolov8n.yaml", "objects": [3, 7], "batch": 1, "name": "everything"}
 
 
+@pytest.mark.slow
 def test_everything_in_one_go_is_resumed_by_case(tmp_path, in_process, monkeypatch):
     names = ["1x3", "1x7", "4x3", "4x7", "8-xview", "train-yolov8n-1x7"]
     taken = []
@@ -208,6 +211,7 @@ def test_everything_in_one_go_is_resumed_by_case(tmp_path, in_process, monkeypat
         measured(tmp_path, **{**ALL, "objects": [3]})
 
 
+@pytest.mark.slow
 def test_a_result_that_was_cut_off_is_measured_again(tmp_path, in_process):
     folder, _ = measured(tmp_path, name="cut")
     (folder / "cases" / "2x3.fast.json").write_text('{"elements":')

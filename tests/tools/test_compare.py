@@ -280,6 +280,7 @@ with locked(pathlib.Path(sys.argv[1])):
 """
 
 
+@pytest.mark.slow
 def test_one_comparison_at_a_time_in_a_folder(tmp_path):
     """Another process is kept out, and one that was killed leaves no lock."""
     other = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
@@ -312,6 +313,7 @@ def test_folders_of_runs_lie_in_the_comparison_whatever_the_project(tmp_path, mo
             compare.directory_of(plan, name, "mine")
 
 
+@pytest.mark.slow
 def test_a_run_whose_loss_is_nan_has_failed(data, tmp_path, registry):
     own = tmp_path / "own.py"
     own.write_text("def broken(pred, target):\n    return (pred - target).sum(-1) * float('nan')\n")
@@ -321,6 +323,7 @@ def test_a_run_whose_loss_is_nan_has_failed(data, tmp_path, registry):
         )
 
 
+@pytest.mark.slow
 def test_the_test_split_is_measured_as_val_is(data, tmp_path, monkeypatch):
     """With the same choice of classes, limits and NMS, or a verdict would be one of other settings."""
     text = Path(data).read_text(encoding="utf-8")

@@ -46,6 +46,7 @@ def has_red(file):
     return bool((np.abs(above_legend - red).max(-1) < 3).sum() > 20)
 
 
+@pytest.mark.slow
 def test_what_is_written_of_labels_alone(data, tmp_path, capsys):
     found, folder = inspected(tmp_path, data=data, imgsz="64,128")
     n = len(found.labels.cls)
@@ -168,6 +169,7 @@ def test_one_image(tmp_path):
         inspected(tmp_path, data=data, imgsz=32, model="yolov8n.yaml")
 
 
+@pytest.mark.slow
 def test_3000_objects_in_an_image(tmp_path):
     lines = random_lines(np.random.default_rng(0), 3000)
     data = write_data(tmp_path / "data", {"a": ((64, 64), lines), "b": ((64, 64), lines[:2]), "c": ((64, 64), None)})
@@ -265,6 +267,7 @@ def test_labels_that_are_no_text_are_faults(tmp_path):
     assert "images that the loader leaves out" in summary and "codec can't decode" in summary
 
 
+@pytest.mark.slow
 @needs_chromium
 @pytest.mark.parametrize("width", [1280, 390])
 def test_the_page_has_room_and_no_errors(width, data, tmp_path):

@@ -355,6 +355,7 @@ def test_an_interrupt_ends_all_chunks_and_restores_threads(sample, four_threads)
     assert len(ticks) < 400, "the other chunks ended too"
 
 
+@pytest.mark.slow
 def test_a_log_tells_the_progress_where_there_is_no_terminal(tmp_path, monkeypatch):
     monkeypatch.setattr(simulate, "LOG_INTERVAL", 0.0)
     with Log() as log:

@@ -44,6 +44,7 @@ def run(folder, data, stop_after=None, resume=None):
     return states
 
 
+@pytest.mark.slow
 def test_a_resumed_run_remembers_number_for_number(data, tmp_path, monkeypatch):
     """The weights stay, and are such that half precision holds them: only what the losses remember can differ."""
     from ultralytics.nn.tasks import DetectionModel

@@ -157,6 +157,7 @@ def test_a_release_that_moved_a_seam_is_left_alone(damage, tmp_path):
     assert "LossPlug" not in done.stdout
 
 
+@pytest.mark.slow
 def test_what_adds_the_keys_imports_nothing_of_the_host(tmp_path):
     """It runs in the middle of the host's own import."""
     code = "import sys, yolo_lossplug.ultralytics_hook.config\nassert 'ultralytics' not in sys.modules"

@@ -453,6 +453,7 @@ def test_a_resumed_run_goes_on_with_its_table(data, tmp_path):
     assert "is ignored" not in log.text
 
 
+@pytest.mark.slow
 def test_an_epoch_that_is_begun_again_counts_once(data, tmp_path):
     """As after an out of memory error, or not-a-number: what was counted is forgotten."""
 
