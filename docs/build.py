@@ -188,7 +188,7 @@ def trouble(lang, name):
 
 def commands(lang):
     """Return the help of every command."""
-    texts = {name: importlib.import_module(f"yolo_lossplug.tools.{name}").HELP for name in cli.TOOLS}
+    texts = {name: importlib.import_module(cli.TOOLS[name]).HELP for name in cli.TOOLS}
     texts = {"list": cli.LIST_HELP, "explain": cli.EXPLAIN_HELP, "doctor": cli.DOCTOR_HELP, **texts}
     parts = [f"## lossplug {name}\n\n```text\n{text}\n```\n" for name, text in texts.items()]
     example = [sys.executable, "-m", "yolo_lossplug", "verify", "loss=focal-eiou", "cls_loss=qfl"]

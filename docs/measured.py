@@ -14,11 +14,12 @@ import ultralytics.cfg  # noqa: F401  (before the package's tools, so that the p
 
 from yolo_lossplug import charts
 from yolo_lossplug.catalogue import table
-from yolo_lossplug.tools import answer, compare_plots, measures, significance, verdict
-from yolo_lossplug.tools.inspect_advice import RARE
-from yolo_lossplug.tools.jobs import FINISHED
-from yolo_lossplug.tools.significance import BETTER, NOISE, WORSE
-from yolo_lossplug.tools.summary import read_table
+from yolo_lossplug.tools.compare import answer, measures, significance, verdict
+from yolo_lossplug.tools.compare import plots as compare_plots
+from yolo_lossplug.tools.compare.jobs import FINISHED
+from yolo_lossplug.tools.compare.significance import BETTER, NOISE, WORSE
+from yolo_lossplug.tools.compare.summary import read_table
+from yolo_lossplug.tools.inspect.advice import RARE
 
 DOCS = Path(__file__).parent
 STORED = DOCS.parent / "benchmarks" / "results" / "troubles"

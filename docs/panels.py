@@ -14,8 +14,8 @@ from matplotlib.lines import Line2D
 from matplotlib.transforms import Bbox
 
 from yolo_lossplug import charts
-from yolo_lossplug.tools import curves
 from yolo_lossplug.tools.arms import arms
+from yolo_lossplug.tools.curves import command as curves
 
 WIDTH, HEIGHT = 3.7, 2.7
 """Inches of one panel: about half of the text column, or a phone, at 96 pixels an inch: labels keep their size."""

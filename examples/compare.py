@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ultralytics.cfg import smart_value
 
-from yolo_lossplug.tools.compare import compare
+from yolo_lossplug.tools.compare.command import compare
 
 DATA = Path(__file__).parent.parent / "configs" / "data" / "shapes128.yaml"
 

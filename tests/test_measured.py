@@ -13,8 +13,8 @@ import pytest
 
 from tests.runs import ROOT
 from yolo_lossplug import charts
-from yolo_lossplug.tools import inspect_advice
-from yolo_lossplug.tools.compare import plan_of
+from yolo_lossplug.tools.compare.command import plan_of
+from yolo_lossplug.tools.inspect import advice as inspect_advice
 from yolo_lossplug.ultralytics_hook.console import parse
 
 DOCS, STORED = ROOT / "docs", ROOT / "benchmarks" / "results" / "troubles"

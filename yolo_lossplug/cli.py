@@ -55,8 +55,15 @@ and Ultralytics, and who installed that; names distributions that overwrite each
 if it is not active.
 Example: lossplug doctor\
 """
-TOOLS = ("verify", "curves", "simulate", "inspect", "compare", "bench")
-"""Modules of `yolo_lossplug.tools` that are commands: each has a HELP, and a main that takes parsed arguments."""
+TOOLS = {
+    "verify": "yolo_lossplug.tools.verify",
+    "curves": "yolo_lossplug.tools.curves.command",
+    "simulate": "yolo_lossplug.tools.simulate",
+    "inspect": "yolo_lossplug.tools.inspect.command",
+    "compare": "yolo_lossplug.tools.compare.command",
+    "bench": "yolo_lossplug.tools.bench.command",
+}
+"""Module of each command: it has a HELP, and a main that takes parsed arguments."""
 
 
 def main() -> None:
@@ -101,7 +108,7 @@ def is_help(words: Sequence[str]) -> bool:
 
 def run_tool(name: str, words: Sequence[str]) -> None:
     """Run one of the tools; a mistake of the user is one line."""
-    tool = importlib.import_module(f"yolo_lossplug.tools.{name}")
+    tool = importlib.import_module(TOOLS[name])
     if is_help(words):
         print(terminal.fit_help(tool.HELP))
         return

@@ -11,8 +11,8 @@ from pycocotools.cocoeval import COCOeval
 
 from tests.runs import ROOT
 from yolo_lossplug import shapes
-from yolo_lossplug.tools import average_precision
-from yolo_lossplug.tools.average_precision import Image
+from yolo_lossplug.tools.compare import average_precision
+from yolo_lossplug.tools.compare.average_precision import Image
 
 NAMES = {0: "cat", 1: "dog", 2: "small"}
 

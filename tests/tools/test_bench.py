@@ -12,8 +12,11 @@ import torch
 from tests.runs import ROOT, Log, run
 from tests.tools import faults
 from yolo_lossplug import LossPlugError, kernels
-from yolo_lossplug.tools import bench, bench_children, bench_one, bench_report
-from yolo_lossplug.tools.bench_results import Results
+from yolo_lossplug.tools.bench import child as bench_one
+from yolo_lossplug.tools.bench import children as bench_children
+from yolo_lossplug.tools.bench import command as bench
+from yolo_lossplug.tools.bench import report as bench_report
+from yolo_lossplug.tools.bench.results import Results
 from yolo_lossplug.ultralytics_hook.engines import fast, record
 from yolo_lossplug.ultralytics_hook.trial import gauges, one_bench, problems, timing
 from yolo_lossplug.ultralytics_hook.trial.one_bench import CLASS_KERNELS, STEP, TRAIN, Work

@@ -14,9 +14,10 @@ from ultralytics.utils import SETTINGS
 
 from tests.runs import ROOT, TINY, arguments, results, run
 from yolo_lossplug import LossPlugError
-from yolo_lossplug.tools import answer, compare, jobs, measures, summary
-from yolo_lossplug.tools.jobs import FAILED, FINISHED, WAITING, Job
-from yolo_lossplug.tools.progress import Progress
+from yolo_lossplug.tools.compare import answer, jobs, measures, summary
+from yolo_lossplug.tools.compare import command as compare
+from yolo_lossplug.tools.compare.jobs import FAILED, FINISHED, WAITING, Job
+from yolo_lossplug.tools.compare.progress import Progress
 from yolo_lossplug.ultralytics_hook.trial import one_run
 
 COMMAND = [sys.executable, "-m", "yolo_lossplug", "compare"]
@@ -273,7 +274,7 @@ def test_a_plan_that_cannot_be_read(tmp_path):
 
 HOLD = """
 import pathlib, sys, time
-from yolo_lossplug.tools.compare import locked
+from yolo_lossplug.tools.compare.command import locked
 with locked(pathlib.Path(sys.argv[1])):
     print("locked", flush=True)
     time.sleep(600)

@@ -9,11 +9,13 @@ from PIL import Image
 
 from tests.browser import Browser, needs_chromium
 from tests.tools.test_compare_plots import effect, history
-from yolo_lossplug.tools import answer, compare, compare_page, differ, summary
-from yolo_lossplug.tools.compare_page import conclusions
-from yolo_lossplug.tools.compare_tables import spread, tables
-from yolo_lossplug.tools.jobs import FAILED, FINISHED, Job
-from yolo_lossplug.tools.significance import BETTER, NOISE, WORSE
+from yolo_lossplug.tools.compare import answer, differ, summary
+from yolo_lossplug.tools.compare import command as compare
+from yolo_lossplug.tools.compare import page as compare_page
+from yolo_lossplug.tools.compare.jobs import FAILED, FINISHED, Job
+from yolo_lossplug.tools.compare.page import conclusions
+from yolo_lossplug.tools.compare.significance import BETTER, NOISE, WORSE
+from yolo_lossplug.tools.compare.tables import spread, tables
 
 MAP, MAP50 = "metrics/mAP50-95(B)", "metrics/mAP50(B)"
 ARMS = ["ciou", "eiou", "focal-eiou focal_gamma=0.3"]

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from yolo_lossplug import charts
-from yolo_lossplug.tools import compare_plots
-from yolo_lossplug.tools.compare_plots import draw_curves, draw_forest
-from yolo_lossplug.tools.significance import BETTER, NOISE, WORSE
+from yolo_lossplug.tools.compare import plots as compare_plots
+from yolo_lossplug.tools.compare.plots import draw_curves, draw_forest
+from yolo_lossplug.tools.compare.significance import BETTER, NOISE, WORSE
 
 MAP, MAP50 = "metrics/mAP50-95(B)", "metrics/mAP50(B)"
 

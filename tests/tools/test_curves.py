@@ -10,9 +10,10 @@ import torch
 from yolo_lossplug import LossPlugError, charts, create_box_loss, create_class_loss, list_class_losses
 from yolo_lossplug.boxes import Pair
 from yolo_lossplug.registry import BOX, MODIFIER, OVERLAP, REGISTRY, ROTATED
-from yolo_lossplug.tools import curves, curves_plots
-from yolo_lossplug.tools import curves_measures as measures
 from yolo_lossplug.tools.arms import arms, labels
+from yolo_lossplug.tools.curves import command as curves
+from yolo_lossplug.tools.curves import measures as measures
+from yolo_lossplug.tools.curves import plots as curves_plots
 
 BASES = REGISTRY.names(BOX, OVERLAP)
 PREFIXED = tuple(f"{name}-eiou" for name in REGISTRY.names(MODIFIER))

@@ -9,7 +9,7 @@ from PIL import Image
 from ultralytics import YOLO
 
 from yolo_lossplug import charts
-from yolo_lossplug.tools import differ
+from yolo_lossplug.tools.compare import differ
 from yolo_lossplug.ultralytics_hook.trial.detections import Recorder
 
 GT = np.array([[10.0, 10, 40, 40], [50.0, 50, 60, 60]])

@@ -10,7 +10,8 @@ import torch
 
 from tests.runs import ROOT, arguments, slow
 from yolo_lossplug import LossPlugError
-from yolo_lossplug.tools import answer, compare, gains, jobs
+from yolo_lossplug.tools.compare import answer, gains, jobs
+from yolo_lossplug.tools.compare import command as compare
 from yolo_lossplug.ultralytics_hook.console import parse
 from yolo_lossplug.ultralytics_hook.trial import gradients, one_step
 

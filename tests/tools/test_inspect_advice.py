@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from yolo_lossplug.tools.compare import plan_of
-from yolo_lossplug.tools.inspect_advice import NO_REASON, RULES, Facts, advise, percent
+from yolo_lossplug.tools.compare.command import plan_of
+from yolo_lossplug.tools.inspect.advice import NO_REASON, RULES, Facts, advise, percent
 from yolo_lossplug.ultralytics_hook.console import parse
 
 PLAIN = {

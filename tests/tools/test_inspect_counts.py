@@ -4,7 +4,7 @@
 import numpy as np
 import pytest
 
-from yolo_lossplug.tools import inspect_counts as numbers
+from yolo_lossplug.tools.inspect import counts as numbers
 from yolo_lossplug.ultralytics_hook.dataset.overlap import overlap_of
 from yolo_lossplug.ultralytics_hook.run import counts
 

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from yolo_lossplug.tools import significance
-from yolo_lossplug.tools.significance import BETTER, NOISE, WORSE, compare
+from yolo_lossplug.tools.compare import significance
+from yolo_lossplug.tools.compare.significance import BETTER, NOISE, WORSE, compare
 
 
 def verdicts(mean, seeds, draws=400):

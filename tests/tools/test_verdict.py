@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from yolo_lossplug import LossPlugError
-from yolo_lossplug.tools import measures, verdict
-from yolo_lossplug.tools.significance import BETTER, NOISE, compare, holm
+from yolo_lossplug.tools.compare import measures, verdict
+from yolo_lossplug.tools.compare.significance import BETTER, NOISE, compare, holm
 
 MAIN = "metrics/mAP50-95(B)"
 

@@ -19,8 +19,8 @@ from tests.runs import STILL, TINY, train
 from tests.ultralytics_hook.test_report import table
 from yolo_lossplug import LossPlugError
 from yolo_lossplug.selection.select import select
-from yolo_lossplug.tools.inspect_counts import LIMITS, SIZES
-from yolo_lossplug.tools.inspect_views import assign, report_values, view
+from yolo_lossplug.tools.inspect.counts import LIMITS, SIZES
+from yolo_lossplug.tools.inspect.views import assign, report_values, view
 from yolo_lossplug.ultralytics_hook.criterion import branches
 from yolo_lossplug.ultralytics_hook.dataset import assignments, candidates, labels
 from yolo_lossplug.ultralytics_hook.run import counts, runs

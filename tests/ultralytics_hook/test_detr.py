@@ -518,7 +518,7 @@ def test_command_line(words, code, data, tmp_path):
 
 @pytest.mark.slow
 def test_compare_trains_it(data, tmp_path):
-    from yolo_lossplug.tools import compare
+    from yolo_lossplug.tools.compare import command as compare
 
     arms = compare.plan_of({"model": MODEL, "data": data, "loss": "giou,eiou", "cls_loss": "qfl"}).arms
     assert [arm.name for arm in arms] == ["giou", "eiou"]

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from yolo_lossplug import charts
-from yolo_lossplug.tools.significance import BETTER, WORSE
+from yolo_lossplug.tools.compare.significance import BETTER, WORSE
 
 Histories = Mapping[tuple[str, int], Sequence[Mapping[str, float]]]
 """Metrics after every epoch, by arm and seed."""

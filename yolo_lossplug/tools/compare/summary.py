@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any, Optional
 
 from yolo_lossplug import charts
-from yolo_lossplug.tools import answer, compare_page, compare_plots, differ, measures, outward, significance, verdict
-from yolo_lossplug.tools.compare_tables import tables
-from yolo_lossplug.tools.jobs import FAILED, FINISHED, Job
-from yolo_lossplug.tools.measures import METRICS, Results, label
+from yolo_lossplug.tools.compare import answer, differ, measures, outward, significance, verdict
+from yolo_lossplug.tools.compare import page as compare_page
+from yolo_lossplug.tools.compare import plots as compare_plots
+from yolo_lossplug.tools.compare.jobs import FAILED, FINISHED, Job
+from yolo_lossplug.tools.compare.measures import METRICS, Results, label
+from yolo_lossplug.tools.compare.tables import tables
 from yolo_lossplug.ultralytics_hook.trial.one_run import history
 
 Cells = Mapping[tuple[str, str], Mapping[str, Any]]

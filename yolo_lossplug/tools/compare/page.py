@@ -11,10 +11,10 @@ from typing import Any, Optional
 
 from PIL import Image
 
-from yolo_lossplug.tools.compare_tables import Table, signed
+from yolo_lossplug.tools.compare.significance import BETTER, MAX_SEEDS, MIN_SEEDS, WORSE
+from yolo_lossplug.tools.compare.tables import Table, signed
+from yolo_lossplug.tools.compare.verdict import Effect
 from yolo_lossplug.tools.page import Page
-from yolo_lossplug.tools.significance import BETTER, MAX_SEEDS, MIN_SEEDS, WORSE
-from yolo_lossplug.tools.verdict import Effect
 
 NO_VERDICT, DETECTABLE = "no verdict", "detectable"
 NAME = "report.html"

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Optional
 
-from yolo_lossplug.tools import significance
-from yolo_lossplug.tools.measures import Results, measured
-from yolo_lossplug.tools.significance import Difference
+from yolo_lossplug.tools.compare import significance
+from yolo_lossplug.tools.compare.measures import Results, measured
+from yolo_lossplug.tools.compare.significance import Difference
 
 
 @dataclass(frozen=True)

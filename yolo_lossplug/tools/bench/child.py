@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""The cases of one engine as a separate process: ``python -m yolo_lossplug.tools.bench_one job.json``.
+"""The cases of one engine as a separate process: ``python -m yolo_lossplug.tools.bench.child job.json``.
 
 An engine that kills its process, hangs, or is out of memory ends nothing but this.
 """

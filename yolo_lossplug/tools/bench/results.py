@@ -9,8 +9,8 @@ from typing import Any, NamedTuple, Optional
 
 import torch
 
-from yolo_lossplug.tools.bench_children import result_file
-from yolo_lossplug.tools.bench_one import OUT_OF_MEMORY, read_result
+from yolo_lossplug.tools.bench.child import OUT_OF_MEMORY, read_result
+from yolo_lossplug.tools.bench.children import result_file
 from yolo_lossplug.ultralytics_hook.attached import Measured, size_class
 from yolo_lossplug.ultralytics_hook.engines.choice import REFERENCE
 from yolo_lossplug.ultralytics_hook.engines.record import Key

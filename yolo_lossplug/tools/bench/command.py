@@ -17,10 +17,11 @@ from yolo_lossplug import kernels
 from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.selection.keys import flag_of
 from yolo_lossplug.selection.names import suggest
-from yolo_lossplug.tools import bench_children, bench_report
 from yolo_lossplug.tools.arguments import merge
-from yolo_lossplug.tools.bench_one import read_result
-from yolo_lossplug.tools.bench_results import Results, entries_of, proven, refused
+from yolo_lossplug.tools.bench import children as bench_children
+from yolo_lossplug.tools.bench import report as bench_report
+from yolo_lossplug.tools.bench.child import read_result
+from yolo_lossplug.tools.bench.results import Results, entries_of, proven, refused
 from yolo_lossplug.ultralytics_hook.console import folder as new_folder
 from yolo_lossplug.ultralytics_hook.console import progress, say
 from yolo_lossplug.ultralytics_hook.engines import record

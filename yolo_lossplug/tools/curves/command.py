@@ -13,7 +13,7 @@ from yolo_lossplug.registry import REGISTRY, ROTATED, SOFTMAX, LossPlugError
 from yolo_lossplug.selection.keys import CLASSIFY, refuse_unknown
 from yolo_lossplug.tools.arguments import Arguments, loss_keys, merge, refuse_keys_of_training, refuse_task
 from yolo_lossplug.tools.arms import Arm, arms, labels
-from yolo_lossplug.tools.curves_measures import (
+from yolo_lossplug.tools.curves.measures import (
     ASPECTS,
     MAX_SIDE,
     SIDE,
@@ -24,7 +24,7 @@ from yolo_lossplug.tools.curves_measures import (
     movements,
     probabilities,
 )
-from yolo_lossplug.tools.curves_plots import TARGETS, draw, draw_class
+from yolo_lossplug.tools.curves.plots import TARGETS, draw, draw_class
 from yolo_lossplug.ultralytics_hook.console import folder, say
 
 HELP = """\

@@ -107,7 +107,7 @@ class Job:
         job = {"args": args, "result": str(self.result), "error": str(self.error), "about": self.about}
         self.file.write_text(json.dumps(job, indent=2), encoding="utf-8")
         self.state = RUNNING
-        return [sys.executable, "-m", "yolo_lossplug.tools.train_one", str(self.file)]
+        return [sys.executable, "-m", "yolo_lossplug.tools.compare.train_one", str(self.file)]
 
     def finish(self, status: int) -> None:
         """Set the state after the run has ended with an exit status."""

@@ -7,9 +7,9 @@ import time
 from collections.abc import Sequence
 
 from yolo_lossplug.registry import LossPlugError
-from yolo_lossplug.tools.jobs import FAILED, FINISHED, RUNNING, WAITING, Job
-from yolo_lossplug.tools.measures import label, measured
-from yolo_lossplug.tools.summary import primary_of
+from yolo_lossplug.tools.compare.jobs import FAILED, FINISHED, RUNNING, WAITING, Job
+from yolo_lossplug.tools.compare.measures import label, measured
+from yolo_lossplug.tools.compare.summary import primary_of
 
 
 class Progress:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from yolo_lossplug import charts
-from yolo_lossplug.tools.inspect_counts import by_bins
+from yolo_lossplug.tools.inspect.counts import by_bins
 
 EDGES = tuple(float(2**i) for i in (1, 2, 3, 3.5, 4, 4.5, 5, 5.5, 6, 6.5, 7, 8, 9, 10))
 """Edges of the bins of sides, in pixels."""

@@ -14,11 +14,11 @@ import numpy as np
 from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.selection.keys import TASKS, keys, refuse_unknown
 from yolo_lossplug.selection.select import Selection, select
-from yolo_lossplug.tools import inspect_counts as numbers
-from yolo_lossplug.tools import inspect_report as report
-from yolo_lossplug.tools import inspect_views as views
 from yolo_lossplug.tools.arguments import merge
-from yolo_lossplug.tools.inspect_findings import Findings, reasons
+from yolo_lossplug.tools.inspect import counts as numbers
+from yolo_lossplug.tools.inspect import report as report
+from yolo_lossplug.tools.inspect import views as views
+from yolo_lossplug.tools.inspect.findings import Findings, reasons
 from yolo_lossplug.ultralytics_hook.console import folder, progress, say
 from yolo_lossplug.ultralytics_hook.dataset import assignments, labels
 from yolo_lossplug.ultralytics_hook.dataset.assignments import Model

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""One run of a comparison as a separate process: ``python -m yolo_lossplug.tools.train_one job.json``.
+"""One run of a comparison as a separate process: ``python -m yolo_lossplug.tools.compare.train_one job.json``.
 
 So a run that fails, or runs out of memory, does not end the others, and each starts from the same state of the process.
 """
@@ -36,7 +36,7 @@ def main(file: Path) -> int:
 
 def evaluate(result: dict[str, Any]) -> dict[str, Any]:
     """Return a result with AP by size and class in place of the images, val's and test's."""
-    from yolo_lossplug.tools import average_precision, differ
+    from yolo_lossplug.tools.compare import average_precision, differ
 
     names, images, test = result.pop("names"), result.pop("images"), result["test"]
     differ.save(images, names, Path(result["save_dir"]) / differ.FILE)

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from yolo_lossplug.selection.select import Selection
-from yolo_lossplug.tools import inspect_counts as numbers
-from yolo_lossplug.tools.inspect_advice import FEW, LONG, RARE, TINY, Facts
-from yolo_lossplug.tools.inspect_views import STRIDES, View
+from yolo_lossplug.tools.inspect import counts as numbers
+from yolo_lossplug.tools.inspect.advice import FEW, LONG, RARE, TINY, Facts
+from yolo_lossplug.tools.inspect.views import STRIDES, View
 from yolo_lossplug.ultralytics_hook.dataset import cost
 from yolo_lossplug.ultralytics_hook.dataset.assignments import Model
 from yolo_lossplug.ultralytics_hook.dataset.candidates import make_assigner

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple, Optional, Union
 import numpy as np
 
 from yolo_lossplug import charts
-from yolo_lossplug.tools import inspect_counts as numbers
-from yolo_lossplug.tools.inspect_advice import FEW, Advice, advise, percent
-from yolo_lossplug.tools.inspect_findings import Findings, reasons
-from yolo_lossplug.tools.inspect_pictures import Panel, draw_candidates, draw_images, draw_sizes
-from yolo_lossplug.tools.inspect_views import View, report_values
+from yolo_lossplug.tools.inspect import counts as numbers
+from yolo_lossplug.tools.inspect.advice import FEW, Advice, advise, percent
+from yolo_lossplug.tools.inspect.findings import Findings, reasons
+from yolo_lossplug.tools.inspect.pictures import Panel, draw_candidates, draw_images, draw_sizes
+from yolo_lossplug.tools.inspect.views import View, report_values
 from yolo_lossplug.tools.page import Page
 from yolo_lossplug.ultralytics_hook.console import VERSION
 from yolo_lossplug.ultralytics_hook.dataset.assignments import Objects

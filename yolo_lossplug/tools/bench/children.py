@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Callable
 
-from yolo_lossplug.tools.bench_one import OUT_OF_MEMORY, PART
+from yolo_lossplug.tools.bench.child import OUT_OF_MEMORY, PART
 from yolo_lossplug.ultralytics_hook.trial.one_bench import Work
 
 POLL = 0.1
@@ -36,7 +36,7 @@ def is_finished(result: Mapping[str, Any]) -> bool:
 
 def command(job: Path) -> list[str]:
     """Return the command that measures what a file says."""
-    return [sys.executable, "-m", "yolo_lossplug.tools.bench_one", str(job)]
+    return [sys.executable, "-m", "yolo_lossplug.tools.bench.child", str(job)]
 
 
 def run(

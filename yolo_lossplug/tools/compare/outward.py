@@ -7,8 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from yolo_lossplug.tools.jobs import Job
-from yolo_lossplug.tools.measures import Results
+from yolo_lossplug.tools.compare.jobs import Job
+from yolo_lossplug.tools.compare.measures import Results
 
 FOLDERS = re.compile(r"(?<![\w.~:/\\-])(?:[A-Za-z]:[\\/]|/|\\\\)(?:[^\s,:;'\"`|/\\]+[\\/])+")
 """The folders of an absolute path, on Linux and Windows."""

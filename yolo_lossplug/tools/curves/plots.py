@@ -15,7 +15,7 @@ from yolo_lossplug import charts
 from yolo_lossplug.registry import ROTATED
 from yolo_lossplug.selection.loss import Loss
 from yolo_lossplug.tools.arms import Arm, labels
-from yolo_lossplug.tools.curves_measures import (
+from yolo_lossplug.tools.curves.measures import (
     ASPECTS,
     MIN_IOU,
     SIDE,

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from textwrap import shorten
 from typing import Any
 
-from yolo_lossplug.tools import significance
-from yolo_lossplug.tools.gains import FAR, far
-from yolo_lossplug.tools.measures import SIZES, Results, label, measured
-from yolo_lossplug.tools.significance import BETTER, MIN_SEEDS, NOISE
-from yolo_lossplug.tools.verdict import Effect, effects, noise_floor, values_of
+from yolo_lossplug.tools.compare import significance
+from yolo_lossplug.tools.compare.gains import FAR, far
+from yolo_lossplug.tools.compare.measures import SIZES, Results, label, measured
+from yolo_lossplug.tools.compare.significance import BETTER, MIN_SEEDS, NOISE
+from yolo_lossplug.tools.compare.verdict import Effect, effects, noise_floor, values_of
 
 NOTHING_LEARNT = "All metrics are 0: nothing has been learnt yet. Train longer."
 WIDTH, NAME_WIDTH, MOST = 80, 24, 6

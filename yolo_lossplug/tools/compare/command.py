@@ -20,11 +20,11 @@ from filelock import FileLock, Timeout
 import yolo_lossplug
 from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.selection.keys import keys
-from yolo_lossplug.tools import answer, average_precision, gains, jobs, measures, outward, summary
 from yolo_lossplug.tools.arguments import merge
 from yolo_lossplug.tools.arms import ARMS, Arm, chosen_by, values_by_key
-from yolo_lossplug.tools.jobs import FAILED, FINISHED, RUNNING, WAITING, Job
-from yolo_lossplug.tools.progress import Progress
+from yolo_lossplug.tools.compare import answer, average_precision, gains, jobs, measures, outward, summary
+from yolo_lossplug.tools.compare.jobs import FAILED, FINISHED, RUNNING, WAITING, Job
+from yolo_lossplug.tools.compare.progress import Progress
 from yolo_lossplug.ultralytics_hook.console import VERSION, say, training_keys
 from yolo_lossplug.ultralytics_hook.console import folder as new_folder
 from yolo_lossplug.ultralytics_hook.trial import one_run

@@ -10,7 +10,7 @@ from typing import Any, Callable, Optional
 import numpy as np
 
 from yolo_lossplug.selection.select import Selection
-from yolo_lossplug.tools.inspect_counts import sizes_of
+from yolo_lossplug.tools.inspect.counts import sizes_of
 from yolo_lossplug.ultralytics_hook.dataset import assignments
 from yolo_lossplug.ultralytics_hook.dataset.assignments import Model, Objects
 from yolo_lossplug.ultralytics_hook.dataset.candidates import candidates, make_assigner
