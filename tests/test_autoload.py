@@ -111,7 +111,9 @@ def test_what_a_wheel_carries(kind, built):
     for name in ("yolo_lossplug.pth", "yolo_lossplug.start", "yolo_lossplug/py.typed", "yolo_lossplug/shapes.py"):
         assert name in names
     assert "yolo_lossplug/_pyinstaller/hook-yolo_lossplug.py" in names
-    assert {"yolo_lossplug/tools/page.css", "yolo_lossplug/tools/page.js"} <= {*names}, "style and script of reports"
+    assert {f"yolo_lossplug/tools/report.{kind}" for kind in ("css", "js", "html.jinja")} <= {*names}, (
+        "parts of reports"
+    )
     assert "yolo_lossplug/ultralytics_hook/engines/records/cpu.json" in names  # what loss_engine=auto reads
     for file in (ROOT / "configs").rglob("*.yaml"):
         assert f"yolo_lossplug/{file.relative_to(ROOT).as_posix()}" in names

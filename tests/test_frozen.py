@@ -19,8 +19,8 @@ if __name__ == "__main__":
     if sys.argv[1:] == ["list"]:
         print("LISTED", *yolo_lossplug.list_box_losses(), *yolo_lossplug.list_class_losses())
     elif sys.argv[1:] == ["page"]:
-        from yolo_lossplug.tools.page import Page
-        Page("Report").write("report.html")
+        from yolo_lossplug.tools.report import Report
+        Report("Report").write("report.html")
     else:
         YOLO("yolov8n.yaml").train(**{TINY!r}, **dict(word.split("=", 1) for word in sys.argv[1:]))
 """

@@ -17,6 +17,6 @@ hiddenimports += losses
 # Recipes and datasets are found by name.
 datas += [(str(folder()), "yolo_lossplug/configs")]
 # Style and script of reports, and records of which engine is fastest.
-datas += collect_data_files("yolo_lossplug", includes=["tools/page.css", "tools/page.js", "**/records/*.json"])
+datas += collect_data_files("yolo_lossplug", includes=["tools/report.*", "**/records/*.json"])
 # Triton compiles kernels from their source.
 module_collection_mode = {"yolo_lossplug.kernels": "py"}

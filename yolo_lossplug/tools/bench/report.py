@@ -15,7 +15,7 @@ from matplotlib.ticker import LogFormatter
 
 from yolo_lossplug import catalogue, charts, terminal
 from yolo_lossplug.tools.bench.results import Results, entries_of, proven, refused
-from yolo_lossplug.tools.page import Page
+from yolo_lossplug.tools.report import Report as Page
 from yolo_lossplug.ultralytics_hook.engines.choice import FAST, REFERENCE, TRITON
 from yolo_lossplug.ultralytics_hook.engines.record import write_json
 from yolo_lossplug.ultralytics_hook.trial.one_bench import CLASS_KERNELS, STEP, TRAIN, Work

@@ -14,7 +14,7 @@ from PIL import Image
 from yolo_lossplug.tools.compare.significance import BETTER, MAX_SEEDS, MIN_SEEDS, WORSE
 from yolo_lossplug.tools.compare.tables import Table, signed
 from yolo_lossplug.tools.compare.verdict import Effect
-from yolo_lossplug.tools.page import Page
+from yolo_lossplug.tools.report import Report as Page
 
 NO_VERDICT, DETECTABLE = "no verdict", "detectable"
 NAME = "report.html"

@@ -17,7 +17,7 @@ from yolo_lossplug.tools.inspect.advice import FEW, Advice, advise, percent
 from yolo_lossplug.tools.inspect.findings import Findings, reasons
 from yolo_lossplug.tools.inspect.pictures import Panel, draw_candidates, draw_images, draw_sizes
 from yolo_lossplug.tools.inspect.views import View, report_values
-from yolo_lossplug.tools.page import Page
+from yolo_lossplug.tools.report import Report as Page
 from yolo_lossplug.ultralytics_hook.console import VERSION
 from yolo_lossplug.ultralytics_hook.dataset.assignments import Objects
 from yolo_lossplug.ultralytics_hook.dataset.candidates import corners_of, pairs, points_of

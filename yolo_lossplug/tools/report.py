@@ -1,0 +1,364 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Reports: the same words and numbers in a terminal, as Markdown, and as one HTML file that fetches nothing."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Optional, Union
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+from PIL import Image
+
+from yolo_lossplug import terminal
+
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'"
+NUMBER = re.compile(r"[+\-−]?\d[\d,]*\.?\d*(e[+-]?\d+)?(?=\s*(±|%|px|GB|MB|s|ms|min|h|×)|$)")
+"""Text that is a number, alone or before a unit."""
+CODE = re.compile(r"`([^`]+)`")
+MARKS = re.compile(r"[\\*<\[]|(?<!\w)_|_(?!\w)")
+"""Characters that would be markup in Markdown."""
+TYPES = ((b"\x89PNG\r\n", "image/png"), (b"\xff\xd8\xff", "image/jpeg"))
+CSS_DPI = 96
+EMPTY = "–"
+TEX = {**{char: f"\\{char}" for char in "_%&#${}"}, "\\": r"\textbackslash{}", "^": r"\textasciicircum{}"}
+TEX["~"] = r"\textasciitilde{}"
+
+
+@dataclass(frozen=True)
+class Text:
+    """A paragraph; what is between backticks is code.
+
+    Attributes:
+        text: The paragraph.
+        is_brief: Whether a terminal shows it.
+    """
+
+    text: str
+    is_brief: bool = False
+    kind: ClassVar[str] = "text"
+
+
+@dataclass(frozen=True)
+class Code:
+    """Text to copy as it is, such as a command.
+
+    Attributes:
+        text: The text.
+        is_brief: Whether a terminal shows it.
+    """
+
+    text: str
+    is_brief: bool = False
+    kind: ClassVar[str] = "code"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture.
+
+    Attributes:
+        source: A PNG or JPEG file, or the content of one, which Markdown does not show.
+        alt: What it shows, for those who do not see it.
+        caption: A line below it.
+    """
+
+    source: Union[Path, bytes]
+    alt: str
+    caption: str = ""
+    kind: ClassVar[str] = "picture"
+    is_brief: ClassVar[bool] = False
+
+    @cached_property
+    def data(self) -> bytes:
+        """Content of the file."""
+        return self.source if isinstance(self.source, bytes) else Path(self.source).read_bytes()
+
+    @property
+    def uri(self) -> str:
+        """The picture as the address that holds it."""
+        return f"data:{self._type};base64,{base64.b64encode(self.data).decode('ascii')}"
+
+    @property
+    def size(self) -> Optional[tuple[int, int]]:
+        """Width and height of a PNG, in CSS pixels of its own resolution where it has one."""
+        if self._type != TYPES[0][1]:
+            return None
+        with Image.open(io.BytesIO(self.data)) as picture:
+            scale = CSS_DPI / picture.info.get("dpi", (CSS_DPI,))[0]
+            return round(picture.width * scale), round(picture.height * scale)
+
+    @property
+    def _type(self) -> str:
+        for signature, name in TYPES:
+            if self.data.startswith(signature):
+                return name
+        raise ValueError("a picture must be PNG or JPEG")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table.
+
+    Attributes:
+        header: The head of each column.
+        rows: Numbers, text, or None where there is nothing; each as long as the header. Floats of one column get the
+            same number of decimals.
+        caption: What the table shows.
+        columns: How many columns a terminal shows, from the first; 0 for no table there.
+
+    Raises:
+        ValueError: If a row is longer or shorter than the header.
+    """
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    caption: str = ""
+    columns: int = 0
+    kind: ClassVar[str] = "table"
+
+    def __post_init__(self) -> None:
+        if any(len(row) != len(self.header) for row in self.rows):
+            raise ValueError(f"all rows of a table need {len(self.header)} cells, as its header has")
+
+    @property
+    def is_brief(self) -> bool:
+        """Whether a terminal shows it."""
+        return self.columns > 0
+
+    @cached_property
+    def cells(self) -> list[list[str]]:
+        """What each cell shows."""
+        formats = [_format_of([row[k] for row in self.rows]) for k in range(len(self.header))]
+        return [[_shown(cell, spec) for cell, spec in zip(row, formats)] for row in self.rows]
+
+    @cached_property
+    def numeric(self) -> list[bool]:
+        """Which columns hold nothing but numbers."""
+        return [_is_numeric([row[k] for row in self.rows]) for k in range(len(self.header))]
+
+    def markdown(self) -> str:
+        """Return the table as Markdown."""
+        lines = ["| " + " | ".join(map(_marked_cell, row)) + " |" for row in (self.header, *self.cells)]
+        rule = "|" + "|".join("---:" if is_number else "---" for is_number in self.numeric) + "|"
+        caption = [_marked(self.caption), ""] if self.caption else []
+        return "\n".join([*caption, lines[0], rule, *lines[1:]])
+
+    def latex(self, about: Sequence[str] = ()) -> str:
+        """Return the table for LaTeX's package booktabs, below some lines as comments."""
+        kinds = "".join("r" if is_number else "l" for is_number in self.numeric)
+        head, *lines = (" & ".join(map(_tex, row)) + r" \\" for row in (self.header, *self.cells))
+        body = [rf"\begin{{tabular}}{{{kinds}}}", r"\toprule", head, r"\midrule", *lines, r"\bottomrule"]
+        return "\n".join([*(f"% {_plain(line)}" for line in about), *body, r"\end{tabular}", ""])
+
+    def lines(self) -> list[str]:
+        """Return the table as the lines of a terminal, with the columns that it shows."""
+        rows = [[_plain(cell) for cell in row[: self.columns]] for row in (self.header, *self.cells)]
+        return [*([_plain(self.caption)] if self.caption else []), *terminal.table(rows)]
+
+
+Block = Union[Text, Code, Picture, Table]
+
+
+@dataclass
+class Section:
+    """A heading and what follows it."""
+
+    heading: str = ""
+    blocks: list[Block] = field(default_factory=list)
+
+
+class Report:
+    """A report that grows from top to bottom; what is said of its content holds for all of its forms.
+
+    Text is shown as it is, never as markup; what is between backticks is shown as code. The same calls give the same
+    bytes.
+
+    Args:
+        title: Heading of the page, and name of the window.
+        subtitle: A line below it.
+        command: The command that makes the report again.
+
+    Example:
+        >>> report = Report("Comparison", command="lossplug compare ...")
+        >>> report.verdict("`eiou` is better than `ciou`.")
+        >>> report.section("Differences")
+        >>> report.table(["loss", "difference"], [["eiou", 0.0123]], columns=2)
+        >>> print(report.terminal())
+        loss  difference
+        eiou      0.0123
+        <BLANKLINE>
+        eiou is better than ciou.
+    """
+
+    def __init__(self, title: str, subtitle: str = "", command: str = "") -> None:
+        self.title, self.subtitle, self.command = title, subtitle, command
+        self.verdicts: list[str] = []
+        self.sections = [Section()]
+        self.footer: list[str] = []
+
+    def verdict(self, sentence: str) -> None:
+        """Add a sentence to the conclusion, which is the most prominent: first on a page, last in a terminal."""
+        self.verdicts.append(sentence)
+
+    def section(self, heading: str) -> None:
+        """Begin a section, which holds all that follows."""
+        self.sections.append(Section(heading))
+
+    def text(self, paragraph: str, is_brief: bool = False) -> None:
+        """Add a paragraph, as `Text` takes it."""
+        self.add(Text(paragraph, is_brief))
+
+    def code(self, text: str, is_brief: bool = False) -> None:
+        """Add text to copy, as `Code` takes it."""
+        self.add(Code(text, is_brief))
+
+    def table(self, header: Sequence[str], rows: Sequence[Sequence[Any]], caption: str = "", columns: int = 0) -> None:
+        """Add a table, as `Table` takes it; on a page a click on a head sorts it."""
+        self.add(Table(header, rows, caption, columns))
+
+    def picture(self, source: Union[Path, bytes], alt: str, caption: str = "") -> None:
+        """Add a picture, as `Picture` takes it; on a page a click enlarges it."""
+        self.add(Picture(source, alt, caption))
+
+    def foot(self, line: str) -> None:
+        """Add a line to the foot: versions, the date, hardware."""
+        self.footer.append(line)
+
+    def add(self, block: Block) -> None:
+        """Add a block to the section begun last."""
+        self.sections[-1].blocks.append(block)
+
+    def terminal(self) -> str:
+        """Return what a terminal shows: the brief blocks, then the conclusion."""
+        blocks = [block for section in self.sections for block in section.blocks if block.is_brief]
+        parts = [*map(_in_terminal, blocks), "\n".join(terminal.fit(_plain(sentence)) for sentence in self.verdicts)]
+        return "\n\n".join(filter(None, parts))
+
+    def markdown(self) -> str:
+        """Return the report as Markdown, the conclusion first."""
+        parts = [f"# {_marked(self.title)}", *(f"**{_marked(sentence)}**" for sentence in self.verdicts)]
+        parts += [_marked(self.subtitle)] if self.subtitle else []
+        for section in self.sections:
+            parts += [f"## {_marked(section.heading)}"] if section.heading else []
+            parts += [_in_markdown(block) for block in section.blocks]
+        parts += [f"Made by\n\n{_fenced(self.command)}"] if self.command else []
+        parts += ["  \n".join(map(_marked, self.footer))] if self.footer else []
+        return "\n\n".join(filter(None, parts)) + "\n"
+
+    def html(self) -> str:
+        """Return the report as a page that needs no other file."""
+        folder = Path(__file__).parent
+        environment = Environment(
+            loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True
+        )
+        environment.filters.update(inline=inline, number=number_of)
+        style, script = ((folder / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
+        page = environment.get_template("report.html.jinja")
+        return page.render(report=self, sections=[*enumerate(self.sections)], policy=POLICY, style=style, script=script)
+
+    def write(self, file: Union[str, Path]) -> Path:
+        """Write the page and return the file, which is complete or as it was."""
+        target = Path(file)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = target.with_name(target.name + ".tmp")
+        unfinished.write_bytes(self.html().encode("utf-8"))
+        unfinished.replace(target)
+        return target
+
+
+def inline(text: str) -> Markup:
+    """Return text as HTML, with what is between backticks as code.
+
+    >>> print(inline("`a<b` & c"))
+    <code>a&lt;b</code> &amp; c
+    """
+    return Markup(CODE.sub(r"<code>\1</code>", str(escape(text))))
+
+
+def number_of(cell: Any) -> Optional[float]:
+    """Return the number that a cell shows or begins with; None if there is none.
+
+    >>> number_of("+0.012 ± 0.003"), number_of("−31 %"), number_of("3 of 4"), number_of(None)
+    (0.012, -31.0, None, None)
+    """
+    if isinstance(cell, (int, float)):
+        return float(cell) if math.isfinite(cell) else None
+    match = NUMBER.match(cell) if isinstance(cell, str) else None
+    return float(match.group().replace(",", "").replace("−", "-")) if match else None
+
+
+def _is_numeric(column: Sequence[Any]) -> bool:
+    shown = [cell for cell in column if cell not in (None, "", EMPTY)]
+    return bool(shown) and all(number_of(cell) is not None or isinstance(cell, float) for cell in shown)
+
+
+def _format_of(column: Sequence[Any]) -> str:
+    """Return the format of the floats of a column: about 4 significant digits of the largest."""
+    sizes = [abs(cell) for cell in column if isinstance(cell, float) and math.isfinite(cell)]
+    largest = max(sizes, default=0.0)
+    if 0 < largest < 0.001:
+        return ".3g"
+    return f".{min(4, max(0, 4 - math.ceil(math.log10(largest)))) if largest else 4}f"
+
+
+def _shown(cell: Any, spec: str) -> str:
+    """Return what a cell shows; floats in a format."""
+    if cell is None or cell == "":
+        return EMPTY
+    if isinstance(cell, bool):
+        return "yes" if cell else "no"
+    if isinstance(cell, int):
+        return f"{cell:,}" if abs(cell) >= 10_000 else str(cell)
+    return format(cell, spec) if isinstance(cell, float) else str(cell)
+
+
+def _in_terminal(block: Block) -> str:
+    if isinstance(block, Table):
+        return "\n".join(block.lines())
+    return terminal.fit(_plain(block.text)) if isinstance(block, Text) else getattr(block, "text", "")
+
+
+def _in_markdown(block: Block) -> str:
+    if isinstance(block, Table):
+        return block.markdown()
+    if isinstance(block, Picture):
+        name = "" if isinstance(block.source, bytes) else block.source.name
+        caption = f"\n\n{_marked(block.caption)}" if block.caption else ""
+        return f"![{_marked(block.alt)}]({name}){caption}" if name else ""
+    return _fenced(block.text) if isinstance(block, Code) else _marked(block.text)
+
+
+def _fenced(text: str) -> str:
+    return f"```\n{text}\n```"
+
+
+def _plain(text: str) -> str:
+    """Return text on one line without the marks of code."""
+    return " ".join(CODE.sub(r"\1", text).split())
+
+
+def _marked(text: str) -> str:
+    """Return text as Markdown: nothing but code is markup."""
+    words = re.split(r"(`[^`]+`)", " ".join(str(text).split()))
+    return "".join(word if word.startswith("`") else MARKS.sub(r"\\\g<0>", word) for word in words)
+
+
+def _marked_cell(text: str) -> str:
+    return _marked(text).replace("|", "\\|")
+
+
+def _tex(text: str) -> str:
+    """Return a cell as LaTeX prints it, numbers in its mathematical mode."""
+    text = _plain(text)
+    if number_of(text) is not None:
+        number = text.replace(" ± ", r" \pm ").replace("−", "-").replace("%", TEX["%"])
+        return f"${number}$"
+    return "--" if text == EMPTY else "".join(TEX.get(char, char) for char in text)
