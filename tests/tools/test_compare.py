@@ -186,6 +186,7 @@ def test_the_command_alone_continues_a_numbered_comparison(tmp_path):
         ({"epoch": 3}, "epoch=3 is unknown. Did you mean 'epochs'"),
         ({"data": None}, "data= is missing"),
         ({"seed": 1}, "seed=1 cannot be given to compare: give seeds= instead"),
+        ({"match_gains": True, "loss": "none.py:own"}, "compare: `lossplug verify loss=NAME` prints the gain that"),
         ({"resume": True}, "the same command continues an unfinished comparison"),
         ({"seeds": 0}, "seeds=0 must be a number of seeds"),
         ({"seeds": "a"}, "seeds=a must be"),
@@ -443,6 +444,16 @@ def test_order_and_names_of_metrics():
     order = ["metrics/mAP50-95(B)", "metrics/mAP50(B)", "metrics/recall(B)", "metrics/mAP50(M)"]
     assert measures.order(dict.fromkeys(names)) == order
     assert [measures.label(name) for name in order] == ["mAP50-95", "mAP50", "recall", "mAP50 mask"]
+
+
+def test_the_summary_says_which_gains_ran():
+    def result(cls):
+        return {"gains": {"box": 7.5, "cls": cls, "dfl": 1.5}}
+
+    (text,) = answer.gains({("bce", 0): result(0.5), ("qfl", 0): result(0.5)}, ["bce", "qfl"])
+    assert "box=7.5, cls=0.5, dfl=1.5" in text and "not matched" in text
+    bce, qfl = answer.gains({("bce", 0): result(0.5), ("qfl", 0): result(4.0)}, ["bce", "qfl"])
+    assert "`bce`" in bce and "cls=0.5" in bce and "cls=4" in qfl
 
 
 def test_listed_arms_keep_their_gains_and_are_named_in_the_command(tmp_path):

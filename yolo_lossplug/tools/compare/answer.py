@@ -3,12 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from textwrap import shorten
-from typing import Any
 
 from yolo_lossplug.tools.compare import significance
-from yolo_lossplug.tools.compare.gains import FAR, far
 from yolo_lossplug.tools.compare.measures import SIZES, Results, label, measured
 from yolo_lossplug.tools.compare.significance import BETTER, MIN_SEEDS, NOISE
 from yolo_lossplug.tools.compare.verdict import Effect, effects, noise_floor, values_of
@@ -123,35 +121,9 @@ def gains(results: Results, arms: Sequence[str]) -> list[str]:
     for (arm, _), result in results.items():
         if result.get("gains"):
             of_arms[arm] = ", ".join(f"{key}={value:g}" for key, value in result["gains"].items())
-    if any(result.get("matched") for result in results.values()):
-        return _matched(results, arms, of_arms)
     if len(set(of_arms.values())) == 1 and of_arms:
         return [f"All runs had the gains {next(iter(of_arms.values()))}; they were not matched to the scale of a loss."]
     return [f"`{arm}` ran with the gains {of_arms[arm]}." for arm in arms if arm in of_arms]
-
-
-def _matched(results: Results, arms: Sequence[str], of_arms: Mapping[str, str]) -> list[str]:
-    """Return the matched gains of each arm, with the ratio of gradients that they make up for."""
-    ratios = {arm: result["matched"] for (arm, _), result in results.items() if result.get("matched")}
-    baseline = next(iter(ratios.values()))["baseline"]
-    head = (
-        f"Gains were matched: the gradients of the box and the class term had the norms of `{baseline}` on the first "
-        "batches, with the weights that training starts from."
-    )
-    before = {
-        arm: f"; before, its gradients had {one['box']:.3g} (box) and {one['cls']:.3g} (class) times the norm"
-        + _doubt(one)
-        for arm, one in ratios.items()
-    }
-    return [
-        head,
-        *(f"`{arm}` ran with the gains {of_arms[arm]}{before.get(arm, '')}." for arm in arms if arm in of_arms),
-    ]
-
-
-def _doubt(ratios: Mapping[str, Any]) -> str:
-    text = f" (a ratio beyond {FAR:g} is one of untrained weights and changes within epochs: do not judge by this run)"
-    return text if far(ratios) else ""
 
 
 def _sizes(results: Results) -> list[str]:

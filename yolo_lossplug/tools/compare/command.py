@@ -22,7 +22,7 @@ from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.selection.keys import keys
 from yolo_lossplug.tools.arguments import merge
 from yolo_lossplug.tools.arms import ARMS, Arm, chosen_by, values_by_key
-from yolo_lossplug.tools.compare import answer, average_precision, gains, jobs, measures, outward, summary
+from yolo_lossplug.tools.compare import answer, average_precision, jobs, measures, outward, summary
 from yolo_lossplug.tools.compare.jobs import FAILED, FINISHED, RUNNING, WAITING, Job
 from yolo_lossplug.tools.compare.progress import Progress
 from yolo_lossplug.ultralytics_hook.console import VERSION, say, training_keys
@@ -41,8 +41,6 @@ with paired differences against the first.
   name=NAME        the same name with the same keys continues: finished runs are kept, losses and seeds may be added
   metric=mAP50-95  the one that carries the verdict: AP_small, AP_medium, AP_large, AP_<class>, mAP50, ...; split=test
                    measures the best checkpoints on the test split too: metric=test/AP_small
-  match_gains=True  scales box= and cls= of each loss so that its gradients have the norm of the first loss's on the
-                    first 4 batches, before training; without it all have the gains given
   devices=0,1      one run at a time on each of these; without it the runs follow each other on device=
   engine=ray       on a Ray cluster (pip install 'yolo-lossplug[ray]')
   arms="[{'loss':'ciou'},{'tal_topk':7}]"
@@ -51,12 +49,13 @@ with paired differences against the first.
 Every other key is one of `yolo train`. All runs take the same loss_engine; default auto.
 Example: lossplug compare data=coco128.yaml model=yolov8n.yaml loss=ciou,eiou,wiou-v3 seeds=3 epochs=100\
 """
-OWN = (ARMS, "seeds", "devices", "engine", "name", "project", "metric", gains.KEY)
+OWN = (ARMS, "seeds", "devices", "engine", "name", "project", "metric")
 RESERVED = {
     "seed": "give seeds= instead",
     "resume": "the same command continues an unfinished comparison",
     "exist_ok": "a comparison has its own folder: give name=",
     "mode": "it always trains",
+    "match_gains": "`lossplug verify loss=NAME` prints the gain that matches, and arms=[...] takes gains for each arm",
 }
 ENGINES = ("local", "ray")
 PLAN, LOCK = "compare.json", "compare.lock"
@@ -75,7 +74,6 @@ class Plan:
         name: Name of the comparison; None for the default.
         project: Where its folder is; None for the default.
         metric: The primary metric, which carries the verdict.
-        match_gains: Whether gains are scaled to the norm of the first arm's gradients.
         is_listed: Whether the arms were listed one by one.
     """
 
@@ -87,7 +85,6 @@ class Plan:
     name: Any
     project: Any
     metric: str
-    match_gains: bool = False
     is_listed: bool = False
 
 
@@ -125,24 +122,12 @@ def run_plan(plan: Plan) -> Path:
     if len(plan.arms) < 2:
         say(f"only one loss, {plan.arms[0].name}: its seeds show the noise, and there is nothing to compare it with")
     directory = directory_of(plan, plan.name, plan.project)
-    matched = {}
     if any(job.state == WAITING for job in jobs_of(plan, directory)):
         _check_class(plan.metric, one_run.prepare({**plan.args, **plan.arms[0].keys}))
-        matched = _match_gains(plan, directory)
     directory.mkdir(parents=True, exist_ok=True)
     with locked(directory):
-        if matched:
-            gains.write({**matched, **gains.read(directory)}, directory)
         _run(plan, directory)
     return directory
-
-
-def _match_gains(plan: Plan, directory: Path) -> dict[str, gains.Matched]:
-    """Return the gains of all arms where they are to be matched; none otherwise."""
-    if not plan.match_gains:
-        return {}
-    args = {**plan.args, "device": plan.devices} if plan.devices else plan.args
-    return gains.match(plan.arms, args, gains.read(directory))
 
 
 def _run(plan: Plan, directory: Path) -> None:
@@ -209,19 +194,19 @@ def plan_of(args: Mapping[str, Any]) -> Plan:
     Raises:
         LossPlugError: If an argument is wrong.
     """
+    _refuse_reserved(args)
     unused = {*RESERVED, "save_dir", *(["device"] if "devices" in args else [])}
     given = merge(args, training_keys() - unused)
     values = given.values
-    _refuse_reserved(values)
+    _refuse_missing(values)
     common = {key: value for key, value in values.items() if key not in OWN and key not in keys()}
     task = one_run.check(common)
     chosen = [_with_engine(arm, common) for arm in chosen_by(values, task, given.recipe)]
     given.say_unused(chosen)
     devices, engine = _devices(values)
     name, project = values.get("name"), values.get("project")
-    metric = _metric(values)
-    seeds, matches = _seeds(values.get("seeds", 3)), gains.wanted(values, task)
-    return Plan(chosen, seeds, common, devices, engine, name, project, metric, matches, ARMS in values)
+    metric, seeds = _metric(values), _seeds(values.get("seeds", 3))
+    return Plan(chosen, seeds, common, devices, engine, name, project, metric, ARMS in values)
 
 
 def _metric(args: Mapping[str, Any]) -> str:
@@ -254,7 +239,7 @@ def _check_class(metric: str, names: Mapping[int, str]) -> None:
 
 
 def _refuse_reserved(args: Mapping[str, Any]) -> None:
-    """Raise an error for keys that a comparison sets itself, and for missing ones.
+    """Raise an error for keys that a comparison sets itself, or does not take.
 
     Raises:
         LossPlugError: If there is one.
@@ -262,6 +247,14 @@ def _refuse_reserved(args: Mapping[str, Any]) -> None:
     for key, why in RESERVED.items():
         if key in args:
             raise LossPlugError(f"{key}={args[key]} cannot be given to compare: {why}.")
+
+
+def _refuse_missing(args: Mapping[str, Any]) -> None:
+    """Raise an error if data or model is missing.
+
+    Raises:
+        LossPlugError: If one is.
+    """
     for key in ("data", "model"):
         if not args.get(key):
             example = "lossplug compare data=coco128.yaml model=yolov8n.yaml loss=ciou,eiou"
@@ -345,22 +338,13 @@ def _differing_keys(directory: Path, plan: Plan) -> Optional[list[str]]:
         earlier = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise LossPlugError(f"{file} cannot be read ({error}); give another name=.") from error
-    one = {**_comparable(earlier["args"]), gains.KEY: earlier.get(gains.KEY, False)}
-    other = {**_comparable(plan.args), gains.KEY: _baseline_of_gains(plan)}
-    return sorted(key for key in {*one, *other} if one.get(key) != other.get(key))
-
-
-def _baseline_of_gains(plan: Plan) -> Any:
-    """Return the arm that gains are matched to, which has to stay; False where they are not matched."""
-    return plan.arms[0].name if plan.match_gains else False
+    before, now = _comparable(earlier["args"]), _comparable(plan.args)
+    return sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
 
 
 def jobs_of(plan: Plan, directory: Path) -> list[Job]:
     """Return the runs of a comparison, seed by seed, so that an early look compares all losses."""
-    matched = gains.read(directory) if plan.match_gains else {}
-    return [
-        _job(plan, arm, seed, directory / "runs", matched.get(arm.name)) for seed in plan.seeds for arm in plan.arms
-    ]
+    return [_job(plan, arm, seed, directory / "runs") for seed in plan.seeds for arm in plan.arms]
 
 
 def _fits(plan: Plan, directory: Path) -> bool:
@@ -371,14 +355,11 @@ def _fits(plan: Plan, directory: Path) -> bool:
         return False
 
 
-def _job(plan: Plan, arm: Arm, seed: int, runs: Path, matched: Optional[gains.Matched] = None) -> Job:
+def _job(plan: Plan, arm: Arm, seed: int, runs: Path) -> Job:
     """Return one run, finished if its result is there."""
     folder = runs / f"{jobs.slug(arm.name)}-seed{seed}"
     args = {**plan.args, **arm.keys, "seed": seed, "project": str(runs), "name": folder.name, "exist_ok": True}
     job = Job(arm.name, seed, folder, args)
-    if matched:
-        args.update(matched.gains)
-        job.about["matched"] = {"baseline": matched.baseline, **matched.ratios}
     job.refuse_others(keys())
     job.state = FINISHED if job.read() else WAITING
     return job
@@ -409,10 +390,7 @@ def _comparable(args: Mapping[str, Any]) -> Any:
 
 def _write_plan(plan: Plan, directory: Path) -> None:
     (directory / PLAN).write_text(
-        json.dumps(
-            {"args": plan.args, "seeds": plan.seeds, gains.KEY: _baseline_of_gains(plan)}, indent=2, default=str
-        ),
-        encoding="utf-8",
+        json.dumps({"args": plan.args, "seeds": plan.seeds}, indent=2, default=str), encoding="utf-8"
     )
 
 
@@ -429,8 +407,7 @@ def _words(plan: Plan) -> dict[str, Any]:
     lists = {ARMS: [_typed(arm) for arm in plan.arms]} if plan.is_listed else values_by_key(plan.arms)
     is_range = plan.seeds == tuple(range(len(plan.seeds)))
     metric = {} if plan.metric == measures.ORDER[0] else {"metric": plan.metric}
-    more = {**metric, **({gains.KEY: True} if plan.match_gains else {})}
-    return {**plan.args, **lists, **more, "seeds": len(plan.seeds) if is_range else ",".join(map(str, plan.seeds))}
+    return {**plan.args, **lists, **metric, "seeds": len(plan.seeds) if is_range else ",".join(map(str, plan.seeds))}
 
 
 @contextmanager

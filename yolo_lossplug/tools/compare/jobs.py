@@ -36,7 +36,6 @@ class Job:
         args: Arguments of the training.
         state: One of ``waiting``, ``running``, ``finished``, ``failed``.
         reason: Why it failed.
-        about: What its result holds besides, known before it runs.
     """
 
     arm: str
@@ -45,7 +44,6 @@ class Job:
     args: dict[str, Any] = field(repr=False)
     state: str = WAITING
     reason: str = ""
-    about: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def file(self) -> Path:
@@ -104,7 +102,7 @@ class Job:
             file.unlink(missing_ok=True)
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         args = {**self.args, **({} if device is None else {"device": device})}
-        job = {"args": args, "result": str(self.result), "error": str(self.error), "about": self.about}
+        job = {"args": args, "result": str(self.result), "error": str(self.error)}
         self.file.write_text(json.dumps(job, indent=2), encoding="utf-8")
         self.state = RUNNING
         return [sys.executable, "-m", "yolo_lossplug.tools.compare.train_one", str(self.file)]

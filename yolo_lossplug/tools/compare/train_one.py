@@ -20,7 +20,7 @@ def main(file: Path) -> int:
     try:
         from yolo_lossplug.ultralytics_hook.trial.one_run import train
 
-        text = json.dumps({**evaluate(train(job["args"])), **job.get("about", {})}, indent=2)
+        text = json.dumps(evaluate(train(job["args"])), indent=2)
     except KeyboardInterrupt:
         return 130
     except BaseException as problem:  # a trainer may end with SystemExit
