@@ -13,6 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+SIZES = ("small", "medium", "large")
+LIMITS = (32.0**2, 96.0**2)
+"""Sizes of objects, and the minimum areas in pixels of medium and large ones, as in COCO's evaluation."""
 EPS = 1e-14
 """Smallest denominator, in squared box units: a square of a millionth of a unit is far above it."""
 

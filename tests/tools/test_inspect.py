@@ -15,11 +15,11 @@ from tests.runs import run
 from tests.tools.test_compare import COMMAND
 from tests.ultralytics_hook.test_dataset import random_lines, write_data
 from yolo_lossplug import LossPlugError
+from yolo_lossplug.boxes import SIZES
 from yolo_lossplug.tools.inspect import command as inspect
 from yolo_lossplug.tools.inspect import report as inspect_report
 from yolo_lossplug.tools.inspect.pictures import NO_SIGNAL, Panel, window
 from yolo_lossplug.ultralytics_hook.engines.parity import METHOD
-from yolo_lossplug.ultralytics_hook.run.counts import SIZES
 
 
 def inspected(tmp_path, **keys):

@@ -18,13 +18,13 @@ from tests.problems import points
 from tests.runs import STILL, TINY, train
 from tests.ultralytics_hook.test_report import table
 from yolo_lossplug import LossPlugError
+from yolo_lossplug.boxes import LIMITS, SIZES
 from yolo_lossplug.selection.select import select
-from yolo_lossplug.tools.inspect.counts import LIMITS, SIZES
 from yolo_lossplug.tools.inspect.views import assign, report_values, view
+from yolo_lossplug.ultralytics_hook.counts import summary
 from yolo_lossplug.ultralytics_hook.criterion import branches
 from yolo_lossplug.ultralytics_hook.dataset import assignments, candidates, labels
-from yolo_lossplug.ultralytics_hook.run import counts, runs
-from yolo_lossplug.ultralytics_hook.run.counts import summary
+from yolo_lossplug.ultralytics_hook.run import runs
 
 FAMILIES = ("random", "tiny", "edges", "zero", "outside", "large")
 FLOORS = [(0.0, 0.0), (8.0, 8.0), (8.0, 16.0), (16.0, 16.0)]
@@ -350,7 +350,6 @@ def test_a_training_reports_the_same(data, tmp_path):
     for key in ("objects", "positives_per_object", "unassigned_share", *(f"objects_{size}" for size in SIZES)):
         assert found[key] == pytest.approx(float(row[key]), rel=1e-5), key
     assert found["mean_iou"] == pytest.approx(float(row["mean_iou"]), rel=1e-3)
-    assert counts.LIMITS == LIMITS and counts.SIZES == SIZES
 
 
 @pytest.mark.parametrize(

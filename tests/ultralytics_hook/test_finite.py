@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tests.runs import Log, train
-from yolo_lossplug.ultralytics_hook import finite
+from yolo_lossplug.ultralytics_hook.run import finite
 
 RUNNING = {"loss": "eiou", "cls_loss": "bce"}
 NAMES = ["box_loss", "cls_loss", "dfl_loss"]

@@ -23,14 +23,15 @@ from tests.runs import STILL, TINY, Log, interrupt, python, results, train, yolo
 from tests.ultralytics_hook.test_memory import PLAIN
 from tests.ultralytics_hook.test_routes import PARENT, SHIM
 from yolo_lossplug import DetectionLoss, LossPlugError
+from yolo_lossplug.boxes import SIZES
 from yolo_lossplug.selection.keys import given_keys, keys
 from yolo_lossplug.selection.select import select
-from yolo_lossplug.ultralytics_hook import config, report
+from yolo_lossplug.ultralytics_hook import config, counts
 from yolo_lossplug.ultralytics_hook.assigner import has_own_hooks, set_overlap
+from yolo_lossplug.ultralytics_hook.counts import COLUMNS, no_sums, summary, tally
 from yolo_lossplug.ultralytics_hook.criterion import branch_criteria
 from yolo_lossplug.ultralytics_hook.engines import fast
-from yolo_lossplug.ultralytics_hook.run import counts, runs, watch
-from yolo_lossplug.ultralytics_hook.run.counts import COLUMNS, no_sums, summary, tally
+from yolo_lossplug.ultralytics_hook.run import report, runs, watch
 
 MODELS = ["yolov8n", "yolo11n", "yolov10n", "yolov8n-seg", "yolov8n-pose"]
 BRANCHES = {"yolov10n": {"one2many", "one2one"}}
@@ -126,16 +127,16 @@ def test_an_object_that_loses_every_anchor_is_unassigned(n_slots):
 
 def test_classes_survive_a_resumed_run_and_drop_later_epochs(tmp_path):
     values = dict.fromkeys(COLUMNS, 0.5)
-    first = counts.Collector(tmp_path / counts.FILE, False)
+    first = report.Collector(tmp_path / report.FILE, False)
     first.names, first.by_class = {0: "a", 2: "c"}, {"main": [[3.0, 1.0], [0.0, 0.0], [4.0, 0.0]]}
     for epoch in (1, 2, 3):
         first.add(epoch, {"main": values})
     first.write()
-    again = counts.Collector(tmp_path / counts.FILE, True)
+    again = report.Collector(tmp_path / report.FILE, True)
     again.names, again.by_class = {0: "a"}, {"main": [[1.0, 1.0]]}
     again.add(3, {"main": values})
     again.write()
-    rows = table(tmp_path, counts.CLASS_FILE)
+    rows = table(tmp_path, report.CLASS_FILE)
     assert [(row["epoch"], row["name"], row["objects"], row["unassigned_share"]) for row in rows] == [
         *(("1", "a", "3", "0.333333"), ("1", "c", "4", "0")),
         *(("2", "a", "3", "0.333333"), ("2", "c", "4", "0")),
@@ -156,7 +157,7 @@ def test_an_assigner_derived_twice_is_pickled_and_still_sparse():
 def test_the_plot_shows_shares_in_percent(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr("yolo_lossplug.charts.save", lambda figure, file: drawn.append(figure))
-    shares = {f"unassigned_share_{size}": f"{share}" for size, share in zip(counts.SIZES, (0.4, 0.2, 0.0))}
+    shares = {f"unassigned_share_{size}": f"{share}" for size, share in zip(SIZES, (0.4, 0.2, 0.0))}
     row = {**dict.fromkeys(HEADER, "0.1"), **shares, "branch": "main", "conflict_share": "0.25"}
     report.plot([{**row, "epoch": str(epoch)} for epoch in (1, 2)], tmp_path / "x.png")
     first, _, _, last = drawn[0].axes
@@ -289,24 +290,24 @@ def test_an_assigner_that_cannot_be_watched():
 
 def test_rows_are_kept_until_an_epoch_and_a_table_is_complete_or_as_it_was(tmp_path, monkeypatch):
     values = dict.fromkeys(COLUMNS, 0.123456789)
-    first = counts.Collector(tmp_path / counts.FILE, False)
+    first = report.Collector(tmp_path / report.FILE, False)
     for epoch in (1, 2, 3):
         first.add(epoch, {"one2many": {**values, "objects": 1234567.0}, "one2one": {**values, "mean_iou": None}})
     first.write()
     assert [row["epoch"] for row in table(tmp_path)] == ["1", "1", "2", "2", "3", "3"]
     assert table(tmp_path)[0]["objects"] == "1234567" and table(tmp_path)[0]["mean_iou"] == "0.123457"
     assert table(tmp_path)[1]["mean_iou"] == ""
-    again = counts.Collector(tmp_path / counts.FILE, True)
+    again = report.Collector(tmp_path / report.FILE, True)
     again.add(2, {"one2many": {**values, "objects": 5.0}})
-    before = (tmp_path / counts.FILE).read_bytes()
+    before = (tmp_path / report.FILE).read_bytes()
     monkeypatch.setattr(csv.DictWriter, "writerows", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError):
         again.write()
-    assert (tmp_path / counts.FILE).read_bytes() == before
+    assert (tmp_path / report.FILE).read_bytes() == before
     monkeypatch.undo()
     again.write()
     assert [(row["epoch"], row["objects"]) for row in table(tmp_path)] == [("1", "1234567"), ("1", "0"), ("2", "5")]
-    assert counts.Collector(tmp_path / counts.FILE, False).rows == []
+    assert report.Collector(tmp_path / report.FILE, False).rows == []
     assert not list(tmp_path.glob("*.tmp"))
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from yolo_lossplug.selection.loss import Loss
 from yolo_lossplug.selection.select import Selection
-from yolo_lossplug.ultralytics_hook.run.counts import Meter
+from yolo_lossplug.ultralytics_hook.counts import Meter
 
 ATTRIBUTE = "lossplug"
 

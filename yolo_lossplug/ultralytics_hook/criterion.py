@@ -35,7 +35,7 @@ from yolo_lossplug.ultralytics_hook.attached import on_assigner, on_criterion
 from yolo_lossplug.ultralytics_hook.engines import choice, fast
 from yolo_lossplug.ultralytics_hook.members import PluggedBboxLoss, PluggedClassLoss, PluggedSoftmaxLoss, self_test
 from yolo_lossplug.ultralytics_hook.run import runs
-from yolo_lossplug.ultralytics_hook.run.counts import Collector
+from yolo_lossplug.ultralytics_hook.run.report import Collector
 from yolo_lossplug.ultralytics_hook.run.watch import watch
 
 STOCK_TOPK = inspect.signature(v8DetectionLoss.__init__).parameters["tal_topk"].default

@@ -14,7 +14,7 @@ import yolo_lossplug
 from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.selection.keys import NAMES, NUMBERS, REPORT, STOCK_BOX, STOCK_CLASS, given_keys, keys
 from yolo_lossplug.selection.select import Selection, class_weights, select
-from yolo_lossplug.ultralytics_hook import compatibility, finite, nms, patching, report
+from yolo_lossplug.ultralytics_hook import compatibility, nms, patching
 from yolo_lossplug.ultralytics_hook.assigner import refuse_min_side
 from yolo_lossplug.ultralytics_hook.console import bold, say, warn
 from yolo_lossplug.ultralytics_hook.criterion import (
@@ -35,8 +35,7 @@ from yolo_lossplug.ultralytics_hook.family import (
     refuse_visual_prompts,
     with_task,
 )
-from yolo_lossplug.ultralytics_hook.run import making, memory, runs
-from yolo_lossplug.ultralytics_hook.run.counts import FILE
+from yolo_lossplug.ultralytics_hook.run import finite, making, memory, report, runs
 
 Mark = Callable[[str], str]
 
@@ -136,7 +135,7 @@ def line(selection: Selection, actual: Mapping[str, Any], mark: Mark = str) -> s
         if selection.nms_iou != NAMES["nms_iou"]:
             parts.append(mark(f"nms {selection.nms_iou}"))
         if selection.report:
-            parts.append(mark(f"report {FILE}"))
+            parts.append(mark(f"report {report.FILE}"))
     engine = actual.get("loss_engine", choice.REFERENCE)
     parts.append(f"engine {engine}")
     if choice.is_by_adoption(selection):

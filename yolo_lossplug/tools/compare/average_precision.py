@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Optional
 
 import numpy as np
 
-from yolo_lossplug.tools.inspect.counts import LIMITS
+from yolo_lossplug.boxes import LIMITS
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALLS = np.linspace(0, 1, 101)

@@ -22,7 +22,7 @@ from yolo_lossplug.tools.inspect.findings import Findings, reasons
 from yolo_lossplug.ultralytics_hook.console import folder, progress, say
 from yolo_lossplug.ultralytics_hook.dataset import assignments, labels
 from yolo_lossplug.ultralytics_hook.dataset.assignments import Model
-from yolo_lossplug.ultralytics_hook.dataset.overlap import overlap_of
+from yolo_lossplug.ultralytics_hook.dataset.candidates import overlap_of
 
 HELP = """\
 usage: lossplug inspect data=FILE [imgsz=N,N,...] [model=FILE] [split=train] [fraction=F] [tal_KEY=VALUE ...]

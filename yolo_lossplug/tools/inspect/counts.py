@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Numbers of a dataset for `lossplug inspect`: sizes, crowding, pairs, classes and faults of its labels. NumPy only."""
+"""Numbers of a dataset for `lossplug inspect`: sizes, crowding, pairs, classes and faults of its labels."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from typing import Callable, NamedTuple
 
 import numpy as np
 
-SIZES = ("small", "medium", "large")
-LIMITS = (32.0**2, 96.0**2)
-"""Minimum areas in pixels of medium and large objects, as in COCO's evaluation."""
+from yolo_lossplug.boxes import LIMITS, SIZES
+
 OVERLAPS = (0.5, 0.7)
 """IoU above which pairs of one class are counted; 0.7 is where the NMS of Ultralytics' validation cuts."""
 SAME_BOX = 0.95

@@ -15,10 +15,10 @@ from ultralytics.utils.torch_utils import select_device
 
 from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.selection.keys import TASKS
+from yolo_lossplug.ultralytics_hook.counts import overlaps
 from yolo_lossplug.ultralytics_hook.criterion import branches, is_one_to_one
 from yolo_lossplug.ultralytics_hook.dataset import labels
 from yolo_lossplug.ultralytics_hook.family import refuse_rtdetr
-from yolo_lossplug.ultralytics_hook.run.counts import overlaps
 from yolo_lossplug.ultralytics_hook.trial.one_step import with_classes
 from yolo_lossplug.ultralytics_hook.trial.problems import moved
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Callable
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from yolo_lossplug.selection.select import Selection
 from yolo_lossplug.sparse.grid import Level, points_of_levels, rectangles
 from yolo_lossplug.sparse.pairs import counts, enumerate_pairs
 from yolo_lossplug.ultralytics_hook.assigner import candidate_boxes, floor_of
+from yolo_lossplug.ultralytics_hook.counts import overlaps
 from yolo_lossplug.ultralytics_hook.criterion import set_assigner_options
 
 MAX_GTS, MAX_PAIRS = 100_000, 1_000_000
@@ -67,6 +68,16 @@ def corners_of(boxes: np.ndarray) -> np.ndarray:
         return xywhr2xyxyxyxy(torch.from_numpy(boxes)).numpy()
     x1, y1, x2, y2 = boxes.T
     return np.stack((x1, y1, x2, y1, x2, y2, x1, y2), 1).reshape(-1, 4, 2)
+
+
+def overlap_of(boxes: np.ndarray) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """Return a function that measures the overlap (P,) of boxes, given by two lists of indices (P,).
+
+    Args:
+        boxes: Boxes (G, 4), x1 y1 x2 y2, whose overlap is IoU, or (G, 5), x y w h and an angle, as of `overlaps`.
+    """
+    rows = torch.from_numpy(boxes)
+    return lambda one, other: overlaps(rows[one], rows[other]).numpy()
 
 
 def candidates(boxes: np.ndarray, imgsz: int, strides: Sequence[float], assigner: Any) -> np.ndarray:

@@ -23,8 +23,8 @@ from yolo_lossplug.selection.loss import Loss
 from yolo_lossplug.ultralytics_hook.assigner import floor_of, has_own_hooks, topk2_of
 from yolo_lossplug.ultralytics_hook.attached import on_assigner, on_criterion
 from yolo_lossplug.ultralytics_hook.console import warn_once
+from yolo_lossplug.ultralytics_hook.counts import Meter
 from yolo_lossplug.ultralytics_hook.engines import fast
-from yolo_lossplug.ultralytics_hook.run.counts import Meter
 from yolo_lossplug.ultralytics_hook.run.watch import meter_of
 
 MAX_DECODED = 2**24

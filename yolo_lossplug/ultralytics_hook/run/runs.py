@@ -11,10 +11,10 @@ from typing import Any, Optional
 from yolo_lossplug.selection.select import Selection, select
 from yolo_lossplug.state import State
 from yolo_lossplug.ultralytics_hook.family import with_task
-from yolo_lossplug.ultralytics_hook.finite import Terms
 from yolo_lossplug.ultralytics_hook.run import memory
-from yolo_lossplug.ultralytics_hook.run.counts import FILE, Collector
+from yolo_lossplug.ultralytics_hook.run.finite import Terms
 from yolo_lossplug.ultralytics_hook.run.making import RUNS, selected
+from yolo_lossplug.ultralytics_hook.run.report import FILE, Collector
 
 
 @dataclass

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.selection.keys import REPORT
 from yolo_lossplug.ultralytics_hook.attached import ATTRIBUTE, Derived, OnAssigner, derive, on_assigner
-from yolo_lossplug.ultralytics_hook.run.counts import Meter
+from yolo_lossplug.ultralytics_hook.counts import Meter
 
 
 class WatchedMixin(Derived):

@@ -3,21 +3,15 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, Optional
 
 import torch
 from torch import Tensor
 from ultralytics.utils.metrics import probiou
 
-from yolo_lossplug.boxes import Pair
-from yolo_lossplug.state import reduce
+from yolo_lossplug.boxes import LIMITS, SIZES, Pair
 
-SIZES = ("small", "medium", "large")
-LIMITS = (32.0**2, 96.0**2)
-"""Minimum areas in pixels of medium and large gts, as in COCO's evaluation."""
 SUMS = ("objects", "unassigned", "positives", "overlap")
 """Sums for each size: gts, gts without any anchor, anchors, and overlaps of the anchors."""
 
@@ -100,11 +94,6 @@ def _ratio(numerator: float, denominator: float) -> Optional[float]:
 COLUMNS = tuple(summary([[0.0] * len(SUMS)] * len(SIZES)))
 """Names of the reported values."""
 
-FILE = "lossplug_report.csv"
-HEADER = ("epoch", "branch", *COLUMNS)
-CLASS_FILE = "lossplug_report_classes.csv"
-CLASS_HEADER = ("epoch", "branch", "class", "name", "objects", "unassigned_share")
-
 
 class Meter:
     """Counts of one branch of a run's criterion since the start of the epoch.
@@ -175,97 +164,6 @@ class Meter:
                 self.claims += torch.stack(((claims > 0).sum(), (claims > 1).sum()))
 
 
-class Collector:
-    """Assignment report of one run.
-
-    Args:
-        file: The table.
-        is_resumed: Whether an existing table belongs to this run.
-
-    Attributes:
-        rows: The lines of the table.
-        class_rows: The lines of the table of classes.
-        shown: Values of the last epoch for the loggers.
-    """
-
-    def __init__(self, file: Path, is_resumed: bool) -> None:
-        self.file, self.class_file = file, file.with_name(CLASS_FILE)
-        self.meters: dict[str, Meter] = {}
-        self.names: Mapping[int, str] = {}
-        self.rows = _read(file, HEADER) if is_resumed and file.is_file() else []
-        self.class_rows = _read(self.class_file, CLASS_HEADER) if is_resumed and self.class_file.is_file() else []
-        self.shown: dict[str, float] = {}
-        self.by_class: dict[str, list[list[float]]] = {}
-
-    def meter(
-        self, branch: str, device: torch.device, n_classes: int = 0, names: Optional[Mapping[int, str]] = None
-    ) -> Meter:
-        """Return the meter of a branch, the same for every criterion of the branch."""
-        if branch not in self.meters:
-            self.meters[branch] = Meter(device, n_classes)
-        self.names = names or self.names
-        return self.meters[branch]
-
-    def clear(self) -> None:
-        """Reset the counts at the end of an epoch, or after an interrupted one."""
-        for meter in self.meters.values():
-            for part in meter.parts:
-                part.zero_()
-
-    def counted(self) -> dict[str, dict[str, Optional[float]]]:
-        """Return the counts of all ranks together, by branch; call it on every rank. Those of classes are kept."""
-        used = {branch: meter for branch, meter in sorted(self.meters.items()) if meter.is_used}
-        if not used:
-            return {}
-        counts: dict[str, dict[str, Optional[float]]] = {}
-        for branch, meter in used.items():
-            flat = reduce(torch.cat([part.flatten() for part in meter.parts]))
-            sums, claims, classes = (
-                part.view_as(like) for part, like in zip(flat.split([p.numel() for p in meter.parts]), meter.parts)
-            )
-            counts[branch] = summary(sums.tolist(), claims.tolist() if meter.has_claims else None)
-            self.by_class[branch] = classes.tolist()
-        return counts
-
-    def add(self, epoch: int, counted: dict[str, dict[str, Optional[float]]]) -> None:
-        """Add the rows of an epoch, and drop later ones, which a resumed run repeats."""
-        self.rows = [row for row in self.rows if int(row["epoch"]) < epoch]
-        self.class_rows = [row for row in self.class_rows if int(row["epoch"]) < epoch]
-        for branch, values in counted.items():
-            texts = {key: "" if value is None else f"{value:.6g}" for key, value in values.items()}
-            counts = {key: f"{value:.0f}" for key, value in values.items() if value is not None and _is_count(key)}
-            self.rows.append({"epoch": str(epoch), "branch": branch, **texts, **counts})
-            self.class_rows += self._rows_of_classes(epoch, branch)
-
-    def _rows_of_classes(self, epoch: int, branch: str) -> list[dict[str, str]]:
-        """Return the rows of the classes that had objects."""
-        rows = []
-        for i, (objects, unassigned) in enumerate(self.by_class.get(branch, [])):
-            if objects:
-                values = epoch, branch, i, self.names.get(i, str(i)), f"{objects:.0f}", f"{unassigned / objects:.6g}"
-                rows.append(dict(zip(CLASS_HEADER, map(str, values))))
-        return rows
-
-    def write(self) -> None:
-        """Write the tables, each atomically."""
-        from yolo_lossplug import charts
-
-        charts.save_table(self.rows, self.file, HEADER)
-        if self.class_rows:
-            charts.save_table(self.class_rows, self.class_file, CLASS_HEADER)
-
-
 def overlaps(pred: Tensor, target: Tensor) -> Tensor:
     """Return the IoU (P,) of boxes, of rotated ones the host's ProbIoU."""
     return Pair(pred, target).iou if target.shape[1] == 4 else probiou(pred, target).view(-1)
-
-
-def _is_count(key: str) -> bool:
-    return key.startswith("objects") or key == "conflicts"
-
-
-def _read(file: Path, header: Sequence[str]) -> list[dict[str, str]]:
-    """Return the valid rows of a table."""
-    with file.open(newline="", encoding="utf-8") as source:
-        rows = [{key: row.get(key) or "" for key in header} for row in csv.DictReader(source)]
-    return [row for row in rows if row["epoch"].isdigit()]

@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""The report of the assignment: how many anchors gts get, by size and epoch, as a table and as a plot.
+
+Counts are added after each call of an assigner in training, on its device, and read once per epoch.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Optional
+
+import torch
+from ultralytics.utils import RANK
+
+from yolo_lossplug.boxes import SIZES
+from yolo_lossplug.selection.select import Selection
+from yolo_lossplug.state import reduce
+from yolo_lossplug.ultralytics_hook.attached import ATTRIBUTE
+from yolo_lossplug.ultralytics_hook.counts import COLUMNS, Meter, summary
+
+FILE = "lossplug_report.csv"
+HEADER = ("epoch", "branch", *COLUMNS)
+CLASS_FILE = "lossplug_report_classes.csv"
+CLASS_HEADER = ("epoch", "branch", "class", "name", "objects", "unassigned_share")
+PLOT = "lossplug_report.png"
+ONLY_BRANCH = "main"
+"""The branch of a criterion that has no others, left out of the names that loggers see."""
+
+
+class Collector:
+    """Assignment report of one run.
+
+    Args:
+        file: The table.
+        is_resumed: Whether an existing table belongs to this run.
+
+    Attributes:
+        rows: The lines of the table.
+        class_rows: The lines of the table of classes.
+        shown: Values of the last epoch for the loggers.
+    """
+
+    def __init__(self, file: Path, is_resumed: bool) -> None:
+        self.file, self.class_file = file, file.with_name(CLASS_FILE)
+        self.meters: dict[str, Meter] = {}
+        self.names: Mapping[int, str] = {}
+        self.rows = _read(file, HEADER) if is_resumed and file.is_file() else []
+        self.class_rows = _read(self.class_file, CLASS_HEADER) if is_resumed and self.class_file.is_file() else []
+        self.shown: dict[str, float] = {}
+        self.by_class: dict[str, list[list[float]]] = {}
+
+    def meter(
+        self, branch: str, device: torch.device, n_classes: int = 0, names: Optional[Mapping[int, str]] = None
+    ) -> Meter:
+        """Return the meter of a branch, the same for every criterion of the branch."""
+        if branch not in self.meters:
+            self.meters[branch] = Meter(device, n_classes)
+        self.names = names or self.names
+        return self.meters[branch]
+
+    def clear(self) -> None:
+        """Reset the counts at the end of an epoch, or after an interrupted one."""
+        for meter in self.meters.values():
+            for part in meter.parts:
+                part.zero_()
+
+    def counted(self) -> dict[str, dict[str, Optional[float]]]:
+        """Return the counts of all ranks together, by branch; call it on every rank. Those of classes are kept."""
+        counts: dict[str, dict[str, Optional[float]]] = {}
+        for branch, meter in sorted(self.meters.items()):
+            if not meter.is_used:
+                continue
+            flat = reduce(torch.cat([part.flatten() for part in meter.parts]))
+            sums, claims, classes = (
+                part.view_as(like) for part, like in zip(flat.split([p.numel() for p in meter.parts]), meter.parts)
+            )
+            counts[branch] = summary(sums.tolist(), claims.tolist() if meter.has_claims else None)
+            self.by_class[branch] = classes.tolist()
+        return counts
+
+    def add(self, epoch: int, counted: dict[str, dict[str, Optional[float]]]) -> None:
+        """Add the rows of an epoch, and drop later ones, which a resumed run repeats."""
+        self.rows = [row for row in self.rows if int(row["epoch"]) < epoch]
+        self.class_rows = [row for row in self.class_rows if int(row["epoch"]) < epoch]
+        for branch, values in counted.items():
+            texts = {key: "" if value is None else f"{value:.6g}" for key, value in values.items()}
+            counts = {key: f"{value:.0f}" for key, value in values.items() if value is not None and _is_count(key)}
+            self.rows.append({"epoch": str(epoch), "branch": branch, **texts, **counts})
+            self.class_rows += self._rows_of_classes(epoch, branch)
+
+    def _rows_of_classes(self, epoch: int, branch: str) -> list[dict[str, str]]:
+        """Return the rows of the classes that had objects."""
+        rows = []
+        for i, (objects, unassigned) in enumerate(self.by_class.get(branch, [])):
+            if objects:
+                values = epoch, branch, i, self.names.get(i, str(i)), f"{objects:.0f}", f"{unassigned / objects:.6g}"
+                rows.append(dict(zip(CLASS_HEADER, map(str, values))))
+        return rows
+
+    def write(self) -> None:
+        """Write the tables, each atomically."""
+        from yolo_lossplug import charts
+
+        charts.save_table(self.rows, self.file, HEADER)
+        if self.class_rows:
+            charts.save_table(self.class_rows, self.class_file, CLASS_HEADER)
+
+
+def _is_count(key: str) -> bool:
+    return key.startswith("objects") or key == "conflicts"
+
+
+def _read(file: Path, header: Sequence[str]) -> list[dict[str, str]]:
+    """Return the valid rows of a table."""
+    with file.open(newline="", encoding="utf-8") as source:
+        rows = [{key: row.get(key) or "" for key in header} for row in csv.DictReader(source)]
+    return [row for row in rows if row["epoch"].isdigit()]
+
+
+def collector_of(trainer: Any) -> Optional[Collector]:
+    """Return the collector of a trainer's run, None for a run without report."""
+    collector: Optional[Collector] = getattr(getattr(trainer, ATTRIBUTE, None), "collector", None)
+    return collector
+
+
+def start_epoch(trainer: Any) -> None:
+    """Callback at the start of an epoch, which may be a restarted one."""
+    collector = collector_of(trainer)
+    if collector is not None:
+        collector.clear()
+
+
+def end_epoch(trainer: Any) -> None:
+    """Callback when the batches of an epoch are done, on every rank; rank 0 writes the table."""
+    collector = collector_of(trainer)
+    if collector is None:
+        return
+    counts = collector.counted()
+    if RANK not in {-1, 0}:
+        return
+    collector.add(trainer.epoch + 1, counts)
+    collector.write()
+    collector.shown = {
+        f"lossplug/{key}" if branch == ONLY_BRANCH else f"lossplug/{branch}/{key}": value
+        for branch, values in counts.items()
+        for key, value in values.items()
+        if value is not None
+    }
+
+
+def show(trainer: Any) -> None:
+    """Callback before those of the loggers, which log the metrics of an epoch."""
+    collector = collector_of(trainer)
+    if collector is not None and isinstance(trainer.metrics, dict):
+        trainer.metrics.update(collector.shown)
+
+
+def hide(trainer: Any) -> None:
+    """Callback after those of the loggers: our metrics stay out of results, checkpoints and the last validation."""
+    collector = collector_of(trainer)
+    if collector is not None:
+        for key in collector.shown:
+            trainer.metrics.pop(key, None)
+        collector.shown = {}
+
+
+def draw(trainer: Any) -> None:
+    """Callback after training, on the first rank, before those of the loggers, which log plots."""
+    collector = collector_of(trainer)
+    if collector is not None and collector.rows and trainer.args.plots:
+        file = collector.file.with_name(PLOT)
+        plot(collector.rows, file, _heading(Path(trainer.save_dir).name, trainer.lossplug.selection))
+        trainer.on_plot(file)
+
+
+def _heading(run: str, selection: Selection) -> str:
+    """Return what a report is of: the run, its losses, and the floor of its sides if one is chosen."""
+    floor = "" if selection.tal_min_side is None else f" · tal_min_side={selection.tal_min_side:g}"
+    return f"{run}: box {selection.box} · class {selection.cls}{floor}"
+
+
+PERCENT = "%"
+LINES = (
+    (
+        0,
+        "Objects without any anchor",
+        PERCENT,
+        (*((f"unassigned_share_{size}", size) for size in SIZES), ("unassigned_share", "all")),
+    ),
+    (1, "Anchors per object, by its size", "anchors", tuple((f"positives_per_object_{size}", size) for size in SIZES)),
+    (2, "Overlap with the object", "mean IoU", (("mean_iou", ""),)),
+    (3, "Anchors that several objects select", PERCENT, (("conflict_share", ""),)),
+)
+"""Panels of a branch: column, title, unit, and the columns of the table with their labels."""
+
+
+def plot(rows: list[dict[str, str]], file: Path, heading: str = "") -> None:
+    """Draw a table, one line of panels for each branch.
+
+    Args:
+        rows: The table.
+        file: A PNG.
+        heading: Title of the whole picture.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    from yolo_lossplug import charts  # matplotlib is not imported before the end of a training
+
+    branches = list(dict.fromkeys(row["branch"] for row in rows))
+    figure, axes = charts.figure(len(branches), len(LINES), 4, 3.4)
+    for branch, panels in zip(branches, axes):
+        branch_rows = [row for row in rows if row["branch"] == branch]
+        epochs = [int(row["epoch"]) for row in branch_rows]
+        for column, title, unit, lines in LINES:
+            panel, scale = panels[column], 100 if unit == PERCENT else 1
+            for (key, label), style in zip(lines, charts.styles()):
+                values = [scale * float(row[key] or "nan") for row in branch_rows]
+                if all(math.isnan(value) for value in values):
+                    continue
+                panel.plot(epochs, values, label=label, markevery=max(1, len(epochs) // 20), **style)
+            panel.set_title(title if branch == ONLY_BRANCH else f"{title} · {branch}", fontsize=10)
+            panel.set_ylabel(unit)
+            panel.set_ylim(0, 1.1 * scale * _max_value(branch_rows, [key for key, _ in lines]))
+            panel.set_xlabel("epoch")
+            panel.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+            panel.grid(alpha=0.3)
+        for panel in panels[:2]:
+            panel.legend(fontsize=8, frameon=False)
+    figure.suptitle(heading, fontsize=11)
+    charts.save(figure, file)
+
+
+def _max_value(rows: list[dict[str, str]], keys: list[str]) -> float:
+    """Return the maximum of the positive finite values in some columns, 1 if there is none."""
+    values = [float(row[key]) for row in rows for key in keys if row[key]]
+    return max((value for value in values if 0 < value < float("inf")), default=1.0)
