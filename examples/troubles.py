@@ -24,8 +24,8 @@ from ultralytics.cfg import smart_value
 from ultralytics.data.utils import check_det_dataset
 
 import yolo_lossplug
+from yolo_lossplug.charts import read_table
 from yolo_lossplug.tools.compare.command import compare, directory_of, jobs_of, plan_of
-from yolo_lossplug.tools.compare.summary import read_table
 from yolo_lossplug.ultralytics_hook.trial.one_run import history
 
 HERE = Path(__file__).parent

@@ -74,3 +74,9 @@ def save_table(rows: Sequence[dict[str, Any]], file: Path, columns: Sequence[str
         writer.writerows(rows)
     unfinished.replace(file)
     return file
+
+
+def read_table(file: Path) -> list[dict[str, str]]:
+    """Return the rows of a CSV file."""
+    with file.open(encoding="utf-8", newline="") as text:
+        return list(csv.DictReader(text))

@@ -13,13 +13,17 @@ from ultralytics.cfg import smart_value
 from ultralytics.utils import SETTINGS
 
 from tests.runs import ROOT, TINY, arguments, results, run
-from yolo_lossplug import LossPlugError
-from yolo_lossplug.tools.compare import answer, jobs, measures, summary
+from yolo_lossplug import LossPlugError, charts
 from yolo_lossplug.tools.compare import command as compare
+from yolo_lossplug.tools.compare import jobs, measures
+from yolo_lossplug.tools.compare.comparison import NOTHING_LEARNT, Comparison
 from yolo_lossplug.tools.compare.jobs import FAILED, FINISHED, WAITING, Job
 from yolo_lossplug.tools.compare.progress import Progress
+from yolo_lossplug.tools.compare.report import report_of, summary_rows, write_summary
+from yolo_lossplug.tools.report import NAME_WIDTH, short_names
 from yolo_lossplug.ultralytics_hook.trial import one_run
 
+MAIN = "metrics/mAP50-95(B)"
 COMMAND = [sys.executable, "-m", "yolo_lossplug", "compare"]
 KEYS = {
     "data": str(ROOT / "configs" / "data" / "shapes128.yaml"),
@@ -49,7 +53,7 @@ def compared(tmp_path_factory):
 @pytest.mark.slow
 def test_every_run_has_a_row_and_a_folder(compared):
     place, done = compared
-    rows = summary.read_table(place / "results.csv")
+    rows = charts.read_table(place / "results.csv")
     assert [(row["loss"], row["seed"], row["state"]) for row in rows] == [
         ("ciou", "0", FINISHED),
         ("eiou", "0", FINISHED),
@@ -71,7 +75,7 @@ def test_every_run_has_a_row_and_a_folder(compared):
 @pytest.mark.slow
 def test_runs_differ_by_loss_and_seed_alone(compared):
     place, _ = compared
-    rows = {(row["loss"], row["seed"]): row for row in summary.read_table(place / "results.csv")}
+    rows = {(row["loss"], row["seed"]): row for row in charts.read_table(place / "results.csv")}
     first = {key: results(row["save_dir"])[0] for key, row in rows.items()}
     same = ("train/cls_loss", "train/dfl_loss")
     assert all(first["ciou", "0"][key] == pytest.approx(first["eiou", "0"][key], rel=0.02) for key in same)
@@ -98,12 +102,14 @@ def test_summary(compared):
     place, done = compared
     text = (place / "summary.md").read_text(encoding="utf-8")
     assert "4 of 4 runs finished" in text and str(ROOT) not in text and "32 images" in text
-    answers = done.stdout[done.stdout.index("mAP50-95, differences") :].splitlines()
+    answers = done.stdout.partition(" seed 1 finished")[2].partition("eiou seed 1")[2].splitlines()[1:]
     assert len(answers) <= 11 and all(len(line) <= 80 for line in answers[:-1])
-    rows = summary.read_table(place / "results.csv")
+    rows = charts.read_table(place / "results.csv")
     has_learnt = any(float(value or 0) for row in rows for name, value in row.items() if measures.is_metric(name))
-    conclusion = "No verdict: it takes at least 3 common seeds." if has_learnt else answer.NOTHING_LEARNT
-    assert answers[-2] == conclusion and f"**{conclusion}**" in text, "three epochs may be too few to learn anything"
+    conclusion = "No verdict, which takes 3 common seeds: `eiou`." if has_learnt else NOTHING_LEARNT
+    assert answers[-2] == conclusion.replace("`", "") and f"**{conclusion}**" in text, (
+        "three epochs may be too few to learn anything"
+    )
     assert {(place / name).exists() for name in ("curves.png", "forest.png")} == {has_learnt}
     labels = Path(SETTINGS["datasets_dir"]) / "shapes128" / "labels"
     files = {split: sorted((labels / split).glob("*.txt")) for split in ("train", "val")}
@@ -113,9 +119,9 @@ def test_summary(compared):
         assert data in (place / name).read_text(encoding="utf-8"), name
     assert r"\toprule" in (place / "summary.tex").read_text(encoding="utf-8")
     assert "lossplug compare data=" in text and "loss=ciou,eiou seeds=2" in text and "ultralytics" in text
-    rows = {(row["loss"], row["measure"]): row for row in summary.read_table(place / "summary.csv")}
+    rows = {(row["loss"], row["measure"]): row for row in charts.read_table(place / "summary.csv")}
     row = rows["eiou", "metrics/mAP50-95(B)"]
-    assert row["paired_seeds"] == "2" and row["verdict"] == "within noise"
+    assert not has_learnt or (row["paired_seeds"] == "2" and row["verdict"] == "no verdict")
     assert rows["ciou", "metrics/mAP50-95(B)"]["verdict"] == ""
     assert rows["eiou", "val/box_loss"]["difference"] == "", "losses of different scale are compared nowhere"
     assert "on the scale of that loss" in text
@@ -132,7 +138,7 @@ def test_it_goes_on_where_it_was(compared):
     done = run([*COMMAND, *words], place.parent, check=False)
     assert done.returncode == 1 and "out of luck" in done.stdout
     assert {file: file.stat().st_mtime_ns for file in place.glob("runs/*.result.json")} == before
-    rows = summary.read_table(place / "results.csv")
+    rows = charts.read_table(place / "results.csv")
     assert [(row["state"], "out of luck" in row["reason"]) for row in rows] == [(FINISHED, False), (FAILED, True)]
 
 
@@ -158,7 +164,7 @@ def test_a_finished_run_of_another_loss_does_not_count(tmp_path):
     job = compare.jobs_of(plan, place)[1]
     job.prepare(None)
     job.result.write_text(json.dumps({"seconds": 1.0}), encoding="utf-8")
-    assert [one.state for one in compare.jobs_of(plan, place)] == [WAITING, FINISHED]
+    assert [job.state for job in compare.jobs_of(plan, place)] == [WAITING, FINISHED]
     assert compare.directory_of(plan, None, tmp_path) == place != compare.directory_of(other, None, tmp_path)
     with pytest.raises(LossPlugError, match="a run of 'eiou' with cls_loss=None.*asked for with cls_loss=qfl"):
         compare.jobs_of(other, compare.directory_of(other, "compare", tmp_path))
@@ -251,8 +257,8 @@ def test_a_table_with_a_failed_run_first(tmp_path):
     todo[1].folder.mkdir(parents=True)
     todo[1].result.write_text(json.dumps(result(0.5)))
     todo[0].state, todo[1].state = FAILED, FINISHED
-    summary.write(todo, tmp_path, ["header"])
-    rows = summary.read_table(tmp_path / "results.csv")
+    write_summary(todo, tmp_path)
+    rows = charts.read_table(tmp_path / "results.csv")
     assert rows[0]["metrics/mAP50-95(B)"] == "" and rows[1]["metrics/mAP50-95(B)"] == "0.5"
     assert "1 of 2 runs finished" in (tmp_path / "summary.md").read_text(encoding="utf-8")
 
@@ -347,38 +353,44 @@ def test_the_test_split_is_measured_as_val_is(data, tmp_path, monkeypatch):
     assert result["test"]["metrics"] == result["metrics"]
 
 
+def markdown(found, arms, metric=MAIN):
+    return report_of(Comparison(arms, found, metric)).markdown()
+
+
 def test_metrics_of_nothing_are_said_to_be_nothing():
-    zero = {key: {**result(0.0), "metrics": {"metrics/mAP50-95(B)": 0.0}} for key in (("a", 0), ("b", 0))}
-    assert "nothing has been learnt yet" in summary.markdown(summary.summarise(zero, ["a", "b"]), [], [])
+    zero = {key: {**result(0.0), "metrics": {MAIN: 0.0}} for key in (("a", 0), ("b", 0))}
+    assert "nothing has been learnt yet" in markdown(zero, ["a", "b"])
     some = {("a", 0): result(0.0), ("b", 0): result(0.1)}
-    assert "nothing has been learnt" not in summary.markdown(summary.summarise(some, ["a", "b"]), [], [])
+    assert "nothing has been learnt" not in markdown(some, ["a", "b"])
 
 
 def test_the_answer_where_no_run_has_finished():
-    assert answer.lines({}, ["ciou", "eiou"], "") == ["ciou has no result yet, and nothing can be compared"]
+    assert Comparison(["ciou", "eiou"], {}, "").verdicts == ["No run has finished yet."]
 
 
 def test_the_answer_says_that_nothing_was_learnt():
-    main, recall = "metrics/mAP50-95(B)", "metrics/recall(B)"
+    recall = "metrics/recall(B)"
     keys = [(arm, seed) for arm in ("a", "b") for seed in range(3)]
-    zero = {key: {**result(0.0), "metrics": {main: 0.0, recall: 0.0}} for key in keys}
-    assert answer.lines(zero, ["a", "b"], main)[-1] == answer.NOTHING_LEARNT and len(answer.NOTHING_LEARNT) <= 80
-    assert f"**{answer.NOTHING_LEARNT}**" in summary.markdown(summary.summarise(zero, ["a", "b"]), [], [], zero, main)
-    some = {key: {**one, "metrics": {main: 0.0, recall: 0.1}} for key, one in zero.items()}
-    assert answer.lines(some, ["a", "b"], main)[-1] == "mAP50-95 is 0 in all runs: nothing can be compared in it."
-    assert answer.nothing_learnt(some, "AP_large") == "AP_large is missing in all runs: nothing can be compared in it."
-    assert answer.lines(some, ["a", "b"], recall)[-1].startswith("Within noise")
-    alone = {key: one for key, one in some.items() if key[0] == "a"}
-    assert answer.lines(alone, ["a"], recall)[-1].startswith("Only one loss has run")
+    zero = {key: {**result(0.0), "metrics": {MAIN: 0.0, recall: 0.0}} for key in keys}
+    assert report_of(Comparison(["a", "b"], zero, MAIN)).terminal() == NOTHING_LEARNT and len(NOTHING_LEARNT) <= 80
+    assert f"**{NOTHING_LEARNT}**" in markdown(zero, ["a", "b"])
+    some = {key: {**value, "metrics": {MAIN: 0.0, recall: 0.1}} for key, value in zero.items()}
+    assert Comparison(["a", "b"], some, MAIN).verdicts == ["mAP50-95 is 0 in all runs: nothing can be compared in it."]
+    assert Comparison(["a", "b"], some, "AP_large").nothing == (
+        "AP_large is missing in all runs: nothing can be compared in it."
+    )
+    assert Comparison(["a", "b"], some, recall).verdicts == ["Within noise, which does not prove equality: `b`."]
+    alone = {key: value for key, value in some.items() if key[0] == "a"}
+    assert Comparison(["a"], alone, recall).verdicts[0].startswith("Only one loss has run")
 
 
 def test_long_names_of_losses_stay_different_in_the_answer():
     arms = ["cls_weights={'bicycle': 1}", "cls_weights={'bicycle': 2}", "cls_weights={'bicycle': 3}"]
     results = {(arm, seed): result(0.1 + 0.01 * seed) for arm in arms for seed in range(3)}
-    rows = answer.lines(results, arms, "metrics/mAP50-95(B)")[1:4]
-    assert len({row[: answer.NAME_WIDTH] for row in rows}) == 3
-    assert rows[0].startswith("…") and arms[0].endswith(rows[0][1 : answer.NAME_WIDTH])
-    assert answer.short_names(["ciou", "x" * 30])["x" * 30] == "x" * 23 + "…"
+    rows = report_of(Comparison(arms, results, MAIN)).terminal().splitlines()[2:4]
+    assert len({row[:NAME_WIDTH] for row in rows}) == 2 and all(len(row) <= 80 for row in rows)
+    assert rows[0].startswith("…") and arms[1].endswith(rows[0][1:NAME_WIDTH])
+    assert short_names(["ciou", "x" * 30]) == ["ciou", "x" * 23 + "…"]
 
 
 def test_results_of_an_earlier_version_are_said_to_have_no_ap(tmp_path, monkeypatch):
@@ -389,9 +401,9 @@ def test_results_of_an_earlier_version_are_said_to_have_no_ap(tmp_path, monkeypa
         job.folder.mkdir(parents=True)
         job.result.write_text(json.dumps({**result(0.5), **more}))
     compare._say_older(todo)
-    said = "No AP by size and class, because they were made by an earlier version: {}, {}."
-    assert said.format("ciou seed 0", "siou seed 0") in told[0] and "remove their .result.json" in told[0]
-    summary.write(todo, tmp_path, ["header"])
+    said = "No AP by size and class, because an earlier version made them: {}, {}."
+    assert said.format("ciou seed 0", "siou seed 0") in told[0] and "delete their .result.json" in told[0]
+    write_summary(todo, tmp_path)
     for name in ("summary.md", "report.html"):
         text = re.sub("</?code>", "`", (tmp_path / name).read_text(encoding="utf-8"))
         assert said.format("`ciou` seed 0", "`siou` seed 0") in text
@@ -412,31 +424,48 @@ def result(value, **more):
     return {"metrics": metrics, "losses": {"val/box_loss": 1.0}, "seconds": 2.0, "save_dir": "x", "versions": "a"}
 
 
+def rows_of(found, arms=("a", "b")):
+    rows = summary_rows(Comparison(arms, found, MAIN))
+    return {(row["loss"], row["measure"]): row for row in rows}
+
+
 def test_differences_are_those_of_common_seeds():
     found = {("a", 0): result(0.1), ("a", 1): result(0.2), ("b", 1): result(0.5), ("b", 2): result(0.9)}
-    rows = {(row["loss"], row["measure"]): row for row in summary.summarise(found, ["a", "b"])}
-    row = rows["b", "metrics/mAP50-95(B)"]
+    row = rows_of(found)["b", MAIN]
     assert (row["seeds"], row["paired_seeds"]) == (2, 1)
     assert row["mean"] == pytest.approx(0.7) and row["difference"] == pytest.approx(0.3)
     only = {("a", 0): result(0.1), ("b", 1): result(0.5)}
-    rows = summary.summarise(only, ["a", "b"])
-    assert all(row["difference"] is None for row in rows)
-    assert "no common seed" in summary.markdown(rows, [], [])
+    assert all(row["difference"] is None for row in rows_of(only).values())
+    assert Comparison(["a", "b"], only, MAIN).effects[0].words == "no common seed"
 
 
 def test_the_interval_that_decides_is_printed():
-    """A bootstrap of these three seeds excludes 0, and the verdict is not from it."""
     gains = (0.001, 0.02, 0.003)
     found = {("a", seed): result(0.1) for seed in range(3)}
     found = {**found, **{("b", seed): result(0.1 + gain) for seed, gain in enumerate(gains)}}
-    rows = summary.summarise(found, ["a", "b"])
-    row = next(row for row in rows if row["loss"] == "b" and row["measure"] == "metrics/mAP50-95(B)")
-    assert row["low"] < 0 < row["high"] and row["interval"] == "student" and row["verdict"] == "within noise"
-    text = summary.markdown(rows, [], [])
-    assert f"({row['low']:+.4f} to {row['high']:+.4f}, student), **within noise**" in text
-    assert "(2 seeds: no interval), **within noise**" in summary.markdown(
-        summary.summarise({key: value for key, value in found.items() if key[1] < 2}, ["a", "b"]), [], []
-    )
+    row = rows_of(found)["b", MAIN]
+    assert row["low"] < 0 < row["high"] and row["verdict"] == "within noise"
+    line = f"| `b` | {row['difference']:+.4f} | {row['low']:+.4f} | {row['high']:+.4f} | within noise | 3 | 95 % |"
+    assert line in markdown(found, ["a", "b"])
+    two = {key: value for key, value in found.items() if key[1] < 2}
+    assert "| `b` | +0.0105 | no verdict | 2 |" in markdown(two, ["a", "b"])
+
+
+def test_a_verdict_on_survivors_says_so_and_nan_is_missing():
+    found = {
+        (arm, seed): result(0.1 + 0.1 * (arm == "b") + 0.001 * seed * (arm == "b")) for arm in "ab" for seed in range(4)
+    }
+    del found["b", 3]
+    failed = [("b", 3, "out of memory")]
+    (sentence,) = Comparison(["a", "b"], found, MAIN, failed, 8).verdicts
+    assert sentence.startswith("`b` is better than `a` in mAP50-95: +0.1010 (")
+    assert sentence.endswith(", in the 3 of 4 seeds that did not fail).")
+    found["b", 2]["metrics"][MAIN] = float("nan")
+    comparison = Comparison(["a", "b"], found, MAIN, failed, 8)
+    assert comparison.effects[0].seeds == 2 and "nan" not in report_of(comparison).markdown()
+    assert comparison.verdicts == [
+        "No verdict, which takes 3 common seeds: `b` (in the 2 of 3 seeds that did not fail)."
+    ]
 
 
 def test_order_and_names_of_metrics():
@@ -447,12 +476,13 @@ def test_order_and_names_of_metrics():
 
 
 def test_the_summary_says_which_gains_ran():
-    def result(cls):
-        return {"gains": {"box": 7.5, "cls": cls, "dfl": 1.5}}
+    def notes(cls):
+        gains = {"bce": {"box": 7.5, "cls": 0.5, "dfl": 1.5}, "qfl": {"box": 7.5, "cls": cls, "dfl": 1.5}}
+        return Comparison(["bce", "qfl"], {(arm, 0): {**result(0.5), "gains": gains[arm]} for arm in gains}, MAIN).notes
 
-    (text,) = answer.gains({("bce", 0): result(0.5), ("qfl", 0): result(0.5)}, ["bce", "qfl"])
+    (text,) = [note for note in notes(0.5) if "gains" in note]
     assert "box=7.5, cls=0.5, dfl=1.5" in text and "not matched" in text
-    bce, qfl = answer.gains({("bce", 0): result(0.5), ("qfl", 0): result(4.0)}, ["bce", "qfl"])
+    bce, qfl = (note for note in notes(4.0) if "gains" in note)
     assert "`bce`" in bce and "cls=0.5" in bce and "cls=4" in qfl
 
 
@@ -461,8 +491,7 @@ def test_listed_arms_keep_their_gains_and_are_named_in_the_command(tmp_path):
     plan = compare.plan_of({**KEYS, "arms": listed, "project": tmp_path, "name": "listed"})
     todo = compare.jobs_of(plan, tmp_path / "listed")
     assert [job.args.get("cls") for job in todo[:2]] == [None, 5.0]
-    command = compare._header(plan)[0]
-    words = [word.split("=", 1) for word in shlex.split(command.strip("`"))[2:]]
+    words = [word.split("=", 1) for word in shlex.split(compare._command(plan))[2:]]
     again = compare.plan_of({key: smart_value(value) for key, value in words})
     assert again.arms == plan.arms and again.seeds == plan.seeds
     with pytest.raises(LossPlugError, match="tal_topkk=3 is unknown"):

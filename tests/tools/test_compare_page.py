@@ -9,18 +9,19 @@ from PIL import Image
 
 from tests.browser import Browser, needs_chromium
 from tests.tools.test_compare_plots import effect, history
-from yolo_lossplug.tools.compare import answer, differ, summary
 from yolo_lossplug.tools.compare import command as compare
-from yolo_lossplug.tools.compare import page as compare_page
+from yolo_lossplug.tools.compare import differ
+from yolo_lossplug.tools.compare.comparison import Comparison
 from yolo_lossplug.tools.compare.jobs import FAILED, FINISHED, Job
-from yolo_lossplug.tools.compare.page import conclusions
-from yolo_lossplug.tools.compare.significance import BETTER, NOISE, WORSE
-from yolo_lossplug.tools.compare.tables import spread, tables
+from yolo_lossplug.tools.compare.report import CURVES, report_of, write_summary
+from yolo_lossplug.tools.compare.significance import BETTER, NO_VERDICT, NOISE, WORSE
+from yolo_lossplug.tools.report import Table
 
 MAP, MAP50 = "metrics/mAP50-95(B)", "metrics/mAP50(B)"
 ARMS = ["ciou", "eiou", "focal-eiou focal_gamma=0.3"]
 VALUES = dict(zip(ARMS, (0.3, 0.32, 0.301)))
-HEADER = ["`lossplug compare data=coco128.yaml loss=ciou,eiou,focal-eiou`", "yolo-lossplug 0.1.0 · cpu"]
+COMMAND = "lossplug compare data=coco128.yaml loss=ciou,eiou,focal-eiou"
+MORE = {"command": COMMAND, "foot": ["yolo-lossplug 0.1.0 · cpu"]}
 
 
 def result(arm, seed, folder):
@@ -54,7 +55,7 @@ def folder(tmp_path_factory):
     jobs = [finished(arm, seed, folder) for seed in range(4) for arm in ARMS]
     failed = Job("eiou", 4, folder / "runs" / "failed", {})
     failed.state, failed.reason = FAILED, "RuntimeError: out of luck <b>"
-    summary.write([*jobs, failed], folder, HEADER)
+    write_summary([*jobs, failed], folder, **MORE)
     return folder
 
 
@@ -72,7 +73,7 @@ def test_the_order_of_the_report(folder):
     for part in parts:
         at = body.index(part, at + 1)
     assert "<code>lossplug compare data=coco128.yaml loss=ciou,eiou,focal-eiou</code>" in body
-    assert "12 of 13 runs finished" in body and "standard deviation of 0.0014 over 4 seeds" in body
+    assert "12 of 13 runs finished" in body and "± 0.0014, mean ± standard deviation over 4 seeds" in body
     assert "Where they differ" not in html and html.count("<h2>Metrics") == 1
     assert str(folder) not in html, "it may be given to others"
 
@@ -83,39 +84,51 @@ def test_plots(folder):
             assert picture.width > 500 and len(picture.convert("L").getcolors(256)) > 5
 
 
-def test_conclusions():
+def test_conclusions(monkeypatch):
     effects = [effect("b", -0.02, -0.03, -0.01, WORSE), effect("c", 0.01, 0.004, 0.02, BETTER)]
-    effects += [effect("d", 0.001, -0.01, 0.02, NOISE), effect("e", None, None, None, NOISE)]
-    assert conclusions(effects, "a", "mAP") == [
-        "`c` is better than `a` in mAP: +0.0100 (+0.0040 to +0.0200, 5 seeds).",
-        "`b` is worse than `a` in mAP: -0.0200 (-0.0300 to -0.0100, 5 seeds).",
+    effects += [effect("d", 0.001, -0.01, 0.02, NOISE), effect("e", None, None, None, "")]
+    effects += [effect("f", 0.1, None, None, NO_VERDICT, seeds=2)]
+    monkeypatch.setattr(Comparison, "effects", effects)
+    results = {("a", 0): result("ciou", 0, "x")}
+    assert Comparison("abcdef", results, MAP).verdicts == [
+        "`c` is better than `a` in mAP50-95: +0.0100 (+0.0040 to +0.0200, 5 seeds).",
+        "`b` is worse than `a` in mAP50-95: -0.0200 (-0.0300 to -0.0100, 5 seeds).",
         "Within noise, which does not prove equality: `d`.",
+        "No verdict, which takes 3 common seeds: `f`.",
     ]
-    assert conclusions([], "a", "mAP") == []
 
 
-def row(arm, measure, mean, **more):
-    empty = dict.fromkeys(("sd", "difference", "low", "high"))
-    return {"loss": arm, "measure": measure, "seeds": 3, "mean": mean, **empty, **more}
+def run_of(value, **more):
+    metrics = {MAP: value, MAP50: value + 0.1, f"{MAP50[:-3]}(M)": None}
+    sizes = {"AP_small": 0.5, "AP_large": None, "AP_dog": 0.5}
+    test = {"metrics": {MAP: 0.5}, "average_precision": {}}
+    return {
+        "metrics": metrics,
+        "average_precision": sizes,
+        "test": test,
+        "losses": {"val/box_loss": 0.5},
+        "seconds": 12.34,
+        **more,
+    }
 
 
 def test_tables():
-    difference = {"difference": 0.02, "low": -0.01, "high": 0.05}
-    rows = [row(arm, name, 0.5) for name in (MAP, "AP_small", "AP_dog", f"test/{MAP}", "val/box_loss") for arm in "ab"]
-    rows += [row("a", "seconds", 12.34, sd=1.0), row("a", MAP50, 0.6, sd=0.01), row("b", MAP50, 0.7, **difference)]
-    rows += [row("b", "AP_large", None)]
-    made = {(table.heading, table.header[0]): table for table in tables(rows, MAP, summary.label, "note")}
-    assert list(made["Metrics", "loss"].header) == ["loss", "mAP50-95", "mAP50", "seconds"]
-    assert made["Metrics", "loss"].rows == [
-        ["`a`", "0.5000", "0.6000 ± 0.0100", "12.3 ± 1.0"],
-        ["`b`", "0.5000", "0.7000", None],
+    results = {(arm, seed): run_of(0.5 + (arm == "b") / 50) for arm in "ab" for seed in range(3)}
+    results["a", 0]["seconds"] = 15.34
+    sections = {section.heading: section.blocks for section in report_of(Comparison("ab", results, MAP)).sections}
+    tables = {heading: [b for b in blocks if isinstance(b, Table)] for heading, blocks in sections.items()}
+    means, others = tables["Metrics"]
+    assert list(means.header) == ["loss", "mAP50-95", "mAP50", "seconds"]
+    assert means.rows == [
+        ["`a`", "0.5000 ± 0.0000", "0.6000 ± 0.0000", "13.3 ± 1.7"],
+        ["`b`", "0.5200 ± 0.0000", "0.6200 ± 0.0000", "12.3 ± 0.0"],
     ]
-    assert made["Metrics", "metric"].rows == [["mAP50", "`b`", "+0.0200", "-0.0100", "+0.0500"]]
-    assert made["Average precision by size", "size"].rows == [["small", "0.5000", "0.5000"], ["large", None, None]]
-    assert made["Average precision by class", "class"].rows == [["dog", "0.5000", "0.5000"]]
-    assert len(made["Test split", "metric"].rows) == 1
-    assert made["Losses after the last epoch", "loss"].note == "note" and len(made) == 6
-    assert tables([], "", summary.label) == [] and spread(None) is None
+    assert others.rows[0] == ["mAP50", "`b`", "+0.0200", "+0.0200", "+0.0200"]
+    assert [row[0] for row in others.rows] == ["mAP50", "AP_small"]
+    (by_size,), (by_class,) = tables["Average precision by size"], tables["Average precision by class"]
+    assert by_size.rows == [["small", "0.5000 ± 0.0000", "0.5000 ± 0.0000"]] and by_class.rows[0][0] == "dog"
+    assert [len(table.rows) for table in tables["Test split"]] == [1]
+    assert "on the scale of that loss" in sections["Losses after the last epoch"][1].text
 
 
 def test_nothing_is_drawn_or_compared_when_nothing_was_learnt(tmp_path, monkeypatch):
@@ -125,22 +138,21 @@ def test_nothing_is_drawn_or_compared_when_nothing_was_learnt(tmp_path, monkeypa
         nothing = {"metrics": {MAP: 0.0, MAP50: 0.0}}
         job.result.write_text(json.dumps({**result(job.arm, 0, job.folder), **nothing}))
         (job.folder / "results.csv").write_text(f"epoch,{MAP},lr/pg0\n1,0.0,0.01\n")
-    summary.write(jobs, tmp_path, HEADER)
+    write_summary(jobs, tmp_path, **MORE)
     assert "nothing has been learnt yet" in html_of(tmp_path) and "Difference of" not in html_of(tmp_path)
     assert "<img" not in html_of(tmp_path) and not list(tmp_path.glob("*.png"))
 
 
 def test_no_run_has_finished(tmp_path):
-    summary.write([Job("ciou", 0, tmp_path / "a", {})], tmp_path, HEADER)
+    write_summary([Job("ciou", 0, tmp_path / "a", {})], tmp_path, **MORE)
     assert "No run has finished yet" in html_of(tmp_path) and "0 of 1 runs finished" in html_of(tmp_path)
     assert not re.findall("<img|<table|<h2", html_of(tmp_path))
 
 
 def test_images_on_which_losses_differ_are_shown_where_they_are(folder, tmp_path):
-    (tmp_path / "differ-b-seed2.png").write_bytes((folder / compare_page.CURVES).read_bytes())
-    pictures = [(arm, 2, tmp_path / f"differ-{arm}-seed2.png") for arm in "bc"]
-    report = compare_page.Report("a", "mAP", [], "1 of 1 runs finished.", pictures=pictures)
-    html = compare_page.write(report, tmp_path).read_text(encoding="utf-8")
+    (tmp_path / "differ-b-seed2.png").write_bytes((folder / CURVES).read_bytes())
+    pairs = [differ.DetectionPair(arm, 2, tmp_path, tmp_path / f"{arm}-seed2" / "x") for arm in "bc"]
+    html = report_of(Comparison("abc", {}, ""), tmp_path, pairs).html()
     assert "Where they differ" in html and html.count("data:image/jpeg") == 1
     assert "<code>a</code> and <code>b</code>, seed 2" in html and str(tmp_path) not in html
 
@@ -153,10 +165,12 @@ def test_where_they_differ_is_of_the_losses_and_seeds_compared(tmp_path, monkeyp
     for job in jobs:
         hits = [True, job.arm == "eiou"]
         boxes = {"hits": [[5, 5, 20, 20]], "misses": [], "alarms": [], "is_hit": hits, "shape": [64, 64], "pad": [0, 0]}
-        (job.folder / differ.FILE).write_text(json.dumps({"score": 0.5, "names": {}, "images": {str(photo): boxes}}))
+        (job.folder / differ.DETECTIONS).write_text(
+            json.dumps({"score": 0.5, "names": {}, "images": {str(photo): boxes}})
+        )
     (tmp_path / "differ-siou-seed0.png").write_bytes(photo.read_bytes())
-    summary.write_differing(jobs, tmp_path)
-    summary.write(jobs, tmp_path, HEADER)
+    compare._write_differing(jobs, tmp_path)
+    write_summary(jobs, tmp_path, **MORE)
     assert [file.name for file in tmp_path.glob("differ-eiou*.png")] == ["differ-eiou-1.png"]
     html = html_of(tmp_path)
     assert html.count("data:image/jpeg") == 1 and "seed 1: the validation images" in html
@@ -164,19 +178,19 @@ def test_where_they_differ_is_of_the_losses_and_seeds_compared(tmp_path, monkeyp
     monkeypatch.setattr(compare, "say", told.append)
     photo.unlink()
     compare._write_differing(jobs, tmp_path)
-    summary.write(jobs, tmp_path, HEADER)
+    write_summary(jobs, tmp_path, **MORE)
     assert "photo.png" in told[0] and "Where they differ" not in html_of(tmp_path)
 
 
 def test_level_and_power_stand_in_the_table_of_differences(folder, tmp_path):
     heads = re.findall(r"<th scope=\"col\"[^>]*><button>([^<]+)</button>", html_of(folder))
-    columns = ["loss", "difference", "from", "to", "level", "seeds", "verdict"]
+    columns = ["loss", "difference", "from", "to", "verdict", "seeds", "level"]
     assert heads[:9] == [*columns, "detectable", "seeds needed"]
     assert ">97.5 %<" in html_of(folder) and "Holm" in html_of(folder)
-    summary.write([finished(arm, 0, tmp_path) for arm in ARMS[:2]], tmp_path, HEADER)
+    write_summary([finished(arm, 0, tmp_path) for arm in ARMS[:2]], tmp_path, **MORE)
     html = html_of(tmp_path)
     assert ">level<" not in html and ">detectable<" not in html and ">no verdict<" in html
-    assert "No verdict, which takes at least 3 common seeds: <code>eiou</code>." in html
+    assert "No verdict, which takes 3 common seeds: <code>eiou</code>." in html
 
 
 def test_summaries_hold_date_hardware_and_size_of_the_data_and_no_folders(tmp_path):
@@ -187,7 +201,7 @@ def test_summaries_hold_date_hardware_and_size_of_the_data_and_no_folders(tmp_pa
     job = jobs[1]  # the other one is of an earlier version
     job.result.write_text(json.dumps({**json.loads(job.result.read_text()), **more}))
     failed = Job(str(own), 0, tmp_path / "runs" / "own", {}, FAILED, f"OSError: {own} is out of luck")
-    summary.write([*jobs, failed], tmp_path, [HEADER[0], "2026-01-31 · yolo-lossplug"])
+    write_summary([*jobs, failed], tmp_path, command=COMMAND, foot=["2026-01-31 · yolo-lossplug"])
     data = "Data: train 96 images, 582 objects; val 32 images, 190 objects (100 small, 90 medium, 0 large)"
     for name in ("summary.md", "summary.tex", "report.html"):
         text = (tmp_path / name).read_text(encoding="utf-8")
@@ -195,10 +209,10 @@ def test_summaries_hold_date_hardware_and_size_of_the_data_and_no_folders(tmp_pa
         assert str(tmp_path) not in text, name
     assert "OSError: own.py:broken is out of luck" in (tmp_path / "summary.md").read_text(encoding="utf-8")
     lines = (tmp_path / "summary.tex").read_text(encoding="utf-8").splitlines()
-    assert all(line.startswith("% ") for line in lines[: lines.index(r"\begin{tabular}{lrrrl}")])
-    assert answer._escaped(r"a_b {50%} x^2 ~ \c") == (
-        r"a\_b \{50\%\} x\textasciicircum{}2 \textasciitilde{} \textbackslash{}c"
-    )
+    assert all(line.startswith("% ") for line in lines[: lines.index(r"\begin{tabular}{lrrllll}")])
+    table = Table([r"a_b {50%} x^2 ~ \c", "n"], [["x", "0.5 ± 0.1"]])
+    assert r"a\_b \{50\%\} x\textasciicircum{}2 \textasciitilde{} \textbackslash{}c & n \\" in table.latex()
+    assert r"x & $0.5 \pm 0.1$ \\" in table.latex()
 
 
 @needs_chromium

@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """What the plots of a comparison show."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 
 from yolo_lossplug import charts
 from yolo_lossplug.tools.compare import plots as compare_plots
+from yolo_lossplug.tools.compare.comparison import Effect
 from yolo_lossplug.tools.compare.plots import draw_curves, draw_forest
 from yolo_lossplug.tools.compare.significance import BETTER, NOISE, WORSE
 
@@ -15,7 +14,7 @@ MAP, MAP50 = "metrics/mAP50-95(B)", "metrics/mAP50(B)"
 
 
 def effect(arm, mean, low, high, verdict, seeds=5):
-    return SimpleNamespace(arm=arm, metric=MAP, mean=mean, low=low, high=high, level=0.95, seeds=seeds, verdict=verdict)
+    return Effect(arm, MAP, mean, low, high, None if low is None else 0.95, seeds, verdict)
 
 
 @pytest.fixture
@@ -33,13 +32,13 @@ def history(epochs, top, offset=0.0):
 def test_a_forest_shows_differences_intervals_and_decisions(figures):
     effects = [effect("b", -0.02, -0.03, -0.01, WORSE), effect("c", 0.002, -0.01, 0.014, NOISE)]
     effects.append(effect("d", 0.012, 0.004, 0.02, BETTER))
-    assert draw_forest(effects, "a", "forest.png", lambda name: "mAP") == "forest.png"
+    assert draw_forest(effects, "a", "forest.png") == "forest.png"
     axis = figures[0].axes[0]
     names, numbers = ([text.get_text() for text in axis.texts if text.get_ha() == side] for side in ("left", "right"))
     assert names == ["d", "c", "b"], "best first"
     assert [text.split("  ")[-1] for text in numbers] == [BETTER, NOISE, WORSE]
     assert numbers[2] == "−0.0200  (−0.0300 to −0.0100)  worse"
-    assert axis.get_xlabel() == "difference of mAP from a, with the interval that decides"
+    assert axis.get_xlabel() == "difference of mAP50-95 from a, with intervals"
     lines = [list(line.get_xdata()) for line in axis.lines[1:]]
     assert lines == [[0.004, 0.02], [0.012], [-0.01, 0.014], [0.002], [-0.03, -0.01], [-0.02]]
     points = [line for line in axis.lines if len(line.get_xdata()) == 1]
@@ -98,7 +97,9 @@ def test_nothing_is_drawn_when_nothing_was_learnt(figures):
     assert draw_curves({("a", 0): []}, ["a"], "curves.png") is None
     assert figures == []
     draw_curves({("a", 0): history(3, 0.5)}, ["a"], "curves.png")
-    assert [axis.get_title(loc="left") for axis in figures[0].axes] == [MAP], "no panel of what stayed 0, or alone"
+    assert [axis.get_title(loc="left") for axis in figures[0].axes] == ["mAP50-95"], (
+        "no panel of what stayed 0, or alone"
+    )
 
 
 def test_runs_of_unlike_length_and_lost_ones(figures):
@@ -106,7 +107,7 @@ def test_runs_of_unlike_length_and_lost_ones(figures):
     draw_curves(histories, ["a", "b", "c"], "curves.png")
     (axis,) = figures[0].axes
     assert [(line.get_label(), len(line.get_xdata())) for line in axis.lines] == [("b", 5), ("c", 3)]
-    assert compare_plots.less(np.arange(3.0), np.ones(2)).tolist() == [-1, 0]
+    assert compare_plots._less(np.arange(3.0), np.ones(2)).tolist() == [-1, 0]
 
 
 def test_twelve_arms(figures):

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from yolo_lossplug import LossPlugError
-from yolo_lossplug.tools.compare import measures, verdict
-from yolo_lossplug.tools.compare.significance import BETTER, NOISE, compare, holm
+from yolo_lossplug.tools.compare import measures
+from yolo_lossplug.tools.compare.comparison import Comparison
+from yolo_lossplug.tools.compare.significance import BETTER, NOISE, decide, holm
 
 MAIN = "metrics/mAP50-95(B)"
 
@@ -24,23 +25,23 @@ def random_results(seed=0, arms=("a", "b", "c", "d"), seeds=4):
 
 
 def test_the_primary_metric_is_corrected_and_others_are_not():
-    results = random_results()
-    pairs = {arm: verdict.differences(results, "a", arm, MAIN) for arm in "bcd"}
-    primary = verdict.effects(results, "a", MAIN)
-    assert [(e.arm, e.mean, e.low, e.high, e.interval, e.verdict, e.level) for e in primary] == [
+    compared = Comparison("abcd", random_results(), MAIN)
+    pairs = {arm: compared.differences(arm, MAIN) for arm in "bcd"}
+    primary = compared.effects
+    assert [(e.arm, e.mean, e.low, e.high, e.verdict, e.level) for e in primary] == [
         (arm, *difference) for arm, difference in holm(pairs).items()
     ]
     assert all(effect.seeds == 4 and effect.metric == MAIN for effect in primary)
-    other = verdict.effects(results, "a", MAIN, is_primary=False)
+    other = compared.effects_of(MAIN)
     assert [(e.low, e.high, e.level, e.verdict) for e in other] == [
-        (compare(values).low, compare(values).high, 0.95, "") for values in pairs.values()
+        (decide(values).low, decide(values).high, 0.95, "") for values in pairs.values()
     ]
 
 
 def test_shown_interval_and_verdict_agree():
     verdicts = set()
     for seed in range(25):
-        for effect in verdict.effects(random_results(seed), "a", MAIN):
+        for effect in Comparison("abcd", random_results(seed), MAIN).effects:
             assert (effect.verdict == NOISE) == (effect.low <= 0 <= effect.high)
             verdicts.add(effect.verdict)
     assert verdicts == {BETTER, NOISE}
@@ -53,18 +54,20 @@ def test_differences_are_those_of_common_seeds_that_have_the_metric():
         ("b", 1): result(0.5, 0.4),
         ("b", 0): result(0.3, 0.1),
     }
-    (effect,) = verdict.effects(results, "a", "AP_small")
+    compared = Comparison("ab", results, MAIN)
+    (effect,) = compared.effects_of("AP_small")
     assert effect.seeds == 1 and effect.mean == pytest.approx(0.05) and effect.low is effect.level is None
-    (none,) = verdict.effects(results, "a", "AP_dog")
+    (none,) = compared.effects_of("AP_dog")
     assert none.mean is None and none.seeds == 0 and none.verdict == ""
 
 
 def test_noise_floor_and_power():
     results = {**{("a", i): result(0.1 + 0.01 * i) for i in range(3)}, **{("b", i): result(0.12) for i in range(3)}}
-    assert verdict.noise_floor(results, "a", MAIN) == pytest.approx(0.01)
-    assert verdict.noise_floor(results, "c", MAIN) is None
-    (effect,) = verdict.effects(results, "a", MAIN)
-    assert effect.deviation == pytest.approx(0.01) and effect.smallest == pytest.approx(0.0326404, rel=1e-4)
+    compared = Comparison("ab", results, MAIN)
+    assert compared.noise_floor.deviation == pytest.approx(0.01)
+    assert Comparison("ca", results, MAIN).noise_floor is None
+    (effect,) = compared.effects
+    assert effect.smallest == pytest.approx(0.0326404, rel=1e-4)
     assert effect.mean == pytest.approx(0.01) and effect.needed == 10
 
 
@@ -78,6 +81,6 @@ def test_names_of_metrics():
         ("test/mAP50-95", "test/mAP50-95(B)"),
         ("test/AP_small", "test/AP_small"),
     ):
-        assert measures.resolve(short, names) == full
-    with pytest.raises(LossPlugError, match=r"metric=mAP60 is none .* Known: mAP50-95, mAP50, AP_small"):
-        measures.resolve("mAP60", names)
+        assert measures.resolve_metric(short, names) == full
+    with pytest.raises(LossPlugError, match=r"metric=mAP60 was not measured .* Known: mAP50-95, mAP50, AP_small"):
+        measures.resolve_metric("mAP60", names)

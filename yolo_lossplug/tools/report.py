@@ -26,7 +26,9 @@ CODE = re.compile(r"`([^`]+)`")
 MARKS = re.compile(r"[\\*<\[]|(?<!\w)_|_(?!\w)")
 """Characters that would be markup in Markdown."""
 TYPES = ((b"\x89PNG\r\n", "image/png"), (b"\xff\xd8\xff", "image/jpeg"))
-CSS_DPI = 96
+CSS_DPI, JPEG_QUALITY = 96, 85
+NAME_WIDTH = 24
+"""Characters of a name in the first column of a terminal's table."""
 EMPTY = "–"
 TEX = {**{char: f"\\{char}" for char in "_%&#${}"}, "\\": r"\textbackslash{}", "^": r"\textasciicircum{}"}
 TEX["~"] = r"\textasciitilde{}"
@@ -68,18 +70,26 @@ class Picture:
         source: A PNG or JPEG file, or the content of one, which Markdown does not show.
         alt: What it shows, for those who do not see it.
         caption: A line below it.
+        is_photo: Whether it is shown as JPEG, which is a tenth of the PNG of photographs.
     """
 
     source: Union[Path, bytes]
     alt: str
     caption: str = ""
+    is_photo: bool = False
     kind: ClassVar[str] = "picture"
     is_brief: ClassVar[bool] = False
 
     @cached_property
     def data(self) -> bytes:
-        """Content of the file."""
-        return self.source if isinstance(self.source, bytes) else Path(self.source).read_bytes()
+        """What a page shows."""
+        data = self.source if isinstance(self.source, bytes) else Path(self.source).read_bytes()
+        if not self.is_photo:
+            return data
+        made = io.BytesIO()
+        with Image.open(io.BytesIO(data)) as picture:
+            picture.convert("RGB").save(made, "JPEG", quality=JPEG_QUALITY, optimize=True)
+        return made.getvalue()
 
     @property
     def uri(self) -> str:
@@ -161,7 +171,9 @@ class Table:
     def lines(self) -> list[str]:
         """Return the table as the lines of a terminal, with the columns that it shows."""
         rows = [[_plain(cell) for cell in row[: self.columns]] for row in (self.header, *self.cells)]
-        return [*([_plain(self.caption)] if self.caption else []), *terminal.table(rows)]
+        names = short_names([row[0] for row in rows])
+        caption = [_plain(self.caption)] if self.caption else []
+        return [*caption, *terminal.table([[name, *row[1:]] for name, row in zip(names, rows)])]
 
 
 Block = Union[Text, Code, Picture, Table]
@@ -224,9 +236,9 @@ class Report:
         """Add a table, as `Table` takes it; on a page a click on a head sorts it."""
         self.add(Table(header, rows, caption, columns))
 
-    def picture(self, source: Union[Path, bytes], alt: str, caption: str = "") -> None:
+    def picture(self, source: Union[Path, bytes], alt: str, caption: str = "", is_photo: bool = False) -> None:
         """Add a picture, as `Picture` takes it; on a page a click enlarges it."""
-        self.add(Picture(source, alt, caption))
+        self.add(Picture(source, alt, caption, is_photo))
 
     def foot(self, line: str) -> None:
         """Add a line to the foot: versions, the date, hardware."""
@@ -293,6 +305,17 @@ def number_of(cell: Any) -> Optional[float]:
         return float(cell) if math.isfinite(cell) else None
     match = NUMBER.match(cell) if isinstance(cell, str) else None
     return float(match.group().replace(",", "").replace("−", "-")) if match else None
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """Return names of at most `NAME_WIDTH` characters: cut at the end, or at the beginning where ends differ.
+
+    >>> short_names(["cls_weights={'bicycle': 1}", "cls_weights={'bicycle': 2}"])
+    ["…_weights={'bicycle': 1}", "…_weights={'bicycle': 2}"]
+    """
+    starts = [name if len(name) <= NAME_WIDTH else f"{name[: NAME_WIDTH - 1]}…" for name in names]
+    ends = [name if len(name) <= NAME_WIDTH else f"…{name[1 - NAME_WIDTH :]}" for name in names]
+    return max(starts, ends, key=lambda cut: len({*cut}))
 
 
 def _is_numeric(column: Sequence[Any]) -> bool:

@@ -22,9 +22,12 @@ from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.selection.keys import keys
 from yolo_lossplug.tools.arguments import merge
 from yolo_lossplug.tools.arms import ARMS, Arm, chosen_by, values_by_key
-from yolo_lossplug.tools.compare import answer, average_precision, jobs, measures, outward, summary
+from yolo_lossplug.tools.compare import average_precision, differ, jobs, measures
+from yolo_lossplug.tools.compare.comparison import Comparison, shown, without_folders
 from yolo_lossplug.tools.compare.jobs import FAILED, FINISHED, RUNNING, WAITING, Job
 from yolo_lossplug.tools.compare.progress import Progress
+from yolo_lossplug.tools.compare.report import write_summary
+from yolo_lossplug.tools.report import Report
 from yolo_lossplug.ultralytics_hook.console import VERSION, say, training_keys
 from yolo_lossplug.ultralytics_hook.console import folder as new_folder
 from yolo_lossplug.ultralytics_hook.trial import one_run
@@ -91,13 +94,9 @@ class Plan:
 def main(args: dict[str, Any]) -> None:
     """Compare, and exit with 1 if a run has failed. SIGTERM, which a cluster sends first, ends it as Ctrl-C does."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    plan = plan_of(args)
-    directory = run_plan(plan)
-    runs = outward.shown(jobs_of(plan, directory))
-    results = summary.results_of(runs)
-    primary, names = summary.primary_of(results, plan.metric), list(dict.fromkeys(job.arm for job in runs))
-    print("\n".join(["", *answer.lines(results, names, primary), f"written to {directory}"]))
-    if any(row["state"] == FAILED for row in summary.read_table(directory / "results.csv")):
+    directory, jobs, report = run_plan(plan_of(args))
+    print(f"\n{report.terminal()}\nwritten to {directory}")
+    if any(job.state == FAILED for job in jobs):
         raise SystemExit(1)
 
 
@@ -114,11 +113,11 @@ def compare(args: Mapping[str, Any]) -> Path:
         LossPlugError: If an argument is wrong; nothing is trained or written then.
         KeyboardInterrupt: After Ctrl-C; the summary of the finished runs is written, and the same call continues.
     """
-    return run_plan(plan_of(args))
+    return run_plan(plan_of(args))[0]
 
 
-def run_plan(plan: Plan) -> Path:
-    """Train what a plan has without a result, write the summary, and return the folder."""
+def run_plan(plan: Plan) -> tuple[Path, list[Job], Report]:
+    """Train what a plan has without a result, write the summary, and return the folder, the runs and the report."""
     if len(plan.arms) < 2:
         say(f"only one loss, {plan.arms[0].name}: its seeds show the noise, and there is nothing to compare it with")
     directory = directory_of(plan, plan.name, plan.project)
@@ -126,25 +125,27 @@ def run_plan(plan: Plan) -> Path:
         _check_class(plan.metric, one_run.prepare({**plan.args, **plan.arms[0].keys}))
     directory.mkdir(parents=True, exist_ok=True)
     with locked(directory):
-        _run(plan, directory)
-    return directory
+        return directory, *_run(plan, directory)
 
 
-def _run(plan: Plan, directory: Path) -> None:
+def _run(plan: Plan, directory: Path) -> tuple[list[Job], Report]:
     """Run the jobs without a result, and write the summary after every run."""
     todo = jobs_of(plan, directory)
     _write_plan(plan, directory)
     waiting = [job for job in todo if job.state == WAITING]
     _say_lost(todo)
     _say_older(todo)
-    say(f"{len(todo)} runs in {directory}, {len(todo) - len(waiting)} of them finished before")
+    say(f"{len(todo)} runs in {directory}, {len(todo) - len(waiting)} already finished")
     progress = Progress(todo, plan.metric)
+
+    def write() -> Report:
+        return write_summary(todo, directory, plan.metric, _command(plan), _foot())
 
     def report(job: Job) -> None:
         if job.state in (FINISHED, FAILED):
             say(progress.line(job))
-        if job.state in (FINISHED, FAILED) and any(one.state in (WAITING, RUNNING) for one in todo):
-            summary.write(todo, directory, _header(plan), plan.metric)
+            if any(other.state in (WAITING, RUNNING) for other in todo):
+                write()
 
     try:
         _start(plan, waiting, report)
@@ -155,7 +156,8 @@ def _run(plan: Plan, directory: Path) -> None:
     finally:
         for job in todo:
             job.state = WAITING if job.state == RUNNING else job.state
-        summary.write(todo, directory, _header(plan), plan.metric)
+        report_of_all = write()
+    return todo, report_of_all
 
 
 def _start(plan: Plan, waiting: list[Job], report: Callable[[Job], None]) -> None:
@@ -171,15 +173,16 @@ def _start(plan: Plan, waiting: list[Job], report: Callable[[Job], None]) -> Non
 def _write_differing(todo: Sequence[Job], directory: Path) -> None:
     """Draw the images in which losses differ; without them, which may be gone since, all else is left."""
     try:
-        summary.write_differing(todo, directory)
+        for pair in differ.pairs(shown(todo)):
+            differ.write_differing(pair, shown(todo)[0].arm, directory)
     except OSError as error:
         say(f"the images in which the losses differ cannot be drawn: {error}")
 
 
 def _say_older(todo: Sequence[Job]) -> None:
     """Say which finished runs lack what is measured now, and how to have it."""
-    for line in answer.older(summary.results_of(todo)):
-        say(f"{line.replace('`', '')} To have it, remove their .result.json below runs/, and they are made again.")
+    for line in Comparison.of(todo, measures.ORDER[0]).older:
+        say(f"{line.replace('`', '')} To have it, delete their .result.json files in runs/ and rerun.")
 
 
 def _say_lost(todo: Sequence[Job]) -> None:
@@ -394,12 +397,16 @@ def _write_plan(plan: Plan, directory: Path) -> None:
     )
 
 
-def _header(plan: Plan) -> list[str]:
-    """Return the command and the versions, with which the comparison can be repeated."""
-    words = {key: outward.without_folders(str(value)) for key, value in _words(plan).items()}
-    command = " ".join(shlex.quote(f"{key}={value}") for key, value in words.items())
+def _command(plan: Plan) -> str:
+    """Return the command with which the comparison can be repeated."""
+    words = {key: without_folders(str(value)) for key, value in _words(plan).items()}
+    return " ".join(["lossplug compare", *(shlex.quote(f"{key}={value}") for key, value in words.items())])
+
+
+def _foot() -> list[str]:
+    """Return the date and the versions."""
     versions = f"yolo-lossplug {yolo_lossplug.__version__} · ultralytics {VERSION} · torch {torch.__version__}"
-    return [f"`lossplug compare {command}`", f"{datetime.date.today().isoformat()} · {versions}"]
+    return [f"{datetime.date.today().isoformat()} · {versions}"]
 
 
 def _words(plan: Plan) -> dict[str, Any]:

@@ -6,23 +6,23 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from yolo_lossplug import charts
+from yolo_lossplug.tools.compare.jobs import FINISHED, Job
 
-FILE = "detections.json"
-IOU = 0.5
-MOST = 12
-"""Images shown."""
-LEAST_SCORE = 0.01
-COLOURS = {"hits": "#56b4e9", "misses": "#f0e442", "alarms": "#ff6a00"}
-LINES: dict[str, Any] = {"hits": "-", "misses": ":", "alarms": "--"}
+DETECTIONS = "detections.json"
+MATCH_IOU = 0.5
+MAX_IMAGES = 12
+MIN_SCORE = 0.01
+KIND_COLOURS = {"hits": "#56b4e9", "misses": "#f0e442", "alarms": "#ff6a00"}
+LINE_STYLES: dict[str, Any] = {"hits": "-", "misses": ":", "alarms": "--"}
 WORDS = {"hits": "hits", "misses": "misses", "alarms": "false alarms"}
 
 
-def save(images: Sequence[Mapping[str, Any]], names: Mapping[int, str], file: Path) -> None:
+def save_detections(images: Sequence[Mapping[str, Any]], names: Mapping[int, str], file: Path) -> None:
     """Write what a validation has found, judged at the score with the best F1 of this run.
 
     A common score would be unfair: losses of the class term shift the scores of all detections.
@@ -42,17 +42,17 @@ def best_score(images: Sequence[Mapping[str, Any]]) -> float:
     order = np.argsort(-scores, kind="stable")
     count = sum(len(image["gt_classes"]) for image in images)
     f1 = 2 * hits[order].cumsum() / (np.arange(1, len(order) + 1) + max(count, 1))
-    return max(LEAST_SCORE, float(scores[order][f1.argmax()])) if len(f1) else LEAST_SCORE
+    return max(MIN_SCORE, float(scores[order][f1.argmax()])) if len(f1) else MIN_SCORE
 
 
-def matches(image: Mapping[str, Any], least: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+def matches(image: Mapping[str, Any], min_score: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
     """Return which detections (d,) hit an object of their class at IoU 0.5, and which objects (g,) are hit."""
     hits, is_hit = np.zeros(len(image["scores"]), bool), np.zeros(len(image["gt_classes"]), bool)
     for d in np.argsort(-image["scores"], kind="stable"):
-        if image["scores"][d] < least or not len(is_hit):
+        if image["scores"][d] < min_score or not len(is_hit):
             continue
         iou = np.where(~is_hit & (image["gt_classes"] == image["classes"][d]), image["iou"][d], 0.0)
-        hits[d] = iou.max() >= IOU
+        hits[d] = iou.max() >= MATCH_IOU
         is_hit[iou.argmax()] |= hits[d]
     return hits, is_hit
 
@@ -75,31 +75,62 @@ def most_different(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str
 
     common = [file for file in one["images"] if file in other["images"]]
     distances = {file: distance(file) for file in common}
-    return [file for file in sorted(common, key=lambda file: -distances[file]) if distances[file]][:MOST]
+    return [file for file in sorted(common, key=lambda file: -distances[file]) if distances[file]][:MAX_IMAGES]
 
 
-def write(one: Path, other: Path, names: tuple[str, str], directory: Path, stem: str) -> bool:
-    """Write the images that two runs differ in most as data and as a picture; return whether there are any.
+class DetectionPair(NamedTuple):
+    """Detections of two runs of one seed.
+
+    Attributes:
+        arm: The arm that is compared.
+        seed: The seed.
+        of_baseline: `DETECTIONS` of the baseline's run.
+        of_arm: That of the arm's run.
+    """
+
+    arm: str
+    seed: int
+    of_baseline: Path
+    of_arm: Path
+
+    def picture(self, directory: Path) -> Path:
+        """Return the picture of the images in which they differ most, in the folder of a comparison."""
+        return directory / f"differ-{self.of_arm.parent.name}.png"
+
+
+def pairs(jobs: Sequence[Job]) -> list[DetectionPair]:
+    """Return the runs of each arm and of the baseline at the first seed for which both have detections."""
+    found = {(job.arm, job.seed): job.folder / DETECTIONS for job in jobs if job.state == FINISHED}
+    found = {key: file for key, file in found.items() if file.is_file()}
+    baseline = jobs[0].arm
+    first: dict[str, DetectionPair] = {}
+    for arm, seed in found:
+        if arm != baseline and (baseline, seed) in found:
+            first.setdefault(arm, DetectionPair(arm, seed, found[baseline, seed], found[arm, seed]))
+    return [*first.values()]
+
+
+def write_differing(pair: DetectionPair, baseline: str, directory: Path) -> None:
+    """Write the images in which two runs differ most as data and as a picture, in place of those of other runs.
 
     Args:
-        one: `FILE` of a run of the baseline.
-        other: That of another arm, of the same seed.
-        names: Names of the two arms.
-        directory: Where ``<stem>.json`` and ``<stem>.png`` are written.
-        stem: Name of both.
+        pair: The runs.
+        baseline: Name of the first arm.
+        directory: Folder of the comparison.
     """
-    runs = [json.loads(file.read_text(encoding="utf-8")) for file in (one, other)]
+    picture, names = pair.picture(directory), (baseline, pair.arm)
+    picture.unlink(missing_ok=True)
+    runs = [json.loads(file.read_text(encoding="utf-8")) for file in (pair.of_baseline, pair.of_arm)]
     files = most_different(*runs)
     if not files:
-        return False
+        return
     rows = [{"file": Path(file).name, **{n: run["images"][file] for n, run in zip(names, runs)}} for file in files]
-    about = {"iou": IOU, "scores": {name: run["score"] for name, run in zip(names, runs)}, "images": rows}
-    (directory / f"{stem}.json").write_text(json.dumps(about), encoding="utf-8")
-    draw(files, runs, names, directory / f"{stem}.png")
-    return True
+    about = {"iou": MATCH_IOU, "scores": {name: run["score"] for name, run in zip(names, runs)}, "images": rows}
+    picture.with_suffix(".json").write_text(json.dumps(about), encoding="utf-8")
+    _draw(files, runs, names, picture)
 
 
-def draw(files: Sequence[str], runs: Sequence[Mapping[str, Any]], names: Sequence[str], file: Path) -> None:
+def _draw(files: Sequence[str], runs: Sequence[Mapping[str, Any]], names: Sequence[str], file: Path) -> None:
     """Draw images side by side, two pairs in a row, each with the boxes of both runs."""
     from matplotlib.patches import Patch
     from PIL import Image as Picture
@@ -113,7 +144,7 @@ def draw(files: Sequence[str], runs: Sequence[Mapping[str, Any]], names: Sequenc
             axis, found = axes.flat[2 * i + k], run["images"][name]
             with Picture.open(name) as picture:
                 _show(axis, picture.convert("RGB"), found)
-            counts = " · ".join(f"{WORDS[kind]} {len(found[kind])}" for kind in COLOURS)
+            counts = " · ".join(f"{WORDS[kind]} {len(found[kind])}" for kind in KIND_COLOURS)
             axis.set_title(f"{names[k]}\n{counts}", fontsize=7)
     handles = [Patch(**_style(kind), label=word) for kind, word in WORDS.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
@@ -126,7 +157,7 @@ def _show(axis: Any, picture: Any, found: Mapping[str, Any]) -> None:
 
     (height, width), (x, y) = found["shape"], found["pad"]
     axis.imshow(picture, extent=(x, width - x, height - y, y))
-    for kind in COLOURS:
+    for kind in KIND_COLOURS:
         for left, top, right, bottom in found[kind]:
             axis.add_patch(Rectangle((left, top), right - left, bottom - top, **_style(kind)))
     axis.set(xlim=(x, width - x), ylim=(height - y, y))
@@ -137,5 +168,5 @@ def _style(kind: str) -> dict[str, Any]:
     from matplotlib.patheffects import withStroke
 
     outline = [withStroke(linewidth=2.6, foreground="#000000")]
-    line = {"edgecolor": COLOURS[kind], "linestyle": LINES[kind], "linewidth": 1.4}
+    line = {"edgecolor": KIND_COLOURS[kind], "linestyle": LINE_STYLES[kind], "linewidth": 1.4}
     return {"fill": False, "path_effects": outline, **line}

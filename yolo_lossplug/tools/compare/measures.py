@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any, Optional
 
@@ -21,15 +22,26 @@ METRICS, TEST = "metrics/", "test/"
 
 
 def measured(result: Result) -> dict[str, Optional[float]]:
-    """Return all metrics of a run by name: Ultralytics', AP by size and class, and those of the test split."""
+    """Return all metrics of a run by name: Ultralytics', AP by size and class, and those of the test split.
+
+    One that is not finite is missing.
+    """
     test = result.get("test") or {}
     of_test = {name.removeprefix(METRICS): value for name, value in test.get("metrics", {}).items()}
     of_test.update(test.get("average_precision") or {})
-    return {
+    metrics = {
         **result["metrics"],
         **(result.get("average_precision") or {}),
         **{f"{TEST}{name}": value for name, value in of_test.items()},
     }
+    return {name: None if value is None or not math.isfinite(value) else value for name, value in metrics.items()}
+
+
+def numbers(result: Result) -> dict[str, Optional[float]]:
+    """Return all numbers of a run by name: metrics in their order, losses of the last epoch, and seconds."""
+    metrics = measured(result)
+    seconds = {"seconds": result["seconds"]} if "seconds" in result else {}
+    return {**{name: metrics[name] for name in order(metrics)}, **result["losses"], **seconds}
 
 
 def flat(result: Result) -> dict[str, Any]:
@@ -40,11 +52,6 @@ def flat(result: Result) -> dict[str, Any]:
 def metrics_of(results: Results) -> list[str]:
     """Return the names of all metrics: the main one first, Ultralytics' before AP by size, by class, and test."""
     return order({name: None for result in results.values() for name in measured(result)})
-
-
-def losses_of(results: Results) -> list[str]:
-    """Return the names of all losses."""
-    return list(dict.fromkeys(name for result in results.values() for name in result["losses"]))
 
 
 def order(names: Iterable[str]) -> list[str]:
@@ -87,7 +94,19 @@ def label(measure: str) -> str:
     return name
 
 
-def resolve(metric: str, names: Iterable[str]) -> str:
+def primary_of(results: Results, metric: str) -> str:
+    """Return the full name of the primary metric; that of the task where it has no mAP; empty without results.
+
+    Raises:
+        LossPlugError: If there is no such metric.
+    """
+    names = metrics_of(results)
+    if metric == ORDER[0] and names and f"{METRICS}{metric}(B)" not in names:
+        return names[0]
+    return resolve_metric(metric, names) if names else ""
+
+
+def resolve_metric(metric: str, names: Iterable[str]) -> str:
     """Return the full name of a metric as ``metric=`` gives it.
 
     Args:
@@ -98,7 +117,7 @@ def resolve(metric: str, names: Iterable[str]) -> str:
         LossPlugError: If there is no such metric.
 
     Example:
-        >>> resolve("mAP50", ["metrics/mAP50-95(B)", "metrics/mAP50(B)"])
+        >>> resolve_metric("mAP50", ["metrics/mAP50-95(B)", "metrics/mAP50(B)"])
         'metrics/mAP50(B)'
     """
     names = list(names)
@@ -108,4 +127,4 @@ def resolve(metric: str, names: Iterable[str]) -> str:
         if name in names:
             return name
     shown = ", ".join(name.removeprefix(METRICS).removesuffix("(B)") for name in names)
-    raise LossPlugError(f"metric={metric} is none of what these runs have measured. Known: {shown}.")
+    raise LossPlugError(f"metric={metric} was not measured in these runs. Known: {shown}.")

@@ -6,12 +6,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import fill
-from typing import Any, Callable, Optional
+from typing import Any, Optional
 
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from yolo_lossplug import charts
+from yolo_lossplug.tools.compare.comparison import Effect
+from yolo_lossplug.tools.compare.measures import label
 from yolo_lossplug.tools.compare.significance import BETTER, WORSE
 
 Histories = Mapping[tuple[str, int], Sequence[Mapping[str, float]]]
@@ -30,27 +32,19 @@ RAMP = 0.25
 """The share of epochs, from the first, that does not count for the limits of an axis: all arms rise steeply there."""
 
 
-def draw_forest(
-    effects: Sequence[Any],
-    baseline: str,
-    file: Path,
-    label: Callable[[str], str] = str,
-    noise: Optional[float] = None,
-) -> Optional[Path]:
+def draw_forest(effects: Sequence[Effect], baseline: str, file: Path, noise: Optional[float] = None) -> Optional[Path]:
     """Draw the paired differences of one metric from the baseline, each with its interval and the decision, best first.
 
     Args:
-        effects: Records with ``arm``, ``mean``, ``low`` and ``high`` (None below three seeds), ``metric``, ``level``
-            (that of the interval, 0 to 1), ``seeds`` (number of pairs), ``verdict``.
+        effects: The differences.
         baseline: Name of the arm that the others are compared with.
         file: PNG file to write.
-        label: Turns a metric's name into that of the axis.
         noise: Noise floor, the deviation of the baseline over its seeds, drawn as a band around 0; None for no band.
 
     Returns:
         The file; None if there is nothing to draw.
     """
-    ranked = sorted((effect for effect in effects if effect.mean is not None), key=lambda effect: -effect.mean)
+    ranked = sorted((effect for effect in effects if effect.mean is not None), key=lambda effect: -(effect.mean or 0.0))
     if not ranked:
         return None
     lines = [fill(effect.arm, NAME_WIDTH) for effect in ranked]
@@ -66,7 +60,7 @@ def draw_forest(
     axis.set_yticks([])
     axis.set_ylim(heights.sum() + 0.05, 0)
     axis.set_xlim(*_around_zero(ranked, noise or 0.0))
-    interval = ", with the interval that decides" if any(effect.low is not None for effect in ranked) else ""
+    interval = ", with intervals" if any(effect.low is not None for effect in ranked) else ""
     axis.set_xlabel(f"difference of {label(ranked[0].metric)} from {baseline}{interval}", fontsize=9)
     axis.set_title("worse  ◂  ▸  better", fontsize=8, color="#444444", x=_zero_at(axis))
     axis.tick_params(labelsize=9)
@@ -75,7 +69,7 @@ def draw_forest(
     return charts.save(figure, file)
 
 
-def _draw_effect(axis: Any, y: float, effect: Any) -> None:
+def _draw_effect(axis: Any, y: float, effect: Effect) -> None:
     """Draw one difference: a filled arrow where it is decided, an open circle where not."""
     colour, marker = DECIDED.get(effect.verdict, UNDECIDED)
     if effect.low is not None:
@@ -84,22 +78,15 @@ def _draw_effect(axis: Any, y: float, effect: Any) -> None:
     axis.plot([effect.mean], [y], marker, color=colour, markerfacecolor=face, markersize=8, markeredgewidth=1.5)
 
 
-def _write_effect(axis: Any, y: float, name: str, effect: Any) -> None:
+def _write_effect(axis: Any, y: float, name: str, effect: Effect) -> None:
     """Write the name and the numbers of a difference above it, from edge to edge, so that a phone can show the plot."""
     place = {"transform": axis.get_yaxis_transform(), "va": "bottom", "fontsize": 9, "color": "#000000"}
     backdrop = {"facecolor": "#ffffff", "edgecolor": "none", "pad": 1}
     axis.text(0, y, name, ha="left", fontweight="bold", bbox=backdrop, **place)
-    axis.text(1, y, words(effect).replace("-", "−"), ha="right", bbox=backdrop, **place)
+    axis.text(1, y, effect.words.replace("-", "−"), ha="right", bbox=backdrop, **place)
 
 
-def words(effect: Any) -> str:
-    """Return a difference, its interval and its verdict in words."""
-    if effect.low is None:
-        return f"{effect.mean:+.4f}  {effect.seeds} seed{'s' * (effect.seeds > 1)}: no interval"
-    return f"{effect.mean:+.4f}  ({effect.low:+.4f} to {effect.high:+.4f})  {effect.verdict}"
-
-
-def _around_zero(effects: Sequence[Any], noise: float) -> tuple[float, float]:
+def _around_zero(effects: Sequence[Effect], noise: float) -> tuple[float, float]:
     """Return limits that hold intervals and the band of noise with a margin, and 0 far enough from both edges."""
     ends = [end for effect in effects for end in (effect.mean, effect.low, effect.high) if end is not None]
     low, high = min(-noise, *ends), max(noise, *ends)
@@ -113,9 +100,7 @@ def _zero_at(axis: Any) -> float:
     return float(-low / (high - low))
 
 
-def draw_curves(
-    histories: Histories, arms: Sequence[str], file: Path, label: Callable[[str], str] = str
-) -> Optional[Path]:
+def draw_curves(histories: Histories, arms: Sequence[str], file: Path) -> Optional[Path]:
     """Draw every metric against the epoch, and beside it the paired differences from the first arm.
 
     A line is the mean over the seeds; where few share an axis, a band of one standard deviation lies around each.
@@ -125,7 +110,6 @@ def draw_curves(
         histories: Metrics after every epoch, by arm and seed.
         arms: Names of the arms, in order.
         file: PNG file to write.
-        label: Turns a metric's name into that of the axis.
 
     Returns:
         The file; None if nothing has been learnt yet, or no run has a history.
@@ -143,7 +127,7 @@ def draw_curves(
         _draw_lines(row[0], runs, drawn, label(name))
         if has_pairs:
             row[1].axhline(0, color="#000000", linewidth=1)
-            _draw_lines(row[1], differences(runs, arms[0]), drawn, f"{label(name)}: difference from {arms[0]}")
+            _draw_lines(row[1], paired_differences(runs, arms[0]), drawn, f"{label(name)}: difference from {arms[0]}")
     for axis in axes[-1]:
         axis.set_xlabel("epoch")
     if len(drawn) > 1:
@@ -157,17 +141,17 @@ def learnt(histories: Histories) -> list[str]:
     return [name for name in dict.fromkeys(name for row in rows for name in row) if any(row.get(name) for row in rows)]
 
 
-def differences(runs: Mapping[str, Runs], first: str) -> dict[str, Runs]:
+def paired_differences(runs: Mapping[str, Runs], first: str) -> dict[str, Runs]:
     """Return the runs of all arms but one less its run of the same seed, as far as the shorter one goes."""
     of_first = runs[first]
     return {
-        arm: {seed: less(run, of_first[seed]) for seed, run in of_arm.items() if seed in of_first}
+        arm: {seed: _less(run, of_first[seed]) for seed, run in of_arm.items() if seed in of_first}
         for arm, of_arm in runs.items()
         if arm != first
     }
 
 
-def less(run: np.ndarray, other: np.ndarray) -> np.ndarray:
+def _less(run: np.ndarray, other: np.ndarray) -> np.ndarray:
     """Return the differences of two runs, as far as the shorter one goes."""
     length = min(len(run), len(other))
     return run[:length] - other[:length]
@@ -175,7 +159,7 @@ def less(run: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 def _runs(histories: Histories, arm: str, name: str) -> Runs:
     """Return the values of a metric after every epoch, by seed; seeds without any are left out."""
-    of_arm = {seed: rows for (one, seed), rows in histories.items() if one == arm}
+    of_arm = {seed: rows for (name_of_arm, seed), rows in histories.items() if name_of_arm == arm}
     runs = {seed: np.array([row[name] for row in rows if name in row]) for seed, rows in of_arm.items()}
     return {seed: run for seed, run in runs.items() if len(run)}
 

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 
 from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.tools.compare.jobs import FAILED, FINISHED, RUNNING, WAITING, Job
-from yolo_lossplug.tools.compare.measures import label, measured
-from yolo_lossplug.tools.compare.summary import primary_of
+from yolo_lossplug.tools.compare.measures import label, measured, primary_of
 
 
 class Progress:

@@ -11,14 +11,13 @@ from typing import Callable, NamedTuple, Optional
 import numpy as np
 
 LEVEL = 0.95
-RESAMPLES = 10_000
 MIN_SEEDS = 3
 """Fewer get no interval and no verdict."""
 MAX_SEEDS = 1000
 """More are not searched for."""
 POWER = 0.8
 """How often a real difference should be shown, as is usual in the design of experiments (Cohen, 1988)."""
-BETTER, WORSE, NOISE = "better", "worse", "within noise"
+BETTER, WORSE, NOISE, NO_VERDICT = "better", "worse", "within noise", "no verdict"
 
 
 class Difference(NamedTuple):
@@ -26,17 +25,15 @@ class Difference(NamedTuple):
 
     Attributes:
         mean: Mean of the differences, seed by seed.
-        low: Lower end of the interval of the mean that decides; None below three seeds.
+        low: Lower end of Student's interval of the mean; None below three seeds.
         high: Its upper end.
-        interval: ``bootstrap`` or ``student``; None below three seeds.
-        verdict: ``better``, ``worse`` or ``within noise``.
+        verdict: ``better``, ``worse`` or ``within noise``; ``no verdict`` below three seeds.
         level: Confidence level of the interval, in (0, 1); None below three seeds.
     """
 
     mean: float
     low: Optional[float]
     high: Optional[float]
-    interval: Optional[str]
     verdict: str
     level: Optional[float]
 
@@ -51,21 +48,6 @@ def mean_and_deviation(values: Sequence[float]) -> tuple[float, Optional[float]]
     return float(np.mean(values)), deviation
 
 
-def bootstrap_interval(differences: Sequence[float], level: float = LEVEL, seed: int = 0) -> tuple[float, float]:
-    """Return the percentile bootstrap interval of a mean (Efron, 1979).
-
-    Args:
-        differences: One for each seed, at least one.
-        level: Confidence level, in (0, 1).
-        seed: Of the resampling.
-    """
-    values = np.asarray(differences, dtype=np.float64)
-    rng = np.random.default_rng(seed)
-    means = values[rng.integers(len(values), size=(RESAMPLES, len(values)))].mean(1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
 def t_interval(differences: Sequence[float], level: float = LEVEL) -> tuple[float, float]:
     """Return Student's interval of a mean of at least two values."""
     values = np.asarray(differences, dtype=np.float64)
@@ -73,23 +55,21 @@ def t_interval(differences: Sequence[float], level: float = LEVEL) -> tuple[floa
     return float(values.mean() - half), float(values.mean() + half)
 
 
-def compare(differences: Sequence[float], level: float = LEVEL) -> Difference:
+def decide(differences: Sequence[float], level: float = LEVEL) -> Difference:
     """Return the verdict on paired differences; higher is better.
 
-    A bootstrap of three seeds never leaves their range, and would call one difference in four real where there is none.
-    So a verdict needs Student's interval to exclude 0 as well, and three seeds. Of both intervals that one decides, and
-    is returned, which reaches further towards 0.
+    A verdict needs three seeds, and Student's interval to exclude 0. A bootstrap of three seeds never leaves their
+    range, and would call one difference in four real where there is none.
 
     Args:
         differences: Metric of a loss less that of the first loss, seed by seed; at least one.
-        level: Confidence level of the intervals, in (0, 1).
+        level: Confidence level of the interval, in (0, 1).
     """
     mean = float(np.mean(differences))
     if len(differences) < MIN_SEEDS:
-        return Difference(mean, None, None, None, NOISE, None)
-    intervals = {"student": t_interval(differences, level), "bootstrap": bootstrap_interval(differences, level)}
-    name, (low, high) = min(intervals.items(), key=lambda pair: pair[1][0] if mean > 0 else -pair[1][1])
-    return Difference(mean, low, high, name, BETTER if low > 0 else WORSE if high < 0 else NOISE, level)
+        return Difference(mean, None, None, NO_VERDICT, None)
+    low, high = t_interval(differences, level)
+    return Difference(mean, low, high, BETTER if low > 0 else WORSE if high < 0 else NOISE, level)
 
 
 def holm(problems: Mapping[str, Sequence[float]]) -> dict[str, Difference]:
@@ -103,11 +83,11 @@ def holm(problems: Mapping[str, Sequence[float]]) -> dict[str, Difference]:
     Args:
         problems: Paired differences by loss. Losses with fewer than three seeds get no verdict, and do not count.
     """
-    decided = {name: compare(values) for name, values in problems.items() if len(values) < MIN_SEEDS}
+    decided = {name: decide(values) for name, values in problems.items() if len(values) < MIN_SEEDS}
     open_ones = {name: values for name, values in problems.items() if name not in decided}
     while open_ones:
         level = 1 - (1 - LEVEL) / len(open_ones)
-        trial = {name: compare(values, level) for name, values in open_ones.items()}
+        trial = {name: decide(values, level) for name, values in open_ones.items()}
         shown = {name: difference for name, difference in trial.items() if difference.verdict != NOISE}
         decided.update(shown or trial)
         open_ones = {name: values for name, values in open_ones.items() if name not in decided}

@@ -20,7 +20,7 @@ def main(file: Path) -> int:
     try:
         from yolo_lossplug.ultralytics_hook.trial.one_run import train
 
-        text = json.dumps(evaluate(train(job["args"])), indent=2)
+        text = json.dumps(with_average_precision(train(job["args"])), indent=2)
     except KeyboardInterrupt:
         return 130
     except BaseException as problem:  # a trainer may end with SystemExit
@@ -34,12 +34,12 @@ def main(file: Path) -> int:
     return 0
 
 
-def evaluate(result: dict[str, Any]) -> dict[str, Any]:
+def with_average_precision(result: dict[str, Any]) -> dict[str, Any]:
     """Return a result with AP by size and class in place of the images, val's and test's."""
     from yolo_lossplug.tools.compare import average_precision, differ
 
     names, images, test = result.pop("names"), result.pop("images"), result["test"]
-    differ.save(images, names, Path(result["save_dir"]) / differ.FILE)
+    differ.save_detections(images, names, Path(result["save_dir"]) / differ.DETECTIONS)
     average = {"average_precision": average_precision.of_found(images, names)}
     if test is not None:
         test["average_precision"] = average_precision.of_found(test.pop("images"), names)

@@ -1,0 +1,353 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""A comparison: differences, verdicts and what they rest on, computed once for everything that shows them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, NamedTuple, Optional
+
+from yolo_lossplug.tools.compare import measures, significance
+from yolo_lossplug.tools.compare.jobs import FAILED, FINISHED, Job
+from yolo_lossplug.tools.compare.measures import Results, label
+from yolo_lossplug.tools.compare.significance import BETTER, MIN_SEEDS, NO_VERDICT, NOISE, WORSE, Difference
+
+FOLDERS = re.compile(r"(?<![\w.~:/\\-])(?:[A-Za-z]:[\\/]|/|\\\\)(?:[^\s,:;'\"`|/\\]+[\\/])+")
+"""The folders of an absolute path, on Linux and Windows."""
+NOTHING_LEARNT = "All metrics are 0: nothing has been learnt yet. Train longer."
+SECONDS = "seconds"
+
+
+class Spread(NamedTuple):
+    """Mean and sample standard deviation of a measure over the seeds of an arm.
+
+    Attributes:
+        mean: The mean.
+        deviation: The deviation; None for one seed.
+        seeds: Number of seeds.
+    """
+
+    mean: float
+    deviation: Optional[float]
+    seeds: int
+
+    def text(self, digits: int = 4) -> str:
+        """Return mean ± deviation.
+
+        >>> Spread(0.5, 0.125, 3).text(2)
+        '0.50 ± 0.12'
+        """
+        deviation = "" if self.deviation is None else f" ± {self.deviation:.{digits}f}"
+        return f"{self.mean:.{digits}f}{deviation}"
+
+
+@dataclass(frozen=True)
+class Effect:
+    """The paired difference of one arm from the baseline in one metric.
+
+    Attributes:
+        arm: Name of the arm.
+        metric: Full name of the metric.
+        mean: Mean difference, seed by seed; None without a common seed.
+        low: Lower end of Student's interval of the mean; None below three seeds.
+        high: Its upper end.
+        level: Confidence level of the interval, in (0, 1); None below three seeds.
+        seeds: Number of seeds that both arms have.
+        verdict: ``better``, ``worse``, ``within noise`` or ``no verdict``; empty for a metric that carries none.
+        smallest: True difference that these seeds show with power 0.8; None below three seeds.
+        needed: Seeds that show the observed difference with power 0.8; None if more than 1000, or below three seeds.
+    """
+
+    arm: str
+    metric: str
+    mean: Optional[float] = None
+    low: Optional[float] = None
+    high: Optional[float] = None
+    level: Optional[float] = None
+    seeds: int = 0
+    verdict: str = ""
+    smallest: Optional[float] = None
+    needed: Optional[int] = None
+
+    @property
+    def words(self) -> str:
+        """The difference, its interval and its verdict."""
+        if self.mean is None:
+            return "no common seed"
+        if self.low is None:
+            return f"{self.mean:+.4f}  {self.seeds} seed{'s' * (self.seeds > 1)}: no interval"
+        return f"{self.mean:+.4f}  ({self.low:+.4f} to {self.high:+.4f})  {self.verdict}"
+
+    @property
+    def seeds_needed(self) -> Optional[str]:
+        """How many seeds would show the observed difference; None below three seeds."""
+        if self.smallest is None:
+            return None
+        return f"more than {significance.MAX_SEEDS}" if self.needed is None else str(self.needed)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What finished runs say of several arms, the first of which is the baseline.
+
+    Attributes:
+        arms: Names of the arms, in order, without folders of this machine.
+        results: What came out of each finished run, by arm and seed.
+        metric: Full name of the primary metric, which carries the verdict; empty without results.
+        failed: Arm, seed and reason of each failed run.
+        n_runs: Number of all runs.
+        command: The command that makes the comparison.
+        foot: Date, versions and the like.
+    """
+
+    arms: Sequence[str]
+    results: Results
+    metric: str
+    failed: Sequence[tuple[str, int, str]] = ()
+    n_runs: int = 0
+    command: str = ""
+    foot: Sequence[str] = ()
+
+    @classmethod
+    def of(cls, jobs: Sequence[Job], metric: str, command: str = "", foot: Sequence[str] = ()) -> Comparison:
+        """Return the comparison of some runs.
+
+        Args:
+            jobs: The runs, those of the baseline first.
+            metric: The primary metric as `measures.primary_of` takes it.
+            command: The command that makes it.
+            foot: Date, versions and the like.
+
+        Raises:
+            LossPlugError: If the runs lack the metric.
+        """
+        jobs = shown(jobs)
+        finished = {(job.arm, job.seed): job.read() for job in jobs if job.state == FINISHED}
+        results = {key: result for key, result in finished.items() if result}
+        failed = [(job.arm, job.seed, job.reason) for job in jobs if job.state == FAILED]
+        arms, primary = list(dict.fromkeys(job.arm for job in jobs)), measures.primary_of(results, metric)
+        return cls(arms, results, primary, failed, len(jobs), without_folders(command), foot)
+
+    @property
+    def baseline(self) -> str:
+        """The arm that the others are compared with."""
+        return self.arms[0]
+
+    @cached_property
+    def metrics(self) -> list[str]:
+        """Full names of all metrics, the main one first."""
+        return measures.metrics_of(self.results)
+
+    @cached_property
+    def spreads(self) -> dict[tuple[str, str], Spread]:
+        """Mean and deviation over the seeds, by arm and measure: metrics, losses of the last epoch, and seconds."""
+        values: dict[tuple[str, str], list[float]] = {}
+        for (arm, _), result in self.results.items():
+            for name, value in measures.numbers(result).items():
+                if value is not None:
+                    values.setdefault((arm, name), []).append(value)
+        return {key: Spread(*significance.mean_and_deviation(row), len(row)) for key, row in values.items()}
+
+    @cached_property
+    def effects(self) -> list[Effect]:
+        """Differences of the primary metric, in the order of the arms; none if nothing was learnt."""
+        return [] if self.nothing or not self.metric else self.effects_of(self.metric, is_primary=True)
+
+    @cached_property
+    def other_effects(self) -> dict[str, list[Effect]]:
+        """Differences of all other metrics, by metric: each for itself, with 95 % intervals and without a verdict."""
+        return {name: self.effects_of(name) for name in self.metrics if name != self.metric}
+
+    def effects_of(self, metric: str, is_primary: bool = False) -> list[Effect]:
+        """Return the paired differences of all arms but the baseline in a metric, over the seeds that both have.
+
+        Args:
+            metric: Full name of the metric.
+            is_primary: Whether Holm's correction for all arms holds, and there are verdicts.
+        """
+        of_baseline = self.values_of(self.baseline, metric)
+        pairs = {
+            arm: [
+                value - of_baseline[seed] for seed, value in self.values_of(arm, metric).items() if seed in of_baseline
+            ]
+            for arm in self.arms[1:]
+        }
+        paired = {arm: values for arm, values in pairs.items() if values}
+        if is_primary:
+            decided = significance.holm(paired)
+        else:
+            decided = {arm: significance.decide(values)._replace(verdict="") for arm, values in paired.items()}
+        return [_effect(arm, metric, pairs[arm], decided.get(arm)) for arm in self.arms[1:]]
+
+    def differences(self, arm: str, metric: str) -> list[float]:
+        """Return the differences of an arm from the baseline, for all seeds for which both have the metric."""
+        of_baseline = self.values_of(self.baseline, metric)
+        return [value - of_baseline[seed] for seed, value in self.values_of(arm, metric).items() if seed in of_baseline]
+
+    def values_of(self, arm: str, metric: str) -> dict[int, float]:
+        """Return a metric of an arm by seed; runs without it are left out."""
+        values = {seed: measures.measured(result).get(metric) for (a, seed), result in self.results.items() if a == arm}
+        return {seed: value for seed, value in values.items() if value is not None}
+
+    @cached_property
+    def noise_floor(self) -> Optional[Spread]:
+        """The primary metric of the baseline over its seeds; None below two."""
+        spread = self.spreads.get((self.baseline, self.metric))
+        return spread if spread and spread.deviation is not None else None
+
+    @cached_property
+    def nothing(self) -> str:
+        """A sentence if nothing can be compared; an empty one if something can."""
+        if not self.results:
+            return "No run has finished yet."
+        if not any(spread.mean for (_, name), spread in self.spreads.items() if name in self.metrics):
+            return NOTHING_LEARNT
+        values = [spread.mean for (_, name), spread in self.spreads.items() if name == self.metric]
+        if any(values):
+            return ""
+        state = "0" if values else "missing"
+        return f"{label(self.metric)} is {state} in all runs: nothing can be compared in it."
+
+    @cached_property
+    def verdicts(self) -> list[str]:
+        """The conclusion, a sentence for each verdict, the decided ones first and the best of them first of all."""
+        if self.nothing:
+            return [self.nothing]
+        shown = sorted((e for e in self.effects if e.mean is not None), key=lambda effect: -(effect.mean or 0.0))
+        if not shown:
+            return ["Only one loss has run, and there is nothing to compare it with."]
+        decided = [
+            f"`{e.arm}` is {e.verdict} than `{self.baseline}` in {label(e.metric)}: {e.mean:+.4f} "
+            f"({e.low:+.4f} to {e.high:+.4f}, {self._survivors(e) or f'{e.seeds} seeds'})."
+            for e in shown
+            if e.verdict in (BETTER, WORSE)
+        ]
+        rest = [self._named(effect) for effect in shown if effect.verdict == NOISE]
+        few = [self._named(effect) for effect in shown if effect.verdict == NO_VERDICT]
+        decided += [f"Within noise, which does not prove equality: {', '.join(rest)}."] if rest else []
+        return [*decided, *([f"No verdict, which takes {MIN_SEEDS} common seeds: {', '.join(few)}."] if few else [])]
+
+    def _named(self, effect: Effect) -> str:
+        survivors = self._survivors(effect)
+        return f"`{effect.arm}`" + (f" ({survivors})" if survivors else "")
+
+    def _survivors(self, effect: Effect) -> str:
+        """Return which seeds a verdict rests on, if others have failed: it holds for the survivors alone."""
+        lost = {seed for arm, seed, _ in self.failed if arm in (effect.arm, self.baseline)}
+        return f"in the {effect.seeds} of {effect.seeds + len(lost)} seeds that did not fail" if lost else ""
+
+    @cached_property
+    def notes(self) -> list[str]:
+        """What the verdicts rest on: the rule, its correction, power, gains, sizes and versions."""
+        tested = [effect for effect in self.effects if effect.level is not None]
+        notes = []
+        if self.effects:
+            notes.append(
+                f'"Better" and "worse" need an interval that excludes 0, and at least {MIN_SEEDS} seeds. All else is '
+                '"within noise", which does not prove equality. The primary metric alone has verdicts; others have '
+                "intervals at 95 %."
+            )
+        if len(tested) > 1:
+            notes.append(
+                f"{len(tested)} losses are compared with one: Holm's correction keeps the chance of any wrong verdict "
+                "at 5 %, and each interval is printed at the level that decided."
+            )
+        fewest = min((effect.seeds for effect in tested), default=MIN_SEEDS)
+        if tested and fewest < 5:
+            notes.append(f"{fewest} seeds can show large differences only; 5 or more show smaller ones.")
+        return [*notes, *self._gains(), *self._sizes(), *self.older, *self._versions()]
+
+    def _gains(self) -> list[str]:
+        """Return which gains the runs had, one sentence where all had the same."""
+        of_arms = {
+            arm: ", ".join(f"{key}={value:g}" for key, value in result["gains"].items())
+            for (arm, _), result in self.results.items()
+            if result.get("gains")
+        }
+        if len({*of_arms.values()}) == 1:
+            gains = next(iter(of_arms.values()))
+            return [f"All runs had the gains {gains}; they were not matched to the scale of a loss."]
+        return [f"`{arm}` ran with the gains {of_arms[arm]}." for arm in self.arms if arm in of_arms]
+
+    def _sizes(self) -> list[str]:
+        """Return what small, medium and large mean, where AP by size is measured."""
+        if not any(result.get("average_precision") for result in self.results.values()):
+            return []
+        return [
+            "Small, medium and large have COCO's limits of 32² and 96² pixels, at the network's input. AP by size and "
+            "class is COCO's, of 100 detections of each class and image."
+        ]
+
+    @cached_property
+    def older(self) -> list[str]:
+        """Which runs were made before AP by size and class was measured, one sentence if there are any."""
+        names = [
+            f"`{a}` seed {seed}" for (a, seed), result in self.results.items() if "average_precision" not in result
+        ]
+        return [f"No AP by size and class, because an earlier version made them: {', '.join(names)}."] if names else []
+
+    def _versions(self) -> list[str]:
+        versions = sorted({result["versions"] for result in self.results.values() if result.get("versions")})
+        if len(versions) < 2:
+            return []
+        return [f"Not all runs were made with the same versions: {'; '.join(versions)}."]
+
+    @cached_property
+    def about(self) -> list[str]:
+        """Hardware of the runs and size of their data, a line for each that is recorded."""
+        hardware = sorted({str(result["hardware"]) for result in self.results.values() if result.get("hardware")})
+        data = []
+        for split, key in (("train", "train"), ("val", "data")):
+            # Runs of an earlier version lack it.
+            size: Mapping[str, Any] = next((result[key] for result in self.results.values() if result.get(key)), {})
+            data += [f"{split} {_size(size)}"] if size.get("images") else []
+        lines = [f"Hardware: {'; '.join(hardware)}"] if hardware else []
+        return [*lines, *([f"Data: {'; '.join(data)}"] if data else [])]
+
+    @property
+    def state(self) -> str:
+        """How many runs have finished."""
+        return f"{len(self.results)} of {self.n_runs} runs finished."
+
+
+def _effect(arm: str, metric: str, pairs: Sequence[float], difference: Optional[Difference]) -> Effect:
+    if difference is None:
+        return Effect(arm, metric)
+    mean, low, high, verdict, level = difference
+    effect = Effect(arm, metric, mean, low, high, level, len(pairs), verdict)
+    deviation = significance.mean_and_deviation(pairs)[1]
+    if level is None or deviation is None or not verdict:
+        return effect
+    smallest = significance.smallest_shown(deviation, len(pairs), level)
+    needed = significance.seeds_needed(mean, deviation, level)
+    return Effect(arm, metric, mean, low, high, level, len(pairs), verdict, smallest, needed)
+
+
+def without_folders(text: str) -> str:
+    r"""Return a text with the bare names of files in place of their absolute paths.
+
+    >>> without_folders("loss=ciou,/home/me/losses.py:mine data=C:\\sets\\my.yaml")
+    'loss=ciou,losses.py:mine data=my.yaml'
+    >>> without_folders("n/a, val/box_loss, https://a.org/b/c, ./own/losses.py")
+    'n/a, val/box_loss, https://a.org/b/c, ./own/losses.py'
+    """
+    return FOLDERS.sub("", text)
+
+
+def shown(jobs: Iterable[Job]) -> list[Job]:
+    """Return copies of runs whose names and reasons hold no folder; names that would be equal then stay as they are."""
+    jobs = list(jobs)
+    short = {job.arm: without_folders(job.arm) for job in jobs}
+    is_unique = len({*short.values()}) == len(short)
+    return [
+        replace(job, arm=short[job.arm] if is_unique else job.arm, reason=without_folders(job.reason)) for job in jobs
+    ]
+
+
+def _size(size: Mapping[str, Any]) -> str:
+    """Return numbers of images and objects, of these by size where they are counted."""
+    objects = f", {size['objects']} objects" if "objects" in size else ""
+    by_size = ", ".join(f"{size[name]} {name}" for name in ("small", "medium", "large") if name in size)
+    return f"{size['images']} images{objects}" + (f" ({by_size})" if by_size else "")
