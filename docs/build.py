@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """What mkdocs adds to the pages when it builds them: a page for every family of losses, tables, and pictures.
 
-Pictures are made by the functions behind `lossplug curves` and `lossplug simulate`, and tables by those behind
-`lossplug list` and `lossplug COMMAND --help`, so that no page can say anything else than the code.
+Pictures are made by the functions behind `lossplug curves`, and tables by those behind `lossplug list` and
+`lossplug COMMAND --help`, so that no page can say anything else than the code.
 """
 
 import importlib
@@ -20,23 +20,13 @@ from mkdocs.structure.files import File
 from yolo_lossplug import cli
 from yolo_lossplug.catalogue import keys_markdown, options_markdown, shown, table
 from yolo_lossplug.registry import OVERLAP, REGISTRY, ROTATED, ROTATED_MODIFIER
-from yolo_lossplug.tools import simulate
-from yolo_lossplug.ultralytics_hook import console
 from yolo_lossplug.ultralytics_hook.patches import PATCHES
 
 ROOT = Path(__file__).parent.parent
 WORK = tempfile.TemporaryDirectory()
-CASES = 17_150
-"""Of the simulation, fifty anchor points: enough for the order of the losses, in seconds."""
 GENERATED = re.compile(r"<!-- generated: (\w+)(?: (\w+))? -->.*?<!-- end -->", re.DOTALL)
 """What a build replaces, by the name and, where it has one, the argument of its maker. Between the two comments stands
 what a reader of the source gets."""
-SIMULATIONS = {
-    "simulate": {"loss": "iou,giou,diou,ciou,eiou,siou", "gradients": "published,true", "cases": CASES},
-    "moving": {"loss": "iou,eiou", "gradients": "true", "cases": 343},
-}
-SIMULATED = {"Error by position of the anchor": "map.png", "Boxes on their way": "simulate.gif"}
-"""What the page of losses shows of the first simulation, as far as it is drawn; the home page has the second."""
 HEADS = {"en": "key | task | prefixes | formula | paper", "zh": "参数 | 任务 | 前缀 | 公式 | 论文"}
 TITLES = {
     "en": dict(zip(GROUPS, GROUPS)),
@@ -71,23 +61,11 @@ def on_files(files, config):
         drawn += pictures
     for file in drawn:
         files.append(File.generated(config, file.relative_to(folder).as_posix(), abs_src_path=str(file)))
-    for name, path in pictures_of_simulations(folder).items():
-        files.append(File.generated(config, f"pictures/{name}", abs_src_path=str(path)))
     cost = ROOT / "benchmarks" / "results" / "cost.png"
     files.append(File.generated(config, "pictures/cost.png", abs_src_path=str(cost)))
     for name, path in measured.draw(*stored(), folder / "troubles").items():
         files.append(File.generated(config, f"pictures/{name}", abs_src_path=str(path)))
     return files
-
-
-def pictures_of_simulations(folder):
-    """Run the simulations and return their pictures by name."""
-    with console.quiet():
-        for name, args in SIMULATIONS.items():
-            simulate.main({**args, "project": str(folder), "name": name})
-    made = {name: folder / "simulate" / name for name in SIMULATED.values()}
-    made["moving.gif"] = folder / "moving" / "simulate.gif"
-    return {name: path for name, path in made.items() if path.is_file()}
 
 
 def on_page_markdown(markdown, page, config, files):
@@ -145,24 +123,6 @@ def prefixes(spec):
     return ", ".join(f"`{shown(s)}`" for s in taken) if spec.kind == ROTATED else "∘" if spec.kind == OVERLAP else ""
 
 
-def simulated(lang):
-    """Return the pictures of the simulation, with their command."""
-    words = " ".join(f"{name}={value}" for name, value in SIMULATIONS["simulate"].items())
-    made = {title: name for title, name in SIMULATED.items() if (Path(WORK.name) / "simulate" / name).is_file()}
-    pictures = [f"[![{title}](../pictures/{name})](../pictures/{name})" for title, name in made.items()]
-    return "\n\n".join([f"`lossplug simulate {words}`", *pictures])
-
-
-def moving(lang):
-    """Return the picture of the home page."""
-    root, alt = (
-        ("../", "预测框在两种损失下移向目标")
-        if lang == "zh"
-        else ("", "Boxes on their way to an object under two losses")
-    )
-    return f"![{alt}]({root}pictures/moving.gif)"
-
-
 def patches(lang):
     """Return the table of changes to the host."""
     return table("changed | why there", ([f"`{patch.module}.{patch.attribute}`", patch.reason] for patch in PATCHES))
@@ -201,8 +161,6 @@ MAKERS = {
     "losses": losses,
     "keys": lambda lang: keys_markdown(),
     "options": lambda lang: options_markdown(),
-    "simulation": simulated,
-    "moving": moving,
     "mixture": lambda lang: MADE["mixture"],
     "patches": patches,
     "commands": commands,

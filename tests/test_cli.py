@@ -207,9 +207,7 @@ def test_explain_a_loss_of_ones_own(tmp_path, registry):
     assert f"loss={file}:mine" in explanation(f"{file}:mine")
 
 
-@pytest.mark.parametrize(
-    "command", ["list", "explain", "doctor", "verify", "curves", "simulate", "inspect", "compare", "bench"]
-)
+@pytest.mark.parametrize("command", ["list", "explain", "doctor", "verify", "curves", "inspect", "compare", "bench"])
 def test_every_command_has_help_with_an_example(command, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["lossplug", command, "--help"])
     main()
@@ -230,6 +228,7 @@ def test_every_command_has_help_with_an_example(command, monkeypatch, capsys):
         (["explain", "eiou", "cfg=recipe.yaml"], "'cfg=recipe.yaml' cannot be given to explain"),
         (["explain", "--bib", "eiou"], "'--bib' cannot be given to explain"),
         (["doctor", "--json"], "'--json' cannot be given to doctor; it takes no arguments. Remove it."),
+        (["simulate", "loss=iou"], "'simulate' is no longer a command: use examples/simulate.py"),
     ],
 )
 def test_words_that_a_command_does_not_take_are_refused(words, message, monkeypatch, capsys):

@@ -25,7 +25,6 @@ usage: lossplug COMMAND ..., with arguments as `yolo` takes them; lossplug COMMA
   doctor      whether the plugin is active, with versions and devices, and why not if it is not
   verify      whether a loss is the one that runs, its scale beside stock, and the gain that would match it
   curves      draws losses and their gradients against IoU
-  simulate    the regression experiment of the DIoU paper: how fast boxes reach their targets
   inspect     sizes, candidates and crowding of your data, faults of its labels, and what to compare first
   compare     trains with several losses and seeds, and says which differences are more than noise
   bench       measures which engine computes the loss fastest on this machine, for loss_engine=auto
@@ -58,12 +57,13 @@ Example: lossplug doctor\
 TOOLS = {
     "verify": "yolo_lossplug.tools.verify",
     "curves": "yolo_lossplug.tools.curves.command",
-    "simulate": "yolo_lossplug.tools.simulate",
     "inspect": "yolo_lossplug.tools.inspect.command",
     "compare": "yolo_lossplug.tools.compare.command",
     "bench": "yolo_lossplug.tools.bench.command",
 }
 """Module of each command: it has a HELP, and a main that takes parsed arguments."""
+GONE = {"simulate": "use examples/simulate.py of the repository; `lossplug curves` draws gradients"}
+"""Commands of earlier versions, and what to use instead."""
 
 
 def main() -> None:
@@ -93,6 +93,8 @@ def run() -> None:
         print(terminal.fit_help(text)) if is_help(words) else function()
     elif command in TOOLS:
         run_tool(command, words)
+    elif command in GONE:
+        fail(f"'{command}' is no longer a command: {GONE[command]}.")
     elif close := get_close_matches(command, (*own, *TOOLS), 1, 0.75):
         fail(f"'{command}' is not a command. Did you mean '{close[0]}'? lossplug --help lists them.")
     else:

@@ -8,7 +8,7 @@ import pytest
 
 from tests.runs import ROOT, Log, run
 from yolo_lossplug import LossPlugError
-from yolo_lossplug.tools import simulate, verify
+from yolo_lossplug.tools import verify
 from yolo_lossplug.tools.arguments import loss_keys, merge
 from yolo_lossplug.tools.compare import command as compare
 from yolo_lossplug.tools.curves import command as curves
@@ -113,7 +113,7 @@ def test_one_device_of_a_file_gives_way_to_several(written):
 
 
 @pytest.mark.slow
-def test_curves_and_simulate_take_what_they_can_draw(written, tmp_path):
+def test_curves_takes_what_it_can_draw(written, tmp_path):
     file = written(
         "model: yolov8n.yaml\nloss: focal-eiou\nfocal_gamma: 0.3\ncls_loss: focal\ncls_focal_gamma: 1\nseed: 5\n"
     )
@@ -124,13 +124,9 @@ def test_curves_and_simulate_take_what_they_can_draw(written, tmp_path):
     assert "focal(cls_focal_gamma=1.0" in (tmp_path / "curves" / "curves.csv").read_text(encoding="utf-8")
     with pytest.raises(LossPlugError, match="give one of them on the command line"):
         curves.main(keys)
-    with Log() as log:
-        simulate.main({**keys, "cases": 40})
-    assert "model, cls_loss, cls_focal_gamma" in log.text and "seed" not in log.text
-    assert "focal-eiou(focal_gamma=0.3)" in (tmp_path / "simulate" / "simulate.csv").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("command", [compare.plan_of, verify.verify, curves.main, simulate.main])
+@pytest.mark.parametrize("command", [compare.plan_of, verify.verify, curves.main])
 @pytest.mark.parametrize(
     ("text", "message"),
     [
