@@ -51,24 +51,9 @@ def test_wide_characters_count_twice():
     assert len(terminal.table([["a", "b"], ["损失", "1"]])[0]) == 7
 
 
-PARAGRAPH = """\
-These two lines are one paragraph, broken where the code that holds them ends at a width of a hundred and twenty columns
-in all, so that it is broken anew; a line that ends before on purpose stays.
-Example: lossplug thing with a command that goes on
-  [0, 1)   an interval is not broken, that of an exponent in [0, ∞)\
-"""
-
-
-def test_paragraphs_are_broken_anew_and_intervals_are_not():
-    lines = terminal.fit_help(PARAGRAPH, 50).splitlines()
-    assert [len(line) > 38 for line in lines[:4]] == [True] * 4
-    at = next(i for i, line in enumerate(lines) if line.startswith("Example: "))
-    assert lines[at - 1].endswith("stays.") and lines[at + 1].startswith("    ")
-    assert lines[at].endswith(" \\") and not lines[at + 1].endswith("\\")
-    assert not any(line.strip().startswith("∞") for line in terminal.fit_help(PARAGRAPH, 70).splitlines())
-    assert terminal.fit_help(PARAGRAPH, 120) == PARAGRAPH
-    first = PARAGRAPH.splitlines()[0].split()[-1]
-    assert any(line.endswith(first) for line in terminal.fit(PARAGRAPH, 50).splitlines()), "other texts keep their ends"
+def test_an_interval_is_not_broken():
+    lines = terminal.fit("  [0, 1)   an interval is not broken, that of an exponent in [0, ∞)", 65).splitlines()
+    assert len(lines) == 2 and lines[1].strip() == "[0, ∞)"
 
 
 def test_lines_behind_a_pipe_are_measured_in_bytes(monkeypatch):

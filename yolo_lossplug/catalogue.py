@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""What is said of losses and keys: explanations, citations, and the tables of `lossplug list` and the documentation."""
+"""Descriptions of losses and keys: explanations, citations, tables of `lossplug list` and of the documentation."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def _title(specs: Sequence[Spec]) -> str:
 
 
 def _mixture() -> list[str]:
-    """Return what is to be said of every mixture of two losses."""
+    """Return the description of every mixture of two losses."""
     from yolo_lossplug.box_losses.mixture import FORMULA, NOTE
     from yolo_lossplug.selection.keys import MIX
 
@@ -339,7 +339,7 @@ def _default(p: Parameter) -> str:
 
 
 def comments() -> dict[str, str]:
-    """Return what is said of every key in one line, by key: default, values, meaning, and the losses it belongs to."""
+    """Return one line on every key, by key: default, values, meaning, and the losses it belongs to."""
     from yolo_lossplug.selection.keys import MIX, numeric_keys
     from yolo_lossplug.selection.third_party import registry
 

@@ -18,40 +18,54 @@ from yolo_lossplug import catalogue, terminal
 from yolo_lossplug.registry import LossPlugError
 
 HELP = """\
-usage: lossplug COMMAND ..., with arguments as `yolo` takes them; lossplug COMMAND --help says more
+usage: lossplug COMMAND ..., with arguments as `yolo` takes them
+       lossplug COMMAND --help
 
-  list        what loss= and cls_loss= take, with options, defaults and ranges
-  explain     the parts of a name such as focal-inner-eiou, their formulas, options and papers
-  doctor      whether the plugin is active, with versions and devices, and why not if it is not
-  verify      whether a loss is the one that runs, its scale beside stock, and the gain that would match it
-  curves      draws losses and their gradients against IoU
-  inspect     sizes, candidates and crowding of your data, faults of its labels, and what to compare first
-  compare     trains with several losses and seeds, and says which differences are more than noise
-  bench       measures which engine computes the loss fastest on this machine, for loss_engine=auto
-  train ...   `yolo train ...` with the plugin enabled; likewise every other command of yolo\
+  list       what loss= and cls_loss= take, with options, defaults and ranges
+  explain    the parts of a name such as focal-inner-eiou: formulas, options,
+             papers
+  doctor     whether the plugin is active, with versions and devices, and why
+             not if it is not
+  verify     whether a loss is the one that runs, its scale beside stock, and
+             the gain that would match it
+  curves     draws losses and their gradients against IoU
+  inspect    sizes, candidates and crowding of your data, faults of its labels,
+             and what to compare first
+  compare    trains with several losses and seeds, and says which differences
+             are more than noise
+  bench      measures which engine computes the loss fastest on this machine,
+             for loss_engine=auto
+  train ...  `yolo train ...` with the plugin enabled; likewise every other
+             command of yolo\
 """
 LIST_HELP = """\
-usage: lossplug list [box] [prefix] [obb] [class] [classify] [--json | --markdown]
+usage: lossplug list [box] [prefix] [obb] [class] [classify]
+                     [--json | --markdown]
 
-What loss= and cls_loss= take, with options, defaults and ranges; of some kinds only, if they are named.
---json prints the same for programs, with papers and remarks, --markdown the tables of the documentation.
-loss= also takes a mixture of any two, loss=ciou+nwd, with loss_mix= as the share of the first.
+What loss= and cls_loss= take, with options, defaults and ranges; only some
+kinds of losses, if they are named. --json prints the same for programs, with
+papers and remarks, --markdown the tables of the documentation.
+loss= also takes a mixture of any two, loss=ciou+nwd, with loss_mix= as the
+share of the first.
 Example: lossplug list prefix obb\
 """
 EXPLAIN_HELP = """\
 usage: lossplug explain NAME [--bibtex]
 
-The parts of a name, outermost first, with formulas, options, papers and weaknesses; --bibtex prints citations alone.
-NAME is also a mixture of two box losses such as inner-ciou+nwd, a prefix such as focal-, or a key such as focal_gamma;
-tal_topk and tal_min_side also print how many candidate anchors an object of a size has.
+The parts of a name, outermost first, with formulas, options, papers and
+weaknesses; --bibtex prints citations alone.
+NAME is also a mixture of two box losses such as inner-ciou+nwd, a prefix such
+as focal-, or a key such as focal_gamma; tal_topk and tal_min_side also print
+how many candidate anchors an object of a size has.
 Example: lossplug explain focal-inner-eiou\
 """
 DOCTOR_HELP = """\
 usage: lossplug doctor
 
-Whether the plugin is active in plain Python and in `yolo`, and with which Python, torch, device, Triton, start-up hook
-and Ultralytics, and who installed that; names distributions that overwrite each other, and keys of a fork. Exits with 1
-if it is not active.
+Whether the plugin is active in plain Python and in `yolo`, with the versions
+of Python, torch, Triton and Ultralytics, the devices, the start-up hook, and
+who installed Ultralytics. Names distributions that overwrite each other, and
+keys of a fork. Exits with 1 if the plugin is not active.
 Example: lossplug doctor\
 """
 TOOLS = {
@@ -85,12 +99,12 @@ def run() -> None:
     command, words = (sys.argv[1], sys.argv[2:]) if len(sys.argv) > 1 else ("help", [])
     own = {"list": (show_losses, LIST_HELP), "explain": (show_parts, EXPLAIN_HELP), "doctor": (show_state, DOCTOR_HELP)}
     if command in ("help", "-h", "--help"):
-        print(terminal.fit_help(HELP))
+        print(HELP)
     elif command == "--version":
         print(yolo_lossplug.__version__)
     elif command in own:
         function, text = own[command]
-        print(terminal.fit_help(text)) if is_help(words) else function()
+        print(text) if is_help(words) else function()
     elif command in TOOLS:
         run_tool(command, words)
     elif command in GONE:
@@ -112,7 +126,7 @@ def run_tool(name: str, words: Sequence[str]) -> None:
     """Run one of the tools; a mistake of the user is one line."""
     tool = importlib.import_module(TOOLS[name])
     if is_help(words):
-        print(terminal.fit_help(tool.HELP))
+        print(tool.HELP)
         return
     try:
         from yolo_lossplug.ultralytics_hook.console import parse

@@ -13,14 +13,10 @@ MIN_WIDTH = 40
 """Narrower terminals get lines of this width."""
 MIN_COLUMN = 10
 """An explanation with less room goes on below its entry."""
-SOURCE_WIDTH = 120
-"""Where texts are broken in the code: a line to which the next word could have been added ends on purpose."""
 COLUMN = re.compile(r"^(\s*(?:[^\s].*?)?\s{2,})(?=\S)")
 """An entry and the gap before its explanation."""
 LABEL = re.compile(r"\s*\w+: ")
-"""Begins a line of its own, as ``Example: ``; what does not fit into it is indented."""
-COMMAND = "Example: "
-"""Begins a command, whose lines end as a shell wants them."""
+"""Begins a line of its own, as ``Note: ``; what does not fit into it is indented."""
 WORD = re.compile(r"\S*[\[(][-\d.∞]+, [-\d.∞]+[\])]\S*|\S+")
 """What is not broken: an interval such as ``[0, ∞)``, or whatever has no space in it."""
 
@@ -44,39 +40,9 @@ def fit(text: str, columns: int = 0) -> str:
     return "\n".join(_fit_line(line, columns or width()) for line in text.split("\n"))
 
 
-def fit_help(text: str, columns: int = 0) -> str:
-    """Return a help text, whose paragraphs are broken at `SOURCE_WIDTH`, broken anew if it does not fit.
-
-    Args:
-        text: Lines as for `fit`.
-        columns: Width; that of the terminal if not given.
-    """
-    columns, lines = columns or width(), text.split("\n")
-    return text if max(map(size, lines)) <= columns else fit("\n".join(_joined(lines)), columns)
-
-
 def fit_error(text: str) -> str:
     """Return an error as it is printed: fitted to a terminal, and one line in a log that is searched."""
     return fit(text) if sys.stderr.isatty() else text
-
-
-def _joined(lines: Sequence[str]) -> list[str]:
-    """Return lines without the breaks that `SOURCE_WIDTH` has made."""
-    joined = [lines[0]]
-    for last, line in zip(lines, lines[1:]):
-        if _goes_on(joined[-1], last, line):
-            joined[-1] += f" {line.strip()}"
-        else:
-            joined.append(line)
-    return joined
-
-
-def _goes_on(entry: str, last: str, line: str) -> bool:
-    """Return whether a line goes on with the entry whose last line so far is given."""
-    if not last.strip() or not line.strip() or LABEL.match(line):
-        return False
-    is_full = len(last) + 1 + len(line.split()[0]) > SOURCE_WIDTH
-    return is_full and _start(line) == _margin(line) == _start(entry)
 
 
 def _margin(line: str) -> int:
@@ -97,16 +63,15 @@ def _fit_line(line: str, columns: int) -> str:
     is_item = start == margin > 0 or LABEL.match(line)
     has_room = columns - start >= MIN_COLUMN and not is_item
     cut, indent = (start, start) if has_room else (margin, margin + 4)
-    goes_on = " \\" if line.startswith(COMMAND) else ""  # so that a shell takes it pasted
     first, *words = WORD.findall(line[cut:])
     parts = [line[:cut] + first]
     for word in words:
         longer = f"{parts[-1]} {word}"
-        if size(longer + goes_on) <= columns:
+        if size(longer) <= columns:
             parts[-1] = longer
         else:
             parts.append(" " * indent + word)
-    return f"{goes_on}\n".join(parts)
+    return "\n".join(parts)
 
 
 def size(text: str) -> int:

@@ -195,7 +195,7 @@ def test_what_is_proven_is_said(capsys):
         verify.main({**TINY, "loss": "eiou"})
     said = " ".join(capsys.readouterr().out.split())
     assert "the registered function, called directly in float64" in said and "not that it is the formula" in said
-    assert "does not prove that the function\nis the formula of the paper" in verify.HELP
+    assert "does not prove that the\nfunction is the formula of the paper" in verify.HELP
     assert not any("formula by itself" in text for text in (said, verify.HELP, cli.HELP))
 
 

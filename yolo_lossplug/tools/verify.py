@@ -26,18 +26,25 @@ from yolo_lossplug.ultralytics_hook.trial import matched_step, one_step
 HELP = """\
 usage: lossplug verify [key=value ...] [--json]
 
-Builds the model as training would, takes one step on a seeded batch of drawn images, without training, and prints for
-every term:
-  stock, ours   its value in stock Ultralytics and with the keys given, both with the gains of the run
-  expected      the registered function of your loss, called directly in float64 on the boxes, logits and targets that
-                the criterion passed to it; weights of boxes and classes and label smoothing are derived again
-Says "active" and exits with 0 if ours is as expected, and with 1 otherwise. This proves which function runs, with which
-options, weights and gain, and that criterion and engine do not change its result. It does not prove that the function
-is the formula of the paper: tests of this package compare every built-in loss with an independent implementation.
-Then it compares the scale of every term with a default run (stock loss and default gains), by value and by the L2 norm
-of its gradient with respect to the head's outputs, and prints the gain that would make either equal.
-Keys are those of `yolo train`, of which model= (yolov8n.yaml), imgsz= (160), batch= (4), device= (cpu) and data=, for
-the names of classes, have a meaning here. cfg=FILE reads a recipe, and the command line goes over it. --json prints
+Builds the model as training would, takes one step on a seeded batch of
+synthetic images, without training, and prints for every term:
+  stock, ours   its value in stock Ultralytics and with the keys given, both
+                with the gains of the run
+  expected      the registered function of your loss, called directly in float64
+                on the boxes, logits and targets that the criterion passed to
+                it; weights of boxes and classes and label smoothing are derived
+                again
+Says "active" and exits with 0 if ours is as expected, and with 1 otherwise.
+This proves which function runs, with which options, weights and gain, and that
+criterion and engine do not change its result. It does not prove that the
+function is the formula of the paper: tests of this package compare every
+built-in loss with an independent implementation.
+Then it compares the scale of every term with a default run (stock loss and
+default gains), by value and by the L2 norm of its gradient with respect to the
+head's outputs, and prints the gain that would make either equal.
+Keys are those of `yolo train`, of which model= (yolov8n.yaml), imgsz= (160),
+batch= (4), device= (cpu) and data=, for the names of classes, have a meaning
+here. cfg=FILE reads a recipe, and the command line goes over it. --json prints
 the same for machines.
 Example: lossplug verify loss=focal-eiou focal_gamma=0.8 cls_loss=qfl\
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""What the commands of `lossplug` borrow from Ultralytics: its arguments, its folders, its log and its progress bar."""
+"""What the commands of `lossplug` take from Ultralytics: arguments, folders, log and progress bar."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def parse(words: Sequence[str]) -> dict[str, Any]:
         words: ``key=value`` as `yolo` takes it; ``--key value``, ``--key=value`` and ``--key`` for True do as well.
 
     Raises:
-        LossPlugError: If a word is none of these, or a name is none.
+        LossPlugError: If a word is none of these, or ``none`` is the name of a loss.
     """
     from ultralytics.cfg import (  # not above: patches are applied at its import, and need us
         merge_equals_args,
@@ -47,7 +47,7 @@ def parse(words: Sequence[str]) -> dict[str, Any]:
         elif "=" in word:
             pairs.append(word)
         else:
-            raise LossPlugError(f"'{word}' is no argument: write key=value, as for `yolo`.")
+            raise LossPlugError(f"'{word}' is not an argument: write key=value, as for `yolo`.")
     for pair in pairs:
         try:
             key, value = parse_key_value_pair(pair if "=" in pair else f"{pair}=True")
@@ -99,11 +99,11 @@ def folder(kind: str, name: Any = None, project: Any = None) -> Path:
     The name is the kind if there is none. The folder is absolute: Ultralytics puts a relative one below its own.
 
     Raises:
-        LossPlugError: If the name is none of a folder.
+        LossPlugError: If the name is not that of a folder.
     """
     name = str(name or kind)
     if Path(name).name != name or name == "..":
-        raise LossPlugError(f"name={name} must be the name of a folder; where it lies is said by project=.")
+        raise LossPlugError(f"name={name} must be the name of a folder; set its location with project=.")
     return Path(increment_path(Path(project or RUNS_DIR / kind).absolute() / name))
 
 

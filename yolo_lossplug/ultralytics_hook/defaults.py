@@ -32,7 +32,7 @@ def with_ours(stock: str) -> str:
     return f"{stock.rstrip()}\n{HELP}"
 
 
-def section(columns: int = terminal.SOURCE_WIDTH) -> str:
+def section(columns: int = 120) -> str:
     """Return our keys in YAML, all unset, with comments.
 
     Args:
@@ -52,7 +52,7 @@ def _commented(text: str, columns: int) -> str:
     return textwrap.fill(text, columns, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
-# What stands around functions of the host.
+# Wrappers around host functions.
 
 
 def printing(stock: Any) -> Any:

@@ -33,23 +33,33 @@ from yolo_lossplug.ultralytics_hook.trial.problems import XVIEW
 HELP = """\
 usage: lossplug bench [key=value ...]
 
-Takes steps of the loss, forward and backward to the head's outputs, of stock Ultralytics and of each engine in turn on
-the same batches. An engine whose assignments, loss or gradients differ is disqualified; the others are timed, and the
-result is remembered: from then on loss_engine=auto takes the fastest for the size of a step. Each engine runs in a
-process of its own, so that one that crashes or hangs is disqualified, and ends nothing else.
-  model=yolov8n.yaml batch=16 imgsz=640 amp=True device=   as for `yolo train`; on a CPU there is no half precision
-  objects=7,30,300   objects per image of drawn batches; predictions are drawn around them. Kernels in Triton's
-                     interpreter (TRITON_INTERPRET=1) take minutes for many: default 7 there
+Takes steps of the loss, forward and backward to the head's outputs, of stock
+Ultralytics and of each engine in turn on the same batches. An engine whose
+assignments, loss or gradients differ is disqualified; the others are timed, and
+the result is remembered: from then on loss_engine=auto takes the fastest for
+the size of a step. Each engine runs in a process of its own, so that one that
+crashes or hangs is disqualified and the others continue.
+  model=yolov8n.yaml batch=16 imgsz=640 amp=True device=
+                     as for `yolo train`; on a CPU there is no half precision
+  objects=7,30,300   objects per image of synthetic batches; predictions are
+                     drawn around them. Kernels in Triton's interpreter
+                     (TRITON_INTERPRET=1) take minutes for many: default 7 there
   data=DATA          batches of this dataset instead, augmented as in training
-  engines=reference,fast,triton   default: those that can run here
+  engines=reference,fast,triton
+                     default: those that can run here
   train_step=True    whole training steps as well
-  adopt=True         loss=ciou alone takes the fast engine too, which rounds otherwise; adopt=False takes that back, and
-                     measures nothing
-  all=True           batch and four times as many images, 7 to 1,000 objects, a batch like one of xView, the bandwidth
-                     of class kernels and training steps: what a GPU is judged by, in some minutes
-  limit=240          seconds after which an engine that takes no step is disqualified
-  name=NAME          the same name with the same keys continues: cases that have a result are kept
-Writes report.html, report.md and results.json into runs/bench/NAME/, and the record into Ultralytics' settings folder.
+  adopt=True         loss=ciou alone takes the fast engine too, which rounds
+                     otherwise; adopt=False takes that back, and measures
+                     nothing
+  all=True           batch and four times as many images, 7 to 1,000 objects, a
+                     batch like one of xView, the bandwidth of class kernels and
+                     training steps: what a GPU is judged by, in some minutes
+  limit=240          seconds after which an engine that takes no step is
+                     disqualified
+  name=NAME          the same name with the same keys continues: cases that have
+                     a result are kept
+Writes report.html, report.md and results.json into runs/bench/NAME/, and the
+record into Ultralytics' settings folder.
 Example: lossplug bench batch=16 objects=7,300\
 """
 OF_TRAINING = ("model", "batch", "imgsz", "data", "device", "amp")

@@ -33,24 +33,31 @@ from yolo_lossplug.ultralytics_hook.console import folder as new_folder
 from yolo_lossplug.ultralytics_hook.trial import one_run
 
 HELP = """\
-usage: lossplug compare data=DATA model=MODEL loss=NAME,NAME,... [seeds=3] [key=value ...]
+usage: lossplug compare data=DATA model=MODEL loss=NAME,NAME,... [seeds=3]
+                        [key=value ...]
 
-Trains with each loss and each seed, everything else equal, and writes into runs/compare/NAME/: a folder for every run,
-report.html, results.csv, summary.md, .csv and .tex and, where there is something to draw, curves.png and forest.png,
-with paired differences against the first.
-  loss=ciou,eiou   every key of ours takes several values, and an option goes to the losses that have it:
-                   cls_loss=bce,qfl tal_topk=7,10
+Trains with each loss and each seed, everything else equal, and writes into
+runs/compare/NAME/: a folder for every run, report.html, results.csv,
+summary.md, .csv and .tex and, where there is something to draw, curves.png
+and forest.png, with paired differences against the first.
+  loss=ciou,eiou   every key of ours takes several values, and an option goes to
+                   the losses that have it: cls_loss=bce,qfl tal_topk=7,10
   seeds=3          number of seeds, 0 to 2, or a list of them: seeds=0,7,42
-  name=NAME        the same name with the same keys continues: finished runs are kept, losses and seeds may be added
-  metric=mAP50-95  the one that carries the verdict: AP_small, AP_medium, AP_large, AP_<class>, mAP50, ...; split=test
-                   measures the best checkpoints on the test split too: metric=test/AP_small
-  devices=0,1      one run at a time on each of these; without it the runs follow each other on device=
+  name=NAME        the same name with the same keys continues: finished runs are
+                   kept, losses and seeds may be added
+  metric=mAP50-95  the one that carries the verdict: AP_small, AP_medium,
+                   AP_large, AP_<class>, mAP50, ...; split=test measures the
+                   best checkpoints on the test split too: metric=test/AP_small
+  devices=0,1      one run at a time on each of these; without it the runs
+                   follow each other on device=
   engine=ray       on a Ray cluster (pip install 'yolo-lossplug[ray]')
   arms="[{'loss':'ciou'},{'tal_topk':7}]"
                    lists the keys of each arm instead, gains included
-  cfg=FILE         a recipe as of `yolo train`, and the command line over it; options go to the losses that have them
-Every other key is one of `yolo train`. All runs take the same loss_engine; default auto.
-Example: lossplug compare data=coco128.yaml model=yolov8n.yaml loss=ciou,eiou,wiou-v3 seeds=3 epochs=100\
+  cfg=FILE         a recipe as of `yolo train`, and the command line over it;
+                   options go to the losses that have them
+Every other key is one of `yolo train`. All runs take the same loss_engine;
+default auto.
+Example: lossplug compare data=coco128.yaml model=yolov8n.yaml loss=ciou,eiou\
 """
 OWN = (ARMS, "seeds", "devices", "engine", "name", "project", "metric")
 RESERVED = {

@@ -28,18 +28,23 @@ from yolo_lossplug.tools.curves.plots import TARGETS, draw, draw_class
 from yolo_lossplug.ultralytics_hook.console import folder, say
 
 HELP = """\
-usage: lossplug curves [loss=NAME,... | cls_loss=NAME,...] [option=VALUE,...] [size=PIXELS,...] [task=obb]
+usage: lossplug curves [loss=NAME,... | cls_loss=NAME,...] [option=VALUE,...]
+                       [size=PIXELS,...] [task=obb]
 
-Draws losses and their gradients against IoU while a box leaves its target by shift, by scale and by aspect ratio, or
-against the predicted probability for cls_loss=. Rotated boxes turn as well. Writes curves.png and curves.csv.
-  loss=        box losses with their prefixes; default iou,giou,diou,ciou,eiou,siou
+Draws losses and their gradients against IoU while a box leaves its target by
+shift, by scale and by aspect ratio, or against the predicted probability for
+cls_loss=. Rotated boxes turn as well. Writes curves.png and curves.csv.
+  loss=        box losses with their prefixes;
+               default iou,giou,diou,ciou,eiou,siou
   cls_loss=    class losses instead
   task=        obb or classify, for their losses
   option=      options of these losses; each of several values is drawn
-  size=        side of the target in pixels; default 64. Several are drawn side by side, for the shift alone:
-               size=8,16,32,96 shows where losses in pixels, such as nwd, differ
+  size=        side of the target in pixels; default 64. Several are drawn side
+               by side, for the shift alone: size=8,16,32,96 shows where losses
+               in pixels, such as nwd, differ
   project=, name=   folder of the results; default runs/curves/curves
-  cfg=         a recipe as of `yolo train`: its losses, options, task, project and name, and the command line over it
+  cfg=         a recipe as of `yolo train`: its losses, options, task, project
+               and name, and the command line over it
 Example: lossplug curves loss=ciou,focal-eiou focal_gamma=0.3,0.5\
 """
 DEFAULT = "iou,giou,diou,ciou,eiou,siou"

@@ -25,21 +25,29 @@ from yolo_lossplug.ultralytics_hook.dataset.assignments import Model
 from yolo_lossplug.ultralytics_hook.dataset.candidates import overlap_of
 
 HELP = """\
-usage: lossplug inspect data=FILE [imgsz=N,N,...] [model=FILE] [split=train] [fraction=F] [tal_KEY=VALUE ...]
+usage: lossplug inspect data=FILE [imgsz=N,N,...] [model=FILE] [split=train]
+                        [fraction=F] [tal_KEY=VALUE ...]
 
-Reads the labels as training would and says, without training, how large objects are in the network's input, how many
-anchors are candidates for them, how crowded they are, what is wrong with labels, and what is worth a comparison.
-  data=     a dataset as of `yolo train`
-  imgsz=    sizes of the input, with commas; default 640
-  model=    a checkpoint or a YAML: one forward of every image, and what its assigner gives to each object
-  split=    train (default), val or test
-  fraction= share of the images, or their number, as of `yolo train`
-  tal_topk=, tal_alpha=, tal_beta=, ...   numbers of the assigner, as of `yolo train`
-  task=     detect, segment, pose or obb; default that of the model, or of the labels
-  batch=    images in a batch (16), of the forward and of the estimate of memory;  device=  of the forward (cpu)
+Reads the labels as training would and says, without training, how large objects
+are in the network's input, how many anchors are candidates for them, how
+crowded they are, what is wrong with labels, and what is worth a comparison.
+  data=      a dataset as of `yolo train`
+  imgsz=     sizes of the input, with commas; default 640
+  model=     a checkpoint or a YAML: one forward of every image, and what its
+             assigner gives to each object
+  split=     train (default), val or test
+  fraction=  share of the images, or their number, as of `yolo train`
+  tal_topk=, tal_alpha=, tal_beta=, ...   numbers of the assigner, as of
+             `yolo train`
+  task=      detect, segment, pose or obb; default that of the model, or of the
+             labels
+  batch=     images in a batch (16), of the forward and of the estimate of
+             memory
+  device=    of the forward (cpu)
   project=, name=   folder of the results; default runs/inspect/inspect
-  cfg=      a recipe as of `yolo train`, and the command line over it
-Writes report.html, summary.md, objects.csv, classes.csv and pictures. Augmentation, mosaic included, is left out.
+  cfg=       a recipe as of `yolo train`, and the command line over it
+Writes report.html, summary.md, objects.csv, classes.csv and pictures.
+Augmentation, mosaic included, is left out.
 Example: lossplug inspect data=coco128.yaml imgsz=640,960\
 """
 OWN = ("data", "imgsz", "model", "split", "fraction", "task", "batch", "device", "seed", "project", "name")
