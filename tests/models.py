@@ -62,3 +62,10 @@ def evaluate(criterion, preds, batch):
     """Return the loss parts of a criterion on given predictions, and the items that it logs."""
     loss, items = criterion(preds, batch)
     return loss, items if isinstance(items, dict) else dict(enumerate(items.tolist()))
+
+
+def is_plugged(criterion, selection):
+    """Return whether every part of a criterion runs what is selected."""
+    from yolo_lossplug.ultralytics_hook.criterion import differences
+
+    return not differences(criterion, selection)

@@ -14,7 +14,7 @@ from ultralytics.utils.tal import TaskAlignedAssigner as StockAssigner
 import yolo_lossplug
 from tests import oracles
 from tests.checks import choices, class_oracle
-from tests.models import batch, evaluate, model, with_keys
+from tests.models import batch, evaluate, is_plugged, model, with_keys
 from tests.runs import ROOT
 from yolo_lossplug import LossPlugError, Option, create_box_loss, create_class_loss
 from yolo_lossplug.registry import (
@@ -36,7 +36,6 @@ from yolo_lossplug.ultralytics_hook.criterion import (
     PluggedBboxLoss,
     PluggedClassLoss,
     branch_criteria,
-    is_plugged,
     plug,
 )
 

@@ -10,7 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from ultralytics.utils.loss import v8DetectionLoss
 
-from tests.models import batch, model, with_keys
+from tests.models import batch, is_plugged, model, with_keys
 from tests.parts import with_part
 from tests.runs import Log, results, train
 from yolo_lossplug import LossPlugError, Option, class_loss, create_class_loss
@@ -332,8 +332,6 @@ def test_rotated_boxes_have_the_reference():
 
 
 def test_a_step_that_was_taken_away_stops_the_run(step_inputs):
-    from yolo_lossplug.ultralytics_hook.criterion import is_plugged
-
     criterion, selection = with_keys(step_inputs[0], loss="eiou"), select({"loss": "eiou"})
     assert is_plugged(criterion, selection)
     fast.remove_fast_step(criterion)

@@ -13,9 +13,10 @@ import yaml
 from ultralytics import RTDETR as RTDETRModel
 
 from tests.conftest import dataset
+from tests.models import is_plugged
 from tests.runs import TINY, Log, results, slow, train
 from tests.tables import mark, write
-from yolo_lossplug.ultralytics_hook.criterion import branches, is_plugged
+from yolo_lossplug.ultralytics_hook.criterion import branches
 from yolo_lossplug.ultralytics_hook.run import runs
 
 KEYS = {"loss": "inner-eiou", "cls_loss": "qfl"}

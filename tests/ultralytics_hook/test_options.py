@@ -13,9 +13,9 @@ import ultralytics
 from ultralytics import YOLO
 from ultralytics.models.yolo.detect import DetectionTrainer
 
+from tests.models import is_plugged
 from tests.runs import STILL, TINY, Log, python, results, train
 from yolo_lossplug.ultralytics_hook.compatibility import numbers
-from yolo_lossplug.ultralytics_hook.criterion import is_plugged
 from yolo_lossplug.ultralytics_hook.run import runs
 
 CHOICE = {"loss": "inner-eiou", "cls_loss": "qfl"}

@@ -14,10 +14,11 @@ import yaml
 from torch.nn.functional import normalize
 
 from tests.conftest import dataset
+from tests.models import is_plugged
 from tests.runs import STILL, TINY, Log, results, slow
 from yolo_lossplug import LossPlugError
 from yolo_lossplug.tools import verify
-from yolo_lossplug.ultralytics_hook.criterion import branches, is_plugged
+from yolo_lossplug.ultralytics_hook.criterion import branches
 from yolo_lossplug.ultralytics_hook.family import prompted_trainer
 from yolo_lossplug.ultralytics_hook.run import runs
 

@@ -173,11 +173,6 @@ def plug(
     return criterion
 
 
-def is_plugged(criterion: Any, selection: Selection) -> bool:
-    """Return whether every part of a criterion runs what is selected."""
-    return not differences(criterion, selection)
-
-
 def differences(criterion: Any, selection: Selection, role: str = "training") -> list[str]:
     """Return where a criterion deviates from the selection: the key, the requested value and the one that runs.
 
