@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 import atexit
+import functools
 import os
 import shutil
 import subprocess
@@ -39,7 +40,7 @@ def pytest_report_header(config):
     return None
 
 
-EXPENSIVE = {"built", "compared", "pair", "program", "site"}
+EXPENSIVE = {"built", "compared", "measure", "pair", "program", "site"}
 """Fixtures that take long: every test that uses one is slow."""
 
 
@@ -101,6 +102,17 @@ def registry():
     REGISTRY.specs.clear()
     REGISTRY.specs.update(before)
     yolo_lossplug.enable()
+
+
+@pytest.fixture(scope="module")
+def measure():
+    """`tests.browser.measure` with a browser."""
+    from tests import browser
+
+    if browser.CHROMIUM is None:
+        pytest.skip("needs Chromium in the PATH")
+    with browser.launched() as chromium:
+        yield functools.partial(browser.measure, chromium)
 
 
 @pytest.fixture(scope="session")

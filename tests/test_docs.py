@@ -17,7 +17,6 @@ from urllib.parse import unquote, urlsplit
 import pytest
 import yaml
 
-from tests.browser import Browser, needs_chromium
 from tests.runs import ROOT
 from tests.test_readme import blocks, facts, rows
 from yolo_lossplug.catalogue import keys_markdown, options_markdown
@@ -120,7 +119,6 @@ def site(tmp_path_factory):
     return folder, {file: Page(file.read_text(encoding="utf-8")) for file in folder.rglob("*.html")}
 
 
-@pytest.mark.slow
 def test_pages_hold_their_examples(site):
     folder, pages = site
     for page, example in EXAMPLES.items():
@@ -208,7 +206,6 @@ def test_advice_is_about_losses(families):
     assert all(len(texts) == 2 and all(texts) for texts in advice.values())
 
 
-@pytest.mark.slow
 def test_everything_is_generated_and_included(site):
     folder, pages = site
     assert len(pages) > 25
@@ -219,7 +216,6 @@ def test_everything_is_generated_and_included(site):
     assert "1 − IoU + ρ²/c² + sg(α)·v" in pages[folder / "losses" / "index.html"].text
 
 
-@pytest.mark.slow
 def test_links_of_the_site_lead_somewhere(site):
     folder, pages = site
     for file, page in pages.items():
@@ -250,23 +246,20 @@ def address(site):
     server.server_close()
 
 
-@needs_chromium
-@pytest.mark.slow
 @pytest.mark.parametrize("width", [1280, 390])
-def test_pages_in_a_browser(site, address, width):
+def test_pages_in_a_browser(site, address, width, measure):
     folder, pages = site
-    with Browser() as browser:
-        for file in sorted(pages):
-            name = file.relative_to(folder).as_posix()
-            seen = browser.measure(address + name.removesuffix("index.html"), width, script=CLIPPED)
-            assert seen["scroll_width"] <= seen["width"], f"{name}: wider than {width} pixels"
-            assert not [node for node in seen["overflow"] if not node.startswith(SCROLLING)], name
-            assert not seen["result"], f"{name}: cut off"
-            assert all(seen["pictures"]), f"{name}: a picture is missing"
-            assert not seen["errors"], name
-            assert all(request.startswith((address, "data:")) for request in seen["requests"]), name
-            text = pages[file].text
-            assert not re.search(r"--8 ?<|<!--|\$\$|\\(frac|text|left|begin)\b", text), name
+    for file in sorted(pages):
+        name = file.relative_to(folder).as_posix()
+        seen = measure(address + name.removesuffix("index.html"), width, script=CLIPPED)
+        assert seen["scroll_width"] <= seen["width"], f"{name}: wider than {width} pixels"
+        assert not [node for node in seen["overflow"] if not node.startswith(SCROLLING)], name
+        assert not seen["result"], f"{name}: cut off"
+        assert all(seen["pictures"]), f"{name}: a picture is missing"
+        assert not seen["errors"], name
+        assert all(request.startswith((address, "data:")) for request in seen["requests"]), name
+        text = pages[file].text
+        assert not re.search(r"--8 ?<|<!--|\$\$|\\(frac|text|left|begin)\b", text), name
 
 
 BAD = """<!doctype html><meta name="viewport" content="width=device-width"><body><main>
@@ -276,23 +269,18 @@ BAD = """<!doctype html><meta name="viewport" content="width=device-width"><body
 <div style="width: 3000px">far</div><img src="missing.svg"></main></body>"""
 
 
-@needs_chromium
-@pytest.mark.slow
-def test_a_browser_sees_what_is_wrong(tmp_path):
+def test_a_browser_sees_what_is_wrong(tmp_path, measure):
     (tmp_path / "bad.html").write_text(BAD, encoding="utf-8")
-    with Browser() as browser:
-        seen = browser.measure(tmp_path / "bad.html", 390, script=CLIPPED)
+    seen = measure(tmp_path / "bad.html", 390, script=CLIPPED)
     assert seen["scroll_width"] > seen["width"] and "div" in seen["overflow"]
     assert [node[:6] for node in seen["result"]] == ["<code>", "<table"]
     assert seen["pictures"] == [0] and seen["errors"]
 
 
-@needs_chromium
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("typed", "shown"), [("focal obb", {"loss=focal-"}), ("ciou stock", set()), ("2110.13389", set())]
 )
-def test_the_table_of_losses_filters_as_one_types(address, typed, shown):
+def test_the_table_of_losses_filters_as_one_types(address, typed, shown, measure):
     script = f"""
     (() => {{
       const input = document.querySelector(".losses input");
@@ -304,8 +292,7 @@ def test_the_table_of_losses_filters_as_one_types(address, typed, shown):
       return [before, headings, rows().map((row) => row.querySelector("code").textContent)];
     }})()
     """
-    with Browser() as browser:
-        before, headings, names = browser.measure(f"{address}losses/", 1280, script=script)["result"]
+    before, headings, names = measure(f"{address}losses/", 1280, script=script)["result"]
     assert before == sum(not spec.is_user_defined for spec in REGISTRY)
     assert set(names) >= shown and len(names) < before
     assert headings <= len(names)

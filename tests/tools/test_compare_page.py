@@ -7,7 +7,6 @@ import re
 import pytest
 from PIL import Image
 
-from tests.browser import Browser, needs_chromium
 from tests.tools.test_compare_plots import effect, history
 from yolo_lossplug.tools.compare import command as compare
 from yolo_lossplug.tools.compare import differ
@@ -215,10 +214,8 @@ def test_summaries_hold_date_hardware_and_size_of_the_data_and_no_folders(tmp_pa
     assert r"x & $0.5 \pm 0.1$ \\" in table.latex()
 
 
-@needs_chromium
-def test_a_browser_shows_it(folder):
-    with Browser() as browser:
-        for width in (1280, 390):
-            seen = browser.measure(folder / "report.html", width)
-            assert seen["overflow"] == [] and seen["errors"] == [] and seen["requests"] == []
-            assert len(seen["pictures"]) == 2 and min(seen["pictures"]) > 500
+def test_a_browser_shows_it(folder, measure):
+    for width in (1280, 390):
+        seen = measure(folder / "report.html", width)
+        assert seen["overflow"] == [] and seen["errors"] == [] and seen["requests"] == []
+        assert len(seen["pictures"]) == 2 and min(seen["pictures"]) > 500

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from ultralytics.utils.loss import v8DetectionLoss
 
-from tests.browser import Browser, needs_chromium
 from tests.conftest import dataset
 from tests.runs import run
 from tests.tools.test_compare import COMMAND
@@ -269,12 +268,10 @@ def test_labels_that_are_no_text_are_faults(tmp_path):
 
 
 @pytest.mark.slow
-@needs_chromium
 @pytest.mark.parametrize("width", [1280, 390])
-def test_the_page_has_room_and_no_errors(width, data, tmp_path):
+def test_the_page_has_room_and_no_errors(width, data, tmp_path, measure):
     _, folder = inspected(tmp_path, data=data, imgsz="64,96", model="yolov8n.yaml")
-    with Browser() as browser:
-        seen = browser.measure(folder / "report.html", width)
+    seen = measure(folder / "report.html", width)
     assert not seen["overflow"] and not seen["errors"] and seen["scroll_width"] <= width
     assert len(seen["pictures"]) == 3 and all(seen["pictures"])
 

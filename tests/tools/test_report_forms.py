@@ -2,6 +2,7 @@
 """Reports in one file: what is in them, and how a browser shows them."""
 
 import base64
+import functools
 import io
 import re
 from html.parser import HTMLParser
@@ -9,7 +10,6 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
-from tests.browser import Browser, needs_chromium
 from yolo_lossplug.tools.report import Picture, Report, number_of
 
 HOSTILE = "<script>alert(\"x\")</script> & 'y' <img src=x onerror=alert(1)>"
@@ -193,14 +193,11 @@ CONTRAST = """
 
 
 @pytest.fixture(scope="module")
-def shown(tmp_path_factory):
+def shown(tmp_path_factory, measure):
     """What a browser shows of a report: at both widths, light and dark."""
-    file = report().write(tmp_path_factory.mktemp("page") / "report.html")
-    with Browser() as browser:
-        yield lambda width, **more: browser.measure(file, width, **more)
+    return functools.partial(measure, report().write(tmp_path_factory.mktemp("page") / "report.html"))
 
 
-@needs_chromium
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
 def test_a_browser_shows_it(shown, width, dark):
@@ -212,7 +209,6 @@ def test_a_browser_shows_it(shown, width, dark):
     assert seen["result"] >= 4.5, "WCAG AA"
 
 
-@needs_chromium
 def test_tables_are_sorted(shown):
     result = shown(1280, script=SORT)["result"]
     assert result["seen"] == [
@@ -226,24 +222,21 @@ def test_tables_are_sorted(shown):
     assert result["sorted"] == 1
 
 
-@needs_chromium
 def test_pictures_are_enlarged_and_commands_copied(shown):
     seen = shown(390, script=KEYBOARD)
     assert seen["result"] == {"focused": "BUTTON", "natural": 3000, "dialogs": 0, "copied": "Copied"}
     assert seen["errors"] == []
 
 
-@needs_chromium
-def test_overflow_and_errors_are_seen(tmp_path):
+def test_overflow_and_errors_are_seen(tmp_path, measure):
     """The measurements above can fail."""
     file = tmp_path / "bad.html"
     file.write_text(
         '<meta name="viewport" content="width=device-width"><div class=wide style="width:600px">x</div>'
         '<img src="missing.png"><script>undefined.x</script>'
     )
-    with Browser() as browser:
-        seen = browser.measure(file, 390)
-        assert seen["overflow"] == ["div.wide"] and seen["scroll_width"] == 608 and seen["pictures"] == [0]
-        assert any("TypeError" in error for error in seen["errors"])
-        assert seen["requests"] == [(tmp_path / "missing.png").as_uri()]
-        assert browser.measure(file, 1280)["overflow"] == []
+    seen = measure(file, 390)
+    assert seen["overflow"] == ["div.wide"] and seen["scroll_width"] == 608 and seen["pictures"] == [0]
+    assert any("TypeError" in error for error in seen["errors"])
+    assert seen["requests"] == [(tmp_path / "missing.png").as_uri()]
+    assert measure(file, 1280)["overflow"] == []
