@@ -20,9 +20,9 @@ from yolo_lossplug import LossPlugError, box_loss, kernels
 from yolo_lossplug.selection.select import select
 from yolo_lossplug.ultralytics_hook import config, console, trainer
 from yolo_lossplug.ultralytics_hook.assigner import set_overlap
-from yolo_lossplug.ultralytics_hook.attached import size_class
 from yolo_lossplug.ultralytics_hook.counts import Meter
 from yolo_lossplug.ultralytics_hook.criterion import branch_criteria, plug
+from yolo_lossplug.ultralytics_hook.decision import size_class
 from yolo_lossplug.ultralytics_hook.engines import choice, record, triton
 from yolo_lossplug.ultralytics_hook.run.watch import watch
 

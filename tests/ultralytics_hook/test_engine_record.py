@@ -12,7 +12,7 @@ from tests.models import batch, is_plugged, model, with_keys
 from tests.runs import Log, python, train
 from yolo_lossplug.selection.select import select
 from yolo_lossplug.ultralytics_hook import trainer
-from yolo_lossplug.ultralytics_hook.attached import Decision, Fastest, Measured, size_class
+from yolo_lossplug.ultralytics_hook.decision import Decision, Fastest, Measured, size_class
 from yolo_lossplug.ultralytics_hook.engines import choice, fast, record
 from yolo_lossplug.ultralytics_hook.engines.fast import FastMixin
 

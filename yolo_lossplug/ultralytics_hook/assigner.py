@@ -21,7 +21,8 @@ from yolo_lossplug.selection.select import Selection, select
 from yolo_lossplug.sparse.assign import Assignment, Measure, assign
 from yolo_lossplug.sparse.grid import Level, levels_of_shapes, points_of_levels, shapes_of_points
 from yolo_lossplug.sparse.topk import Gts, is_exact
-from yolo_lossplug.ultralytics_hook.attached import Derived, derive, layers, on_assigner
+from yolo_lossplug.ultralytics_hook.attached import on_assigner
+from yolo_lossplug.ultralytics_hook.derived import Derived, derive, layers
 
 MIN_SPARSE = {"cpu": 300_000}
 """Minimum elements of (images, gts, anchors) at which the sparse form is faster, by device type."""

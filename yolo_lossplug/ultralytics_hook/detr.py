@@ -27,7 +27,8 @@ from yolo_lossplug.selection.loss import Loss, bind
 from yolo_lossplug.selection.select import Selection
 from yolo_lossplug.state import Scope, State
 from yolo_lossplug.ultralytics_hook import patching
-from yolo_lossplug.ultralytics_hook.attached import Derived, derive, on_criterion
+from yolo_lossplug.ultralytics_hook.attached import on_criterion
+from yolo_lossplug.ultralytics_hook.derived import Derived, derive
 from yolo_lossplug.ultralytics_hook.members import PluggedClassLoss
 
 SEAMS = {

@@ -11,7 +11,7 @@ import torch
 
 from yolo_lossplug.tools.bench.child import OUT_OF_MEMORY, read_result
 from yolo_lossplug.tools.bench.children import result_file
-from yolo_lossplug.ultralytics_hook.attached import Measured, size_class
+from yolo_lossplug.ultralytics_hook.decision import Measured, size_class
 from yolo_lossplug.ultralytics_hook.engines.choice import REFERENCE
 from yolo_lossplug.ultralytics_hook.engines.record import Key
 from yolo_lossplug.ultralytics_hook.trial.one_bench import STEP, Work

@@ -19,8 +19,9 @@ from yolo_lossplug import kernels
 from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.selection.keys import NO_FAST_ENGINE
 from yolo_lossplug.selection.select import SETTLED, Selection
-from yolo_lossplug.ultralytics_hook.attached import Decision, on_criterion
+from yolo_lossplug.ultralytics_hook.attached import on_criterion
 from yolo_lossplug.ultralytics_hook.console import warn_once
+from yolo_lossplug.ultralytics_hook.decision import Decision
 from yolo_lossplug.ultralytics_hook.engines import record
 from yolo_lossplug.ultralytics_hook.engines.fast import install_fast_step, remove_fast_step
 from yolo_lossplug.ultralytics_hook.engines.parity import (

@@ -30,7 +30,9 @@ from yolo_lossplug.ultralytics_hook.assigner import (
     metric_of,
     sparse_assignment,
 )
-from yolo_lossplug.ultralytics_hook.attached import Decision, Derived, derive, on_criterion
+from yolo_lossplug.ultralytics_hook.attached import on_criterion
+from yolo_lossplug.ultralytics_hook.decision import Decision
+from yolo_lossplug.ultralytics_hook.derived import Derived, derive
 from yolo_lossplug.ultralytics_hook.run.watch import meter_of, take_claims
 
 MAX_DECODED = 2**16

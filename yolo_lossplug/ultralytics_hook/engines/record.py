@@ -26,8 +26,8 @@ from ultralytics.utils import USER_CONFIG_DIR
 import yolo_lossplug
 from yolo_lossplug import kernels
 from yolo_lossplug.registry import LossPlugError
-from yolo_lossplug.ultralytics_hook.attached import Fastest, Measured
 from yolo_lossplug.ultralytics_hook.console import warn_once
+from yolo_lossplug.ultralytics_hook.decision import Fastest, Measured
 
 FILE, SHIPPED = "lossplug_engines.json", Path(__file__).parent / "records"
 ABOUT = "Written by `lossplug bench`, read by loss_engine=auto. Delete this file, or an entry, to forget it."

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.selection.keys import REPORT
-from yolo_lossplug.ultralytics_hook.attached import ATTRIBUTE, Derived, OnAssigner, derive, on_assigner
+from yolo_lossplug.ultralytics_hook.attached import ATTRIBUTE, OnAssigner, on_assigner
 from yolo_lossplug.ultralytics_hook.counts import Meter
+from yolo_lossplug.ultralytics_hook.derived import Derived, derive
 
 
 class WatchedMixin(Derived):

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 from ultralytics.utils.tal import TaskAlignedAssigner
 
-from yolo_lossplug.ultralytics_hook.attached import Derived, derive, on_criterion
+from yolo_lossplug.ultralytics_hook.attached import on_criterion
 from yolo_lossplug.ultralytics_hook.criterion import branches
+from yolo_lossplug.ultralytics_hook.derived import Derived, derive
 from yolo_lossplug.ultralytics_hook.engines.choice import REFERENCE, TRITON, use_kernels
 from yolo_lossplug.ultralytics_hook.engines.fast import install_fast_step
 from yolo_lossplug.ultralytics_hook.engines.parity import GRAD_TOLERANCE, TOLERANCE

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Which engine takes the steps of a criterion, and the measurements that decide it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, Optional
+
+
+def size_class(number: int) -> int:
+    """Return the coarse size of a number: the exponent of the largest power of 4 not above it.
+
+    >>> size_class(16 * 7 * 8400)
+    9
+    """
+    return (max(1, number).bit_length() - 1) // 2
+
+
+class Fastest(NamedTuple):
+    """The fastest proven engine for steps of a size.
+
+    Attributes:
+        dtype: Type of the scores, as ``float32``.
+        anchors_class: Size class of the anchors of all images.
+        size_class: Size class of the elements, objects of all images × anchors of one.
+        engine: Its name.
+    """
+
+    dtype: str
+    anchors_class: int
+    size_class: int
+    engine: str
+
+
+class Measured(NamedTuple):
+    """What was measured on a device.
+
+    Attributes:
+        date: When, the newest.
+        engines: The fastest engines, sorted.
+    """
+
+    date: str
+    engines: tuple[Fastest, ...]
+
+    def engine(self, dtype: str, anchors: int, elements: int) -> str:
+        """Return the fastest engine for a size; empty if that is not within a class of one that was measured.
+
+        Args:
+            dtype: Type of the scores.
+            anchors: Anchors of all images.
+            elements: Objects of all images × anchors of one.
+        """
+        group = _nearest({best.anchors_class for best in self.engines if best.dtype == dtype}, size_class(anchors))
+        by_size = {best.size_class: best.engine for best in self.engines if best[:2] == (dtype, group)}
+        wanted = size_class(elements)
+        if not by_size or not min(by_size) - 1 <= wanted <= max(by_size) + 1:
+            return ""
+        return by_size[min(by_size, key=lambda size: (abs(size - wanted), size))]
+
+    def __str__(self) -> str:
+        groups = dict.fromkeys(best[:2] for best in self.engines)
+        texts = {group: _by_size([best for best in self.engines if best[:2] == group]) for group in groups}
+        if len({*texts.values()}) == 1:
+            return next(iter(texts.values()))
+        return "; ".join(f"{dtype}, {count(4**size)} anchors: {text}" for (dtype, size), text in texts.items())
+
+
+def _nearest(classes: Iterable[int], size: int) -> Optional[int]:
+    """Return the size class nearest to a size, None if none is next to it."""
+    near = (known for known in classes if abs(known - size) <= 1)
+    return min(near, key=lambda known: (abs(known - size), known), default=None)
+
+
+def _by_size(engines: Sequence[Fastest]) -> str:
+    """Return engines in words, each with the size from which on it is taken."""
+    changes = [now for before, now in zip(engines, engines[1:]) if now.engine != before.engine]
+    return ", ".join(
+        [engines[0].engine, *(f"{best.engine} from {count(4**best.size_class)} elements" for best in changes)]
+    )
+
+
+def count(number: float) -> str:
+    """Return a large number in words of two digits.
+
+    >>> count(4_194_304), count(65_536), count(12)
+    ('4.2M', '66k', '12')
+    """
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.2g}{unit}" if number < 100 * size else f"{number / size:.0f}{unit}"
+    return f"{number:g}"
+
+
+class Decision(NamedTuple):
+    """Which engine takes the steps of a criterion.
+
+    Attributes:
+        name: ``reference``, ``fast`` or ``triton``.
+        why: Why it is the host's own step although another was requested, else empty.
+        is_lazy: Whether steps are left to the host where the host is faster.
+        measured: What a record says, which goes before `is_lazy`; None without a record.
+        is_unmeasured: Whether `lossplug bench` may find a faster one.
+    """
+
+    name: str
+    why: str = ""
+    is_lazy: bool = False
+    measured: Optional[Measured] = None
+    is_unmeasured: bool = False
+
+    def engine_at(self, dtype: str, anchors: int, elements: int) -> str:
+        """Return the engine that a record names for a step, empty without one; see `Measured.engine`."""
+        return "" if self.measured is None else self.measured.engine(dtype, anchors, elements)
+
+    def __str__(self) -> str:
+        unmeasured = "fast in crowds, else reference" if self.is_lazy else "fast"
+        if self.measured is not None:
+            others = "" if str(self.measured) == unmeasured else f", other sizes {unmeasured}"
+            return f"{self.measured} (bench {self.measured.date}){others}"
+        if self.name == "fast":
+            return unmeasured
+        return f"{self.name} ({self.why})" if self.why else self.name
