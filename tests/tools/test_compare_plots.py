@@ -4,7 +4,6 @@
 import numpy as np
 import pytest
 
-from yolo_lossplug import charts
 from yolo_lossplug.tools.compare import plots as compare_plots
 from yolo_lossplug.tools.compare.comparison import Effect
 from yolo_lossplug.tools.compare.plots import draw_curves, draw_forest
@@ -17,23 +16,14 @@ def effect(arm, mean, low, high, verdict, seeds=5):
     return Effect(arm, MAP, mean, low, high, None if low is None else 0.95, seeds, verdict)
 
 
-@pytest.fixture
-def figures(monkeypatch):
-    """Figures in place of files."""
-    drawn = []
-    monkeypatch.setattr(charts, "save", lambda figure, file: drawn.append(figure) or file)
-    return drawn
-
-
 def history(epochs, top, offset=0.0):
     return [{MAP: top * (1 - np.exp(-epoch / 4)) + offset, MAP50: 0.0} for epoch in range(1, epochs + 1)]
 
 
-def test_a_forest_shows_differences_intervals_and_decisions(figures):
+def test_a_forest_shows_differences_intervals_and_decisions():
     effects = [effect("b", -0.02, -0.03, -0.01, WORSE), effect("c", 0.002, -0.01, 0.014, NOISE)]
     effects.append(effect("d", 0.012, 0.004, 0.02, BETTER))
-    assert draw_forest(effects, "a", "forest.png") == "forest.png"
-    axis = figures[0].axes[0]
+    axis = draw_forest(effects, "a").axes[0]
     names, numbers = ([text.get_text() for text in axis.texts if text.get_ha() == side] for side in ("left", "right"))
     assert names == ["d", "c", "b"], "best first"
     assert [text.split("  ")[-1] for text in numbers] == [BETTER, NOISE, WORSE]
@@ -48,29 +38,25 @@ def test_a_forest_shows_differences_intervals_and_decisions(figures):
     assert low < -0.03 and high > 0.02
 
 
-def test_a_forest_shows_the_noise_floor(figures):
-    draw_forest([effect("b", 0.002, -0.001, 0.005, NOISE)], "a", "forest.png", noise=0.03)
-    axis = figures[0].axes[0]
+def test_a_forest_shows_the_noise_floor():
+    axis = draw_forest([effect("b", 0.002, -0.001, 0.005, NOISE)], "a", noise=0.03).axes[0]
     (band,) = axis.patches
     box = band.get_extents().transformed(axis.transData.inverted())
     assert (box.x0, box.x1) == pytest.approx((-0.03, 0.03))
     assert axis.get_xlim()[0] < -0.03 and axis.get_xlim()[1] > 0.03
 
 
-def test_a_forest_without_intervals(figures):
-    draw_forest([effect("b", 0.0, None, None, NOISE, seeds=1)], "a", "forest.png")
-    axis = figures[0].axes[0]
+def test_a_forest_without_intervals():
+    axis = draw_forest([effect("b", 0.0, None, None, NOISE, seeds=1)], "a").axes[0]
     assert axis.texts[1].get_text() == "+0.0000  1 seed: no interval"
     assert axis.get_xlim() == (-0.016, 0.016) and "interval" not in axis.get_xlabel()
-    assert draw_forest([], "a", "forest.png") is None
-    assert draw_forest([effect("b", None, None, None, NOISE)], "a", "forest.png") is None
-    assert len(figures) == 1
+    assert draw_forest([], "a") is None
+    assert draw_forest([effect("b", None, None, None, NOISE)], "a") is None
 
 
-def test_the_axis_of_curves_shows_the_differences(figures):
+def test_the_axis_of_curves_shows_the_differences():
     histories = {("a", 0): history(40, 0.5), ("b", 0): history(40, 0.51)}
-    draw_curves(histories, ["a", "b"], "curves.png")
-    values, differences = figures[0].axes
+    values, differences = draw_curves(histories, ["a", "b"]).axes
     low, high = values.get_ylim()
     assert low > 0.4 and 0.5 < high < 0.52
     epochs = np.arange(1, 41)
@@ -79,42 +65,37 @@ def test_the_axis_of_curves_shows_the_differences(figures):
     assert high - low < 0.01
 
 
-def test_differences_are_paired_by_seed(figures):
+def test_differences_are_paired_by_seed():
     """The first seed is 0.2 better for both, which makes the band of values wide and that of differences none."""
     histories = {(arm, seed): history(8, 0.4, extra) for arm in "ab" for seed, extra in ((0, 0.2), (1, 0.0))}
     histories["b", 2] = history(8, 0.9)
-    draw_curves(histories, ["a", "b"], "curves.png")
-    values, differences = figures[0].axes
+    values, differences = draw_curves(histories, ["a", "b"]).axes
     band = values.collections[0].get_paths()[0].vertices[:, 1]
     assert band.max() - band.min() > 0.2
     assert differences.lines[1].get_ydata() == pytest.approx(np.zeros(8))
     assert np.ptp(differences.collections[0].get_paths()[0].vertices[:, 1]) == pytest.approx(0)
 
 
-def test_nothing_is_drawn_when_nothing_was_learnt(figures):
+def test_nothing_is_drawn_when_nothing_was_learnt():
     nothing = {("a", 0): [{MAP: 0.0, MAP50: 0.0}], ("b", 0): []}
-    assert draw_curves(nothing, ["a", "b"], "curves.png") is None
-    assert draw_curves({("a", 0): []}, ["a"], "curves.png") is None
-    assert figures == []
-    draw_curves({("a", 0): history(3, 0.5)}, ["a"], "curves.png")
-    assert [axis.get_title(loc="left") for axis in figures[0].axes] == ["mAP50-95"], (
-        "no panel of what stayed 0, or alone"
-    )
+    assert draw_curves(nothing, ["a", "b"]) is None
+    assert draw_curves({("a", 0): []}, ["a"]) is None
+    titles = [axis.get_title(loc="left") for axis in draw_curves({("a", 0): history(3, 0.5)}, ["a"]).axes]
+    assert titles == ["mAP50-95"], "no panel of what stayed 0, or alone"
 
 
-def test_runs_of_unlike_length_and_lost_ones(figures):
+def test_runs_of_unlike_length_and_lost_ones():
     histories = {("a", 0): [], ("b", 0): history(5, 0.5), ("c", 0): history(3, 0.5), ("c", 1): history(4, 0.5)}
-    draw_curves(histories, ["a", "b", "c"], "curves.png")
-    (axis,) = figures[0].axes
+    (axis,) = draw_curves(histories, ["a", "b", "c"]).axes
     assert [(line.get_label(), len(line.get_xdata())) for line in axis.lines] == [("b", 5), ("c", 3)]
     assert compare_plots._less(np.arange(3.0), np.ones(2)).tolist() == [-1, 0]
 
 
-def test_twelve_arms(figures):
+def test_twelve_arms():
     arms = [f"loss number {k}" for k in range(12)]
-    draw_curves({(arm, 0): history(9, 0.4 + 0.01 * k) for k, arm in enumerate(arms)}, arms, "curves.png")
-    values, differences = figures[0].axes
+    figure = draw_curves({(arm, 0): history(9, 0.4 + 0.01 * k) for k, arm in enumerate(arms)}, arms)
+    values, differences = figure.axes
     assert len({line.get_color() for line in values.lines}) == 12
     colours = {line.get_label(): line.get_color() for line in values.lines}
     assert all(line.get_color() == colours[line.get_label()] for line in differences.lines[1:])
-    assert [text.get_text() for text in figures[0].legends[0].get_texts()] == arms
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == arms

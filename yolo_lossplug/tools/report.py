@@ -187,16 +187,20 @@ class Section:
     blocks: list[Block] = field(default_factory=list)
 
 
+@dataclass
 class Report:
     """A report that grows from top to bottom; what is said of its content holds for all of its forms.
 
     Text is shown as it is, never as markup; what is between backticks is shown as code. The same calls give the same
     bytes.
 
-    Args:
+    Attributes:
         title: Heading of the page, and name of the window.
         subtitle: A line below it.
         command: The command that makes the report again.
+        verdicts: The conclusion.
+        sections: All else.
+        footer: Versions, the date, hardware.
 
     Example:
         >>> report = Report("Comparison", command="lossplug compare ...")
@@ -210,11 +214,12 @@ class Report:
         eiou is better than ciou.
     """
 
-    def __init__(self, title: str, subtitle: str = "", command: str = "") -> None:
-        self.title, self.subtitle, self.command = title, subtitle, command
-        self.verdicts: list[str] = []
-        self.sections = [Section()]
-        self.footer: list[str] = []
+    title: str
+    subtitle: str = ""
+    command: str = ""
+    verdicts: list[str] = field(default_factory=list)
+    sections: list[Section] = field(default_factory=lambda: [Section()])
+    footer: list[str] = field(default_factory=list)
 
     def verdict(self, sentence: str) -> None:
         """Add a sentence to the conclusion, which is the most prominent: first on a page, last in a terminal."""

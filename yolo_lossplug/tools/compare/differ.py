@@ -93,7 +93,7 @@ class DetectionPair(NamedTuple):
     of_baseline: Path
     of_arm: Path
 
-    def picture(self, directory: Path) -> Path:
+    def file(self, directory: Path) -> Path:
         """Return the picture of the images in which they differ most, in the folder of a comparison."""
         return directory / f"differ-{self.of_arm.parent.name}.png"
 
@@ -118,7 +118,7 @@ def write_differing(pair: DetectionPair, baseline: str, directory: Path) -> None
         baseline: Name of the first arm.
         directory: Folder of the comparison.
     """
-    picture, names = pair.picture(directory), (baseline, pair.arm)
+    picture, names = pair.file(directory), (baseline, pair.arm)
     picture.unlink(missing_ok=True)
     runs = [json.loads(file.read_text(encoding="utf-8")) for file in (pair.of_baseline, pair.of_arm)]
     files = most_different(*runs)

@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from textwrap import fill
 from typing import Any, Optional
 
 import numpy as np
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from yolo_lossplug import charts
@@ -32,17 +32,16 @@ RAMP = 0.25
 """The share of epochs, from the first, that does not count for the limits of an axis: all arms rise steeply there."""
 
 
-def draw_forest(effects: Sequence[Effect], baseline: str, file: Path, noise: Optional[float] = None) -> Optional[Path]:
+def draw_forest(effects: Sequence[Effect], baseline: str, noise: Optional[float] = None) -> Optional[Figure]:
     """Draw the paired differences of one metric from the baseline, each with its interval and the decision, best first.
 
     Args:
         effects: The differences.
         baseline: Name of the arm that the others are compared with.
-        file: PNG file to write.
         noise: Noise floor, the deviation of the baseline over its seeds, drawn as a band around 0; None for no band.
 
     Returns:
-        The file; None if there is nothing to draw.
+        The figure; None if there is nothing to draw.
     """
     ranked = sorted((effect for effect in effects if effect.mean is not None), key=lambda effect: -(effect.mean or 0.0))
     if not ranked:
@@ -66,7 +65,7 @@ def draw_forest(effects: Sequence[Effect], baseline: str, file: Path, noise: Opt
     axis.tick_params(labelsize=9)
     axis.spines[["top", "right", "left"]].set_visible(False)
     axis.grid(axis="x", alpha=0.25)
-    return charts.save(figure, file)
+    return figure
 
 
 def _draw_effect(axis: Any, y: float, effect: Effect) -> None:
@@ -100,7 +99,7 @@ def _zero_at(axis: Any) -> float:
     return float(-low / (high - low))
 
 
-def draw_curves(histories: Histories, arms: Sequence[str], file: Path) -> Optional[Path]:
+def draw_curves(histories: Histories, arms: Sequence[str]) -> Optional[Figure]:
     """Draw every metric against the epoch, and beside it the paired differences from the first arm.
 
     A line is the mean over the seeds; where few share an axis, a band of one standard deviation lies around each.
@@ -109,10 +108,9 @@ def draw_curves(histories: Histories, arms: Sequence[str], file: Path) -> Option
     Args:
         histories: Metrics after every epoch, by arm and seed.
         arms: Names of the arms, in order.
-        file: PNG file to write.
 
     Returns:
-        The file; None if nothing has been learnt yet, or no run has a history.
+        The figure; None if nothing has been learnt yet, or no run has a history.
     """
     names = learnt(histories)
     shown = {arm for (arm, _), rows in histories.items() if rows}
@@ -132,7 +130,7 @@ def draw_curves(histories: Histories, arms: Sequence[str], file: Path) -> Option
         axis.set_xlabel("epoch")
     if len(drawn) > 1:
         charts.legend_below(figure, axes[0, 0], columns)
-    return charts.save(figure, file)
+    return figure
 
 
 def learnt(histories: Histories) -> list[str]:

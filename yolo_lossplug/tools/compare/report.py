@@ -13,7 +13,7 @@ from yolo_lossplug.tools.compare.comparison import SECONDS, Comparison, Effect, 
 from yolo_lossplug.tools.compare.jobs import Job
 from yolo_lossplug.tools.compare.measures import METRICS, SIZES, TEST, label
 from yolo_lossplug.tools.compare.plots import draw_curves, draw_forest
-from yolo_lossplug.tools.report import Report, Table
+from yolo_lossplug.tools.report import Picture, Report, Section, Table, Text
 from yolo_lossplug.ultralytics_hook.trial.one_run import history
 
 FOREST, CURVES, RESULTS = "forest.png", "curves.png", "results.csv"
@@ -51,18 +51,30 @@ def write_summary(
     """
     jobs = shown(jobs)
     comparison = Comparison.of(jobs, metric, command, foot)
-    results = comparison.results
-    charts.save_table([_run_row(job, results.get((job.arm, job.seed))) for job in jobs], directory / "results.csv")
+    results, floor = comparison.results, comparison.noise_floor
+    histories = {key: _metrics_of(history(Path(result["save_dir"]))) for key, result in results.items()}
+    figures = {
+        CURVES: draw_curves(histories, comparison.arms),
+        FOREST: draw_forest(comparison.effects, comparison.baseline, floor.deviation if floor else None),
+    }
+    texts = {}
     if results:
-        charts.save_table(summary_rows(comparison), directory / "summary.csv")
         about = [comparison.command, *comparison.foot, *comparison.about]
-        (directory / "summary.tex").write_text(latex_table(comparison).latex(about), encoding="utf-8")
-        histories = {key: _metrics_of(history(Path(result["save_dir"]))) for key, result in results.items()}
-        draw_curves(histories, comparison.arms, directory / CURVES)
-        floor = comparison.noise_floor
-        draw_forest(comparison.effects, comparison.baseline, directory / FOREST, floor.deviation if floor else None)
+        texts["summary.tex"] = latex_table(comparison).latex(about)
+    tables = {
+        "results.csv": [_run_row(job, results.get((job.arm, job.seed))) for job in jobs],
+        "summary.csv": summary_rows(comparison),
+    }
+    for name, figure in figures.items():
+        if figure:
+            charts.save(figure, directory / name)
+    for name, rows in tables.items():
+        if rows:
+            charts.save_table(rows, directory / name)
     report = report_of(comparison, directory, differ.pairs(jobs))
-    (directory / "summary.md").write_text(report.markdown(), encoding="utf-8")
+    texts["summary.md"] = report.markdown()
+    for name, text in texts.items():
+        (directory / name).write_text(text, encoding="utf-8")
     report.write(directory / "report.html")
     return report
 
@@ -77,45 +89,43 @@ def report_of(
         directory: Where its plots are, as far as there are any; None for a report without pictures.
         pairs: The runs in whose images arms differ.
     """
-    report = Report("Comparison of losses", comparison.state if comparison.n_runs else "", comparison.command)
-    for sentence in comparison.verdicts:
-        report.verdict(sentence)
-    _add_differences(report, comparison, directory)
-    _add_metrics(report, comparison)
-    if comparison.notes:
-        report.section("Noise and power")
-    for note in comparison.notes:
-        report.text(note)
-    if directory:
-        _add_pictures(report, comparison, directory, pairs)
-    if comparison.failed:
-        report.section("Failed runs")
-        report.table(["loss", "seed", "reason"], [[f"`{arm}`", *row] for arm, *row in comparison.failed])
-    for line in (*comparison.foot, *comparison.about):
-        report.foot(line)
-    return report
+    sections = [
+        _differences(comparison, directory),
+        *_measured(comparison),
+        Section("Noise and power", [Text(note) for note in comparison.notes]),
+        *([_curves(comparison, directory), _where_they_differ(comparison, directory, pairs)] if directory else []),
+        _failed(comparison),
+    ]
+    return Report(
+        "Comparison of losses",
+        comparison.state if comparison.n_runs else "",
+        comparison.command,
+        comparison.verdicts,
+        [section for section in sections if section.blocks],
+        [*comparison.foot, *comparison.about],
+    )
 
 
-def _add_differences(report: Report, comparison: Comparison, directory: Optional[Path]) -> None:
+def _differences(comparison: Comparison, directory: Optional[Path]) -> Section:
+    """Return the differences of the primary metric, with their plot where it is drawn."""
     effects = [effect for effect in comparison.effects if effect.mean is not None]
     if not effects:
-        return
-    report.section(f"Difference of {label(comparison.metric)} from `{comparison.baseline}`")
+        return Section()
+    name, floor = label(comparison.metric), comparison.noise_floor
+    section = Section(f"Difference of {name} from `{comparison.baseline}`")
     if directory and (directory / FOREST).is_file():
         words = "; ".join(f"{effect.arm} {effect.words}" for effect in effects)
-        report.picture(directory / FOREST, f"Forest plot of the differences: {words}")
+        section.blocks.append(Picture(directory / FOREST, f"Forest plot of the differences: {words}"))
     columns = _columns(effects)
     rows = [[f"`{effect.arm}`", *row] for effect, *row in zip(effects, *columns.values())]
-    caption = f"{label(comparison.metric)}: differences from `{comparison.baseline}`, seed by seed"
-    report.table(["loss", *columns], rows, caption, columns=1 + [*columns].index("verdict") + 1)
-    if comparison.noise_floor:
-        report.text(
-            f"Noise floor: {label(comparison.metric)} of `{comparison.baseline}` is {comparison.noise_floor.text()}, "
-            f"mean ± standard deviation over {comparison.noise_floor.seeds} seeds.",
-            is_brief=True,
-        )
-    if any(effect.smallest is not None for effect in effects):
-        report.text(POWER_NOTE)
+    caption = f"{name}: differences from `{comparison.baseline}`, seed by seed"
+    section.blocks.append(Table(["loss", *columns], rows, caption, columns=2 + [*columns].index("verdict")))
+    if floor:
+        text = f"Noise floor: {name} of `{comparison.baseline}` is {floor.text()}, mean ± standard deviation over "
+        section.blocks.append(Text(f"{text}{floor.seeds} seeds.", is_brief=True))
+    if "detectable" in columns:
+        section.blocks.append(Text(POWER_NOTE))
+    return section
 
 
 def _columns(effects: Sequence[Effect]) -> dict[str, list[Any]]:
@@ -133,8 +143,8 @@ def _columns(effects: Sequence[Effect]) -> dict[str, list[Any]]:
     return {name: cells for name, cells in columns.items() if any(cell is not None for cell in cells)}
 
 
-def _add_metrics(report: Report, comparison: Comparison) -> None:
-    """Add the tables of all that finished runs have measured, but the differences of the primary metric."""
+def _measured(comparison: Comparison) -> list[Section]:
+    """Return the tables of all that finished runs have measured, but the differences of the primary metric."""
     names = list(dict.fromkeys(name for _, name in comparison.spreads))
     averages = [name for name in comparison.metrics if name.startswith(METRICS)]
     sizes = [name for name in SIZES if name in names]
@@ -142,20 +152,17 @@ def _add_metrics(report: Report, comparison: Comparison) -> None:
     by_class = [name for name in comparison.metrics if measures.is_of_class(name) and not name.startswith(TEST)]
     of_test = [name for name in comparison.metrics if name.startswith(TEST)]
     best = f"Of the best checkpoint: {SPREAD.lower()}"
-    for heading, tables in (
-        ("Metrics", [_by_measure(comparison, [*averages, SECONDS], best), _others(comparison, [*averages, *sizes])]),
-        ("Average precision by size", [_by_arm(comparison, "size", sizes)]),
-        ("Average precision by class", [_by_arm(comparison, "class", by_class)]),
-        ("Test split", [_by_arm(comparison, "metric", of_test)]),
-        ("Losses after the last epoch", [_by_measure(comparison, losses, SPREAD)]),
-    ):
-        shown_tables = [table for table in tables if table.rows and len(table.header) > 1]
-        if shown_tables:
-            report.section(heading)
-        for table in shown_tables:
-            report.add(table)
-        if shown_tables and tables[0].header[1:] == [*map(label, losses)]:
-            report.text(SCALE_NOTE)
+    tables = {
+        "Metrics": [_by_measure(comparison, [*averages, SECONDS], best), _others(comparison, [*averages, *sizes])],
+        "Average precision by size": [_by_arm(comparison, "size", sizes)],
+        "Average precision by class": [_by_arm(comparison, "class", by_class)],
+        "Test split": [_by_arm(comparison, "metric", of_test)],
+        "Losses after the last epoch": [_by_measure(comparison, losses, SPREAD)],
+    }
+    sections = [Section(heading, [t for t in some if t.rows and len(t.header) > 1]) for heading, some in tables.items()]
+    if sections[-1].blocks:
+        sections[-1].blocks.append(Text(SCALE_NOTE))
+    return sections
 
 
 def _by_measure(comparison: Comparison, names: Sequence[str], caption: str) -> Table:
@@ -194,25 +201,33 @@ def _signed(value: Optional[float]) -> Optional[str]:
     return None if value is None else f"{value:+.4f}"
 
 
-def _add_pictures(
-    report: Report, comparison: Comparison, directory: Path, pairs: Sequence[differ.DetectionPair]
-) -> None:
-    """Add the learning curves and the images in which arms differ, as far as they are drawn."""
-    if comparison.effects and (directory / CURVES).is_file():
-        report.section("Learning curves")
-        alt = "Metrics by epoch, and their paired differences from the first loss"
-        caption = "Mean over the seeds; a band is one standard deviation. The first epochs may lie below the axis."
-        report.picture(directory / CURVES, alt, caption)
-    drawn = [pair for pair in pairs if pair.picture(directory).is_file()]
-    if drawn:
-        report.section("Where they differ")
-    for pair in drawn:
-        alt = f"Images of seed {pair.seed} in which {comparison.baseline} and {pair.arm} differ most, side by side"
+def _curves(comparison: Comparison, directory: Path) -> Section:
+    """Return the learning curves, where they are drawn."""
+    if not comparison.effects or not (directory / CURVES).is_file():
+        return Section()
+    alt = "Metrics by epoch, and their paired differences from the first loss"
+    caption = "Mean over the seeds; a band is one standard deviation. The first epochs may lie below the axis."
+    return Section("Learning curves", [Picture(directory / CURVES, alt, caption)])
+
+
+def _where_they_differ(comparison: Comparison, directory: Path, pairs: Sequence[differ.DetectionPair]) -> Section:
+    """Return the images in which each arm and the baseline differ, as far as they are drawn."""
+    section, baseline = Section("Where they differ"), comparison.baseline
+    for arm, seed, file in ((pair.arm, pair.seed, pair.file(directory)) for pair in pairs):
+        alt = f"Images of seed {seed} in which {baseline} and {arm} differ most, side by side"
         caption = (
-            f"`{comparison.baseline}` and `{pair.arm}`, seed {pair.seed}: the validation images in which they differ "
-            "most, each loss at the score of its best F1, matched at IoU 0.5."
+            f"`{baseline}` and `{arm}`, seed {seed}: the validation images in which they differ most, each loss at the "
+            "score of its best F1, matched at IoU 0.5."
         )
-        report.picture(pair.picture(directory), alt, caption, is_photo=True)
+        if file.is_file():
+            section.blocks.append(Picture(file, alt, caption, is_photo=True))
+    return section
+
+
+def _failed(comparison: Comparison) -> Section:
+    """Return the failed runs."""
+    rows = [[f"`{arm}`", seed, reason] for arm, seed, reason in comparison.failed]
+    return Section("Failed runs", [Table(["loss", "seed", "reason"], rows)] if rows else [])
 
 
 def latex_table(comparison: Comparison) -> Table:
