@@ -14,7 +14,7 @@ from yolo_lossplug.registry import REGISTRY
 
 PACKAGE = Path(yolo_lossplug.__file__).parent
 LAYERS = [
-    {"boxes", "forms", "shapes", "state", "option", "paper", "charts", "terminal", "_autoload"},
+    {"boxes", "files", "forms", "shapes", "state", "option", "paper", "charts", "terminal", "_autoload"},
     {"registry"},
     {"box_losses", "class_losses", "nms", "sparse", "kernels"},
     {"selection"},

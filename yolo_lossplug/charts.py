@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterable, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from yolo_lossplug.files import write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -66,14 +69,11 @@ def save_table(rows: Sequence[dict[str, Any]], file: Path, columns: Sequence[str
         file: The file; its folder is made.
         columns: Names of the columns; those of the rows if not given.
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_suffix(".tmp")
-    with unfinished.open("w", newline="", encoding="utf-8") as target:
-        writer = csv.DictWriter(target, list(columns or dict.fromkeys(name for row in rows for name in row)))
-        writer.writeheader()
-        writer.writerows(rows)
-    unfinished.replace(file)
-    return file
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(columns or dict.fromkeys(name for row in rows for name in row)))
+    writer.writeheader()
+    writer.writerows(rows)
+    return write_text(file, text.getvalue())
 
 
 def read_table(file: Path) -> list[dict[str, str]]:

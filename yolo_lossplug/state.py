@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Optional
 
 import torch
 from torch import Tensor, distributed
+
+from yolo_lossplug.files import write_bytes
 
 
 class State:
@@ -59,10 +62,10 @@ class State:
         """Write the tensors, if there are any; the file is complete or not there."""
         if not self.tensors:
             return
-        unfinished = file.with_suffix(".tmp")
+        saved = io.BytesIO()
         content = {"epoch": self.epoch, "tensors": {key: value.cpu() for key, value in self.tensors.items()}}
-        torch.save(content, unfinished)
-        unfinished.replace(file)
+        torch.save(content, saved)
+        write_bytes(file, saved.getvalue())
 
     def load(self, file: Path) -> None:
         """Read what `save` has written."""

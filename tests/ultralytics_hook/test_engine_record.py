@@ -10,6 +10,7 @@ import torch
 
 from tests.models import batch, is_plugged, model, with_keys
 from tests.runs import Log, python, train
+from yolo_lossplug.files import write_json
 from yolo_lossplug.selection.select import select
 from yolo_lossplug.ultralytics_hook import trainer
 from yolo_lossplug.ultralytics_hook.decision import Decision, Fastest, Measured, size_class
@@ -63,7 +64,7 @@ def test_entries_of_another_device_or_version_are_ignored(field):
     record.adopt(CPU, DAY)
     content = json.loads(record.file().read_text())
     content["adopted"][0][field if field != "device" else "device_type"] = "other"
-    record.write_json(record.file(), content)
+    write_json(record.file(), content)
     assert "cpu" not in record.adopted_types()
     record.add([], record.key_of(CPU)._replace(**{field: "other"}), {"fast": "it hangs"}, DAY)
     assert record.disqualified(CPU) == {}

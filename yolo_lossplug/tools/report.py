@@ -18,6 +18,7 @@ from markupsafe import Markup, escape
 from PIL import Image
 
 from yolo_lossplug import terminal
+from yolo_lossplug.files import write_text
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'"
 NUMBER = re.compile(r"[+\-−]?\d[\d,]*\.?\d*(e[+-]?\d+)?(?=\s*(±|%|px|GB|MB|s|ms|min|h|×)|$)")
@@ -283,12 +284,7 @@ class Report:
 
     def write(self, file: Union[str, Path]) -> Path:
         """Write the page and return the file, which is complete or as it was."""
-        target = Path(file)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = target.with_name(target.name + ".tmp")
-        unfinished.write_bytes(self.html().encode("utf-8"))
-        unfinished.replace(target)
-        return target
+        return write_text(Path(file), self.html())
 
 
 def inline(text: str) -> Markup:

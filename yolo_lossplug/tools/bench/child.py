@@ -6,11 +6,12 @@ An engine that kills its process, hangs, or is out of memory ends nothing but th
 
 from __future__ import annotations
 
-import json
 import sys
 import traceback
 from pathlib import Path
 from typing import Any
+
+from yolo_lossplug.files import read_json, write_json
 
 OUT_OF_MEMORY = "out of memory"
 ALIVE, PART = ".", "|"
@@ -19,7 +20,7 @@ ALIVE, PART = ".", "|"
 
 def main(file: Path) -> int:
     """Measure the cases in a file, write a result for each, or why the engine failed, and return the exit status."""
-    job = json.loads(file.read_text(encoding="utf-8"))
+    job = read_json(file)
     begun: list[str] = []
     try:
         from yolo_lossplug.ultralytics_hook.trial import one_bench
@@ -45,7 +46,6 @@ def _reason(error: BaseException) -> str:
 
 def _reporter(job: dict[str, Any], begun: list[str]) -> Any:
     """Return who writes results and progress; `begun` gets the names of the cases that are done."""
-    from yolo_lossplug.ultralytics_hook.engines.record import write_json
     from yolo_lossplug.ultralytics_hook.trial.one_bench import Reporter, Work
 
     progress = Path(job["progress"]).open("a", encoding="utf-8", buffering=1)  # noqa: SIM115 - as long as the process
@@ -68,7 +68,7 @@ def _reporter(job: dict[str, Any], begun: list[str]) -> Any:
 def read_result(file: Path) -> dict[str, Any]:
     """Return the result in a file; empty if there is none, or one that another program has cut off."""
     try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
+        return dict(read_json(file))
     except (FileNotFoundError, ValueError):
         return {}
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Callable
 
+from yolo_lossplug.files import write_json
 from yolo_lossplug.tools.bench.child import OUT_OF_MEMORY, PART
 from yolo_lossplug.ultralytics_hook.trial.one_bench import Work
 
@@ -62,7 +62,7 @@ def run(
     progress.write_text("", encoding="utf-8")
     results = {work.name: str(result_file(folder, engine, work)) for work in works}
     words = {"engine": engine, "device": device, "works": [work._asdict() for work in works], "results": results}
-    job.write_text(json.dumps({**words, "progress": str(progress), "error": str(error)}, indent=2), encoding="utf-8")
+    write_json(job, {**words, "progress": str(progress), "error": str(error)})
     with log.open("w", encoding="utf-8") as output:
         process = subprocess.Popen(command(job), stdout=output, stderr=subprocess.STDOUT)
         is_hanging = _watch(process, progress, limit, update)

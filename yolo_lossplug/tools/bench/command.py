@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import datetime
-import json
 import shlex
 import signal
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from typing import Any, NamedTuple, Optional
 import torch
 
 from yolo_lossplug import kernels
+from yolo_lossplug.files import read_json, write_json
 from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.selection.keys import flag_of
 from yolo_lossplug.selection.names import suggest
@@ -142,7 +142,7 @@ def bench(args: Mapping[str, Any]) -> tuple[Path, Results]:
     folder = _folder(plan, key)
     cases = folder / "cases"
     cases.mkdir(parents=True, exist_ok=True)
-    record.write_json(folder / PLAN, _described(plan, key))
+    write_json(folder / PLAN, _described(plan, key))
     missing = {name: why for name in plan.engines if name == TRITON and (why := kernels.missing(device))}
     command = " ".join(["lossplug bench", *(shlex.quote(f"{k}={_typed(v)}") for k, v in args.items())])
     try:
@@ -310,7 +310,7 @@ def _folder(plan: Plan, key: record.Key) -> Path:
     if not plan.name or not file.is_file():
         return new
     try:
-        earlier: Optional[Any] = json.loads(file.read_text(encoding="utf-8"))
+        earlier: Optional[Any] = read_json(file)
     except ValueError:
         earlier = None
     if earlier != _described(plan, key):

@@ -14,10 +14,10 @@ import torch
 from matplotlib.ticker import LogFormatter
 
 from yolo_lossplug import catalogue, charts, terminal
+from yolo_lossplug.files import write_json, write_text
 from yolo_lossplug.tools.bench.results import Results, entries_of, proven, refused
 from yolo_lossplug.tools.report import Report as Page
 from yolo_lossplug.ultralytics_hook.engines.choice import FAST, REFERENCE, TRITON
-from yolo_lossplug.ultralytics_hook.engines.record import write_json
 from yolo_lossplug.ultralytics_hook.trial.one_bench import CLASS_KERNELS, STEP, TRAIN, Work
 from yolo_lossplug.ultralytics_hook.trial.problems import XVIEW
 
@@ -218,7 +218,7 @@ def write(results: Results, folder: Path) -> None:
         "entries": entries_of(results),
     }
     write_json(folder / "results.json", content)
-    (folder / "report.md").write_text(markdown(results), encoding="utf-8")
+    write_text(folder / "report.md", markdown(results))
     _page(results, folder).write(folder / "report.html")
 
 

@@ -18,6 +18,7 @@ import torch
 from filelock import FileLock, Timeout
 
 import yolo_lossplug
+from yolo_lossplug.files import read_json, write_json
 from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.selection.keys import keys
 from yolo_lossplug.tools.arguments import merge
@@ -345,7 +346,7 @@ def _differing_keys(directory: Path, plan: Plan) -> Optional[list[str]]:
     if not file.is_file():
         return None
     try:
-        earlier = json.loads(file.read_text(encoding="utf-8"))
+        earlier = read_json(file)
     except ValueError as error:
         raise LossPlugError(f"{file} cannot be read ({error}); give another name=.") from error
     before, now = _comparable(earlier["args"]), _comparable(plan.args)
@@ -399,9 +400,7 @@ def _comparable(args: Mapping[str, Any]) -> Any:
 
 
 def _write_plan(plan: Plan, directory: Path) -> None:
-    (directory / PLAN).write_text(
-        json.dumps({"args": plan.args, "seeds": plan.seeds}, indent=2, default=str), encoding="utf-8"
-    )
+    write_json(directory / PLAN, {"args": plan.args, "seeds": plan.seeds}, default=str)
 
 
 def _command(plan: Plan) -> str:

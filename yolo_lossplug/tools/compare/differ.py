@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from yolo_lossplug import charts
+from yolo_lossplug.files import read_json, write_json
 from yolo_lossplug.tools.compare.jobs import FINISHED, Job
 
 DETECTIONS = "detections.json"
@@ -32,7 +32,7 @@ def save_detections(images: Sequence[Mapping[str, Any]], names: Mapping[int, str
         rows = {
             image["file"]: {**judge(image, score), "shape": image["shape"], "pad": image["pad"]} for image in images
         }
-        file.write_text(json.dumps({"score": score, "names": names, "images": rows}), encoding="utf-8")
+        write_json(file, {"score": score, "names": names, "images": rows}, indent=None)
 
 
 def best_score(images: Sequence[Mapping[str, Any]]) -> float:
@@ -120,13 +120,13 @@ def write_differing(pair: DetectionPair, baseline: str, directory: Path) -> None
     """
     picture, names = pair.file(directory), (baseline, pair.arm)
     picture.unlink(missing_ok=True)
-    runs = [json.loads(file.read_text(encoding="utf-8")) for file in (pair.of_baseline, pair.of_arm)]
+    runs = [read_json(file) for file in (pair.of_baseline, pair.of_arm)]
     files = most_different(*runs)
     if not files:
         return
     rows = [{"file": Path(file).name, **{n: run["images"][file] for n, run in zip(names, runs)}} for file in files]
     about = {"iou": MATCH_IOU, "scores": {name: run["score"] for name, run in zip(names, runs)}, "images": rows}
-    picture.with_suffix(".json").write_text(json.dumps(about), encoding="utf-8")
+    write_json(picture.with_suffix(".json"), about, indent=None)
     _draw(files, runs, names, picture)
 
 

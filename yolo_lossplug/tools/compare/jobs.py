@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Optional
 
+from yolo_lossplug.files import read_json, write_json
 from yolo_lossplug.registry import LossPlugError
 
 WAITING, RUNNING, FINISHED, FAILED = "waiting", "running", "finished", "failed"
@@ -71,7 +72,7 @@ class Job:
     def read(self) -> Optional[dict[str, Any]]:
         """Return the result of a finished run; None if there is none, or none that can be read."""
         try:
-            return json.loads(self.result.read_text(encoding="utf-8"))
+            return read_json(self.result)
         except (FileNotFoundError, ValueError):
             return None
 
@@ -93,7 +94,7 @@ class Job:
         """Return the arguments of the run that finished; none if there is none."""
         if not (self.file.is_file() and self.read()):
             return {}
-        return json.loads(self.file.read_text(encoding="utf-8"))["args"]
+        return read_json(self.file)["args"]
 
     def prepare(self, device: Any) -> list[str]:
         """Remove the files of an interrupted run, write the arguments, and return the command that runs it."""
@@ -103,7 +104,7 @@ class Job:
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         args = {**self.args, **({} if device is None else {"device": device})}
         job = {"args": args, "result": str(self.result), "error": str(self.error)}
-        self.file.write_text(json.dumps(job, indent=2), encoding="utf-8")
+        write_json(self.file, job)
         self.state = RUNNING
         return [sys.executable, "-m", "yolo_lossplug.tools.compare.train_one", str(self.file)]
 

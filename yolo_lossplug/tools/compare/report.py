@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from yolo_lossplug import charts
+from yolo_lossplug.files import write_text
 from yolo_lossplug.tools.compare import differ, measures
 from yolo_lossplug.tools.compare.comparison import SECONDS, Comparison, Effect, shown
 from yolo_lossplug.tools.compare.jobs import Job
@@ -74,7 +75,7 @@ def write_summary(
     report = report_of(comparison, directory, differ.pairs(jobs))
     texts["summary.md"] = report.markdown()
     for name, text in texts.items():
-        (directory / name).write_text(text, encoding="utf-8")
+        write_text(directory / name, text)
     report.write(directory / "report.html")
     return report
 

@@ -6,21 +6,22 @@ So a run that fails, or runs out of memory, does not end the others, and each st
 
 from __future__ import annotations
 
-import json
 import sys
 import traceback
 from pathlib import Path
 from typing import Any
 
+from yolo_lossplug.files import read_json, write_json
+
 
 def main(file: Path) -> int:
     """Train with the arguments in a file, write the result or the error, and return the exit status."""
-    job = json.loads(file.read_text(encoding="utf-8"))
+    job = read_json(file)
     result, error = Path(job["result"]), Path(job["error"])
     try:
         from yolo_lossplug.ultralytics_hook.trial.one_run import train
 
-        text = json.dumps(with_average_precision(train(job["args"])), indent=2)
+        write_json(result, with_average_precision(train(job["args"])))
     except KeyboardInterrupt:
         return 130
     except BaseException as problem:  # a trainer may end with SystemExit
@@ -28,9 +29,6 @@ def main(file: Path) -> int:
         error.write_text(f"{reason}\n\n{traceback.format_exc()}", encoding="utf-8")
         print(reason, file=sys.stderr)
         return 1
-    unfinished = result.with_suffix(".tmp")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(result)
     return 0
 
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Optional, Union
 import numpy as np
 
 from yolo_lossplug import charts
+from yolo_lossplug.files import write_text
 from yolo_lossplug.tools.inspect import counts as numbers
 from yolo_lossplug.tools.inspect.advice import FEW, Advice, advise, percent
 from yolo_lossplug.tools.inspect.findings import Findings, reasons
@@ -354,7 +355,7 @@ def _write_markdown(
         lines += [f"## {table.title}", "", *_markdown(table), "", *([table.note, ""] if table.note else [])]
     for file, alt, caption in pictures:
         lines += [f"![{alt}]({file.name})", "", caption, ""]
-    (directory / "summary.md").write_text("\n".join([*lines, "```", command, "```", ""]), encoding="utf-8")
+    write_text(directory / "summary.md", "\n".join([*lines, "```", command, "```", ""]))
 
 
 def _markdown(table: Table) -> list[str]:

@@ -10,10 +10,7 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
-import json
-import os
 import platform
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Callable, NamedTuple, Optional
@@ -25,6 +22,7 @@ from ultralytics.utils import USER_CONFIG_DIR
 
 import yolo_lossplug
 from yolo_lossplug import kernels
+from yolo_lossplug.files import read_json, write_json
 from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.ultralytics_hook.console import warn_once
 from yolo_lossplug.ultralytics_hook.decision import Fastest, Measured
@@ -238,20 +236,10 @@ def _update(change: Callable[[dict[str, Any]], None]) -> None:
         ) from error
 
 
-def write_json(target: Path, content: Any) -> None:
-    """Write a JSON file that is complete, or not there, whenever it is read."""
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}-", dir=target.parent)
-    with os.fdopen(handle, "w", encoding="utf-8") as unfinished:
-        json.dump(content, unfinished, indent=2)
-        unfinished.write("\n")
-    Path(name).chmod(0o644)
-    Path(name).replace(target)
-
-
 def _read(source: Path) -> dict[str, Any]:
     """Return the content of a record; empty, with a warning, if it is none."""
     try:
-        content = json.loads(source.read_text(encoding="utf-8"))
+        content = read_json(source)
         if isinstance(content, dict) and all(isinstance(content.get(part, []), list) for part in PARTS):
             return {**content, **{part: _readable(content[part]) for part in PARTS if part in content}}
         why = "it holds no record"

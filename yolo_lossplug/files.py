@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Files that are complete, or as they were, whenever they are read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Callable, Optional
+from uuid import uuid4
+
+
+def write_bytes(file: Path, content: bytes) -> Path:
+    """Write a file and return it; its folder is made.
+
+    What is unfinished has a name of its own beside the file, since several processes may write the same.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = file.with_name(f".{uuid4().hex}.tmp")
+    try:
+        unfinished.write_bytes(content)
+        unfinished.replace(file)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return file
+
+
+def write_text(file: Path, text: str) -> Path:
+    """Write a text in UTF-8, with line ends as they are, and return the file."""
+    return write_bytes(file, text.encode("utf-8"))
+
+
+def write_json(
+    file: Path, content: Any, indent: Optional[int] = 2, default: Optional[Callable[[Any], Any]] = None
+) -> Path:
+    """Write what `json.dumps` makes of a value, and return the file."""
+    return write_text(file, f"{json.dumps(content, indent=indent, default=default)}\n")
+
+
+def read_json(file: Path) -> Any:
+    """Return the value in a file.
+
+    Raises:
+        OSError: If the file cannot be read.
+        ValueError: If it does not hold JSON.
+    """
+    return json.loads(file.read_text(encoding="utf-8"))
