@@ -163,24 +163,6 @@ def test_stock_alone_shows_the_noise_and_writes_no_record(tmp_path, in_process):
     assert "No engine is proven" in bench_report.text(results)
 
 
-def test_adopting_and_taking_it_back(tmp_path, in_process, capsys):
-    _, results = measured(tmp_path, adopt=True)
-    assert record.adopted_types() and "Adopted: loss=ciou alone takes these engines too" in results.adoption
-    measured(tmp_path)
-    assert record.adopted_types()  # until it is taken back
-    bench.main({"adopt": False, "device": "cpu"})
-    assert not record.adopted_types() and "takes stock's own step again" in capsys.readouterr().out
-    with pytest.raises(LossPlugError, match="objects=7 has no effect with adopt=False"):
-        bench.main({"adopt": False, "objects": 7})
-
-
-def test_nothing_is_adopted_that_is_not_proven(tmp_path, in_process, monkeypatch):
-    monkeypatch.setattr(fast, "step", faults.step_with(faults.wrong_gradients))
-    _, results = measured(tmp_path, adopt=True)
-    assert results.adoption == "Not adopted: no engine is proven identical" and not record.adopted_types()
-    monkeypatch.undo()
-
-
 ALL = {"all": True, "model": "yolov8n.yaml", "objects": [3, 7], "batch": 1, "name": "everything"}
 
 
@@ -289,7 +271,9 @@ def test_tables_of_a_gpu():
         ({"batch": 0}, "batch=0 must be a whole number, at least 1"),
         ({"imgsz": 100}, "imgsz=100 must be a multiple of 32"),
         ({"loss": "eiou"}, "loss=eiou cannot be given to bench"),
-        ({"adopt": "yes"}, "adopt=yes must be True or False"),
+        ({"all": "yes"}, "all=yes must be True or False"),
+        ({"adopt": True}, "adopt=True was removed: train with loss_engine=fast, for stock losses too."),
+        ({"adopt": False}, "adopt=False was removed: train with loss_engine=fast"),
         ({"limit": -1}, "limit=-1 must be a number, at least 1"),
         ({"device": "0,1"}, "names several: bench measures on one"),
         ({"device": "17"}, "device=17 is not available"),

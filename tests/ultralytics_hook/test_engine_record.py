@@ -10,7 +10,6 @@ import torch
 
 from tests.models import batch, is_plugged, model, with_keys
 from tests.runs import Log, python, train
-from yolo_lossplug.files import write_json
 from yolo_lossplug.selection.select import select
 from yolo_lossplug.ultralytics_hook import trainer
 from yolo_lossplug.ultralytics_hook.decision import Decision, Fastest, Measured, size_class
@@ -61,11 +60,6 @@ def test_an_entry_is_found_and_can_be_read_and_deleted(folder):
 def test_entries_of_another_device_or_version_are_ignored(field):
     add(entry(key=record.key_of(CPU)._replace(**{field: "other"}), fast=SLOWER))
     assert measured() is None
-    record.adopt(CPU, DAY)
-    content = json.loads(record.file().read_text())
-    content["adopted"][0][field if field != "device" else "device_type"] = "other"
-    write_json(record.file(), content)
-    assert "cpu" not in record.adopted_types()
     record.add([], record.key_of(CPU)._replace(**{field: "other"}), {"fast": "it hangs"}, DAY)
     assert record.disqualified(CPU) == {}
 
@@ -114,20 +108,16 @@ def test_a_disqualified_engine_is_not_taken_until_it_is_proven_again():
     assert measured().engines == (("float32", 8, 9, "triton"),) and record.disqualified(CPU) == {}
 
 
-PARTLY_READABLE = ('{"entries": [{"device": 1}, 7]}', '{"adopted": ["cpu", null], "disqualified": ["fast", 1]}')
+PARTLY_READABLE = ('{"entries": [{"device": 1}, 7]}', '{"disqualified": ["fast", 1]}', '{"adopted": ["cpu", null]}')
+"""The last one has what `bench adopt=True` wrote in an earlier version, damaged."""
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"entries": 3}', *PARTLY_READABLE], ids=str)
 def test_a_file_that_is_no_record_does_no_harm(text):
     record.file().write_text(text)
     with Log() as log:
-        assert measured() is None and not record.adopted_types() and not record.disqualified(CPU)
+        assert measured() is None and not record.disqualified(CPU)
     assert ("is ignored" in log.text) == (text not in PARTLY_READABLE)
-    assert not record.revoke("cpu")
-    record.file().write_text(text)
-    record.adopt(CPU, DAY)
-    assert record.adopted_types() == {"cpu"}
-    record.file().write_text(text)
     add(entry(fast=FASTER))
     assert measured().engine("float32", 4**8, 4**9) == "fast"
 
@@ -198,9 +188,9 @@ def test_a_size_takes_the_nearest_class_that_was_measured():
 
 
 def test_what_is_shipped():
-    assert record.default("cpu") == "fast" and record.default("cuda") == ""
-    for one in record._shipped("entries"):
-        assert record._is_entry(one) and "interpreted" not in one["triton"]
+    assert "cpu" in choice.FAST_DEVICE_TYPES and "cuda" not in choice.FAST_DEVICE_TYPES
+    for shipped in record._shipped_entries():
+        assert "interpreted" not in shipped["triton"]
 
 
 # What `auto` makes of it.
@@ -288,42 +278,17 @@ def test_a_gpu_with_a_record(monkeypatch):
     assert f"engine reference, triton from 4.2M elements (bench {DAY})" in line and "lossplug bench" not in line
 
 
-# Stock losses by another engine: only after adopt=True.
-
-
-def test_adopting_holds_for_stock_losses_that_are_named(step_inputs):
-    made = step_inputs[0]
-    named = select({"loss": "ciou"})
-    assert choice.with_adopted(named, CPU) is named
-    record.adopt(CPU, DAY)
-    record.adopt(CPU, DAY)
-    assert choice.with_adopted(named, CPU).loss_engine == choice.with_adopted(named, "cpu").loss_engine == "auto"
-    assert choice.with_adopted(named, "mps") is named
-    assert len(json.loads(record.file().read_text())["adopted"]) == 1
-    assert isinstance(with_keys(made, loss="ciou"), FastMixin)
-    for keys in ({}, {"loss": "ciou", "loss_engine": "reference"}, {"task": "obb", "loss": "probiou"}):
-        selection = select(keys)
-        assert choice.with_adopted(selection, CPU) is selection
-    assert record.revoke("cpu") and not record.revoke("cpu")
-    assert choice.with_adopted(named, CPU) is named and not isinstance(with_keys(made, loss="ciou"), FastMixin)
-
-
 @pytest.mark.slow
 def test_a_training_says_which_engine_and_record_it_takes(data, tmp_path):
     add(*(entry(size=size, anchors=4, fast=FASTER) for size in range(4, 14)))
     with Log() as log:
         stock = train(data=data, project=str(tmp_path), loss="ciou")
         train(data=data, project=str(tmp_path), loss="eiou")
-        record.adopt(CPU, DAY)
-        adopted = train(data=data, project=str(tmp_path), loss="ciou")
+        asked = train(data=data, project=str(tmp_path), loss="ciou", loss_engine="auto")
         untouched = train(data=data, project=str(tmp_path))
-        resolved = train(
-            data=data, project=str(tmp_path), **{**adopted.lossplug.selection.resolved(), "loss_engine": "auto"}
-        )
-    first, second, third, fourth = (line for line in log.lines if line.startswith(trainer.say.__globals__["PREFIX"]))
+    first, second, third = (line for line in log.lines if line.startswith(trainer.say.__globals__["PREFIX"]))
     assert " · engine reference · " in first and stock.args.loss_engine == "reference"
-    assert f" · engine fast (bench {DAY}) · ultralytics" in second
-    for line in (third, fourth):
-        assert f" · engine fast (bench {DAY}) · for stock losses too, until lossplug bench adopt=False · " in line
-    assert adopted.args.loss_engine == resolved.args.loss_engine == "auto"
+    for line in (second, third):
+        assert f" · engine fast (bench {DAY}) · ultralytics" in line
+    assert asked.args.loss_engine == "auto"
     assert not hasattr(untouched.args, "loss_engine")

@@ -60,8 +60,7 @@ def settle(args: Any) -> Any:
     values = vars(args)
     if values.get("resume"):
         return args  # those of the checkpoint come next
-    device = values.get("device")
-    selection = making.selected(values, is_final=True, adapt=lambda one: choice.with_adopted(one, device))
+    selection = making.selected(values, is_final=True)
     for key in keys():
         values.pop(key, None)
     values.update(selection.resolved())
@@ -138,8 +137,6 @@ def line(selection: Selection, actual: Mapping[str, Any], mark: Mark = str) -> s
             parts.append(mark(f"report {report.FILE}"))
     engine = actual.get("loss_engine", choice.REFERENCE)
     parts.append(f"engine {engine}")
-    if choice.is_by_adoption(selection):
-        parts.append("for stock losses too, until lossplug bench adopt=False")
     parts.append(f"ultralytics {ultralytics.__version__}")
     if getattr(engine, "is_unmeasured", False):
         parts.append(choice.ADVICE)
@@ -360,8 +357,7 @@ def init_criterion(stock: Callable[..., Any], model: Any) -> Any:
     args, names = with_task(arguments(model), type(model)), class_names(model)
     run = runs.find(args)
     if run is None:  # by hand, or after training
-        selection = choice.with_adopted(select(args), next(model.parameters()).device)
-        return plug(stock(model), selection, names=names)
+        return plug(stock(model), select(args), names=names)
     is_settled = run.selection.resolved() == given_keys(args)  # a callback may have changed the arguments: see `guard`
     selection = run.selection if is_settled else select(args)
     return plug(stock(model), selection, run.state, names, run.collector)

@@ -21,7 +21,7 @@ from yolo_lossplug.tools.arguments import merge
 from yolo_lossplug.tools.bench import children as bench_children
 from yolo_lossplug.tools.bench import report as bench_report
 from yolo_lossplug.tools.bench.child import read_result
-from yolo_lossplug.tools.bench.results import Results, entries_of, proven, refused
+from yolo_lossplug.tools.bench.results import Results, entries_of, refused
 from yolo_lossplug.ultralytics_hook.console import folder as new_folder
 from yolo_lossplug.ultralytics_hook.console import progress, say
 from yolo_lossplug.ultralytics_hook.engines import record
@@ -48,9 +48,6 @@ crashes or hangs is disqualified and the others continue.
   engines=reference,fast,triton
                      default: those that can run here
   train_step=True    whole training steps as well
-  adopt=True         loss=ciou alone takes the fast engine too, which rounds
-                     otherwise; adopt=False takes that back, and measures
-                     nothing
   all=True           batch and four times as many images, 7 to 1,000 objects, a
                      batch like one of xView, the bandwidth of class kernels and
                      training steps: what a GPU is judged by, in some minutes
@@ -63,7 +60,7 @@ record into Ultralytics' settings folder.
 Example: lossplug bench batch=16 objects=7,300\
 """
 OF_TRAINING = ("model", "batch", "imgsz", "data", "device", "amp")
-OWN = ("objects", "engines", "train_step", "adopt", "all", "limit", "name", "project")
+OWN = ("objects", "engines", "train_step", "all", "limit", "name", "project")
 ENGINES = (REFERENCE, FAST, TRITON)
 OBJECTS, ALL_OBJECTS, TRAIN_OBJECTS = (7, 30, 300), (7, 30, 100, 300, 1000), (7, 300)
 ALL_MODELS = ("yolov8n.yaml", "yolov8s.yaml")
@@ -78,7 +75,6 @@ class Plan(NamedTuple):
         engines: The engines, without the host's own.
         device: As the user names it.
         limit: Seconds that an engine may take no step for.
-        adopt: Whether stock losses take a proven engine too.
         name: Name of the folder.
         project: Where the folder is.
     """
@@ -87,7 +83,6 @@ class Plan(NamedTuple):
     engines: tuple[str, ...]
     device: Any
     limit: float
-    adopt: bool
     name: Any
     project: Any
 
@@ -98,26 +93,9 @@ def main(args: dict[str, Any]) -> None:
     SIGTERM, which a cluster sends first, ends it as Ctrl-C does.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    if args.get("adopt") is False:
-        _revoke(args)
-        return
     folder, results = bench(args)
     print(f"\n{bench_report.text(results)}\n\nwritten to {folder}")
     raise SystemExit(any(why for name, why in results.disqualified.items() if name not in results.missing))
-
-
-def _revoke(args: Mapping[str, Any]) -> None:
-    """Take back what adopt=True has done.
-
-    Raises:
-        LossPlugError: If something is to be measured as well.
-    """
-    others = [key for key in args if key not in ("adopt", "device")]
-    if others:
-        raise LossPlugError(f"{others[0]}={args[others[0]]} has no effect with adopt=False, which measures nothing.")
-    kind = one_bench.device_of(args.get("device")).type
-    was_adopted = record.revoke(kind)
-    print(f"device type {kind}: loss=ciou alone takes stock's own step{' again' if was_adopted else ', as before'}.")
 
 
 def bench(args: Mapping[str, Any]) -> tuple[Path, Results]:
@@ -154,20 +132,9 @@ def bench(args: Mapping[str, Any]) -> tuple[Path, Results]:
         missing=tuple(missing)
     )
     record.add(entries_of(results), key, refused(results), today)
-    if plan.adopt:
-        results = _adopted(results, device)
     results = results._replace(record=str(record.file()), measured=record.measured(device, lambda name: True))
     bench_report.write(results, folder)
     return folder, results
-
-
-def _adopted(results: Results, device: torch.device) -> Results:
-    """Adopt, if an engine is proven, and return the results with what happened."""
-    if not proven(results):
-        return results._replace(adoption="Not adopted: no engine is proven identical")
-    record.adopt(device, results.date)
-    adopted = "Adopted: loss=ciou alone takes these engines too; lossplug bench adopt=False takes it back"
-    return results._replace(adoption=adopted)
 
 
 def _measure(plan: Plan, cases: Path, missing: Mapping[str, str]) -> dict[str, str]:
@@ -207,6 +174,8 @@ def plan_of(args: Mapping[str, Any]) -> tuple[Plan, torch.device]:
     given.say_unused()
     values = {key: value for key, value in given.values.items() if value is not None or key == "device"}
     for key, value in values.items():
+        if key == "adopt":
+            raise LossPlugError(f"adopt={value} was removed: train with loss_engine=fast, for stock losses too.")
         if key not in OF_TRAINING + OWN:
             remedy = suggest(key, OF_TRAINING + OWN) or " Remove it."
             raise LossPlugError(f"{key}={value} cannot be given to bench.{remedy}")
@@ -221,7 +190,6 @@ def plan_of(args: Mapping[str, Any]) -> tuple[Plan, torch.device]:
         engines,
         values.get("device"),
         _number("limit", values.get("limit", 240), 1),
-        flag_of("adopt", values.get("adopt", False)),
         values.get("name"),
         values.get("project"),
     )

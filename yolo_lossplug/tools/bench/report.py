@@ -62,12 +62,11 @@ def verdict(results: Results) -> str:
         return "loss_engine=auto takes Ultralytics' own step here, until a bench proves the fast engine."
     if not proven(results):
         return "No engine is proven on this machine: loss_engine=auto stays what it was."
-    auto = "loss_engine=auto stays what it was: no engine that was measured is faster than stock."
-    if results.measured:
-        auto = f"loss_engine=auto takes here, from now on: {results.measured}."
-        is_coarse = "elements" in auto or "anchors" in auto
-        auto += " Anchors: of all images; elements: objects of all images × anchors of one." * is_coarse
-    return f"{auto} {results.adoption}." if results.adoption else auto
+    if not results.measured:
+        return "loss_engine=auto stays what it was: no engine that was measured is faster than stock."
+    auto = f"loss_engine=auto takes here, from now on: {results.measured}."
+    is_coarse = "elements" in auto or "anchors" in auto
+    return auto + " Anchors: of all images; elements: objects of all images × anchors of one." * is_coarse
 
 
 def tables(results: Results) -> dict[str, tuple[Sequence[str], list[Sequence[str]]]]:

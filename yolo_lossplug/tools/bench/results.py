@@ -27,7 +27,6 @@ class Results(NamedTuple):
         date: The day.
         command: The command.
         missing: Disqualified engines that cannot run here at all.
-        adoption: What became of adopt=True, empty without it.
         record: The file that holds the record.
         measured: What `auto` takes from now on.
     """
@@ -38,7 +37,6 @@ class Results(NamedTuple):
     date: str
     command: str
     missing: tuple[str, ...] = ()
-    adoption: str = ""
     record: str = ""
     measured: Optional[Measured] = None
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import replace
 from typing import Any, Optional
 
 import torch
@@ -17,8 +16,6 @@ from ultralytics.utils.loss import v8DetectionLoss
 
 from yolo_lossplug import kernels
 from yolo_lossplug.registry import LossPlugError
-from yolo_lossplug.selection.keys import NO_FAST_ENGINE
-from yolo_lossplug.selection.select import SETTLED, Selection
 from yolo_lossplug.ultralytics_hook.attached import on_criterion
 from yolo_lossplug.ultralytics_hook.console import warn_once
 from yolo_lossplug.ultralytics_hook.decision import Decision
@@ -35,6 +32,8 @@ from yolo_lossplug.ultralytics_hook.engines.parity import (
 from yolo_lossplug.ultralytics_hook.engines.record import FAST, REFERENCE
 
 AUTO, TRITON = "auto", "triton"
+FAST_DEVICE_TYPES = frozenset({"cpu"})
+"""Device types on which the fast engine was faster in every case: benchmarks/results/2026-11-22-cpu-b16.md."""
 ADVICE = "lossplug bench measures faster engines here"
 """What the banner of a run on a GPU ends with where nothing was measured."""
 
@@ -57,35 +56,22 @@ def decide(engine: str, criterion: Any) -> Decision:
         raise LossPlugError(_refusal(engine, why))
     if why:
         return Decision(REFERENCE, why)
-    is_lazy = engine != FAST and record.default(device.type) != FAST
-    if engine != AUTO:
-        return Decision(TRITON if engine == TRITON and _has_kernels(criterion) else FAST, is_lazy=is_lazy)
-    refused = record.disqualified(device).get(FAST)
+    is_lazy = engine != FAST and device.type not in FAST_DEVICE_TYPES
+    if engine == AUTO:
+        return _recorded(criterion, is_lazy)
+    return Decision(_requested(engine, criterion), is_lazy=is_lazy)
+
+
+def _recorded(criterion: Any, is_lazy: bool) -> Decision:
+    """Return which engine takes the steps of a criterion by the record of its device."""
+    refused = record.disqualified(criterion.device).get(FAST)
     if refused:
         return Decision(REFERENCE, refused)
-    measured = record.measured(device, functools.partial(_can_run, criterion))
+    measured = record.measured(criterion.device, functools.partial(_can_run, criterion))
     if measured is None:
         return Decision(FAST, is_lazy=is_lazy, is_unmeasured=is_lazy)
-    names = {one.engine for one in measured.engines}
+    names = {fastest.engine for fastest in measured.engines}
     return Decision(TRITON if TRITON in names else FAST, is_lazy=is_lazy, measured=measured)
-
-
-def with_adopted(selection: Selection, device: Any) -> Selection:
-    """Return a selection with stock numbers as with ``loss_engine=auto``, if the user asked for that on such a device.
-
-    Args:
-        selection: What was selected.
-        device: The device of the run, or what the user names.
-    """
-    is_open = selection.is_active and "loss_engine" not in selection.given and selection.has_stock_numbers
-    adopted = record.adopted_types() if is_open and selection.task not in NO_FAST_ENGINE else set()
-    return replace(selection, loss_engine=AUTO) if adopted and kind_of(device) in adopted else selection
-
-
-def is_by_adoption(selection: Selection) -> bool:
-    """Return whether stock numbers are computed by another engine only because the user ran bench with adopt=True."""
-    is_named = "loss_engine" in selection.given and not (selection.given >= SETTLED and record.adopted_types())
-    return selection.loss_engine == AUTO and selection.has_stock_numbers and not is_named
 
 
 def install(criterion: Any, decision: Decision) -> None:
@@ -132,12 +118,12 @@ def use_kernels(criterion: Any, is_trial: bool = False) -> None:
     on_criterion(criterion).kernels = TritonKernels(criterion, is_trial)
 
 
-def _has_kernels(criterion: Any) -> bool:
-    """Return whether kernels, which were requested, run; warn once if they fail."""
-    trouble = kernel_trouble(str(criterion.device), *head_key(criterion))
+def _requested(engine: str, criterion: Any) -> str:
+    """Return an engine that was requested; if its kernels fail, warn once and return the fast one."""
+    trouble = kernel_trouble(str(criterion.device), *head_key(criterion)) if engine == TRITON else None
     if trouble:
         warn_once(f"loss_engine=triton: {trouble}; the run continues without kernels.")
-    return trouble is None
+    return FAST if trouble else engine
 
 
 def _can_run(criterion: Any, engine: str) -> bool:

@@ -2,8 +2,8 @@
 """What `lossplug bench` has measured and proven, on this machine and on those whose records are shipped.
 
 One JSON file in Ultralytics' configuration folder, with an entry for each device, versions, type and size class, and
-files of the same form in `records/`, which the wheel carries. `auto` takes the fastest engine that is proven for the
-size at hand. Delete the file to forget; an entry of other versions is ignored.
+files of the same form in `records/`, once there are any, which the wheel carries. `auto` takes the fastest engine that
+is proven for the size at hand. Delete the file to forget; an entry of other versions is ignored.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ FILE, SHIPPED = "lossplug_engines.json", Path(__file__).parent / "records"
 ABOUT = "Written by `lossplug bench`, read by loss_engine=auto. Delete this file, or an entry, to forget it."
 PATIENCE = 30
 """Seconds to wait for another process that writes the file."""
-PARTS = ("adopted", "disqualified", "entries", "defaults")
-"""Lists in a file; the last one in shipped files only."""
+PARTS = ("disqualified", "entries")
+"""Lists in a file; what else it holds, as that of an earlier version may, is kept and ignored."""
 REFERENCE, FAST = "reference", "fast"
 
 
@@ -128,22 +128,6 @@ def disqualified(device: torch.device) -> dict[str, str]:
     return {str(one.get("engine")): f"lossplug bench, {one.get('since')}: {one.get('why')}" for one in here}
 
 
-def default(device_type: str) -> str:
-    """Return the engine that is shipped as the default for a kind of device, empty if there is none."""
-    return next((one["engine"] for one in _shipped("defaults") if one["device_type"] == device_type), "")
-
-
-def adopted_types() -> set[str]:
-    """Return on which types of device the user asked, with these versions, for fast stock losses: ``adopt=True``.
-
-    The name of a GPU is not asked for, since that is too early when this is: see `choice.kind_of`.
-    """
-    adopted = _read(file()).get("adopted", [])
-    versions = _versions() if adopted else {}
-    here = [one for one in adopted if {name: one.get(name) for name in versions} == versions]
-    return {str(one.get("device_type")) for one in here}
-
-
 def add(entries: Iterable[Mapping[str, Any]], key: Key, refused: Mapping[str, str], since: str) -> None:
     """Add entries to the file; in one of the same device, versions, type and size class, engines are replaced.
 
@@ -177,39 +161,6 @@ def add(entries: Iterable[Mapping[str, Any]], key: Key, refused: Mapping[str, st
     _update(change)
 
 
-def adopt(device: torch.device, since: str) -> None:
-    """Let ``loss=ciou`` alone be fast as well on such a device, with these versions.
-
-    Raises:
-        LossPlugError: If another process does not finish writing.
-    """
-    here = {**key_of(device)._asdict(), "device_type": device.type}
-
-    def change(record: dict[str, Any]) -> None:
-        others = [one for one in record["adopted"] if not here.items() <= one.items()]
-        record["adopted"] = [*others, {**here, "since": since}]
-
-    _update(change)
-
-
-def revoke(device_type: str) -> bool:
-    """Undo `adopt` for a type of device, whatever the versions, and return whether it was adopted.
-
-    Raises:
-        LossPlugError: If another process does not finish writing.
-    """
-    before: list[Any] = []
-
-    def change(record: dict[str, Any]) -> None:
-        before.extend(record["adopted"])
-        record["adopted"] = [one for one in before if one.get("device_type") != device_type]
-
-    if not file().exists():
-        return False
-    _update(change)
-    return any(one.get("device_type") == device_type for one in before)
-
-
 def _key_of(entry: Mapping[str, Any]) -> Key:
     return Key(*(entry[name] for name in Key._fields))
 
@@ -224,7 +175,7 @@ def _update(change: Callable[[dict[str, Any]], None]) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{target}.lock", timeout=PATIENCE):
-            record = {"about": ABOUT, "adopted": [], "disqualified": [], "entries": [], **_read(target)}
+            record = {"about": ABOUT, "disqualified": [], "entries": [], **_read(target)}
             change(record)
             write_json(target, record)
     except Timeout as error:
@@ -277,9 +228,4 @@ def _is_entry(entry: Any) -> bool:
 
 @functools.cache
 def _shipped_entries() -> tuple[dict[str, Any], ...]:
-    return tuple(entry for entry in _shipped("entries") if _is_entry(entry))
-
-
-@functools.cache
-def _shipped(part: str) -> tuple[dict[str, Any], ...]:
-    return tuple(one for source in sorted(SHIPPED.glob("*.json")) for one in _read(source).get(part, []))
+    return tuple(entry for source in sorted(SHIPPED.glob("*.json")) for entry in _entries(source))

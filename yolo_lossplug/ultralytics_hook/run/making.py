@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Callable, Optional
+from typing import Any, Optional
 
 from yolo_lossplug.selection.select import Selection, select
 from yolo_lossplug.ultralytics_hook.family import with_task
@@ -36,23 +36,17 @@ def is_making() -> bool:
     return _made.get() is not None
 
 
-def selected(
-    args: Mapping[str, Any],
-    is_final: bool = False,
-    adapt: Optional[Callable[[Selection], Selection]] = None,
-) -> Selection:
+def selected(args: Mapping[str, Any], is_final: bool = False) -> Selection:
     """Return the selection of the trainer under construction.
 
     Args:
         args: Its arguments.
         is_final: Whether they have just been merged, so that nothing selected before counts.
-        adapt: Changes what is selected from them, if anything does.
     """
     made = _made.get()
     if made and not is_final:
         return made[-1]
     selection = select(with_task(args, _trainer.get()))
-    selection = adapt(selection) if adapt else selection
     if made is not None:
         made.append(selection)
     return selection
