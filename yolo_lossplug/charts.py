@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Optional
 
 from yolo_lossplug.files import write_text
 
@@ -74,6 +74,17 @@ def save_table(rows: Sequence[dict[str, Any]], file: Path, columns: Sequence[str
     writer.writeheader()
     writer.writerows(rows)
     return write_text(file, text.getvalue())
+
+
+def save_all(figures: Mapping[Path, Optional[Figure]], tables: Mapping[Path, Sequence[dict[str, Any]]]) -> None:
+    """Write figures as PNG and rows as CSV; where a figure is None, an earlier one is removed."""
+    for file, made in figures.items():
+        if made is None:
+            file.unlink(missing_ok=True)
+        else:
+            save(made, file)
+    for file, rows in tables.items():
+        save_table(rows, file)
 
 
 def read_table(file: Path) -> list[dict[str, str]]:

@@ -491,7 +491,7 @@ def test_listed_arms_keep_their_gains_and_are_named_in_the_command(tmp_path):
     plan = compare.plan_of({**KEYS, "arms": listed, "project": tmp_path, "name": "listed"})
     todo = compare.jobs_of(plan, tmp_path / "listed")
     assert [job.args.get("cls") for job in todo[:2]] == [None, 5.0]
-    words = [word.split("=", 1) for word in shlex.split(compare._command(plan))[2:]]
+    words = [word.split("=", 1) for word in shlex.split(plan.command)[2:]]
     again = compare.plan_of({key: smart_value(value) for key, value in words})
     assert again.arms == plan.arms and again.seeds == plan.seeds
     with pytest.raises(LossPlugError, match="tal_topkk=3 is unknown"):

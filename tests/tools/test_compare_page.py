@@ -8,8 +8,7 @@ import pytest
 from PIL import Image
 
 from tests.tools.test_compare_plots import effect, history
-from yolo_lossplug.tools.compare import command as compare
-from yolo_lossplug.tools.compare import differ
+from yolo_lossplug.tools.compare import differ, report
 from yolo_lossplug.tools.compare.comparison import Comparison
 from yolo_lossplug.tools.compare.jobs import FAILED, FINISHED, Job
 from yolo_lossplug.tools.compare.report import CURVES, report_of, write_summary
@@ -168,16 +167,14 @@ def test_where_they_differ_is_of_the_losses_and_seeds_compared(tmp_path, monkeyp
             json.dumps({"score": 0.5, "names": {}, "images": {str(photo): boxes}})
         )
     (tmp_path / "differ-siou-seed0.png").write_bytes(photo.read_bytes())
-    compare._write_differing(jobs, tmp_path)
-    write_summary(jobs, tmp_path, **MORE)
+    write_summary(jobs, tmp_path, **MORE, is_last=True)
     assert [file.name for file in tmp_path.glob("differ-eiou*.png")] == ["differ-eiou-1.png"]
     html = html_of(tmp_path)
     assert html.count("data:image/jpeg") == 1 and "seed 1: the validation images" in html
     told = []
-    monkeypatch.setattr(compare, "say", told.append)
+    monkeypatch.setattr(report, "say", told.append)
     photo.unlink()
-    compare._write_differing(jobs, tmp_path)
-    write_summary(jobs, tmp_path, **MORE)
+    write_summary(jobs, tmp_path, **MORE, is_last=True)
     assert "photo.png" in told[0] and "Where they differ" not in html_of(tmp_path)
 
 

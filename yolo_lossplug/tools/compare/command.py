@@ -6,11 +6,9 @@ from __future__ import annotations
 import datetime
 import json
 import re
-import shlex
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Callable, Optional
 
@@ -21,15 +19,15 @@ import yolo_lossplug
 from yolo_lossplug.files import read_json, write_json
 from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.selection.keys import keys
-from yolo_lossplug.tools.arguments import merge
-from yolo_lossplug.tools.arms import ARMS, Arm, chosen_by, values_by_key
-from yolo_lossplug.tools.compare import average_precision, differ, jobs, measures
-from yolo_lossplug.tools.compare.comparison import Comparison, shown, without_folders
+from yolo_lossplug.tools.arms import Arm
+from yolo_lossplug.tools.compare import average_precision, jobs, measures
+from yolo_lossplug.tools.compare.comparison import Comparison
 from yolo_lossplug.tools.compare.jobs import FAILED, FINISHED, RUNNING, WAITING, Job
+from yolo_lossplug.tools.compare.plan import Plan, plan_of
 from yolo_lossplug.tools.compare.progress import Progress
 from yolo_lossplug.tools.compare.report import write_summary
 from yolo_lossplug.tools.report import Report
-from yolo_lossplug.ultralytics_hook.console import VERSION, say, training_keys
+from yolo_lossplug.ultralytics_hook.console import VERSION, say
 from yolo_lossplug.ultralytics_hook.console import folder as new_folder
 from yolo_lossplug.ultralytics_hook.trial import one_run
 
@@ -60,43 +58,7 @@ Every other key is one of `yolo train`. All runs take the same loss_engine;
 default auto.
 Example: lossplug compare data=coco128.yaml model=yolov8n.yaml loss=ciou,eiou\
 """
-OWN = (ARMS, "seeds", "devices", "engine", "name", "project", "metric")
-RESERVED = {
-    "seed": "give seeds= instead",
-    "resume": "the same command continues an unfinished comparison",
-    "exist_ok": "a comparison has its own folder: give name=",
-    "mode": "it always trains",
-    "match_gains": "`lossplug verify loss=NAME` prints the gain that matches, and arms=[...] takes gains for each arm",
-}
-ENGINES = ("local", "ray")
 PLAN, LOCK = "compare.json", "compare.lock"
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is compared.
-
-    Attributes:
-        arms: The choices of losses; the others are compared with the first.
-        seeds: The seeds.
-        args: Common arguments of all runs, as `yolo train` takes them.
-        devices: Devices of runs that go side by side; empty for one after another.
-        engine: ``local`` or ``ray``.
-        name: Name of the comparison; None for the default.
-        project: Where its folder is; None for the default.
-        metric: The primary metric, which carries the verdict.
-        is_listed: Whether the arms were listed one by one.
-    """
-
-    arms: list[Arm]
-    seeds: tuple[int, ...]
-    args: dict[str, Any]
-    devices: tuple[Any, ...]
-    engine: str
-    name: Any
-    project: Any
-    metric: str
-    is_listed: bool = False
 
 
 def main(args: dict[str, Any]) -> None:
@@ -146,8 +108,8 @@ def _run(plan: Plan, directory: Path) -> tuple[list[Job], Report]:
     say(f"{len(todo)} runs in {directory}, {len(todo) - len(waiting)} already finished")
     progress = Progress(todo, plan.metric)
 
-    def write() -> Report:
-        return write_summary(todo, directory, plan.metric, _command(plan), _foot())
+    def write(is_last: bool = False) -> Report:
+        return write_summary(todo, directory, plan.metric, plan.command, _foot(), is_last)
 
     def report(job: Job) -> None:
         if job.state in (FINISHED, FAILED):
@@ -157,15 +119,14 @@ def _run(plan: Plan, directory: Path) -> tuple[list[Job], Report]:
 
     try:
         _start(plan, waiting, report)
-        _write_differing(todo, directory)
     except KeyboardInterrupt:
         say(f"interrupted. Finished runs stay in {directory}; the same command with name={directory.name} continues.")
         raise
     finally:
         for job in todo:
             job.state = WAITING if job.state == RUNNING else job.state
-        report_of_all = write()
-    return todo, report_of_all
+        last = write(is_last=all(job.state in (FINISHED, FAILED) for job in todo))
+    return todo, last
 
 
 def _start(plan: Plan, waiting: list[Job], report: Callable[[Job], None]) -> None:
@@ -176,15 +137,6 @@ def _start(plan: Plan, waiting: list[Job], report: Callable[[Job], None]) -> Non
         jobs.run_on_devices(waiting, plan.devices, report)
     else:
         jobs.run_in_turn(waiting, report)
-
-
-def _write_differing(todo: Sequence[Job], directory: Path) -> None:
-    """Draw the images in which losses differ; without them, which may be gone since, all else is left."""
-    try:
-        for pair in differ.pairs(shown(todo)):
-            differ.write_differing(pair, shown(todo)[0].arm, directory)
-    except OSError as error:
-        say(f"the images in which the losses differ cannot be drawn: {error}")
 
 
 def _say_older(todo: Sequence[Job]) -> None:
@@ -199,44 +151,6 @@ def _say_lost(todo: Sequence[Job]) -> None:
         say(f"the folders of {lost} finished runs are missing: these runs count, but curves.png does not show them")
 
 
-def plan_of(args: Mapping[str, Any]) -> Plan:
-    """Return what is compared, checked.
-
-    Raises:
-        LossPlugError: If an argument is wrong.
-    """
-    _refuse_reserved(args)
-    unused = {*RESERVED, "save_dir", *(["device"] if "devices" in args else [])}
-    given = merge(args, training_keys() - unused)
-    values = given.values
-    _refuse_missing(values)
-    common = {key: value for key, value in values.items() if key not in OWN and key not in keys()}
-    task = one_run.check(common)
-    chosen = [_with_engine(arm, common) for arm in chosen_by(values, task, given.recipe)]
-    given.say_unused(chosen)
-    devices, engine = _devices(values)
-    name, project = values.get("name"), values.get("project")
-    metric, seeds = _metric(values), _seeds(values.get("seeds", 3))
-    return Plan(chosen, seeds, common, devices, engine, name, project, metric, ARMS in values)
-
-
-def _metric(args: Mapping[str, Any]) -> str:
-    """Return the primary metric; whether the data has its class is checked when it is read.
-
-    Raises:
-        LossPlugError: If no run could have it.
-    """
-    metric = str(args.get("metric", measures.ORDER[0]))
-    plain = metric.removeprefix(measures.TEST)
-    words = (*measures.ORDER, "accuracy_top1", "accuracy_top5")
-    if not plain.startswith("AP_") and re.sub(r"^metrics/|\([BMP]\)$", "", plain) not in words:
-        known = ", ".join((*measures.ORDER, *measures.SIZES, "AP_<class>"))
-        raise LossPlugError(f"metric={metric} is unknown. Known: {known}; with test/ before it for split=test.")
-    if metric != plain and args.get("split") != one_run.TEST:
-        raise LossPlugError(f"metric={metric} needs the test split: add split=test.")
-    return metric
-
-
 def _check_class(metric: str, names: Mapping[int, str]) -> None:
     """Raise an error if the primary metric is of a class that the data lacks.
 
@@ -247,71 +161,6 @@ def _check_class(metric: str, names: Mapping[int, str]) -> None:
     known = [*measures.SIZES, *(average_precision.class_key(name) for name in names.values())]
     if plain.startswith("AP_") and plain not in known:
         raise LossPlugError(f"metric={metric}: the data has no such class. Known: {', '.join(known)}.")
-
-
-def _refuse_reserved(args: Mapping[str, Any]) -> None:
-    """Raise an error for keys that a comparison sets itself, or does not take.
-
-    Raises:
-        LossPlugError: If there is one.
-    """
-    for key, why in RESERVED.items():
-        if key in args:
-            raise LossPlugError(f"{key}={args[key]} cannot be given to compare: {why}.")
-
-
-def _refuse_missing(args: Mapping[str, Any]) -> None:
-    """Raise an error if data or model is missing.
-
-    Raises:
-        LossPlugError: If one is.
-    """
-    for key in ("data", "model"):
-        if not args.get(key):
-            example = "lossplug compare data=coco128.yaml model=yolov8n.yaml loss=ciou,eiou"
-            raise LossPlugError(f"{key}= is missing: {example}")
-
-
-def _devices(args: Mapping[str, Any]) -> tuple[tuple[Any, ...], str]:
-    """Return the devices of runs that go side by side, and the engine.
-
-    Raises:
-        LossPlugError: If the engine is unknown, or does not take devices.
-    """
-    engine = str(args.get("engine", ENGINES[0]))
-    devices = tuple(_listed(args.get("devices", ())))
-    if engine not in ENGINES:
-        raise LossPlugError(f"engine={engine} is unknown. Known: {', '.join(ENGINES)}.")
-    if devices and engine == "ray":
-        raise LossPlugError("devices= has no effect with engine=ray: Ray schedules the runs. Remove it.")
-    if devices and "device" in args:
-        raise LossPlugError(
-            f"device={args['device']} has no effect with devices=, which each run takes one of. Remove it."
-        )
-    return devices, engine
-
-
-def _with_engine(arm: Arm, common: Mapping[str, Any]) -> Arm:
-    """Return an arm with the engine named, so that all runs have the same, those with stock numbers too.
-
-    Without the key such a run takes the host's own step and the others what ``auto`` chooses, and their seconds would
-    tell engines apart rather than losses.
-
-    Raises:
-        LossPlugError: If the arguments of its runs are wrong.
-    """
-    keys_with_engine = {"loss_engine": "auto", **arm.keys}
-    try:
-        one_run.check({**common, **keys_with_engine})
-    except LossPlugError:
-        one_run.check({**common, **arm.keys})  # a task with another criterion has one engine
-        return arm
-    return replace(arm, keys=keys_with_engine)
-
-
-def _typed(arm: Arm) -> dict[str, Any]:
-    """Return the keys of an arm without the engine that `_with_engine` names."""
-    return {key: value for key, value in arm.keys.items() if (key, value) != ("loss_engine", "auto")}
 
 
 def directory_of(plan: Plan, name: Any, project: Any) -> Path:
@@ -376,23 +225,6 @@ def _job(plan: Plan, arm: Arm, seed: int, runs: Path) -> Job:
     return job
 
 
-def _seeds(value: Any) -> tuple[int, ...]:
-    value = int(value) if isinstance(value, str) and value.isdecimal() else value
-    seeds = tuple(range(value)) if isinstance(value, int) and not isinstance(value, bool) else tuple(_listed(value))
-    if not seeds or len(set(seeds)) < len(seeds) or not all(type(seed) is int and seed >= 0 for seed in seeds):
-        raise LossPlugError(
-            f"seeds={value} must be a number of seeds, at least 1, or a list of different ones: seeds=0,7."
-        )
-    return seeds
-
-
-def _listed(value: Any) -> list[Any]:
-    if isinstance(value, str):
-        words = [word.strip() for word in value.split(",") if word.strip()]
-        return [int(word) if word.isdecimal() else word for word in words]
-    return list(value) if isinstance(value, (list, tuple)) else [value]
-
-
 def _comparable(args: Mapping[str, Any]) -> Any:
     """Return the arguments that must be equal in all runs, as JSON gives them back; devices may change."""
     kept = {key: value for key, value in args.items() if key not in ("device", "workers")}
@@ -403,24 +235,10 @@ def _write_plan(plan: Plan, directory: Path) -> None:
     write_json(directory / PLAN, {"args": plan.args, "seeds": plan.seeds}, default=str)
 
 
-def _command(plan: Plan) -> str:
-    """Return the command with which the comparison can be repeated."""
-    words = {key: without_folders(str(value)) for key, value in _words(plan).items()}
-    return " ".join(["lossplug compare", *(shlex.quote(f"{key}={value}") for key, value in words.items())])
-
-
 def _foot() -> list[str]:
     """Return the date and the versions."""
     versions = f"yolo-lossplug {yolo_lossplug.__version__} · ultralytics {VERSION} · torch {torch.__version__}"
     return [f"{datetime.date.today().isoformat()} · {versions}"]
-
-
-def _words(plan: Plan) -> dict[str, Any]:
-    """Return the arguments of the command that gives a plan."""
-    lists = {ARMS: [_typed(arm) for arm in plan.arms]} if plan.is_listed else values_by_key(plan.arms)
-    is_range = plan.seeds == tuple(range(len(plan.seeds)))
-    metric = {} if plan.metric == measures.ORDER[0] else {"metric": plan.metric}
-    return {**plan.args, **lists, **metric, "seeds": len(plan.seeds) if is_range else ",".join(map(str, plan.seeds))}
 
 
 @contextmanager

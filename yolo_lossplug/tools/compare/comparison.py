@@ -141,14 +141,42 @@ class Comparison:
         return measures.metrics_of(self.results)
 
     @cached_property
+    def numbers(self) -> dict[tuple[str, int], dict[str, Optional[float]]]:
+        """All numbers of each run: metrics in their order, losses of the last epoch, and seconds."""
+        return {key: measures.numbers(result) for key, result in self.results.items()}
+
+    @cached_property
     def spreads(self) -> dict[tuple[str, str], Spread]:
         """Mean and deviation over the seeds, by arm and measure: metrics, losses of the last epoch, and seconds."""
         values: dict[tuple[str, str], list[float]] = {}
-        for (arm, _), result in self.results.items():
-            for name, value in measures.numbers(result).items():
+        for (arm, _), numbers in self.numbers.items():
+            for name, value in numbers.items():
                 if value is not None:
                     values.setdefault((arm, name), []).append(value)
         return {key: Spread(*significance.mean_and_deviation(row), len(row)) for key, row in values.items()}
+
+    @cached_property
+    def measured_arms(self) -> list[str]:
+        """The arms of which a run has finished."""
+        return [arm for arm in self.arms if any(arm == other for other, _ in self.spreads)]
+
+    @cached_property
+    def labels(self) -> dict[str, str]:
+        """Names of the measures that any run has, as they are shown, by full name."""
+        return {name: label(name) for name in (self.metric, *(name for _, name in self.spreads))}
+
+    @cached_property
+    def groups(self) -> dict[str, list[str]]:
+        """Full names of the measures: metrics by ``mean``, ``size``, ``class`` and ``test``, and each ``loss``."""
+        names = list(dict.fromkeys(name for _, name in self.spreads))
+        of_val = [name for name in self.metrics if not name.startswith(measures.TEST)]
+        return {
+            "mean": [name for name in of_val if name.startswith(measures.METRICS)],
+            "size": [name for name in measures.SIZES if name in names],
+            "class": [name for name in of_val if measures.is_of_class(name)],
+            "test": [name for name in self.metrics if name.startswith(measures.TEST)],
+            "loss": [name for name in names if not measures.is_metric(name) and name != SECONDS],
+        }
 
     @cached_property
     def effects(self) -> list[Effect]:
@@ -188,7 +216,7 @@ class Comparison:
 
     def values_of(self, arm: str, metric: str) -> dict[int, float]:
         """Return a metric of an arm by seed; runs without it are left out."""
-        values = {seed: measures.measured(result).get(metric) for (a, seed), result in self.results.items() if a == arm}
+        values = {seed: numbers.get(metric) for (name, seed), numbers in self.numbers.items() if name == arm}
         return {seed: value for seed, value in values.items() if value is not None}
 
     @cached_property

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Optional
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from yolo_lossplug import charts
 from yolo_lossplug.files import read_json, write_json
@@ -110,27 +111,29 @@ def pairs(jobs: Sequence[Job]) -> list[DetectionPair]:
     return [*first.values()]
 
 
-def write_differing(pair: DetectionPair, baseline: str, directory: Path) -> None:
-    """Write the images in which two runs differ most as data and as a picture, in place of those of other runs.
+def draw_differing(pair: DetectionPair, baseline: str, directory: Path) -> Optional[Figure]:
+    """Draw the images in which two runs differ most, and write what differs beside the picture; None if nothing does.
 
     Args:
         pair: The runs.
         baseline: Name of the first arm.
         directory: Folder of the comparison.
+
+    Raises:
+        OSError: If an image of the data is gone.
     """
-    picture, names = pair.file(directory), (baseline, pair.arm)
-    picture.unlink(missing_ok=True)
-    runs = [read_json(file) for file in (pair.of_baseline, pair.of_arm)]
+    names, runs = (baseline, pair.arm), [read_json(file) for file in (pair.of_baseline, pair.of_arm)]
     files = most_different(*runs)
     if not files:
-        return
+        return None
     rows = [{"file": Path(file).name, **{n: run["images"][file] for n, run in zip(names, runs)}} for file in files]
     about = {"iou": MATCH_IOU, "scores": {name: run["score"] for name, run in zip(names, runs)}, "images": rows}
-    write_json(picture.with_suffix(".json"), about, indent=None)
-    _draw(files, runs, names, picture)
+    figure = _draw(files, runs, names)
+    write_json(pair.file(directory).with_suffix(".json"), about, indent=None)
+    return figure
 
 
-def _draw(files: Sequence[str], runs: Sequence[Mapping[str, Any]], names: Sequence[str], file: Path) -> None:
+def _draw(files: Sequence[str], runs: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Figure:
     """Draw images side by side, two pairs in a row, each with the boxes of both runs."""
     from matplotlib.patches import Patch
     from PIL import Image as Picture
@@ -148,7 +151,7 @@ def _draw(files: Sequence[str], runs: Sequence[Mapping[str, Any]], names: Sequen
             axis.set_title(f"{names[k]}\n{counts}", fontsize=7)
     handles = [Patch(**_style(kind), label=word) for kind, word in WORDS.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
-    charts.save(figure, file)
+    return figure
 
 
 def _show(axis: Any, picture: Any, found: Mapping[str, Any]) -> None:

@@ -44,11 +44,6 @@ def numbers(result: Result) -> dict[str, Optional[float]]:
     return {**{name: metrics[name] for name in order(metrics)}, **result["losses"], **seconds}
 
 
-def flat(result: Result) -> dict[str, Any]:
-    """Return a run as the columns of results.csv."""
-    return {"seconds": result["seconds"], "save_dir": result["save_dir"], **measured(result), **result["losses"]}
-
-
 def metrics_of(results: Results) -> list[str]:
     """Return the names of all metrics: the main one first, Ultralytics' before AP by size, by class, and test."""
     return order({name: None for result in results.values() for name in measured(result)})
@@ -64,6 +59,11 @@ def order(names: Iterable[str]) -> list[str]:
         return name.startswith(TEST), is_of_class(name), mark, position
 
     return sorted((name for name in names if is_metric(name)), key=rank)
+
+
+def order_rows(rows: Iterable[Mapping[str, float]]) -> list[dict[str, float]]:
+    """Return the metrics of a run's history, in order, without its losses, times and learning rates."""
+    return [{name: row[name] for name in order(row)} for row in rows]
 
 
 def is_metric(name: str) -> bool:

@@ -7,14 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Optional
 
+from matplotlib.figure import Figure
+
 from yolo_lossplug import charts
 from yolo_lossplug.files import write_text
 from yolo_lossplug.tools.compare import differ, measures
 from yolo_lossplug.tools.compare.comparison import SECONDS, Comparison, Effect, shown
 from yolo_lossplug.tools.compare.jobs import Job
-from yolo_lossplug.tools.compare.measures import METRICS, SIZES, TEST, label
 from yolo_lossplug.tools.compare.plots import draw_curves, draw_forest
 from yolo_lossplug.tools.report import Picture, Report, Section, Table, Text
+from yolo_lossplug.ultralytics_hook.console import say
 from yolo_lossplug.ultralytics_hook.trial.one_run import history
 
 FOREST, CURVES, RESULTS = "forest.png", "curves.png", "results.csv"
@@ -36,6 +38,7 @@ def write_summary(
     metric: str = measures.ORDER[0],
     command: str = "",
     foot: Sequence[str] = (),
+    is_last: bool = False,
 ) -> Report:
     """Write the tables, plots and the page of a comparison, and return the report.
 
@@ -49,35 +52,44 @@ def write_summary(
         metric: The primary metric, as ``metric=`` takes it.
         command: The command that makes the comparison.
         foot: Date, versions and the like.
+        is_last: Whether the images in which arms differ are drawn anew.
     """
     jobs = shown(jobs)
-    comparison = Comparison.of(jobs, metric, command, foot)
+    comparison, pairs = Comparison.of(jobs, metric, command, foot), differ.pairs(jobs)
     results, floor = comparison.results, comparison.noise_floor
-    histories = {key: _metrics_of(history(Path(result["save_dir"]))) for key, result in results.items()}
-    figures = {
-        CURVES: draw_curves(histories, comparison.arms),
-        FOREST: draw_forest(comparison.effects, comparison.baseline, floor.deviation if floor else None),
+    histories = {key: measures.order_rows(history(Path(result["save_dir"]))) for key, result in results.items()}
+    figures: dict[Path, Optional[Figure]] = {
+        directory / CURVES: draw_curves(histories, comparison.arms),
+        directory / FOREST: draw_forest(comparison.effects, comparison.baseline, floor.deviation if floor else None),
     }
-    texts = {}
+    if is_last:
+        figures.update(_draw_differing(pairs, comparison.baseline, directory))
+    tables = {directory / "results.csv": [_run_row(job, comparison) for job in jobs]}
+    about = [comparison.command, *comparison.foot, *comparison.about]
+    tex = latex_table(comparison).latex(about) if results else ""
     if results:
-        about = [comparison.command, *comparison.foot, *comparison.about]
-        texts["summary.tex"] = latex_table(comparison).latex(about)
-    tables = {
-        "results.csv": [_run_row(job, results.get((job.arm, job.seed))) for job in jobs],
-        "summary.csv": summary_rows(comparison),
-    }
-    for name, figure in figures.items():
-        if figure:
-            charts.save(figure, directory / name)
-    for name, rows in tables.items():
-        if rows:
-            charts.save_table(rows, directory / name)
-    report = report_of(comparison, directory, differ.pairs(jobs))
-    texts["summary.md"] = report.markdown()
-    for name, text in texts.items():
-        write_text(directory / name, text)
+        tables[directory / "summary.csv"] = summary_rows(comparison)
+    charts.save_all(figures, tables)
+    report = report_of(comparison, directory, pairs)
+    for name, text in (("summary.md", report.markdown()), ("summary.tex", tex)):
+        if text:
+            write_text(directory / name, text)
     report.write(directory / "report.html")
     return report
+
+
+def _draw_differing(
+    pairs: Sequence[differ.DetectionPair], baseline: str, directory: Path
+) -> dict[Path, Optional[Figure]]:
+    """Return the pictures of the images in which arms differ; None for those that cannot be drawn any more."""
+    figures: dict[Path, Optional[Figure]] = {}
+    for pair in pairs:
+        try:
+            figures[pair.file(directory)] = differ.draw_differing(pair, baseline, directory)
+        except OSError as error:
+            figures[pair.file(directory)] = None
+            say(f"the images in which `{pair.arm}` differs cannot be drawn: {error}")
+    return figures
 
 
 def report_of(
@@ -112,7 +124,7 @@ def _differences(comparison: Comparison, directory: Optional[Path]) -> Section:
     effects = [effect for effect in comparison.effects if effect.mean is not None]
     if not effects:
         return Section()
-    name, floor = label(comparison.metric), comparison.noise_floor
+    name, floor = comparison.labels[comparison.metric], comparison.noise_floor
     section = Section(f"Difference of {name} from `{comparison.baseline}`")
     if directory and (directory / FOREST).is_file():
         words = "; ".join(f"{effect.arm} {effect.words}" for effect in effects)
@@ -146,19 +158,14 @@ def _columns(effects: Sequence[Effect]) -> dict[str, list[Any]]:
 
 def _measured(comparison: Comparison) -> list[Section]:
     """Return the tables of all that finished runs have measured, but the differences of the primary metric."""
-    names = list(dict.fromkeys(name for _, name in comparison.spreads))
-    averages = [name for name in comparison.metrics if name.startswith(METRICS)]
-    sizes = [name for name in SIZES if name in names]
-    losses = [name for name in names if not measures.is_metric(name) and name != SECONDS]
-    by_class = [name for name in comparison.metrics if measures.is_of_class(name) and not name.startswith(TEST)]
-    of_test = [name for name in comparison.metrics if name.startswith(TEST)]
+    groups = comparison.groups
     best = f"Of the best checkpoint: {SPREAD.lower()}"
     tables = {
-        "Metrics": [_by_measure(comparison, [*averages, SECONDS], best), _others(comparison, [*averages, *sizes])],
-        "Average precision by size": [_by_arm(comparison, "size", sizes)],
-        "Average precision by class": [_by_arm(comparison, "class", by_class)],
-        "Test split": [_by_arm(comparison, "metric", of_test)],
-        "Losses after the last epoch": [_by_measure(comparison, losses, SPREAD)],
+        "Metrics": [_by_measure(comparison, [*groups["mean"], SECONDS], best), _others(comparison)],
+        "Average precision by size": [_by_arm(comparison, "size")],
+        "Average precision by class": [_by_arm(comparison, "class")],
+        "Test split": [_by_arm(comparison, "test")],
+        "Losses after the last epoch": [_by_measure(comparison, groups["loss"], SPREAD)],
     }
     sections = [Section(heading, [t for t in some if t.rows and len(t.header) > 1]) for heading, some in tables.items()]
     if sections[-1].blocks:
@@ -168,17 +175,17 @@ def _measured(comparison: Comparison) -> list[Section]:
 
 def _by_measure(comparison: Comparison, names: Sequence[str], caption: str) -> Table:
     """Return a table with a row for every arm and a column for every measure."""
-    names = [name for name in names if any(name == measure for _, measure in comparison.spreads)]
-    arms = [arm for arm in comparison.arms if any(arm == other for other, _ in comparison.spreads)]
-    rows = [[f"`{arm}`", *(_spread(comparison, arm, name) for name in names)] for arm in arms]
-    return Table(["loss", *map(label, names)], rows, caption)
+    names = [name for name in names if name in comparison.labels]
+    rows = [[f"`{arm}`", *(_spread(comparison, arm, name) for name in names)] for arm in comparison.measured_arms]
+    return Table(["loss", *(comparison.labels[name] for name in names)], rows, caption)
 
 
-def _others(comparison: Comparison, names: Sequence[str]) -> Table:
+def _others(comparison: Comparison) -> Table:
     """Return the differences of the metrics that do not decide, a row for every metric and arm."""
+    names = [*comparison.groups["mean"], *comparison.groups["size"]]
     effects = [effect for name in names for effect in comparison.other_effects.get(name, [])]
     rows = [
-        [label(effect.metric), f"`{effect.arm}`", *map(_signed, (effect.mean, effect.low, effect.high))]
+        [comparison.labels[effect.metric], f"`{effect.arm}`", *map(_signed, (effect.mean, effect.low, effect.high))]
         for effect in effects
         if effect.mean is not None
     ]
@@ -186,11 +193,14 @@ def _others(comparison: Comparison, names: Sequence[str]) -> Table:
     return Table(["metric", "loss", "difference", "from", "to"], rows, caption)
 
 
-def _by_arm(comparison: Comparison, kind: str, names: Sequence[str]) -> Table:
-    """Return a table with a row for every metric and a column for every arm."""
-    arms = [arm for arm in comparison.arms if any(arm == other for other, _ in comparison.spreads)]
-    rows = [[label(n).removeprefix("AP_"), *(_spread(comparison, arm, n) for arm in arms)] for n in names]
-    return Table([kind, *(f"`{arm}`" for arm in arms)], rows, SPREAD)
+def _by_arm(comparison: Comparison, group: str) -> Table:
+    """Return a table with a row for every metric of a group and a column for every arm."""
+    names, arms = comparison.groups[group], comparison.measured_arms
+    rows = [
+        [comparison.labels[name].removeprefix("AP_"), *(_spread(comparison, arm, name) for arm in arms)]
+        for name in names
+    ]
+    return Table([group, *(f"`{arm}`" for arm in arms)], rows, SPREAD)
 
 
 def _spread(comparison: Comparison, arm: str, name: str) -> Optional[str]:
@@ -233,9 +243,9 @@ def _failed(comparison: Comparison) -> Section:
 
 def latex_table(comparison: Comparison) -> Table:
     """Return means of the primary metric and of AP by size, and the difference of the former, a row for every arm."""
-    names = [comparison.metric, *(name for name in SIZES if (comparison.baseline, name) in comparison.spreads)]
+    names = [comparison.metric, *(name for name in comparison.groups["size"] if name != comparison.metric)]
     by_arm = {effect.arm: effect for effect in comparison.effects}
-    header = ["loss", "seeds", *map(label, names), "difference", "from", "to", "verdict"]
+    header = ["loss", "seeds", *(comparison.labels[name] for name in names), "difference", "from", "to", "verdict"]
     rows = []
     for arm in comparison.arms:
         effect = by_arm.get(arm, Effect(arm, comparison.metric))
@@ -274,12 +284,9 @@ def summary_rows(comparison: Comparison) -> list[dict[str, Any]]:
     return rows
 
 
-def _metrics_of(rows: Sequence[dict[str, float]]) -> list[dict[str, float]]:
-    """Return the metrics of a run's history, in order, without its losses, times and learning rates."""
-    return [{name: row[name] for name in measures.order(row)} for row in rows]
-
-
-def _run_row(job: Job, result: Optional[measures.Result]) -> dict[str, Any]:
+def _run_row(job: Job, comparison: Comparison) -> dict[str, Any]:
     """Return one run as a row; empty but for its name where it has no result."""
+    key = job.arm, job.seed
+    folder = {SECONDS: None, "save_dir": comparison.results[key]["save_dir"] if key in comparison.results else None}
     about = {"loss": job.arm, "seed": job.seed, "state": job.state, "reason": job.reason}
-    return {**about, **({SECONDS: None, "save_dir": None} if result is None else measures.flat(result))}
+    return {**about, **folder, **comparison.numbers.get(key, {})}
