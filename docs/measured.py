@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 
 import ultralytics.cfg  # noqa: F401  (before the package's tools, so that the plugin is enabled here as in a training)
+from yolo_lossplug.tools.compare.summary import read_table
 
 from yolo_lossplug import charts
 from yolo_lossplug.catalogue import table
@@ -18,7 +19,6 @@ from yolo_lossplug.tools.compare import answer, measures, significance, verdict
 from yolo_lossplug.tools.compare import plots as compare_plots
 from yolo_lossplug.tools.compare.jobs import FINISHED
 from yolo_lossplug.tools.compare.significance import BETTER, NOISE, WORSE
-from yolo_lossplug.tools.compare.summary import read_table
 from yolo_lossplug.tools.inspect.advice import RARE
 
 DOCS = Path(__file__).parent

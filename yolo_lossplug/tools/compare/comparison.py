@@ -7,85 +7,22 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, NamedTuple, Optional
+from typing import Any, Optional
 
 from yolo_lossplug.tools.compare import measures, significance
+from yolo_lossplug.tools.compare.effects import Effect, Spread, effect_of
 from yolo_lossplug.tools.compare.jobs import FAILED, FINISHED, Job
 from yolo_lossplug.tools.compare.measures import Results, label
-from yolo_lossplug.tools.compare.significance import BETTER, MIN_SEEDS, NO_VERDICT, NOISE, WORSE, Difference
+from yolo_lossplug.tools.compare.significance import BETTER, MIN_SEEDS, NO_VERDICT, NOISE, WORSE
 
 FOLDERS = re.compile(r"(?<![\w.~:/\\-])(?:[A-Za-z]:[\\/]|/|\\\\)(?:[^\s,:;'\"`|/\\]+[\\/])+")
 """The folders of an absolute path, on Linux and Windows."""
 NOTHING_LEARNT = "All metrics are 0: nothing has been learnt yet. Train longer."
+UNDECIDED = {
+    NOISE: "Within noise, which does not prove equality",
+    NO_VERDICT: f"No verdict, which takes {MIN_SEEDS} common seeds",
+}
 SECONDS = "seconds"
-
-
-class Spread(NamedTuple):
-    """Mean and sample standard deviation of a measure over the seeds of an arm.
-
-    Attributes:
-        mean: The mean.
-        deviation: The deviation; None for one seed.
-        seeds: Number of seeds.
-    """
-
-    mean: float
-    deviation: Optional[float]
-    seeds: int
-
-    def text(self, digits: int = 4) -> str:
-        """Return mean ± deviation.
-
-        >>> Spread(0.5, 0.125, 3).text(2)
-        '0.50 ± 0.12'
-        """
-        deviation = "" if self.deviation is None else f" ± {self.deviation:.{digits}f}"
-        return f"{self.mean:.{digits}f}{deviation}"
-
-
-@dataclass(frozen=True)
-class Effect:
-    """The paired difference of one arm from the baseline in one metric.
-
-    Attributes:
-        arm: Name of the arm.
-        metric: Full name of the metric.
-        mean: Mean difference, seed by seed; None without a common seed.
-        low: Lower end of Student's interval of the mean; None below three seeds.
-        high: Its upper end.
-        level: Confidence level of the interval, in (0, 1); None below three seeds.
-        seeds: Number of seeds that both arms have.
-        verdict: ``better``, ``worse``, ``within noise`` or ``no verdict``; empty for a metric that carries none.
-        smallest: True difference that these seeds show with power 0.8; None below three seeds.
-        needed: Seeds that show the observed difference with power 0.8; None if more than 1000, or below three seeds.
-    """
-
-    arm: str
-    metric: str
-    mean: Optional[float] = None
-    low: Optional[float] = None
-    high: Optional[float] = None
-    level: Optional[float] = None
-    seeds: int = 0
-    verdict: str = ""
-    smallest: Optional[float] = None
-    needed: Optional[int] = None
-
-    @property
-    def words(self) -> str:
-        """The difference, its interval and its verdict."""
-        if self.mean is None:
-            return "no common seed"
-        if self.low is None:
-            return f"{self.mean:+.4f}  {self.seeds} seed{'s' * (self.seeds > 1)}: no interval"
-        return f"{self.mean:+.4f}  ({self.low:+.4f} to {self.high:+.4f})  {self.verdict}"
-
-    @property
-    def seeds_needed(self) -> Optional[str]:
-        """How many seeds would show the observed difference; None below three seeds."""
-        if self.smallest is None:
-            return None
-        return f"more than {significance.MAX_SEEDS}" if self.needed is None else str(self.needed)
 
 
 @dataclass(frozen=True)
@@ -163,20 +100,16 @@ class Comparison:
     @cached_property
     def labels(self) -> dict[str, str]:
         """Names of the measures that any run has, as they are shown, by full name."""
-        return {name: label(name) for name in (self.metric, *(name for _, name in self.spreads))}
+        return {name: label(name) for _, name in self.spreads}
 
     @cached_property
     def groups(self) -> dict[str, list[str]]:
-        """Full names of the measures: metrics by ``mean``, ``size``, ``class`` and ``test``, and each ``loss``."""
-        names = list(dict.fromkeys(name for _, name in self.spreads))
-        of_val = [name for name in self.metrics if not name.startswith(measures.TEST)]
-        return {
-            "mean": [name for name in of_val if name.startswith(measures.METRICS)],
-            "size": [name for name in measures.SIZES if name in names],
-            "class": [name for name in of_val if measures.is_of_class(name)],
-            "test": [name for name in self.metrics if name.startswith(measures.TEST)],
-            "loss": [name for name in names if not measures.is_metric(name) and name != SECONDS],
-        }
+        """Full names of the measures by `measures.group_of`, each in its order."""
+        groups: dict[str, list[str]] = {name: [] for name in ("mean", "size", "class", "test", "loss", SECONDS)}
+        measured = [name for name in self.metrics if name in self.labels]
+        for name in dict.fromkeys((*measured, *self.labels)):
+            groups[measures.group_of(name)].append(name)
+        return groups
 
     @cached_property
     def effects(self) -> list[Effect]:
@@ -207,7 +140,7 @@ class Comparison:
             decided = significance.holm(paired)
         else:
             decided = {arm: significance.decide(values)._replace(verdict="") for arm, values in paired.items()}
-        return [_effect(arm, metric, pairs[arm], decided.get(arm)) for arm in self.arms[1:]]
+        return [effect_of(arm, metric, pairs[arm], decided.get(arm)) for arm in self.arms[1:]]
 
     def differences(self, arm: str, metric: str) -> list[float]:
         """Return the differences of an arm from the baseline, for all seeds for which both have the metric."""
@@ -241,21 +174,20 @@ class Comparison:
     @cached_property
     def verdicts(self) -> list[str]:
         """The conclusion, a sentence for each verdict, the decided ones first and the best of them first of all."""
-        if self.nothing:
-            return [self.nothing]
-        shown = sorted((e for e in self.effects if e.mean is not None), key=lambda effect: -(effect.mean or 0.0))
-        if not shown:
-            return ["Only one loss has run, and there is nothing to compare it with."]
-        decided = [
-            f"`{e.arm}` is {e.verdict} than `{self.baseline}` in {label(e.metric)}: {e.mean:+.4f} "
-            f"({e.low:+.4f} to {e.high:+.4f}, {self._survivors(e) or f'{e.seeds} seeds'})."
-            for e in shown
-            if e.verdict in (BETTER, WORSE)
-        ]
-        rest = [self._named(effect) for effect in shown if effect.verdict == NOISE]
-        few = [self._named(effect) for effect in shown if effect.verdict == NO_VERDICT]
-        decided += [f"Within noise, which does not prove equality: {', '.join(rest)}."] if rest else []
-        return [*decided, *([f"No verdict, which takes {MIN_SEEDS} common seeds: {', '.join(few)}."] if few else [])]
+        shown_effects = sorted((e for e in self.effects if e.mean is not None), key=lambda effect: -(effect.mean or 0))
+        if self.nothing or not shown_effects:
+            return [self.nothing or "Only one loss has run, and there is nothing to compare it with."]
+        sentences = [self._decided(effect) for effect in shown_effects if effect.verdict in (BETTER, WORSE)]
+        for verdict, words in UNDECIDED.items():
+            names = [self._named(effect) for effect in shown_effects if effect.verdict == verdict]
+            sentences += [f"{words}: {', '.join(names)}."] if names else []
+        return sentences
+
+    def _decided(self, effect: Effect) -> str:
+        return (
+            f"`{effect.arm}` is {effect.verdict} than `{self.baseline}` in {label(effect.metric)}: {effect.mean:+.4f} "
+            f"({effect.low:+.4f} to {effect.high:+.4f}, {self._survivors(effect) or f'{effect.seeds} seeds'})."
+        )
 
     def _named(self, effect: Effect) -> str:
         survivors = self._survivors(effect)
@@ -338,19 +270,6 @@ class Comparison:
     def state(self) -> str:
         """How many runs have finished."""
         return f"{len(self.results)} of {self.n_runs} runs finished."
-
-
-def _effect(arm: str, metric: str, pairs: Sequence[float], difference: Optional[Difference]) -> Effect:
-    if difference is None:
-        return Effect(arm, metric)
-    mean, low, high, verdict, level = difference
-    effect = Effect(arm, metric, mean, low, high, level, len(pairs), verdict)
-    deviation = significance.mean_and_deviation(pairs)[1]
-    if level is None or deviation is None or not verdict:
-        return effect
-    smallest = significance.smallest_shown(deviation, len(pairs), level)
-    needed = significance.seeds_needed(mean, deviation, level)
-    return Effect(arm, metric, mean, low, high, level, len(pairs), verdict, smallest, needed)
 
 
 def without_folders(text: str) -> str:

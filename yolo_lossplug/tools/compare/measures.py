@@ -77,6 +77,15 @@ def is_of_class(name: str) -> bool:
     return plain.startswith("AP_") and plain not in SIZES
 
 
+def group_of(measure: str) -> str:
+    """Return what a measure is: ``mean``, ``size``, ``class``, ``test``, ``loss`` or ``seconds``."""
+    if not is_metric(measure):
+        return measure if measure == "seconds" else "loss"
+    if measure.startswith((TEST, METRICS)):
+        return "test" if measure.startswith(TEST) else "mean"
+    return "size" if measure in SIZES else "class"
+
+
 def label(measure: str) -> str:
     """Return a measure's name without Ultralytics' marks.
 

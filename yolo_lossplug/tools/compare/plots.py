@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from yolo_lossplug import charts
-from yolo_lossplug.tools.compare.comparison import Effect
+from yolo_lossplug.tools.compare.effects import Effect
 from yolo_lossplug.tools.compare.measures import label
 from yolo_lossplug.tools.compare.significance import BETTER, WORSE
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 from matplotlib.figure import Figure
 
 from yolo_lossplug import charts
 from yolo_lossplug.files import write_text
 from yolo_lossplug.tools.compare import differ, measures
-from yolo_lossplug.tools.compare.comparison import SECONDS, Comparison, Effect, shown
+from yolo_lossplug.tools.compare.comparison import SECONDS, Comparison, shown
+from yolo_lossplug.tools.compare.effects import Effect
 from yolo_lossplug.tools.compare.jobs import Job
 from yolo_lossplug.tools.compare.plots import draw_curves, draw_forest
 from yolo_lossplug.tools.report import Picture, Report, Section, Table, Text
@@ -29,6 +30,17 @@ SCALE_NOTE = (
     "Values of a loss are on the scale of that loss: `loss=l1` is not worse than `loss=ciou` because its box_loss is "
     "larger. They are listed to see whether a run has converged, and are not compared."
 )
+COLUMNS: dict[str, Callable[[Effect], Any]] = {
+    "difference": lambda effect: _signed(effect.mean),
+    "from": lambda effect: _signed(effect.low),
+    "to": lambda effect: _signed(effect.high),
+    "verdict": lambda effect: effect.verdict,
+    "seeds": lambda effect: effect.seeds,
+    "level": lambda effect: None if effect.level is None else f"{100 * effect.level:.3g} %",
+    "detectable": lambda effect: effect.smallest,
+    "seeds needed": lambda effect: effect.seeds_needed,
+}
+"""Columns of the table of differences."""
 SPREAD = "Mean ± deviation over the seeds"
 
 
@@ -143,17 +155,8 @@ def _differences(comparison: Comparison, directory: Optional[Path]) -> Section:
 
 def _columns(effects: Sequence[Effect]) -> dict[str, list[Any]]:
     """Return the columns of the table of differences; those that are empty are left out."""
-    columns: dict[str, list[Any]] = {
-        "difference": [_signed(effect.mean) for effect in effects],
-        "from": [_signed(effect.low) for effect in effects],
-        "to": [_signed(effect.high) for effect in effects],
-        "verdict": [effect.verdict for effect in effects],
-        "seeds": [effect.seeds for effect in effects],
-        "level": [None if effect.level is None else f"{100 * effect.level:.3g} %" for effect in effects],
-        "detectable": [effect.smallest for effect in effects],
-        "seeds needed": [effect.seeds_needed for effect in effects],
-    }
-    return {name: cells for name, cells in columns.items() if any(cell is not None for cell in cells)}
+    columns = {name: [cell_of(effect) for effect in effects] for name, cell_of in COLUMNS.items()}
+    return {name: cells for name, cells in columns.items() if set(cells) != {None}}
 
 
 def _measured(comparison: Comparison) -> list[Section]:
@@ -243,7 +246,9 @@ def _failed(comparison: Comparison) -> Section:
 
 def latex_table(comparison: Comparison) -> Table:
     """Return means of the primary metric and of AP by size, and the difference of the former, a row for every arm."""
-    names = [comparison.metric, *(name for name in comparison.groups["size"] if name != comparison.metric)]
+    names = [
+        name for name in dict.fromkeys((comparison.metric, *comparison.groups["size"])) if name in comparison.labels
+    ]
     by_arm = {effect.arm: effect for effect in comparison.effects}
     header = ["loss", "seeds", *(comparison.labels[name] for name in names), "difference", "from", "to", "verdict"]
     rows = []
