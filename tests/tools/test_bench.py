@@ -278,7 +278,7 @@ def test_tables_of_a_gpu():
         ({"device": "0,1"}, "names several: bench measures on one"),
         ({"device": "17"}, "device=17 is not available"),
         ({"model": "yolov8n-seg.yaml"}, "is of task=segment: bench measures the steps of detect"),
-        ({"model": "nowhere.yaml"}, "model=nowhere.yaml: "),
+        ({"model": "nowhere.yaml"}, "model=nowhere.yaml cannot be used: "),
         ({"data": "nowhere.yaml"}, "data=nowhere.yaml"),
     ],
     ids=str,

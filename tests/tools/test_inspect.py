@@ -226,7 +226,7 @@ def test_names_that_a_page_would_read_as_markup(tmp_path):
         ({"task": "obb"}, "has no rotated boxes for task=obb"),
         ({"model": "nothere.yaml"}, "model=nothere.yaml cannot be used: .*does not exist"),
         ({"model": "yolov8n.yaml", "task": "obb"}, "task=obb"),
-        ({"model": "yolov8n.yaml", "device": "xyz"}, "device=xyz cannot be used here; give cpu, or"),
+        ({"model": "yolov8n.yaml", "device": "xyz"}, "device=xyz is not available here; give cpu, or"),
     ],
 )
 def test_mistakes_are_one_line(keys, message, data, tmp_path):

@@ -9,9 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from ultralytics import YOLO
 from ultralytics.cfg import get_cfg
-from ultralytics.utils.torch_utils import select_device
 
 from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.selection.keys import TASKS
@@ -19,8 +17,7 @@ from yolo_lossplug.ultralytics_hook.counts import overlaps
 from yolo_lossplug.ultralytics_hook.criterion import branches, is_one_to_one
 from yolo_lossplug.ultralytics_hook.dataset import labels
 from yolo_lossplug.ultralytics_hook.family import refuse_rtdetr
-from yolo_lossplug.ultralytics_hook.trial.one_step import with_classes
-from yolo_lossplug.ultralytics_hook.trial.problems import moved
+from yolo_lossplug.ultralytics_hook.host import device_of, explained, load_model, moved, network_of
 
 WITHOUT = "inspect the data without model="
 """What to do about a model whose assignment cannot be inspected."""
@@ -99,32 +96,18 @@ def load(args: dict[str, Any], data: dict[str, Any]) -> Model:
     Raises:
         LossPlugError: If it cannot be loaded, or has no boxes.
     """
-    device = _device(args.get("device", "cpu"))
+    device = device_of(args.get("device", "cpu"))
     refuse_rtdetr(args["model"], None, WITHOUT)
-    try:
-        torch.manual_seed(int(args.get("seed", 0)))
-        made = YOLO(args["model"], task=args.get("task"))
-        refuse_rtdetr(args["model"], made.model, WITHOUT)
-        if made.task not in TASKS:
-            raise LossPlugError(f"model={args['model']} is for task={made.task}, which has no boxes to inspect.")
-        keys = {key: value for key, value in args.items() if key.startswith("tal_")}
-        cfg = get_cfg(overrides={**keys, "mode": "train", "task": made.task, "loss_engine": "reference"})
-        host = with_classes(made.model, data["names"], data.get("kpt_shape"))
-        host.to(device).train()
-        host.args = cfg
+    torch.manual_seed(int(args.get("seed", 0)))
+    made = load_model(args["model"], args.get("task"))
+    refuse_rtdetr(args["model"], made.model, WITHOUT)
+    if made.task not in TASKS:
+        raise LossPlugError(f"model={args['model']} is for task={made.task}, which has no boxes to inspect.")
+    keys = {key: value for key, value in args.items() if key.startswith("tal_") or key == "data"}
+    cfg = get_cfg(overrides={**keys, "mode": "train", "task": made.task, "loss_engine": "reference"})
+    host = network_of(made, cfg, data).to(device).train()
+    with explained(f"model={args['model']} cannot be used"):
         return Model(host, host.init_criterion(), device, tuple(float(s) for s in host.stride))
-    except LossPlugError:
-        raise
-    except Exception as error:
-        raise LossPlugError(f"model={args['model']} cannot be used: {' '.join(str(error).split())}") from error
-
-
-def _device(value: Any) -> torch.device:
-    try:
-        device: torch.device = select_device(value, verbose=False)
-    except Exception as error:
-        raise LossPlugError(f"device={value} cannot be used here; give cpu, or the index of a GPU.") from error
-    return device
 
 
 def assigned(model: Model, args: dict[str, Any], imgsz: int, batch: int) -> Iterator[list[Objects]]:

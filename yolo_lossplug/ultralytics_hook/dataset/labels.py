@@ -16,13 +16,14 @@ import numpy as np
 from ultralytics.cfg import get_cfg
 from ultralytics.data.augment import LetterBox
 from ultralytics.data.dataset import YOLODataset
-from ultralytics.data.utils import check_det_dataset, img2label_paths
+from ultralytics.data.utils import img2label_paths
 from ultralytics.utils import LOGGER
 from ultralytics.utils.instance import Instances
 from ultralytics.utils.patches import imread
 
 from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.selection.keys import TASKS
+from yolo_lossplug.ultralytics_hook.host import dataset_of, explained
 
 DUPLICATES = re.compile(r"(\d+) duplicate labels removed")
 IGNORED = re.compile(r"(?:WARNING[^/\w]*)?(?P<file>.*?): ignoring corrupt image/label: (?P<reason>.*)", re.DOTALL)
@@ -162,7 +163,7 @@ def dataset(data: dict[str, Any], path: Any, args: dict[str, Any], imgsz: int) -
         LossPlugError: If it has no image that can be read.
     """
     task = args.get("task") or "detect"
-    try:
+    with explained(f"data={args['data']} cannot be read"):
         return YOLODataset(
             img_path=path,
             imgsz=imgsz,
@@ -175,8 +176,6 @@ def dataset(data: dict[str, Any], path: Any, args: dict[str, Any], imgsz: int) -
             task=task,
             prefix="",
         )
-    except Exception as error:
-        raise LossPlugError(f"data={args['data']} cannot be read: {' '.join(str(error).split())}") from error
 
 
 def pixels_of(read: Labels, imgsz: int, image: int) -> Optional[np.ndarray]:
@@ -201,11 +200,7 @@ def described(args: dict[str, Any]) -> tuple[dict[str, Any], Any]:
     Raises:
         LossPlugError: If there is no such data, or it lacks the split.
     """
-    split = str(args.get("split", "train"))
-    try:
-        data = check_det_dataset(args["data"])
-    except Exception as error:
-        raise LossPlugError(f"data={args['data']} cannot be read: {' '.join(str(error).split())}") from error
+    split, data = str(args.get("split", "train")), dataset_of(args)
     if not data.get(split):
         there = ", ".join(name for name in ("train", "val", "test") if data.get(name))
         raise LossPlugError(f"split={split}: {args['data']} has no such images; it has {there}.")

@@ -3,24 +3,18 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from typing import Any, Callable, NamedTuple, Optional
 
-import numpy as np
 import torch
-from torch.utils.data import DataLoader
-from ultralytics import YOLO
 from ultralytics.cfg import get_cfg
-from ultralytics.data import build_yolo_dataset
-from ultralytics.data.utils import check_det_dataset
 from ultralytics.utils.loss import v8DetectionLoss
-from ultralytics.utils.torch_utils import select_device
 
 from yolo_lossplug import kernels
 from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.selection.keys import keys
 from yolo_lossplug.selection.loss import create_class_loss
+from yolo_lossplug.ultralytics_hook import host
 from yolo_lossplug.ultralytics_hook.criterion import branches
 from yolo_lossplug.ultralytics_hook.engines.choice import REFERENCE, TRITON
 from yolo_lossplug.ultralytics_hook.engines.parity import METHOD
@@ -89,19 +83,14 @@ def model_of(name: str, data: Optional[str] = None) -> Any:
         LossPlugError: If it cannot be loaded, or is none of that task.
     """
     refuse_rtdetr(name, None, OTHER_MODEL)
-    try:
-        made = YOLO(name)
-        names = dict(check_det_dataset(data)["names"]) if data else None
-    except Exception as error:
-        what = f"model={name}, data={data}" if data else f"model={name}"
-        raise LossPlugError(f"{what}: {' '.join(str(error).split())}") from error
+    made = host.load_model(name)
     refuse_rtdetr(name, made.model, OTHER_MODEL)
     if made.task != "detect":
         raise LossPlugError(
             f"model={name} is of task={made.task}: bench measures the steps of detect, which are parts of others."
         )
-    model = made.model if names is None else type(made.model)(made.model.yaml, nc=len(names), verbose=False)
-    model.args = get_cfg(overrides={"mode": "train", "task": "detect"})
+    cfg = get_cfg(overrides={"mode": "train", "task": "detect", "data": data})
+    model = host.network_of(made, cfg, host.dataset_of({"data": data}) if data else None)
     for key in keys():
         vars(model.args).pop(key, None)
     leaves = [leaf for _, leaf in branches(model.init_criterion())]
@@ -118,10 +107,7 @@ def device_of(name: Any) -> torch.device:
     """
     if "," in str(name):
         raise LossPlugError(f"device={name} names several: bench measures on one. Take the first.")
-    try:
-        device = select_device("" if name is None else name, verbose=False)
-    except (ValueError, RuntimeError, AssertionError) as error:
-        raise LossPlugError(f"device={name} is not available: {' '.join(str(error).split())[:200]}") from error
+    device = host.device_of(name)
     if device.type not in SECONDS:
         raise LossPlugError(f"device={name}: engines run on a CPU or an NVIDIA GPU. Give device=cpu.")
     if device.type == "cuda":
@@ -287,19 +273,7 @@ def real_batches(work: Work, n: int) -> list[dict[str, Any]]:
     Raises:
         LossPlugError: If the data cannot be read.
     """
-    random.seed(0)
-    np.random.seed(0)
-    torch.manual_seed(0)
-    try:
-        data = check_det_dataset(work.data)
-        cfg = get_cfg(overrides={"mode": "train", "task": "detect", "imgsz": work.imgsz, "batch": work.batch})
-        dataset = build_yolo_dataset(cfg, data["train"], work.batch, data, mode="train", stride=32)
-        loader = DataLoader(dataset, work.batch, shuffle=True, collate_fn=dataset.collate_fn)
-        batches = [batch for _, batch in zip(range(n), loader)]
-    except LossPlugError:
-        raise
-    except Exception as error:
-        raise LossPlugError(f"data={work.data} cannot be read: {' '.join(str(error).split())}") from error
-    kept = ("img", "batch_idx", "cls", "bboxes")
-    made = [{key: batch[key] for key in kept} for batch in batches]
+    asked = {"mode": "train", "task": "detect", "data": work.data, "imgsz": work.imgsz, "batch": work.batch}
+    batches = host.batches_of(get_cfg(overrides=asked), host.dataset_of(asked), n)
+    made = [{key: batch[key] for key in ("img", "batch_idx", "cls", "bboxes")} for batch in batches]
     return [{**batch, "img": batch["img"].float() / 255} for batch in made]

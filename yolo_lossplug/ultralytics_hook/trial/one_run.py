@@ -13,16 +13,13 @@ from typing import Any
 
 import torch
 import ultralytics
-from ultralytics import RTDETR, YOLO
 from ultralytics.cfg import get_cfg
-from ultralytics.data import build_yolo_dataset
-from ultralytics.data.utils import check_cls_dataset, check_det_dataset
 from ultralytics.utils import DEFAULT_CFG_DICT
 
 from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.selection.keys import CLASSIFY, DETR, keys
 from yolo_lossplug.ultralytics_hook import config
-from yolo_lossplug.ultralytics_hook.family import is_named_rtdetr
+from yolo_lossplug.ultralytics_hook.host import dataset_of, images_of, load_model
 from yolo_lossplug.ultralytics_hook.trial.detections import Recorder
 
 MAP75 = "metrics/mAP75"
@@ -68,27 +65,16 @@ def prepare(args: dict[str, Any]) -> dict[int, str]:
     Raises:
         LossPlugError: If the model or the data cannot be loaded, or the data has no test split and one is asked for.
     """
-    try:
-        model = load(args["model"], args.get("task"))
-    except Exception as error:
-        raise LossPlugError(f"model={args['model']} cannot be loaded: {error}") from error
-    try:
-        cfg = get_cfg(overrides={**args, "task": model.task, "mode": "train"})
-        if model.task == CLASSIFY:
-            return dict(check_cls_dataset(args["data"])["names"])
-        data = check_det_dataset(args["data"])
-        for split in ("train", "val"):
-            build_yolo_dataset(cfg, data[split], batch=1, data=data, mode=split, stride=32)
-    except Exception as error:
-        raise LossPlugError(f"data={args['data']} cannot be read: {error}") from error
+    task = load_model(args["model"], args.get("task")).task
+    data = dataset_of(args, task)
+    if task == CLASSIFY:
+        return dict(data["names"])
+    cfg = get_cfg(overrides={**args, "task": task, "mode": "train"})
+    for split in ("train", "val"):
+        images_of(cfg, data, split)
     if args.get("split") == TEST and not data.get(TEST):
         raise LossPlugError(f"split=test: data={args['data']} has no test split. Add `test:` to it, or remove split=.")
     return dict(data["names"])
-
-
-def load(model: Any, task: Any) -> Any:
-    """Return a model of a file, of the class that the command line takes."""
-    return RTDETR(model) if is_named_rtdetr(model) else YOLO(model, task=task)
 
 
 def train(args: dict[str, Any]) -> dict[str, Any]:
@@ -109,7 +95,7 @@ def train(args: dict[str, Any]) -> dict[str, Any]:
     args = dict(args)
     is_tested = args.pop("split", None) == TEST
     start = time.perf_counter()
-    model = load(args.pop("model"), args.pop("task", None))
+    model = load_model(args.pop("model"), args.pop("task", None))
     recorder = Recorder()
     model.add_callback("on_val_start", recorder)
     model.train(**args)

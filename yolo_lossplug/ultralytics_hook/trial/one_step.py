@@ -4,16 +4,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from ultralytics.cfg import get_cfg
-from ultralytics.data.utils import check_cls_dataset, check_det_dataset
 from ultralytics.utils import DEFAULT_CFG_DICT
-from ultralytics.utils.torch_utils import select_device
 
 from yolo_lossplug import shapes
 from yolo_lossplug.registry import LossPlugError
@@ -24,8 +21,8 @@ from yolo_lossplug.ultralytics_hook.criterion import branches, class_names
 from yolo_lossplug.ultralytics_hook.engines.fast import stock_bbox_loss
 from yolo_lossplug.ultralytics_hook.engines.parity import METHOD
 from yolo_lossplug.ultralytics_hook.family import with_task
+from yolo_lossplug.ultralytics_hook.host import dataset_of, device_of, load_model, moved, network_of
 from yolo_lossplug.ultralytics_hook.trial import matched_step, one_run
-from yolo_lossplug.ultralytics_hook.trial.problems import moved
 
 TERMS = ("box", "class", "dfl")
 
@@ -82,17 +79,12 @@ def trial(args: dict[str, Any]) -> Trial:
         if "," in str(args.get(key)):
             raise LossPlugError(f"{key}={args[key]} names several: verify takes one, compare and curves take more.")
     one_run.check(args)  # before the model is built or downloaded
-    try:
-        torch.manual_seed(args.get("seed", 0))
-        made = one_run.load(args["model"], args.get("task"))
-        cfg = get_cfg(overrides={**args, "mode": "train", "task": made.task})
-        model, selection = _with_classes(made.model, cfg), select(with_task(vars(cfg), type(made.model)))
-        device = select_device(cfg.device, verbose=False)
-    except LossPlugError:
-        raise
-    except (SyntaxError, TypeError, ValueError, RuntimeError, FileNotFoundError) as error:
-        raise LossPlugError(" ".join(str(error).split())) from error
-    model.nc = len(class_names(model))  # as a trainer sets it
+    device = device_of(args["device"])
+    torch.manual_seed(args.get("seed", 0))
+    made = load_model(args["model"], args.get("task"))
+    cfg = get_cfg(overrides={**args, "mode": "train", "task": made.task})
+    selection = select(with_task(vars(cfg), type(made.model)))
+    model = network_of(made, cfg, dataset_of(args, made.task) if cfg.data else None)
     model.to(device).train()
     batch = moved(drawn_batch(model, cfg), device)
     preds = matched_step.predict(model, batch) if selection.task == DETR else model(batch["img"])
@@ -188,6 +180,7 @@ def drawn_batch(model: Any, cfg: Any) -> dict[str, Any]:
     kind = "obb" if task == "obb" else "detect"
     drawings = [shapes.draw(np.random.default_rng((cfg.seed, i)), size, kind) for i in range(count)]
     images = torch.from_numpy(np.stack([image for image, _ in drawings])).permute(0, 3, 1, 2).float() / 255
+    images = images[:, torch.arange(model.yaml.get("channels", 3)) % 3]
     n_classes = len(class_names(model))
     if task == CLASSIFY:
         labels = torch.tensor([int(rows[0][0]) for _, rows in drawings]) % n_classes
@@ -247,29 +240,6 @@ def _turned(corners: Tensor) -> Tensor:
     along, across = points[:, 1] - points[:, 0], points[:, 2] - points[:, 1]
     angle = torch.atan2(along[:, 1], along[:, 0])
     return torch.cat((points.mean(1), along.norm(dim=1)[:, None], across.norm(dim=1)[:, None], angle[:, None]), 1)
-
-
-def _with_classes(model: Any, cfg: Any) -> Any:
-    """Return a model with the classes of its data, if there is any."""
-    if not cfg.data:
-        return model
-    read = check_cls_dataset if model.task == CLASSIFY else check_det_dataset
-    return with_classes(model, read(cfg.data)["names"])
-
-
-def with_classes(model: Any, names: Any, kpt_shape: Optional[Sequence[int]] = None) -> Any:
-    """Return a model with these classes, and of pose these keypoints, as a trainer rebuilds it."""
-    names, head = dict(names), model.model[-1]
-    more = (
-        {"data_kpt_shape": kpt_shape} if kpt_shape and [*getattr(head, "kpt_shape", kpt_shape)] != [*kpt_shape] else {}
-    )
-    if more or len(names) != len(class_names(model)):
-        trained = model
-        model = type(model)(model.yaml, nc=len(names), verbose=False, **more)
-        model.load(trained)
-        model.task = trained.task
-    model.names = names
-    return model
 
 
 GAINS = {"box": "box", "class": "cls", "dfl": "dfl"}

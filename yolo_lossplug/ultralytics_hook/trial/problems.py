@@ -9,6 +9,8 @@ from typing import Any, NamedTuple, Union
 import torch
 from torch import Tensor
 
+from yolo_lossplug.ultralytics_hook.host import moved
+
 MAX_PREDICTED = 1500
 """Maximum number of objects of an image that predictions fit."""
 CHUNK = 256
@@ -184,11 +186,6 @@ def predicted(
         scores[i, labels[mine, 0].long(), index] += 3 * torch.rand(len(index), generator=rng)
     feats = [torch.zeros(n_images, 1, cells, cells, device=device) for cells in head.cells]
     return Problem(boxes.to(device), scores.to(device), feats, moved(batch, device))
-
-
-def moved(batch: dict[str, Any], device: Union[str, torch.device]) -> dict[str, Any]:
-    """Return a batch whose tensors are on a device."""
-    return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
 
 
 def _anchors(head: Head) -> tuple[Tensor, Tensor]:
