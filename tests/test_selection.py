@@ -178,7 +178,8 @@ CANONICAL = {
 def test_usual_spellings_are_accepted_and_recorded_by_name(key):
     for spelling, name in zip(SPELLINGS[key].split(), CANONICAL[key].split()):
         assert select({key: spelling}).resolved()[key] == name, spelling
-    assert select({"loss": "KF-IoU", "task": "obb"}).box.name == "kfiou"
+    for spelling, name in {"KF-IoU": "kfiou", "MG-IoU": "mgiou", "marginalized_giou": "mgiou"}.items():
+        assert select({"loss": spelling, "task": "obb"}).box.name == name
     assert select({"cls_loss": "cross-entropy", "task": "classify"}).cls.name == "ce"
 
 

@@ -127,7 +127,8 @@ def test_gcd_equals_values_computed_by_others():
     pred = torch.tensor([[0, 0, 2, 1], [0, 0, 10, 10]], dtype=torch.float64)
     target = torch.tensor([[0, 0, 2, 2], [5, 5, 25, 15]], dtype=torch.float64)
     expected = torch.tensor([0.4282291584, 0.6377804650], dtype=torch.float64)  # D² = 0.3125 and 1.03125
-    torch.testing.assert_close(create_box_loss("gcd")(pred, target), expected, rtol=0, atol=1e-9)
+    for unit in (1, 1e-4):  # it has none, for sides far below a pixel too
+        torch.testing.assert_close(create_box_loss("gcd")(pred * unit, target * unit), expected, rtol=0, atol=1e-9)
 
 
 def test_riou_has_the_published_shape():

@@ -98,7 +98,8 @@ def test_the_number_of_seeds_is_the_first_with_the_power(effect):
 
 def test_seeds_that_cannot_be_told():
     assert significance.seeds_needed(0.0, 1.0) is None and significance.seeds_needed(0.0, 0.0) is None
-    assert significance.seeds_needed(0.01, 1.0) is None, "more than 1000"
+    assert significance.seeds_needed(0.0809, 1.0) is None, "1202 are more than 1000"
+    assert significance.seeds_needed(0.0895, 1.0) == 982
     assert significance.seeds_needed(0.1, 0.0) == 3
 
 

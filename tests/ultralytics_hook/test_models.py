@@ -11,13 +11,16 @@ import pytest
 import ultralytics
 import yaml
 from ultralytics import RTDETR as RTDETRModel
+from ultralytics import YOLO
 
 from tests.conftest import dataset
 from tests.models import is_plugged
 from tests.runs import TINY, Log, results, slow, train
 from tests.tables import mark, write
 from yolo_lossplug.ultralytics_hook.criterion import branches
+from yolo_lossplug.ultralytics_hook.dataset import assignments
 from yolo_lossplug.ultralytics_hook.run import runs
+from yolo_lossplug.ultralytics_hook.trial import one_bench, one_step
 
 KEYS = {"loss": "inner-eiou", "cls_loss": "qfl"}
 FAMILIES = ("yolov8n", "yolov9t", "yolov10n", "yolo11n", "yolo12n", "yolo26n")
@@ -98,3 +101,12 @@ def test_rtdetr_trains_with_the_losses(table, tmp_path):
     recorded = yaml.safe_load((model.trainer.save_dir / "args.yaml").read_text())
     assert recorded["loss"] == KEYS["loss"] and recorded["cls_loss"] == "qfl"
     table[RTDETR, "detect"] = True
+
+
+def test_models_outside_of_a_training_are_in_training_mode(tmp_path):
+    """Of a checkpoint as well, which the host loads for predictions: the mode decides what a head returns."""
+    file = str(tmp_path / "best.pt")
+    YOLO("yolov8n.yaml").save(file)
+    trial = one_step.trial({"model": file, "loss": "eiou", "imgsz": 64, "batch": 2})
+    inspected = assignments.load({"model": file}, {"names": dict.fromkeys(range(80), "a")})
+    assert trial.model.training and inspected.host.training and one_bench.model_of(file).training
