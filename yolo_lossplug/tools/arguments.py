@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Optional
 
 from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.selection.keys import COMMON, given_keys, keys
@@ -57,6 +57,30 @@ def merge(args: Mapping[str, Any], accepted: Container[str]) -> Arguments:
     unused = {key for key in content if key in known and key not in accepted}
     kept = {key: value for key, value in content.items() if key not in unused}
     return Arguments({**kept, **typed}, content, file, tuple(key for key in content if key in unused - typed.keys()))
+
+
+def split_list(value: Any) -> list[Any]:
+    """Return the values of a key that takes several: words between commas, or the elements of a list.
+
+    >>> split_list("640, 960"), split_list([640]), split_list(640)
+    (['640', '960'], [640], [640])
+    """
+    if isinstance(value, str):
+        return [word.strip() for word in value.split(",")]
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def whole_number(key: str, value: Any, least: int, most: Optional[int] = None) -> int:
+    """Return the value of a key as a whole number.
+
+    Raises:
+        LossPlugError: If it is not a whole number, or too small or too large.
+    """
+    text = "" if isinstance(value, bool) else str(value).strip()
+    if not text.isdecimal() or int(text) < least or (most is not None and int(text) > most):
+        limits = f", at least {least}" if most is None else f" from {least} to {most}"
+        raise LossPlugError(f"{key}={value} must be a whole number{limits}.")
+    return int(text)
 
 
 def loss_keys(*others: str) -> frozenset[str]:

@@ -17,7 +17,7 @@ from yolo_lossplug.files import read_json, write_json
 from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.selection.keys import flag_of
 from yolo_lossplug.selection.names import suggest
-from yolo_lossplug.tools.arguments import merge
+from yolo_lossplug.tools.arguments import merge, split_list, whole_number
 from yolo_lossplug.tools.bench import children as bench_children
 from yolo_lossplug.tools.bench import report as bench_report
 from yolo_lossplug.tools.bench.child import read_result
@@ -199,7 +199,7 @@ def plan_of(args: Mapping[str, Any]) -> tuple[Plan, torch.device]:
 def _works(values: Mapping[str, Any], device: torch.device, default: Sequence[int] = OBJECTS) -> list[Work]:
     """Return the cases; `default` are the objects per image where none are given."""
     is_all, is_train = (flag_of(key, values.get(key, False)) for key in ("all", "train_step"))
-    batch, imgsz = (_whole(key, values.get(key, default), least) for key, default, least in _SIZES)
+    batch, imgsz = (whole_number(key, values.get(key, default), least) for key, default, least in _SIZES)
     if imgsz % 32:
         raise LossPlugError(f"imgsz={imgsz} must be a multiple of 32, the largest stride of a head.")
     amp = flag_of("amp", values.get("amp", True)) and device.type == "cuda"
@@ -228,9 +228,8 @@ _SIZES = (("batch", 16, 1), ("imgsz", 640, 32))
 
 
 def _objects(value: Any) -> list[int]:
-    values = value if isinstance(value, (list, tuple)) else str(value).split(",")
     try:
-        numbers = [int(str(one)) for one in values]
+        numbers = [int(str(word)) for word in split_list(value)]
     except ValueError:
         numbers = []
     if not numbers or min(numbers) < 0 or len({*numbers}) < len(numbers):
@@ -242,17 +241,11 @@ def _engines(value: Any, device: torch.device) -> tuple[str, ...]:
     """Return the engines to measure beside the host's own."""
     if value is None:
         return (FAST,) if kernels.missing(device) or kernels.is_interpreted() else (FAST, TRITON)
-    names = [str(one).strip().lower() for one in (value if isinstance(value, (list, tuple)) else str(value).split(","))]
+    names = [str(word).strip().lower() for word in split_list(value)]
     for name in names:
         if name not in ENGINES:
             raise LossPlugError(f"engines={value}: '{name}' is unknown.{suggest(name, ENGINES)} {', '.join(ENGINES)}.")
     return tuple(name for name in dict.fromkeys(names) if name != REFERENCE)
-
-
-def _whole(key: str, value: Any, least: int) -> int:
-    if type(value) is not int or value < least:
-        raise LossPlugError(f"{key}={value} must be a whole number, at least {least}.")
-    return int(value)
 
 
 def _number(key: str, value: Any, least: float) -> float:

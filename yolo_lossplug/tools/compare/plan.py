@@ -11,7 +11,7 @@ from typing import Any
 
 from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.selection.keys import keys
-from yolo_lossplug.tools.arguments import merge
+from yolo_lossplug.tools.arguments import merge, split_list
 from yolo_lossplug.tools.arms import ARMS, Arm, chosen_by, values_by_key
 from yolo_lossplug.tools.compare import measures
 from yolo_lossplug.tools.compare.comparison import without_folders
@@ -126,7 +126,7 @@ def _devices(args: Mapping[str, Any]) -> tuple[tuple[Any, ...], str]:
         LossPlugError: If the engine is unknown, or does not take devices.
     """
     engine = str(args.get("engine", ENGINES[0]))
-    devices = tuple(_listed(args.get("devices", ())))
+    devices = tuple(_numbered(args.get("devices", ())))
     if engine not in ENGINES:
         raise LossPlugError(f"engine={engine} is unknown. Known: {', '.join(ENGINES)}.")
     if devices and engine == "ray":
@@ -163,7 +163,7 @@ def _typed(arm: Arm) -> dict[str, Any]:
 
 def _seeds(value: Any) -> tuple[int, ...]:
     value = int(value) if isinstance(value, str) and value.isdecimal() else value
-    seeds = tuple(range(value)) if isinstance(value, int) and not isinstance(value, bool) else tuple(_listed(value))
+    seeds = tuple(range(value)) if isinstance(value, int) and not isinstance(value, bool) else tuple(_numbered(value))
     if not seeds or len(set(seeds)) < len(seeds) or not all(type(seed) is int and seed >= 0 for seed in seeds):
         raise LossPlugError(
             f"seeds={value} must be a number of seeds, at least 1, or a list of different ones: seeds=0,7."
@@ -171,11 +171,9 @@ def _seeds(value: Any) -> tuple[int, ...]:
     return seeds
 
 
-def _listed(value: Any) -> list[Any]:
-    if isinstance(value, str):
-        words = [word.strip() for word in value.split(",") if word.strip()]
-        return [int(word) if word.isdecimal() else word for word in words]
-    return list(value) if isinstance(value, (list, tuple)) else [value]
+def _numbered(value: Any) -> list[Any]:
+    """Return the values of a key that takes several, of which words of digits are numbers."""
+    return [int(word) if str(word).isdecimal() else word for word in split_list(value) if word != ""]
 
 
 def _command(args: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 from yolo_lossplug import charts
 from yolo_lossplug.registry import REGISTRY, ROTATED, SOFTMAX, LossPlugError
 from yolo_lossplug.selection.keys import CLASSIFY, refuse_unknown
-from yolo_lossplug.tools.arguments import Arguments, loss_keys, merge, refuse_keys_of_training, refuse_task
+from yolo_lossplug.tools.arguments import Arguments, loss_keys, merge, refuse_keys_of_training, refuse_task, split_list
 from yolo_lossplug.tools.arms import Arm, arms, labels
 from yolo_lossplug.tools.curves.measures import (
     ASPECTS,
@@ -109,9 +109,8 @@ def _sizes(value: Any, is_class: bool) -> tuple[float, ...]:
         return (SIDE,)
     if is_class:
         raise LossPlugError(f"size={value} has no effect with cls_loss=, which takes no boxes; remove it.")
-    words = value.split(",") if isinstance(value, str) else value if isinstance(value, (list, tuple)) else [value]
     try:
-        sizes = tuple(dict.fromkeys(float(word) for word in words))
+        sizes = tuple(dict.fromkeys(map(float, split_list(value))))
     except (TypeError, ValueError):
         sizes = ()
     if not sizes or not all(0 < size <= MAX_SIDE for size in sizes):

@@ -14,7 +14,7 @@ import numpy as np
 from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.selection.keys import TASKS, keys, refuse_unknown
 from yolo_lossplug.selection.select import Selection, select
-from yolo_lossplug.tools.arguments import merge
+from yolo_lossplug.tools.arguments import merge, split_list, whole_number
 from yolo_lossplug.tools.inspect import counts as numbers
 from yolo_lossplug.tools.inspect import report as report
 from yolo_lossplug.tools.inspect import views as views
@@ -109,33 +109,23 @@ def plan_of(args: Mapping[str, Any]) -> Plan:
     given.say_unused()
     numbers_of_assigner = {key: value for key, value in values.items() if key in assigner_keys}
     _check_fraction(values.get("fraction", 1.0))
-    _whole("seed", values.get("seed", 0), 0, 2**31)
+    whole_number("seed", values.get("seed", 0), 0, 2**31)
     return Plan(
         values,
         _sizes(values.get("imgsz", 640)),
-        _whole("batch", values.get("batch", 16), 1, 1024),
+        whole_number("batch", values.get("batch", 16), 1, 1024),
         select({**numbers_of_assigner, "task": values.get("task")}),
     )
 
 
 def _sizes(value: Any) -> tuple[int, ...]:
     """Return the sizes of the input, multiples of 32, each once."""
-    words = value if isinstance(value, (list, tuple)) else str(value).split(",")
-    sizes = [_whole("imgsz", word, 32, MAX_IMGSZ) for word in words]
+    sizes = [whole_number("imgsz", word, 32, MAX_IMGSZ) for word in split_list(value)]
     rounded = [-(-size // 32) * 32 for size in sizes]
     for size, multiple in zip(sizes, rounded):
         if size != multiple:
             say(f"imgsz={size} must be a multiple of the largest stride, 32: inspected at {multiple}")
     return tuple(dict.fromkeys(rounded))
-
-
-def _whole(key: str, value: Any, least: int, most: int) -> int:
-    text = str(value).strip()
-    if isinstance(value, bool) or not text.isdigit() or not least <= int(text) <= most:
-        raise LossPlugError(
-            f"{key}={value} must be a whole number from {least} to {most}, e.g. {key}={max(least, 16)}."
-        )
-    return int(text)
 
 
 def _check_fraction(value: Any) -> None:
