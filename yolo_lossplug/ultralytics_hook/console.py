@@ -60,7 +60,7 @@ def parse(words: Sequence[str]) -> dict[str, Any]:
 
 def progress(total: int, title: str) -> Any:
     """Return Ultralytics' progress bar; `update(n)` moves it, `close()` ends it."""
-    return TQDM(total=total, desc=title, disable=not sys.stdout.isatty())  # a log wants no line for every step
+    return TQDM(total=total, desc=title, disable=not sys.stdout.isatty())  # a log needs no line for every step
 
 
 def bold(text: str) -> str:
@@ -79,7 +79,7 @@ def warn(text: str) -> None:
 
 
 warn_once = functools.cache(warn)
-"""The same, once of each text."""
+"""The same, once for each text."""
 
 
 @contextmanager
