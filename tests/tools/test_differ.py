@@ -29,14 +29,16 @@ def test_the_images_that_differ_are_written_and_drawn(tmp_path):
     one = [both, found(files[1], GT, [0.9, 0.8], np.eye(2))]
     other = [both, found(files[1], [GT[0], [1, 1, 5, 5]], [0.9, 0.85], [[1, 0], [0, 0]])]
     for name, images in (("a", one), ("b", other)):
-        differ.save(images, {0: "x"}, tmp_path / f"{name}.json")
-    assert differ.write(tmp_path / "a.json", tmp_path / "b.json", ("a", "b"), tmp_path, "differ")
-    (row,) = json.loads((tmp_path / "differ.json").read_text())["images"]
+        (tmp_path / name).mkdir()
+        differ.save_detections(images, {0: "x"}, tmp_path / name / differ.DETECTIONS)
+    first, second = (tmp_path / name / differ.DETECTIONS for name in "ab")
+    figure = differ.draw_differing(differ.DetectionPair("b", 0, first, second), "a", tmp_path)
+    (row,) = json.loads((tmp_path / "differ-b.json").read_text())["images"]
     assert row["file"] == "other.png" and row["a"]["misses"] == [] and len(row["a"]["hits"]) == 2
     assert row["b"]["misses"] == [[50, 50, 60, 60]] and row["b"]["alarms"] == [[1, 1, 5, 5]]
-    with Image.open(tmp_path / "differ.png") as picture:
+    with Image.open(charts.save(figure, tmp_path / "differ.png")) as picture:
         assert picture.width > 800 and len(picture.convert("L").getcolors(256)) > 20
-    assert not differ.write(tmp_path / "a.json", tmp_path / "a.json", ("a", "a"), tmp_path, "none")
+    assert differ.draw_differing(differ.DetectionPair("a", 0, first, first), "a", tmp_path) is None
 
 
 def test_boxes_lie_on_the_image_without_its_padding():
@@ -68,7 +70,7 @@ def test_the_padding_is_that_of_the_validation(data, tmp_path, rect):
 def test_a_run_is_judged_at_its_best_score():
     images = [found("x", [GT[0], [1, 1, 5, 5], [2, 2, 6, 6]], [0.3, 0.2, 0.1], [[0.6, 0], [0, 0], [0, 0]])]
     assert differ.best_score(images) == 0.3
-    assert differ.best_score([found("x", [], [], [])]) == differ.LEAST_SCORE
+    assert differ.best_score([found("x", [], [], [])]) == differ.MIN_SCORE
 
 
 def test_two_detections_cannot_hit_one_object():

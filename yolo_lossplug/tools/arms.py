@@ -54,7 +54,7 @@ def chosen_by(
     if ARMS not in args:
         return arms(args, task, recipe)
     for key, value in given_keys(args).items():
-        raise LossPlugError(f"{key}={value} has no effect beside {ARMS}=, which says it of each arm. Move it there.")
+        raise LossPlugError(f"{key}={value} has no effect beside {ARMS}=, which sets keys per arm. Move it there.")
     return listed(args[ARMS], task)
 
 
@@ -101,7 +101,7 @@ def listed(choices: Any, task: Optional[str] = None) -> list[Arm]:
         >>> [arm.name for arm in listed([{"loss": "ciou"}, {"tal_topk": 7}, {"cls_loss": "qfl", "cls": 5.0}])]
         ['ciou', 'tal_topk=7', 'qfl cls=5.0']
     """
-    if not isinstance(choices, (list, tuple)) or not choices or not all(isinstance(c, Mapping) and c for c in choices):
+    if not _is_list_of_keys(choices):
         example = "[{'loss':'ciou'},{'tal_topk':7}]"
         raise LossPlugError(f"{ARMS}={choices} must be a list with the keys of each arm: {ARMS}={example}.")
     chosen = [Arm(_listed_name(keys), dict(keys), select({**given_keys(keys), "task": task})) for keys in choices]
@@ -110,6 +110,10 @@ def listed(choices: Any, task: Optional[str] = None) -> list[Arm]:
     if twice:
         raise LossPlugError(f"{ARMS}= names {', '.join(twice)} twice; remove one.")
     return chosen
+
+
+def _is_list_of_keys(choices: Any) -> bool:
+    return isinstance(choices, (list, tuple)) and bool(choices) and all(isinstance(c, Mapping) and c for c in choices)
 
 
 def _listed_name(keys: Mapping[str, Any]) -> str:

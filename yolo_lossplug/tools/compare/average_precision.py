@@ -112,7 +112,7 @@ def _average(hits: np.ndarray, alarms: np.ndarray, objects: int) -> np.ndarray:
     recall, precision = hits / objects, hits / (hits + alarms + np.spacing(1))
     envelope = np.maximum.accumulate(precision[:, ::-1], -1)[:, ::-1]
     padded = np.pad(envelope, ((0, 0), (0, 1)))  # a recall that is not reached has precision 0
-    return np.array([row[np.searchsorted(one, RECALLS)].mean() for row, one in zip(padded, recall)])
+    return np.array([row[np.searchsorted(reached, RECALLS)].mean() for row, reached in zip(padded, recall)])
 
 
 def _matches(image: Image, cls: int) -> Optional[_Matches]:

@@ -174,8 +174,8 @@ def directory_of(plan: Plan, name: Any, project: Any) -> Path:
     if name is None:
         # Ultralytics numbers folders as name2 or, in newer releases, as name-2.
         numbered = re.compile(re.escape(first.name) + r"-?\d+")
-        candidates = [first, *sorted(one for one in first.parent.glob("*") if numbered.fullmatch(one.name))]
-        return next((one for one in candidates if _differing_keys(one, plan) == [] and _fits(plan, one)), new)
+        candidates = [first, *sorted(file for file in first.parent.glob("*") if numbered.fullmatch(file.name))]
+        return next((old for old in candidates if _differing_keys(old, plan) == [] and _fits(plan, old)), new)
     differing = _differing_keys(first, plan)
     if differing:
         raise LossPlugError(

@@ -60,7 +60,7 @@ class Comparison:
         Raises:
             LossPlugError: If the runs lack the metric.
         """
-        jobs = shown(jobs)
+        jobs = portable(jobs)
         finished = {(job.arm, job.seed): job.read() for job in jobs if job.state == FINISHED}
         results = {key: result for key, result in finished.items() if result}
         failed = [(job.arm, job.seed, job.reason) for job in jobs if job.state == FAILED]
@@ -80,7 +80,7 @@ class Comparison:
     @cached_property
     def numbers(self) -> dict[tuple[str, int], dict[str, Optional[float]]]:
         """All numbers of each run: metrics in their order, losses of the last epoch, and seconds."""
-        return {key: measures.numbers(result) for key, result in self.results.items()}
+        return {key: measures.run_numbers(result) for key, result in self.results.items()}
 
     @cached_property
     def spreads(self) -> dict[tuple[str, str], Spread]:
@@ -283,7 +283,7 @@ def without_folders(text: str) -> str:
     return FOLDERS.sub("", text)
 
 
-def shown(jobs: Iterable[Job]) -> list[Job]:
+def portable(jobs: Iterable[Job]) -> list[Job]:
     """Return copies of runs whose names and reasons hold no folder; names that would be equal then stay as they are."""
     jobs = list(jobs)
     short = {job.arm: without_folders(job.arm) for job in jobs}

@@ -67,14 +67,14 @@ def judge(image: Mapping[str, Any], score: float) -> dict[str, Any]:
     return {**boxes, "is_hit": is_hit.tolist()}
 
 
-def most_different(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+def most_different(run: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     """Return the files of the images in which two runs differ most, objects hit by one alone and false alarms."""
 
     def distance(file: str) -> int:
-        a, b = one["images"][file], other["images"][file]
+        a, b = run["images"][file], other["images"][file]
         return int(np.sum(np.not_equal(a["is_hit"], b["is_hit"]))) + abs(len(a["alarms"]) - len(b["alarms"]))
 
-    common = [file for file in one["images"] if file in other["images"]]
+    common = [file for file in run["images"] if file in other["images"]]
     distances = {file: distance(file) for file in common}
     return [file for file in sorted(common, key=lambda file: -distances[file]) if distances[file]][:MAX_IMAGES]
 
@@ -99,7 +99,7 @@ class DetectionPair(NamedTuple):
         return directory / f"differ-{self.of_arm.parent.name}.png"
 
 
-def pairs(jobs: Sequence[Job]) -> list[DetectionPair]:
+def detection_pairs(jobs: Sequence[Job]) -> list[DetectionPair]:
     """Return the runs of each arm and of the baseline at the first seed for which both have detections."""
     found = {(job.arm, job.seed): job.folder / DETECTIONS for job in jobs if job.state == FINISHED}
     found = {key: file for key, file in found.items() if file.is_file()}

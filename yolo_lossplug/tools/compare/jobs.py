@@ -184,7 +184,15 @@ def run_on_ray(jobs: Sequence[Job], device: Any, report: Callable[[Job], None]) 
     is_ours = not ray.is_initialized()
     if is_ours:
         ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False)
-    on_cpu = str(device).lower() == "cpu"
+    try:
+        _run_tasks(ray, jobs, str(device).lower() == "cpu", report)
+    finally:
+        if is_ours:
+            ray.shutdown()
+
+
+def _run_tasks(ray: Any, jobs: Sequence[Job], on_cpu: bool, report: Callable[[Job], None]) -> None:
+    """Run jobs on a cluster, as many at a time as it has processors or GPUs."""
     task = ray.remote(num_cpus=1, num_gpus=0 if on_cpu else 1, max_retries=0)(_run_logged)
     slots = max(1, int(ray.cluster_resources().get("CPU" if on_cpu else "GPU", 0)))
     waiting = list(jobs)
@@ -208,8 +216,6 @@ def run_on_ray(jobs: Sequence[Job], device: Any, report: Callable[[Job], None]) 
             ray.cancel(task_left)
         if pending:
             ray.wait(list(pending), num_returns=len(pending), timeout=PATIENCE)
-        if is_ours:
-            ray.shutdown()
 
 
 def _run_logged(command: list[str], log: str, cwd: str) -> int:

@@ -37,7 +37,7 @@ def measured(result: Result) -> dict[str, Optional[float]]:
     return {name: None if value is None or not math.isfinite(value) else value for name, value in metrics.items()}
 
 
-def numbers(result: Result) -> dict[str, Optional[float]]:
+def run_numbers(result: Result) -> dict[str, Optional[float]]:
     """Return all numbers of a run by name: metrics in their order, losses of the last epoch, and seconds."""
     metrics = measured(result)
     seconds = {"seconds": result["seconds"]} if "seconds" in result else {}

@@ -43,7 +43,7 @@ def draw_forest(effects: Sequence[Effect], baseline: str, noise: Optional[float]
     Returns:
         The figure; None if there is nothing to draw.
     """
-    ranked = sorted((effect for effect in effects if effect.mean is not None), key=lambda effect: -(effect.mean or 0.0))
+    ranked = sorted((effect for effect in effects if effect.mean is not None), key=lambda effect: -(effect.mean or 0))
     if not ranked:
         return None
     lines = [fill(effect.arm, NAME_WIDTH) for effect in ranked]
@@ -56,16 +56,21 @@ def draw_forest(effects: Sequence[Effect], baseline: str, noise: Optional[float]
     for y, line, effect in zip(heights.cumsum(), lines, ranked):
         _draw_effect(axis, y - 0.14, effect)
         _write_effect(axis, y - 0.26, line, effect)
-    axis.set_yticks([])
     axis.set_ylim(heights.sum() + 0.05, 0)
     axis.set_xlim(*_around_zero(ranked, noise or 0.0))
     interval = ", with intervals" if any(effect.low is not None for effect in ranked) else ""
     axis.set_xlabel(f"difference of {label(ranked[0].metric)} from {baseline}{interval}", fontsize=9)
-    axis.set_title("worse  ◂  ▸  better", fontsize=8, color="#444444", x=_zero_at(axis))
+    _style_forest(axis)
+    return figure
+
+
+def _style_forest(axis: Any) -> None:
+    axis.set_yticks([])
+    low, high = axis.get_xlim()
+    axis.set_title("worse  ◂  ▸  better", fontsize=8, color="#444444", x=-low / (high - low))
     axis.tick_params(labelsize=9)
     axis.spines[["top", "right", "left"]].set_visible(False)
     axis.grid(axis="x", alpha=0.25)
-    return figure
 
 
 def _draw_effect(axis: Any, y: float, effect: Effect) -> None:
@@ -91,12 +96,6 @@ def _around_zero(effects: Sequence[Effect], noise: float) -> tuple[float, float]
     low, high = min(-noise, *ends), max(noise, *ends)
     span = high - low or 0.1
     return min(low - 0.08 * span, -0.16 * span), max(high + 0.08 * span, 0.16 * span)
-
-
-def _zero_at(axis: Any) -> float:
-    """Return where 0 is on the horizontal axis, 0 to 1 from left to right."""
-    low, high = axis.get_xlim()
-    return float(-low / (high - low))
 
 
 def draw_curves(histories: Histories, arms: Sequence[str]) -> Optional[Figure]:
@@ -126,8 +125,7 @@ def draw_curves(histories: Histories, arms: Sequence[str]) -> Optional[Figure]:
         if has_pairs:
             row[1].axhline(0, color="#000000", linewidth=1)
             _draw_lines(row[1], paired_differences(runs, arms[0]), drawn, f"{label(name)}: difference from {arms[0]}")
-    for axis in axes[-1]:
-        axis.set_xlabel("epoch")
+    figure.supxlabel("epoch", fontsize=10)
     if len(drawn) > 1:
         charts.legend_below(figure, axes[0, 0], columns)
     return figure

@@ -26,7 +26,7 @@ class Progress:
 
     def line(self, job: Job) -> str:
         """Return the line of a run that has ended."""
-        ended = sum(one.state in (FINISHED, FAILED) for one in self._todo)
+        ended = sum(job.state in (FINISHED, FAILED) for job in self._todo)
         reason = f" ({job.reason})" if job.reason else ""
         head = f"{ended} of {len(self._todo)}: {job.arm} seed {job.seed} {job.state}{reason}"
         return " · ".join([head, *self._value(job), *self._left()])
@@ -45,7 +45,7 @@ class Progress:
 
     def _left(self) -> list[str]:
         """Return the time left, by the mean time of the runs that ended so far."""
-        left = sum(one.state in (WAITING, RUNNING) for one in self._todo)
+        left = sum(job.state in (WAITING, RUNNING) for job in self._todo)
         ended = self._waiting - left
         seconds = (time.monotonic() - self._start) / ended * left if ended > 0 else 0.0
         return [f"about {duration(seconds)} left"] if left else []

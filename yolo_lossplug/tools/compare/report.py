@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from yolo_lossplug import charts
 from yolo_lossplug.files import write_text
 from yolo_lossplug.tools.compare import differ, measures
-from yolo_lossplug.tools.compare.comparison import SECONDS, Comparison, shown
+from yolo_lossplug.tools.compare.comparison import SECONDS, Comparison, portable
 from yolo_lossplug.tools.compare.effects import Effect
 from yolo_lossplug.tools.compare.jobs import Job
 from yolo_lossplug.tools.compare.plots import draw_curves, draw_forest
@@ -66,8 +66,8 @@ def write_summary(
         foot: Date, versions and the like.
         is_last: Whether the images in which arms differ are drawn anew.
     """
-    jobs = shown(jobs)
-    comparison, pairs = Comparison.of(jobs, metric, command, foot), differ.pairs(jobs)
+    jobs = portable(jobs)
+    comparison, pairs = Comparison.of(jobs, metric, command, foot), differ.detection_pairs(jobs)
     results, floor = comparison.results, comparison.noise_floor
     histories = {key: measures.order_rows(history(Path(result["save_dir"]))) for key, result in results.items()}
     figures: dict[Path, Optional[Figure]] = {
@@ -264,7 +264,7 @@ def latex_table(comparison: Comparison) -> Table:
 
 def summary_rows(comparison: Comparison) -> list[dict[str, Any]]:
     """Return a row for every arm and measure: mean, deviation, and the paired difference from the baseline."""
-    effects = [*comparison.effects, *(one for effects in comparison.other_effects.values() for one in effects)]
+    effects = [*comparison.effects, *(effect for effects in comparison.other_effects.values() for effect in effects)]
     by_measure = {(effect.arm, effect.metric): effect for effect in effects if effect.mean is not None}
     nothing = Effect("", "", seeds=None)  # type: ignore[arg-type]
     rows = []

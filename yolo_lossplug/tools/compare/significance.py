@@ -83,15 +83,15 @@ def holm(problems: Mapping[str, Sequence[float]]) -> dict[str, Difference]:
     Args:
         problems: Paired differences by loss. Losses with fewer than three seeds get no verdict, and do not count.
     """
-    decided = {name: decide(values) for name, values in problems.items() if len(values) < MIN_SEEDS}
-    open_ones = {name: values for name, values in problems.items() if name not in decided}
-    while open_ones:
-        level = 1 - (1 - LEVEL) / len(open_ones)
-        trial = {name: decide(values, level) for name, values in open_ones.items()}
-        shown = {name: difference for name, difference in trial.items() if difference.verdict != NOISE}
-        decided.update(shown or trial)
-        open_ones = {name: values for name, values in open_ones.items() if name not in decided}
-    return {name: decided[name] for name in problems}
+    decided = {name: decide(values) for name, values in problems.items()}
+    left = [name for name, difference in decided.items() if difference.level is not None]
+    shown = left
+    while shown and left:
+        level = 1 - (1 - LEVEL) / len(left)
+        decided.update({name: decide(problems[name], level) for name in left})
+        shown = [name for name in left if decided[name].verdict != NOISE]
+        left = [name for name in left if name not in shown]
+    return decided
 
 
 def power(effect: float, seeds: int, level: float = LEVEL) -> float:
