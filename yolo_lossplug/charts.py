@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
@@ -21,6 +22,7 @@ COLOURS = (
     *("#000000", "#e69f00", "#0072b2", "#56b4e9", "#8400cd", "#cc79a7"),
     *("#882255", "#8c8cff", "#332288", "#d55e00", "#661100", "#009e73"),
 )
+NUMBER = re.compile(r"[+-]?[\d.]+(e[+-]?\d+)?")
 DASHES = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)))
 MARKERS = ("o", "s", "^", "v", "D", "P", "X", "*")
 
@@ -55,7 +57,12 @@ def legend_columns(names: Sequence[str], width: int) -> int:
 
 
 def save(made: Figure, file: Path) -> Path:
-    """Write a figure as PNG and return the file."""
+    """Write a figure as PNG and return the file. Text is text: what users have named holds no formulas."""
+    from matplotlib.text import Text
+
+    texts: list[Any] = made.findobj(Text)
+    for text in texts:
+        text.set_parse_math("$" not in text.get_text())
     file.parent.mkdir(parents=True, exist_ok=True)
     made.savefig(file, dpi=150)
     return file
@@ -72,8 +79,15 @@ def save_table(rows: Sequence[dict[str, Any]], file: Path, columns: Sequence[str
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, list(columns or dict.fromkeys(name for row in rows for name in row)))
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({name: _as_text(value) for name, value in row.items()} for row in rows)
     return write_text(file, text.getvalue())
+
+
+def _as_text(value: Any) -> Any:
+    """Return a cell that no spreadsheet takes for a formula."""
+    if not isinstance(value, str) or not value.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return value
+    return value if NUMBER.fullmatch(value) else f"'{value}"
 
 
 def save_all(figures: Mapping[Path, Optional[Figure]], tables: Mapping[Path, Sequence[dict[str, Any]]]) -> None:

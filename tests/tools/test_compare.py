@@ -163,10 +163,10 @@ def test_a_finished_run_of_another_loss_does_not_count(tmp_path):
     compare._write_plan(plan, place)
     job = compare.jobs_of(plan, place)[1]
     job.prepare(None)
-    job.result.write_text(json.dumps({"seconds": 1.0}), encoding="utf-8")
+    job.result.write_text(json.dumps(result(0.5)), encoding="utf-8")
     assert [job.state for job in compare.jobs_of(plan, place)] == [WAITING, FINISHED]
     assert compare.directory_of(plan, None, tmp_path) == place != compare.directory_of(other, None, tmp_path)
-    with pytest.raises(LossPlugError, match="a run of 'eiou' with cls_loss=None.*asked for with cls_loss=qfl"):
+    with pytest.raises(LossPlugError, match="a run of 'eiou' with cls_loss=None.*asked for cls_loss=qfl"):
         compare.jobs_of(other, compare.directory_of(other, "compare", tmp_path))
 
 
@@ -272,11 +272,34 @@ def test_a_damaged_result_is_made_again(tmp_path):
     assert not job.result.exists()
 
 
-def test_a_plan_that_cannot_be_read(tmp_path):
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / compare.PLAN).write_text("{")
-    with pytest.raises(LossPlugError, match="cannot be read"):
-        compare.directory_of(compare.plan_of({**KEYS, "loss": "ciou"}), "mine", tmp_path)
+def finished_runs(directory, **more):
+    """A plan of two losses and one seed, all runs of which have finished."""
+    plan = compare.plan_of({**KEYS, "loss": "ciou,eiou", "seeds": 1, "project": directory.parent, **more})
+    for job in compare.jobs_of(plan, directory):
+        job.prepare(None)
+        job.result.write_text(json.dumps(result(0.5)))
+    compare._write_plan(plan, directory)
+    return plan
+
+
+@pytest.mark.parametrize("content", [None, "", "{", "[]", "{}", "[" * 200_000, "null"])
+def test_a_plan_is_rebuilt_from_the_runs(tmp_path, content):
+    """Without a plan that can be read, the runs tell what they were trained with."""
+    directory = tmp_path / "mine"
+    plan = finished_runs(directory)
+    file = directory / compare.PLAN
+    file.unlink() if content is None else file.write_text(content)
+    assert compare.directory_of(plan, "mine", tmp_path) == directory
+    assert {job.state for job in compare.jobs_of(plan, directory)} == {FINISHED}
+    other = compare.plan_of({**KEYS, "epochs": 300, "loss": "ciou,eiou", "seeds": 1, "project": tmp_path})
+    with pytest.raises(LossPlugError, match="name=mine is a comparison with another epochs"):
+        compare.directory_of(other, "mine", tmp_path)
+    with pytest.raises(LossPlugError, match="a run of 'ciou' with epochs=3, but you asked for epochs=300"):
+        compare.jobs_of(other, directory)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (empty / compare.PLAN).write_text(content or "")
+    assert compare.directory_of(plan, "empty", tmp_path) == empty, "there is no run, and nothing to lose"
 
 
 HOLD = """

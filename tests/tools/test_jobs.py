@@ -21,13 +21,14 @@ CODE = """
 import json, pathlib, sys, time
 job = json.loads(pathlib.Path(sys.argv[1]).read_text())
 start = time.time()
-time.sleep(job["args"].get("seconds", 0.4))
+time.sleep(job["args"].get("sleep", 0.4))
 if job["args"].get("fails"):
     pathlib.Path(job["error"]).write_text("ValueError: too bad\\n\\nTraceback")
     sys.exit(1)
 if job["args"].get("dies"):
     sys.exit(9)
-pathlib.Path(job["result"]).write_text(json.dumps({"start": start, "end": time.time(), **job["args"]}))
+done = {"metrics": {}, "losses": {}, "seconds": 1.0, "save_dir": "", "start": start, "end": time.time(), **job["args"]}
+pathlib.Path(job["result"]).write_text(json.dumps(done))
 """
 
 
@@ -53,7 +54,7 @@ def tell_nothing(job):
 
 def test_in_turn_goes_on_after_a_failure(made):
     todo, told = made({}, {"fails": True}, {"dies": True}, {}), []
-    jobs.run_in_turn(todo, lambda job: told.append((job.arm, job.state)))
+    jobs.run_local(todo, [None], lambda job: told.append((job.arm, job.state)))
     assert [job.state for job in todo] == [FINISHED, FAILED, FAILED, FINISHED]
     assert todo[1].reason == "ValueError: too bad" and todo[2].reason == "exit status 9"
     assert told[:3] == [("arm0", RUNNING), ("arm0", FINISHED), ("arm1", RUNNING)]
@@ -62,7 +63,7 @@ def test_in_turn_goes_on_after_a_failure(made):
 
 def test_devices_have_one_run_each_at_a_time(made):
     todo = made({}, {"fails": True}, {}, {}, {})
-    jobs.run_on_devices(todo, (0, 1), tell_nothing)
+    jobs.run_local(todo, (0, 1), tell_nothing)
     assert [job.state for job in todo] == [FINISHED, FAILED, FINISHED, FINISHED, FINISHED]
     runs = [job.read() for job in todo if job.state == FINISHED]
     assert {run["device"] for run in runs} == {0, 1}
@@ -87,7 +88,7 @@ def test_runs_side_by_side_have_a_line_each(made, way):
     if way == "ray":
         jobs.run_on_ray(todo, "cpu", report)
     else:
-        jobs.run_on_devices(todo, (0, 1), report)
+        jobs.run_local(todo, (0, 1), report)
     assert [line.partition(":")[0] for line in lines] == [f"{k} of 4" for k in (1, 2, 3, 4)]
     assert [re.search(r"about \d+ s left$", line) is not None for line in lines] == [True, True, True, False]
     ends = sorted(line.partition(": ")[2].partition(" · about")[0] for line in lines)
@@ -106,7 +107,7 @@ def interruptible():
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["turn", "devices"])
 def test_an_interrupt_ends_what_runs(made, way, interruptible):
-    todo = made({"seconds": 0.1}, {"seconds": 60}, {"seconds": 60})
+    todo = made({"sleep": 0.1}, {"sleep": 60}, {"sleep": 60})
     start = time.perf_counter()
 
     def interrupt(job):
@@ -115,9 +116,9 @@ def test_an_interrupt_ends_what_runs(made, way, interruptible):
 
     with pytest.raises(KeyboardInterrupt):
         if way == "turn":
-            jobs.run_in_turn(todo, interrupt)
+            jobs.run_local(todo, [None], interrupt)
         else:
-            jobs.run_on_devices(todo, ("cpu", "cpu"), interrupt)
+            jobs.run_local(todo, ("cpu", "cpu"), interrupt)
     assert time.perf_counter() - start < 30
     assert todo[0].state == FINISHED and not todo[1].result.is_file()
 

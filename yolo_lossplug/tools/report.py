@@ -92,6 +92,13 @@ class Picture:
             picture.convert("RGB").save(made, "JPEG", quality=JPEG_QUALITY, optimize=True)
         return made.getvalue()
 
+    def is_readable(self) -> bool:
+        """Return whether the picture can be shown."""
+        try:
+            return bool(self.data)
+        except Exception:  # of codecs
+            return False
+
     @property
     def uri(self) -> str:
         """The picture as the address that holds it."""

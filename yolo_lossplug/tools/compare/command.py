@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import datetime
-import json
 import re
 import signal
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +15,7 @@ import torch
 from filelock import FileLock, Timeout
 
 import yolo_lossplug
-from yolo_lossplug.files import read_json, write_json
+from yolo_lossplug.files import write_json
 from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.selection.keys import keys
 from yolo_lossplug.tools.arms import Arm
@@ -62,8 +61,13 @@ PLAN, LOCK = "compare.json", "compare.lock"
 
 
 def main(args: dict[str, Any]) -> None:
-    """Compare, and exit with 1 if a run has failed. SIGTERM, which a cluster sends first, ends it as Ctrl-C does."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """Compare, and exit with 1 if a run has failed.
+
+    SIGTERM, which a cluster sends first, and SIGHUP, the end of a terminal, end it as Ctrl-C does.
+    """
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):  # Windows has no SIGHUP
+            signal.signal(getattr(signal, name), signal.default_int_handler)
     directory, jobs, report = run_plan(plan_of(args))
     print(f"\n{report.terminal()}\nwritten to {directory}")
     if any(job.state == FAILED for job in jobs):
@@ -124,7 +128,8 @@ def _run(plan: Plan, directory: Path) -> tuple[list[Job], Report]:
         raise
     finally:
         for job in todo:
-            job.state = WAITING if job.state == RUNNING else job.state
+            if job.state == RUNNING:
+                job.finish()
         last = write(is_last=all(job.state in (FINISHED, FAILED) for job in todo))
     return todo, last
 
@@ -133,10 +138,8 @@ def _start(plan: Plan, waiting: list[Job], report: Callable[[Job], None]) -> Non
     """Run jobs where the plan says."""
     if plan.engine == "ray":
         jobs.run_on_ray(waiting, plan.args.get("device", "cpu"), report)
-    elif plan.devices:
-        jobs.run_on_devices(waiting, plan.devices, report)
     else:
-        jobs.run_in_turn(waiting, report)
+        jobs.run_local(waiting, plan.devices or (None,), report)
 
 
 def _say_older(todo: Sequence[Job]) -> None:
@@ -186,20 +189,28 @@ def directory_of(plan: Plan, name: Any, project: Any) -> Path:
 
 
 def _differing_keys(directory: Path, plan: Plan) -> Optional[list[str]]:
-    """Return the keys in which a plan differs from the comparison in a folder; None if there is no comparison.
-
-    Raises:
-        LossPlugError: If its plan cannot be read.
-    """
-    file = directory / PLAN
-    if not file.is_file():
+    """Return the keys in which a plan differs from the comparison in a folder; None if there is no comparison."""
+    before, now = _earlier_args(directory), jobs.comparable(plan.args)
+    if before is None:
         return None
-    try:
-        earlier = read_json(file)
-    except ValueError as error:
-        raise LossPlugError(f"{file} cannot be read ({error}); give another name=.") from error
-    before, now = _comparable(earlier["args"]), _comparable(plan.args)
     return sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
+
+
+def _earlier_args(directory: Path) -> Optional[dict[str, Any]]:
+    """Return the common arguments of the comparison in a folder; None if there is none.
+
+    Where its plan is gone or damaged, they are what all of its runs were trained with.
+    """
+    plan = jobs.read_mapping(directory / PLAN).get("args")
+    if isinstance(plan, dict):
+        return jobs.comparable(plan)
+    files = [file for file in (directory / "runs").glob("*.json") if not file.name.endswith(".result.json")]
+    runs = [args for file in files if isinstance(args := jobs.read_mapping(file).get("args"), dict)]
+    if not runs:
+        return None
+    ours = {*keys(), "seed"}
+    same = {key: value for key, value in runs[0].items() if all(run.get(key) == value for run in runs)}
+    return jobs.comparable({key: value for key, value in same.items() if key not in ours})
 
 
 def jobs_of(plan: Plan, directory: Path) -> list[Job]:
@@ -220,15 +231,9 @@ def _job(plan: Plan, arm: Arm, seed: int, runs: Path) -> Job:
     folder = runs / f"{jobs.slug(arm.name)}-seed{seed}"
     args = {**plan.args, **arm.keys, "seed": seed, "project": str(runs), "name": folder.name, "exist_ok": True}
     job = Job(arm.name, seed, folder, args)
-    job.refuse_others(keys())
+    job.refuse_others()
     job.state = FINISHED if job.read() else WAITING
     return job
-
-
-def _comparable(args: Mapping[str, Any]) -> Any:
-    """Return the arguments that must be equal in all runs, as JSON gives them back; devices may change."""
-    kept = {key: value for key, value in args.items() if key not in ("device", "workers")}
-    return json.loads(json.dumps(kept, default=str))
 
 
 def _write_plan(plan: Plan, directory: Path) -> None:

@@ -11,10 +11,12 @@ import subprocess
 import sys
 import time
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Optional
+
+from filelock import FileLock, Timeout
 
 from yolo_lossplug.files import read_json, write_json
 from yolo_lossplug.registry import LossPlugError
@@ -22,6 +24,12 @@ from yolo_lossplug.registry import LossPlugError
 WAITING, RUNNING, FINISHED, FAILED = "waiting", "running", "finished", "failed"
 PATIENCE = 30
 """Seconds until an interrupted run that does not end is killed."""
+PLACES = ("device", "workers", "project", "name", "exist_ok")
+"""Arguments in which two runs of the same losses and seed may differ."""
+ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
+LOCK = ".lock"
+MAX_NAME = 80
+"""Characters of a folder's name, to which seed, endings and a digest are added; systems allow 255 bytes."""
 POLL = 0.2
 """Seconds between looks at the runs."""
 
@@ -71,78 +79,86 @@ class Job:
 
     def read(self) -> Optional[dict[str, Any]]:
         """Return the result of a finished run; None if there is none, or none that can be read."""
-        try:
-            return read_json(self.result)
-        except (FileNotFoundError, ValueError):
-            return None
+        result = read_mapping(self.result)
+        shape: dict[str, Any] = {"metrics": dict, "losses": dict, "seconds": (int, float), "save_dir": str}
+        return result if all(isinstance(result.get(key), kind) for key, kind in shape.items()) else None
 
-    def refuse_others(self, keys: Iterable[str]) -> None:
-        """Raise an error if the run that finished under this name had other values of some keys.
+    def trained_with(self) -> Optional[dict[str, Any]]:
+        """Return the arguments of the run under this name; None if there is none, or none that can be read."""
+        args = read_mapping(self.file).get("args")
+        return args if isinstance(args, dict) else None
+
+    def refuse_others(self) -> None:
+        """Raise an error if the run that finished under this name had other arguments.
 
         Raises:
             LossPlugError: If it had.
         """
-        before, now = self._trained_with(), json.loads(json.dumps(self.args, default=str))
-        for key in keys:
-            if before and before.get(key) != now.get(key):
+        before, now = self.trained_with() if self.read() else None, comparable(self.args)
+        if before is None:
+            return
+        before = comparable(before)
+        for key in sorted({*before, *now}):
+            if before.get(key) != now.get(key):
                 raise LossPlugError(
-                    f"{self.folder.parent.parent} holds a run of '{self.arm}' with {key}={before.get(key)}, and it is "
-                    f"asked for with {key}={now.get(key)}. Give another name=."
+                    f"{self.folder.parent.parent} holds a run of '{self.arm}' with {key}={before.get(key)}, but you "
+                    f"asked for {key}={now.get(key)}. Give another name=."
                 )
 
-    def _trained_with(self) -> dict[str, Any]:
-        """Return the arguments of the run that finished; none if there is none."""
-        if not (self.file.is_file() and self.read()):
-            return {}
-        return read_json(self.file)["args"]
-
     def prepare(self, device: Any) -> list[str]:
-        """Remove the files of an interrupted run, write the arguments, and return the command that runs it."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-        for file in (self.error, self.result):
-            file.unlink(missing_ok=True)
+        """Remove the files of an interrupted run, write the arguments, and return the command that runs it.
+
+        Raises:
+            LossPlugError: If another process still trains it.
+        """
         self.folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(self._beside(LOCK), timeout=PATIENCE):
+                shutil.rmtree(self.folder, ignore_errors=True)
+                for file in (self.error, self.result):
+                    file.unlink(missing_ok=True)
+        except Timeout:
+            who = read_mapping(self.file).get("process", "another process")
+            raise LossPlugError(f"{who} trains it: wait for its end, or end it, and run the command again.") from None
         args = {**self.args, **({} if device is None else {"device": device})}
-        job = {"args": args, "result": str(self.result), "error": str(self.error)}
-        write_json(self.file, job)
+        write_json(self.file, {"args": args, "result": str(self.result), "error": str(self.error)}, default=str)
         self.state = RUNNING
         return [sys.executable, "-m", "yolo_lossplug.tools.compare.train_one", str(self.file)]
 
-    def finish(self, status: int) -> None:
-        """Set the state after the run has ended with an exit status."""
-        self.state = FINISHED if self.read() else FAILED
+    def finish(self, status: Optional[int] = None) -> None:
+        """Set the state after the run has ended with an exit status, None for one that was interrupted."""
+        self.state = FINISHED if self.read() else WAITING if status is None else FAILED
         if self.state == FAILED:
-            text = self.error.read_text(encoding="utf-8") if self.error.is_file() else ""
-            self.reason = text.partition("\n")[0] or f"exit status {status}"
+            text = self.error.read_text(encoding="utf-8", errors="replace") if self.error.is_file() else ""
+            self.fail(text.partition("\n")[0] or f"exit status {status}")
+
+    def fail(self, reason: object) -> None:
+        """Set the state of a run that has failed, with the reason in one line without colours."""
+        self.state, self.reason = FAILED, ANSI.sub("", str(reason).partition("\n")[0])
 
 
-def run_in_turn(jobs: Sequence[Job], report: Callable[[Job], None]) -> None:
-    """Run jobs one after another; each writes a log.
-
-    Args:
-        jobs: The waiting jobs.
-        report: Called before and after each.
-    """
-    for job in jobs:
-        command = job.prepare(None)
-        report(job)
-        with job.log.open("w", encoding="utf-8") as log:
-            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
-        try:
-            process.wait()
-        except BaseException:  # Ctrl-C, above all
-            _interrupt([process])
-            raise
-        job.finish(process.returncode)
-        report(job)
+def comparable(args: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments that decide what a run gives, as JSON gives them back; places and devices may change."""
+    kept = {key: value for key, value in args.items() if key not in PLACES}
+    return dict(json.loads(json.dumps(kept, default=str)))
 
 
-def run_on_devices(jobs: Sequence[Job], devices: Sequence[Any], report: Callable[[Job], None]) -> None:
-    """Run jobs side by side, one on each device at a time; each writes a log.
+def read_mapping(file: Path) -> dict[str, Any]:
+    """Return the mapping in a file; an empty one if there is none, or none that can be read."""
+    try:
+        content = read_json(file)
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def run_local(jobs: Sequence[Job], devices: Sequence[Any], report: Callable[[Job], None]) -> None:
+    """Run jobs on this machine, one on each device at a time; each writes a log.
 
     Args:
         jobs: The waiting jobs.
-        devices: As Ultralytics takes them, ``0`` or ``cpu``; one that is named twice takes two.
+        devices: As Ultralytics takes them, ``0`` or ``cpu``; one that is named twice takes two. None is the one that
+            the arguments of a job name.
         report: Called when a job starts or ends.
     """
     waiting, free = list(jobs), list(devices)
@@ -150,10 +166,13 @@ def run_on_devices(jobs: Sequence[Job], devices: Sequence[Any], report: Callable
     try:
         while waiting or running:
             while waiting and free:
-                job, device = waiting.pop(0), free.pop(0)
-                command = job.prepare(device)
-                with job.log.open("w", encoding="utf-8") as log:
-                    running.append((job, device, subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)))
+                job = waiting.pop(0)
+                try:
+                    command = job.prepare(free[0])
+                except LossPlugError as error:
+                    job.fail(error)
+                else:
+                    running.append((job, free.pop(0), start(command, job.log)))
                 report(job)
             time.sleep(POLL)
             for entry in [entry for entry in running if entry[2].poll() is not None]:
@@ -164,6 +183,12 @@ def run_on_devices(jobs: Sequence[Job], devices: Sequence[Any], report: Callable
     except BaseException:  # Ctrl-C, or a closed pipe of the output
         _interrupt([process for _, _, process in running])
         raise
+
+
+def start(command: Sequence[str], log: Path, cwd: Optional[str] = None) -> subprocess.Popen:
+    """Start a run that writes a log, and that ends with this process, whose end it sees by its standard input."""
+    with log.open("w", encoding="utf-8") as output:
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, cwd=cwd)
 
 
 def run_on_ray(jobs: Sequence[Job], device: Any, report: Callable[[Job], None]) -> None:
@@ -201,15 +226,21 @@ def _run_tasks(ray: Any, jobs: Sequence[Job], on_cpu: bool, report: Callable[[Jo
         while waiting or pending:
             while waiting and len(pending) < slots:
                 job = waiting.pop(0)
-                command = job.prepare("cpu" if on_cpu else 0)  # Ray shows a task one GPU, which is its first
-                pending[task.remote(command, str(job.log), str(Path.cwd()))] = job
+                try:
+                    command = job.prepare("cpu" if on_cpu else 0)  # Ray shows a task one GPU, which is its first
+                except LossPlugError as error:
+                    job.fail(error)
+                else:
+                    pending[task.remote(command, str(job.log), str(Path.cwd()))] = job
                 report(job)
+            if not pending:
+                break
             (done,), _ = ray.wait(list(pending), num_returns=1)
             job = pending.pop(done)
             try:
                 job.finish(ray.get(done))
             except ray.exceptions.RayError as error:
-                job.state, job.reason = FAILED, str(error).partition("\n")[0]
+                job.fail(error)
             report(job)
     finally:
         for task_left in pending:  # as Ctrl-C in its process, which takes the training along
@@ -220,8 +251,7 @@ def _run_tasks(ray: Any, jobs: Sequence[Job], on_cpu: bool, report: Callable[[Jo
 
 def _run_logged(command: list[str], log: str, cwd: str) -> int:
     """Run a command with a log where the comparison was started, and return its exit status."""
-    with Path(log).open("w", encoding="utf-8") as target:
-        return subprocess.run(command, stdout=target, stderr=subprocess.STDOUT, cwd=cwd, check=False).returncode
+    return start(command, Path(log), cwd).wait()
 
 
 def _interrupt(processes: Sequence[subprocess.Popen]) -> None:
@@ -252,4 +282,6 @@ def slug(name: str) -> str:
     'own_losses.py_mine-3d9c8131'
     """
     plain = re.sub(r"[^\w.=+-]", "_", name)
-    return plain if plain == name.replace(" ", "_") else f"{plain}-{zlib.crc32(name.encode()):08x}"
+    if plain == name.replace(" ", "_") and len(plain) <= MAX_NAME:
+        return plain
+    return f"{plain[:MAX_NAME]}-{zlib.crc32(name.encode()):08x}"

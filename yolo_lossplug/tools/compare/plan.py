@@ -7,6 +7,7 @@ import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from yolo_lossplug.registry import LossPlugError
@@ -65,7 +66,7 @@ def plan_of(args: Mapping[str, Any]) -> Plan:
     _refuse_reserved(args)
     unused = {*RESERVED, "save_dir", *(["device"] if "devices" in args else [])}
     given = merge(args, training_keys() - unused)
-    values = given.values
+    values = {key: str(value) if isinstance(value, Path) else value for key, value in given.values.items()}
     _refuse_missing(values)
     common = {key: value for key, value in values.items() if key not in OWN and key not in keys()}
     task = one_run.check(common)

@@ -98,9 +98,9 @@ def _draw_differing(
     for pair in pairs:
         try:
             figures[pair.file(directory)] = differ.draw_differing(pair, baseline, directory)
-        except OSError as error:
+        except Exception as error:  # of files that may be gone or damaged; all else is written
             figures[pair.file(directory)] = None
-            say(f"the images in which `{pair.arm}` differs cannot be drawn: {error}")
+            say(f"the images in which {pair.arm} differs cannot be drawn: {type(error).__name__}: {error}")
     return figures
 
 
@@ -233,8 +233,9 @@ def _where_they_differ(comparison: Comparison, directory: Path, pairs: Sequence[
             f"`{baseline}` and `{arm}`, seed {seed}: the validation images in which they differ most, each loss at the "
             "score of its best F1, matched at IoU 0.5."
         )
-        if file.is_file():
-            section.blocks.append(Picture(file, alt, caption, is_photo=True))
+        picture = Picture(file, alt, caption, is_photo=True)
+        if file.is_file() and picture.is_readable():
+            section.blocks.append(picture)
     return section
 
 

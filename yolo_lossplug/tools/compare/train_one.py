@@ -6,19 +6,34 @@ So a run that fails, or runs out of memory, does not end the others, and each st
 
 from __future__ import annotations
 
+import _thread
+import os
+import platform
+import stat
 import sys
+import threading
+import time
 import traceback
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from yolo_lossplug.files import read_json, write_json
+from yolo_lossplug.tools.compare.jobs import LOCK, PATIENCE
 
 
 def main(file: Path) -> int:
-    """Train with the arguments in a file, write the result or the error, and return the exit status."""
+    """Train with the arguments in a file, write the result or the error, and return the exit status.
+
+    A lock beside the file is held until this process ends, however it ends.
+    """
     job = read_json(file)
     result, error = Path(job["result"]), Path(job["error"])
     try:
+        FileLock(file.with_suffix(LOCK)).acquire(timeout=PATIENCE)
+        write_json(file, {**job, "process": f"process {os.getpid()} on {platform.node()}"})
+        end_with_parent()
         from yolo_lossplug.ultralytics_hook.trial.one_run import train
 
         write_json(result, with_average_precision(train(job["args"])))
@@ -30,6 +45,23 @@ def main(file: Path) -> int:
         print(reason, file=sys.stderr)
         return 1
     return 0
+
+
+def end_with_parent() -> None:
+    """End this process as Ctrl-C does, and at last by force, when the one that started it is gone.
+
+    Its end closes the pipe that is the standard input here.
+    """
+
+    def watch() -> None:
+        while sys.stdin.buffer.read(1):
+            pass
+        _thread.interrupt_main()
+        time.sleep(PATIENCE)
+        os._exit(130)
+
+    if sys.stdin and stat.S_ISFIFO(os.fstat(sys.stdin.fileno()).st_mode):
+        threading.Thread(target=watch, daemon=True).start()
 
 
 def with_average_precision(result: dict[str, Any]) -> dict[str, Any]:

@@ -167,5 +167,14 @@ def history(folder: Path) -> list[dict[str, float]]:
     file = folder / "results.csv"
     if not file.is_file():
         return []
-    with file.open(encoding="utf-8") as text:
-        return [{key.strip(): float(value) for key, value in row.items()} for row in csv.DictReader(text)]
+    with file.open(encoding="utf-8", errors="replace") as text:
+        rows = [_numbers_of(row) for row in csv.DictReader(text)]
+    return [row for row in rows if row]
+
+
+def _numbers_of(row: Mapping[str, Any]) -> dict[str, float]:
+    """Return a row of a table as numbers; an empty one where it is cut or damaged."""
+    try:
+        return {key.strip(): float(value) for key, value in row.items()}
+    except (AttributeError, TypeError, ValueError):
+        return {}
