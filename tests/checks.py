@@ -4,7 +4,6 @@
 import copy
 import pickle
 
-import pytest
 import torch
 
 from tests import oracles
@@ -312,9 +311,3 @@ def class_float32_under_autocast_and_no_host_sync(name, device):
 
 CLASS_ON_DEVICE = (finite_and_elementwise, class_float32_under_autocast_and_no_host_sync)
 """Checks of class losses by name and device."""
-
-
-def parametrized(checks, names):
-    """Return the mark that runs every check for every loss."""
-    pairs = [pytest.param(check, name, id=f"{check.__name__}-{name}") for check in checks for name in names]
-    return pytest.mark.parametrize(("check", "name"), pairs)

@@ -27,14 +27,12 @@ COMPARED = {
 }
 
 
-@checks.parametrized(checks.CLASS, list_class_losses())
-def test_contract(check, name):
-    check(name)
-
-
-@checks.parametrized(checks.CLASS_ON_DEVICE, list_class_losses())
-def test_contract_on_device(check, name, device):
-    check(name, device)
+@pytest.mark.parametrize("name", list_class_losses())
+def test_contract(name, device):
+    for check in checks.CLASS:
+        check(name)
+    for check in checks.CLASS_ON_DEVICE:
+        check(name, device)
 
 
 @pytest.mark.parametrize("entry_name", sorted(COMPARED))
