@@ -43,6 +43,14 @@ def batch(name, nc=3, empty=False, size=64, device="cpu"):
     return {key: value.to(device) for key, value in made.items()}
 
 
+def predicted(name, **keys):
+    """Return a model, its predictions for a batch without a gradient, and the batch."""
+    made, given = model(name), batch(name, **keys)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        return made, made(given["img"]), given
+
+
 def with_keys(made, **keys):
     """Return the criterion that a model makes when its arguments have these keys."""
     from ultralytics.utils import IterableSimpleNamespace

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests import checks
-from tests.models import batch, evaluate, model, with_keys
+from tests.models import evaluate, predicted, with_keys
 from tests.ultralytics_hook.test_engine import compared
 from yolo_lossplug import LossPlugError, create_box_loss, list_box_losses
 from yolo_lossplug.box_losses.mixture import mix
@@ -262,11 +262,9 @@ def test_the_key_is_like_others():
 
 
 def test_engines_agree_on_a_mixture():
-    made, data = model("yolov8n"), batch("yolov8n", size=256)
-    with torch.no_grad():
-        preds = made(data["img"])
+    inputs = predicted("yolov8n", size=256)
     for name in ("ciou+nwd", "inner-ciou+mpdiou", "wise-ciou+wiou-v3"):
-        assert compared(made, preds, data, n_steps=2, loss=name, loss_mix=0.7).bbox_loss.loss.name == name
+        assert compared(*inputs, n_steps=2, loss=name, loss_mix=0.7).bbox_loss.loss.name == name
 
 
 OURS = {"probiou": {"loss": "alpha-probiou", "alpha_power": 1.0}, "ciou": {"loss": "alpha-ciou", "alpha_power": 1.0}}
@@ -283,9 +281,7 @@ BY_ENGINE = [
 
 @pytest.mark.parametrize(("kind", "name", "engine"), BY_ENGINE)
 def test_the_box_term_is_the_mixture_by_hand(kind, name, engine):
-    made, given = model(kind), batch(kind)
-    with torch.no_grad():
-        preds = made(given["img"])
+    made, preds, given = predicted(kind)
 
     def terms(**chosen):
         criterion = with_keys(made, loss_engine=engine, **chosen)

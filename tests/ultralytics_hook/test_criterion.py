@@ -14,7 +14,7 @@ from ultralytics.utils.tal import TaskAlignedAssigner as StockAssigner
 import yolo_lossplug
 from tests import oracles
 from tests.checks import choices, class_oracle
-from tests.models import batch, evaluate, is_plugged, model, with_keys
+from tests.models import batch, evaluate, is_plugged, model, predicted, with_keys
 from tests.runs import ROOT
 from yolo_lossplug import LossPlugError, Option, create_box_loss, create_class_loss
 from yolo_lossplug.registry import (
@@ -106,17 +106,14 @@ def assignment(criterion, preds, given):
     return seen[0]
 
 
-def test_no_key_leaves_the_criterion_alone(v8):
+def test_the_stock_loss_stays_the_hosts(v8):
     criterion = with_keys(v8[0])
     assert type(criterion.bbox_loss) is BboxLoss
     assert type(criterion.bce) is torch.nn.BCEWithLogitsLoss
     assert type(criterion.assigner) is StockAssigner
     assert not any("lossplug" in name for name in vars(criterion))
-
-
-def test_named_stock_loss_is_the_stock_loss(v8):
     made, preds, given = v8
-    assert torch.equal(losses(with_keys(made, loss="ciou"), preds, given), losses(with_keys(made), preds, given))
+    assert torch.equal(losses(with_keys(made, loss="ciou"), preds, given), losses(criterion, preds, given))
 
 
 def test_our_ciou_equals_the_hosts(v8):
@@ -202,15 +199,15 @@ def changes(unchanged, changed, preds, given):
     return differs, *(g.abs().sum() > 0 for g in gradients)
 
 
-@pytest.mark.parametrize(("key", "given_keys"), [(key, one) for key, many in COMMON.items() for one in many], ids=str)
-def test_every_key_changes_the_loss_and_trains(v8, key, given_keys):
+@pytest.mark.parametrize("key", COMMON)
+def test_every_key_changes_the_loss_and_trains(v8, key):
     made, preds, given = v8
-    neutral = {k: v for k, v in given_keys.items() if k != key and k in ("loss", "cls_loss", "cls_smoothing")}
-    differs, boxes, scores = changes(with_keys(made, **neutral), with_keys(made, **given_keys), preds, given)
-    assert differs and scores
-    assert (
-        boxes or key == "tal_iou"
-    )  # a severe overlap gives every one of these random boxes 0, and so no box any weight
+    for chosen in COMMON[key]:
+        neutral = {k: v for k, v in chosen.items() if k != key and k in ("loss", "cls_loss", "cls_smoothing")}
+        differs, boxes, scores = changes(with_keys(made, **neutral), with_keys(made, **chosen), preds, given)
+        assert differs and scores, chosen
+        # A severe overlap gives every one of these random boxes 0, and so no box any weight.
+        assert boxes or key == "tal_iou", chosen
 
 
 @pytest.mark.parametrize(("key", "chosen", "kind"), OPTIONS)
@@ -276,18 +273,17 @@ def test_a_batch_without_objects(name):
 
 
 @pytest.mark.parametrize("name", ["yolov8n-obb", "yolo26n-obb"])
-@pytest.mark.parametrize("loss", ["probiou", "gwd", "kld", "kfiou", "mgiou"])
-def test_rotated_boxes_take_losses_of_their_own(loss, name):
+def test_rotated_boxes_take_losses_of_their_own(name):
     made, given = model(name), batch(name)
-    preds = made(given["img"])
-    stock, criterion = with_keys(made), with_keys(made, loss=loss)
-    found, _ = evaluate(criterion, preds, given)
-    expected = losses(stock, preds, given)
-    assert (found[0] == expected[0]) == (loss == "probiou"), "the stock loss is the host's own"
-    assert torch.equal(found[1:], expected[1:])
-    found.sum().backward()
-    assert all(p.grad is None or p.grad.isfinite().all() for p in made.parameters())
-    made.zero_grad()
+    for loss in ("probiou", "gwd", "kld", "kfiou", "mgiou"):
+        preds = made(given["img"])
+        found, _ = evaluate(with_keys(made, loss=loss), preds, given)
+        expected = losses(with_keys(made), preds, given)
+        assert (found[0] == expected[0]) == (loss == "probiou"), "the stock loss is the host's own"
+        assert torch.equal(found[1:], expected[1:]), loss
+        found.sum().backward()
+        assert all(p.grad is None or p.grad.isfinite().all() for p in made.parameters()), loss
+        made.zero_grad()
 
 
 def test_rotated_boxes_refuse_what_is_horizontal():
@@ -301,19 +297,13 @@ def test_rotated_boxes_refuse_what_is_horizontal():
             plug(with_keys(made), select(refused))  # also where nobody has said which task it is
 
 
-@pytest.mark.parametrize(
-    ("name", "cls"),
-    [
-        ("yolov8n", "DetectionLoss"),
-        ("yolov8n-seg", "SegmentationLoss"),
-        ("yolov8n-pose", "PoseLoss"),
-        ("yolov8n-obb", "OBBLoss"),
-    ],
-)
-def test_by_hand_equals_by_key(name, cls):
-    made, given = model(name), batch(name)
-    preds = made(given["img"])
-    chosen = {"loss": "kld" if cls == "OBBLoss" else "eiou", "tal_topk": 6}
+BY_HAND = {"": "DetectionLoss", "-seg": "SegmentationLoss", "-pose": "PoseLoss", "-obb": "OBBLoss"}
+
+
+@pytest.mark.parametrize("suffix", BY_HAND)
+def test_by_hand_equals_by_key(suffix):
+    made, preds, given = predicted(f"yolov8n{suffix}")
+    cls, chosen = BY_HAND[suffix], {"loss": "kld" if suffix == "-obb" else "eiou", "tal_topk": 6}
     by_hand = getattr(yolo_lossplug, cls)(made, **chosen)
     stock = with_keys(made)
     assert isinstance(by_hand, type(stock))
@@ -358,7 +348,7 @@ def test_assigner_by_hand(v8):
         yolo_lossplug.TaskAlignedAssigner(iou="gi0u")
 
 
-def test_stride_and_image_size_reach_a_loss_that_wants_them(v8, registry):
+def test_stride_and_image_size_reach_a_loss_that_wants_them(v8):
     made, preds, given = v8
     seen = []
 
@@ -369,30 +359,17 @@ def test_stride_and_image_size_reach_a_loss_that_wants_them(v8, registry):
 
     anchors = assignment(with_keys(made, loss="wants-context", loss_engine="reference"), preds, given)
     pred, stride, imgsz = seen[-1]
-    expected = anchors[-1][
-        anchors[6].nonzero(as_tuple=True)[1]
-    ]  # the newest hosts hand over the strides of all anchors
+    expected = anchors[-1][anchors[6].nonzero(as_tuple=True)[1]]  # the newest hosts hand over those of all anchors
     assert torch.equal(stride, expected) and stride.shape == (len(pred), 1)
     assert imgsz.tolist() == [64, 64]
+    wide = {**given, "img": torch.rand(2, 3, 64, 96)}
+    evaluate(with_keys(made, loss="wants-context"), made(wide["img"]), wide)
+    assert seen[-1][2].tolist() == [64, 96]
 
 
-def test_context_of_an_image_that_is_not_square(registry):
-    given = batch("yolov8n")
-    given["img"] = torch.rand(2, 3, 64, 96)
-    made, sizes = model("yolov8n"), []
-
-    @box_loss("sees-size")
-    def sees_size(pred, target, *, imgsz):
-        sizes.append(imgsz.tolist())
-        return (pred - target).square().mean(-1)
-
-    evaluate(with_keys(made, loss="sees-size"), made(given["img"]), given)
-    assert sizes == [[64, 96]]
-
-
-def test_class_weights_multiply_any_class_loss(registry):
-    made, given = copy.copy(model("yolov8n")), batch("yolov8n")
-    preds = made(given["img"])
+def test_class_weights_multiply_any_class_loss():
+    made, preds, given = predicted("yolov8n")
+    made, preds["scores"] = copy.copy(made), preds["scores"].requires_grad_()
 
     @class_loss("ends-in-exp")
     def ends_in_exp(
@@ -502,36 +479,22 @@ def test_branches_remember_apart_and_validation_remembers_nothing():
     assert copy.deepcopy(criterion).one2one.bbox_loss.loss.state.state is run, "the moving average belongs to the run"
 
 
-@pytest.mark.parametrize("engine", ["reference", "fast"])
-@pytest.mark.parametrize("name", ["yolov8n", "yolov10n"])
-def test_topk_above_the_number_of_anchors_selects_all_of_them(name, engine):
+@pytest.mark.parametrize("name", ["yolov8n", "yolov10n", "yolov8n-obb"])
+def test_topk_above_the_number_of_anchors_selects_all_of_them(name):
     """An image of 64 x 64 pixels has 64 + 16 + 4 = 84 anchors."""
-    made, data = model(name), batch(name)
-    with torch.no_grad():
-        preds = made(data["img"])
-    losses = [
-        evaluate(with_keys(made, loss="eiou", loss_engine=engine, tal_topk=topk), copy.deepcopy(preds), data)[0]
-        for topk in (84, 100, 1000)
-    ]
-    assert losses[0].equal(losses[1]) and losses[0].equal(losses[2])
-    assert losses[0].isfinite().all()
-
-
-def test_topk_above_the_number_of_anchors_of_rotated_boxes():
-    made, data = model("yolov8n-obb"), batch("yolov8n-obb")
-    with torch.no_grad():
-        preds = made(data["img"])
-    losses = [evaluate(with_keys(made, tal_topk=topk), copy.deepcopy(preds), data)[0] for topk in (84, 100)]
-    assert losses[0].equal(losses[1])
+    made, preds, data = predicted(name)
+    engines = ("reference",) if "obb" in name else ("reference", "fast")
+    for chosen in ({"loss": "kld" if "obb" in name else "eiou", "loss_engine": engine} for engine in engines):
+        criteria = (with_keys(made, **chosen, tal_topk=topk) for topk in (84, 100, 1000))
+        first, *others = (evaluate(criterion, copy.deepcopy(preds), data)[0] for criterion in criteria)
+        assert all(map(first.equal, others)) and first.isfinite().all(), chosen
 
 
 def test_topk_above_the_number_of_anchors_in_the_sparse_assignment(monkeypatch):
     """A GPU assigns sparsely however many anchors an image has."""
     from yolo_lossplug.ultralytics_hook import assigner as hook
 
-    made, data = model("yolov8n"), batch("yolov8n")
-    with torch.no_grad():
-        preds = made(data["img"])
+    made, preds, data = predicted("yolov8n")
     keys = {"loss": "eiou", "loss_engine": "fast", "tal_topk": 100}
     expected = evaluate(with_keys(made, **keys), copy.deepcopy(preds), data)[0]
     monkeypatch.setattr(hook, "is_exact", lambda *_: True)
