@@ -2,7 +2,7 @@
 """Cost of the loss step against the number of objects in an image: python benchmarks/plot_cost.py.
 
 Four images of 640 pixels with 1 to 5,000 objects each, Ultralytics' own step and the fast engine's, in turn in one
-process, peak memory in processes of their own. Writes a plot and the numbers behind it.
+process, peak memory in processes of their own. Writes the plot of docs/performance.md, and the numbers behind it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
+HERE = Path(__file__).parent
 COUNTS = (1, 3, 10, 30, 100, 300, 1000, 3000, 5000)
 STYLES = {"stock": ("o", "-", "0.55"), "ours": ("s", "--", "0.0")}
 
@@ -29,7 +30,8 @@ def main():
     parser.add_argument("--amp", action="store_true")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--counts", type=int, nargs="*", default=COUNTS)
-    parser.add_argument("--output", default=str(Path(__file__).parent / "results" / "cost"))
+    parser.add_argument("--output", default=str(HERE / "results" / "cost.jsonl"))
+    parser.add_argument("--plot", default=str(HERE.parent / "docs" / "pictures" / "cost.png"))
     options = parser.parse_args()
     options.threads, options.pairs, options.seconds, options.no_memory = 1, 3, 2, False
     torch.set_num_threads(1)
@@ -41,10 +43,8 @@ def main():
         rows.append({**bench_loss.measure(f"{options.batch}x{n}", options), "objects_per_image": n})
         print(json.dumps(rows[-1]), flush=True)
     lines = "\n".join(json.dumps(row) for row in rows)
-    Path(options.output).with_suffix(".jsonl").write_text(
-        f"{json.dumps({'context': context})}\n{lines}\n", encoding="utf-8"
-    )
-    draw([row for row in rows if "differs" not in row], context, Path(options.output).with_suffix(".png"))
+    Path(options.output).write_text(f"{json.dumps({'context': context})}\n{lines}\n", encoding="utf-8")
+    draw([row for row in rows if "differs" not in row], context, Path(options.plot))
 
 
 def draw(rows, context, file):

@@ -1,13 +1,8 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Pages of losses: one for each module of `yolo_lossplug/box_losses` and `class_losses`, made of what it declares."""
 
-import html
 import inspect
-import re
 from pathlib import Path
-
-import panels
-from latex2mathml.converter import convert
 
 from yolo_lossplug.catalogue import entries, shown, table, tasks_of
 from yolo_lossplug.registry import BOX, CLASS, MODIFIER, OVERLAP, REGISTRY, ROTATED, ROTATED_MODIFIER, SOFTMAX
@@ -30,11 +25,8 @@ TRAIN = {
     "Classify": "yolo train model=yolov8n-cls.pt data=imagenet10",
 }
 STOCK_TRAIN = "yolo train model=yolov8n.pt data=coco128.yaml"
-SIZES = (8, 16, 32, 96)
+SIZES = "8,16,32,96"
 """Sides of targets in pixels, at which losses with a unit are drawn."""
-SPACED = re.compile(r"<mi>(ln|max|min|arctan)</mi>")
-"""Functions, which get no space without being operators."""
-CODE = re.compile(r"`([^`]+)`")
 
 
 def group(spec):
@@ -96,12 +88,8 @@ def drawn(specs):
 
 
 def maths(spec):
-    """Return the equations of a loss as MathML, which a browser needs no script for; else its formula as text."""
-    if not spec.latex:
-        return f'<div class="formula">{html.escape(spec.formula)}</div>'
-    space = '<mo form="prefix" lspace="0.17em" rspace="0.17em">\\1</mo>'
-    equations = (SPACED.sub(space, convert(line, display="block")) for line in spec.latex)
-    return "".join(f'<div class="formula">{equation}</div>' for equation in equations)
+    """Return the equations of a loss; its formula as text if it has none."""
+    return "\n\n".join(f"```math\n{line}\n```" for line in spec.latex) or f"```text\n{spec.formula}\n```"
 
 
 def words(spec):
@@ -124,20 +112,13 @@ def advice():
     return found
 
 
-def family_page(path, specs, folder):
-    """Return the page of a family: equations, when to use it, options, citations, pictures; and the files of these.
-
-    Args:
-        path: Path of the page.
-        specs: Its losses.
-        folder: Where to draw.
-    """
-    pictures, files = figures(path, specs, folder)
-    parts = [f"# {names(specs)}", *(section(spec, len(specs) > 1) for spec in specs), pictures]
+def family_page(specs):
+    """Return the page of a family: equations, when to use it, options, commands that draw it, and citations."""
+    parts = [f"# {names(specs)}", *(section(spec, len(specs) > 1) for spec in specs), curves(specs)]
     cited = entries(specs)
     if cited:
         parts += ["## Citation", *(f"```bibtex\n{entry}\n```" for entry in cited)]
-    return "\n\n".join(parts) + "\n", files
+    return "\n\n".join(parts) + "\n"
 
 
 def section(spec, is_titled):
@@ -145,7 +126,7 @@ def section(spec, is_titled):
     advised = advice().get((group(spec), shown(spec)))
     sources = " · ".join([*([link(spec.paper)] if spec.paper else []), "[symbols](../index.md#symbols)"])
     parts = [f"## {shown(spec)}"] if is_titled else []
-    parts += [maths(spec), f'<p class="paper" markdown>{sources}</p>', words(spec)]
+    parts += [maths(spec), f'<div class="paper" markdown>\n\n{sources}\n\n</div>', words(spec)]
     if advised:
         parts.append(
             f'<div class="when" markdown>\n\n**Use it when** {advised[0]}.\n\n**Not when** {advised[1]}.\n\n</div>'
@@ -169,40 +150,14 @@ def options(spec):
     return table("key | default | range | meaning", rows).rstrip()
 
 
-def figures(path, specs, folder):
-    """Return Markdown of the pictures of a family, and their files."""
-    args, stem = drawn(specs), folder / path.removesuffix(".md")
-    text, files = pictured(args, stem)
-    parts = ["## Loss and gradient", text]
+def curves(specs):
+    """Return the commands that draw a family; `docs/hooks.py` puts their pictures below them."""
+    command = " ".join(["lossplug curves", *(f"{name}={value}" for name, value in drawn(specs).items())])
+    parts = ["## Loss and gradient", f"Draw it with `{command}`."]
     if any("stride" in spec.context for spec in specs):
-        text, more = pictured(args, f"{stem}-size", SIZES)
-        parts += ["### By size of the object", "The loss has a unit, so the size of the object matters.", text]
-        files += more
-    return "\n\n".join(parts), files
-
-
-def pictured(args, stem, sizes=None):
-    """Return Markdown of what `lossplug curves` draws, and the files, whose names begin with a stem."""
-    files, title, legend = panels.draw(args, stem, sizes)
-    asked = {**args, "size": ",".join(map(str, sizes))} if sizes else args
-    return f"{shape(title, files, command(asked))}\n\n{samples(legend)}", files
-
-
-def shape(title, files, text):
-    """Return panels side by side, each a link to its picture."""
-    panel = [f"[![{title or 'Loss'}, panel {k}]({file.name})]({file.name})" for k, file in enumerate(files, 1)]
-    caption = (
-        f"{title[:1].upper()}{title[1:]}. Click a picture to enlarge it." if title else "Click a picture to enlarge it."
-    )
-    return "\n\n".join([f"{caption} Drawn by\n`{text}`", '<div class="panels" markdown>', *panel, "</div>"])
-
-
-def command(args):
-    """Return the command that draws."""
-    return " ".join(["lossplug curves", *(f"{name}={value}" for name, value in args.items())])
-
-
-def samples(legend):
-    """Return the legend of panels, which wraps."""
-    entry = '<li><img src="{1}" alt="" width="48" height="15">{0}</li>'
-    return f'<ul class="legend">{"".join(entry.format(html.escape(n), uri) for n, uri in legend)}</ul>'
+        parts += [
+            "### By size of the object",
+            "The loss has a unit, so the size of the object matters.",
+            f"Draw it with `{command} size={SIZES}`.",
+        ]
+    return "\n\n".join(parts)
