@@ -64,20 +64,33 @@ def commands(lang):
     return "\n\n".join(f"## lossplug {name}\n\n```text\n{text.rstrip()}\n```" for name, text in texts.items())
 
 
+def verdicts(lang, name):
+    """Return the verdicts of a stored comparison, which its summary begins with, and a link to it."""
+    file = f"benchmarks/results/problems/{name}.md"
+    found = re.findall(r"^\*\*(.*)\*\*$", (DOCS.parent / file).read_text(encoding="utf-8"), re.MULTILINE)
+    return "\n".join([*(f"- {sentence}" for sentence in found), "", f"[All numbers](../{file})"])
+
+
 MAKERS = {
     "losses": losses,
     "keys": lambda lang: keys_markdown(),
     "options": lambda lang: options_markdown(),
     "patches": patches,
     "commands": commands,
+    "verdicts": verdicts,
 }
-"""Functions of the language by the name that a page asks for."""
-BLOCK = re.compile(rf"(<!-- generated: ({'|'.join(MAKERS)}) -->\n).*?(<!-- end -->)", re.DOTALL)
+"""Functions of the language, and of an argument where the page gives one, by the name that a page asks for."""
+BLOCK = re.compile(rf"(<!-- generated: ({'|'.join(MAKERS)})(?: (\w+))? -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def filled(text, lang):
     """Return a page with what it takes from the code between its comments."""
-    return BLOCK.sub(lambda found: f"{found[1]}\n{MAKERS[found[2]](lang).strip()}\n\n{found[3]}", text)
+
+    def replaced(found):
+        head, name, argument, end = found.groups()
+        return f"{head}\n{MAKERS[name](lang, *filter(None, [argument])).strip()}\n\n{end}"
+
+    return BLOCK.sub(replaced, text)
 
 
 def pages():

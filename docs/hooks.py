@@ -13,6 +13,8 @@ from mkdocs.structure.files import File
 
 DOCS = Path(__file__).parent
 WORK = tempfile.TemporaryDirectory()
+RESULTS = re.compile(r"\]\(\.\./(benchmarks/[^)]+\.md)")
+"""Links to results, which are outside of docs."""
 CURVES = re.compile(r"^Draw it with `lossplug curves (.+)`\.$", re.MULTILINE)
 """What pictures are put below, with the arguments of the command."""
 SPACED = re.compile(r"<mi>(ln|max|min|arctan)</mi>")
@@ -39,9 +41,11 @@ def formula(source, *_, **__):
 
 
 def on_files(files, config):
-    """Draw what pages have commands for."""
+    """Draw what pages have commands for, and add the results that they link to."""
     folder = Path(WORK.name)
     for page in list(files.documentation_pages()):
+        for path in RESULTS.findall(page.content_string):
+            files.append(File.generated(config, path, abs_src_path=str(DOCS.parent / path)))
         for number, found in enumerate(CURVES.finditer(page.content_string)):
             stem = folder / f"{page.src_uri.removesuffix('.md')}-{number}"
             DRAWN[page.src_uri, found[1]], drawn = pictured(found[1], stem)
@@ -51,7 +55,8 @@ def on_files(files, config):
 
 
 def on_page_markdown(markdown, page, config, files):
-    """Put pictures below the commands that draw them."""
+    """Put pictures below the commands that draw them, and let links to results lead to what was added."""
+    markdown = RESULTS.sub(r"](\1", markdown)
     return CURVES.sub(lambda found: f"{found[0]}\n\n{DRAWN[page.file.src_uri, found[1]]}", markdown)
 
 

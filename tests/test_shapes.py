@@ -62,7 +62,7 @@ def scenes(tmp_path_factory):
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_what_troubles_are_like(scenes, split):
+def test_what_problems_are_like(scenes, split):
     sides = {name: np.concatenate(boxes_of(folder, split))[:, 3:] for name, folder in scenes.items()}
     counts = {name: [len(one) for one in boxes_of(folder, split)] for name, folder in scenes.items()}
     assert sides["tiny"].min() >= 4 and sides["tiny"].max() <= 12.0001

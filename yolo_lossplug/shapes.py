@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """The embedded datasets: drawn circles, squares and triangles, so that a first run needs no download.
 
-The plain one, and one for each trouble that advice on losses speaks of.
+The plain one, and one for each problem that advice on losses speaks of.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ SCENES = {
     "labels": Splits(Scene(jitter=0.2, missing=0.1), PLAIN),
     "thin": Splits(THIN, THIN),
 }
-"""The plain data and the troubles, by name."""
+"""The plain data and the problems, by name."""
 
 
 class Shape(NamedTuple):

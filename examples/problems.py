@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Train with what advice names for each trouble of a dataset, and tell which of it helped.
+"""Train with what advice names for each problem of a dataset, and tell which of it helped.
 
-`python examples/troubles.py` trains all with the reported settings, `python examples/troubles.py tiny seeds=2 epochs=2`
+`python examples/problems.py` trains all with the reported settings, `python examples/problems.py tiny seeds=2 epochs=2`
 one of them with others. You should see a line for each run, and the differences from the stock loss at the end of each
-trouble. Ctrl-C keeps what is finished, and the same command goes on. `runs/troubles/NAME/` holds the comparison, and
-`runs/troubles/results/` the runs of each trouble as a table, with `about.json`, which says how they were made.
-The data are drawn, small, and trained on from scratch: what carries over is the method. For your own data:
+problem. Ctrl-C keeps what is finished, and the same command goes on. `runs/problems/NAME/` holds the comparison, and
+`runs/problems/results/` the runs of each problem as a table, with `about.json`, which says how they were made.
+The data are synthetic and small, and trained on from scratch: what carries over is the method. For your own data:
 `lossplug compare data=my.yaml model=yolov8n.pt arms="[{'loss':'ciou'},{'tal_topk':7}]" seeds=5 epochs=100`.
 """
 
@@ -29,7 +29,7 @@ from yolo_lossplug.tools.compare.command import compare, directory_of, jobs_of, 
 from yolo_lossplug.ultralytics_hook.trial.one_run import history
 
 HERE = Path(__file__).parent
-MODEL = HERE / "troubles-model.yaml"
+MODEL = HERE / "problems-model.yaml"
 METRIC = "mAP50-95"
 COMMON = {
     "epochs": 50,
@@ -49,8 +49,8 @@ ENGINE = "loss_engine"
 OF_EACH = ("data", "model")
 STOCK = {"loss": "ciou"}
 FOCAL_GAIN = 5.0  # of configs/focal-cls.yaml: class losses that damp easy elements have a far smaller sum
-TROUBLES = {
-    "plain": ("Nothing in particular", [{"loss": "eiou"}, {"loss": "wiou-v3"}, {"loss": "focal-eiou"}]),
+PROBLEMS = {
+    "plain": ("Control", [{"loss": "eiou"}, {"loss": "wiou-v3"}, {"loss": "focal-eiou"}]),
     "tiny": (
         "Tiny objects",
         [
@@ -72,32 +72,32 @@ TROUBLES = {
     "labels": ("Wrong labels", [{"loss": "wiou-v3"}, {"loss": "alpha-ciou"}, {"loss": "focal-eiou"}]),
     "thin": ("Thin objects", [{"loss": "eiou"}, {"loss": "shape-iou", "shape_scale": 1.0}, {"loss": "focal-eiou"}]),
 }
-"""Title of each trouble, and the keys that are compared with the stock loss: values of docs, recipes and papers."""
+"""Title of each problem, and the keys that are compared with the stock loss: values of docs, recipes and papers."""
 
 
 def main(names, **keys):
-    """Compare for each trouble, and write its table."""
-    for name in names or TROUBLES:
+    """Compare for each problem, and write its table."""
+    for name in names or PROBLEMS:
         arguments = arguments_of(name, **keys)
         folder = compare(arguments)
         print((folder / "summary.md").read_text(encoding="utf-8"))
         command = " ".join(
-            ["python examples/troubles.py", name, *(f"{k}={v}" for k, v in keys.items() if k != "project")]
+            ["python examples/problems.py", name, *(f"{k}={v}" for k, v in keys.items() if k != "project")]
         )
         write(name, arguments, command, folder.parent / "results")
 
 
 def arguments_of(name, arms=None, **keys):
-    """Return the arguments of a comparison; arms= takes the first of a trouble only, to try the rest of it."""
-    chosen = [STOCK, *TROUBLES[name][1]][:arms]
-    place = {"project": "runs/troubles", "name": name, "metric": METRIC, "seeds": 5}
+    """Return the arguments of a comparison; arms= takes the first of a problem only, to try the rest of it."""
+    chosen = [STOCK, *PROBLEMS[name][1]][:arms]
+    place = {"project": "runs/problems", "name": name, "metric": METRIC, "seeds": 5}
     devices = {} if "device" in keys else {"devices": "cpu,cpu"}
     data = f"shapes-{name}.yaml"
     return {"data": data, "model": str(MODEL), **COMMON, **devices, **place, **keys, "arms": chosen}
 
 
 def write(name, arguments, command, folder):
-    """Write what the runs of a trouble have reached, without folders of this machine, and how they were made."""
+    """Write what the runs of a problem have reached, without folders of this machine, and how they were made."""
     folder.mkdir(exist_ok=True)
     plan = plan_of(arguments)
     directory = directory_of(plan, plan.name, plan.project)
@@ -108,16 +108,16 @@ def write(name, arguments, command, folder):
         write_curves(name, [job for job in done if job.arm == plan.arms[0].name], folder / "stock_curves.csv")
     about = about_of(plan, [job.read() for job in done])
     file = folder / "about.json"
-    troubles = json.loads(file.read_text(encoding="utf-8"))["troubles"] if file.is_file() else {}
-    troubles[name] = {
-        "title": TROUBLES[name][0],
+    problems = json.loads(file.read_text(encoding="utf-8"))["problems"] if file.is_file() else {}
+    problems[name] = {
+        "title": PROBLEMS[name][0],
         "data": arguments["data"],
         "command": command,
         "metric": plan.metric,
         "arms": {arm.name: {k: v for k, v in arm.keys.items() if k != ENGINE} for arm in plan.arms},
         "objects": objects_of(arguments["data"]),
     }
-    file.write_text(json.dumps({**about, "troubles": troubles}, indent=2) + "\n", encoding="utf-8")
+    file.write_text(json.dumps({**about, "problems": problems}, indent=2) + "\n", encoding="utf-8")
 
 
 def write_rows(rows, file):
@@ -129,10 +129,10 @@ def write_rows(rows, file):
 
 
 def write_curves(name, jobs, file):
-    """Add the metrics of every epoch of some runs to a table, in place of those of the same trouble."""
-    kept = [row for row in read_table(file) if row["trouble"] != name] if file.is_file() else []
+    """Add the metrics of every epoch of some runs to a table, in place of those of the same problem."""
+    kept = [row for row in read_table(file) if row["problem"] != name] if file.is_file() else []
     curves = [
-        {"trouble": name, "seed": job.seed, "epoch": int(row["epoch"])}
+        {"problem": name, "seed": job.seed, "epoch": int(row["epoch"])}
         | {metric: row[f"metrics/{metric}(B)"] for metric in ("mAP50", "mAP50-95")}
         for job in jobs
         for row in history(job.folder)
@@ -141,7 +141,7 @@ def write_curves(name, jobs, file):
 
 
 def about_of(plan, results):
-    """Return how the runs of all troubles were made."""
+    """Return how the runs of all problems were made."""
     versions = {f"yolo-lossplug {yolo_lossplug.__version__}, {result['versions']}" for result in results}
     return {
         "date": datetime.date.today().isoformat(),
@@ -154,7 +154,7 @@ def about_of(plan, results):
 
 
 def objects_of(data):
-    """Return statistics of the labels of a dataset, sides in pixels of the drawn images."""
+    """Return statistics of the labels of a dataset, sides in pixels of the images."""
     found = check_det_dataset(data)
     train, val = (labels_of(found[split]) for split in ("train", "val"))
     boxes = np.concatenate(train)
