@@ -23,48 +23,56 @@ ROOT = Path(__file__).parent.parent
 STORED = ROOT / "benchmarks" / "results" / "problems"
 PLOT = ROOT / "docs" / "pictures" / "problems.png"
 CITED = ROOT / "yolo_lossplug" / "tools" / "inspect" / "measured.csv"
-ABOUT = ("loss", "seed", "state", "reason", "seconds")
-"""Columns that are no result; seconds were taken on a machine that had other work besides."""
+ABOUT = json.loads((STORED / "about.json").read_text(encoding="utf-8"))
+PROBLEMS = ABOUT["problems"]
+SIZES = ("images", "objects")
 
 
 def main():
     """Write the summaries, the plot and the table."""
-    about = json.loads((STORED / "about.json").read_text(encoding="utf-8"))
     rows, effects = [], []
-    for name, problem in about["problems"].items():
-        comparison = comparison_of(about, name)
-        report = report_of(comparison)
-        report.title = problem["title"]
-        (STORED / f"{name}.md").write_text(report.markdown(), encoding="utf-8")
-        rows += [row_of(problem, effect) for effect in comparison.effects]
+    for name in PROBLEMS:
+        comparison = comparison_of(name)
+        (STORED / f"{name}.md").write_text(summary(name, comparison), encoding="utf-8")
+        rows += [row_of(PROBLEMS[name], effect) for effect in comparison.effects]
         effects += [replace(effect, arm=f"{name}: {effect.arm}") for effect in comparison.effects]
     with CITED.open("w", encoding="utf-8", newline="") as text:
         table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
         table.writeheader()
         table.writerows(rows)
-    draw_forest(effects, "ciou", PLOT)
+    charts.save(draw_forest(effects, "ciou"), PLOT)
     Image.open(PLOT).quantize(32).save(PLOT, optimize=True)
 
 
-def comparison_of(about, name):
-    """Return the comparison of a problem, as its runs and what all runs have in common tell it."""
-    problem, objects = about["problems"][name], about["problems"][name]["objects"]
-    size = {part: {kind: objects[f"{part} {kind}"] for kind in ("images", "objects")} for part in ("train", "val")}
-    common = {"versions": about["versions"], "hardware": about["hardware"], "train": size["train"], "data": size["val"]}
+def summary(name, comparison):
+    """Return what `lossplug compare` writes of a problem, below its title."""
+    report = report_of(comparison)
+    report.title = PROBLEMS[name]["title"]
+    return report.markdown()
+
+
+def comparison_of(name):
+    """Return the comparison of a problem, made of its runs and of what all runs have in common."""
+    problem = PROBLEMS[name]
+    size = {part: {kind: problem["objects"][f"{part} {kind}"] for kind in SIZES} for part in ("train", "val")}
+    common = {"versions": ABOUT["versions"], "hardware": ABOUT["hardware"], "train": size["train"], "data": size["val"]}
     rows = charts.read_table(STORED / f"{name}.csv")
     results = {(r["loss"], int(r["seed"])): {**result_of(r), **common} for r in rows if r["state"] == FINISHED}
-    foot = [f"{about['date']} · {about['versions']}", f"Model {about['model']}, `{keys_of(about['common'])}`"]
+    foot = [f"{ABOUT['date']} · {ABOUT['versions']}", f"Model {ABOUT['model']}, `{keys_of(ABOUT['common'])}`"]
     metric = primary_of(results, problem["metric"])
     return Comparison([*problem["arms"]], results, metric, (), len(rows), problem["command"], foot)
 
 
 def result_of(row):
-    """Return a row of a table of runs as the result that it was made of."""
-    values = {name: float(value) if value else None for name, value in row.items() if name not in ABOUT}
+    """Return a row of a table of runs as the result that it was made of, less its seconds: the machine was not idle."""
+
+    def numbers(*prefixes):
+        return {name: float(value) if value else None for name, value in row.items() if name.startswith(prefixes)}
+
     return {
-        "metrics": {name: value for name, value in values.items() if name.startswith(METRICS)},
-        "average_precision": {name: value for name, value in values.items() if name.startswith("AP_")},
-        "losses": {name: value for name, value in values.items() if name.startswith(("train/", "val/"))},
+        "metrics": numbers(METRICS),
+        "average_precision": numbers("AP_"),
+        "losses": numbers("train/", "val/"),
     }
 
 

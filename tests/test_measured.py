@@ -4,6 +4,7 @@
 import csv
 import json
 import re
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -38,8 +39,11 @@ def measured(name):
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
-def test_summaries_and_the_table_of_inspect(name):
+def test_summaries_and_the_table_of_inspect(name, monkeypatch):
     text, found = (STORED / f"{name}.md").read_text(encoding="utf-8"), measured(name)
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    problems = import_module("problems")
+    assert problems.summary(name, problems.comparison_of(name)) == text, "run python benchmarks/problems.py"
     shown = re.findall(r"^\| `(.*)` \| (.*?) \| (.*?) \| (.*?) \| (\D+?) \| 5 \| ", text, re.MULTILINE)
     cited = [[*row.values()][4:] for row in table(CITED) if row["dataset"] == PROBLEMS[name]["data"]]
     assert [arm for arm, *_ in shown] == [*found] == [*PROBLEMS[name]["arms"]][1:]
