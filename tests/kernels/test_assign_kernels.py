@@ -140,7 +140,7 @@ def test_settings(setting, kernel_device):
 def test_other_overlaps(name, kernel_device):
     case = Problem(problem("realistic", 1, size=(160, 128)), (160, 128), kernel_device)
     assigner = stock(10, 10, 0.5, 6.0)
-    set_overlap(assigner, name)
+    set_overlap(assigner, create_box_loss(name))
     assert equal(case.actual(10, 10, 0.5, 6.0, *create_box_loss(name).kernel), case.expected(assigner))
 
 

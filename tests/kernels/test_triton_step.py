@@ -16,7 +16,7 @@ from ultralytics.utils.loss import v8DetectionLoss
 from tests.models import batch, model, with_keys
 from tests.parts import with_part
 from tests.runs import ROOT, Log, results, slow, train
-from yolo_lossplug import LossPlugError, box_loss, kernels
+from yolo_lossplug import LossPlugError, box_loss, create_box_loss, kernels
 from yolo_lossplug.selection.select import select
 from yolo_lossplug.ultralytics_hook import config, console, trainer
 from yolo_lossplug.ultralytics_hook.assigner import set_overlap
@@ -242,7 +242,7 @@ def test_unsupported_parts_are_named(step_inputs):
     assert "boxes are torch.float16, scores torch.float32" in triton.why_no_kernel(criterion, mixed, types)
     criterion.assigner.topk = 1000
     assert "an image has only 84 anchors" in triton.why_no_kernel(criterion, preds, types)
-    set_overlap(criterion.assigner, "giou")
+    set_overlap(criterion.assigner, create_box_loss("giou"))
     criterion.assigner.lossplug.overlap_loss = None
     assert "the assigner" in triton.why_no_kernel(criterion, preds, types)
 

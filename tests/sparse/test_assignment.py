@@ -10,7 +10,7 @@ from ultralytics.utils.tal import PoseTaskAlignedAssigner, RotatedTaskAlignedAss
 from ultralytics.utils.tal import TaskAlignedAssigner as StockAssigner
 
 from tests.problems import FAMILIES, N_CLASSES, STRIDES, points, problem
-from yolo_lossplug import TaskAlignedAssigner
+from yolo_lossplug import TaskAlignedAssigner, create_box_loss
 from yolo_lossplug.sparse import assign as assignment
 from yolo_lossplug.sparse import topk
 from yolo_lossplug.ultralytics_hook import assigner as hook
@@ -116,7 +116,7 @@ def test_a_release_without_a_floor_is_recognised():
 @pytest.mark.parametrize("iou", ["iou", "giou", "eiou"])
 def test_other_overlaps(iou, sparse_runs):
     stock, ours = StockAssigner(10, N_CLASSES, 0.5), TaskAlignedAssigner(10, N_CLASSES, 0.5, iou=iou)
-    hook.set_overlap(stock, iou)
+    hook.set_overlap(stock, create_box_loss(iou))
     equal((stock, ours), problem("crowded", 1))
     assert sparse_runs
 

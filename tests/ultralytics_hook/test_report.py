@@ -22,7 +22,7 @@ from tests.problems import points
 from tests.runs import STILL, TINY, Log, interrupt, python, results, train, yolo
 from tests.ultralytics_hook.test_memory import PLAIN
 from tests.ultralytics_hook.test_routes import PARENT, SHIM
-from yolo_lossplug import DetectionLoss, LossPlugError
+from yolo_lossplug import DetectionLoss, LossPlugError, create_box_loss
 from yolo_lossplug.boxes import SIZES
 from yolo_lossplug.selection.keys import given_keys, keys
 from yolo_lossplug.selection.select import select
@@ -147,7 +147,7 @@ def test_classes_survive_a_resumed_run_and_drop_later_epochs(tmp_path):
 def test_an_assigner_derived_twice_is_pickled_and_still_sparse():
     assigner = TaskAlignedAssigner(topk=10, num_classes=3, alpha=0.5, beta=6.0)
     watch.watch(assigner, None)
-    set_overlap(assigner, "giou")
+    set_overlap(assigner, create_box_loss("giou"))
     assert not has_own_hooks(assigner)
     again = pickle.loads(pickle.dumps(assigner))
     assert type(again) is type(assigner) and type(copy.deepcopy(assigner)) is type(assigner)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Optional, Union
 
 from yolo_lossplug.registry import (
+    BOX,
     CLASS,
     ROTATED,
     SOFTMAX,
@@ -64,7 +65,8 @@ class Selection:
         tal_alpha: Exponent of the score.
         tal_beta: Exponent of the overlap.
         tal_min_side: Floor of an object's side in pixels when candidates are chosen; None for the host's.
-        tal_iou: Overlap inside the assigner.
+        tal_iou: Name of the overlap inside the assigner.
+        overlap: Loss of which 1 minus is that overlap; None for the host's own.
         loss_engine: Requested engine.
         nms_iou: Overlap in the NMS of validation.
         report: Whether a report of the assignment is written.
@@ -81,6 +83,7 @@ class Selection:
     tal_beta: float
     tal_min_side: Optional[float]
     tal_iou: str
+    overlap: Optional[Loss] = field(compare=False, repr=False)
     loss_engine: str
     nms_iou: str
     report: bool
@@ -193,6 +196,7 @@ def select(args: Mapping[str, Any]) -> Selection:
         **values,
         cls_weights=weights_of(given.get(WEIGHTS)),
         tal_iou=tal_iou,
+        overlap=None if tal_iou == STOCK_BOX else bind(BOX, tal_iou, {}),
         loss_engine=engine,
         nms_iou=choose("nms_iou", args, NMS_OVERLAPS),
         report=flag_of(REPORT, given.get(REPORT, False)),

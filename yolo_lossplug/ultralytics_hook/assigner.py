@@ -15,8 +15,7 @@ from ultralytics.utils import tal
 from ultralytics.utils.ops import xywh2xyxy, xyxy2xywh
 
 from yolo_lossplug.registry import ROTATED, LossPlugError
-from yolo_lossplug.selection.keys import STOCK_BOX
-from yolo_lossplug.selection.loss import assigner_overlap, create_box_loss
+from yolo_lossplug.selection.loss import Loss, assigner_overlap
 from yolo_lossplug.selection.select import Selection, select
 from yolo_lossplug.sparse.assign import Assignment, Measure, assign
 from yolo_lossplug.sparse.grid import Level, levels_of_shapes, points_of_levels, shapes_of_points
@@ -74,7 +73,7 @@ class TaskAlignedAssigner(OverlapMixin, tal.TaskAlignedAssigner):
 
     def __init__(self, *args: Any, iou: str = "ciou", **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        set_overlap(self, select({"tal_iou": iou}).tal_iou)
+        set_overlap(self, select({"tal_iou": iou}).overlap)
         self._shapes: Optional[tuple[tuple[int, int], ...]] = None
 
     @torch.no_grad()
@@ -141,10 +140,10 @@ class TaskAlignedAssigner(OverlapMixin, tal.TaskAlignedAssigner):
         return None
 
 
-def set_overlap(assigner: tal.TaskAlignedAssigner, name: str) -> None:
-    """Make an assigner measure overlap with another IoU; its class stays, and what else it overrides stays too."""
+def set_overlap(assigner: tal.TaskAlignedAssigner, loss: Optional[Loss]) -> None:
+    """Make an assigner measure overlap as 1 minus a loss, None for the host's own; what else it overrides stays."""
     derive(OverlapMixin, assigner)
-    loss, attached = None if name == STOCK_BOX else create_box_loss(name), on_assigner(assigner)
+    attached = on_assigner(assigner)
     attached.overlap_loss, attached.overlap = loss, None if loss is None else assigner_overlap(loss)
 
 

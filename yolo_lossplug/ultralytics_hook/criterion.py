@@ -293,8 +293,8 @@ def _plug_leaf(leaf: Any, branch: str, selection: Selection, scope: Scope, names
         _install_class_loss(leaf, selection, scope, names)
     if not is_one_to_one(branch, leaf):
         set_assigner_options(leaf.assigner, selection)
-    if selection.tal_iou != STOCK_BOX:
-        set_overlap(leaf.assigner, selection.tal_iou)
+    if selection.overlap is not None:
+        set_overlap(leaf.assigner, selection.overlap)
     choice.install(leaf, choice.decide(selection.loss_engine, leaf))
     attached.selection, attached.running = selection, {**running(leaf), **_stock_members(leaf, selection)}
 
