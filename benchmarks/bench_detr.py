@@ -86,8 +86,8 @@ def box_calls(n):
     loss = on_criterion(made).terms.others
     on_criterion(made).terms.is_last = False
     pred, target = (torch.rand(n, 4) * 0.3 + 0.2).requires_grad_(), torch.rand(n, 4) * 0.3 + 0.2
-    scale = detr.Terms().scale_of(pred)
-    p, t = detr.corners(pred.detach(), scale).requires_grad_(), detr.corners(target, scale)
+    scale = detr.DetrLosses().scale_of(pred)
+    p, t = detr.pixel_corners(pred.detach(), scale).requires_grad_(), detr.pixel_corners(target, scale)
 
     def method(criterion):
         return lambda: grad(list(criterion._get_loss_bbox(pred, target).values()), [pred])

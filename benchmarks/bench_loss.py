@@ -45,7 +45,7 @@ from yolo_lossplug.sparse.class_term import class_sum
 from yolo_lossplug.ultralytics_hook.engines import fast
 from yolo_lossplug.ultralytics_hook.trial import timing
 from yolo_lossplug.ultralytics_hook.trial.gauges import memory_of
-from yolo_lossplug.ultralytics_hook.trial.problems import XVIEW, Head, Objects, problem
+from yolo_lossplug.ultralytics_hook.trial.problems import XVIEW, Head, ObjectSpec, drawn_problem
 
 N_BATCHES = 3
 HEAD = Head()
@@ -55,7 +55,7 @@ ASSIGNER_CASES = ["mosaic30", "crowd300", "crowd1000", "skew1000"]
 class Case(NamedTuple):
     """What a step is measured on: objects, keys of the plugin, and numbers of the assigner."""
 
-    objects: Objects = Objects()
+    objects: ObjectSpec = ObjectSpec()
     loss: tuple = ()
     topk: tuple = (10, None)
 
@@ -71,23 +71,23 @@ SETTINGS = {
 """Mean number and median side of objects; negative: so many in one image, and 7 in each of the others."""
 
 CASES = {
-    **{name: Case(Objects(16, *setting)) for name, setting in SETTINGS.items()},
+    **{name: Case(ObjectSpec(16, *setting)) for name, setting in SETTINGS.items()},
     **{
-        f"b64-{name}": Case(Objects(64, *SETTINGS[name]))
+        f"b64-{name}": Case(ObjectSpec(64, *SETTINGS[name]))
         for name in ("coco7", "mosaic30", "crowd100", "crowd300", "skew1000")
     },
-    "xview": Case(Objects(128, XVIEW, 14)),
-    "b1": Case(Objects(1)),
-    "b4": Case(Objects(4)),
+    "xview": Case(ObjectSpec(128, XVIEW, 14)),
+    "b1": Case(ObjectSpec(1)),
+    "b4": Case(ObjectSpec(4)),
     "end-to-end": Case(topk=(7, 1)),
     "focal": Case(loss=(("cls_loss", "focal"),)),
     "qfl": Case(loss=(("cls_loss", "qfl"),)),
     "eiou": Case(loss=(("loss", "eiou"),)),
-    "no-objects": Case(Objects(1, 0)),
-    "invalid": Case(Objects(16, 7, -72)),
-    "full-image": Case(Objects(4, 100, 640, is_exact=True)),
-    "constant": Case(Objects(16, 30, 44, "constant")),
-    "fresh": Case(Objects(16, 30, 44, "fresh")),
+    "no-objects": Case(ObjectSpec(1, 0)),
+    "invalid": Case(ObjectSpec(16, 7, -72)),
+    "full-image": Case(ObjectSpec(4, 100, 640, is_exact=True)),
+    "constant": Case(ObjectSpec(16, 30, 44, "constant")),
+    "fresh": Case(ObjectSpec(16, 30, 44, "fresh")),
 }
 STANDARD = [name for name in CASES if not name.startswith("b64-") and name != "xview"]
 
@@ -97,12 +97,12 @@ def case_of(name):
     if name in CASES:
         return CASES[name]
     batch, n = map(int, name.split("x"))
-    return Case(Objects(batch, n, 20, is_exact=True))
+    return Case(ObjectSpec(batch, n, 20, is_exact=True))
 
 
 def problems_of(case, device, n=N_BATCHES):
     """Return the batches of a case."""
-    return [problem(case.objects, seed, device) for seed in range(n)]
+    return [drawn_problem(case.objects, seed, device) for seed in range(n)]
 
 
 def fake_model(device):
@@ -130,7 +130,7 @@ def make(side, case, device):
 
 def row_of(times):
     """Return the figures of both sides as a row of the table."""
-    made = timing.summary(times)
+    made = timing.time_summary(times)
     low, middle, high = made["ratio"]
     stock, ours = made["stock_ms"][1], made["ours_ms"][1]
     row = {"stock_ms": stock, "ours_ms": ours, "ratio": stock / ours, "paired": middle, "quartiles": [low, high]}
@@ -145,13 +145,17 @@ def measure(name, options):
     is_spared = timing.spare_memory(stock, max(problems, key=lambda one: one.most_objects))
     row = {"case": name, "batch": case.objects.batch, "objects": problems[0].n_objects}
     row["baseline"] = "stock, one image at a time" if is_spared else "reference" if case.loss else "stock"
-    different = timing.differences(stock, make("ours", case, device), problems[0], options.amp)
+    different = timing.engine_mismatches(stock, make("ours", case, device), problems[0], options.amp)
     if different:
         return {**row, "differs": different}
     ours = make("ours", case, device)
     n_pairs, seconds = (2, 0) if is_spared else (options.pairs, options.seconds)
     first, times = timing.alternate(
-        (stock, ours), problems, n_pairs, seconds, lambda one, sample: timing.step(one, sample, options.amp).seconds
+        (stock, ours),
+        problems,
+        n_pairs,
+        seconds,
+        lambda one, sample: timing.timed_step(one, sample, options.amp).seconds,
     )
     row.update(row_of(times), first_call_ms=[1e3 * t for t in first])
     if device == "cuda":
@@ -172,7 +176,7 @@ def measure_huge_pages(name, options):
     def take(min_bytes, sample):
         with mock.patch.object(huge_pages, "MIN_BYTES", min_bytes):
             start = time.process_time()
-            timing.step(criterion, sample, options.amp)
+            timing.timed_step(criterion, sample, options.amp)
             return time.process_time() - start
 
     _, times = timing.alternate((math.inf, huge_pages.MIN_BYTES), problems, options.pairs, options.seconds, take)
@@ -197,8 +201,8 @@ def memory(name, options, is_stock_too=True):
 def print_memory(side, name, device, amp):
     """Print the MiB that a step adds: peak of forward, memory saved for backward, peak of the step."""
     criterion = make(side, case_of(name), device)
-    timing.step(criterion, problem(CASES["b1"].objects, 9, device), amp)
-    print(json.dumps(memory_of(criterion, problem(case_of(name).objects, 0, device), amp)))
+    timing.timed_step(criterion, drawn_problem(CASES["b1"].objects, 9, device), amp)
+    print(json.dumps(memory_of(criterion, drawn_problem(case_of(name).objects, 0, device), amp)))
 
 
 def measure_assigner(name, options):
@@ -235,7 +239,7 @@ def assigner_inputs(case, sample, device):
 def measure_focal(options):
     """Return the row of the focal loss alone, forward and backward, against Ultralytics' class."""
     device, case = options.device, CASES["coco7"]
-    sample = problem(case.objects, 0, device)
+    sample = drawn_problem(case.objects, 0, device)
     targets = fast.targets_of(
         make("ours", case, device), sample.batch, case.objects.batch, torch.tensor([640.0, 640.0], device=device)
     )

@@ -347,7 +347,7 @@ def test_a_run_without_is_refused_before_anything_is_loaded(monkeypatch):
     assert choice.why_no_kernels("auto", "cpu") is None
     resumed = SimpleNamespace(args=SimpleNamespace(task="detect", device="cpu", resume=True, loss_engine="triton"))
     with Log() as log:
-        trainer.check(resumed, {})
+        trainer.check_trainer(resumed, {})
     assert resumed.args.loss_engine == "auto" and "goes on with loss_engine=auto" in log.text
 
 
@@ -355,7 +355,7 @@ def test_auto_takes_them_where_they_are_recorded(step_inputs, monkeypatch, tmp_p
     made, preds, data = step_inputs
     assert with_keys(made, loss="eiou").lossplug.kernels is None
     monkeypatch.setattr(record, "USER_CONFIG_DIR", tmp_path)
-    key = record.key_of(torch.device("cpu"))
+    key = record.record_key(torch.device("cpu"))
     elements = len(data["batch_idx"]) * preds["scores"].shape[2]
     proof = {"times_faster": 3.0, "quartiles": [2.0, 4.0]}
     anchors = len(preds["scores"]) * preds["scores"].shape[2]

@@ -75,7 +75,7 @@ def test_an_engine_is_proven_timed_and_remembered(tmp_path, in_process):
     assert in_process == [("fast", "2x3"), ("fast", "2x60")] and not results.disqualified
     assert [(one["dtype"], list(one["engines"])) for one in entries()] == [("float32", ["fast"])] * 2
     assert entries()[1]["case"] == "2 images, 120 objects in all, 64 px, yolov8n.yaml"
-    assert record.measured(CPU, lambda name: True) == results.measured
+    assert record.fastest_engines(CPU, lambda name: True) == results.measured
     said = bench_report.text(results)
     assert max(len(line) for line in said.splitlines() if str(record.file()) not in line) <= bench_report.WIDTH
     for word in ("2 × 60", "stock", "fast", "loss_engine=auto takes here, from now on", str(record.file())):
@@ -115,12 +115,12 @@ def test_real_data_end_to_end_heads_and_whole_training_steps(tmp_path, in_proces
 )
 def test_an_engine_with_a_fault_is_disqualified(tmp_path, in_process, monkeypatch, fault, why):
     measured(tmp_path)
-    monkeypatch.setattr(fast, "step", faults.step_with(fault))
+    monkeypatch.setattr(fast, "fast_step", faults.step_with(fault))
     _, results = measured(tmp_path)
     assert re.match(why, results.disqualified["fast"])
     assert f"fast is disqualified: {results.disqualified['fast'][:20]}" in " ".join(bench_report.text(results).split())
     # What was proven before no longer counts, except where another step may have memory enough.
-    assert ("fast" in record.disqualified(CPU)) == (fault is not faults.out_of_memory)
+    assert ("fast" in record.disqualified_engines(CPU)) == (fault is not faults.out_of_memory)
     assert ("takes Ultralytics' own step" in bench_report.verdict(results)) == (fault is not faults.out_of_memory)
     monkeypatch.undo()
 
@@ -131,7 +131,7 @@ def test_one_engine_does_not_suffer_for_another(tmp_path, in_process, monkeypatc
     def run(engine, *args, stock=bench_children.run):
         with monkeypatch.context() as patched:
             if engine == "fast":
-                patched.setattr(fast, "step", faults.step_with(faults.out_of_memory))
+                patched.setattr(fast, "fast_step", faults.step_with(faults.out_of_memory))
             return stock(engine, *args)
 
     monkeypatch.setattr(bench_children, "run", run)
@@ -141,12 +141,12 @@ def test_one_engine_does_not_suffer_for_another(tmp_path, in_process, monkeypatc
 
 
 def test_a_case_for_which_the_host_has_no_memory_is_skipped(tmp_path, in_process, monkeypatch):
-    def step(*args, stock=timing.step):
+    def step(*args, stock=timing.timed_step):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
-    monkeypatch.setattr(timing, "step", step)
+    monkeypatch.setattr(timing, "timed_step", step)
     _, results = measured(tmp_path)
-    assert not results.disqualified and not record.disqualified(CPU)
+    assert not results.disqualified and not record.disqualified_engines(CPU)
     assert "2x3 is skipped: the host's own step is out of memory." in bench_report.text(results)
 
 
@@ -154,7 +154,7 @@ def test_kernels_that_cannot_run_here_are_named_and_nothing_is_held_against_them
     monkeypatch.setattr(kernels, "missing", lambda device: "the kernels need a GPU, and the device is cpu")
     _, results = measured(tmp_path, engines="fast,triton")
     assert results.disqualified == {"triton": "the kernels need a GPU, and the device is cpu"}
-    assert {name for name, _ in in_process} == {"fast"} and not record.disqualified(CPU)
+    assert {name for name, _ in in_process} == {"fast"} and not record.disqualified_engines(CPU)
 
 
 def test_stock_alone_shows_the_noise_and_writes_no_record(tmp_path, in_process):
@@ -171,13 +171,13 @@ def test_everything_in_one_go_is_resumed_by_case(tmp_path, in_process, monkeypat
     names = ["1x3", "1x7", "4x3", "4x7", "8-xview", "train-yolov8n-1x7"]
     taken = []
 
-    def step(criterion, problem, amp, stock=timing.step):
+    def step(criterion, problem, amp, stock=timing.timed_step):
         taken.append(1)
         if len(taken) == 9:  # in the second case
             raise KeyboardInterrupt
         return stock(criterion, problem, amp)
 
-    monkeypatch.setattr(timing, "step", step)
+    monkeypatch.setattr(timing, "timed_step", step)
     with pytest.raises(KeyboardInterrupt), Log() as log:
         measured(tmp_path, **ALL)
     assert "the same command with name=everything continues" in log.text
@@ -202,7 +202,11 @@ def test_a_result_that_was_cut_off_is_measured_again(tmp_path, in_process):
     (folder / "cases" / "2x3.fast.json").write_text('{"elements":')
     in_process.clear()
     _, results = measured(tmp_path, name="cut")
-    assert in_process == [("fast", "2x3")] and not results.disqualified and not record.disqualified(torch.device("cpu"))
+    assert (
+        in_process == [("fast", "2x3")]
+        and not results.disqualified
+        and not record.disqualified_engines(torch.device("cpu"))
+    )
 
 
 def test_a_record_that_cannot_be_written_is_said_first(tmp_path, in_process):
@@ -254,7 +258,7 @@ def test_tables_of_a_gpu():
     }
     rates = {"rates": {"bce": {"copy": 2.5, "forward": 0.8, "backward": 0.75}}}
     cases = ((work, {"fast": one, "triton": one}), (rate, {"triton": rates}))
-    said = bench_report.text(Results(cases, {}, record.key_of(CPU), "2026-01-02", "lossplug bench"))
+    said = bench_report.text(Results(cases, {}, record.record_key(CPU), "2026-01-02", "lossplug bench"))
     rows = [" ".join(line.split()) for line in said.splitlines()]
     for row in ("16 × 7 stock 1.00 500 7", "triton 1.00 11 0", "bce 2.50 80 % 75 %"):
         assert row in rows
@@ -332,14 +336,14 @@ def test_the_command_with_interpreted_kernels(tmp_path):
 
 def test_batches_are_the_same_every_time_and_have_what_is_asked_for():
     head = problems.Head(imgsz=64)
-    one, other = (problems.problem(problems.Objects(4, 20), 3, head=head) for _ in range(2))
+    one, other = (problems.drawn_problem(problems.ObjectSpec(4, 20), 3, head=head) for _ in range(2))
     assert torch.equal(one.scores, other.scores) and torch.equal(one.batch["bboxes"], other.batch["bboxes"])
     assert one.n_objects == 80 and one.scores.shape == (4, 80, 84) and one.boxes.shape == (4, 64, 84)
-    skewed = problems.problem(problems.Objects(4, -50), 0, head=head)
+    skewed = problems.drawn_problem(problems.ObjectSpec(4, -50), 0, head=head)
     assert skewed.most_objects == 50 and skewed.n_objects < 150
-    crowd = problems.counts(problems.Objects(128, problems.XVIEW), torch.Generator().manual_seed(0))
+    crowd = problems.object_counts(problems.ObjectSpec(128, problems.XVIEW), torch.Generator().manual_seed(0))
     assert int(crowd.sum()) == 75357 and int(crowd.max()) == 4967 and int(crowd.min()) >= 1
-    assert problems.problem(problems.Objects(2, 0), 0, head=head).most_objects == 0
+    assert problems.drawn_problem(problems.ObjectSpec(2, 0), 0, head=head).most_objects == 0
 
 
 def test_interpreted_kernels_are_compared_with_the_ties_of_a_gpu():
@@ -359,18 +363,18 @@ def test_the_order_of_steps_is_fair():
 def test_the_host_goes_image_by_image_where_its_tensors_do_not_fit(monkeypatch):
     model = one_bench.model_of("yolov8n.yaml")
     head = problems.Head(imgsz=128)
-    one = problems.problem(problems.Objects(2, 20), 0, head=head)
-    stock, spared = (timing.criterion_of(model, "reference") for _ in range(2))
+    one = problems.drawn_problem(problems.ObjectSpec(2, 20), 0, head=head)
+    stock, spared = (timing.engine_criterion(model, "reference") for _ in range(2))
     assert not timing.spare_memory(spared, one)
     monkeypatch.setattr(timing, "available_memory", lambda: 1000.0)
     assert timing.spare_memory(spared, one) and type(spared.assigner) is timing.OneImageAtATime
-    assert timing.differences(stock, spared, one) == []
+    assert timing.engine_mismatches(stock, spared, one) == []
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux says it")
 def test_memory_of_a_step_holds_its_gradients():
     model = one_bench.model_of("yolov8n.yaml")
-    one = problems.problem(problems.Objects(8, 30), 0)
-    stock, fast_one = (gauges.memory_of(timing.criterion_of(model, name), one) for name in ("reference", "fast"))
+    one = problems.drawn_problem(problems.ObjectSpec(8, 30), 0)
+    stock, fast_one = (gauges.memory_of(timing.engine_criterion(model, name), one) for name in ("reference", "fast"))
     assert stock["gradients"] == fast_one["gradients"] == pytest.approx(8 * 144 * 8400 * 4 / 2**20)
     assert stock["step"] > fast_one["step"] > 0.9 * fast_one["gradients"]

@@ -363,13 +363,13 @@ def test_the_test_split_is_measured_as_val_is(data, tmp_path, monkeypatch):
     asked = {"classes": [0], "max_det": 5, "nms_iou": "diou", "iou": 0.5, "conf": 0.002}
     measured = []
 
-    class Spy(one_run.Recorder):
+    class Spy(one_run.DetectionCollector):
         def __call__(self, validator):
             super().__call__(validator)
             args = vars(validator.args)
             measured.append((args["split"], {key: args[key] for key in asked}))
 
-    monkeypatch.setattr(one_run, "Recorder", Spy)
+    monkeypatch.setattr(one_run, "DetectionCollector", Spy)
     common = {**TINY, "model": "yolov8n.yaml", "data": str(file), "project": str(tmp_path), "loss": "eiou"}
     result = one_run.train({**common, **asked, "split": "test"})
     assert measured[-2:] == [("val", asked), ("test", asked)]

@@ -10,7 +10,7 @@ from ultralytics import YOLO
 
 from yolo_lossplug import charts
 from yolo_lossplug.tools.compare import differ
-from yolo_lossplug.ultralytics_hook.trial.detections import Recorder
+from yolo_lossplug.ultralytics_hook.dataset.detections import DetectionCollector
 
 GT = np.array([[10.0, 10, 40, 40], [50.0, 50, 60, 60]])
 
@@ -53,7 +53,7 @@ def test_boxes_lie_on_the_image_without_its_padding():
 @pytest.mark.parametrize("rect", [True, False])
 def test_the_padding_is_that_of_the_validation(data, tmp_path, rect):
     """Objects of a label file are where the recorded ones are; rectangular batches pad on all sides."""
-    model, recorder = YOLO("yolov8n.yaml"), Recorder()
+    model, recorder = YOLO("yolov8n.yaml"), DetectionCollector()
     model.add_callback("on_val_start", recorder)
     options = {"imgsz": 96, "batch": 4, "rect": rect, "workers": 0, "device": "cpu", "plots": False, "verbose": False}
     model.val(data=data, project=str(tmp_path), **options)

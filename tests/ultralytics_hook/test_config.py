@@ -280,7 +280,7 @@ def reached(monkeypatch):
         given.append(dict(keys_))
         raise Reached
 
-    monkeypatch.setattr(nms, "check", check)
+    monkeypatch.setattr(nms, "check_overlap", check)
     return given
 
 

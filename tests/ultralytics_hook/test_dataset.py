@@ -21,7 +21,7 @@ from yolo_lossplug import LossPlugError
 from yolo_lossplug.boxes import LIMITS, SIZES
 from yolo_lossplug.selection.select import select
 from yolo_lossplug.tools.inspect.views import assign, report_values, view
-from yolo_lossplug.ultralytics_hook.counts import summary
+from yolo_lossplug.ultralytics_hook.counts import column_values
 from yolo_lossplug.ultralytics_hook.criterion import branches
 from yolo_lossplug.ultralytics_hook.dataset import assignments, candidates, labels
 from yolo_lossplug.ultralytics_hook.run import runs
@@ -71,10 +71,10 @@ def test_candidates_are_those_of_brute_force(family, floor, monkeypatch):
     monkeypatch.setattr(candidates, "floor_of", lambda assigner: floor)
     for imgsz, strides in ((160, (8, 16, 32)), (320, (4, 8, 16, 32)), (96, (8, 16))):
         boxes = boxes_of(family, imgsz)
-        found = candidates.candidates(boxes, imgsz, strides, None)
+        found = candidates.count_candidates(boxes, imgsz, strides, None)
         expected = [by_hand(box, floor, imgsz, strides) for box in boxes]
         assert found.tolist() == expected
-        row, _ = candidates.pairs(boxes, imgsz, strides, None)
+        row, _ = candidates.candidate_pairs(boxes, imgsz, strides, None)
         assert np.bincount(row, minlength=len(boxes)).tolist() == found.sum(1).tolist()
 
 
@@ -92,9 +92,9 @@ def test_candidates_are_those_of_the_host(family, strides):
     rows, mask = torch.from_numpy(boxes)[None], torch.from_numpy(boxes).sum(1)[None, :, None] > 0
     inside = assigner.select_candidates_in_gts(points(160, 160, strides), rows, *masks(assigner, mask))
     expected = (inside * mask)[0].bool()
-    found = candidates.candidates(boxes, 160, strides, assigner)
+    found = candidates.count_candidates(boxes, 160, strides, assigner)
     assert found.sum(1).tolist() == expected.sum(1).tolist()
-    row, anchor = candidates.pairs(boxes, 160, strides, assigner)
+    row, anchor = candidates.candidate_pairs(boxes, 160, strides, assigner)
     assert {*zip(row.tolist(), anchor.tolist())} == {tuple(pair) for pair in expected.nonzero().tolist()}
 
 
@@ -111,9 +111,9 @@ def test_candidates_of_rotated_boxes_are_those_of_the_host(family, chunk, monkey
     is_kept = (boxes[:, 2:4] >= 2).all(1)  # the criterion drops the others
     expected = inside[0].bool() & is_kept[:, None]
     assert not is_kept.all() or family != "tiny"
-    found = candidates.candidates(boxes.numpy(), 160, strides, assigner)
+    found = candidates.count_candidates(boxes.numpy(), 160, strides, assigner)
     assert found.sum(1).tolist() == expected.sum(1).tolist() and found.sum() > 0
-    row, anchor = candidates.pairs(boxes.numpy(), 160, strides, assigner)
+    row, anchor = candidates.candidate_pairs(boxes.numpy(), 160, strides, assigner)
     assert {*zip(row.tolist(), anchor.tolist())} == {tuple(pair) for pair in expected.nonzero().tolist()}
 
 
@@ -129,7 +129,7 @@ def test_a_floor_of_rotated_boxes_is_measured(side):
     boxes = torch.cat((torch.rand(40, 2) * 160, torch.rand(40, 2) * 30 + 2, torch.rand(40, 1) * 3), 1)
     mask = masks(assigner, torch.ones(1, 40, 1))
     expected = assigner.select_candidates_in_gts(points(160, 160, strides), boxes[None], *mask)[0]
-    found = candidates.candidates(boxes.numpy(), 160, strides, assigner)
+    found = candidates.count_candidates(boxes.numpy(), 160, strides, assigner)
     assert found.sum(1).tolist() == expected.bool().sum(1).tolist()
 
 
@@ -177,7 +177,7 @@ def test_boxes_are_those_of_the_hosts_batches(imgsz, tmp_path):
     assert read.cls.tolist() == batch["cls"].view(-1).tolist()
     assert read.image.tolist() == batch["batch_idx"].tolist()
     assigner = candidates.make_assigner("detect", (8, 16, 32), select({}))
-    counted = [candidates.candidates(boxes, imgsz, (8, 16, 32), assigner) for boxes in (found, expected)]
+    counted = [candidates.count_candidates(boxes, imgsz, (8, 16, 32), assigner) for boxes in (found, expected)]
     assert np.array_equal(*counted)
     for i in range(len(host)):
         pixels = labels.pixels_of(read, imgsz, i)
@@ -267,7 +267,7 @@ def test_objects_get_what_the_report_counts(name, collector):
     expected = {branch: meter.sums for branch, meter in collector.meters.items()}
     claims = {branch: meter.claims.tolist() for branch, meter in collector.meters.items()}
     fixed = model._replace(host=lambda images: preds)
-    seen = assignments.step(fixed, batch)
+    seen = assignments.assign_batch(fixed, batch)
     assert {one.branch for one in seen} == {branch for branch, _ in branches(model.criterion)} == expected.keys()
     for branch, sums in expected.items():
         mine = [one for one in seen if one.branch == branch]
@@ -292,7 +292,7 @@ def test_conflicts_by_hand():
     """Two objects of the same box want the same anchors."""
     assigner, places = tal.TaskAlignedAssigner(topk=5, num_classes=1, alpha=0.5, beta=6.0), points(64, 64, (16,))
     seen = []
-    recorder = assignments.Recorder(assigner, "main", 3, seen)
+    recorder = assignments.RecordingAssigner(assigner, "main", 3, seen)
     boxes = torch.tensor([[[4.0, 4, 44, 44], [4, 4, 44, 44], [50, 50, 63, 63]], [[0.0, 0, 0, 0]] * 3])
     mask = torch.tensor([[[1.0], [1], [1]], [[0], [0], [0]]])
     scores = torch.rand(2, len(places), 1, generator=torch.Generator().manual_seed(0))
@@ -313,7 +313,7 @@ def test_rows_of_objects_that_a_criterion_drops():
     model, batch = loaded("yolov8n-obb.yaml", "obb")
     drop = (batch["batch_idx"] == batch["batch_idx"].mode().values).nonzero().squeeze(1)[::2]
     batch["bboxes"][drop, 2] = 0.001
-    seen = assignments.step(model, batch)
+    seen = assignments.assign_batch(model, batch)
     kept = {(one.image, int(row)) for one in seen for row in one.row}
     rows = [(int(i), int((batch["batch_idx"][:n] == i).sum())) for n, i in enumerate(batch["batch_idx"])]
     assert kept == {row for n, row in enumerate(rows) if n not in drop.tolist()}
@@ -346,7 +346,7 @@ def test_a_training_reports_the_same(data, tmp_path):
     shown = view(read, 64, select({}), model)
     assign(shown, read, model, args, 8, [], lambda n: None)
     values = report_values(shown, shown.assigned["main"])
-    found = summary([list(sums) for sums in zip(*values.values())])
+    found = column_values([list(sums) for sums in zip(*values.values())])
     for key in ("objects", "positives_per_object", "unassigned_share", *(f"objects_{size}" for size in SIZES)):
         assert found[key] == pytest.approx(float(row[key]), rel=1e-5), key
     assert found["mean_iou"] == pytest.approx(float(row["mean_iou"]), rel=1e-3)

@@ -28,7 +28,7 @@ from yolo_lossplug.selection.select import select
 from yolo_lossplug.state import State
 from yolo_lossplug.tools import verify
 from yolo_lossplug.ultralytics_hook import detr, trainer
-from yolo_lossplug.ultralytics_hook.criterion import differences, plug, running
+from yolo_lossplug.ultralytics_hook.criterion import mismatches, plug, running
 from yolo_lossplug.ultralytics_hook.dataset import assignments
 from yolo_lossplug.ultralytics_hook.run import runs
 from yolo_lossplug.ultralytics_hook.trial import matched_step, one_bench, one_step
@@ -366,13 +366,13 @@ def test_what_is_recorded_selects_the_same_again():
 def test_the_guard_reads_the_criterion():
     keys = {"loss": "eiou", "cls_loss": "varifocal", "cls_vfl_alpha": ALPHA, "cls_vfl_gamma": GAMMA}
     made, selection = criterion(**keys), selected(**keys)
-    assert differences(made, selection) == []
-    assert differences(made, selected(loss="giou"))
+    assert mismatches(made, selection) == []
+    assert mismatches(made, selected(loss="giou"))
     stock = RTDETRDetectionLoss(nc=N_CLASSES, use_vfl=True)
-    (said,) = differences(stock, selection)
+    (said,) = mismatches(stock, selection)
     assert said.startswith("loss=eiou cls_loss=varifocal") and "training runs RTDETRDetectionLoss" in said
     made.vfl = None  # the host's own, which was the selected one
-    (said,) = differences(made, selection)
+    (said,) = mismatches(made, selection)
     assert "cls_loss=varifocal" in said and "runs cls_loss=FocalLoss(alpha=0.25, gamma=1.5)" in said
 
 
@@ -438,7 +438,7 @@ def test_a_training(kind, data, tmp_path):
         made = train(kind, watch, data=data, project=str(tmp_path), epochs=2, **KEYS)
     assert "box inner-eiou(inner_ratio=0.7) · class qfl(cls_qfl_beta=2.0) · matcher host's" in log.text
     assert str(seen[-1][0]["loss"]) == "inner-eiou(inner_ratio=0.7)"
-    assert not differences(seen[-1][1], runs.of(made).selection)
+    assert not mismatches(seen[-1][1], runs.of(made).selection)
     recorded = yaml.safe_load((made.save_dir / "args.yaml").read_text())
     assert recorded["loss"] == "inner-eiou" and recorded["cls_qfl_beta"] == 2.0 and "tal_topk" not in recorded
     assert recorded["task"] == "detect"

@@ -275,7 +275,7 @@ def test_the_self_test_sees_a_host_that_has_changed(monkeypatch):
     error, grad_error = parity.self_test.__wrapped__("cpu", 16, strides)
     assert error > parity.TOLERANCE and grad_error > parity.GRAD_TOLERANCE
     monkeypatch.undo()
-    monkeypatch.setattr(fast, "step", lambda *args: 1 / 0)
+    monkeypatch.setattr(fast, "fast_step", lambda *args: 1 / 0)
     assert parity.self_test.__wrapped__("cpu", 1, strides) == (float("inf"), float("inf"))
 
 
@@ -297,7 +297,7 @@ def test_the_first_step_may_be_one_of_a_validation(step_inputs, context):
 def described(engine, head, device):
     """Return the decision for a head, as the banner says it."""
     criterion = SimpleNamespace(device=torch.device(device), stride=head.stride, reg_max=head.reg_max, assigner=None)
-    return str(choice.decide(engine, criterion))
+    return str(choice.decide_engine(engine, criterion))
 
 
 def test_a_release_without_the_step(monkeypatch, step_inputs):
@@ -325,10 +325,10 @@ def test_a_gpu_takes_the_dense_form_where_it_is_small(step_inputs, monkeypatch):
 
     monkeypatch.setattr(fast, "assigned_by", lambda *args: 1 / 0)
     lazy = {**preds, "scores": preds["scores"].as_subclass(OnGPU)}
-    assert fast.step(criterion, lazy, data, {}) is None
+    assert fast.fast_step(criterion, lazy, data, {}) is None
     monkeypatch.setattr(fast, "DENSE_ON_GPU", 10)
     with pytest.raises(ZeroDivisionError):
-        fast.step(criterion, lazy, data, {})
+        fast.fast_step(criterion, lazy, data, {})
 
 
 @pytest.mark.slow

@@ -30,7 +30,7 @@ def folder(tmp_path, monkeypatch):
 
 def entry(size=9, dtype="float32", key=None, anchors=8, **engines):
     return {
-        **(key or record.key_of(CPU))._asdict(),
+        **(key or record.record_key(CPU))._asdict(),
         "dtype": dtype,
         "anchors_class": anchors,
         "size_class": size,
@@ -40,11 +40,11 @@ def entry(size=9, dtype="float32", key=None, anchors=8, **engines):
 
 
 def add(*entries, refused=None):
-    record.add(entries, record.key_of(CPU), refused or {}, DAY)
+    record.add(entries, record.record_key(CPU), refused or {}, DAY)
 
 
 def measured(can_run=lambda name: True):
-    return record.measured(CPU, can_run)
+    return record.fastest_engines(CPU, can_run)
 
 
 def test_an_entry_is_found_and_can_be_read_and_deleted(folder):
@@ -58,19 +58,19 @@ def test_an_entry_is_found_and_can_be_read_and_deleted(folder):
 
 @pytest.mark.parametrize("field", record.Key._fields)
 def test_entries_of_another_device_or_version_are_ignored(field):
-    add(entry(key=record.key_of(CPU)._replace(**{field: "other"}), fast=SLOWER))
+    add(entry(key=record.record_key(CPU)._replace(**{field: "other"}), fast=SLOWER))
     assert measured() is None
-    record.add([], record.key_of(CPU)._replace(**{field: "other"}), {"fast": "it hangs"}, DAY)
-    assert record.disqualified(CPU) == {}
+    record.add([], record.record_key(CPU)._replace(**{field: "other"}), {"fast": "it hangs"}, DAY)
+    assert record.disqualified_engines(CPU) == {}
 
 
 def test_interpreted_kernels_are_another_version(monkeypatch):
     record._triton_version.cache_clear()
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    interpreted = record.key_of(CPU)
+    interpreted = record.record_key(CPU)
     record._triton_version.cache_clear()
     monkeypatch.setenv("TRITON_INTERPRET", "0")
-    compiled = record.key_of(CPU)
+    compiled = record.record_key(CPU)
     record._triton_version.cache_clear()
     assert interpreted == compiled._replace(triton=interpreted.triton)
     assert compiled.triton == "none" or interpreted.triton == f"{compiled.triton}, interpreted"
@@ -103,9 +103,9 @@ def test_a_disqualified_engine_is_not_taken_until_it_is_proven_again():
     add(entry(fast=SLOWER, triton=FASTER))
     add(refused={"triton": "it hangs"})
     assert measured().engines == (("float32", 8, 9, "reference"),)
-    assert record.disqualified(CPU) == {"triton": f"lossplug bench, {DAY}: it hangs"}
+    assert record.disqualified_engines(CPU) == {"triton": f"lossplug bench, {DAY}: it hangs"}
     add(entry(fast=SLOWER, triton=FASTER))
-    assert measured().engines == (("float32", 8, 9, "triton"),) and record.disqualified(CPU) == {}
+    assert measured().engines == (("float32", 8, 9, "triton"),) and record.disqualified_engines(CPU) == {}
 
 
 PARTLY_READABLE = ('{"entries": [{"device": 1}, 7]}', '{"disqualified": ["fast", 1]}', '{"adopted": ["cpu", null]}')
@@ -116,7 +116,7 @@ PARTLY_READABLE = ('{"entries": [{"device": 1}, 7]}', '{"disqualified": ["fast",
 def test_a_file_that_is_no_record_does_no_harm(text):
     record.file().write_text(text)
     with Log() as log:
-        assert measured() is None and not record.disqualified(CPU)
+        assert measured() is None and not record.disqualified_engines(CPU)
     assert ("is ignored" in log.text) == (text not in PARTLY_READABLE)
     add(entry(fast=FASTER))
     assert measured().engine("float32", 4**8, 4**9) == "fast"
@@ -215,7 +215,7 @@ def test_auto_takes_the_fastest_for_the_size_of_a_step(step_inputs, name):
     criterion = with_keys(made, loss="eiou")
     others = ", other sizes fast" if name == "reference" else ""
     assert str(criterion.lossplug.decision) == f"{name} (bench {DAY}){others}"
-    assert (fast.step(criterion, dict(preds), data, {}) is None) == (name == "reference")
+    assert (fast.fast_step(criterion, dict(preds), data, {}) is None) == (name == "reference")
     for other in ("fast", "reference"):
         assert str(with_keys(made, loss="eiou", loss_engine=other).lossplug.decision) == other
     expected = with_keys(made, loss="eiou", loss_engine="reference")(dict(preds), data)[0]
@@ -226,7 +226,7 @@ def test_auto_takes_the_fastest_for_the_size_of_a_step(step_inputs, name):
 def test_a_size_that_was_not_measured_is_as_without_a_record(step_inputs):
     made, preds, data = step_inputs
     add(entry(size=size_class(5 * preds["scores"].shape[2]) + 2, anchors=ANCHORS, fast=SLOWER))
-    assert fast.step(with_keys(made, loss="eiou"), dict(preds), data, {}) is not None
+    assert fast.fast_step(with_keys(made, loss="eiou"), dict(preds), data, {}) is not None
 
 
 def test_a_crowded_image_does_not_go_to_the_host(step_inputs, monkeypatch):
@@ -235,9 +235,9 @@ def test_a_crowded_image_does_not_go_to_the_host(step_inputs, monkeypatch):
     add(entry(size=size_class(5 * preds["scores"].shape[2]), anchors=ANCHORS, fast=SLOWER))
     criterion = with_keys(made, loss="eiou")
     monkeypatch.setattr(fast, "DENSE_ON_GPU", 10)
-    assert fast.step(criterion, dict(preds), data, {}) is None  # 2 images of 3 objects at most
+    assert fast.fast_step(criterion, dict(preds), data, {}) is None  # 2 images of 3 objects at most
     monkeypatch.setattr(fast, "dense_size", lambda *args: 4 * 5 * preds["scores"].shape[2])
-    assert fast.step(criterion, dict(preds), data, {}) is not None
+    assert fast.fast_step(criterion, dict(preds), data, {}) is not None
 
 
 def test_what_differs_in_bench_is_not_chosen(step_inputs):
@@ -250,8 +250,8 @@ def test_what_differs_in_bench_is_not_chosen(step_inputs):
 def on_a_gpu(engine, monkeypatch):
     """Return what is decided on a GPU, where the fast engine passes its test."""
     monkeypatch.setattr(choice, "why_not_fast", lambda criterion: None)
-    monkeypatch.setattr(record, "name_of", lambda device: "NVIDIA Some")
-    return choice.decide(engine, SimpleNamespace(device=torch.device("cuda")))
+    monkeypatch.setattr(record, "device_name", lambda device: "NVIDIA Some")
+    return choice.decide_engine(engine, SimpleNamespace(device=torch.device("cuda")))
 
 
 def banner(decision, **keys):
@@ -268,9 +268,9 @@ def test_a_gpu_without_a_record_is_as_before_and_the_banner_says_how_to_get_one(
 
 
 def test_a_gpu_with_a_record(monkeypatch):
-    monkeypatch.setattr(record, "name_of", lambda device: "NVIDIA Some")
+    monkeypatch.setattr(record, "device_name", lambda device: "NVIDIA Some")
     monkeypatch.setattr(choice, "_can_run", lambda criterion, engine: True)
-    key = record.key_of(torch.device("cuda"))
+    key = record.record_key(torch.device("cuda"))
     record.add([entry(9, "float16", key, fast=SLOWER), entry(11, "float16", key, triton=FASTER)], key, {}, DAY)
     decision = on_a_gpu("auto", monkeypatch)
     assert decision.name == "triton" and decision.is_lazy

@@ -12,10 +12,10 @@ NAMES = ["box_loss", "cls_loss", "dfl_loss"]
 
 
 def watched(*batches):
-    terms = finite.Terms()
+    terms = finite.NanTracker()
     terms.start()
     for batch in batches:
-        terms.add(finite.terms(batch))
+        terms.add(finite.flat_terms(batch))
     return terms
 
 

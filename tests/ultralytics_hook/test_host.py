@@ -13,7 +13,7 @@ from tests.conftest import dataset
 from tests.runs import TINY, train
 from yolo_lossplug import LossPlugError
 from yolo_lossplug.ultralytics_hook import host
-from yolo_lossplug.ultralytics_hook.compatibility import numbers
+from yolo_lossplug.ultralytics_hook.compatibility import version_numbers
 from yolo_lossplug.ultralytics_hook.console import VERSION
 from yolo_lossplug.ultralytics_hook.trial import one_step
 
@@ -49,7 +49,7 @@ def trained(args):
     ],
 )
 def test_network_and_data_are_those_of_a_training(task, keys, content, tmp_path):
-    if "channels" in content and numbers(VERSION) < (8, 3, 140):
+    if "channels" in content and version_numbers(VERSION) < (8, 3, 140):
         pytest.skip("this release knows images of three channels only")
     file = tmp_path / "data.yaml"
     described = yaml.safe_load(Path(dataset(f"host-{task}", task=task)).read_text())

@@ -209,9 +209,9 @@ def test_training_says_it_before_the_first_epoch(data, tmp_path):
 def test_a_call_says_once_which_overlap_runs(mode):
     model = YOLO("yolov8n.yaml")
     with Log() as log:
-        nms.check(model, mode, {"nms_iou": "DIoU", "mode": mode})
-        nms.check(model, "predict", {"nms_iou": "diou", "mode": "track"})
-        nms.check(model, mode, {})
+        nms.check_overlap(model, mode, {"nms_iou": "DIoU", "mode": mode})
+        nms.check_overlap(model, "predict", {"nms_iou": "diou", "mode": "track"})
+        nms.check_overlap(model, mode, {})
     assert log.text.count("nms diou") == 1 and f"mode {mode}" in log.text
 
 

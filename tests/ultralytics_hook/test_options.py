@@ -15,7 +15,7 @@ from ultralytics.models.yolo.detect import DetectionTrainer
 
 from tests.models import is_plugged
 from tests.runs import STILL, TINY, Log, python, results, train
-from yolo_lossplug.ultralytics_hook.compatibility import numbers
+from yolo_lossplug.ultralytics_hook.compatibility import version_numbers
 from yolo_lossplug.ultralytics_hook.run import runs
 
 CHOICE = {"loss": "inner-eiou", "cls_loss": "qfl"}
@@ -37,7 +37,7 @@ OPTIONS = {
 
 def option(name):
     """Return an option as this release of Ultralytics takes it."""
-    if name == "multi_scale" and numbers(ultralytics.__version__) < (8, 4, 0):
+    if name == "multi_scale" and version_numbers(ultralytics.__version__) < (8, 4, 0):
         return {"multi_scale": True}
     return OPTIONS[name]
 
@@ -125,7 +125,7 @@ print("CRITERION", model.trainer.model.criterion.bbox_loss.loss.name)
 @pytest.mark.skipif(not shutil.which("g++") and not shutil.which("clang++"), reason="inductor needs a C++ compiler")
 def test_compiled(data, tmp_path):
     """torch.compile with inductor; the loss is left outside of the graph, where its sizes vary from step to step."""
-    if not numbers(ultralytics.__version__) >= (8, 4, 100):
+    if not version_numbers(ultralytics.__version__) >= (8, 4, 100):
         pytest.skip("compile=True of older releases fails with this torch, with or without us")
     keys = {**TINY, **CHOICE, "data": data, "project": str(tmp_path), "compile": True, "fraction": 0.5, "val": False}
     done = python(COMPILED, repr(keys), cwd=tmp_path)

@@ -28,7 +28,7 @@ from yolo_lossplug.selection.keys import given_keys, keys
 from yolo_lossplug.selection.select import select
 from yolo_lossplug.ultralytics_hook import config, counts
 from yolo_lossplug.ultralytics_hook.assigner import has_own_hooks, set_overlap
-from yolo_lossplug.ultralytics_hook.counts import COLUMNS, no_sums, summary, tally
+from yolo_lossplug.ultralytics_hook.counts import COLUMNS, column_values, no_sums, tally
 from yolo_lossplug.ultralytics_hook.criterion import branch_criteria
 from yolo_lossplug.ultralytics_hook.engines import fast
 from yolo_lossplug.ultralytics_hook.run import report, runs, watch
@@ -65,7 +65,7 @@ def test_sums_by_hand():
     #           objects, without anchor, anchors, overlaps
     expected = [[2, 1, 2, 0.75], [2, 1, 1, 0.125], [1, 0, 1, 1.0]]
     assert found.tolist() == expected
-    assert summary(found.tolist()) == {
+    assert column_values(found.tolist()) == {
         "objects": 5,
         "unassigned_share": 2 / 5,
         "positives_per_object": 4 / 5,
@@ -82,12 +82,12 @@ def test_sums_by_hand():
         "conflicts": None,
         "conflict_share": None,
     }
-    counted = summary(found.tolist(), [8.0, 2.0])
+    counted = column_values(found.tolist(), [8.0, 2.0])
     assert (counted["conflicts"], counted["conflict_share"]) == (2.0, 0.25)
 
 
 def test_nothing_has_no_ratio():
-    values = summary(no_sums(torch.device("cpu")).tolist())
+    values = column_values(no_sums(torch.device("cpu")).tolist())
     assert {key for key, value in values.items() if value is None} == {
         "unassigned_share",
         "mean_iou",
@@ -230,7 +230,7 @@ def test_engines_agree(name, collector, monkeypatch):
     expected = {branch: meter.sums.clone() for branch, meter in collector.meters.items()}
     claims = {branch: meter.claims.clone() for branch, meter in collector.meters.items()}
     classes = {branch: meter.classes.clone() for branch, meter in collector.meters.items()}
-    changes = {"sparse": (), "dense": ("is_sparse", lambda *_: False), "host": ("step", lambda *_: None)}
+    changes = {"sparse": (), "dense": ("is_sparse", lambda *_: False), "host": ("fast_step", lambda *_: None)}
     for way, change in changes.items():
         collector.clear()
         with monkeypatch.context() as patch:
@@ -512,7 +512,7 @@ def test_where_the_key_has_no_effect():
     with pytest.raises(LossPlugError, match="lossplug_report=True has no effect with task=classify"):
         select({"lossplug_report": True, "task": "classify"})
     with pytest.raises(LossPlugError, match="lossplug_report=True has no effect with mode=val"):
-        config.refuse_keys_of_training("val", {"lossplug_report": True})
+        config.refuse_training_keys("val", {"lossplug_report": True})
     assert keys()["lossplug_report"] is None
     for off in (None, False):
         assert given_keys({"lossplug_report": off}) == {} and not select({"lossplug_report": off}).is_active

@@ -21,7 +21,7 @@ from yolo_lossplug import DetectionLoss, LossPlugError
 from yolo_lossplug.selection import select as selection
 from yolo_lossplug.ultralytics_hook import attached, config, members
 from yolo_lossplug.ultralytics_hook import trainer as hook
-from yolo_lossplug.ultralytics_hook.criterion import branch_criteria, differences, plug, running
+from yolo_lossplug.ultralytics_hook.criterion import branch_criteria, mismatches, plug, running
 from yolo_lossplug.ultralytics_hook.run import making, memory, runs
 
 select = selection.select
@@ -136,9 +136,9 @@ def test_the_guard_names_what_differs(data, tmp_path):
 def test_differences_name_key_and_values(change, message):
     criterion = with_keys(model("yolov8n"), loss="eiou", cls_loss="qfl", cls_smoothing=0.1)
     chosen = criterion.lossplug.selection
-    assert differences(criterion, chosen) == []
+    assert mismatches(criterion, chosen) == []
     change(criterion)
-    assert any(text.startswith(message) for text in differences(criterion, chosen)), differences(criterion, chosen)
+    assert any(text.startswith(message) for text in mismatches(criterion, chosen)), mismatches(criterion, chosen)
 
 
 def test_a_class_loss_with_weights_of_its_own_is_not_replaced():
@@ -209,8 +209,8 @@ def test_what_is_ignored_on_resume_is_said_once():
 def test_what_is_missing_on_resume_is_said_once():
     trainer = types.SimpleNamespace(resume=True, start_epoch=1, epochs=3)
     with Log() as log:
-        memory.check(runs.Run(select({"loss": "wiou-v3"})).state, trainer, keeps_state=True)
-        memory.check(runs.Run(select({"loss": "eiou"})).state, trainer, keeps_state=False)
+        memory.check_state(runs.Run(select({"loss": "wiou-v3"})).state, trainer, keeps_state=True)
+        memory.check_state(runs.Run(select({"loss": "eiou"})).state, trainer, keeps_state=False)
     (line,) = log.lines
     assert "lossplug.pt is missing beside the checkpoint" in line
 
@@ -260,7 +260,7 @@ def test_a_fork_whose_box_loss_is_another_one(monkeypatch):
 
     made = model("yolov8n")
     monkeypatch.setattr(BboxLoss, "forward", forked)
-    assert not members.self_test() < 1e-3
+    assert not members.box_loss_error() < 1e-3
     assert running(v8DetectionLoss(made))["loss"] == "BboxLoss (not CIoU)"
     criterion = with_keys(made, loss="ciou", tal_topk=7)
     assert running(criterion)["loss"].name == "ciou" and isinstance(criterion.bbox_loss, members.PluggedBboxLoss)

@@ -40,7 +40,7 @@ def facts() -> list[str]:
     hook = start_up_hook(site_folders())
     rows = {
         "python": f"{platform.python_version()}, {sys.executable}",
-        "torch": f"{torch.__version__}, device {device_name()}",
+        "torch": f"{torch.__version__}, device {default_device_name()}",
         "triton": triton_state(),
         "start-up hook": str(hook or "none in the folders that this Python reads hooks from"),
     }
@@ -54,7 +54,7 @@ def default_device() -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def device_name() -> str:
+def default_device_name() -> str:
     """Return the default device in words."""
     device = default_device()
     if device.type != "cuda":

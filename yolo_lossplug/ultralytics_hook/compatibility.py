@@ -10,14 +10,14 @@ TESTED = (8, 4, 190)
 """The newest release that the tests were run with."""
 
 
-def numbers(version: str) -> tuple[int, ...]:
+def version_numbers(version: str) -> tuple[int, ...]:
     """Return a version as numbers that can be compared."""
     return tuple(int(part) for part in re.findall(r"\d+", version)[:3])
 
 
 def is_untested(version: str) -> bool:
     """Return whether a release is newer than those that the tests were run with."""
-    return numbers(version) > TESTED
+    return version_numbers(version) > TESTED
 
 
 def unsupported(version: str) -> str:
@@ -26,7 +26,7 @@ def unsupported(version: str) -> str:
     Args:
         version: ``ultralytics.__version__``.
     """
-    if FLOOR <= numbers(version) < CEILING:
+    if FLOOR <= version_numbers(version) < CEILING:
         return ""
     return (
         f"ultralytics {version} is not supported; yolo-lossplug works with >={'.'.join(map(str, FLOOR))}, "

@@ -86,7 +86,7 @@ def check_given(base: dict[str, Any], custom: dict[str, Any]) -> None:
     mode = str(custom.get("mode") or base.get("mode"))
     if mode != TRAINING:
         drop_keys_of_file(mode, custom)
-        refuse_keys_of_training(mode, custom)
+        refuse_training_keys(mode, custom)
         return
     if custom.get("resume"):
         return  # the checkpoint decides; the trainer says so
@@ -102,7 +102,7 @@ def check_given(base: dict[str, Any], custom: dict[str, Any]) -> None:
             raise LossPlugError(why)
 
 
-def refuse_unknown(given: dict[str, Any]) -> None:
+def refuse_unknown_keys(given: dict[str, Any]) -> None:
     """Check that Ultralytics or we know every key, as `yolo` does; user-defined losses are loaded.
 
     Raises:
@@ -117,7 +117,7 @@ def refuse_unknown(given: dict[str, Any]) -> None:
             raise LossPlugError(f"{key}={value} is unknown.{instead_of(key, value) or suggest(key, known)}")
 
 
-def refuse_keys_of_training(mode: str, given: dict[str, Any]) -> None:
+def refuse_training_keys(mode: str, given: dict[str, Any]) -> None:
     """Check what the user gave to another mode than training.
 
     Raises:
@@ -408,10 +408,10 @@ def entrypoint(stock: Callable[..., None], *args: Any, **kwargs: Any) -> None:
 
 def in_mode(stock: Callable[..., Any], mode: str, model: Any, /, *args: Any, **kwargs: Any) -> Any:
     """Run another mode than training, with those keys of ours that matter there."""
-    refuse_keys_of_training(mode, kwargs)
+    refuse_training_keys(mode, kwargs)
     from yolo_lossplug.ultralytics_hook import nms  # which imports Ultralytics: see the first line of this module
 
-    nms.check(model, mode, kwargs)
+    nms.check_overlap(model, mode, kwargs)
     return stock(model, *args, **kwargs)
 
 

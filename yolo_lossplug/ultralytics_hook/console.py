@@ -93,7 +93,7 @@ def quiet() -> Iterator[None]:
         LOGGER.setLevel(level)
 
 
-def folder(kind: str, name: Any = None, project: Any = None) -> Path:
+def new_folder(kind: str, name: Any = None, project: Any = None) -> Path:
     """Return a folder for what a command writes that is not there yet: ``runs/kind/name``, ``name2``, ...
 
     The name is the kind if there is none. The folder is absolute: Ultralytics puts a relative one below its own.

@@ -63,7 +63,9 @@ def tally_classes(classes: Tensor, labels: Tensor, is_gt: Tensor, slot: Tensor, 
     classes.index_add_(0, labels.long().clamp(0, len(classes) - 1), values)
 
 
-def summary(sums: Sequence[Sequence[float]], claims: Optional[Sequence[float]] = None) -> dict[str, Optional[float]]:
+def column_values(
+    sums: Sequence[Sequence[float]], claims: Optional[Sequence[float]] = None
+) -> dict[str, Optional[float]]:
     """Return the reported values; a ratio is None where its denominator is 0.
 
     Args:
@@ -91,7 +93,7 @@ def _ratio(numerator: float, denominator: float) -> Optional[float]:
     return numerator / denominator if denominator else None
 
 
-COLUMNS = tuple(summary([[0.0] * len(SUMS)] * len(SIZES)))
+COLUMNS = tuple(column_values([[0.0] * len(SUMS)] * len(SIZES)))
 """Names of the reported values."""
 
 

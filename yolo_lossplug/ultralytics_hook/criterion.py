@@ -33,7 +33,7 @@ from yolo_lossplug.ultralytics_hook import detr
 from yolo_lossplug.ultralytics_hook.assigner import set_min_side, set_overlap, set_topk, topk2_of
 from yolo_lossplug.ultralytics_hook.attached import on_assigner, on_criterion
 from yolo_lossplug.ultralytics_hook.engines import choice, fast
-from yolo_lossplug.ultralytics_hook.members import PluggedBboxLoss, PluggedClassLoss, PluggedSoftmaxLoss, self_test
+from yolo_lossplug.ultralytics_hook.members import PluggedBboxLoss, PluggedClassLoss, PluggedSoftmaxLoss, box_loss_error
 from yolo_lossplug.ultralytics_hook.run import runs
 from yolo_lossplug.ultralytics_hook.run.report import Collector
 from yolo_lossplug.ultralytics_hook.run.watch import watch
@@ -173,7 +173,7 @@ def plug(
     return criterion
 
 
-def differences(criterion: Any, selection: Selection, role: str = "training") -> list[str]:
+def mismatches(criterion: Any, selection: Selection, role: str = "training") -> list[str]:
     """Return where a criterion deviates from the selection: the key, the requested value and the one that runs.
 
     Args:
@@ -215,7 +215,7 @@ def _differences(leaf: Any, selection: Selection, role: str) -> list[str]:
 def running(leaf: Any) -> dict[str, Any]:
     """Return what a criterion runs, by key, read from its members and not from the requested keys."""
     if isinstance(leaf, DETRLoss):
-        return detr.running(leaf)
+        return detr.running_detr(leaf)
     assigner, is_fast = leaf.assigner, isinstance(leaf, fast.FastMixin)
     overlap, decision = on_assigner(assigner).overlap_loss, on_criterion(leaf).decision
     rotated = isinstance(assigner, tal.RotatedTaskAlignedAssigner)
@@ -244,7 +244,7 @@ def _stock_name(module: Any) -> str:
 
 def is_host_ciou() -> bool:
     """Return whether the host's box loss is CIoU; that of a fork may differ."""
-    return self_test() < TOLERANCE
+    return box_loss_error() < TOLERANCE
 
 
 def _described(module: Any) -> str:
@@ -280,7 +280,7 @@ def is_one_to_one(branch: str, leaf: Any) -> bool:
 def _plug_leaf(leaf: Any, branch: str, selection: Selection, scope: Scope, names: Mapping[int, str]) -> None:
     if isinstance(leaf, DETRLoss):
         selection = selection if selection.task == DETR else _of_task(selection, DETR)
-        detr.plug(leaf, selection, scope, class_weights(selection, leaf.nc, names))
+        detr.plug_detr(leaf, selection, scope, class_weights(selection, leaf.nc, names))
         return
     is_rotated = isinstance(leaf.assigner, tal.RotatedTaskAlignedAssigner)
     if is_rotated != (selection.box.kind == ROTATED):
@@ -295,7 +295,7 @@ def _plug_leaf(leaf: Any, branch: str, selection: Selection, scope: Scope, names
         set_assigner_options(leaf.assigner, selection)
     if selection.overlap is not None:
         set_overlap(leaf.assigner, selection.overlap)
-    choice.install(leaf, choice.decide(selection.loss_engine, leaf))
+    choice.install_engine(leaf, choice.decide_engine(selection.loss_engine, leaf))
     attached.selection, attached.running = selection, {**running(leaf), **_stock_members(leaf, selection)}
 
 

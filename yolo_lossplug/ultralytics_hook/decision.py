@@ -63,7 +63,7 @@ class Measured(NamedTuple):
         texts = {group: _by_size([best for best in self.engines if best[:2] == group]) for group in groups}
         if len({*texts.values()}) == 1:
             return next(iter(texts.values()))
-        return "; ".join(f"{dtype}, {count(4**size)} anchors: {text}" for (dtype, size), text in texts.items())
+        return "; ".join(f"{dtype}, {short_number(4**size)} anchors: {text}" for (dtype, size), text in texts.items())
 
 
 def _nearest(classes: Iterable[int], size: int) -> Optional[int]:
@@ -76,14 +76,14 @@ def _by_size(engines: Sequence[Fastest]) -> str:
     """Return engines in words, each with the size from which on it is taken."""
     changes = [now for before, now in zip(engines, engines[1:]) if now.engine != before.engine]
     return ", ".join(
-        [engines[0].engine, *(f"{best.engine} from {count(4**best.size_class)} elements" for best in changes)]
+        [engines[0].engine, *(f"{best.engine} from {short_number(4**best.size_class)} elements" for best in changes)]
     )
 
 
-def count(number: float) -> str:
+def short_number(number: float) -> str:
     """Return a large number in words of two digits.
 
-    >>> count(4_194_304), count(65_536), count(12)
+    >>> short_number(4_194_304), short_number(65_536), short_number(12)
     ('4.2M', '66k', '12')
     """
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):

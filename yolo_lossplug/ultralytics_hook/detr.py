@@ -73,7 +73,7 @@ class Reader(Scope):
 
 
 @dataclass
-class Terms:
+class DetrLosses:
     """Losses of a criterion of RT-DETR that are ours.
 
     Attributes:
@@ -150,7 +150,7 @@ class DetrMixin(Derived, DETRLoss):
             return losses
         loss = terms.next_box()
         if loss.state is not None or len(gt_bboxes):  # every rank has the state, also one without objects
-            pairs = loss(*(corners(b, terms.scale_of(b)) for b in (pred_bboxes, gt_bboxes)), **context(loss))
+            pairs = loss(*(pixel_corners(b, terms.scale_of(b)) for b in (pred_bboxes, gt_bboxes)), **context(loss))
         if len(gt_bboxes):
             losses[f"loss_giou{postfix}"] = pairs.sum() / len(gt_bboxes) * self.loss_gain["giou"]
         return losses
@@ -182,7 +182,7 @@ def l1_term(pred: Tensor, target: Tensor, gain: float) -> Tensor:
     return gain * F.l1_loss(pred, target, reduction="sum") / len(target)
 
 
-def corners(boxes: Tensor, scale: Tensor) -> Tensor:
+def pixel_corners(boxes: Tensor, scale: Tensor) -> Tensor:
     """Return boxes (N, 4) of normalised centre, width and height as x1, y1, x2, y2 in pixels, at least float32."""
     centre, half = (as_float(boxes) * scale).split(2, -1)
     return torch.cat((centre - half, centre + half), -1)
@@ -194,7 +194,7 @@ def context(loss: Loss) -> dict[str, Any]:
     return {key: available[key] for key in available.keys() & loss.context}
 
 
-def plug(criterion: DETRLoss, selection: Selection, scope: Scope, weights: Optional[list[float]]) -> None:
+def plug_detr(criterion: DETRLoss, selection: Selection, scope: Scope, weights: Optional[list[float]]) -> None:
     """Put the selected losses into a criterion, in place.
 
     Args:
@@ -206,10 +206,10 @@ def plug(criterion: DETRLoss, selection: Selection, scope: Scope, weights: Optio
     Raises:
         LossPlugError: If this release has another criterion.
     """
-    check_seams(type(criterion))
+    check_methods(type(criterion))
     derive(DetrMixin, criterion)
     attached = on_criterion(criterion)
-    terms = attached.terms = Terms()
+    terms = attached.terms = DetrLosses()
     if selection.chooses(selection.box):
         terms.box = terms.others = selection.box.within(State().scoped("trial"))
         if is_hosts(criterion, "_get_loss_bbox"):
@@ -223,10 +223,10 @@ def plug(criterion: DETRLoss, selection: Selection, scope: Scope, weights: Optio
         terms.cls = PluggedClassLoss(selection.cls, selection.cls_smoothing, weights=table)
         if is_hosts(criterion, "_get_loss_class"):
             terms.cls, terms.same["cls_loss"] = None, (hosts_class(criterion), selection.cls)
-    attached.selection, attached.running = selection, running(criterion)
+    attached.selection, attached.running = selection, running_detr(criterion)
 
 
-def check_seams(stock: type) -> None:
+def check_methods(stock: type) -> None:
     """Check the methods that are overridden.
 
     Raises:
@@ -239,10 +239,10 @@ def check_seams(stock: type) -> None:
             raise LossPlugError(f"RT-DETR cannot be trained with another loss: {error}. Remove the keys.") from error
 
 
-def running(criterion: DETRLoss) -> dict[str, Any]:
+def running_detr(criterion: DETRLoss) -> dict[str, Any]:
     """Return what a criterion runs, by key, read from it and not from the requested keys."""
     attached = on_criterion(criterion)
-    terms = attached.terms if isinstance(criterion, DetrMixin) and attached.terms else Terms()
+    terms = attached.terms if isinstance(criterion, DetrMixin) and attached.terms else DetrLosses()
     return {
         "loss": terms.box or _as_selected(terms, "loss", hosts_box(criterion)),
         "cls_loss": terms.cls.loss if terms.cls else _as_selected(terms, "cls_loss", hosts_class(criterion)),
@@ -250,7 +250,7 @@ def running(criterion: DETRLoss) -> dict[str, Any]:
     }
 
 
-def _as_selected(terms: Terms, key: str, hosts: str) -> Any:
+def _as_selected(terms: DetrLosses, key: str, hosts: str) -> Any:
     """Return the selected loss that the host's own equals, or the host's own as it is described."""
     before, loss = terms.same.get(key, ("", None))
     return loss if before == hosts else hosts
@@ -285,7 +285,7 @@ def _is_known_box(stock: Any, method: Any) -> bool:
     trial = stock(nc=2)
     derive(DetrMixin, trial)
     loss = bind(BOX, STOCK_DETR["loss"], {})
-    on_criterion(trial).terms = Terms(loss, loss)
+    on_criterion(trial).terms = DetrLosses(loss, loss)
     return is_hosts(trial, "_get_loss_bbox")
 
 

@@ -130,17 +130,17 @@ class PluggedSoftmaxLoss:
         return loss, dict.fromkeys(items, loss.detach()) if isinstance(items, dict) else loss.detach()
 
 
-def self_test() -> float:
+def box_loss_error() -> float:
     """Return the maximum relative error of our CIoU in the host's criterion, against the host's own, on random boxes.
 
     It shows whether the host still calls its box loss, weights and sums it, and represents boxes as we expect.
     """
-    return _self_test(BboxLoss.forward)
+    return _box_loss_error(BboxLoss.forward)
 
 
 @functools.lru_cache(maxsize=4)
 @torch.no_grad()
-def _self_test(forward: Any) -> float:
+def _box_loss_error(forward: Any) -> float:
     rng = torch.Generator().manual_seed(0)
     anchors = torch.stack(torch.meshgrid(torch.arange(8.0), torch.arange(8.0), indexing="xy"), -1).view(-1, 2) + 0.5
     low = anchors - torch.rand(2, 64, 2, generator=rng) * 3

@@ -62,7 +62,7 @@ def suppress(stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     return result
 
 
-def check(model: Any, mode: str, given: dict[str, Any]) -> None:
+def check_overlap(model: Any, mode: str, given: dict[str, Any]) -> None:
     """Check the key where a model is asked to predict, validate or track, and say which overlap its NMS measures.
 
     Raises:

@@ -236,12 +236,12 @@ def apply(module: ModuleType) -> None:
         if patch.module == name:
             for owner, attribute in patching.targets(module, patch):
                 patching.check_parameters(f"{name}.{patch.attribute}", vars(owner)[attribute], patch.parameters)
-                patching.apply(patch.change, owner, attribute)
+                patching.apply_change(patch.change, owner, attribute)
 
 
 def revert() -> None:
     """Undo everything: Ultralytics holds the very objects that it held before, and what others have put in."""
-    patching.revert()
+    patching.undo_changes()
     _patched.clear()
 
 

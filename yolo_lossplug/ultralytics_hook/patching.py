@@ -64,7 +64,7 @@ def around(path: str, *first: Any) -> Change:
         def wrapper(*args: Any, **kwargs: Any) -> Any:
             if not is_live:  # somebody holds on to it, or has put another wrapper over it
                 return stock(*args, **kwargs)
-            return resolve(path)(stock, *first, *args, **kwargs)
+            return function_of(path)(stock, *first, *args, **kwargs)
 
         def undo() -> None:
             nonlocal is_live
@@ -82,7 +82,7 @@ def made_by(path: str) -> Change:
     """Return a change that puts what a function of the hook makes of a value in its place."""
 
     def change(owner: Any, attribute: str) -> Undo:
-        return put(owner, attribute, resolve(path)(vars(owner)[attribute]))
+        return put(owner, attribute, function_of(path)(vars(owner)[attribute]))
 
     return change
 
@@ -91,12 +91,12 @@ def in_place(path: str) -> Change:
     """Return a change by a function of the hook that alters a value which others hold too, and returns its undo."""
 
     def change(owner: Any, attribute: str) -> Undo:
-        return resolve(path)(vars(owner)[attribute])
+        return function_of(path)(vars(owner)[attribute])
 
     return change
 
 
-def resolve(path: str) -> Callable[..., Any]:
+def function_of(path: str) -> Callable[..., Any]:
     """Return a function of the hook by its name ``module.function``."""
     module, _, name = path.rpartition(".")
     return getattr(importlib.import_module(f"{HOOK}.{module}"), name)
@@ -117,12 +117,12 @@ def put(owner: Any, attribute: str, value: Any) -> Undo:
 _undo: list[Undo] = []
 
 
-def apply(change: Change, owner: Any, attribute: str) -> None:
-    """Make a change that `revert` undoes."""
+def apply_change(change: Change, owner: Any, attribute: str) -> None:
+    """Make a change that `undo_changes` undoes."""
     _undo.append(change(owner, attribute))
 
 
-def revert() -> None:
+def undo_changes() -> None:
     """Undo everything, last change first."""
     while _undo:
         _undo.pop()()

@@ -22,11 +22,10 @@ from yolo_lossplug.ultralytics_hook.criterion import (
     arguments,
     branches,
     class_names,
-    differences,
     is_one_to_one,
+    mismatches,
     plug,
     running,
-    self_test,
 )
 from yolo_lossplug.ultralytics_hook.engines import choice
 from yolo_lossplug.ultralytics_hook.family import (
@@ -35,6 +34,7 @@ from yolo_lossplug.ultralytics_hook.family import (
     refuse_visual_prompts,
     with_task,
 )
+from yolo_lossplug.ultralytics_hook.members import box_loss_error
 from yolo_lossplug.ultralytics_hook.run import finite, making, memory, report, runs
 
 Mark = Callable[[str], str]
@@ -71,10 +71,10 @@ def check_resume(stock: Callable[..., None], trainer: Any, overrides: dict[str, 
     """Resume a run, if that was asked for, and check what the trainer trains with, before it loads anything."""
     ours = keys()  # the host would say that it ignores them, and not what the run goes on with, as we do
     stock(trainer, overrides and {key: value for key, value in overrides.items() if key not in ours})
-    check(trainer, overrides)
+    check_trainer(trainer, overrides)
 
 
-def check(trainer: Any, overrides: dict[str, Any]) -> None:
+def check_trainer(trainer: Any, overrides: dict[str, Any]) -> None:
     """Check what a new trainer trains with.
 
     Args:
@@ -185,7 +185,7 @@ def wrap_model_class(cls: type) -> None:
     """Wrap `init_criterion` where a model class that somebody has written outside Ultralytics overrides it."""
     for owner in cls.__mro__:
         if "init_criterion" in vars(owner) and not patching.is_ours(vars(owner)["init_criterion"]):
-            patching.apply(patching.around("trainer.init_criterion"), owner, "init_criterion")
+            patching.apply_change(patching.around("trainer.init_criterion"), owner, "init_criterion")
 
 
 _warned: set[str] = set()
@@ -199,7 +199,7 @@ def warn_of_release(version: str) -> None:
     """
     if version in _warned or not compatibility.is_untested(version):
         return
-    error, newest = self_test(), ".".join(map(str, compatibility.TESTED))
+    error, newest = box_loss_error(), ".".join(map(str, compatibility.TESTED))
     if not error < TOLERANCE:
         raise LossPlugError(
             f"ultralytics {version} computes another box loss than yolo-lossplug expects (off by {error:.0e}): a loss "
@@ -226,7 +226,7 @@ def guard(trainer: Any) -> None:
         criterion = getattr(_unwrap(model), "criterion", None)
         if criterion is None and role == "validation":
             continue  # the moving average makes its criterion at the first validation
-        wrong = differences(criterion, selection, role)
+        wrong = mismatches(criterion, selection, role)
         if wrong:
             raise LossPlugError(
                 f"{'; '.join(dict.fromkeys(wrong))}. The run is stopped. A callback, trainer or patch changed the "
@@ -238,7 +238,7 @@ def check_memory(trainer: Any) -> None:
     """Callback before training: what the losses remember is that of the checkpoint, or they start anew."""
     run = runs.of(trainer)
     if run.selection.is_active:
-        memory.check(run.state, trainer, any(loss.state for loss in (run.selection.box, run.selection.cls)))
+        memory.check_state(run.state, trainer, any(loss.state for loss in (run.selection.box, run.selection.cls)))
 
 
 def count_epoch(trainer: Any) -> None:
@@ -261,7 +261,7 @@ def add_terms(trainer: Any) -> None:
     """Callback after a batch: look for NaN; on a GPU it is said at the end of the epoch, for which the host waits."""
     run = runs.of(trainer)
     if run.selection.is_active and not run.terms.is_done and trainer.loss_items is not None:
-        items = finite.terms(trainer.loss_items)
+        items = finite.flat_terms(trainer.loss_items)
         run.terms.add(items)
         if items.device.type == "cpu":
             warn_of_nan(trainer)
@@ -291,7 +291,7 @@ CALLBACKS = (
     ("on_fit_epoch_end", report.hide),
     ("teardown", runs.end),
 )
-FIRST = (("on_fit_epoch_end", report.show), ("on_train_end", report.draw))
+FIRST = (("on_fit_epoch_end", report.show), ("on_train_end", report.draw_report))
 """Callbacks that go before those of the loggers."""
 
 
@@ -326,7 +326,7 @@ def save_model(stock: Callable[..., Any], trainer: Any, *args: Any, **kwargs: An
             model.criterion = criterion
     run = runs.of(trainer)
     if run.selection.is_active:
-        memory.save(run.state, trainer)
+        memory.save_state(run.state, trainer)
     return saved
 
 

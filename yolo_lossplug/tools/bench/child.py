@@ -26,7 +26,7 @@ def main(file: Path) -> int:
         from yolo_lossplug.ultralytics_hook.trial import one_bench
 
         works = [one_bench.Work(**work) for work in job["works"]]
-        one_bench.measure(job["engine"], works, one_bench.device_of(job["device"]), _reporter(job, begun))
+        one_bench.measure_engine(job["engine"], works, one_bench.bench_device(job["device"]), _reporter(job, begun))
     except KeyboardInterrupt:
         return 130
     except BaseException as error:

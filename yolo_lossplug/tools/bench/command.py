@@ -22,8 +22,7 @@ from yolo_lossplug.tools.bench import children as bench_children
 from yolo_lossplug.tools.bench import report as bench_report
 from yolo_lossplug.tools.bench.child import read_result
 from yolo_lossplug.tools.bench.results import Results, entries_of, refused
-from yolo_lossplug.ultralytics_hook.console import folder as new_folder
-from yolo_lossplug.ultralytics_hook.console import progress, say
+from yolo_lossplug.ultralytics_hook.console import new_folder, progress, say
 from yolo_lossplug.ultralytics_hook.engines import record
 from yolo_lossplug.ultralytics_hook.engines.choice import FAST, REFERENCE, TRITON
 from yolo_lossplug.ultralytics_hook.trial import one_bench, one_run
@@ -114,7 +113,7 @@ def bench(args: Mapping[str, Any]) -> tuple[Path, Results]:
     plan, device = plan_of(args)
     for model in dict.fromkeys(work.model for work in plan.works):
         one_bench.model_of(model, plan.works[0].data)  # raises an error if its steps cannot be measured
-    key = record.key_of(device)
+    key = record.record_key(device)
     today = datetime.date.today().isoformat()
     record.add((), key, {}, today)  # a record that cannot be written is said now, not after minutes
     folder = _folder(plan, key)
@@ -132,7 +131,7 @@ def bench(args: Mapping[str, Any]) -> tuple[Path, Results]:
         missing=tuple(missing)
     )
     record.add(entries_of(results), key, refused(results), today)
-    results = results._replace(record=str(record.file()), measured=record.measured(device, lambda name: True))
+    results = results._replace(record=str(record.file()), measured=record.fastest_engines(device, lambda name: True))
     bench_report.write(results, folder)
     return folder, results
 
@@ -181,10 +180,10 @@ def plan_of(args: Mapping[str, Any]) -> tuple[Plan, torch.device]:
             raise LossPlugError(f"{key}={value} cannot be given to bench.{remedy}")
     if "data" in values and "objects" in values:
         raise LossPlugError(f"objects={values['objects']} has no effect with data=, which has its own. Remove one.")
-    one_run.check({"model": values.get("model", ALL_MODELS[0])})
-    device = one_bench.device_of(values.get("device"))
+    one_run.check_arguments({"model": values.get("model", ALL_MODELS[0])})
+    device = one_bench.bench_device(values.get("device"))
     engines = _engines(values.get("engines"), device)
-    works = _works(values, device, OBJECTS[:1] if any(map(one_bench.is_interpreted, engines)) else OBJECTS)
+    works = _works(values, device, OBJECTS[:1] if any(map(one_bench.has_interpreted_kernels, engines)) else OBJECTS)
     plan = Plan(
         tuple(works),
         engines,

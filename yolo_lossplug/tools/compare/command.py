@@ -26,8 +26,7 @@ from yolo_lossplug.tools.compare.plan import Plan, plan_of
 from yolo_lossplug.tools.compare.progress import Progress
 from yolo_lossplug.tools.compare.report import write_summary
 from yolo_lossplug.tools.report import Report
-from yolo_lossplug.ultralytics_hook.console import VERSION, say
-from yolo_lossplug.ultralytics_hook.console import folder as new_folder
+from yolo_lossplug.ultralytics_hook.console import VERSION, new_folder, say
 from yolo_lossplug.ultralytics_hook.trial import one_run
 
 HELP = """\

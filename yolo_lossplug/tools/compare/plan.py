@@ -69,7 +69,7 @@ def plan_of(args: Mapping[str, Any]) -> Plan:
     values = {key: str(value) if isinstance(value, Path) else value for key, value in given.values.items()}
     _refuse_missing(values)
     common = {key: value for key, value in values.items() if key not in OWN and key not in keys()}
-    task = one_run.check(common)
+    task = one_run.check_arguments(common)
     chosen = [_with_engine(arm, common) for arm in chosen_by(values, task, given.recipe)]
     given.say_unused(chosen)
     devices, engine = _devices(values)
@@ -150,9 +150,9 @@ def _with_engine(arm: Arm, common: Mapping[str, Any]) -> Arm:
     """
     keys_with_engine = {"loss_engine": "auto", **arm.keys}
     try:
-        one_run.check({**common, **keys_with_engine})
+        one_run.check_arguments({**common, **keys_with_engine})
     except LossPlugError:
-        one_run.check({**common, **arm.keys})  # a task with another criterion has one engine
+        one_run.check_arguments({**common, **arm.keys})  # a task with another criterion has one engine
         return arm
     return replace(arm, keys=keys_with_engine)
 

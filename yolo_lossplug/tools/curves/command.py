@@ -25,7 +25,7 @@ from yolo_lossplug.tools.curves.measures import (
     probabilities,
 )
 from yolo_lossplug.tools.curves.plots import TARGETS, draw, draw_class
-from yolo_lossplug.ultralytics_hook.console import folder, say
+from yolo_lossplug.ultralytics_hook.console import new_folder, say
 
 HELP = """\
 usage: lossplug curves [loss=NAME,... | cls_loss=NAME,...] [option=VALUE,...]
@@ -72,7 +72,7 @@ def main(args: Mapping[str, Any]) -> None:
     chosen = arms({**args, key: args.get(key) or OTHER_TASKS.get(str(task), DEFAULT)}, task, given.recipe)
     given.say_unused(chosen)
     sizes = _sizes(args.get("size"), is_class)
-    directory = folder("curves", args.get("name"), args.get("project"))
+    directory = new_folder("curves", args.get("name"), args.get("project"))
     charts.save_table(class_rows(chosen) if is_class else rows(chosen, sizes), directory / "curves.csv")
     if is_class:
         draw_class(chosen, directory / "curves.png")

@@ -19,7 +19,7 @@ from yolo_lossplug.tools.inspect import counts as numbers
 from yolo_lossplug.tools.inspect import report as report
 from yolo_lossplug.tools.inspect import views as views
 from yolo_lossplug.tools.inspect.findings import Findings, reasons
-from yolo_lossplug.ultralytics_hook.console import folder, progress, say
+from yolo_lossplug.ultralytics_hook.console import new_folder, progress, say
 from yolo_lossplug.ultralytics_hook.dataset import assignments, labels
 from yolo_lossplug.ultralytics_hook.dataset.assignments import Model
 from yolo_lossplug.ultralytics_hook.dataset.candidates import overlap_of
@@ -83,7 +83,7 @@ def main(args: Mapping[str, Any]) -> None:
     """
     plan = plan_of(args)
     found = inspect(plan)
-    directory = folder("inspect", plan.args.get("name"), plan.args.get("project"))
+    directory = new_folder("inspect", plan.args.get("name"), plan.args.get("project"))
     write(found, plan, directory)
     print(report.terminal(found))
     say(f"report in {directory / 'report.html'}")

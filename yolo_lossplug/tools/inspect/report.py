@@ -20,8 +20,8 @@ from yolo_lossplug.tools.inspect.pictures import Panel, draw_candidates, draw_im
 from yolo_lossplug.tools.inspect.views import View, report_values
 from yolo_lossplug.tools.report import Report as Page
 from yolo_lossplug.ultralytics_hook.console import VERSION
-from yolo_lossplug.ultralytics_hook.dataset.assignments import Objects
-from yolo_lossplug.ultralytics_hook.dataset.candidates import corners_of, pairs, points_of
+from yolo_lossplug.ultralytics_hook.dataset.assignments import AssignedObjects
+from yolo_lossplug.ultralytics_hook.dataset.candidates import candidate_pairs, corners_of, points_of
 from yolo_lossplug.ultralytics_hook.dataset.labels import pixels_of, shown_part
 
 WIDTH = 80
@@ -303,7 +303,7 @@ def _panel(found: Findings, view: View, image: int, title: str) -> Optional[Pane
     points, level = points_of(view.imgsz, view.strides)
     shown = shown_part(found.labels, view.imgsz, image)
     if view.main is not None:
-        one: Objects = view.main.kept[image]
+        one: AssignedObjects = view.main.kept[image]
         anchors = one.candidates.any(0).nonzero()[0]
         return Panel(
             pixels,
@@ -318,7 +318,7 @@ def _panel(found: Findings, view: View, image: int, title: str) -> Optional[Pane
         )
     rows = found.labels.image == image
     boxes = view.boxes[rows]
-    _, anchors = pairs(boxes, view.imgsz, view.strides, found.assigner())
+    _, anchors = candidate_pairs(boxes, view.imgsz, view.strides, found.assigner())
     nothing = np.zeros(0, np.int64)
     return Panel(pixels, shown, title, corners_of(boxes), view.total[rows] > 0, anchors, nothing, points, level)
 

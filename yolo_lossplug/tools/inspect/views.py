@@ -12,8 +12,8 @@ import numpy as np
 from yolo_lossplug.selection.select import Selection
 from yolo_lossplug.tools.inspect.counts import sizes_of
 from yolo_lossplug.ultralytics_hook.dataset import assignments
-from yolo_lossplug.ultralytics_hook.dataset.assignments import Model, Objects
-from yolo_lossplug.ultralytics_hook.dataset.candidates import candidates, make_assigner
+from yolo_lossplug.ultralytics_hook.dataset.assignments import AssignedObjects, Model
+from yolo_lossplug.ultralytics_hook.dataset.candidates import count_candidates, make_assigner
 from yolo_lossplug.ultralytics_hook.dataset.labels import Labels
 
 STRIDES = (8.0, 16.0, 32.0)
@@ -43,7 +43,7 @@ class Assigned:
     overlap: np.ndarray
     conflicts: np.ndarray
     wanted: int = 0
-    kept: dict[int, Objects] = field(default_factory=dict)
+    kept: dict[int, AssignedObjects] = field(default_factory=dict)
 
     @property
     def conflict_share(self) -> float:
@@ -106,13 +106,17 @@ def view(labels: Labels, imgsz: int, selection: Selection, model: Optional[Model
     assigner = model.assigner() if model else make_assigner(labels.task, strides, selection)
     boxes = labels.at(imgsz)
     return View(
-        imgsz, strides, boxes, candidates(boxes, imgsz, strides, assigner), _with_p2(boxes, imgsz, labels, selection)
+        imgsz,
+        strides,
+        boxes,
+        count_candidates(boxes, imgsz, strides, assigner),
+        _with_p2(boxes, imgsz, labels, selection),
     )
 
 
 def _with_p2(boxes: np.ndarray, imgsz: int, labels: Labels, selection: Selection) -> np.ndarray:
     strides = (P2, *STRIDES)
-    total: np.ndarray = candidates(boxes, imgsz, strides, make_assigner(labels.task, strides, selection)).sum(1)
+    total: np.ndarray = count_candidates(boxes, imgsz, strides, make_assigner(labels.task, strides, selection)).sum(1)
     return total
 
 
@@ -142,7 +146,7 @@ def _nothing(labels: Labels) -> Assigned:
     return Assigned(np.zeros(count, np.int64), nan, nan.copy(), np.zeros(count), np.zeros(len(labels.files), np.int64))
 
 
-def _add(total: Assigned, one: Objects, first: int, wanted: Sequence[int]) -> None:
+def _add(total: Assigned, one: AssignedObjects, first: int, wanted: Sequence[int]) -> None:
     rows = first + one.row
     total.positives[rows], total.overlap[rows] = one.positives, one.overlap
     total.best_iou[rows], total.score[rows] = one.best_iou, one.score

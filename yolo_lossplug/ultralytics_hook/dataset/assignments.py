@@ -48,7 +48,7 @@ class Model(NamedTuple):
         return sorted(branches(self.criterion), key=lambda pair: is_one_to_one(*pair))[0][1].assigner
 
 
-class Objects(NamedTuple):
+class AssignedObjects(NamedTuple):
     """What one image's n objects get in one branch of a criterion.
 
     Attributes:
@@ -110,7 +110,7 @@ def load(args: dict[str, Any], data: dict[str, Any]) -> Model:
         return Model(host, host.init_criterion(), device, tuple(float(s) for s in host.stride))
 
 
-def assigned(model: Model, args: dict[str, Any], imgsz: int, batch: int) -> Iterator[list[Objects]]:
+def assigned(model: Model, args: dict[str, Any], imgsz: int, batch: int) -> Iterator[list[AssignedObjects]]:
     """Yield what the objects of one batch after another get, as a training step without augmentation assigns it.
 
     Batch normalisation is that of training, over the images of a batch.
@@ -125,11 +125,11 @@ def assigned(model: Model, args: dict[str, Any], imgsz: int, batch: int) -> Iter
     host = labels.dataset(data, path, {**args, "task": model.task}, imgsz)
     for first in range(0, len(host), batch):
         rows = range(first, min(first + batch, len(host)))
-        yield step(model, host.collate_fn([host[i] for i in rows]), first)
+        yield assign_batch(model, host.collate_fn([host[i] for i in rows]), first)
 
 
 @torch.no_grad()
-def step(model: Model, batch: dict[str, Any], first: int = 0) -> list[Objects]:
+def assign_batch(model: Model, batch: dict[str, Any], first: int = 0) -> list[AssignedObjects]:
     """Return what the objects of a batch get, branch after branch, image after image.
 
     Args:
@@ -139,12 +139,12 @@ def step(model: Model, batch: dict[str, Any], first: int = 0) -> list[Objects]:
     """
     on_device = moved(batch, model.device)
     on_device["img"] = on_device["img"].float() / 255
-    seen: list[Objects] = []
+    seen: list[AssignedObjects] = []
     leaves = list(branches(model.criterion))
     assigners = [leaf.assigner for _, leaf in leaves]
     try:
         for branch, leaf in leaves:
-            leaf.assigner = Recorder(leaf.assigner, branch, first, seen)
+            leaf.assigner = RecordingAssigner(leaf.assigner, branch, first, seen)
         model.criterion(model.host(on_device["img"]), on_device)
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
@@ -158,7 +158,7 @@ def step(model: Model, batch: dict[str, Any], first: int = 0) -> list[Objects]:
     return _with_rows(seen, on_device, first)
 
 
-class Recorder:
+class RecordingAssigner:
     """An assigner in the place of another, image by image, which bounds its memory; records what objects get.
 
     Args:
@@ -168,7 +168,7 @@ class Recorder:
         seen: Receives the objects of each image that has any.
     """
 
-    def __init__(self, assigner: Any, branch: str, first: int, seen: list[Objects]) -> None:
+    def __init__(self, assigner: Any, branch: str, first: int, seen: list[AssignedObjects]) -> None:
         self.assigner, self.branch, self.first, self.seen = assigner, branch, first, seen
 
     def __getattr__(self, name: str) -> Any:
@@ -241,7 +241,7 @@ class Listener:
 
 def _objects(
     branch: str, image: int, inputs: tuple[Tensor, ...], outputs: tuple, heard: Listener, is_gt: Tensor
-) -> Objects:
+) -> AssignedObjects:
     scores, boxes, _, cls, gts, _ = (part[0] if part.dim() > 2 else part for part in inputs)
     slot = torch.where(outputs[3][0].bool(), outputs[4][0].long(), -1)
     positive = (slot >= 0).nonzero().squeeze(1)
@@ -262,7 +262,7 @@ def _objects(
         total,
     )
     boxes_, candidates, wanted, iou, score_, total_ = (value[is_gt].cpu().numpy() for value in values)
-    return Objects(
+    return AssignedObjects(
         branch,
         image,
         np.arange(len(boxes_)),
@@ -276,7 +276,7 @@ def _objects(
     )
 
 
-def _with_rows(seen: list[Objects], batch: dict[str, Any], first: int) -> list[Objects]:
+def _with_rows(seen: list[AssignedObjects], batch: dict[str, Any], first: int) -> list[AssignedObjects]:
     """Return the objects with their indices in the labels: a criterion drops some, and keeps the order."""
     image = batch["batch_idx"].view(-1).long().cpu().numpy()
     boxes = batch["bboxes"].float()
@@ -286,7 +286,7 @@ def _with_rows(seen: list[Objects], batch: dict[str, Any], first: int) -> list[O
     return [_with_row(one, centres[image == one.image - first], sizes[image == one.image - first]) for one in seen]
 
 
-def _with_row(one: Objects, centres: np.ndarray, sizes: np.ndarray) -> Objects:
+def _with_row(one: AssignedObjects, centres: np.ndarray, sizes: np.ndarray) -> AssignedObjects:
     if len(centres) == len(one.boxes):
         return one
     row, rows = 0, []

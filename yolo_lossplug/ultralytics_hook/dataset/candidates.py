@@ -80,7 +80,7 @@ def overlap_of(boxes: np.ndarray) -> Callable[[np.ndarray, np.ndarray], np.ndarr
     return lambda one, other: overlaps(rows[one], rows[other]).numpy()
 
 
-def candidates(boxes: np.ndarray, imgsz: int, strides: Sequence[float], assigner: Any) -> np.ndarray:
+def count_candidates(boxes: np.ndarray, imgsz: int, strides: Sequence[float], assigner: Any) -> np.ndarray:
     """Return the number of candidates of each object on each level (G, L), as an assigner has them.
 
     Args:
@@ -95,7 +95,9 @@ def candidates(boxes: np.ndarray, imgsz: int, strides: Sequence[float], assigner
     return torch.cat(parts).numpy() if parts else np.zeros((0, len(strides)), np.int64)
 
 
-def pairs(boxes: np.ndarray, imgsz: int, strides: Sequence[float], assigner: Any) -> tuple[np.ndarray, np.ndarray]:
+def candidate_pairs(
+    boxes: np.ndarray, imgsz: int, strides: Sequence[float], assigner: Any
+) -> tuple[np.ndarray, np.ndarray]:
     """Return all pairs of an object (P,) and an anchor (P,) that is its candidate, of a few objects."""
     levels, rows = levels_of(imgsz, strides), torch.from_numpy(boxes)
     if boxes.shape[1] == 5:

@@ -25,7 +25,7 @@ from yolo_lossplug.ultralytics_hook.engines.parity import (
     CELLS,
     METHOD,
     EngineFailed,
-    differences,
+    parity_errors,
     self_test,
     tolerance_error,
 )
@@ -38,7 +38,7 @@ ADVICE = "lossplug bench measures faster engines here"
 """What the banner of a run on a GPU ends with where nothing was measured."""
 
 
-def decide(engine: str, criterion: Any) -> Decision:
+def decide_engine(engine: str, criterion: Any) -> Decision:
     """Return which engine takes the steps of a criterion; called once, when the losses are installed.
 
     Args:
@@ -64,17 +64,17 @@ def decide(engine: str, criterion: Any) -> Decision:
 
 def _recorded(criterion: Any, is_lazy: bool) -> Decision:
     """Return which engine takes the steps of a criterion by the record of its device."""
-    refused = record.disqualified(criterion.device).get(FAST)
+    refused = record.disqualified_engines(criterion.device).get(FAST)
     if refused:
         return Decision(REFERENCE, refused)
-    measured = record.measured(criterion.device, functools.partial(_can_run, criterion))
+    measured = record.fastest_engines(criterion.device, functools.partial(_can_run, criterion))
     if measured is None:
         return Decision(FAST, is_lazy=is_lazy, is_unmeasured=is_lazy)
     names = {fastest.engine for fastest in measured.engines}
     return Decision(TRITON if TRITON in names else FAST, is_lazy=is_lazy, measured=measured)
 
 
-def install(criterion: Any, decision: Decision) -> None:
+def install_engine(criterion: Any, decision: Decision) -> None:
     """Make a criterion take the steps of an engine."""
     if decision.name == REFERENCE:
         remove_fast_step(criterion)
@@ -94,11 +94,11 @@ def why_no_kernels(engine: str, device: Any) -> Optional[str]:
     """
     if engine != TRITON:
         return None
-    why = kernels.missing(torch.device(kind_of(device)))
+    why = kernels.missing(torch.device(device_type(device)))
     return _refusal(engine, why) if why else None
 
 
-def kind_of(device: Any) -> str:
+def device_type(device: Any) -> str:
     """Return the type of the device that a user names, None for the one that Ultralytics chooses.
 
     No GPU is asked: until the host has chosen one, that would fix which ones this process sees.
@@ -142,7 +142,7 @@ def kernel_trouble(device: str, reg_max: int, strides: tuple[float, ...]) -> Opt
         use_kernels(criterion, is_trial=True)
 
     try:
-        errors = differences(device, reg_max, strides, prepare, 4 if kernels.is_interpreted() else CELLS)
+        errors = parity_errors(device, reg_max, strides, prepare, 4 if kernels.is_interpreted() else CELLS)
     except EngineFailed as error:  # no compiler, an unsupported GPU, or any other reason
         return f"the kernels fail ({error})"
     return tolerance_error(*errors)

@@ -83,7 +83,7 @@ class FastMixin(Derived, v8DetectionLoss):
 
     def get_assigned_targets_and_loss(self, preds: dict[str, Tensor], batch: dict[str, Any], **extra: Any) -> tuple:
         """Return the assigned targets, the loss by box, class and DFL, and its items, as the host's method does."""
-        result = step(self, preds, batch, extra)
+        result = fast_step(self, preds, batch, extra)
         return super().get_assigned_targets_and_loss(preds, batch, **extra) if result is None else result
 
 
@@ -92,7 +92,7 @@ def install_fast_step(criterion: v8DetectionLoss, is_lazy: bool) -> None:
     derive(FastMixin, criterion)
     loss, attached = class_loss_of(criterion), on_criterion(criterion)
     attached.decision, attached.kernels = Decision("fast", is_lazy=is_lazy), None
-    attached.is_class_loss_pointwise = loss is not None and is_pointwise(loss)
+    attached.is_class_loss_pointwise = loss is not None and is_class_loss_pointwise(loss)
 
 
 def remove_fast_step(criterion: v8DetectionLoss) -> None:
@@ -122,7 +122,9 @@ def stock_bbox_loss(bbox_loss: Any) -> Any:
 
 
 @_uncompiled
-def step(criterion: Any, preds: dict[str, Tensor], batch: dict[str, Any], extra: dict[str, Any]) -> Optional[tuple]:
+def fast_step(
+    criterion: Any, preds: dict[str, Tensor], batch: dict[str, Any], extra: dict[str, Any]
+) -> Optional[tuple]:
     """Return what the host's step returns, None where the host should take the step.
 
     Args:
@@ -391,7 +393,7 @@ def class_term(criterion: Any, scores: Tensor, anchor: Tensor, labels: Tensor, s
         score = smooth.flatten()
     else:
         index = (image * n_classes + labels) * n_anchors + cell
-    return class_sum(scores, index, score, loss, background=loss.background, weights=weights_of(criterion))
+    return class_sum(scores, index, score, loss, background=loss.background, weights=criterion_class_weights(criterion))
 
 
 def dense_class_term(criterion: Any, scores: Tensor, anchor: Tensor, labels: Tensor, score: Tensor) -> Tensor:
@@ -408,7 +410,7 @@ def criterion_weights(criterion: Any) -> Optional[Tensor]:
     return getattr(criterion, "class_weights", None)
 
 
-def is_pointwise(loss: Loss) -> bool:
+def is_class_loss_pointwise(loss: Loss) -> bool:
     """Return whether every element of a class loss depends on nothing but its logit and target; tested on parts."""
     if loss.state is not None:
         return False
@@ -422,7 +424,7 @@ def is_pointwise(loss: Loss) -> bool:
     return torch.allclose(whole[order], parts, rtol=1e-5, atol=1e-7)
 
 
-def weights_of(criterion: Any) -> Optional[Tensor]:
+def criterion_class_weights(criterion: Any) -> Optional[Tensor]:
     """Return the product (classes,) of the host's class weights and ours, None if there are none."""
     stock, ours = criterion_weights(criterion), getattr(criterion.bce, "weights", None)
     if stock is None or ours is None:

@@ -38,16 +38,16 @@ class EngineFailed(Exception):
 
 @functools.cache
 def self_test(device: str, reg_max: int, strides: tuple[float, ...]) -> tuple[float, float]:
-    """Return `differences` of the fast engine; infinite where the host has changed so that it fails."""
+    """Return `parity_errors` of the fast engine; infinite where the host has changed so that it fails."""
     try:
-        return differences(device, reg_max, strides, lambda criterion: install_fast_step(criterion, is_lazy=False))
+        return parity_errors(device, reg_max, strides, lambda criterion: install_fast_step(criterion, is_lazy=False))
     except EngineFailed:
         return math.inf, math.inf
 
 
 @torch.inference_mode(False)  # the first step may be a validation step
 @torch.enable_grad()
-def differences(
+def parity_errors(
     device: str, reg_max: int, strides: tuple[float, ...], prepare: Callable[[Any], None], cells: int = CELLS
 ) -> tuple[float, float]:
     """Take steps of an engine on random problems, and compare them with the steps of the host.

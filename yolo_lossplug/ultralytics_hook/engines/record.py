@@ -46,9 +46,9 @@ class Key(NamedTuple):
     yolo_lossplug: str
 
 
-def key_of(device: torch.device) -> Key:
+def record_key(device: torch.device) -> Key:
     """Return where entries of this device and of the installed versions hold."""
-    return Key(name_of(device), **_versions())
+    return Key(device_name(device), **_versions())
 
 
 def _versions() -> dict[str, str]:
@@ -61,7 +61,7 @@ def _versions() -> dict[str, str]:
 
 
 @functools.cache
-def name_of(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
     """Return the name of a device: of a GPU as torch has it, of a processor its model."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
@@ -88,14 +88,14 @@ def file() -> Path:
     return Path(USER_CONFIG_DIR) / FILE
 
 
-def measured(device: torch.device, can_run: Callable[[str], bool]) -> Optional[Measured]:
+def fastest_engines(device: torch.device, can_run: Callable[[str], bool]) -> Optional[Measured]:
     """Return the fastest proven engines on a device, by type and size class; None if nothing was measured there.
 
     Args:
         device: The device.
         can_run: Whether an engine can run here, asked only of one that would be the fastest.
     """
-    key, refused = key_of(device), disqualified(device)
+    key, refused = record_key(device), disqualified_engines(device)
     found = {_identity(entry): entry for entry in (*_shipped_entries(), *_entries(file())) if _key_of(entry) == key}
     chosen = []
     for entry in found.values():
@@ -120,10 +120,10 @@ def fastest(engines: Mapping[str, Any], can_run: Callable[[str], bool] = lambda 
     return next((name for name in ranked if can_run(name)), REFERENCE if FAST in engines else "")
 
 
-def disqualified(device: torch.device) -> dict[str, str]:
+def disqualified_engines(device: torch.device) -> dict[str, str]:
     """Return why engines must not run on a device unless they are asked for by name, with these versions."""
     refused = _read(file()).get("disqualified", [])
-    key = key_of(device)._asdict() if refused else {}
+    key = record_key(device)._asdict() if refused else {}
     here = [one for one in refused if {name: one.get(name) for name in key} == key]
     return {str(one.get("engine")): f"lossplug bench, {one.get('since')}: {one.get('why')}" for one in here}
 

@@ -72,7 +72,7 @@ class TritonKernels:
         self.cached: dict[tuple, CachedAnchors] = {}
         self.rehearsed: set[tuple] = set()
         loss = getattr(criterion.bbox_loss, "loss", None)
-        self.is_box_loss_pointwise = loss is not None and is_pointwise(loss)
+        self.is_box_loss_pointwise = loss is not None and is_box_loss_pointwise(loss)
 
     def step(self, criterion: Any, preds: dict[str, Tensor], batch: dict[str, Any]) -> Optional[tuple]:
         """Return what the host's step returns, None where the kernels do not compute that.
@@ -123,10 +123,10 @@ class TritonKernels:
             loss = torch.stack((loss[0], class_sum_of(criterion, scores, assigned) * factors[1], loss[2]))
         meter = meter_of(assigner)
         if meter is not None:
-            count(meter, gts, label, assigned, grid * anchors.strides.repeat(len(scores)).unsqueeze(1))
+            count_assigned(meter, gts, label, assigned, grid * anchors.strides.repeat(len(scores)).unsqueeze(1))
         names = getattr(criterion, "loss_names", None)
         items = loss.detach() if names is None else dict(zip(names, loss.detach()))
-        return assignment_outputs(criterion, image.view(-1), gts, assigned, cached), loss, items
+        return kernel_assignment_outputs(criterion, image.view(-1), gts, assigned, cached), loss, items
 
     def _anchors(self, criterion: Any, feats: Any, dtype: torch.dtype) -> CachedAnchors:
         """Return the anchors of a criterion; those of a new image size synchronise with the GPU."""
@@ -259,7 +259,7 @@ def assigner_config_of(assigner: Any, types: Types) -> AssignerConfig:
 def class_terms_of(criterion: Any, assigned: Assigned) -> tuple[ClassTargets, Optional[ClassKernel]]:
     """Return targets and formula of a criterion's class term; None for a loss without a kernel."""
     loss, module = fast.class_loss_of(criterion), criterion.bce
-    weights = fast.weights_of(criterion)
+    weights = fast.criterion_class_weights(criterion)
     targets = ClassTargets(
         assigned.label,
         assigned.score,
@@ -305,7 +305,7 @@ def is_decoded_exactly(
     return _exact[key]
 
 
-def is_pointwise(loss: Loss) -> bool:
+def is_box_loss_pointwise(loss: Loss) -> bool:
     """Return whether the loss of a pair depends on nothing but that pair; tested on parts of a batch."""
     if loss.state is not None:
         return False
@@ -322,7 +322,7 @@ def is_pointwise(loss: Loss) -> bool:
     return torch.allclose(whole[order], torch.cat(parts), rtol=1e-5, atol=1e-7)
 
 
-def count(meter: Meter, gts: GtRows, label: Tensor, assigned: Assigned, pred_boxes: Tensor) -> None:
+def count_assigned(meter: Meter, gts: GtRows, label: Tensor, assigned: Assigned, pred_boxes: Tensor) -> None:
     """Count what was assigned, for the report; `pred_boxes` are the boxes (b·A, 4) of all anchors in pixels."""
     boxes = gts.boxes.unsqueeze(0)
     is_gt = boxes.sum(2, keepdim=True) > 0
@@ -330,7 +330,9 @@ def count(meter: Meter, gts: GtRows, label: Tensor, assigned: Assigned, pred_box
     meter.add(boxes, is_gt, slot, is_positive, pred_boxes, label.view(1, -1, 1), assigned.claims)
 
 
-def assignment_outputs(criterion: Any, image: Tensor, gts: GtRows, assigned: Assigned, cached: CachedAnchors) -> tuple:
+def kernel_assignment_outputs(
+    criterion: Any, image: Tensor, gts: GtRows, assigned: Assigned, cached: CachedAnchors
+) -> tuple:
     """Return what tasks with additional terms read: foreground, gt indices, gt boxes, anchors and strides."""
     if not fast.reads_assignment(criterion):
         return (None,) * 5

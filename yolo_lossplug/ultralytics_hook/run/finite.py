@@ -18,7 +18,7 @@ TERMS = {"box_loss": "loss", "giou_loss": "loss", "cls_loss": "cls_loss", "loss"
 
 
 @dataclass
-class Terms:
+class NanTracker:
     """What is remembered of the terms of a run.
 
     Attributes:
@@ -50,25 +50,25 @@ class Terms:
         return batch, [i for i, b in enumerate(first) if b == batch != NEVER]
 
 
-def terms(items: Any) -> Tensor:
+def flat_terms(items: Any) -> Tensor:
     """Return the terms of a batch as (T,); newer releases keep them by name."""
     values = list(items.values()) if isinstance(items, Mapping) else [items]
     return torch.cat([torch.as_tensor(value).detach().reshape(-1) for value in values])
 
 
-def describe(name: str, running: Mapping[str, Any]) -> str:
+def describe_term(name: str, running: Mapping[str, Any]) -> str:
     """Return a term in words, with the loss that computes it where a key chooses that."""
     key = TERMS.get(name if name.endswith("loss") else f"{name}_loss", "")
     return f"{name} ({key}={running[key]})" if key in running else name
 
 
-def tell(terms: Terms, epoch: int, names: list[str], running: Mapping[str, Any]) -> None:
+def tell(terms: NanTracker, epoch: int, names: list[str], running: Mapping[str, Any]) -> None:
     """Say once which terms were NaN or infinite first, if any was."""
     batch, first = terms.earliest()
     if terms.is_done or not first:
         return
     terms.is_done = True
-    which = ", ".join(describe(names[i] if i < len(names) else f"term {i + 1}", running) for i in first)
+    which = ", ".join(describe_term(names[i] if i < len(names) else f"term {i + 1}", running) for i in first)
     warn(
         f"{which} became NaN or infinite first, in epoch {epoch + 1}, batch {batch + 1}. "
         f"Lower lr0, raise warmup_epochs, or try amp=False; if it stays, choose another loss."

@@ -12,7 +12,7 @@ from yolo_lossplug.ultralytics_hook.console import warn
 FILE = "lossplug.pt"
 
 
-def restore(state: State, trainer: Any) -> None:
+def restore_state(state: State, trainer: Any) -> None:
     """Restore the state of a resumed run from beside the checkpoint that is resumed."""
     if trainer.resume:
         for folder in dict.fromkeys((Path(str(trainer.args.resume)).parent, Path(trainer.save_dir) / "weights")):
@@ -21,7 +21,7 @@ def restore(state: State, trainer: Any) -> None:
                 return
 
 
-def check(state: State, trainer: Any, keeps_state: bool) -> None:
+def check_state(state: State, trainer: Any, keeps_state: bool) -> None:
     """Check before training that a state is that of the checkpoint; otherwise warn, and start with a new state.
 
     Args:
@@ -44,7 +44,7 @@ def check(state: State, trainer: Any, keeps_state: bool) -> None:
     state.epoch, state.epochs = trainer.start_epoch, trainer.epochs
 
 
-def save(state: State, trainer: Any) -> None:
+def save_state(state: State, trainer: Any) -> None:
     """Write a state beside a checkpoint that has just been written."""
     done = state.epoch
     state.epoch = trainer.epoch + 1

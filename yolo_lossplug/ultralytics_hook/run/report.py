@@ -19,7 +19,7 @@ from yolo_lossplug.boxes import SIZES
 from yolo_lossplug.selection.select import Selection
 from yolo_lossplug.state import reduce
 from yolo_lossplug.ultralytics_hook.attached import ATTRIBUTE
-from yolo_lossplug.ultralytics_hook.counts import COLUMNS, Meter, summary
+from yolo_lossplug.ultralytics_hook.counts import COLUMNS, Meter, column_values
 
 FILE = "lossplug_report.csv"
 HEADER = ("epoch", "branch", *COLUMNS)
@@ -77,7 +77,7 @@ class Collector:
             sums, claims, classes = (
                 part.view_as(like) for part, like in zip(flat.split([p.numel() for p in meter.parts]), meter.parts)
             )
-            counts[branch] = summary(sums.tolist(), claims.tolist() if meter.has_claims else None)
+            counts[branch] = column_values(sums.tolist(), claims.tolist() if meter.has_claims else None)
             self.by_class[branch] = classes.tolist()
         return counts
 
@@ -167,7 +167,7 @@ def hide(trainer: Any) -> None:
         collector.shown = {}
 
 
-def draw(trainer: Any) -> None:
+def draw_report(trainer: Any) -> None:
     """Callback after training, on the first rank, before those of the loggers, which log plots."""
     collector = collector_of(trainer)
     if collector is not None and collector.rows and trainer.args.plots:

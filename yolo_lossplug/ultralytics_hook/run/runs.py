@@ -12,7 +12,7 @@ from yolo_lossplug.selection.select import Selection, select
 from yolo_lossplug.state import State
 from yolo_lossplug.ultralytics_hook.family import with_task
 from yolo_lossplug.ultralytics_hook.run import memory
-from yolo_lossplug.ultralytics_hook.run.finite import Terms
+from yolo_lossplug.ultralytics_hook.run.finite import NanTracker
 from yolo_lossplug.ultralytics_hook.run.making import RUNS, selected
 from yolo_lossplug.ultralytics_hook.run.report import FILE, Collector
 
@@ -31,7 +31,7 @@ class Run:
     selection: Selection
     state: State = field(default_factory=State)
     collector: Optional[Collector] = None
-    terms: Terms = field(default_factory=Terms)
+    terms: NanTracker = field(default_factory=NanTracker)
 
 
 def begin(trainer: Any) -> Run:
@@ -42,7 +42,7 @@ def begin(trainer: Any) -> Run:
     args = vars(trainer.args)
     run = trainer.lossplug = Run(selected(args))
     if run.selection.is_active:
-        memory.restore(run.state, trainer)
+        memory.restore_state(run.state, trainer)
     if run.selection.report:
         run.collector = Collector(Path(trainer.save_dir) / FILE, bool(trainer.resume))
     RUNS[str(args.get("save_dir"))] = run

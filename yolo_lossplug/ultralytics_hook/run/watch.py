@@ -41,9 +41,9 @@ def watch(assigner: Any, meter: Optional[Meter]) -> None:
     on_assigner(assigner).meter = meter
     if hasattr(assigner, "select_highest_overlaps"):
         derive(WatchedMixin, assigner)
-    if record not in assigner._forward_hooks.values():
+    if count_outputs not in assigner._forward_hooks.values():
         assigner.register_forward_pre_hook(forget)
-        assigner.register_forward_hook(record)
+        assigner.register_forward_hook(count_outputs)
 
 
 def meter_of(assigner: Any) -> Optional[Meter]:
@@ -65,7 +65,7 @@ def forget(assigner: Any, _: Any) -> None:
     on_assigner(assigner).claims.clear()
 
 
-def record(assigner: Any, inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:
+def count_outputs(assigner: Any, inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:
     """Count the outputs of an assigner of the host, in a hook because its `forward` runs without gradients."""
     meter = meter_of(assigner)
     if meter is None or not torch.is_grad_enabled():

@@ -46,12 +46,12 @@ def summed(criterion: Any, one: Any) -> dict[str, Tensor]:
     return {term: sum((v for k, v in losses.items() if k.startswith(NAMES[term])), zero) for term in TERMS}
 
 
-def terms(criterion: Any, one: Any) -> dict[str, tuple[float, ...]]:
+def matched_terms(criterion: Any, one: Any) -> dict[str, tuple[float, ...]]:
     """Return the terms of a step by branch, as `one_step.terms` does."""
     return {"main": tuple(value.item() for value in summed(criterion, one).values())}
 
 
-def grad_norms(criterion: Any, one: Any) -> dict[str, tuple[float, ...]]:
+def matched_grad_norms(criterion: Any, one: Any) -> dict[str, tuple[float, ...]]:
     """Return the L2 norm of the gradient of each term by the head's outputs, by branch."""
     outputs = [tensor for tensor in one.preds[:4] if tensor.requires_grad]
     return {"main": tuple(_norm(value, outputs) for value in summed(criterion, one).values())}
@@ -85,8 +85,8 @@ def _formula_of(name: str, criterion: Any, one: Any, args: tuple[Any, ...]) -> d
     found = {term: value for term, value in hosts.items() if value is not None}
     if name == "_get_loss_bbox" and one.selection.chooses(one.selection.box) and len(values[1]):
         loss, gain = one.selection.box.within(State().scoped("formula")), criterion.loss_gain["giou"]
-        scale = detr.Terms().scale_of(values[0])
-        pairs = loss(*(detr.corners(boxes, scale) for boxes in values[:2]), **detr.context(loss))
+        scale = detr.DetrLosses().scale_of(values[0])
+        pairs = loss(*(detr.pixel_corners(boxes, scale) for boxes in values[:2]), **detr.context(loss))
         found["box"] = pairs.sum() / len(values[1]) * gain
     is_chosen = "class" in found and one.selection.chooses(one.selection.cls)
     if is_chosen and not _is_hosts_without_object(criterion, args[3]):

@@ -21,7 +21,7 @@ from yolo_lossplug.ultralytics_hook.engines.parity import METHOD
 from yolo_lossplug.ultralytics_hook.family import refuse_rtdetr
 from yolo_lossplug.ultralytics_hook.trial import timing
 from yolo_lossplug.ultralytics_hook.trial.gauges import memory_of
-from yolo_lossplug.ultralytics_hook.trial.problems import Head, Objects, Problem, predicted, problem
+from yolo_lossplug.ultralytics_hook.trial.problems import Head, ObjectSpec, Problem, drawn_problem, predicted
 
 STEP, TRAIN, CLASS_KERNELS = "step", "train", "class-kernels"
 N_BATCHES = 3
@@ -45,7 +45,7 @@ class Work(NamedTuple):
         model: The model.
         batch: Images.
         imgsz: Their side in pixels.
-        objects: Objects per image, see `Objects.mean`; of no meaning with `data`.
+        objects: Objects per image, see `ObjectSpec.mean`; of no meaning with `data`.
         data: Dataset whose batches are taken, None for drawn ones.
         amp: Whether in half precision.
     """
@@ -99,7 +99,7 @@ def model_of(name: str, data: Optional[str] = None) -> Any:
     return model.train()
 
 
-def device_of(name: Any) -> torch.device:
+def bench_device(name: Any) -> torch.device:
     """Return the device that a user names, as the host chooses it.
 
     Raises:
@@ -115,7 +115,7 @@ def device_of(name: Any) -> torch.device:
     return device
 
 
-def measure(engine: str, works: Sequence[Work], device: torch.device, reporter: Reporter) -> None:
+def measure_engine(engine: str, works: Sequence[Work], device: torch.device, reporter: Reporter) -> None:
     """Measure an engine in all cases, until it differs in one; memory of a CPU last, since that slows the process."""
     timing.set_deterministic()
     cases = []
@@ -160,10 +160,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def _step_result(engine: str, work: Work, device: torch.device, reporter: Reporter) -> dict[str, Any]:
     model = model_of(work.model, work.data).to(device)
-    is_slow = is_interpreted(engine)
+    is_slow = has_interpreted_kernels(engine)
     problems = problems_of(work, model, device, 1 if is_slow else N_BATCHES)
     reporter.part()
-    stock, ours = (timing.criterion_of(model, name) for name in (REFERENCE, engine))
+    stock, ours = (timing.engine_criterion(model, name) for name in (REFERENCE, engine))
     is_spared = timing.spare_memory(stock, max(problems, key=lambda one: one.most_objects))
     about = {
         "objects": sum(one.n_objects for one in problems) / len(problems),
@@ -174,7 +174,7 @@ def _step_result(engine: str, work: Work, device: torch.device, reporter: Report
     }
     differs: list[str] = []
     for one in problems[:1] if is_spared else problems:
-        differs = differs or timing.differences(stock, timing.criterion_of(model, engine), one, work.amp)
+        differs = differs or timing.engine_mismatches(stock, timing.engine_criterion(model, engine), one, work.amp)
         reporter.alive()
     reporter.part()
     if differs:
@@ -185,10 +185,10 @@ def _step_result(engine: str, work: Work, device: torch.device, reporter: Report
         problems,
         pairs,
         seconds,
-        lambda side, one: timing.step(side, one, work.amp).seconds,
+        lambda side, one: timing.timed_step(side, one, work.amp).seconds,
         reporter.alive,
     )
-    result = {**about, **timing.summary(times), "first_ms": [1e3 * value for value in first]}
+    result = {**about, **timing.time_summary(times), "first_ms": [1e3 * value for value in first]}
     if device.type == "cuda":
         result.update(_on_gpu((stock, ours), problems[0], work.amp))
         reporter.part()
@@ -196,7 +196,7 @@ def _step_result(engine: str, work: Work, device: torch.device, reporter: Report
     return {**result, "stock_mib": None, "ours_mib": None} if is_slow else result
 
 
-def is_interpreted(engine: str) -> bool:
+def has_interpreted_kernels(engine: str) -> bool:
     """Return whether an engine's kernels run in Triton's interpreter: a test, whose times and memory say nothing."""
     return engine == TRITON and kernels.is_interpreted()
 
@@ -217,11 +217,11 @@ def _on_gpu(sides: tuple[Any, Any], one: Problem, amp: bool) -> dict[str, Any]:
 def _memory(engine: str, work: Work, device: torch.device) -> dict[str, Any]:
     model = model_of(work.model, work.data).to(device)
     one = problems_of(work, model, device, n=1)[0]
-    small = problem(Objects(1), 0, device, head_of(model, work.imgsz))
-    sides = [timing.criterion_of(model, name) for name in (REFERENCE, engine)]
+    small = drawn_problem(ObjectSpec(1), 0, device, head_of(model, work.imgsz))
+    sides = [timing.engine_criterion(model, name) for name in (REFERENCE, engine)]
     timing.spare_memory(sides[0], one)
     for side in sides:  # what is made once and kept is no part of a step
-        timing.step(side, small, work.amp)
+        timing.timed_step(side, small, work.amp)
     return {f"{name}_mib": memory_of(side, one, work.amp) for name, side in zip(("stock", "ours"), sides)}
 
 
@@ -232,7 +232,7 @@ def _training_result(engine: str, work: Work, device: torch.device, reporter: Re
     batches = [{"img": torch.rand(shape, device=device), **one.batch} for one in problems_of(work, model, device, n=2)]
     reporter.part()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
-    sides = timing.criterion_of(model, REFERENCE), timing.criterion_of(model, engine)
+    sides = timing.engine_criterion(model, REFERENCE), timing.engine_criterion(model, engine)
 
     def take(criterion: Any, batch: Any) -> float:
         return timing.training_step(model, optimizer, criterion, batch, work.amp)
@@ -241,7 +241,7 @@ def _training_result(engine: str, work: Work, device: torch.device, reporter: Re
     _, times = timing.alternate(sides, batches, pairs, 0, take, reporter.alive)
     reporter.part()
     objects = sum(len(batch["batch_idx"]) for batch in batches) / len(batches)
-    return {"objects": objects, **timing.summary(times)}
+    return {"objects": objects, **timing.time_summary(times)}
 
 
 def _rates(engine: str, work: Work, device: torch.device, reporter: Reporter) -> dict[str, Any]:
@@ -262,7 +262,7 @@ def problems_of(work: Work, model: Any, device: torch.device, n: int = N_BATCHES
     """Return the batches of a case."""
     head = head_of(model, work.imgsz)
     if work.data is None:
-        return [problem(Objects(work.batch, work.objects), seed, device, head) for seed in range(n)]
+        return [drawn_problem(ObjectSpec(work.batch, work.objects), seed, device, head) for seed in range(n)]
     rng = torch.Generator().manual_seed(0)
     return [predicted(batch, len(batch["img"]), rng, device, head) for batch in real_batches(work, n)]
 

@@ -19,8 +19,8 @@ from ultralytics.utils import DEFAULT_CFG_DICT
 from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.selection.keys import CLASSIFY, DETR, keys
 from yolo_lossplug.ultralytics_hook import config
+from yolo_lossplug.ultralytics_hook.dataset.detections import DetectionCollector
 from yolo_lossplug.ultralytics_hook.host import dataset_of, images_of, load_model
-from yolo_lossplug.ultralytics_hook.trial.detections import Recorder
 
 MAP75 = "metrics/mAP75"
 TEST = "test"
@@ -31,7 +31,7 @@ PARTS = {"box": "B", "seg": "M", "pose": "P"}
 """Parts of the metrics of a task, and how Ultralytics marks them in names of metrics."""
 
 
-def check(args: dict[str, Any]) -> str:
+def check_arguments(args: dict[str, Any]) -> str:
     """Check the arguments of a training without loading data or model, and return its task.
 
     Args:
@@ -41,7 +41,7 @@ def check(args: dict[str, Any]) -> str:
         LossPlugError: If one is unknown or wrong.
     """
     train_args = {**args, "mode": "train"}
-    config.refuse_unknown(train_args)
+    config.refuse_unknown_keys(train_args)
     config.check_given(DEFAULT_CFG_DICT, train_args)
     task = config.guess_model(train_args)[0]
     try:
@@ -96,7 +96,7 @@ def train(args: dict[str, Any]) -> dict[str, Any]:
     is_tested = args.pop("split", None) == TEST
     start = time.perf_counter()
     model = load_model(args.pop("model"), args.pop("task", None))
-    recorder = Recorder()
+    recorder = DetectionCollector()
     model.add_callback("on_val_start", recorder)
     model.train(**args)
     seconds = time.perf_counter() - start
@@ -110,7 +110,7 @@ def train(args: dict[str, Any]) -> dict[str, Any]:
         metrics = model.val(**{**_evaluated_with(args), "device": None}, plots=False)
     images = recorder.images
     return {
-        "metrics": measured(metrics),
+        "metrics": measured_metrics(metrics),
         "losses": {key: value for key, value in last.items() if key.endswith("_loss")},
         "seconds": seconds,
         "save_dir": str(folder),
@@ -140,11 +140,11 @@ def train_size(trainer: Any) -> dict[str, int]:
     return images if labels is None else {**images, "objects": sum(len(one["cls"]) for one in labels)}
 
 
-def _tested(model: Any, args: dict[str, Any], folder: Path, recorder: Recorder) -> dict[str, Any]:
+def _tested(model: Any, args: dict[str, Any], folder: Path, recorder: DetectionCollector) -> dict[str, Any]:
     """Return what the best checkpoint reaches on the test split."""
     same = _evaluated_with(args)
     metrics = model.val(**same, split=TEST, plots=False, project=str(folder), name=TEST, exist_ok=True)
-    return {"metrics": measured(metrics), "images": recorder.images}
+    return {"metrics": measured_metrics(metrics), "images": recorder.images}
 
 
 def _evaluated_with(args: Mapping[str, Any]) -> dict[str, Any]:
@@ -153,7 +153,7 @@ def _evaluated_with(args: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in args.items() if key not in dropped}
 
 
-def measured(metrics: Any) -> dict[str, float]:
+def measured_metrics(metrics: Any) -> dict[str, float]:
     """Return the numbers of a validation, with mAP75 beside mAP50 and mAP50-95."""
     numbers = {key: float(value) for key, value in metrics.results_dict.items() if key.startswith("metrics/")}
     for part, mark in PARTS.items():

@@ -78,7 +78,7 @@ def trial(args: dict[str, Any]) -> Trial:
     for key in ("loss", "cls_loss"):
         if "," in str(args.get(key)):
             raise LossPlugError(f"{key}={args[key]} names several: verify takes one, compare and curves take more.")
-    one_run.check(args)  # before the model is built or downloaded
+    one_run.check_arguments(args)  # before the model is built or downloaded
     device = device_of(args["device"])
     torch.manual_seed(args.get("seed", 0))
     made = load_model(args["model"], args.get("task"))
@@ -107,7 +107,7 @@ def terms(criterion: Any, one: Trial) -> dict[str, tuple[float, ...]]:
     if one.selection.task == CLASSIFY:
         return {"main": (float(criterion(one.preds, one.batch)[0].detach()),)}
     if one.selection.task == DETR:
-        return matched_step.terms(criterion, one)
+        return matched_step.matched_terms(criterion, one)
     seen: dict[str, tuple[float, ...]] = {}
     for branch, leaf in branches(criterion):
         if hasattr(leaf, METHOD):
@@ -128,7 +128,7 @@ def seen_in(criterion: Any, one: Trial) -> dict[str, Seen]:
     handles = []
     for branch, leaf in branches(criterion):
         for name, module in (("box", leaf.bbox_loss), ("cls", leaf.bce)):
-            handles.append(module.register_forward_hook(functools.partial(record, seen[branch], name)))
+            handles.append(module.register_forward_hook(functools.partial(record_call, seen[branch], name)))
     try:
         criterion(one.preds, one.batch)
     finally:
@@ -214,7 +214,7 @@ def recording(method: Any, branch: str, seen: dict[str, tuple[float, ...]]) -> A
     return wrapped
 
 
-def record(seen: dict[str, Any], name: str, module: Any, args: tuple, output: Any) -> None:
+def record_call(seen: dict[str, Any], name: str, module: Any, args: tuple, output: Any) -> None:
     """Hook of a module: record inputs and outputs of its first call; a mask term may call it again."""
     seen.setdefault(name, args)  # the host may change the output in place afterwards
     seen.setdefault(f"{name}_terms", output.clone() if isinstance(output, Tensor) else output)
@@ -266,7 +266,7 @@ def grad_norms(criterion: Any, one: Trial) -> dict[str, tuple[float, ...]]:
         one: The step.
     """
     if one.selection.task == DETR:
-        return matched_step.grad_norms(criterion, one)
+        return matched_step.matched_grad_norms(criterion, one)
     outputs = head_outputs(one.preds)
     if one.selection.task == CLASSIFY:
         return {"main": (_grad_norm(criterion(one.preds, one.batch)[0], outputs),)}

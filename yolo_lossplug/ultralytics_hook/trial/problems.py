@@ -16,7 +16,7 @@ MAX_PREDICTED = 1500
 CHUNK = 256
 """Objects that are laid over the anchors at once."""
 XVIEW = -75357
-"""As `Objects.mean` a published batch of xView: so many objects in 128 images, 4,967 of them in one."""
+"""As `ObjectSpec.mean` a published batch of xView: so many objects in 128 images, 4,967 of them in one."""
 
 
 class Head(NamedTuple):
@@ -45,7 +45,7 @@ class Head(NamedTuple):
         return sum(cells**2 for cells in self.cells)
 
 
-class Objects(NamedTuple):
+class ObjectSpec(NamedTuple):
     """How many objects a drawn batch has, and how large they are.
 
     Attributes:
@@ -95,13 +95,18 @@ def median_side(mean: float) -> float:
     return 72 * (7 / max(1.0, abs(mean))) ** 0.345
 
 
-def problem(objects: Objects, seed: int, device: Union[str, torch.device] = "cpu", head: Head = Head()) -> Problem:  # noqa: B008
+def drawn_problem(
+    objects: ObjectSpec,
+    seed: int,
+    device: Union[str, torch.device] = "cpu",
+    head: Head = Head(),  # noqa: B008
+) -> Problem:
     """Return a drawn batch with predictions; the same arguments give the same ones."""
     rng = torch.Generator().manual_seed(seed)
     return predicted(_drawn(objects, rng, head), objects.batch, rng, device, head, objects.head)
 
 
-def counts(objects: Objects, rng: torch.Generator) -> Tensor:
+def object_counts(objects: ObjectSpec, rng: torch.Generator) -> Tensor:
     """Return the number of objects in each image (b,)."""
     batch, mean = objects.batch, objects.mean
     if mean == 0 or objects.is_exact:
@@ -127,9 +132,9 @@ def _xview(batch: int, rng: torch.Generator) -> Tensor:
     return n
 
 
-def _drawn(objects: Objects, rng: torch.Generator, head: Head) -> dict[str, Any]:
+def _drawn(objects: ObjectSpec, rng: torch.Generator, head: Head) -> dict[str, Any]:
     """Return the labels of drawn objects."""
-    n = counts(objects, rng)
+    n = object_counts(objects, rng)
     total, imgsz = int(n.sum()), head.imgsz
     median = (objects.side or median_side(objects.mean)) * imgsz / 640
     side = torch.randn(total, 1, generator=rng).mul(0.5).exp() * abs(median)

@@ -37,7 +37,7 @@ STEADY = 0.3
 """Quartiles of the ratio this far apart, relative to its median, are still called steady."""
 
 
-class Step(NamedTuple):
+class StepResult(NamedTuple):
     """What a step gives.
 
     Attributes:
@@ -76,7 +76,7 @@ def set_engine(leaf: Any, engine: str) -> None:
         use_kernels(leaf, is_trial=True)
 
 
-def criterion_of(model: Any, engine: str) -> Any:
+def engine_criterion(model: Any, engine: str) -> Any:
     """Return a criterion of a model without keys of ours, whose steps an engine takes."""
     criterion = model.init_criterion()
     for _, leaf in branches(criterion):
@@ -137,7 +137,7 @@ def preds_of(criterion: Any, problem: Problem, amp: bool) -> tuple[Any, tuple[Te
     return made[names[0]][0] if names == ["main"] else {name: preds for name, (preds, _) in made.items()}, leaves
 
 
-def step(criterion: Any, problem: Problem, amp: bool = False) -> Step:
+def timed_step(criterion: Any, problem: Problem, amp: bool = False) -> StepResult:
     """Take a step of a criterion; each branch of an end-to-end head has outputs of its own."""
     (preds, leaves), device = preds_of(criterion, problem, amp), problem.scores.device
     synchronise(device)
@@ -146,10 +146,10 @@ def step(criterion: Any, problem: Problem, amp: bool = False) -> Step:
         loss, _ = criterion(preds, problem.batch)
     loss.sum().backward()
     synchronise(device)
-    return Step(loss.detach(), tuple(x.grad for x in leaves), time.perf_counter() - start)
+    return StepResult(loss.detach(), tuple(x.grad for x in leaves), time.perf_counter() - start)
 
 
-def differences(stock: Any, ours: Any, problem: Problem, amp: bool = False) -> list[str]:
+def engine_mismatches(stock: Any, ours: Any, problem: Problem, amp: bool = False) -> list[str]:
     """Return where an engine deviates from the host on a batch: assignments, loss and gradients to the head's outputs.
 
     Args:
@@ -262,7 +262,7 @@ def quartiles(values: Sequence[float]) -> list[float]:
     return statistics.quantiles(values, n=4) if len(values) > 1 else [*values] * 3
 
 
-def summary(times: tuple[Sequence[float], Sequence[float]]) -> dict[str, Any]:
+def time_summary(times: tuple[Sequence[float], Sequence[float]]) -> dict[str, Any]:
     """Return milliseconds of both sides with quartiles, and the ratio of the pairs, all as quartiles."""
     stock, ours = ([1e3 * value for value in quartiles(side)] for side in times)
     ratio = quartiles([one / other for one, other in zip(*times)])
@@ -273,7 +273,7 @@ def summary(times: tuple[Sequence[float], Sequence[float]]) -> dict[str, Any]:
 def on_gpu(criterion: Any, problem: Problem, amp: bool) -> dict[str, float]:
     """Return what a step does on a GPU: its busy milliseconds, launches, and how often the host waits for it."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        step(criterion, problem, amp)
+        timed_step(criterion, problem, amp)
     # Driver calls are recorded too, as CPU events.
     events = [e for e in profile.key_averages() if e.device_type == torch.autograd.DeviceType.CUDA]
     return {
@@ -290,7 +290,7 @@ def _syncs(criterion: Any, problem: Problem, amp: bool) -> int:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
         try:
-            step(criterion, problem, amp)
+            timed_step(criterion, problem, amp)
         finally:
             torch.cuda.set_sync_debug_mode(before)
     return sum("synchroniz" in str(warning.message) for warning in caught)

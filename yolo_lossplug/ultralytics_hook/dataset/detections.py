@@ -17,7 +17,7 @@ Found = dict[str, Any]
 ProbIoU as in Ultralytics' own."""
 
 
-class Recorder:
+class DetectionCollector:
     """Callback of `on_val_start`: collects the images of a validation outside of training, that of the best checkpoint.
 
     Attributes:
