@@ -43,7 +43,7 @@ import yolo_lossplug
 from yolo_lossplug.sparse import huge_pages
 from yolo_lossplug.sparse.class_term import class_sum
 from yolo_lossplug.ultralytics_hook.engines import fast
-from yolo_lossplug.ultralytics_hook.trial import timing
+from yolo_lossplug.ultralytics_hook.trial import gauges, timing
 from yolo_lossplug.ultralytics_hook.trial.gauges import memory_of
 from yolo_lossplug.ultralytics_hook.trial.problems import XVIEW, Head, ObjectSpec, drawn_problem
 
@@ -142,7 +142,7 @@ def measure(name, options):
     case, device = case_of(name), options.device
     problems = problems_of(case, device)
     stock = make("stock", case, device)
-    is_spared = timing.spare_memory(stock, max(problems, key=lambda one: one.most_objects))
+    is_spared = gauges.spare_memory(stock, max(problems, key=lambda one: one.most_objects))
     row = {"case": name, "batch": case.objects.batch, "objects": problems[0].n_objects}
     row["baseline"] = "stock, one image at a time" if is_spared else "reference" if case.loss else "stock"
     different = timing.engine_mismatches(stock, make("ours", case, device), problems[0], options.amp)
@@ -160,7 +160,7 @@ def measure(name, options):
     row.update(row_of(times), first_call_ms=[1e3 * t for t in first])
     if device == "cuda":
         for side, criterion in (("stock", stock), ("ours", ours)):
-            found = timing.on_gpu(criterion, problems[0], options.amp)
+            found = gauges.on_gpu(criterion, problems[0], options.amp)
             row.update({f"{side}_{key}": value for key, value in found.items()})
     if not options.no_memory:
         row.update(memory(name, options, is_stock_too=not is_spared))

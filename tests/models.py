@@ -74,6 +74,6 @@ def evaluate(criterion, preds, batch):
 
 def is_plugged(criterion, selection):
     """Return whether every part of a criterion runs what is selected."""
-    from yolo_lossplug.ultralytics_hook.criterion import mismatches
+    from yolo_lossplug.ultralytics_hook.running import mismatches
 
     return not mismatches(criterion, selection)

@@ -15,7 +15,8 @@ from yolo_lossplug.kernels import is_interpreted
 from yolo_lossplug.kernels.assignment import AssignerConfig, KernelAnchors, assign, describe
 from yolo_lossplug.kernels.box_maths import STOCK
 from yolo_lossplug.registry import OVERLAP, REGISTRY
-from yolo_lossplug.ultralytics_hook.assigner import set_min_side, set_overlap
+from yolo_lossplug.ultralytics_hook.assigner import set_overlap
+from yolo_lossplug.ultralytics_hook.min_side import set_min_side
 
 N_PROBLEMS = int(os.environ.get("LOSSPLUG_PROBLEMS", "1" if is_interpreted() else "250"))
 """Problems of each family; the interpreter takes seconds for one. More, by hand: LOSSPLUG_PROBLEMS=20 pytest ..."""

@@ -21,10 +21,11 @@ from yolo_lossplug.selection.select import select
 from yolo_lossplug.ultralytics_hook import config, console, trainer
 from yolo_lossplug.ultralytics_hook.assigner import set_overlap
 from yolo_lossplug.ultralytics_hook.counts import Meter
-from yolo_lossplug.ultralytics_hook.criterion import branch_criteria, plug
+from yolo_lossplug.ultralytics_hook.criterion import plug
 from yolo_lossplug.ultralytics_hook.decision import size_class
 from yolo_lossplug.ultralytics_hook.engines import choice, record, triton
 from yolo_lossplug.ultralytics_hook.run.watch import watch
+from yolo_lossplug.ultralytics_hook.running import branch_criteria
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of masked elements, in the interpreter
 on_gpu = pytest.mark.skipif(kernels.is_interpreted(), reason="only a GPU can be waited for")

@@ -14,6 +14,7 @@ from yolo_lossplug import TaskAlignedAssigner, create_box_loss
 from yolo_lossplug.sparse import assign as assignment
 from yolo_lossplug.sparse import topk
 from yolo_lossplug.ultralytics_hook import assigner as hook
+from yolo_lossplug.ultralytics_hook import min_side as floors
 
 N_PROBLEMS = int(os.environ.get("LOSSPLUG_PROBLEMS", "60"))
 """Problems of each family. More, by hand: LOSSPLUG_PROBLEMS=4000 pytest tests/sparse"""
@@ -82,8 +83,8 @@ def test_floors_of_a_side(family, min_side, sparse_runs):
         assigners, inputs = pair(), problem(family, seed)
         before = assigners[0](*(tensor.clone() for tensor in inputs))
         for one in assigners:
-            hook.set_min_side(one, min_side)
-            assert hook.floor_of(one) == (min_side, min_side)
+            floors.set_min_side(one, min_side)
+            assert floors.floor_of(one) == (min_side, min_side)
         unlike += not torch.equal(before[3], equal(assigners, inputs)[3])
         inside = brute_force(inputs[2], *inputs[4:], min_side)
         assert torch.equal(assigners[0].select_candidates_in_gts(inputs[2], *inputs[4:]) & inputs[5].bool(), inside)
@@ -108,9 +109,9 @@ def test_a_release_without_a_floor_is_recognised():
     def no_floor(self, points, boxes, eps=1e-9):
         return ((points - boxes[..., None, :2] > eps) & (boxes[..., None, 2:] - points > eps)).all(-1)
 
-    assert not hook.has_floor(first_to_second) and not hook.has_floor(no_floor)
-    assert hook.has_floor(StockAssigner.select_candidates_in_gts)
-    assert hook.has_floor(RotatedTaskAlignedAssigner.select_candidates_in_gts, is_rotated=True)
+    assert not floors.has_floor(first_to_second) and not floors.has_floor(no_floor)
+    assert floors.has_floor(StockAssigner.select_candidates_in_gts)
+    assert floors.has_floor(RotatedTaskAlignedAssigner.select_candidates_in_gts, is_rotated=True)
 
 
 @pytest.mark.parametrize("iou", ["iou", "giou", "eiou"])

@@ -10,7 +10,7 @@ from yolo_lossplug.sparse import grid
 from yolo_lossplug.sparse.candidates import mean_candidates
 from yolo_lossplug.sparse.grid import levels_of_shapes, rectangles
 from yolo_lossplug.sparse.pairs import counts
-from yolo_lossplug.ultralytics_hook.assigner import candidate_boxes, floor_of, set_min_side
+from yolo_lossplug.ultralytics_hook.min_side import candidate_boxes, floor_of, set_min_side
 
 
 @pytest.mark.parametrize("right", [False, True])

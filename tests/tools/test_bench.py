@@ -365,9 +365,9 @@ def test_the_host_goes_image_by_image_where_its_tensors_do_not_fit(monkeypatch):
     head = problems.Head(imgsz=128)
     one = problems.drawn_problem(problems.ObjectSpec(2, 20), 0, head=head)
     stock, spared = (timing.engine_criterion(model, "reference") for _ in range(2))
-    assert not timing.spare_memory(spared, one)
+    assert not gauges.spare_memory(spared, one)
     monkeypatch.setattr(timing, "available_memory", lambda: 1000.0)
-    assert timing.spare_memory(spared, one) and type(spared.assigner) is timing.OneImageAtATime
+    assert gauges.spare_memory(spared, one) and type(spared.assigner) is gauges.OneImageAtATime
     assert timing.engine_mismatches(stock, spared, one) == []
 
 

@@ -12,8 +12,8 @@ from ultralytics.utils.tal import RotatedTaskAlignedAssigner, TaskAlignedAssigne
 from tests.runs import ROOT, TINY, slow, yolo
 from yolo_lossplug import LossPlugError, Option, box_loss
 from yolo_lossplug.selection.keys import keys
-from yolo_lossplug.ultralytics_hook import assigner, config, console, nms
-from yolo_lossplug.ultralytics_hook.config import guess_model
+from yolo_lossplug.ultralytics_hook import console, min_side, nms, typed
+from yolo_lossplug.ultralytics_hook.family import guess_model
 
 NOWHERE = "no-such-dataset.yaml"
 """A run that reaches its dataset fails with another error than ours."""
@@ -61,14 +61,14 @@ def test_mistakes_before_data_and_model(args, message, tmp_path):
 def test_a_floor_of_sides_is_refused_where_the_release_has_none(task, monkeypatch, tmp_path):
     args = {"tal_min_side": 32, "task": task}
     get_cfg(overrides=args)
-    monkeypatch.setattr(assigner, "has_floor", lambda *args: False)
+    monkeypatch.setattr(min_side, "has_floor", lambda *args: False)
     message = r"tal_min_side=32 cannot be used with ultralytics \S+: its \w+ has no floor .* Remove it, or install"
     with pytest.raises(LossPlugError, match=message):
         get_cfg(overrides=args)
     with pytest.raises(LossPlugError, match=message):
         YOLO(f"yolov8n{'-obb' if task == 'obb' else ''}.yaml").train(data=NOWHERE, project=str(tmp_path), **args)
     with pytest.raises(LossPlugError, match=message):
-        assigner.set_min_side(RotatedTaskAlignedAssigner() if task == "obb" else TaskAlignedAssigner(), 32.0)
+        min_side.set_min_side(RotatedTaskAlignedAssigner() if task == "obb" else TaskAlignedAssigner(), 32.0)
     assert not list(tmp_path.iterdir()), "a run was begun"
 
 
@@ -167,9 +167,9 @@ def test_a_name_typed_as_none_is_refused(word):
 
 def test_a_program_that_gives_every_key_may_give_none():
     words = " ".join(f"{key}=None" for key in keys())
-    config.refuse_typed_none(config.typed_pairs((f"yolo train {words}",)))
+    typed.refuse_typed_none(typed.typed_pairs((f"yolo train {words}",)))
     with pytest.raises(LossPlugError, match="loss=none is unknown"):
-        config.refuse_typed_none(config.typed_pairs(("yolo train loss=None cls_loss=qfl",)))
+        typed.refuse_typed_none(typed.typed_pairs(("yolo train loss=None cls_loss=qfl",)))
 
 
 def test_a_key_of_older_yolos_points_to_ours(monkeypatch):

@@ -32,12 +32,8 @@ from yolo_lossplug.selection.keys import keys
 from yolo_lossplug.selection.loss import list_box_losses, list_class_losses
 from yolo_lossplug.selection.names import PREFIXES
 from yolo_lossplug.selection.select import select
-from yolo_lossplug.ultralytics_hook.criterion import (
-    PluggedBboxLoss,
-    PluggedClassLoss,
-    branch_criteria,
-    plug,
-)
+from yolo_lossplug.ultralytics_hook.criterion import PluggedBboxLoss, PluggedClassLoss, plug
+from yolo_lossplug.ultralytics_hook.running import branch_criteria
 
 COMMON = {
     "loss": [{"loss": name} for name in list_box_losses() if name != "ciou"],

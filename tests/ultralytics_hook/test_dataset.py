@@ -21,10 +21,11 @@ from yolo_lossplug import LossPlugError
 from yolo_lossplug.boxes import LIMITS, SIZES
 from yolo_lossplug.selection.select import select
 from yolo_lossplug.tools.inspect.views import assign, report_values, view
+from yolo_lossplug.ultralytics_hook import min_side
 from yolo_lossplug.ultralytics_hook.counts import column_values
-from yolo_lossplug.ultralytics_hook.criterion import branches
 from yolo_lossplug.ultralytics_hook.dataset import assignments, candidates, labels
 from yolo_lossplug.ultralytics_hook.run import runs
+from yolo_lossplug.ultralytics_hook.running import branches
 
 FAMILIES = ("random", "tiny", "edges", "zero", "outside", "large")
 FLOORS = [(0.0, 0.0), (8.0, 8.0), (8.0, 16.0), (16.0, 16.0)]
@@ -123,7 +124,7 @@ def test_a_floor_of_rotated_boxes_is_measured(side):
     strides = (8, 16, 32)
     assigner = candidates.make_assigner("obb", strides, select({"task": "obb"}))
     if not hasattr(assigner, "stride_val"):
-        assert candidates.rotated_floor_of(assigner) == (0.0, 0.0)
+        assert min_side.rotated_floor_of(assigner) == (0.0, 0.0)
         return
     assigner.stride_val = side
     boxes = torch.cat((torch.rand(40, 2) * 160, torch.rand(40, 2) * 30 + 2, torch.rand(40, 1) * 3), 1)

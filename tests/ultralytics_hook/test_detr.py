@@ -27,10 +27,11 @@ from yolo_lossplug.selection.loss import list_box_losses
 from yolo_lossplug.selection.select import select
 from yolo_lossplug.state import State
 from yolo_lossplug.tools import verify
-from yolo_lossplug.ultralytics_hook import detr, trainer
-from yolo_lossplug.ultralytics_hook.criterion import mismatches, plug, running
+from yolo_lossplug.ultralytics_hook import detr
+from yolo_lossplug.ultralytics_hook.criterion import plug
 from yolo_lossplug.ultralytics_hook.dataset import assignments
 from yolo_lossplug.ultralytics_hook.run import runs
+from yolo_lossplug.ultralytics_hook.running import banner, mismatches, running
 from yolo_lossplug.ultralytics_hook.trial import matched_step, one_bench, one_step
 
 MODEL = str(Path(__file__).with_name("rtdetr-narrow.yaml"))
@@ -349,7 +350,7 @@ VARIFOCAL = f"varifocal(cls_vfl_gamma={GAMMA}, cls_vfl_alpha={ALPHA})"
     ids=str,
 )
 def test_the_banner_names_what_runs(keys, expected):
-    said = trainer.banner(selected(**keys), criterion(**keys))
+    said = banner(selected(**keys), criterion(**keys))
     assert said == f"{expected} · matcher host's · engine reference · ultralytics {ultralytics.__version__}"
 
 

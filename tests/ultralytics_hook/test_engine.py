@@ -16,9 +16,10 @@ from tests.runs import Log, results, train
 from yolo_lossplug import LossPlugError, Option, class_loss, create_class_loss
 from yolo_lossplug.selection.loss import list_box_losses, list_class_losses
 from yolo_lossplug.selection.select import select
-from yolo_lossplug.ultralytics_hook.criterion import branch_criteria, plug
+from yolo_lossplug.ultralytics_hook.criterion import plug
 from yolo_lossplug.ultralytics_hook.engines import choice, fast, parity
 from yolo_lossplug.ultralytics_hook.engines.fast import FastMixin
+from yolo_lossplug.ultralytics_hook.running import branch_criteria
 
 MODELS = ["yolov8n", "yolo11n", "yolov10n", "yolo26n", "yolov8n-seg", "yolo26n-seg", "yolov8n-pose", "yolo26n-pose"]
 

@@ -15,6 +15,7 @@ from yolo_lossplug.ultralytics_hook import trainer
 from yolo_lossplug.ultralytics_hook.decision import Decision, Fastest, Measured, size_class
 from yolo_lossplug.ultralytics_hook.engines import choice, fast, record
 from yolo_lossplug.ultralytics_hook.engines.fast import FastMixin
+from yolo_lossplug.ultralytics_hook.running import banner_line
 
 CPU, DAY = torch.device("cpu"), "2026-01-02"
 FASTER, SLOWER = {"times_faster": 3.0, "quartiles": [2.0, 4.0]}, {"times_faster": 0.5, "quartiles": [0.4, 0.6]}
@@ -256,7 +257,7 @@ def on_a_gpu(engine, monkeypatch):
 
 def banner(decision, **keys):
     actual = {"loss": "eiou", "loss_engine": decision, **{f"tal_{k}": 0 for k in ("topk", "alpha", "beta", "iou")}}
-    return trainer.line(select(keys), actual)
+    return banner_line(select(keys), actual)
 
 
 def test_a_gpu_without_a_record_is_as_before_and_the_banner_says_how_to_get_one(monkeypatch):

@@ -17,9 +17,9 @@ from tests.conftest import dataset
 from tests.models import is_plugged
 from tests.runs import TINY, Log, results, slow, train
 from tests.tables import mark, write
-from yolo_lossplug.ultralytics_hook.criterion import branches
 from yolo_lossplug.ultralytics_hook.dataset import assignments
 from yolo_lossplug.ultralytics_hook.run import runs
+from yolo_lossplug.ultralytics_hook.running import branches
 from yolo_lossplug.ultralytics_hook.trial import one_bench, one_step
 
 KEYS = {"loss": "inner-eiou", "cls_loss": "qfl"}

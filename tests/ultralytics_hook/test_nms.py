@@ -132,7 +132,7 @@ def test_validation_in_training(data, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("model", "mode", "given", "message"),
     [
-        ("yolov8n.yaml", "export", "diou", "an exported model brings a suppression of its own"),
+        ("yolov8n.yaml", "export", "diou", "an exported model has its own NMS"),
         ("yolov8n.yaml", "predict", "dio", "nms_iou=dio is unknown. Did you mean 'diou'"),
         ("yolov8n-obb.yaml", "predict", "diou", "the task obb suppresses no horizontal boxes"),
         ("yolov8n-cls.yaml", "val", "diou", "the task classify suppresses no horizontal boxes"),

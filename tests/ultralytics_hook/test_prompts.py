@@ -18,9 +18,9 @@ from tests.models import is_plugged
 from tests.runs import STILL, TINY, Log, results, slow
 from yolo_lossplug import LossPlugError
 from yolo_lossplug.tools import verify
-from yolo_lossplug.ultralytics_hook.criterion import branches
 from yolo_lossplug.ultralytics_hook.family import prompted_trainer
 from yolo_lossplug.ultralytics_hook.run import runs
+from yolo_lossplug.ultralytics_hook.running import branches
 
 TEXT_MODEL = "ultralytics.nn.text_model"
 HAS_FAMILIES = all(importlib.util.find_spec(name) for name in (TEXT_MODEL, "ultralytics.models.yolo.yoloe"))

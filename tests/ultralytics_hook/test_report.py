@@ -29,9 +29,9 @@ from yolo_lossplug.selection.select import select
 from yolo_lossplug.ultralytics_hook import config, counts
 from yolo_lossplug.ultralytics_hook.assigner import has_own_hooks, set_overlap
 from yolo_lossplug.ultralytics_hook.counts import COLUMNS, column_values, no_sums, tally
-from yolo_lossplug.ultralytics_hook.criterion import branch_criteria
 from yolo_lossplug.ultralytics_hook.engines import fast
 from yolo_lossplug.ultralytics_hook.run import report, runs, watch
+from yolo_lossplug.ultralytics_hook.running import branch_criteria
 
 MODELS = ["yolov8n", "yolo11n", "yolov10n", "yolov8n-seg", "yolov8n-pose"]
 BRANCHES = {"yolov10n": {"one2many", "one2one"}}

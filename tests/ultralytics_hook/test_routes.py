@@ -289,7 +289,7 @@ if "LOCAL_RANK" in os.environ:
         def run_callbacks(self, event):
             callbacks(self, event)
             if event == "on_fit_epoch_end":
-                from yolo_lossplug.ultralytics_hook.criterion import running
+                from yolo_lossplug.ultralytics_hook.running import running
                 leaf, ema = self.model.module.criterion, getattr(getattr(self.ema, "ema", None), "criterion", None)
                 runs = running(leaf)
                 print("RANK", os.environ["RANK"], type(self.model).__name__, runs["loss"], runs["cls_loss"],

@@ -21,8 +21,9 @@ from yolo_lossplug import DetectionLoss, LossPlugError
 from yolo_lossplug.selection import select as selection
 from yolo_lossplug.ultralytics_hook import attached, config, members
 from yolo_lossplug.ultralytics_hook import trainer as hook
-from yolo_lossplug.ultralytics_hook.criterion import branch_criteria, mismatches, plug, running
+from yolo_lossplug.ultralytics_hook.criterion import plug
 from yolo_lossplug.ultralytics_hook.run import making, memory, runs
+from yolo_lossplug.ultralytics_hook.running import branch_criteria, mismatches, running
 
 select = selection.select
 

@@ -24,7 +24,9 @@ from yolo_lossplug.selection.keys import keys
 from yolo_lossplug.selection.select import select
 from yolo_lossplug.ultralytics_hook import console, patching
 from yolo_lossplug.ultralytics_hook import trainer as hook
+from yolo_lossplug.ultralytics_hook.checkpoints import save_model
 from yolo_lossplug.ultralytics_hook.criterion import plug
+from yolo_lossplug.ultralytics_hook.running import banner
 
 CHOICE = {"loss": "focal-eiou", "focal_gamma": 0.4, "cls_loss": "qfl", "tal_topk": 7}
 
@@ -106,10 +108,10 @@ def test_every_part_of_the_banner(given, expected, marked):
         criterion = plug(v8ClassificationLoss(), select(given))
     else:
         criterion = models.with_keys(models.model("yolov8n-obb" if "task" in given else "yolov8n", nc=2), **given)
-    said = hook.banner(select(given), criterion)
+    said = banner(select(given), criterion)
     engine = criterion.lossplug.decision if hasattr(criterion, "assigner") else "reference"
     assert said == f"{expected} · engine {engine} · ultralytics {ultralytics.__version__}"
-    with_marks = hook.banner(select(given), criterion, "<{}>".format)
+    with_marks = banner(select(given), criterion, "<{}>".format)
     assert re.findall("<(.*?)>", with_marks) == marked and re.sub("[<>]", "", with_marks) == said
 
 
@@ -317,7 +319,7 @@ def test_criterion_is_out_of_the_way_while_a_checkpoint_is_written():
         raise OSError("disk full")
 
     with pytest.raises(OSError):
-        hook.save_model(write, trainer)
+        save_model(write, trainer)
     assert (model.criterion, model.student_model.criterion) == ("criterion", "student's")
 
 

@@ -18,9 +18,9 @@ from yolo_lossplug import _autoload, terminal
 from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.selection.keys import CLASSIFY, DETR
 from yolo_lossplug.tools.arguments import merge
-from yolo_lossplug.ultralytics_hook import patches, trainer
+from yolo_lossplug.ultralytics_hook import patches
 from yolo_lossplug.ultralytics_hook.console import VERSION, quiet, training_keys
-from yolo_lossplug.ultralytics_hook.criterion import branches
+from yolo_lossplug.ultralytics_hook.running import banner, branches
 from yolo_lossplug.ultralytics_hook.trial import matched_step, one_step
 
 HELP = """\
@@ -185,7 +185,7 @@ def _about(one: one_step.Trial, model: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "device": str(next(one.model.parameters()).device),
         "model": model,
-        "runs": trainer.banner(one.selection, one_step.criterion_of(one)),
+        "runs": banner(one.selection, one_step.criterion_of(one)),
         "seams": {"found": [name for name, is_there in seams if is_there], "absent": [n for n, i in seams if not i]},
     }
 

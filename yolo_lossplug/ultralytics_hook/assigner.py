@@ -4,24 +4,21 @@
 from __future__ import annotations
 
 import functools
-from types import SimpleNamespace
-from typing import Any, Callable, Optional
+from typing import Any, Optional
 
 import torch
-import ultralytics
 from torch import Tensor
 from torch.nn.functional import pad
 from ultralytics.utils import tal
-from ultralytics.utils.ops import xywh2xyxy, xyxy2xywh
 
-from yolo_lossplug.registry import ROTATED, LossPlugError
 from yolo_lossplug.selection.loss import Loss, assigner_overlap
-from yolo_lossplug.selection.select import Selection, select
+from yolo_lossplug.selection.select import select
 from yolo_lossplug.sparse.assign import Assignment, Measure, assign
 from yolo_lossplug.sparse.grid import Level, levels_of_shapes, points_of_levels, shapes_of_points
 from yolo_lossplug.sparse.topk import Gts, is_exact
 from yolo_lossplug.ultralytics_hook.attached import on_assigner
 from yolo_lossplug.ultralytics_hook.derived import Derived, derive, layers
+from yolo_lossplug.ultralytics_hook.min_side import candidate_boxes, floor_of
 
 MIN_SPARSE = {"cpu": 300_000}
 """Minimum elements of (images, gts, anchors) at which the sparse form is faster, by device type."""
@@ -155,51 +152,6 @@ def set_topk(assigner: tal.TaskAlignedAssigner, topk: int) -> None:
         assigner.topk2 = topk
 
 
-def set_min_side(assigner: tal.TaskAlignedAssigner, side: float) -> None:
-    """Set the floor of a gt's side in pixels when candidates are chosen.
-
-    Raises:
-        LossPlugError: If this release has no such floor.
-    """
-    _refuse_min_side(side, isinstance(assigner, tal.RotatedTaskAlignedAssigner))
-    assigner.stride_val = side
-
-
-def refuse_min_side(selection: Selection) -> None:
-    """Raise an error if a floor of a gt's side is selected, and the assigner of this release has none.
-
-    Raises:
-        LossPlugError: If so.
-    """
-    if selection.tal_min_side is not None:
-        _refuse_min_side(selection.tal_min_side, selection.box.kind == ROTATED)
-
-
-def _refuse_min_side(side: float, is_rotated: bool) -> None:
-    cls = tal.RotatedTaskAlignedAssigner if is_rotated else tal.TaskAlignedAssigner
-    if not has_floor(cls.select_candidates_in_gts, is_rotated):
-        raise LossPlugError(
-            f"tal_min_side={side:g} cannot be used with ultralytics {ultralytics.__version__}: its {cls.__name__} has "
-            f"no floor for the sides of an object. Remove it, or install a newer Ultralytics; 8.4.190 has one."
-        )
-
-
-@functools.lru_cache(maxsize=16)
-def has_floor(select_candidates: Callable[..., Tensor], is_rotated: bool = False) -> bool:
-    """Return whether a method that chooses candidates raises every side below `stride_val` to it; measured by a call.
-
-    Releases that widen sides below the first stride to the second have no floor: a side between them counts as shorter.
-    """
-    settings = SimpleNamespace(stride=[8, 16, 32], stride_val=24.0)
-    points = torch.arange(1024).unsqueeze(1).add(0.5).expand(-1, 2).contiguous()
-    box = [512.0, 512, 20, 20, 0] if is_rotated else [502.0, 502, 522, 522]
-    try:
-        inside = select_candidates(settings, points, torch.tensor([[box]]), torch.ones(1, 1, 1))
-    except (TypeError, AttributeError):  # a release without a mask or without the attribute, or another signature
-        return False
-    return int(inside.sum()) == settings.stride_val
-
-
 HOOKS = (
     "_forward",
     "get_box_metrics",
@@ -251,45 +203,6 @@ def fills_up_in_order(device_type: str) -> bool:
     rows = torch.zeros(8, 1024, device=device_type)
     rows[torch.arange(8), torch.arange(100, 900, 100)] = 1
     return bool((rows.topk(10).indices.sort().values[:, :9] < 10).all())
-
-
-def floor_of(assigner: Any) -> tuple[float, float]:
-    """Return the side below which an assigner widens a gt box, and the new side; measured by calling it.
-
-    Releases differ: none before 8.4, the first stride until it became the second.
-    """
-    if has_floor(type(assigner).select_candidates_in_gts):
-        return assigner.stride_val, assigner.stride_val
-    strides = tuple(float(stride) for stride in getattr(assigner, "stride", ()))
-    return _floor_of(type(assigner).select_candidates_in_gts, strides, float(getattr(assigner, "stride_val", 0)))
-
-
-@functools.lru_cache(maxsize=16)
-def _floor_of(select_candidates: Callable[..., Tensor], strides: tuple[float, ...], size: float) -> tuple[float, float]:
-    settings = SimpleNamespace(stride=list(strides), stride_val=size)
-    centre, points = 512.0, torch.arange(1024).unsqueeze(1).add(0.5).expand(-1, 2).contiguous()
-    floor = (0.0, 0.0)
-    for stride in strides[:2]:
-        side = stride - 1
-        box = torch.tensor([centre - side / 2, centre - side / 2, centre + side / 2, centre + side / 2]).view(1, 1, 4)
-        try:
-            inside = select_candidates(settings, points, box, torch.ones(1, 1, 1))
-        except (TypeError, AttributeError):  # the method takes no mask where it has no floor
-            return floor
-        if inside.sum() >= stride:
-            floor = (stride, float(inside.sum()))
-    return floor
-
-
-def candidate_boxes(gt_bboxes: Tensor, mask_gt: Tensor, floor: tuple[float, float]) -> Tensor:
-    """Return the boxes (b, n, 4) whose anchors are candidates of the gts, by the host's operations in their order."""
-    threshold, size = floor
-    if not threshold:
-        return gt_bboxes
-    boxes = xyxy2xywh(gt_bboxes)
-    is_small = (boxes[..., 2:] < threshold) & mask_gt.bool()
-    boxes[..., 2:] = boxes[..., 2:].masked_fill(is_small, size)
-    return xywh2xyxy(boxes)
 
 
 def gts_of(mask_gt: Tensor, n_anchors: int) -> Gts:

@@ -6,40 +6,21 @@ Imported while Ultralytics is, and so this module imports nothing of it before a
 
 from __future__ import annotations
 
-import functools
-import math
 import sys
-from collections.abc import Collection, Sequence
-from contextvars import ContextVar
-from pathlib import Path
+from collections.abc import Collection
 from typing import Any, Callable, Optional
 
-from yolo_lossplug import terminal
 from yolo_lossplug.registry import BOX, CLASS, REGISTRY, LossPlugError, Spec
-from yolo_lossplug.selection.keys import (
-    CLAIMED,
-    COMMON,
-    MIX,
-    NAMES,
-    NUMBERS,
-    given_keys,
-    instead_of,
-    keys,
-    numeric_keys,
-    refuse_none,
-)
+from yolo_lossplug.selection.keys import CLAIMED, COMMON, MIX, given_keys, instead_of, keys
 from yolo_lossplug.selection.names import suggest
 from yolo_lossplug.selection.own import load_references
 from yolo_lossplug.selection.select import Selection, refuse_unknown_names, select
-from yolo_lossplug.sparse.candidates import HOST_MIN_SIDE
-from yolo_lossplug.ultralytics_hook.family import prompted_by_name, refuse_per_class, with_guessed_task
+from yolo_lossplug.ultralytics_hook import typed
+from yolo_lossplug.ultralytics_hook.family import guess_model, refuse_per_class, with_guessed_task
 from yolo_lossplug.ultralytics_hook.patching import Undo
 from yolo_lossplug.ultralytics_hook.run.making import is_making, is_settled
 
 TRAINING = "train"
-
-_typed: ContextVar[frozenset[str]] = ContextVar("typed", default=frozenset())
-"""Keys that are typed on the command line that runs, as opposed to those from a file."""
 
 
 def register_own(custom: dict[str, Any], *bases: dict[str, Any]) -> None:
@@ -52,15 +33,20 @@ def register_own(custom: dict[str, Any], *bases: dict[str, Any]) -> None:
     Raises:
         LossPlugError: If one cannot be loaded.
     """
-    if (custom.get("mode") or TRAINING) == TRAINING and not custom.get("resume"):
+    if _is_new_training(custom):
         refuse_unknown_names(custom)  # first, or the host would complain about an option of a loss that nobody knows
     for key, kind in (("loss", BOX), ("cls_loss", CLASS)):
         name = custom.get(key)
         if key not in CLAIMED and isinstance(name, str) and ":" in name:
-            parameters = [p for spec in load_references(name, kind) for p in spec.parameters.values()]
+            parameters = (p for spec in load_references(name, kind) for p in spec.parameters.values())
+            unset = {parameter.key: parameter.unset for parameter in parameters}
             for base in bases:
-                for parameter in parameters:
-                    base.setdefault(parameter.key, parameter.unset)
+                base.update({**unset, **base})
+
+
+def _is_new_training(args: dict[str, Any]) -> bool:
+    """Return whether arguments are those of a training that does not resume another."""
+    return (args.get("mode") or TRAINING) == TRAINING and not args.get("resume")
 
 
 def add_given_keys(custom: dict[str, Any], base: dict[str, Any]) -> None:
@@ -132,7 +118,7 @@ def refuse_training_keys(mode: str, given: dict[str, Any]) -> None:
     if training:
         why.append(f"{'they are keys' if len(training) > 1 else 'it is a key'} of training")
     if "nms_iou" in useless:
-        why.append("an exported model brings a suppression of its own, or none")
+        why.append("an exported model has its own NMS, or none")
     raise LossPlugError(
         f"{_listed(useless)} {'have' if many else 'has'} no effect with mode={mode}: {', and '.join(why)}. "
         f"Remove {'them' if many else 'it'}."
@@ -154,16 +140,16 @@ def drop_keys_of_file(mode: str, custom: dict[str, Any]) -> None:
         mode: The mode, another than training.
         custom: What the command line and the file give.
     """
-    typed = _typed.get()
-    if "cfg" not in typed:
+    words = typed.words()
+    if "cfg" not in words:
         return
-    dropped = {key: value for key, value in keys_without_effect(mode, custom).items() if key not in typed}
+    dropped = {key: value for key, value in keys_without_effect(mode, custom).items() if key not in words}
     for key in dropped:
         del custom[key]
     if dropped:
         from yolo_lossplug.ultralytics_hook.console import say
 
-        say(f"left out of the file of cfg=, since mode={mode} has no use for keys of training: {_listed(dropped)}.")
+        say(f"ignored from cfg=: mode={mode} does not use training keys ({_listed(dropped)}).")
 
 
 def _listed(given: dict[str, Any]) -> str:
@@ -176,31 +162,16 @@ def check_merged(cfg: dict[str, Any]) -> None:
     Raises:
         LossPlugError: If a value is wrong or has no effect.
     """
-    if (cfg.get("mode") or TRAINING) == TRAINING and not cfg.get("resume"):
+    if _is_new_training(cfg):
         _refuse_unfit_release(select(with_guessed_task(cfg)))
 
 
 def _refuse_unfit_release(selection: Selection) -> None:
     """Raise an error for a key that this release of Ultralytics has no use for."""
     if selection.tal_min_side is not None:
-        from yolo_lossplug.ultralytics_hook.assigner import refuse_min_side
+        from yolo_lossplug.ultralytics_hook.min_side import refuse_min_side
 
         refuse_min_side(selection)
-
-
-def guess_model(custom: dict[str, Any]) -> tuple[str, str]:
-    """Return the task, and the family if it is one with text prompts, as far as arguments and file name tell."""
-    from ultralytics.cfg import TASK2MODEL
-
-    custom = dict(with_guessed_task(custom))
-    model = custom.get("model")
-    stem = Path(model).stem.lower() if isinstance(model, (str, Path)) else ""
-    family = prompted_by_name(model)
-    suffixes = {Path(name).stem.partition("-")[2]: task for task, name in TASK2MODEL.items()}
-    if isinstance(model, (str, Path)) and Path(model).suffix == ".pt" and Path(model).is_file():
-        suffixes = {}  # the checkpoint knows its task, whatever its name
-    guessed = next((task for suffix, task in suffixes.items() if suffix and stem.endswith(f"-{suffix}")), "detect")
-    return custom.get("task") or guessed, family
 
 
 def add_keys(defaults: dict[str, Any]) -> Undo:
@@ -252,70 +223,6 @@ def without_keys(stock: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in stock.items() if key not in keys()}
 
 
-def settle_space(tuner: Any) -> None:
-    """Give the keys that a tuner varies the values they start from: it cannot vary what is not given.
-
-    Args:
-        tuner: A new tuner of Ultralytics.
-
-    Raises:
-        LossPlugError: If a key has no effect with the losses that are chosen, takes a name, or takes integers where
-            the space holds none.
-    """
-    args, unset = vars(tuner.args), keys()
-    parameters = numeric_keys()
-    for key in tuner.space:
-        if key not in unset:  # the host's own
-            continue
-        if key in COMMON and key not in NUMBERS:
-            raise LossPlugError(f"{key} cannot be tuned: it is not a number. Train once with each value instead.")
-        if key in parameters and args.get(key) == unset[key]:
-            is_hosts = parameters[key].default is None and not parameters[key].nullable
-            args[key] = HOST_MIN_SIDE if is_hosts else parameters[key].default
-    _refuse_unfit_release(select(with_guessed_task(args)))
-    integers = {key: integer_bounds(key, *tuner.space[key][:2]) for key in tuner.space if is_integer(key)}
-    for method in ("_constrain", "_mutate"):  # newer releases look for values that are not tried yet after the former
-        stock = getattr(tuner, method, None) if integers else None
-        if stock is not None:
-            setattr(tuner, method, functools.partial(with_integers, stock, integers))
-
-
-def is_integer(key: str) -> bool:
-    """Return whether a key is one of ours that takes integers."""
-    parameter = None if key in CLAIMED else numeric_keys().get(key)
-    return parameter is not None and parameter.type is int
-
-
-def integer_bounds(key: str, low: float, high: float) -> tuple[int, int]:
-    """Return the smallest and the largest integer between the bounds of a key.
-
-    Raises:
-        LossPlugError: If there is none.
-    """
-    lower, upper = math.ceil(low), math.floor(high)
-    if lower > upper:
-        raise LossPlugError(
-            f"{key} cannot be tuned in ({low:g}, {high:g}): it takes integers, and there is none. Widen the bounds."
-        )
-    return lower, upper
-
-
-def with_integers(
-    stock: Callable[..., dict[str, Any]], integers: dict[str, tuple[int, int]], *args: Any, **kwargs: Any
-) -> dict[str, Any]:
-    """Return the values that a tuner's method returns, with integers for the keys that take them, as the host rounds.
-
-    Args:
-        stock: The method of the tuner.
-        integers: Bounds of these keys.
-        *args: Its arguments.
-        **kwargs: Its keyword arguments.
-    """
-    values = stock(*args, **kwargs)
-    rounded = {key: min(max(round(values[key]), low), high) for key, (low, high) in integers.items()}
-    return {**values, **rounded}
-
-
 def point_to_ours(base: dict[str, Any], custom: dict[str, Any]) -> None:
     """Name the key of ours for a key of older YOLOs that this release has dropped, or has never had.
 
@@ -349,29 +256,7 @@ def _is_dropped(key: str) -> bool:
         return key not in handle({key: 0.0})
 
 
-def typed_pairs(lines: Sequence[str]) -> dict[str, str]:
-    """Return what is typed as `key=value` on command lines, those of this process if there are none."""
-    from ultralytics.cfg import merge_equals_args
-
-    words = merge_equals_args(" ".join(lines).split() or sys.argv[1:])
-    return dict(word.lstrip("-").split("=", 1) for word in words if "=" in word)
-
-
-def refuse_typed_none(pairs: dict[str, str]) -> None:
-    """Raise an error for `loss=none` on the command line, which would train stock without a word.
-
-    Args:
-        pairs: What is typed, see `typed_pairs`.
-
-    Raises:
-        LossPlugError: If a name is typed as none, unless all are: programs, as Ultralytics' tuner, give every key.
-    """
-    if not NAMES.keys() <= pairs.keys():
-        for key, value in pairs.items():
-            refuse_none(key, None if value.lower() == "none" else value)
-
-
-# What stands around functions of the host.
+# Wrappers around functions of the host.
 
 
 def check_dict_alignment(
@@ -393,19 +278,6 @@ def check_cfg(stock: Callable[..., None], cfg: dict[str, Any], *args: Any, **kwa
         check_merged(cfg)
 
 
-def entrypoint(stock: Callable[..., None], *args: Any, **kwargs: Any) -> None:
-    """Run the command line; a mistake of the user is one line."""
-    pairs = typed_pairs((*args, *kwargs.values()))
-    token = _typed.set(frozenset(pairs))
-    try:
-        refuse_typed_none(pairs)
-        stock(*args, **kwargs)
-    except LossPlugError as error:
-        raise SystemExit(terminal.fit_error(f"LossPlug: {error}")) from error
-    finally:
-        _typed.reset(token)
-
-
 def in_mode(stock: Callable[..., Any], mode: str, model: Any, /, *args: Any, **kwargs: Any) -> Any:
     """Run another mode than training, with those keys of ours that matter there."""
     refuse_training_keys(mode, kwargs)
@@ -420,9 +292,3 @@ def check_multi_trainer(stock: Callable[..., None], trainer: Any, *args: Any, **
     stock(trainer, *args, **kwargs)
     register_own(trainer.args)
     check_merged(trainer.args)
-
-
-def check_tuner(stock: Callable[..., None], tuner: Any, *args: Any, **kwargs: Any) -> None:
-    """Make a tuner, and check what it varies."""
-    stock(tuner, *args, **kwargs)
-    settle_space(tuner)

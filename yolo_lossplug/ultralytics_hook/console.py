@@ -38,8 +38,20 @@ def parse(words: Sequence[str]) -> dict[str, Any]:
     )
 
     args: dict[str, Any] = {}
+    for pair in _pairs(merge_equals_args(list(words))):
+        try:
+            key, value = parse_key_value_pair(pair if "=" in pair else f"{pair}=True")
+        except AssertionError as error:
+            raise LossPlugError(f"'{pair}' has no value: write key=value, as for `yolo`.") from error
+        refuse_none(key, value)
+        args[key] = value
+    return args
+
+
+def _pairs(words: Sequence[str]) -> list[str]:
+    """Return words as pairs of a key and a value, or as single keys."""
     pairs: list[str] = []
-    for word in merge_equals_args(list(words)):
+    for word in words:
         if word.startswith("--"):
             pairs.append(word[2:].replace("-", "_") if "=" not in word else word[2:])
         elif pairs and "=" not in pairs[-1] and "=" not in word:
@@ -48,14 +60,7 @@ def parse(words: Sequence[str]) -> dict[str, Any]:
             pairs.append(word)
         else:
             raise LossPlugError(f"'{word}' is not an argument: write key=value, as for `yolo`.")
-    for pair in pairs:
-        try:
-            key, value = parse_key_value_pair(pair if "=" in pair else f"{pair}=True")
-        except AssertionError as error:
-            raise LossPlugError(f"'{pair}' has no value: write key=value, as for `yolo`.") from error
-        refuse_none(key, value)
-        args[key] = value
-    return args
+    return pairs
 
 
 def progress(total: int, title: str) -> Any:

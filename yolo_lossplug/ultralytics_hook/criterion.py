@@ -8,7 +8,7 @@ have changed many times. So the members are replaced, and no method of the crite
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Optional
 
 import torch
@@ -17,7 +17,6 @@ from ultralytics.models.utils.loss import DETRLoss
 from ultralytics.utils import DEFAULT_CFG_DICT, IterableSimpleNamespace, tal
 from ultralytics.utils.loss import (
     BboxLoss,
-    RotatedBboxLoss,
     v8ClassificationLoss,
     v8DetectionLoss,
     v8OBBLoss,
@@ -26,24 +25,28 @@ from ultralytics.utils.loss import (
 )
 
 from yolo_lossplug.registry import ROTATED, SOFTMAX, LossPlugError
-from yolo_lossplug.selection.keys import CLASSIFY, DETR, STOCK_BOX, STOCK_CLASS, STOCK_ROTATED, refuse_unknown
+from yolo_lossplug.selection.keys import DETR, STOCK_BOX, refuse_unknown
 from yolo_lossplug.selection.select import Selection, class_weights, select
 from yolo_lossplug.state import Scope, State
 from yolo_lossplug.ultralytics_hook import detr
-from yolo_lossplug.ultralytics_hook.assigner import set_min_side, set_overlap, set_topk, topk2_of
+from yolo_lossplug.ultralytics_hook.assigner import set_overlap, set_topk
 from yolo_lossplug.ultralytics_hook.attached import on_assigner, on_criterion
-from yolo_lossplug.ultralytics_hook.engines import choice, fast
-from yolo_lossplug.ultralytics_hook.members import PluggedBboxLoss, PluggedClassLoss, PluggedSoftmaxLoss, box_loss_error
+from yolo_lossplug.ultralytics_hook.engines import choice, terms
+from yolo_lossplug.ultralytics_hook.members import PluggedBboxLoss, PluggedClassLoss, PluggedSoftmaxLoss
+from yolo_lossplug.ultralytics_hook.min_side import set_min_side
 from yolo_lossplug.ultralytics_hook.run import runs
 from yolo_lossplug.ultralytics_hook.run.report import Collector
 from yolo_lossplug.ultralytics_hook.run.watch import watch
+from yolo_lossplug.ultralytics_hook.running import (
+    ONE_TO_ONE,
+    branches,
+    describe_module,
+    is_host_ciou,
+    is_one_to_one,
+    running,
+)
 
 STOCK_TOPK = inspect.signature(v8DetectionLoss.__init__).parameters["tal_topk"].default
-
-ONE_TO_ONE = "one2one"
-"""The branch of an end-to-end head whose every gt has one anchor."""
-TOLERANCE = 1e-4
-"""Maximum relative error of the host's box loss, against our CIoU, with which it counts as CIoU."""
 
 
 class PluggedCriterion:
@@ -173,110 +176,6 @@ def plug(
     return criterion
 
 
-def mismatches(criterion: Any, selection: Selection, role: str = "training") -> list[str]:
-    """Return where a criterion deviates from the selection: the key, the requested value and the one that runs.
-
-    Args:
-        criterion: Any criterion.
-        selection: What is selected.
-        role: Role of the criterion in the messages.
-    """
-    if isinstance(criterion, PluggedSoftmaxLoss):
-        is_same = criterion.lossplug == selection and criterion.loss == selection.cls
-        return [] if is_same else [f"cls_loss={selection.cls} was requested, but {role} runs {criterion.loss}"]
-    leaves = branch_criteria(criterion)
-    if not leaves:
-        requested = f"loss={selection.box} " if selection.task != CLASSIFY else ""
-        return [f"{requested}cls_loss={selection.cls} was requested, but {role} runs {type(criterion).__name__}"]
-    return [text for leaf in leaves for text in _differences(leaf, selection, role)]
-
-
-def _differences(leaf: Any, selection: Selection, role: str) -> list[str]:
-    attached, actual = on_criterion(leaf), running(leaf)
-    if attached.selection is None:
-        module = type(getattr(leaf, "bbox_loss", leaf)).__name__
-        requested = f"loss={selection.box} cls_loss={selection.cls}"
-        return [f"{requested} was requested, but {role} runs {type(leaf).__name__} with {module}"]
-    wrong = [
-        f"{key}={value} was requested, but {role} runs {key}={actual[key]}"
-        for key, value in attached.running.items()
-        if actual[key] != value
-    ]
-    if wrong or attached.selection == selection:
-        return wrong
-    before, now = attached.selection.resolved(), selection.resolved()
-    return [
-        f"{key}={now.get(key)} was requested, but {role} runs {key}={before.get(key)}"
-        for key in sorted({*before, *now})
-        if before.get(key) != now.get(key)
-    ] or [f"loss={selection.box} was requested, but {role} runs loss={attached.selection.box}"]
-
-
-def running(leaf: Any) -> dict[str, Any]:
-    """Return what a criterion runs, by key, read from its members and not from the requested keys."""
-    if isinstance(leaf, DETRLoss):
-        return detr.running_detr(leaf)
-    assigner, is_fast = leaf.assigner, isinstance(leaf, fast.FastMixin)
-    overlap, decision = on_assigner(assigner).overlap_loss, on_criterion(leaf).decision
-    rotated = isinstance(assigner, tal.RotatedTaskAlignedAssigner)
-    return {
-        "loss": getattr(leaf.bbox_loss, "loss", None) or _stock_name(leaf.bbox_loss),
-        "cls_loss": getattr(leaf.bce, "loss", None)
-        or (STOCK_CLASS if fast.has_stock_bce(leaf) else _described(leaf.bce)),
-        "cls_smoothing": getattr(leaf.bce, "smoothing", 0.0),
-        "tal_topk": assigner.topk,
-        "tal_alpha": assigner.alpha,
-        "tal_beta": assigner.beta,
-        "tal_min_side": getattr(assigner, "stride_val", None),
-        "tal_iou": overlap.name if overlap else STOCK_ROTATED if rotated else STOCK_BOX,
-        "loss_engine": decision if is_fast == (decision.name != choice.REFERENCE) else choice.REFERENCE,
-    }
-
-
-def _stock_name(module: Any) -> str:
-    """Return what a box loss of the host computes; the class name for that of a fork."""
-    if type(module) is RotatedBboxLoss:
-        return STOCK_ROTATED
-    if type(module) is BboxLoss:
-        return STOCK_BOX if is_host_ciou() else "BboxLoss (not CIoU)"
-    return type(module).__name__
-
-
-def is_host_ciou() -> bool:
-    """Return whether the host's box loss is CIoU; that of a fork may differ."""
-    return box_loss_error() < TOLERANCE
-
-
-def _described(module: Any) -> str:
-    weights = [name for name in ("weight", "pos_weight") if getattr(module, name, None) is not None]
-    return f"{type(module).__name__}({', '.join(weights)})" if weights else type(module).__name__
-
-
-def branches(criterion: Any, name: str = "main", depth: int = 3) -> Iterator[tuple[str, Any]]:
-    """Yield the criteria inside one that hold a box loss and a class loss, with the names of branches.
-
-    Searches the callable attributes of compound criteria and of wrappers.
-    """
-    if isinstance(criterion, (v8DetectionLoss, DETRLoss)):
-        yield name, criterion
-        return
-    for branch, inner in list(getattr(criterion, "__dict__", {}).items()):
-        if depth and callable(inner) and not isinstance(inner, (nn.Module, type)):
-            yield from branches(inner, branch, depth - 1)
-
-
-def branch_criteria(criterion: Any) -> list[Any]:
-    """Return the criteria inside one that hold a box loss and a class loss."""
-    return [leaf for _, leaf in branches(criterion)]
-
-
-def is_one_to_one(branch: str, leaf: Any) -> bool:
-    """Return whether a criterion is that of a one-to-one head, which keeps the settings of its assigner."""
-    if isinstance(leaf, DETRLoss):
-        return False
-    return branch == ONE_TO_ONE or topk2_of(leaf.assigner) < leaf.assigner.topk
-
-
 def _plug_leaf(leaf: Any, branch: str, selection: Selection, scope: Scope, names: Mapping[int, str]) -> None:
     if isinstance(leaf, DETRLoss):
         selection = selection if selection.task == DETR else _of_task(selection, DETR)
@@ -287,7 +186,7 @@ def _plug_leaf(leaf: Any, branch: str, selection: Selection, scope: Scope, names
         selection = _of_task(selection, "obb" if is_rotated else "detect")
     attached = on_criterion(leaf)
     if not selection.has_stock_box_loss or _is_forks(leaf, selection):
-        stock = fast.stock_bbox_loss(leaf.bbox_loss)
+        stock = terms.stock_bbox_loss(leaf.bbox_loss)
         leaf.bbox_loss = PluggedBboxLoss(stock, selection.box.within(scope), leaf.stride)
     if not selection.has_stock_class_loss:
         _install_class_loss(leaf, selection, scope, names)
@@ -317,11 +216,12 @@ def _is_forks(leaf: v8DetectionLoss, selection: Selection) -> bool:
 
 
 def _install_class_loss(leaf: v8DetectionLoss, selection: Selection, scope: Scope, names: Mapping[int, str]) -> None:
-    if not isinstance(leaf.bce, PluggedClassLoss) and not fast.has_stock_bce(leaf):
+    if not isinstance(leaf.bce, PluggedClassLoss) and not terms.has_stock_bce(leaf):
         keys = [key for key in ("cls_loss", "cls_smoothing", "cls_weights") if key in selection.given]
         raise LossPlugError(
-            f"{', '.join(keys)} cannot be used with this criterion, whose class loss is {_described(leaf.bce)}: it "
-            f"would be replaced. Remove the keys, or give the criterion a plain BCEWithLogitsLoss and use cls_weights."
+            f"{', '.join(keys)} cannot be used with this criterion, whose class loss is {describe_module(leaf.bce)}: "
+            f"it would be replaced. Remove the keys, or give the criterion a plain BCEWithLogitsLoss and use "
+            f"cls_weights."
         )
     weights = class_weights(selection, leaf.nc, names)
     leaf.bce = PluggedClassLoss(

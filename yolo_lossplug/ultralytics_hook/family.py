@@ -69,6 +69,21 @@ def prompted_by_name(model: Any) -> str:
     return next((name for part, name in PROMPTED_STEMS.items() if part in stem), "")
 
 
+def guess_model(custom: dict[str, Any]) -> tuple[str, str]:
+    """Return the task, and the family if it is one with text prompts, as far as arguments and file name tell."""
+    from ultralytics.cfg import TASK2MODEL
+
+    custom = dict(with_guessed_task(custom))
+    model = custom.get("model")
+    stem = Path(model).stem.lower() if isinstance(model, (str, Path)) else ""
+    family = prompted_by_name(model)
+    suffixes = {Path(name).stem.partition("-")[2]: task for task, name in TASK2MODEL.items()}
+    if isinstance(model, (str, Path)) and Path(model).suffix == ".pt" and Path(model).is_file():
+        suffixes = {}  # the checkpoint knows its task, whatever its name
+    guessed = next((task for suffix, task in suffixes.items() if suffix and stem.endswith(f"-{suffix}")), "detect")
+    return custom.get("task") or guessed, family
+
+
 def prompted_trainer(trainer: type) -> str:
     """Return the family with text prompts that a trainer belongs to, empty for none."""
     modules = (f"{cls.__module__}." for cls in trainer.__mro__)

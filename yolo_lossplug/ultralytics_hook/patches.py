@@ -40,7 +40,7 @@ PATCHES = (
     Patch(
         "ultralytics.cfg",
         "entrypoint",
-        around("config.entrypoint"),
+        around("typed.entrypoint"),
         "so that `yolo` prints our errors without a traceback",
     ),
     Patch(
@@ -168,7 +168,7 @@ PATCHES = (
     Patch(
         "ultralytics.engine.trainer",
         "BaseTrainer.save_model",
-        around("trainer.save_model"),
+        around("checkpoints.save_model"),
         "releases before 8.4.95 pickle the criterion into last.pt; what losses remember is saved beside it",
         ("self",),
     ),
@@ -183,7 +183,7 @@ PATCHES = (
     Patch(
         "ultralytics.engine.tuner",
         "Tuner.__init__",
-        around("config.check_tuner"),
+        around("tuning.check_tuner"),
         "it starts from the values of the keys that it varies, and one that is not given has none",
         ("self",),
     ),

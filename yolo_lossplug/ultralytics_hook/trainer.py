@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Mapping
 from typing import Any, Callable
 
 import ultralytics
@@ -12,21 +10,12 @@ from ultralytics.utils import RANK
 
 import yolo_lossplug
 from yolo_lossplug.registry import LossPlugError
-from yolo_lossplug.selection.keys import NAMES, NUMBERS, REPORT, STOCK_BOX, STOCK_CLASS, given_keys, keys
+from yolo_lossplug.selection.keys import REPORT, STOCK_BOX, STOCK_CLASS, given_keys, keys
 from yolo_lossplug.selection.select import Selection, class_weights, select
 from yolo_lossplug.ultralytics_hook import compatibility, nms, patching
-from yolo_lossplug.ultralytics_hook.assigner import refuse_min_side
+from yolo_lossplug.ultralytics_hook.checkpoints import keep_criterion_out, unwrapped
 from yolo_lossplug.ultralytics_hook.console import bold, say, warn
-from yolo_lossplug.ultralytics_hook.criterion import (
-    TOLERANCE,
-    arguments,
-    branches,
-    class_names,
-    is_one_to_one,
-    mismatches,
-    plug,
-    running,
-)
+from yolo_lossplug.ultralytics_hook.criterion import arguments, class_names, plug
 from yolo_lossplug.ultralytics_hook.engines import choice
 from yolo_lossplug.ultralytics_hook.family import (
     prompted_trainer,
@@ -35,9 +24,9 @@ from yolo_lossplug.ultralytics_hook.family import (
     with_task,
 )
 from yolo_lossplug.ultralytics_hook.members import box_loss_error
+from yolo_lossplug.ultralytics_hook.min_side import refuse_min_side
 from yolo_lossplug.ultralytics_hook.run import finite, making, memory, report, runs
-
-Mark = Callable[[str], str]
+from yolo_lossplug.ultralytics_hook.running import TOLERANCE, banner, mismatches, running_first
 
 
 def get_cfg(stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -102,70 +91,12 @@ def check_trainer(trainer: Any, overrides: dict[str, Any]) -> None:
             vars(trainer.args).pop(key, None)
 
 
-def banner(selection: Selection, criterion: Any, mark: Mark = str) -> str:
-    """Return the line that says what a criterion runs; of an end-to-end head its one-to-many branch.
-
-    Args:
-        selection: What was asked for.
-        criterion: What runs.
-        mark: Applied to what differs from stock.
-    """
-    return line(selection, running_first(criterion), mark)
-
-
-def running_first(criterion: Any) -> dict[str, Any]:
-    """Return what a criterion runs, by key; of an end-to-end head its one-to-many branch, of classify nothing."""
-    leaves = sorted(branches(criterion), key=lambda pair: is_one_to_one(*pair))
-    return running(leaves[0][1]) if leaves else {}
-
-
-def line(selection: Selection, actual: Mapping[str, Any], mark: Mark = str) -> str:
-    """Return what a selection and the values that run, by key, are in words; what differs from stock is marked."""
-    cls = f"class {actual.get('cls_loss', selection.cls)}"
-    if selection.cls_smoothing:
-        cls += f" smoothing={selection.cls_smoothing}"
-    if selection.cls_weights:
-        cls += f" weights={selection.cls_weights}"
-    cls = cls if selection.has_stock_class_loss else mark(cls)
-    parts = [cls]
-    if actual:
-        box = f"box {actual['loss']}"
-        parts = [box if selection.has_stock_box_loss else mark(box), cls, _assignment(selection, actual, mark)]
-        if selection.nms_iou != NAMES["nms_iou"]:
-            parts.append(mark(f"nms {selection.nms_iou}"))
-        if selection.report:
-            parts.append(mark(f"report {report.FILE}"))
-    engine = actual.get("loss_engine", choice.REFERENCE)
-    parts.append(f"engine {engine}")
-    parts.append(f"ultralytics {ultralytics.__version__}")
-    if getattr(engine, "is_unmeasured", False):
-        parts.append(choice.ADVICE)
-    return " · ".join(parts)
-
-
-def _assignment(selection: Selection, actual: Mapping[str, Any], mark: Mark) -> str:
-    """Return in words how predictions get their objects."""
-    if "tal_topk" not in actual:
-        return "matcher host's"
-    shown = ("topk", "alpha", "beta", *([] if selection.tal_min_side is None else ["min_side"]), "iou")
-    numbers = ", ".join(_number(selection, actual, key, mark) for key in shown)
-    return f"assigner tal({numbers})"
-
-
-def _number(selection: Selection, actual: Mapping[str, Any], name: str, mark: Mark) -> str:
-    """Return a number of the assigner, or the name of its overlap, as the banner has it."""
-    key = f"tal_{name}"
-    default = NUMBERS[key].default if key in NUMBERS else NAMES[key]
-    text = f"{name}={actual[key]:g}" if key == "tal_min_side" else f"{name}={actual[key]}"
-    return text if getattr(selection, key) == default else mark(text)
-
-
 def announce(trainer: Any) -> None:
     """Callback before training: reach a user-defined model class, and print the banner on the first rank."""
     selection = runs.of(trainer).selection
     if not selection.is_active:
         return
-    model = _unwrap(trainer.model)
+    model = unwrapped(trainer.model)
     for one in (model, getattr(trainer.ema, "ema", None)):
         if one is not None and not hasattr(one, "args"):  # the trainer of classify does not hand them on
             one.args = trainer.args
@@ -223,7 +154,7 @@ def guard(trainer: Any) -> None:
         return
     averaged = getattr(trainer.ema, "ema", None)
     for role, model in (("training", trainer.model), ("validation", averaged)):
-        criterion = getattr(_unwrap(model), "criterion", None)
+        criterion = getattr(unwrapped(model), "criterion", None)
         if criterion is None and role == "validation":
             continue  # the moving average makes its criterion at the first validation
         wrong = mismatches(criterion, selection, role)
@@ -272,7 +203,7 @@ def warn_of_nan(trainer: Any) -> None:
     run = runs.of(trainer)
     if not run.selection.is_active or run.terms.is_done or not run.terms.earliest()[1]:
         return
-    actual = running_first(_unwrap(trainer.model).criterion) or {"cls_loss": run.selection.cls}
+    actual = running_first(unwrapped(trainer.model).criterion) or {"cls_loss": run.selection.cls}
     finite.tell(run.terms, trainer.epoch, list(trainer.loss_names), actual)
 
 
@@ -313,45 +244,6 @@ def join(trainer: Any) -> None:
         callbacks.insert(0 if (event, callback) in FIRST else len(callbacks), callback)
 
 
-def save_model(stock: Callable[..., Any], trainer: Any, *args: Any, **kwargs: Any) -> Any:
-    """Write a checkpoint without the criterion in it, and beside it what the losses remember."""
-    models = models_with_criterion(trainer.ema.ema)
-    criteria = [model.criterion for model in models]
-    for model in models:
-        del model.criterion
-    try:
-        saved = stock(trainer, *args, **kwargs)
-    finally:
-        for model, criterion in zip(models, criteria):
-            model.criterion = criterion
-    run = runs.of(trainer)
-    if run.selection.is_active:
-        memory.save_state(run.state, trainer)
-    return saved
-
-
-def keep_criterion_out(trainer: Any) -> None:
-    """Keep the criterion out of what a user-defined trainer class writes in place of the host's checkpoints."""
-    own = type(trainer).save_model
-    if not patching.is_ours(own):
-        trainer.save_model = functools.partial(save_model, own, trainer)
-
-
-WRAPPERS = ("module", "_orig_mod", "student_model")
-"""Attributes under which a model holds the one that is trained."""
-
-
-def models_with_criterion(model: Any) -> list[Any]:
-    """Return a model, and the student inside it if it distils, where either holds a criterion."""
-    candidates = (model, getattr(model, "student_model", None))
-    return [m for m in candidates if m is not None and holds_criterion(m)]
-
-
-def holds_criterion(model: Any) -> bool:
-    """Return whether a model itself holds a criterion; that of RT-DETR is a module, and so a part of the model."""
-    return any("criterion" in held for held in (vars(model), vars(model).get("_modules", {})))
-
-
 def init_criterion(stock: Callable[..., Any], model: Any) -> Any:
     """Return the criterion that a model makes, with our losses in it."""
     args, names = with_task(arguments(model), type(model)), class_names(model)
@@ -361,16 +253,6 @@ def init_criterion(stock: Callable[..., Any], model: Any) -> Any:
     is_settled = run.selection.resolved() == given_keys(args)  # a callback may have changed the arguments: see `guard`
     selection = run.selection if is_settled else select(args)
     return plug(stock(model), selection, run.state, names, run.collector)
-
-
-def _unwrap(model: Any) -> Any:
-    """Return the model inside a distributed or compiled one, or one that it is distilled into."""
-    while model is not None and not holds_criterion(model):
-        inner = next((m for name in WRAPPERS if (m := getattr(model, name, None)) is not None), None)
-        if inner is None:
-            break
-        model = inner
-    return model
 
 
 def _warn_of_ignored(overrides: dict[str, Any], selection: Selection) -> None:

@@ -14,10 +14,10 @@ from ultralytics.cfg import get_cfg
 from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.selection.keys import TASKS
 from yolo_lossplug.ultralytics_hook.counts import overlaps
-from yolo_lossplug.ultralytics_hook.criterion import branches, is_one_to_one
 from yolo_lossplug.ultralytics_hook.dataset import labels
 from yolo_lossplug.ultralytics_hook.family import refuse_rtdetr
 from yolo_lossplug.ultralytics_hook.host import device_of, explained, load_model, moved, network_of
+from yolo_lossplug.ultralytics_hook.running import branches, is_one_to_one
 
 WITHOUT = "inspect the data without model="
 """What to do about a model whose assignment cannot be inspected."""

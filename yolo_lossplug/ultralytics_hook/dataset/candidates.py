@@ -16,14 +16,12 @@ from ultralytics.utils.ops import xywhr2xyxyxyxy
 from yolo_lossplug.selection.select import Selection
 from yolo_lossplug.sparse.grid import Level, points_of_levels, rectangles
 from yolo_lossplug.sparse.pairs import counts, enumerate_pairs
-from yolo_lossplug.ultralytics_hook.assigner import candidate_boxes, floor_of
 from yolo_lossplug.ultralytics_hook.counts import overlaps
 from yolo_lossplug.ultralytics_hook.criterion import set_assigner_options
+from yolo_lossplug.ultralytics_hook.min_side import candidate_boxes, floor_of, rotated_floor_of
 
 MAX_GTS, MAX_PAIRS = 100_000, 1_000_000
 """Gts, and pairs of rotated boxes and anchors, that are handled at once."""
-MEASURED_BELOW = 1.5
-"""Pixels below a side with which a box has fewer points of a grid of one pixel than with that side."""
 MIN_ROTATED = 2.0
 """Side in pixels below which the host's criterion drops a rotated box."""
 
@@ -161,25 +159,3 @@ def _chunks(count: Tensor) -> Iterator[slice]:
         end = max(start + 1, int(torch.searchsorted(ends, limit, right=True)))
         yield slice(start, end)
         start = end
-
-
-def rotated_floor_of(assigner: Any) -> tuple[float, float]:
-    """Return the side below which an assigner widens a rotated box, and the new side; measured by calling it."""
-    side = float(getattr(assigner, "stride_val", 0))
-    if side > MEASURED_BELOW and _n_inside(assigner, side - MEASURED_BELOW) == _n_inside(assigner, side):
-        return side, side
-    for stride in tuple(float(stride) for stride in getattr(assigner, "stride", ()))[:1]:
-        widened = _n_inside(assigner, stride - MEASURED_BELOW)
-        if widened >= stride:
-            return stride, float(widened)
-    return 0.0, 0.0
-
-
-def _n_inside(assigner: Any, side: float) -> int:
-    """Return how many of points one pixel apart an assigner finds in a square; -1 if its method has no floor."""
-    points = torch.arange(1024).unsqueeze(1).add(0.5).expand(-1, 2).contiguous()
-    box = torch.tensor([512.0, 512.0, side, side, 0.0]).view(1, 1, 5)
-    try:
-        return int(assigner.select_candidates_in_gts(points, box, torch.ones(1, 1, 1)).sum())
-    except (TypeError, AttributeError):  # it takes no mask
-        return -1

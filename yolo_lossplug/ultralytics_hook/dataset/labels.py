@@ -236,11 +236,7 @@ def _labels(host: YOLODataset, data: dict[str, Any], task: Optional[str], said: 
             f"Labels are expected in {Path(img2label_paths([rows[0]['im_file']])[0]).parent}."
         )
     polygons = [polygon for row in rows for polygon in row["segments"]]
-    task = task or _guess(polygons, sum(counts))
-    if task not in TASKS:
-        raise LossPlugError(f"task={task} has no boxes to inspect; give {', '.join(TASKS)}.")
-    if task == "obb" and len(polygons) != sum(counts):
-        raise LossPlugError(f"data={args['data']} has no rotated boxes for task=obb, which takes four corners a line.")
+    task = _checked_task(task or _guess(polygons, sum(counts)), len(polygons) == sum(counts), args["data"])
     return Labels(
         [row["im_file"] for row in rows],
         np.array([row["shape"] for row in rows], dtype=np.float64),
@@ -253,6 +249,15 @@ def _labels(host: YOLODataset, data: dict[str, Any], task: Optional[str], said: 
         removed,
         ignored,
     )
+
+
+def _checked_task(task: str, has_outlines: bool, data: Any) -> str:
+    """Return a task that labels are fit for; `has_outlines` if each object has one."""
+    if task not in TASKS:
+        raise LossPlugError(f"task={task} has no boxes to inspect; give {', '.join(TASKS)}.")
+    if task == "obb" and not has_outlines:
+        raise LossPlugError(f"data={data} has no rotated boxes for task=obb, which takes four corners a line.")
+    return task
 
 
 def _guess(polygons: list[np.ndarray], count: int) -> str:

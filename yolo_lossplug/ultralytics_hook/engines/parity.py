@@ -18,6 +18,7 @@ from yolo_lossplug.ultralytics_hook.engines.fast import install_fast_step
 
 METHOD = "get_assigned_targets_and_loss"
 
+N_CLASSES = 4
 CELLS = 10
 """Size of the images on which engines are compared, in cells of the coarsest level."""
 
@@ -66,43 +67,44 @@ def parity_errors(
         EngineFailed: If the engine fails.
     """
     rng = torch.Generator().manual_seed(0)
-    head = SimpleNamespace(stride=torch.tensor(strides, device=device), nc=4, reg_max=reg_max)
+    head = SimpleNamespace(stride=torch.tensor(strides, device=device), nc=N_CLASSES, reg_max=reg_max)
     gains = IterableSimpleNamespace(box=7.5, cls=0.5, dfl=1.5, overlap_mask=True)
     parameter = torch.zeros(1, device=device)
     model = SimpleNamespace(parameters=lambda: iter((parameter,)), args=gains, model=[head])
+    size = cells * max(strides), round(1.2 * cells) * max(strides)
+    shapes = [(round(size[0] / stride), round(size[1] / stride)) for stride in strides]
     errors = []
     for topk, n in ((10, 5), (7, 4 * cells), (10, 0)):
         criterion = v8DetectionLoss(model, topk, **({"tal_topk2": 1} if topk == 7 else {}))
-        size = [round(cells * max(strides)), round(1.2 * cells) * round(max(strides))]
-        shapes = [(round(size[0] / stride), round(size[1] / stride)) for stride in strides]
-        n_anchors = sum(h * w for h, w in shapes)
-        inputs = [
-            torch.randn(2, 4 * reg_max, n_anchors, generator=rng),
-            torch.randn(2, 4, n_anchors, generator=rng) - 3,
-        ]
-        if reg_max == 1:
-            inputs[0] = inputs[0].abs()
-        batch = {
-            "batch_idx": torch.arange(2 * n) // max(1, n),
-            "cls": torch.randint(4, (2 * n, 1), generator=rng),
-            "bboxes": torch.rand(2 * n, 4, generator=rng) * 0.3 + torch.tensor([0.3, 0.3, 0.02, 0.02]),
-        }
-        results = []
-        for is_prepared in (False, True):
-            boxes, scores = (tensor.to(device).requires_grad_() for tensor in inputs)
-            preds = {"boxes": boxes, "scores": scores, "feats": [boxes.new_zeros(2, 1, h, w) for h, w in shapes]}
-            try:
-                if is_prepared:
-                    prepare(criterion)
-                with torch.autocast(torch.device(device).type, enabled=False):
-                    loss = criterion.get_assigned_targets_and_loss(preds, batch)[1]
-                results.append((loss.detach(), *torch.autograd.grad(loss.sum(), (boxes, scores), allow_unused=True)))
-            except Exception as error:
-                if not is_prepared:
-                    raise
-                raise EngineFailed(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
-        errors.append([_relative_error(one, other) for one, other in zip(*results)])
+        inputs, batch = _problem(rng, sum(h * w for h, w in shapes), reg_max, n)
+        expected = _step(criterion, inputs, shapes, batch)
+        try:
+            prepare(criterion)
+            actual = _step(criterion, inputs, shapes, batch)
+        except Exception as error:
+            raise EngineFailed(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
+        errors.append([_relative_error(one, other) for one, other in zip(expected, actual)])
     return max(error[0] for error in errors), max(max(error[1:]) for error in errors)
+
+
+def _problem(rng: torch.Generator, n_anchors: int, reg_max: int, n: int) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """Return outputs of a head for two images, and their labels with n gts each."""
+    boxes, scores = (torch.randn(2, rows, n_anchors, generator=rng) for rows in (4 * reg_max, N_CLASSES))
+    batch = {
+        "batch_idx": torch.arange(2 * n) // max(1, n),
+        "cls": torch.randint(N_CLASSES, (2 * n, 1), generator=rng),
+        "bboxes": torch.rand(2 * n, 4, generator=rng) * 0.3 + torch.tensor([0.3, 0.3, 0.02, 0.02]),
+    }
+    return [boxes.abs() if reg_max == 1 else boxes, scores - 3], batch
+
+
+def _step(criterion: Any, inputs: list[Tensor], shapes: list[tuple[int, int]], batch: dict[str, Tensor]) -> tuple:
+    """Return the loss of a step of a criterion, and its gradients by boxes and scores."""
+    boxes, scores = (tensor.to(criterion.device).requires_grad_() for tensor in inputs)
+    preds = {"boxes": boxes, "scores": scores, "feats": [boxes.new_zeros(2, 1, h, w) for h, w in shapes]}
+    with torch.autocast(criterion.device.type, enabled=False):
+        loss = criterion.get_assigned_targets_and_loss(preds, batch)[1]
+    return loss.detach(), *torch.autograd.grad(loss.sum(), (boxes, scores), allow_unused=True)
 
 
 def _relative_error(expected: Optional[Tensor], actual: Optional[Tensor]) -> float:

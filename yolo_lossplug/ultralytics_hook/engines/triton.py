@@ -20,11 +20,12 @@ from yolo_lossplug.kernels.box_term import NO_LOSS, BoxTermConfig, decode, liste
 from yolo_lossplug.kernels.class_term import ClassTargets
 from yolo_lossplug.kernels.step import Step, losses
 from yolo_lossplug.selection.loss import Loss
-from yolo_lossplug.ultralytics_hook.assigner import floor_of, has_own_hooks, topk2_of
+from yolo_lossplug.ultralytics_hook.assigner import has_own_hooks, topk2_of
 from yolo_lossplug.ultralytics_hook.attached import on_assigner, on_criterion
 from yolo_lossplug.ultralytics_hook.console import warn_once
 from yolo_lossplug.ultralytics_hook.counts import Meter
-from yolo_lossplug.ultralytics_hook.engines import fast
+from yolo_lossplug.ultralytics_hook.engines import fast, terms
+from yolo_lossplug.ultralytics_hook.min_side import floor_of
 from yolo_lossplug.ultralytics_hook.run.watch import meter_of
 
 MAX_DECODED = 2**24
@@ -55,7 +56,7 @@ class CachedAnchors(NamedTuple):
         anchors: As the kernels read them.
     """
 
-    host: fast.Anchors
+    host: terms.Anchors
     anchors: KernelAnchors
 
 
@@ -164,8 +165,8 @@ class TritonKernels:
             predicted, scores = step.grid[index], assigned.score[index]
             targets = step.boxes[assigned.row[index].long()] / strides
         predicted.requires_grad_(with_grad)
-        terms = loss(predicted, targets, stride=strides, imgsz=cached.host.imgsz)
-        total = torch.where(scores == 0, 0.0, terms * scores).sum()
+        per_box = loss(predicted, targets, stride=strides, imgsz=cached.host.imgsz)
+        total = torch.where(scores == 0, 0.0, per_box * scores).sum()
         grads = None
         if with_grad:
             (grads,) = torch.autograd.grad(total, predicted)
@@ -200,7 +201,7 @@ def why_no_kernel(criterion: Any, preds: dict[str, Tensor], types: Types) -> Opt
     for method in ("bbox_decode", "preprocess"):
         if getattr(type(criterion), method) is not getattr(v8DetectionLoss, method):
             return f"{type(criterion).__name__} overrides {method}"
-    if type(fast.stock_bbox_loss(criterion.bbox_loss)) is not BboxLoss:
+    if type(terms.stock_bbox_loss(criterion.bbox_loss)) is not BboxLoss:
         return f"the box loss {type(criterion.bbox_loss).__name__} is not Ultralytics' own"
     if scores.dtype not in (torch.float32, torch.float16, torch.bfloat16) or not (
         boxes.dtype == scores.dtype == types.product
@@ -219,7 +220,7 @@ def needs_grad(outputs: Tensor) -> bool:
 def types_of(alpha: float, scores: Tensor) -> Types:
     """Return the types of the host's operations under the current autocast."""
     kind = scores.device.type
-    autocast = torch.get_autocast_dtype(kind) if fast.is_autocast(kind) else None
+    autocast = torch.get_autocast_dtype(kind) if terms.is_autocast(kind) else None
     return _types_of(scores.device, scores.dtype, autocast, alpha)
 
 
@@ -234,7 +235,7 @@ def box_config_of(criterion: Any, types: Types) -> BoxTermConfig:
     module = criterion.bbox_loss
     n_bins = int(criterion.reg_max) if criterion.use_dfl else 1
     is_rounded = types.product != torch.float32
-    is_host = module is fast.stock_bbox_loss(module)
+    is_host = module is terms.stock_bbox_loss(module)
     kernel = BoxKernel(BoxKind.STOCK) if is_host else module.loss.kernel or BoxKernel(NO_LOSS)
     return BoxTermConfig(kernel.kind, kernel.theta, n_bins, is_rounded)
 
@@ -258,8 +259,8 @@ def assigner_config_of(assigner: Any, types: Types) -> AssignerConfig:
 
 def class_terms_of(criterion: Any, assigned: Assigned) -> tuple[ClassTargets, Optional[ClassKernel]]:
     """Return targets and formula of a criterion's class term; None for a loss without a kernel."""
-    loss, module = fast.class_loss_of(criterion), criterion.bce
-    weights = fast.criterion_class_weights(criterion)
+    loss, module = terms.class_loss_of(criterion), criterion.bce
+    weights = terms.criterion_class_weights(criterion)
     targets = ClassTargets(
         assigned.label,
         assigned.score,
@@ -273,7 +274,7 @@ def class_sum_of(criterion: Any, scores: Tensor, assigned: Assigned) -> Tensor:
     """Return the sum of a class loss without a kernel, from the targets of all anchors."""
     every = torch.arange(len(assigned.row), device=scores.device)
     is_smooth = getattr(criterion.bce, "smoothing", 0.0) > 0
-    term = fast.dense_class_term if is_smooth else fast.class_term
+    term = terms.dense_class_term if is_smooth else terms.class_term
     return term(criterion, scores, every, assigned.label.long(), assigned.score)
 
 

@@ -86,9 +86,8 @@ class Collector:
         self.rows = [row for row in self.rows if int(row["epoch"]) < epoch]
         self.class_rows = [row for row in self.class_rows if int(row["epoch"]) < epoch]
         for branch, values in counted.items():
-            texts = {key: "" if value is None else f"{value:.6g}" for key, value in values.items()}
-            counts = {key: f"{value:.0f}" for key, value in values.items() if value is not None and _is_count(key)}
-            self.rows.append({"epoch": str(epoch), "branch": branch, **texts, **counts})
+            texts = {key: _text(key, value) for key, value in values.items()}
+            self.rows.append({"epoch": str(epoch), "branch": branch, **texts})
             self.class_rows += self._rows_of_classes(epoch, branch)
 
     def _rows_of_classes(self, epoch: int, branch: str) -> list[dict[str, str]]:
@@ -109,8 +108,11 @@ class Collector:
             charts.save_table(self.class_rows, self.class_file, CLASS_HEADER)
 
 
-def _is_count(key: str) -> bool:
-    return key.startswith("objects") or key == "conflicts"
+def _text(key: str, value: Optional[float]) -> str:
+    """Return a value as the table has it: counts are whole."""
+    if value is None:
+        return ""
+    return f"{value:.0f}" if key.startswith("objects") or key == "conflicts" else f"{value:.6g}"
 
 
 def _read(file: Path, header: Sequence[str]) -> list[dict[str, str]]:
@@ -183,18 +185,17 @@ def _heading(run: str, selection: Selection) -> str:
 
 
 PERCENT = "%"
-LINES = (
+PANELS = (
     (
-        0,
         "Objects without any anchor",
         PERCENT,
         (*((f"unassigned_share_{size}", size) for size in SIZES), ("unassigned_share", "all")),
     ),
-    (1, "Anchors per object, by its size", "anchors", tuple((f"positives_per_object_{size}", size) for size in SIZES)),
-    (2, "Overlap with the object", "mean IoU", (("mean_iou", ""),)),
-    (3, "Anchors that several objects select", PERCENT, (("conflict_share", ""),)),
+    ("Anchors per object, by its size", "anchors", tuple((f"positives_per_object_{size}", size) for size in SIZES)),
+    ("Overlap with the object", "mean IoU", (("mean_iou", ""),)),
+    ("Anchors that several objects select", PERCENT, (("conflict_share", ""),)),
 )
-"""Panels of a branch: column, title, unit, and the columns of the table with their labels."""
+"""Panels of a branch: title, unit, and the columns of the table with their labels."""
 
 
 def plot(rows: list[dict[str, str]], file: Path, heading: str = "") -> None:
@@ -205,32 +206,36 @@ def plot(rows: list[dict[str, str]], file: Path, heading: str = "") -> None:
         file: A PNG.
         heading: Title of the whole picture.
     """
-    from matplotlib.ticker import MaxNLocator
-
     from yolo_lossplug import charts  # matplotlib is not imported before the end of a training
 
     branches = list(dict.fromkeys(row["branch"] for row in rows))
-    figure, axes = charts.figure(len(branches), len(LINES), 4, 3.4)
+    figure, axes = charts.figure(len(branches), len(PANELS), 4, 3.4)
     for branch, panels in zip(branches, axes):
         branch_rows = [row for row in rows if row["branch"] == branch]
-        epochs = [int(row["epoch"]) for row in branch_rows]
-        for column, title, unit, lines in LINES:
-            panel, scale = panels[column], 100 if unit == PERCENT else 1
-            for (key, label), style in zip(lines, charts.styles()):
-                values = [scale * float(row[key] or "nan") for row in branch_rows]
-                if all(math.isnan(value) for value in values):
-                    continue
-                panel.plot(epochs, values, label=label, markevery=max(1, len(epochs) // 20), **style)
+        for panel, (title, unit, lines) in zip(panels, PANELS):
+            _plot_panel(panel, branch_rows, unit, lines)
             panel.set_title(title if branch == ONLY_BRANCH else f"{title} · {branch}", fontsize=10)
-            panel.set_ylabel(unit)
-            panel.set_ylim(0, 1.1 * scale * _max_value(branch_rows, [key for key, _ in lines]))
-            panel.set_xlabel("epoch")
-            panel.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-            panel.grid(alpha=0.3)
         for panel in panels[:2]:
             panel.legend(fontsize=8, frameon=False)
     figure.suptitle(heading, fontsize=11)
     charts.save(figure, file)
+
+
+def _plot_panel(panel: Any, rows: list[dict[str, str]], unit: str, lines: Sequence[tuple[str, str]]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    from yolo_lossplug import charts
+
+    epochs, scale = [int(row["epoch"]) for row in rows], 100 if unit == PERCENT else 1
+    for (key, label), style in zip(lines, charts.styles()):
+        values = [scale * float(row[key] or "nan") for row in rows]
+        if not all(math.isnan(value) for value in values):
+            panel.plot(epochs, values, label=label, markevery=max(1, len(epochs) // 20), **style)
+    panel.set_ylabel(unit)
+    panel.set_ylim(0, 1.1 * scale * _max_value(rows, [key for key, _ in lines]))
+    panel.set_xlabel("epoch")
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    panel.grid(alpha=0.3)
 
 
 def _max_value(rows: list[dict[str, str]], keys: list[str]) -> float:

@@ -1,20 +1,60 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Memory that a step adds, in MiB: of a GPU as torch allocates it, of this process as the system counts it."""
+"""What a step needs besides time: memory in MiB, of a GPU or of this process, launches on a GPU, and bandwidth."""
 
 from __future__ import annotations
 
 import ctypes
 import gc
+import math
+import statistics
+import warnings
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 import torch
+from torch import Tensor
+from ultralytics.utils.tal import TaskAlignedAssigner
 
+from yolo_lossplug.ultralytics_hook.running import branches
 from yolo_lossplug.ultralytics_hook.trial.problems import Problem
-from yolo_lossplug.ultralytics_hook.trial.timing import autocast, preds_of
+from yolo_lossplug.ultralytics_hook.trial.timing import autocast, dtype_of, preds_of, timed_step
 
+BYTES_OF_STOCK = 17
+"""Peak bytes of the host per element of (images, most objects, anchors), as measured in crowds."""
 MMAP_THRESHOLD = -3
 """Parameter of `mallopt`: bytes from which a block is returned to the system when it is freed."""
+
+
+class OneImageAtATime(TaskAlignedAssigner):
+    """The host's assigner where its dense tensors do not fit: its own fallback when a GPU is out of memory."""
+
+    def _forward(self, pd_scores: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if len(pd_scores) > 1:
+            raise RuntimeError("out of memory")
+        return super()._forward(pd_scores, *args, **kwargs)
+
+
+def spare_memory(criterion: Any, problem: Problem) -> bool:
+    """Make the host go image by image, if its tensors do not fit into memory, and return whether they do not.
+
+    A GPU that is out of memory makes it do so by itself.
+    """
+    n_images, _, n_anchors = problem.scores.shape
+    needs = BYTES_OF_STOCK * n_images * problem.most_objects * n_anchors
+    is_too_large = not problem.scores.is_cuda and needs > 0.8 * available_memory()
+    for _, leaf in branches(criterion) if is_too_large else ():
+        leaf.assigner.__class__ = OneImageAtATime
+    return is_too_large
+
+
+def available_memory() -> float:
+    """Return the bytes of memory that are free; infinite where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+        return 1024 * float(next(line for line in lines if line.startswith("MemAvailable")).split()[1])
+    except (OSError, StopIteration):
+        return math.inf
 
 
 def return_freed_blocks() -> None:
@@ -86,3 +126,72 @@ def memory_of(criterion: Any, problem: Problem, amp: bool = False) -> Optional[d
         return None
     gradients = sum(x.grad.numel() * x.grad.element_size() for x in leaves if x.grad is not None) / 2**20
     return {"forward": forward, "kept": kept, "step": step, "gradients": gradients}
+
+
+def on_gpu(criterion: Any, problem: Problem, amp: bool) -> dict[str, float]:
+    """Return what a step does on a GPU: its busy milliseconds, launches, and how often the host waits for it."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        timed_step(criterion, problem, amp)
+    # Driver calls are recorded too, as CPU events.
+    events = [e for e in profile.key_averages() if e.device_type == torch.autograd.DeviceType.CUDA]
+    return {
+        "device_ms": sum(event.self_device_time_total for event in events) / 1e3,
+        "launches": sum(event.count for event in events),
+        "syncs": _syncs(criterion, problem, amp),
+    }
+
+
+def _syncs(criterion: Any, problem: Problem, amp: bool) -> int:
+    """Return how often the host waits for the GPU in a step."""
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            timed_step(criterion, problem, amp)
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+    return sum("synchroniz" in str(warning.message) for warning in caught)
+
+
+def class_kernel_rates(losses: Iterable[Any], shape: tuple[int, int, int], amp: bool) -> dict[str, dict[str, float]]:
+    """Return by class loss the TB/s of a copy, and of forward and backward of its kernel as a share of that.
+
+    Args:
+        losses: Class losses with a kernel.
+        shape: Shape of the logits (b, classes, A).
+        amp: Whether in half precision.
+    """
+    from yolo_lossplug.kernels.class_term import ClassTargets, class_gradient, class_sums
+
+    n_images, n_classes, n_anchors = shape
+    n, device = n_images * n_anchors, torch.device("cuda")
+    logits = (torch.randn(shape, device=device) - 4).to(dtype_of(amp))
+    score = torch.rand(n, device=device) * (torch.rand(n, device=device) < 0.02)
+    targets = ClassTargets(torch.randint(n_classes, (n,), dtype=torch.int32, device=device), score)
+    scale, copy = torch.ones((), device=device), torch.empty_like(logits)
+    size, rates = logits.numel() * logits.element_size(), {}
+    for loss in losses:
+        seconds = {
+            "copy": _queued_seconds(copy.copy_, logits) / 2,
+            "forward": _queued_seconds(class_sums, logits, targets, loss.kernel),
+            "backward": _queued_seconds(class_gradient, logits, targets, loss.kernel, scale) / 2,
+        }
+        shares = {name: seconds["copy"] / seconds[name] for name in ("forward", "backward")}
+        rates[loss.name] = {"copy": size / seconds["copy"] / 1e12, **shares}
+    return rates
+
+
+def _queued_seconds(function: Callable[..., Any], *args: Any) -> float:
+    """Return the seconds that a function takes on a GPU whose queue is never empty."""
+    times = []
+    for _ in range(12):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda._sleep(20_000_000)  # so that launches are queued before the first runs
+        begin.record()
+        for _ in range(20):
+            function(*args)
+        end.record()
+        torch.cuda.synchronize()
+        times.append(begin.elapsed_time(end) / 20)
+    return statistics.median(times[2:]) / 1e3

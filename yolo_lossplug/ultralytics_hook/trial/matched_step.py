@@ -54,13 +54,14 @@ def matched_terms(criterion: Any, one: Any) -> dict[str, tuple[float, ...]]:
 def matched_grad_norms(criterion: Any, one: Any) -> dict[str, tuple[float, ...]]:
     """Return the L2 norm of the gradient of each term by the head's outputs, by branch."""
     outputs = [tensor for tensor in one.preds[:4] if tensor.requires_grad]
-    return {"main": tuple(_norm(value, outputs) for value in summed(criterion, one).values())}
+    return {"main": tuple(grad_norm(value, outputs) for value in summed(criterion, one).values())}
 
 
-def _norm(value: Tensor, outputs: list[Tensor]) -> float:
+def grad_norm(value: Tensor, outputs: list[Tensor]) -> float:
+    """Return the L2 norm of the gradient of a sum of values by outputs; 0 without one, as where nothing is assigned."""
     if not value.requires_grad:
         return 0.0
-    grads = torch.autograd.grad(value, outputs, retain_graph=True, allow_unused=True)
+    grads = torch.autograd.grad(value.sum(), outputs, retain_graph=True, allow_unused=True)
     return float(sum(grad.double().square().sum() for grad in grads if grad is not None)) ** 0.5
 
 
@@ -79,37 +80,50 @@ def formula(criterion: Any, one: Any) -> dict[str, tuple[float, ...]]:
 
 def _formula_of(name: str, criterion: Any, one: Any, args: tuple[Any, ...]) -> dict[str, Any]:
     """Return the terms that one call of a method gives."""
-    values = [v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for v in args]
-    stock = getattr(detr.stock_class(criterion), name)(criterion, *values)
-    hosts = {term: next((v for k, v in stock.items() if k.startswith(NAMES[term])), None) for term in TERMS}
-    found = {term: value for term, value in hosts.items() if value is not None}
-    if name == "_get_loss_bbox" and one.selection.chooses(one.selection.box) and len(values[1]):
-        loss, gain = one.selection.box.within(State().scoped("formula")), criterion.loss_gain["giou"]
-        scale = detr.DetrLosses().scale_of(values[0])
-        pairs = loss(*(detr.pixel_corners(boxes, scale) for boxes in values[:2]), **detr.context(loss))
-        found["box"] = pairs.sum() / len(values[1]) * gain
-    is_chosen = "class" in found and one.selection.chooses(one.selection.cls)
-    if is_chosen and not _is_hosts_without_object(criterion, args[3]):
-        found["class"] = _class_formula(criterion, one, values)
+    values = [*map(doubled, args)]
+    hosts = getattr(detr.stock_class(criterion), name)(criterion, *values)
+    found = {_term_of(key): value for key, value in hosts.items()}
+    if "box" in found and one.selection.chooses(one.selection.box) and len(values[1]):
+        found["box"] = _box_formula(criterion, one, *values[:2])
+    if "class" in found and one.selection.chooses(one.selection.cls) and not _is_hosts_class(criterion, args[3]):
+        found["class"] = _class_formula(criterion, one, *values[:4])
     return found
 
 
-def _is_hosts_without_object(criterion: Any, n_objects: Any) -> bool:
+def _term_of(key: str) -> str:
+    return next((term for term, name in NAMES.items() if key.startswith(name)), "")
+
+
+def doubled(value: Any) -> Any:
+    """Return a value in float64, if it is a tensor of floating-point numbers."""
+    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def _is_hosts_class(criterion: Any, n_objects: Any) -> bool:
     """Return whether the host's own class loss stays, which is another one where there is no object."""
     return not n_objects and "cls_loss" in on_criterion(criterion).terms.same
 
 
-def _class_formula(criterion: Any, one: Any, values: list[Any]) -> Tensor:
-    logits, classes, scores, n_objects = values[:4]
-    targets, smoothing = detr.soft_targets(classes, scores, criterion.nc), one.selection.cls_smoothing
-    if smoothing:
-        is_matched = (classes < criterion.nc).unsqueeze(-1)
-        targets = torch.where(is_matched, targets * (1 - smoothing) + smoothing / 2, targets)
-    elements = one.selection.cls(logits, targets)
-    weights = class_weights(one.selection, criterion.nc, class_names(one.model))
-    if weights is not None:
-        elements = elements * elements.new_tensor(weights)
+def _box_formula(criterion: Any, one: Any, pred: Tensor, target: Tensor) -> Tensor:
+    loss, scale = one.selection.box.within(State().scoped("formula")), detr.DetrLosses().scale_of(pred)
+    pairs = loss(*(detr.pixel_corners(boxes, scale) for boxes in (pred, target)), **detr.context(loss))
+    return pairs.sum() / len(target) * criterion.loss_gain["giou"]
+
+
+def _class_formula(criterion: Any, one: Any, logits: Tensor, classes: Tensor, scores: Tensor, n_objects: Any) -> Tensor:
+    targets, is_matched = detr.soft_targets(classes, scores, criterion.nc), (classes < criterion.nc).unsqueeze(-1)
+    elements = class_formula(one, one.selection.cls, logits, targets, is_matched)
     return elements.sum() / max(n_objects, 1) * criterion.loss_gain["class"]
+
+
+def class_formula(one: Any, loss: Any, logits: Tensor, targets: Tensor, is_assigned: Tensor) -> Tensor:
+    """Return a class loss of each element, with label smoothing of assigned targets and class weights of a run."""
+    smoothing = one.selection.cls_smoothing
+    if smoothing:
+        targets = torch.where(is_assigned, targets * (1 - smoothing) + smoothing / 2, targets)
+    elements = loss(logits, targets)
+    weights = class_weights(one.selection, logits.shape[-1], class_names(one.model))
+    return elements if weights is None else elements * elements.new_tensor(weights)
 
 
 @contextmanager

@@ -15,12 +15,11 @@ from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.selection.keys import keys
 from yolo_lossplug.selection.loss import create_class_loss
 from yolo_lossplug.ultralytics_hook import host
-from yolo_lossplug.ultralytics_hook.criterion import branches
 from yolo_lossplug.ultralytics_hook.engines.choice import REFERENCE, TRITON
 from yolo_lossplug.ultralytics_hook.engines.parity import METHOD
 from yolo_lossplug.ultralytics_hook.family import refuse_rtdetr
-from yolo_lossplug.ultralytics_hook.trial import timing
-from yolo_lossplug.ultralytics_hook.trial.gauges import memory_of
+from yolo_lossplug.ultralytics_hook.running import branches
+from yolo_lossplug.ultralytics_hook.trial import gauges, timing
 from yolo_lossplug.ultralytics_hook.trial.problems import Head, ObjectSpec, Problem, drawn_problem, predicted
 
 STEP, TRAIN, CLASS_KERNELS = "step", "train", "class-kernels"
@@ -164,28 +163,17 @@ def _step_result(engine: str, work: Work, device: torch.device, reporter: Report
     problems = problems_of(work, model, device, 1 if is_slow else N_BATCHES)
     reporter.part()
     stock, ours = (timing.engine_criterion(model, name) for name in (REFERENCE, engine))
-    is_spared = timing.spare_memory(stock, max(problems, key=lambda one: one.most_objects))
-    about = {
-        "objects": sum(one.n_objects for one in problems) / len(problems),
-        "elements": round(sum(one.n_objects for one in problems) / len(problems) * problems[0].scores.shape[2]),
-        "anchors": len(problems[0].scores) * problems[0].scores.shape[2],
-        "dtype": str(timing.dtype_of(work.amp)).removeprefix("torch."),
-        "baseline": "one image at a time" if is_spared else "",
-    }
-    differs: list[str] = []
-    for one in problems[:1] if is_spared else problems:
-        differs = differs or timing.engine_mismatches(stock, timing.engine_criterion(model, engine), one, work.amp)
-        reporter.alive()
+    is_spared = gauges.spare_memory(stock, max(problems, key=lambda problem: problem.most_objects))
+    about = {**_about(problems, work.amp), "baseline": "one image at a time" if is_spared else ""}
+    differs = _first_mismatches(stock, engine, model, problems[:1] if is_spared else problems, work.amp, reporter)
     reporter.part()
     if differs:
         return {**about, "differs": differs}
-    pairs, seconds = (1 if is_slow else 2, 0.0) if is_spared or is_slow else (MIN_PAIRS, SECONDS[device.type])
     first, times = timing.alternate(
         (stock, ours),
         problems,
-        pairs,
-        seconds,
-        lambda side, one: timing.timed_step(side, one, work.amp).seconds,
+        *_effort(is_slow, is_spared, device),
+        lambda side, problem: timing.timed_step(side, problem, work.amp).seconds,
         reporter.alive,
     )
     result = {**about, **timing.time_summary(times), "first_ms": [1e3 * value for value in first]}
@@ -194,6 +182,37 @@ def _step_result(engine: str, work: Work, device: torch.device, reporter: Report
         reporter.part()
     reporter.part()
     return {**result, "stock_mib": None, "ours_mib": None} if is_slow else result
+
+
+def _effort(is_slow: bool, is_spared: bool, device: torch.device) -> tuple[int, float]:
+    """Return the least number of pairs, and the least seconds for them."""
+    if is_slow or is_spared:
+        return (1 if is_slow else 2), 0.0
+    return MIN_PAIRS, SECONDS[device.type]
+
+
+def _first_mismatches(
+    stock: Any, engine: str, model: Any, problems: Sequence[Problem], amp: bool, reporter: Reporter
+) -> list[str]:
+    """Return where an engine deviates in the first of some batches in which it does."""
+    for problem in problems:
+        differs = timing.engine_mismatches(stock, timing.engine_criterion(model, engine), problem, amp)
+        reporter.alive()
+        if differs:
+            return differs
+    return []
+
+
+def _about(problems: Sequence[Problem], amp: bool) -> dict[str, Any]:
+    """Return the mean number of objects, the size and the type of batches."""
+    n_images, _, n_anchors = problems[0].scores.shape
+    objects = sum(problem.n_objects for problem in problems) / len(problems)
+    return {
+        "objects": objects,
+        "elements": round(objects * n_anchors),
+        "anchors": n_images * n_anchors,
+        "dtype": str(timing.dtype_of(amp)).removeprefix("torch."),
+    }
 
 
 def has_interpreted_kernels(engine: str) -> bool:
@@ -205,9 +224,9 @@ def _on_gpu(sides: tuple[Any, Any], one: Problem, amp: bool) -> dict[str, Any]:
     """Return memory, and launches and synchronisations, of both sides; without these where the profiler fails."""
     found: dict[str, Any] = {}
     for name, criterion in zip(("stock", "ours"), sides):
-        found[f"{name}_mib"] = memory_of(criterion, one, amp)
+        found[f"{name}_mib"] = gauges.memory_of(criterion, one, amp)
         try:
-            found[f"{name}_gpu"] = timing.on_gpu(criterion, one, amp)
+            found[f"{name}_gpu"] = gauges.on_gpu(criterion, one, amp)
         except (RuntimeError, AttributeError) as error:  # of the profiler, which not every machine allows
             timing.synchronise(one.scores.device)  # raises again, if it was the engine's
             found["no_profile"] = " ".join(str(error).split())[:200]
@@ -219,10 +238,10 @@ def _memory(engine: str, work: Work, device: torch.device) -> dict[str, Any]:
     one = problems_of(work, model, device, n=1)[0]
     small = drawn_problem(ObjectSpec(1), 0, device, head_of(model, work.imgsz))
     sides = [timing.engine_criterion(model, name) for name in (REFERENCE, engine)]
-    timing.spare_memory(sides[0], one)
+    gauges.spare_memory(sides[0], one)
     for side in sides:  # what is made once and kept is no part of a step
         timing.timed_step(side, small, work.amp)
-    return {f"{name}_mib": memory_of(side, one, work.amp) for name, side in zip(("stock", "ours"), sides)}
+    return {f"{name}_mib": gauges.memory_of(side, one, work.amp) for name, side in zip(("stock", "ours"), sides)}
 
 
 def _training_result(engine: str, work: Work, device: torch.device, reporter: Reporter) -> dict[str, Any]:
@@ -247,7 +266,7 @@ def _training_result(engine: str, work: Work, device: torch.device, reporter: Re
 def _rates(engine: str, work: Work, device: torch.device, reporter: Reporter) -> dict[str, Any]:
     head = Head(imgsz=work.imgsz)
     shape = work.batch, head.n_classes, head.n_anchors
-    rates = timing.class_kernel_rates([create_class_loss(name) for name in CLASS_LOSSES], shape, work.amp)
+    rates = gauges.class_kernel_rates([create_class_loss(name) for name in CLASS_LOSSES], shape, work.amp)
     reporter.part()
     return {"rates": rates}
 

@@ -20,6 +20,7 @@ from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.selection.keys import CLASSIFY, DETR, keys
 from yolo_lossplug.ultralytics_hook import config
 from yolo_lossplug.ultralytics_hook.dataset.detections import DetectionCollector
+from yolo_lossplug.ultralytics_hook.family import guess_model
 from yolo_lossplug.ultralytics_hook.host import dataset_of, images_of, load_model
 
 MAP75 = "metrics/mAP75"
@@ -43,7 +44,7 @@ def check_arguments(args: dict[str, Any]) -> str:
     train_args = {**args, "mode": "train"}
     config.refuse_unknown_keys(train_args)
     config.check_given(DEFAULT_CFG_DICT, train_args)
-    task = config.guess_model(train_args)[0]
+    task = guess_model(train_args)[0]
     try:
         get_cfg(overrides={**train_args, "task": "detect" if task == DETR else task})
     except (SyntaxError, TypeError, ValueError) as error:

@@ -17,11 +17,12 @@ from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.selection.keys import CLASSIFY, DETR, keys
 from yolo_lossplug.selection.select import Selection, class_weights, select
 from yolo_lossplug.state import State
-from yolo_lossplug.ultralytics_hook.criterion import branches, class_names
-from yolo_lossplug.ultralytics_hook.engines.fast import stock_bbox_loss
+from yolo_lossplug.ultralytics_hook.criterion import class_names
 from yolo_lossplug.ultralytics_hook.engines.parity import METHOD
+from yolo_lossplug.ultralytics_hook.engines.terms import stock_bbox_loss
 from yolo_lossplug.ultralytics_hook.family import with_task
 from yolo_lossplug.ultralytics_hook.host import dataset_of, device_of, load_model, moved, network_of
+from yolo_lossplug.ultralytics_hook.running import branches
 from yolo_lossplug.ultralytics_hook.trial import matched_step, one_run
 
 TERMS = ("box", "class", "dfl")
@@ -142,7 +143,7 @@ def formula_terms(leaf: Any, inputs: Seen, one: Trial) -> tuple[float, ...]:
 
     Of the criterion it uses only the gains, and the host's own module for the DFL term, which has no key of ours.
     """
-    pred_dist, pred, points, target, scores, total, foreground, *extra = (_double(value) for value in inputs.box)
+    pred_dist, pred, points, target, scores, total, foreground, *extra = map(matched_step.doubled, inputs.box)
     rows = foreground.nonzero(as_tuple=True)
     stock = stock_bbox_loss(leaf.bbox_loss)
     context = {} if leaf.bbox_loss is stock else leaf.bbox_loss.context(points, rows[1])
@@ -150,14 +151,8 @@ def formula_terms(leaf: Any, inputs: Seen, one: Trial) -> tuple[float, ...]:
     box = one.selection.box.within(scope)(pred[rows], target[rows], **context)
     dfl = stock(pred_dist, pred, points, target, scores, total, foreground, *extra)[1]
     logits, targets = (value.double() for value in inputs.cls)
-    smoothing = one.selection.cls_smoothing
-    if smoothing:
-        assigned = targets.amax(-1, keepdim=True) > 0
-        targets = torch.where(assigned, targets * (1 - smoothing) + smoothing / 2, targets)
-    elements = one.selection.cls.within(scope)(logits, targets)
-    weights = class_weights(one.selection, leaf.nc, class_names(one.model))
-    if weights is not None:
-        elements = elements * torch.tensor(weights, dtype=torch.float64, device=elements.device)
+    is_assigned = targets.amax(-1, keepdim=True) > 0
+    elements = matched_step.class_formula(one, one.selection.cls.within(scope), logits, targets, is_assigned)
     return _with_gains(leaf, (box * scores[rows].sum(-1)).sum() / total, _class_term(leaf, elements, inputs), dfl)
 
 
@@ -193,13 +188,17 @@ def drawn_batch(model: Any, cfg: Any) -> dict[str, Any]:
         "bboxes": rows[:, 1:] if task != "obb" else _turned(rows[:, 1:]),
         "resized_shape": [(size, size)] * count,
     }
-    if task == "segment":  # the mask terms are not compared, so any masks will do
-        batch["masks"] = torch.zeros(count, size // 4, size // 4)
-        batch["sem_masks"] = torch.zeros(count, size // 4, size // 4).long()
-    if task == "pose":
+    return {**batch, **_more_labels(model, len(rows), (count, size // 4, size // 4))}
+
+
+def _more_labels(model: Any, n_objects: int, shape: tuple[int, int, int]) -> dict[str, Tensor]:
+    """Return masks (images, height, width) or keypoints, if the task has any: they are not compared, so any will do."""
+    if model.task == "segment":
+        return {"masks": torch.zeros(shape), "sem_masks": torch.zeros(shape).long()}
+    if model.task == "pose":
         points, dimensions = model.model[-1].kpt_shape
-        batch["keypoints"] = torch.full((len(rows), points, dimensions), 0.5)
-    return batch
+        return {"keypoints": torch.full((n_objects, points, dimensions), 0.5)}
+    return {}
 
 
 def recording(method: Any, branch: str, seen: dict[str, tuple[float, ...]]) -> Any:
@@ -228,10 +227,6 @@ def _class_term(leaf: Any, elements: Tensor, inputs: Seen) -> Tensor:
 
 def _with_gains(leaf: Any, box: Tensor, cls: Tensor, dfl: Tensor) -> tuple[float, ...]:
     return box.item() * leaf.hyp.box, cls.item() * leaf.hyp.cls, dfl.item() * leaf.hyp.dfl
-
-
-def _double(value: Any) -> Any:
-    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def _turned(corners: Tensor) -> Tensor:
@@ -269,7 +264,7 @@ def grad_norms(criterion: Any, one: Trial) -> dict[str, tuple[float, ...]]:
         return matched_step.matched_grad_norms(criterion, one)
     outputs = head_outputs(one.preds)
     if one.selection.task == CLASSIFY:
-        return {"main": (_grad_norm(criterion(one.preds, one.batch)[0], outputs),)}
+        return {"main": (matched_step.grad_norm(criterion(one.preds, one.batch)[0], outputs),)}
     members, norms = seen_in(criterion, one), {}
     for branch, leaf in branches(criterion):
         if branch not in members:
@@ -277,7 +272,7 @@ def grad_norms(criterion: Any, one: Trial) -> dict[str, tuple[float, ...]]:
         seen = members[branch]
         box, dfl = seen.box_terms
         values = (box * leaf.hyp.box, _class_term(leaf, seen.cls_terms, seen) * leaf.hyp.cls, dfl * leaf.hyp.dfl)
-        norms[branch] = tuple(_grad_norm(value, outputs) for value in values)
+        norms[branch] = tuple(matched_step.grad_norm(value, outputs) for value in values)
     return norms
 
 
@@ -287,10 +282,3 @@ def head_outputs(preds: Any) -> list[Tensor]:
         return [preds] if preds.requires_grad else []
     values = [preds[key] for key in preds if key != "feats"] if isinstance(preds, dict) else preds
     return [tensor for value in values for tensor in head_outputs(value)]
-
-
-def _grad_norm(value: Tensor, outputs: list[Tensor]) -> float:
-    if not value.requires_grad:  # no anchor is assigned
-        return 0.0
-    grads = torch.autograd.grad(value.sum(), outputs, retain_graph=True, allow_unused=True)
-    return float(sum(grad.double().square().sum() for grad in grads if grad is not None)) ** 0.5

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Our keys in Ultralytics' tuner: what they start from, and that integers stay integers.
+
+Imported while Ultralytics is, and so this module imports nothing of it before a function is called.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any, Callable
+
+from yolo_lossplug.registry import LossPlugError
+from yolo_lossplug.selection.keys import CLAIMED, COMMON, NUMBERS, keys, numeric_keys
+from yolo_lossplug.sparse.candidates import HOST_MIN_SIDE
+from yolo_lossplug.ultralytics_hook.config import check_merged
+
+
+def check_tuner(stock: Callable[..., None], tuner: Any, *args: Any, **kwargs: Any) -> None:
+    """Make a tuner, and check what it varies."""
+    stock(tuner, *args, **kwargs)
+    settle_space(tuner)
+
+
+def settle_space(tuner: Any) -> None:
+    """Give the keys that a tuner varies the values they start from: it cannot vary what is not given.
+
+    Args:
+        tuner: A new tuner of Ultralytics.
+
+    Raises:
+        LossPlugError: If a key has no effect with the losses that are chosen, takes a name, or takes integers where
+            the space holds none.
+    """
+    args, unset = vars(tuner.args), keys()
+    for key in (key for key in tuner.space if key in unset):
+        if key in COMMON and key not in NUMBERS:
+            raise LossPlugError(f"{key} cannot be tuned: it is not a number. Train once with each value instead.")
+        if args.get(key) == unset[key]:
+            args[key] = _start_of(key, unset[key])
+    check_merged(args)
+    integers = {key: integer_bounds(key, *tuner.space[key][:2]) for key in tuner.space if is_integer(key)}
+    for method in ("_constrain", "_mutate"):  # newer releases look for values that are not tried yet after the former
+        stock = getattr(tuner, method, None) if integers else None
+        if stock is not None:
+            setattr(tuner, method, functools.partial(with_integers, stock, integers))
+
+
+def _start_of(key: str, unset: Any) -> Any:
+    """Return the value that a tuner starts from where a key is unset."""
+    parameter = numeric_keys().get(key)
+    if parameter is None:
+        return unset
+    is_hosts = parameter.default is None and not parameter.nullable
+    return HOST_MIN_SIDE if is_hosts else parameter.default
+
+
+def is_integer(key: str) -> bool:
+    """Return whether a key is one of ours that takes integers."""
+    parameter = None if key in CLAIMED else numeric_keys().get(key)
+    return parameter is not None and parameter.type is int
+
+
+def integer_bounds(key: str, low: float, high: float) -> tuple[int, int]:
+    """Return the smallest and the largest integer between the bounds of a key.
+
+    Raises:
+        LossPlugError: If there is none.
+    """
+    lower, upper = math.ceil(low), math.floor(high)
+    if lower > upper:
+        raise LossPlugError(
+            f"{key} cannot be tuned in ({low:g}, {high:g}): it takes integers, and there is none. Widen the bounds."
+        )
+    return lower, upper
+
+
+def with_integers(
+    stock: Callable[..., dict[str, Any]], integers: dict[str, tuple[int, int]], *args: Any, **kwargs: Any
+) -> dict[str, Any]:
+    """Return the values that a tuner's method returns, with integers for the keys that take them, as the host rounds.
+
+    Args:
+        stock: The method of the tuner.
+        integers: Bounds of these keys.
+        *args: Its arguments.
+        **kwargs: Its keyword arguments.
+    """
+    values = stock(*args, **kwargs)
+    rounded = {key: min(max(round(values[key]), low), high) for key, (low, high) in integers.items()}
+    return {**values, **rounded}

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""What is typed on the command line of `yolo`, as opposed to what a file gives.
+
+Imported while Ultralytics is, and so this module imports nothing of it before a function is called.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from contextvars import ContextVar
+from typing import Any, Callable
+
+from yolo_lossplug import terminal
+from yolo_lossplug.registry import LossPlugError
+from yolo_lossplug.selection.keys import NAMES, refuse_none
+
+_words: ContextVar[frozenset[str]] = ContextVar("words", default=frozenset())
+
+
+def words() -> frozenset[str]:
+    """Return the keys that are typed on the command line that runs."""
+    return _words.get()
+
+
+def typed_pairs(lines: Sequence[str]) -> dict[str, str]:
+    """Return what is typed as `key=value` on command lines, those of this process if there are none."""
+    from ultralytics.cfg import merge_equals_args
+
+    words = merge_equals_args(" ".join(lines).split() or sys.argv[1:])
+    return dict(word.lstrip("-").split("=", 1) for word in words if "=" in word)
+
+
+def refuse_typed_none(pairs: dict[str, str]) -> None:
+    """Raise an error for `loss=none` on the command line, which would train stock without a word.
+
+    Args:
+        pairs: What is typed, see `typed_pairs`.
+
+    Raises:
+        LossPlugError: If a name is typed as none, unless all are: programs, as Ultralytics' tuner, give every key.
+    """
+    if not NAMES.keys() <= pairs.keys():
+        for key, value in pairs.items():
+            refuse_none(key, None if value.lower() == "none" else value)
+
+
+def entrypoint(stock: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+    """Run the command line; a mistake of the user is one line."""
+    pairs = typed_pairs((*args, *kwargs.values()))
+    token = _words.set(frozenset(pairs))
+    try:
+        refuse_typed_none(pairs)
+        stock(*args, **kwargs)
+    except LossPlugError as error:
+        raise SystemExit(terminal.fit_error(f"LossPlug: {error}")) from error
+    finally:
+        _words.reset(token)
