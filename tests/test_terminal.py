@@ -79,3 +79,7 @@ def test_a_wide_table_goes_on_below():
     assert wide[1:] == ["a            1.5  word        -", "long name  22.25  w           7"]
     assert narrow[3] == "" and max(map(len, narrow)) <= 25
     assert narrow[4].split() == ["name", "third"] and narrow[6].split() == ["long", "name", "7"]
+
+
+def test_a_dash_is_a_number_that_is_not_there():
+    assert terminal.table([["a", "number"], ["b", "–"], ["c", "12"]])[1:] == ["b       –", "c      12"]

@@ -128,7 +128,7 @@ def _blocks(widths: Sequence[int], gap: int, room: int) -> Iterator[list[int]]:
 
 
 def _is_number(cell: str) -> bool:
-    return not cell.strip(" -") or bool(re.match(r"^[+−-]?[\d.,]", cell.strip()))
+    return not cell.strip(" -–") or bool(re.match(r"^[+−-]?[\d.,]", cell.strip()))
 
 
 def _padded(cell: str, widest: int, is_right: bool) -> str:
