@@ -180,7 +180,7 @@ class Table:
         """Return the table as the lines of a terminal, with the columns that it shows."""
         rows = [[_plain(cell) for cell in row[: self.columns]] for row in (self.header, *self.cells)]
         names = short_names([row[0] for row in rows])
-        caption = [_plain(self.caption)] if self.caption else []
+        caption = [terminal.fit(_plain(self.caption))] if self.caption else []
         return [*caption, *terminal.table([[name, *row[1:]] for name, row in zip(names, rows)])]
 
 
@@ -261,10 +261,11 @@ class Report:
         """Add a block to the section begun last."""
         self.sections[-1].blocks.append(block)
 
-    def terminal(self) -> str:
+    def terminal(self, with_verdict: bool = True) -> str:
         """Return what a terminal shows: the brief blocks, then the conclusion."""
         blocks = [block for section in self.sections for block in section.blocks if block.is_brief]
-        parts = [*map(_in_terminal, blocks), "\n".join(terminal.fit(_plain(sentence)) for sentence in self.verdicts)]
+        verdicts = self.verdicts if with_verdict else []
+        parts = [*map(_in_terminal, blocks), "\n".join(terminal.fit(_plain(sentence)) for sentence in verdicts)]
         return "\n\n".join(filter(None, parts))
 
     def markdown(self) -> str:
