@@ -52,7 +52,7 @@ def step_with(fault, stock=fast.fast_step):
 
 
 if __name__ == "__main__":
-    from yolo_lossplug.tools.bench import child as bench_one
+    from yolo_lossplug.tools.bench import child
 
     fast.fast_step = step_with(globals()[sys.argv[1]])
-    sys.exit(bench_one.main(Path(sys.argv[2])))
+    sys.exit(child.run_job(Path(sys.argv[2])))

@@ -12,11 +12,9 @@ import torch
 from tests.runs import ROOT, Log, run
 from tests.tools import faults
 from yolo_lossplug import LossPlugError, kernels
-from yolo_lossplug.tools.bench import child as bench_one
-from yolo_lossplug.tools.bench import children as bench_children
+from yolo_lossplug.tools.bench import child
 from yolo_lossplug.tools.bench import command as bench
-from yolo_lossplug.tools.bench import report as bench_report
-from yolo_lossplug.tools.bench.results import Results
+from yolo_lossplug.tools.bench.report import EngineResults, engines_report
 from yolo_lossplug.ultralytics_hook.engines import fast, record
 from yolo_lossplug.ultralytics_hook.trial import gauges, one_bench, problems, timing
 from yolo_lossplug.ultralytics_hook.trial.one_bench import CLASS_KERNELS, STEP, TRAIN, Work
@@ -41,11 +39,11 @@ def in_process(monkeypatch):
 
     class Process:
         def __init__(self, command, **_):
-            job = bench_children.Path(command[-1])
+            job = child.Path(command[-1])
             seen.extend(
                 (json.loads(job.read_text())["engine"], w["name"]) for w in json.loads(job.read_text())["works"]
             )
-            self.returncode = bench_one.main(job)
+            self.returncode = child.run_job(job)
             if self.returncode == 130:
                 raise KeyboardInterrupt
 
@@ -55,14 +53,14 @@ def in_process(monkeypatch):
         def wait(self):
             return self.returncode
 
-    monkeypatch.setattr(bench_children, "subprocess", types.SimpleNamespace(Popen=Process, STDOUT=0))
+    monkeypatch.setattr(child, "subprocess", types.SimpleNamespace(Popen=Process, STDOUT=0))
     yield seen
     torch.use_deterministic_algorithms(False)
     torch.utils.deterministic.fill_uninitialized_memory = True
 
 
 def measured(tmp_path, **keys):
-    """Run bench with one small case, unless there is more; return folder and results."""
+    """Run bench with one small case, unless there is more; return folder, results and report."""
     return bench.bench({**TINY, "objects": [3], "project": str(tmp_path / "runs"), **keys})
 
 
@@ -70,19 +68,20 @@ def entries():
     return json.loads(record.file().read_text())["entries"]
 
 
-def test_an_engine_is_proven_timed_and_remembered(tmp_path, in_process):
-    folder, results = measured(tmp_path, objects=[3, 60])
+def test_an_engine_is_proven_timed_and_remembered(tmp_path, in_process, monkeypatch):
+    folder, results, report = measured(tmp_path, objects=[3, 60])
     assert in_process == [("fast", "2x3"), ("fast", "2x60")] and not results.disqualified
     assert [(one["dtype"], list(one["engines"])) for one in entries()] == [("float32", ["fast"])] * 2
     assert entries()[1]["case"] == "2 images, 120 objects in all, 64 px, yolov8n.yaml"
-    assert record.fastest_engines(CPU, lambda name: True) == results.measured
-    said = bench_report.text(results)
-    assert max(len(line) for line in said.splitlines() if str(record.file()) not in line) <= bench_report.WIDTH
+    assert f"from now on: {record.fastest_engines(CPU, lambda name: True)}." in report.verdicts[0]
+    monkeypatch.setenv("COLUMNS", "80")
+    said = report.terminal()
+    assert max(len(line) for line in said.splitlines() if str(record.file()) not in line) <= 80
     for word in ("2 × 60", "stock", "fast", "loss_engine=auto takes here, from now on", str(record.file())):
         assert word in said
     page, text = (folder / "report.html").read_text(), (folder / "report.md").read_text()
     assert "2 × 60" in page and 'src="data:image/png' in page and "2 × 60" in text
-    assert text.startswith("`lossplug bench imgsz=64 batch=2 device=cpu objects=3,60 project=")
+    assert "Made by\n\n```\nlossplug bench imgsz=64 batch=2 device=cpu objects=3,60 project=" in text
     one = json.loads((folder / "results.json").read_text())["cases"][0]["engines"]["fast"]
     assert one["objects"] == 6 and one["elements"] == 6 * 84 and len(one["first_ms"]) == 2
     assert (one["stock_mib"] is None) == (sys.platform != "linux")
@@ -91,11 +90,11 @@ def test_an_engine_is_proven_timed_and_remembered(tmp_path, in_process):
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["yolo26n.yaml", "yolov8n.yaml"])
 def test_real_data_end_to_end_heads_and_whole_training_steps(tmp_path, in_process, data, model):
-    _, results = measured(tmp_path, model=model, data=data, objects=None, train_step=True)
+    _, results, report = measured(tmp_path, model=model, data=data, objects=None, train_step=True)
     (step, by_name), (train, trained) = results.cases
     assert (step.kind, step.name, train.kind) == (STEP, "2-data", TRAIN)
     assert not results.disqualified and by_name["fast"]["objects"] > 0 and "ratio" in trained["fast"]
-    assert "A whole training step" in bench_report.text(results)
+    assert "A whole training step" in report.terminal()
 
 
 @pytest.mark.slow
@@ -116,27 +115,27 @@ def test_real_data_end_to_end_heads_and_whole_training_steps(tmp_path, in_proces
 def test_an_engine_with_a_fault_is_disqualified(tmp_path, in_process, monkeypatch, fault, why):
     measured(tmp_path)
     monkeypatch.setattr(fast, "fast_step", faults.step_with(fault))
-    _, results = measured(tmp_path)
+    _, results, report = measured(tmp_path)
     assert re.match(why, results.disqualified["fast"])
-    assert f"fast is disqualified: {results.disqualified['fast'][:20]}" in " ".join(bench_report.text(results).split())
+    assert f"fast is disqualified: {results.disqualified['fast'][:20]}" in " ".join(report.terminal().split())
     # What was proven before no longer counts, except where another step may have memory enough.
     assert ("fast" in record.disqualified_engines(CPU)) == (fault is not faults.out_of_memory)
-    assert ("takes Ultralytics' own step" in bench_report.verdict(results)) == (fault is not faults.out_of_memory)
+    assert ("takes Ultralytics' own step" in report.verdicts[0]) == (fault is not faults.out_of_memory)
     monkeypatch.undo()
 
 
 def test_one_engine_does_not_suffer_for_another(tmp_path, in_process, monkeypatch):
     monkeypatch.setattr(timing, "use_kernels", lambda leaf, is_trial: None)  # "triton" takes the steps of the fast one
 
-    def run(engine, *args, stock=bench_children.run):
+    def run(engine, *args, stock=child.run_engine):
         with monkeypatch.context() as patched:
             if engine == "fast":
                 patched.setattr(fast, "fast_step", faults.step_with(faults.out_of_memory))
             return stock(engine, *args)
 
-    monkeypatch.setattr(bench_children, "run", run)
+    monkeypatch.setattr(child, "run_engine", run)
     monkeypatch.setattr(kernels, "missing", lambda device: None)
-    _, results = measured(tmp_path, engines="reference,fast,triton")
+    _, results, _ = measured(tmp_path, engines="reference,fast,triton")
     assert list(results.disqualified) == ["fast"] and list(entries()[0]["engines"]) == ["triton"]
 
 
@@ -145,22 +144,22 @@ def test_a_case_for_which_the_host_has_no_memory_is_skipped(tmp_path, in_process
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
     monkeypatch.setattr(timing, "timed_step", step)
-    _, results = measured(tmp_path)
+    _, results, report = measured(tmp_path)
     assert not results.disqualified and not record.disqualified_engines(CPU)
-    assert "2x3 is skipped: the host's own step is out of memory." in bench_report.text(results)
+    assert "2x3 is skipped: the host's own step is out of memory." in report.terminal()
 
 
 def test_kernels_that_cannot_run_here_are_named_and_nothing_is_held_against_them(tmp_path, in_process, monkeypatch):
     monkeypatch.setattr(kernels, "missing", lambda device: "the kernels need a GPU, and the device is cpu")
-    _, results = measured(tmp_path, engines="fast,triton")
+    _, results, _ = measured(tmp_path, engines="fast,triton")
     assert results.disqualified == {"triton": "the kernels need a GPU, and the device is cpu"}
     assert {name for name, _ in in_process} == {"fast"} and not record.disqualified_engines(CPU)
 
 
 def test_stock_alone_shows_the_noise_and_writes_no_record(tmp_path, in_process):
-    _, results = measured(tmp_path, engines="reference")
+    _, _, report = measured(tmp_path, engines="reference")
     assert in_process == [("reference", "2x3")] and entries() == []
-    assert "No engine is proven" in bench_report.text(results)
+    assert "No engine is proven" in report.terminal()
 
 
 ALL = {"all": True, "model": "yolov8n.yaml", "objects": [3, 7], "batch": 1, "name": "everything"}
@@ -184,7 +183,7 @@ def test_everything_in_one_go_is_resumed_by_case(tmp_path, in_process, monkeypat
     finished = {file.name for file in (tmp_path / "runs" / "everything" / "cases").glob("*.fast.json")}
     assert finished == {"1x3.fast.json"} and in_process == [("fast", name) for name in names]
     before = json.loads((tmp_path / "runs" / "everything" / "cases" / "1x3.fast.json").read_text())
-    folder, results = measured(tmp_path, **ALL)
+    folder, results, _ = measured(tmp_path, **ALL)
     after = results.cases[0][1]["fast"]
     assert folder.name == "everything" and {key: after[key] for key in before} == before
     assert "stock_mib" in after and "stock_mib" not in before  # memory comes last
@@ -198,15 +197,11 @@ def test_everything_in_one_go_is_resumed_by_case(tmp_path, in_process, monkeypat
 
 @pytest.mark.slow
 def test_a_result_that_was_cut_off_is_measured_again(tmp_path, in_process):
-    folder, _ = measured(tmp_path, name="cut")
+    folder, *_ = measured(tmp_path, name="cut")
     (folder / "cases" / "2x3.fast.json").write_text('{"elements":')
     in_process.clear()
-    _, results = measured(tmp_path, name="cut")
-    assert (
-        in_process == [("fast", "2x3")]
-        and not results.disqualified
-        and not record.disqualified_engines(torch.device("cpu"))
-    )
+    _, results, _ = measured(tmp_path, name="cut")
+    assert in_process == [("fast", "2x3")] and not results.disqualified and not record.disqualified_engines(CPU)
 
 
 def test_a_record_that_cannot_be_written_is_said_first(tmp_path, in_process):
@@ -217,7 +212,7 @@ def test_a_record_that_cannot_be_written_is_said_first(tmp_path, in_process):
 
 
 def works(device="cpu", **keys):
-    return bench._works(keys, torch.device(device))
+    return bench._works({**bench.DEFAULTS, **keys}, device, ["fast"])
 
 
 def test_what_a_gpu_is_judged_by():
@@ -243,7 +238,7 @@ def test_tables_of_a_gpu():
     work = Work("16x7", STEP, "yolov8n.yaml", 16, 640, 7, None, True)
     rate = work._replace(name=CLASS_KERNELS, kind=CLASS_KERNELS)
     gpu = {"device_ms": 1.0, "launches": 500, "syncs": 7}
-    one = {
+    result = {
         **{
             "objects": 112,
             "anchors": 134400,
@@ -257,10 +252,11 @@ def test_tables_of_a_gpu():
         **{"stock_gpu": gpu, "ours_gpu": {**gpu, "launches": 11, "syncs": 0}, "stock_mib": None, "ours_mib": None},
     }
     rates = {"rates": {"bce": {"copy": 2.5, "forward": 0.8, "backward": 0.75}}}
-    cases = ((work, {"fast": one, "triton": one}), (rate, {"triton": rates}))
-    said = bench_report.text(Results(cases, {}, record.record_key(CPU), "2026-01-02", "lossplug bench"))
+    cases = ((work, {"fast": result, "triton": result}), (rate, {"triton": rates}))
+    results = EngineResults(cases, {}, {}, record.record_key(CPU), "2026-01-02", "lossplug bench", record.file())
+    said = engines_report(results).terminal()
     rows = [" ".join(line.split()) for line in said.splitlines()]
-    for row in ("16 × 7 stock 1.00 500 7", "triton 1.00 11 0", "bce 2.50 80 % 75 %"):
+    for row in ("16 × 7 stock 1.00 500 7", "16 × 7 triton 1.00 11 0", "bce 2.50 80 % 75 %"):
         assert row in rows
     assert "quartiles more than 30 % apart" in said
 
@@ -276,8 +272,8 @@ def test_tables_of_a_gpu():
         ({"imgsz": 100}, "imgsz=100 must be a multiple of 32"),
         ({"loss": "eiou"}, "loss=eiou cannot be given to bench"),
         ({"all": "yes"}, "all=yes must be True or False"),
-        ({"adopt": True}, "adopt=True was removed: train with loss_engine=fast, for stock losses too."),
-        ({"adopt": False}, "adopt=False was removed: train with loss_engine=fast"),
+        ({"adopt": True}, "adopt=True cannot be given to bench. Train with loss_engine=fast instead"),
+        ({"adopt": False}, "adopt=False cannot be given to bench. Train with loss_engine=fast instead"),
         ({"limit": -1}, "limit=-1 must be a number, at least 1"),
         ({"device": "0,1"}, "names several: bench measures on one"),
         ({"device": "17"}, "device=17 is not available"),
@@ -310,13 +306,11 @@ def test_a_key_that_bench_does_not_take_has_one_remedy(key, remedy):
         ("out_of_memory", "out of memory (case 2x3)"),
     ],
 )
-def test_a_process_with_a_fault_ends_nothing_else(tmp_path, monkeypatch, fault, why):
-    monkeypatch.setattr(
-        bench_children, "command", lambda job: [sys.executable, "-m", "tests.tools.faults", fault, str(job)]
-    )
+def test_after_a_process_with_a_fault_the_others_continue(tmp_path, monkeypatch, fault, why):
+    monkeypatch.setattr(child, "job_command", lambda job: [sys.executable, "-m", "tests.tools.faults", fault, str(job)])
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setattr(bench_children, "START", 60.0)
-    _, results = measured(tmp_path, limit=2 if fault == "hanging" else 240)
+    monkeypatch.setattr(child, "START_SECONDS", 60.0)
+    _, results, _ = measured(tmp_path, limit=2 if fault == "hanging" else 240)
     assert results.disqualified["fast"].startswith(why)
 
 
@@ -326,7 +320,7 @@ def test_the_command_with_interpreted_kernels(tmp_path):
     environment = {"YOLO_CONFIG_DIR": str(tmp_path), "TRITON_INTERPRET": "1"}
     command = [sys.executable, "-m", "yolo_lossplug", *words, f"project={tmp_path}"]
     said = run(command, tmp_path, environment).stdout
-    assert re.search(r"^ +triton +\d", said, re.MULTILINE) and "disqualified" not in said and "interpreter" in said
+    assert re.search(r"^2 × 7 +triton +\d", said, re.MULTILINE) and "disqualified" not in said and "interpreter" in said
     (file,) = tmp_path.rglob(record.FILE)
     assert json.loads(file.read_text())["entries"][0]["triton"].endswith("interpreted")
 
@@ -366,7 +360,7 @@ def test_the_host_goes_image_by_image_where_its_tensors_do_not_fit(monkeypatch):
     one = problems.drawn_problem(problems.ObjectSpec(2, 20), 0, head=head)
     stock, spared = (timing.engine_criterion(model, "reference") for _ in range(2))
     assert not gauges.spare_memory(spared, one)
-    monkeypatch.setattr(timing, "available_memory", lambda: 1000.0)
+    monkeypatch.setattr(gauges, "available_memory", lambda: 1000.0)
     assert gauges.spare_memory(spared, one) and type(spared.assigner) is gauges.OneImageAtATime
     assert timing.engine_mismatches(stock, spared, one) == []
 

@@ -7,8 +7,9 @@ import datetime
 import shlex
 import signal
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple
 
 import torch
 
@@ -18,14 +19,13 @@ from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.selection.keys import flag_of
 from yolo_lossplug.selection.names import suggest
 from yolo_lossplug.tools.arguments import merge, split_list, whole_number
-from yolo_lossplug.tools.bench import children as bench_children
-from yolo_lossplug.tools.bench import report as bench_report
-from yolo_lossplug.tools.bench.child import read_result
-from yolo_lossplug.tools.bench.results import Results, entries_of, refused
+from yolo_lossplug.tools.bench import child
+from yolo_lossplug.tools.bench.report import EngineResults, write_report
+from yolo_lossplug.tools.report import Report
 from yolo_lossplug.ultralytics_hook.console import new_folder, progress, say
 from yolo_lossplug.ultralytics_hook.engines import record
 from yolo_lossplug.ultralytics_hook.engines.choice import FAST, REFERENCE, TRITON
-from yolo_lossplug.ultralytics_hook.trial import one_bench, one_run
+from yolo_lossplug.ultralytics_hook.trial import one_bench
 from yolo_lossplug.ultralytics_hook.trial.one_bench import CLASS_KERNELS, PARTS, STEP, TRAIN, Work
 from yolo_lossplug.ultralytics_hook.trial.problems import XVIEW
 
@@ -58,104 +58,102 @@ Writes report.html, report.md and results.json into runs/bench/NAME/, and the
 record into Ultralytics' settings folder.
 Example: lossplug bench batch=16 objects=7,300\
 """
-OF_TRAINING = ("model", "batch", "imgsz", "data", "device", "amp")
-OWN = ("objects", "engines", "train_step", "all", "limit", "name", "project")
-ENGINES = (REFERENCE, FAST, TRITON)
+KNOWN_ENGINES = (REFERENCE, FAST, TRITON)
 OBJECTS, ALL_OBJECTS, TRAIN_OBJECTS = (7, 30, 300), (7, 30, 100, 300, 1000), (7, 300)
 ALL_MODELS = ("yolov8n.yaml", "yolov8s.yaml")
-PLAN = "bench.json"
+TRAINING_DEFAULTS = {"model": None, "batch": 16, "imgsz": 640, "amp": True, "device": None, "data": None}
+OWN_DEFAULTS = {"objects": None, "engines": None, "train_step": False, "all": False, "limit": 240}
+DEFAULTS = {**TRAINING_DEFAULTS, **OWN_DEFAULTS, "name": None, "project": None}
+"""Keys with their defaults; those of None are derived, or Ultralytics'."""
+REMOVED = {"adopt": " Train with loss_engine=fast instead, with stock losses too."}
+"""Keys of earlier versions, and what to do instead."""
+PLAN_FILE = "bench.json"
 
 
-class Plan(NamedTuple):
-    """What is measured.
+class BenchPlan(NamedTuple):
+    """What is measured, checked.
 
     Attributes:
         works: The cases.
-        engines: The engines, without the host's own.
-        device: As the user names it.
+        engines: The engines.
+        missing: Why engines that were asked for cannot run here, by name.
+        device: The device.
+        device_argument: The same as the user names it.
+        key: Device and versions.
         limit: Seconds that an engine may take no step for.
-        name: Name of the folder.
-        project: Where the folder is.
+        folder: Where results go.
+        described: What that folder says of the plan: the same one on the same machine continues.
     """
 
-    works: tuple[Work, ...]
-    engines: tuple[str, ...]
-    device: Any
+    works: list[Work]
+    engines: list[str]
+    missing: dict[str, str]
+    device: torch.device
+    device_argument: Any
+    key: record.Key
     limit: float
-    name: Any
-    project: Any
+    folder: Path
+    described: dict[str, Any]
 
 
 def main(args: dict[str, Any]) -> None:
-    """Measure, print the table, and say what `auto` takes; exit with 1 if an engine is disqualified.
+    """Measure, print the report, and exit with 1 if an engine is disqualified.
 
     SIGTERM, which a cluster sends first, ends it as Ctrl-C does.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    folder, results = bench(args)
-    print(f"\n{bench_report.text(results)}\n\nwritten to {folder}")
-    raise SystemExit(any(why for name, why in results.disqualified.items() if name not in results.missing))
+    folder, results, report = bench(args)
+    print(f"\n{report.terminal()}\n\nwritten to {folder}")
+    raise SystemExit(bool(results.disqualified.keys() - results.missing.keys()))
 
 
-def bench(args: Mapping[str, Any]) -> tuple[Path, Results]:
+def bench(args: Mapping[str, Any]) -> tuple[Path, EngineResults, Report]:
     """Measure what has no result yet, and write report and record.
 
     Args:
         args: As the command takes them; see `HELP`.
 
     Returns:
-        The folder, and what was measured.
+        The folder, what was measured, and the report.
 
     Raises:
         LossPlugError: If an argument is wrong; nothing is measured or written then.
         KeyboardInterrupt: After Ctrl-C; cases that are finished stay.
     """
-    plan, device = plan_of(args)
+    plan, today = _plan(args), datetime.date.today().isoformat()
     for model in dict.fromkeys(work.model for work in plan.works):
         one_bench.model_of(model, plan.works[0].data)  # raises an error if its steps cannot be measured
-    key = record.record_key(device)
-    today = datetime.date.today().isoformat()
-    record.add((), key, {}, today)  # a record that cannot be written is said now, not after minutes
-    folder = _folder(plan, key)
-    cases = folder / "cases"
+    record.add((), plan.key, {}, today)  # a record that cannot be written is said now, not after minutes
+    cases = plan.folder / "cases"
     cases.mkdir(parents=True, exist_ok=True)
-    write_json(folder / PLAN, _described(plan, key))
-    missing = {name: why for name in plan.engines if name == TRITON and (why := kernels.missing(device))}
+    write_json(plan.folder / PLAN_FILE, plan.described)
+    failed = _measure(plan, cases)
+    by_work = [(work, child.read_results(cases, plan.engines, work)) for work in plan.works]
     command = " ".join(["lossplug bench", *(shlex.quote(f"{k}={_typed(v)}") for k, v in args.items())])
-    try:
-        failed = _measure(plan, cases, missing)
-    except KeyboardInterrupt:
-        say(f"interrupted. Finished cases stay in {folder}; the same command with name={folder.name} continues.")
-        raise
-    results = Results.read(cases, plan.works, plan.engines, {**missing, **failed}, key, today, command)._replace(
-        missing=tuple(missing)
-    )
-    record.add(entries_of(results), key, refused(results), today)
-    results = results._replace(record=str(record.file()), measured=record.fastest_engines(device, lambda name: True))
-    bench_report.write(results, folder)
-    return folder, results
+    results = EngineResults(by_work, failed, plan.missing, plan.key, today, command, record.file())
+    record.add(results.entries, plan.key, results.refused, today)
+    measured = record.fastest_engines(plan.device, lambda name: True)
+    return plan.folder, results, write_report(results, measured, plan.folder)
 
 
-def _measure(plan: Plan, cases: Path, missing: Mapping[str, str]) -> dict[str, str]:
+def _measure(plan: BenchPlan, cases: Path) -> dict[str, str]:
     """Measure each engine in a process of its own, and return those that failed, with the reasons."""
-    engines = [name for name in plan.engines or (REFERENCE,) if name not in missing]
-    works = {name: [one for one in plan.works if is_fit(name, one)] for name in engines}
-    total = sum(PARTS[one.kind] for of_engine in works.values() for one in of_engine)
-    failed, bar = {}, progress(total, "bench")
+    works, failed = {name: [work for work in plan.works if is_fit(name, work)] for name in plan.engines}, {}
     try:
-        for name, of_engine in works.items():
-            waiting = [one for one in of_engine if not _is_finished(cases, name, one)]
-            bar.update(sum(PARTS[one.kind] for one in of_engine if one not in waiting))
-            why = bench_children.run(name, waiting, cases, plan.device, plan.limit, bar.update)
-            if why:
-                failed[name] = why
-    finally:
-        bar.close()
-    return failed
+        with closing(progress(sum(map(_parts, works.values())), "bench")) as bar:
+            for name, fit in works.items():
+                waiting = [work for work in fit if not child.is_finished(cases, name, work)]
+                bar.update(_parts(fit) - _parts(waiting))
+                failed[name] = child.run_engine(name, waiting, cases, plan.device_argument, plan.limit, bar.update)
+    except KeyboardInterrupt:
+        again = f"the same command with name={plan.folder.name} continues"
+        say(f"interrupted. Finished cases stay in {plan.folder}; {again}.")
+        raise
+    return {name: why for name, why in failed.items() if why}
 
 
-def _is_finished(cases: Path, engine: str, work: Work) -> bool:
-    return bench_children.is_finished(read_result(bench_children.result_file(cases, engine, work)))
+def _parts(works: Sequence[Work]) -> int:
+    return sum(PARTS[work.kind] for work in works)
 
 
 def is_fit(engine: str, work: Work) -> bool:
@@ -163,119 +161,113 @@ def is_fit(engine: str, work: Work) -> bool:
     return work.kind != CLASS_KERNELS or engine == TRITON
 
 
-def plan_of(args: Mapping[str, Any]) -> tuple[Plan, torch.device]:
-    """Return what is measured, checked, and on which device.
+def _plan(args: Mapping[str, Any]) -> BenchPlan:
+    """Return what is measured, if no argument is wrong."""
+    values = _values(args)
+    device = one_bench.bench_device(values["device"])
+    key, why = record.record_key(device), kernels.missing(device)
+    asked = _engines(values["engines"] or ([FAST] if why or kernels.is_interpreted() else [FAST, TRITON]))
+    works = _works(values, device.type, asked)
+    described = {"works": [work._asdict() for work in works], "engines": asked, "here": key._asdict()}
+    folder = _folder(values["name"], values["project"], described)
+    missing = {TRITON: why} if why and TRITON in asked else {}
+    engines = [name for name in asked or [REFERENCE] if name not in missing]
+    return BenchPlan(works, engines, missing, device, values["device"], key, values["limit"], folder, described)
 
-    Raises:
-        LossPlugError: If an argument is wrong.
-    """
-    given = merge(args, OF_TRAINING)
-    given.say_unused()
-    values = {key: value for key, value in given.values.items() if value is not None or key == "device"}
+
+def _values(args: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments over those of a recipe, and these over the defaults, if bench takes them all."""
+    given = merge(args, TRAINING_DEFAULTS)
+    values = {**DEFAULTS, **{key: value for key, value in given.values.items() if value is not None}}
     for key, value in values.items():
-        if key == "adopt":
-            raise LossPlugError(f"adopt={value} was removed: train with loss_engine=fast, for stock losses too.")
-        if key not in OF_TRAINING + OWN:
-            remedy = suggest(key, OF_TRAINING + OWN) or " Remove it."
+        if key not in DEFAULTS:
+            remedy = REMOVED.get(key) or suggest(key, DEFAULTS) or " Remove it."
             raise LossPlugError(f"{key}={value} cannot be given to bench.{remedy}")
-    if "data" in values and "objects" in values:
-        raise LossPlugError(f"objects={values['objects']} has no effect with data=, which has its own. Remove one.")
-    one_run.check_arguments({"model": values.get("model", ALL_MODELS[0])})
-    device = one_bench.bench_device(values.get("device"))
-    engines = _engines(values.get("engines"), device)
-    works = _works(values, device, OBJECTS[:1] if any(map(one_bench.has_interpreted_kernels, engines)) else OBJECTS)
-    plan = Plan(
-        tuple(works),
-        engines,
-        values.get("device"),
-        _number("limit", values.get("limit", 240), 1),
-        values.get("name"),
-        values.get("project"),
-    )
-    return plan, device
+    sizes = {"batch": whole_number("batch", values["batch"], 1), "imgsz": whole_number("imgsz", values["imgsz"], 32)}
+    lists = {key: split_list(values[key]) for key in ("objects", "engines") if values[key] is not None}
+    given.say_unused()
+    return {**values, **sizes, **lists, **{key: flag_of(key, values[key]) for key in ("amp", "train_step", "all")}}
 
 
-def _works(values: Mapping[str, Any], device: torch.device, default: Sequence[int] = OBJECTS) -> list[Work]:
-    """Return the cases; `default` are the objects per image where none are given."""
-    is_all, is_train = (flag_of(key, values.get(key, False)) for key in ("all", "train_step"))
-    batch, imgsz = (whole_number(key, values.get(key, default), least) for key, default, least in _SIZES)
+def _engines(words: Sequence[Any]) -> list[str]:
+    """Return the engines to measure beside the host's own."""
+    names = [str(word).strip().lower() for word in words]
+    for name in names:
+        if name not in KNOWN_ENGINES:
+            remedy, known = suggest(name, KNOWN_ENGINES), ", ".join(KNOWN_ENGINES)
+            raise LossPlugError(f"engines={_typed(words)}: '{name}' is unknown.{remedy} {known}.")
+    return [name for name in dict.fromkeys(names) if name != REFERENCE]
+
+
+def _works(values: Mapping[str, Any], device_type: str, engines: Sequence[str]) -> list[Work]:
+    """Return the cases."""
+    has_gpu = device_type == "cuda"
+    base = _base(values, values["amp"] and has_gpu)
+    means = [0] if base.data else _means(values, engines)
+    if values["all"]:
+        return _all_works(base, means, [base.model] if values["model"] else ALL_MODELS, has_gpu)
+    return [_case(base, mean, kind=kind) for kind in (STEP, TRAIN)[: 1 + values["train_step"]] for mean in means]
+
+
+def _base(values: Mapping[str, Any], amp: bool) -> Work:
+    """Return a case with the model and the numbers of all, if none is wrong."""
+    model, batch, imgsz, data, limit = (values[key] for key in ("model", "batch", "imgsz", "data", "limit"))
+    if type(limit) not in (int, float) or not limit >= 1:
+        raise LossPlugError(f"limit={limit} must be a number, at least 1.")
     if imgsz % 32:
         raise LossPlugError(f"imgsz={imgsz} must be a multiple of 32, the largest stride of a head.")
-    amp = flag_of("amp", values.get("amp", True)) and device.type == "cuda"
-    model, data = str(values.get("model", ALL_MODELS[0])), values.get("data")
-    objects = _objects(values.get("objects", ALL_OBJECTS if is_all else default))
-
-    def step(batch: int, mean: float, kind: str = STEP, model: str = model) -> Work:
-        shown = "-data" if data else "-xview" if mean == XVIEW else f"x{mean:g}"
-        name = f"{batch}{shown}" if kind == STEP else f"{kind}-{Path(model).stem}-{batch}{shown}"
-        return Work(name, kind, model, batch, imgsz, mean, data, amp)
-
-    means = [0] if data else objects
-    works = [step(size, mean) for size in ((batch, 4 * batch) if is_all else (batch,)) for mean in means]
-    if is_all and not data:
-        works.append(step(8 * batch, XVIEW))
-    if is_all and device.type == "cuda":
-        works.append(Work(CLASS_KERNELS, CLASS_KERNELS, model, 4 * batch, imgsz, 0, None, amp))
-    if is_all or is_train:
-        models = ALL_MODELS if is_all and "model" not in values else (model,)
-        few = [mean for mean in means if mean in TRAIN_OBJECTS or data] or means[:1]
-        works += [step(batch, mean, TRAIN, one) for one in models for mean in (few if is_all else means)]
-    return works
+    if data and values["objects"] is not None:
+        raise LossPlugError(
+            f"objects={_typed(values['objects'])} has no effect with data=, which has its own. Remove one."
+        )
+    return Work("", STEP, str(model or ALL_MODELS[0]), batch, imgsz, 0, data, amp)
 
 
-_SIZES = (("batch", 16, 1), ("imgsz", 640, 32))
-
-
-def _objects(value: Any) -> list[int]:
+def _means(values: Mapping[str, Any], engines: Sequence[str]) -> list[int]:
+    """Return the numbers of objects per image."""
+    is_slow = TRITON in engines and kernels.is_interpreted()
+    words = values["objects"] or (ALL_OBJECTS if values["all"] else OBJECTS[:1] if is_slow else OBJECTS)
     try:
-        numbers = [int(str(word)) for word in split_list(value)]
+        numbers = [int(str(word)) for word in words]
     except ValueError:
         numbers = []
     if not numbers or min(numbers) < 0 or len({*numbers}) < len(numbers):
-        raise LossPlugError(f"objects={value} must be numbers of objects per image, each once: objects=7,30,300.")
+        how = "must be numbers of objects per image, each once: objects=7,30,300"
+        raise LossPlugError(f"objects={_typed(words)} {how}.")
     return numbers
 
 
-def _engines(value: Any, device: torch.device) -> tuple[str, ...]:
-    """Return the engines to measure beside the host's own."""
-    if value is None:
-        return (FAST,) if kernels.missing(device) or kernels.is_interpreted() else (FAST, TRITON)
-    names = [str(word).strip().lower() for word in split_list(value)]
-    for name in names:
-        if name not in ENGINES:
-            raise LossPlugError(f"engines={value}: '{name}' is unknown.{suggest(name, ENGINES)} {', '.join(ENGINES)}.")
-    return tuple(name for name in dict.fromkeys(names) if name != REFERENCE)
+def _all_works(base: Work, means: Sequence[int], models: Sequence[str], has_gpu: bool) -> list[Work]:
+    """Return the cases that a GPU is judged by."""
+    works = [_case(base, mean, times) for times in (1, 4) for mean in means]
+    works += [] if base.data else [_case(base, XVIEW, 8)]
+    if has_gpu:
+        works.append(_case(base, 0, 4)._replace(name=CLASS_KERNELS, kind=CLASS_KERNELS, data=None))
+    few = [mean for mean in means if mean in TRAIN_OBJECTS] or means[:1]
+    return [*works, *(_case(base._replace(model=model), mean, kind=TRAIN) for model in models for mean in few)]
 
 
-def _number(key: str, value: Any, least: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= least:
-        raise LossPlugError(f"{key}={value} must be a number, at least {least:g}.")
-    return float(value)
+def _case(base: Work, mean: float, times: int = 1, kind: str = STEP) -> Work:
+    """Return a case with a mean number of objects per image, and some times as many images."""
+    batch = times * base.batch
+    size = f"{batch}-data" if base.data else f"{batch}-xview" if mean == XVIEW else f"{batch}x{mean:g}"
+    name = size if kind == STEP else f"{kind}-{Path(base.model).stem}-{size}"
+    return base._replace(name=name, kind=kind, batch=batch, objects=mean)
 
 
-def _described(plan: Plan, key: record.Key) -> dict[str, Any]:
-    """Return what the folder of a plan says of it: the same plan on the same machine continues."""
-    return {"works": [work._asdict() for work in plan.works], "engines": list(plan.engines), "here": key._asdict()}
-
-
-def _folder(plan: Plan, key: record.Key) -> Path:
-    """Return the folder of a plan: a new one, or that of the name if the plan is the same.
-
-    Raises:
-        LossPlugError: If the name is that of another plan.
-    """
-    new = new_folder("bench", plan.name, plan.project)
-    first = new.parent / str(plan.name or "")
-    file = first / PLAN
-    if not plan.name or not file.is_file():
+def _folder(name: Any, project: Any, described: Mapping[str, Any]) -> Path:
+    """Return the folder of a plan: a new one, or that of the name, which must not be that of another plan."""
+    new = new_folder("bench", name, project)
+    file = new.parent / str(name or "") / PLAN_FILE
+    if not name or not file.is_file():
         return new
     try:
-        earlier: Optional[Any] = read_json(file)
+        earlier = read_json(file)
     except ValueError:
         earlier = None
-    if earlier != _described(plan, key):
-        raise LossPlugError(f"name={plan.name} is a bench with other keys, or of another machine. Give another name.")
-    return first
+    if earlier != described:
+        raise LossPlugError(f"name={name} is a bench with other keys, or of another machine. Give another name.")
+    return file.parent
 
 
 def _typed(value: Any) -> Any:

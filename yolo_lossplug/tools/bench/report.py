@@ -1,121 +1,240 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Results of `lossplug bench` for readers: a table of 80 columns, Markdown, a page and JSON."""
+"""What `lossplug bench` has measured: entries for the record, a report, and JSON."""
 
 from __future__ import annotations
 
 import os
 import platform
-import textwrap
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import torch
 from matplotlib.ticker import LogFormatter
 
-from yolo_lossplug import catalogue, charts, terminal
+from yolo_lossplug import charts
 from yolo_lossplug.files import write_json, write_text
-from yolo_lossplug.tools.bench.results import Results, entries_of, proven, refused
-from yolo_lossplug.tools.report import Report as Page
+from yolo_lossplug.tools.bench.child import OUT_OF_MEMORY
+from yolo_lossplug.tools.report import Report
+from yolo_lossplug.ultralytics_hook.decision import Measured, size_class
 from yolo_lossplug.ultralytics_hook.engines.choice import FAST, REFERENCE, TRITON
-from yolo_lossplug.ultralytics_hook.trial.one_bench import CLASS_KERNELS, STEP, TRAIN, Work
+from yolo_lossplug.ultralytics_hook.engines.record import Key
+from yolo_lossplug.ultralytics_hook.trial.one_bench import STEP, TRAIN, Work
 from yolo_lossplug.ultralytics_hook.trial.problems import XVIEW
 
-WIDTH = 80
-STOCK = "stock"
 UNSTEADY = "(!)"
-HEAD = ("images × objects", "engine", "ms", "25-75 %", "times as fast", "25-75 %", "MiB")
+HEAD = ("images × objects", "engine", "ms", "25-75 %", "× stock", "25-75 %", "MiB")
 GPU_HEAD = ("images × objects", "engine", "GPU ms", "launches", "waits")
 RATES_HEAD = ("cls_loss", "copy TB/s", "forward", "backward")
-TITLES = {
-    STEP: "A step of the loss, forward and backward to the head's outputs",
-    TRAIN: "A whole training step",
-    "gpu": "What a step does on the GPU",
-    CLASS_KERNELS: "Bandwidth of the class kernels, as a share of a copy's",
-}
-NOTE = (
-    "Medians with quartiles; times as fast: of stock and engine in turn on the same batches, in one process. MiB: peak "
-    "that a step adds, gradients of the head's outputs included."
+STEP_NOTE = (
+    "Medians with quartiles; × stock: how many times as fast as stock, of both in turn on the same batches, in one "
+    "process. MiB: peak that a step adds, gradients of the head's outputs included."
 )
 UNSTEADY_NOTE = f"{UNSTEADY} quartiles more than 30 % apart: the machine was busy."
+RECORD_NOTE = (
+    "It holds what was measured and proven: for this device, these versions, this type and sizes like these. "
+    "`loss_engine=auto` reads it when a training starts, and compares the engine with stock once more before it runs. "
+    "Delete the file to forget."
+)
+ByEngine = Mapping[str, Mapping[str, Any]]
+"""Results of a case by engine."""
 
 
-def about(results: Results) -> str:
-    """Return device and versions."""
-    work, key = results.cases[0][0], results.key
-    triton = f" · triton {key.triton}" if key.triton != "none" else ""
-    kind = "float16 by autocast" if work.amp else "float32"
-    return (
-        f"{results.date} · ultralytics {key.ultralytics} · torch {key.torch} · {key.device} · yolo-lossplug "
-        f"{key.yolo_lossplug}{triton} · Python {platform.python_version()} · {torch.get_num_threads()} thread(s) · "
-        f"{kind} · {work.imgsz} px · load {_load()}"
+@dataclass(frozen=True)
+class EngineResults:
+    """What was measured.
+
+    Attributes:
+        cases: Each case with the results of the engines in it.
+        failed: Why engines have failed, by name.
+        missing: Why engines cannot run here at all, by name.
+        key: Device and versions.
+        date: The day.
+        command: The command.
+        record: The file that holds the record.
+    """
+
+    cases: Sequence[tuple[Work, ByEngine]]
+    failed: Mapping[str, str]
+    missing: Mapping[str, str]
+    key: Key
+    date: str
+    command: str
+    record: Path
+
+    @cached_property
+    def disqualified(self) -> dict[str, str]:
+        """Why engines are disqualified, by name."""
+        found = {**self.missing, **self.failed}
+        for work, results in self.cases:
+            for name, result in results.items():
+                if result.get("differs"):
+                    found.setdefault(name, f"differs in case {work.name}: {'; '.join(result['differs'])}")
+        return found
+
+    @cached_property
+    def refused(self) -> dict[str, str]:
+        """The engines that `auto` must not take from now on, with the reasons.
+
+        One that cannot run here is not taken anyway, and one that is out of memory may have enough in another step.
+        """
+        reasons = self.disqualified.items()
+        return {name: why for name, why in reasons if name not in self.missing and OUT_OF_MEMORY not in why}
+
+    @cached_property
+    def entries(self) -> list[dict[str, Any]]:
+        """Entries of the record: for each type and size the engines that were identical in every case, beside stock."""
+        unproven = {*self.disqualified, REFERENCE}
+        steps = [(work, _timed(results, unproven)) for work, results in self.cases if work.kind == STEP]
+        return [
+            {
+                **self.key._asdict(),
+                "dtype": result["dtype"],
+                "anchors_class": size_class(result["anchors"]),
+                "size_class": size_class(result["elements"]),
+                "case": f"{work.batch} images, {result['objects']:.0f} objects in all, {work.imgsz} px, {work.model}",
+                "threads": torch.get_num_threads(),
+                "measured": self.date,
+                "stock_ms": round(result["stock_ms"][1], 3),
+                "engines": {name: _proof(result) for name, result in proven.items()},
+            }
+            for work, proven in steps
+            for result in [*proven.values()][:1]
+        ]
+
+
+def _timed(results: ByEngine, without: Collection[str] = ()) -> ByEngine:
+    """Return the results with times: those of engines that were identical to stock, but for some."""
+    return {name: result for name, result in results.items() if "ratio" in result and name not in without}
+
+
+def _proof(result: Mapping[str, Any]) -> dict[str, Any]:
+    low, median, high = result["ratio"]
+    ms, faster = round(result["ours_ms"][1], 3), round(median, 3)
+    return {"ms": ms, "times_faster": faster, "quartiles": [round(low, 3), round(high, 3)]}
+
+
+def write_report(results: EngineResults, measured: Optional[Measured], folder: Path) -> Report:
+    """Write ``report.html``, ``report.md`` and ``results.json``, and return the report."""
+    content = {
+        "command": results.command,
+        "date": results.date,
+        **results.key._asdict(),
+        "cases": [{**work._asdict(), "engines": by_name} for work, by_name in results.cases],
+        "disqualified": results.disqualified,
+        "entries": results.entries,
+    }
+    picture = _draw_steps(results, folder / "steps.png")
+    write_json(folder / "results.json", content)
+    report = engines_report(results, measured, picture)
+    write_text(folder / "report.md", report.markdown())
+    report.write(folder / "report.html")
+    return report
+
+
+def engines_report(
+    results: EngineResults, measured: Optional[Measured] = None, picture: Optional[Path] = None
+) -> Report:
+    """Return the report, of which a terminal shows all but the picture and how the record is used."""
+    report = Report("Engines of the loss, measured on this machine", results.key.device, results.command)
+    report.verdict(_verdict(results, measured))
+    report.text(_about(results), is_brief=True)
+    if picture:
+        report.picture(picture, "milliseconds of a step by objects", "Median of a step, by objects in all images.")
+    train_rows = [row[:-1] for row in _rows(results, TRAIN)]
+    tables = (
+        ("A step of the loss, forward and backward to the head's outputs:", HEAD, _rows(results, STEP)),
+        ("A whole training step:", HEAD[:-1], train_rows),
+        ("What a step does on the GPU:", GPU_HEAD, _gpu_rows(results)),
+        ("Bandwidth of the class kernels, as a share of a copy's:", RATES_HEAD, _rates_rows(results)),
     )
+    for caption, head, rows in tables:
+        if rows:
+            report.table(head, rows, caption, columns=len(head))
+    is_unsteady = any(UNSTEADY in str(cell) for _, _, rows in tables for row in rows for cell in row)
+    for line in [*[STEP_NOTE] * bool(tables[0][2]), *[UNSTEADY_NOTE] * is_unsteady, *_remarks(results)]:
+        report.text(line, is_brief=True)
+    report.text(f"record: `{results.record}`", is_brief=True)
+    report.text(RECORD_NOTE)
+    return report
 
 
-def _load() -> str:
-    return f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "-"
-
-
-def verdict(results: Results) -> str:
+def _verdict(results: EngineResults, measured: Optional[Measured]) -> str:
     """Return what `auto` takes from now on."""
-    if FAST in refused(results):
-        return "loss_engine=auto takes Ultralytics' own step here, until a bench proves the fast engine."
-    if not proven(results):
-        return "No engine is proven on this machine: loss_engine=auto stays what it was."
-    if not results.measured:
-        return "loss_engine=auto stays what it was: no engine that was measured is faster than stock."
-    auto = f"loss_engine=auto takes here, from now on: {results.measured}."
+    if FAST in results.refused:
+        return "`loss_engine=auto` takes Ultralytics' own step here, until a bench proves the fast engine."
+    if not results.entries:
+        return "No engine is proven on this machine: `loss_engine=auto` stays what it was."
+    if not measured:
+        return "`loss_engine=auto` stays what it was: no engine that was measured is faster than stock."
+    auto = f"`loss_engine=auto` takes here, from now on: {measured}."
     is_coarse = "elements" in auto or "anchors" in auto
     return auto + " Anchors: of all images; elements: objects of all images × anchors of one." * is_coarse
 
 
-def tables(results: Results) -> dict[str, tuple[Sequence[str], list[Sequence[str]]]]:
-    """Return head and rows of every table that has rows, by kind."""
-    found: dict[str, tuple[Sequence[str], list[Sequence[str]]]] = {
-        STEP: (HEAD, _rows(results, STEP)),
-        TRAIN: (HEAD[:-1], [row[:-1] for row in _rows(results, TRAIN)]),
-        "gpu": (GPU_HEAD, _gpu_rows(results)),
-        CLASS_KERNELS: (RATES_HEAD, _rates_rows(results)),
-    }
-    return {kind: pair for kind, pair in found.items() if pair[1]}
+def _about(results: EngineResults) -> str:
+    """Return device and versions."""
+    work, key = results.cases[0][0], results.key
+    triton = f" · triton {key.triton}" if key.triton != "none" else ""
+    kind = "float16 by autocast" if work.amp else "float32"
+    load = f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "-"
+    return (
+        f"{results.date} · ultralytics {key.ultralytics} · torch {key.torch} · {key.device} · yolo-lossplug "
+        f"{key.yolo_lossplug}{triton} · Python {platform.python_version()} · {torch.get_num_threads()} thread(s) · "
+        f"{kind} · {work.imgsz} px · load {load}"
+    )
 
 
-def _rows(results: Results, kind: str) -> list[Sequence[str]]:
-    """Return a row of stock and one of each engine for every case of a kind."""
-    rows: list[Sequence[str]] = []
+def _remarks(results: EngineResults) -> list[str]:
+    """Return why engines are disqualified, what their times do not say, and which cases were skipped."""
+    lines = [f"{name} is disqualified: {why}." for name, why in results.disqualified.items()]
+    if "interpreted" in results.key.triton and any(TRITON in by_name for _, by_name in results.cases):
+        lines.append("Kernels ran in Triton's interpreter: that they are identical counts, their times do not.")
     for work, by_name in results.cases:
-        if work.kind != kind or not by_name:
-            continue
-        name = case_name(work)
-        timed = [one for one in by_name.values() if "ratio" in one]
-        baseline = f" {timed[0]['baseline']}" if timed and timed[0].get("baseline") else ""
-        if timed:
-            rows.append((name, f"{STOCK}{baseline}", *_times(timed[0]["stock_ms"]), "", "", _mib(timed[0], STOCK)))
-        rows += [(name, engine, *_cells(one)) for engine, one in by_name.items() if engine != REFERENCE]
-    return rows
+        lines += dict.fromkeys(f"{work.name} is skipped: {r['skipped']}." for r in by_name.values() if "skipped" in r)
+    return lines
 
 
-def case_name(work: Work) -> str:
+def _sides(by_name: ByEngine) -> list[tuple[str, str, Mapping[str, Any]]]:
+    """Return a name, how its figures are called, and a result: of stock beside the first engine, and of each engine."""
+    stock = [("stock", "stock", result) for result in [*_timed(by_name).values()][:1]]
+    return [*stock, *((name, "ours", result) for name, result in by_name.items() if name != REFERENCE)]
+
+
+def _rows(results: EngineResults, kind: str) -> list[list[str]]:
+    """Return a row of stock and one of each engine for every case of a kind."""
+    cases = [(_case_name(work), by_name) for work, by_name in results.cases if work.kind == kind]
+    return [[case, *_cells(*side)] for case, by_name in cases for side in _sides(by_name)]
+
+
+def _case_name(work: Work) -> str:
     """Return a case in words: images and objects per image, after the model of a training step."""
     objects = "data" if work.data else "xView" if work.objects == XVIEW else f"{work.objects:g}"
     return f"{Path(work.model).stem} {work.batch} × {objects}" if work.kind == TRAIN else f"{work.batch} × {objects}"
 
 
-def _cells(one: Mapping[str, Any]) -> Sequence[str]:
-    if "ratio" not in one:
-        return ("differs" if one.get("differs") else "skipped", "", "", "", "")
-    low, median, high = one["ratio"]
-    mark = "" if one["is_steady"] else f" {UNSTEADY}"
-    return (*_times(one["ours_ms"]), _ratio(median), f"{_ratio(low)}-{_ratio(high)}{mark}", _mib(one, "ours"))
-
-
-def _times(quartiles: Sequence[float]) -> tuple[str, str]:
-    low, median, high = quartiles
-    return _ms(median), f"{_ms(low)}-{_ms(high)}"
+def _cells(name: str, side: str, result: Mapping[str, Any]) -> list[str]:
+    if "ratio" not in result:
+        return [name, "differs" if result.get("differs") else "skipped", *[""] * 4]
+    if side == "stock":
+        faster, name = ["", ""], f"{name} {result.get('baseline', '')}".rstrip()
+    else:
+        low, median, high = map(_ratio, result["ratio"])
+        faster = [median, f"{low}-{high}" if result["is_steady"] else f"{low}-{high} {UNSTEADY}"]
+    low, median, high = map(_ms, result[f"{side}_ms"])
+    memory = result.get(f"{side}_mib")
+    return [name, median, f"{low}-{high}", *faster, _mib(memory["step"]) if memory else ""]
 
 
 def _ms(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def _mib(value: float) -> str:
+    return f"{value:.0f}" if value >= 10 else f"{value:.1f}"
 
 
 def _ratio(value: float) -> str:
@@ -125,140 +244,35 @@ def _ratio(value: float) -> str:
     return f"{int(value * 100) / 100:.2f}" if value < 100 else f"{int(value)}"
 
 
-def _mib(one: Mapping[str, Any], side: str) -> str:
-    memory = one.get(f"{side}_mib")
-    return f"{memory['step']:.{0 if memory['step'] >= 10 else 1}f}" if memory else "-"
-
-
-def _gpu_rows(results: Results) -> list[Sequence[str]]:
-    rows: list[Sequence[str]] = []
-    for work, by_name in results.cases:
-        for engine, one in by_name.items():
-            sides = ((STOCK, "stock_gpu"), (engine, "ours_gpu"))
-            is_first = engine == next(iter(by_name))
-            for name, key in sides if is_first else sides[1:]:
-                if key in one and name != REFERENCE:
-                    gpu = one[key]
-                    rows.append((case_name(work), name, _ms(gpu["device_ms"]), f"{gpu['launches']}", f"{gpu['syncs']}"))
-    return rows
-
-
-def _rates_rows(results: Results) -> list[Sequence[str]]:
-    rates = [one["rates"] for _, by_name in results.cases for one in by_name.values() if "rates" in one]
+def _gpu_rows(results: EngineResults) -> list[list[Any]]:
     return [
-        (name, f"{rate['copy']:.2f}", f"{100 * rate['forward']:.0f} %", f"{100 * rate['backward']:.0f} %")
+        [_case_name(work), name, _ms(gpu["device_ms"]), gpu["launches"], gpu["syncs"]]
+        for work, by_name in results.cases
+        for name, side, result in _sides(by_name)
+        if (gpu := result.get(f"{side}_gpu"))
+    ]
+
+
+def _rates_rows(results: EngineResults) -> list[list[str]]:
+    rates = [result["rates"] for _, by_name in results.cases for result in by_name.values() if "rates" in result]
+    return [
+        [name, f"{rate['copy']:.2f}", f"{100 * rate['forward']:.0f} %", f"{100 * rate['backward']:.0f} %"]
         for of_case in rates
         for name, rate in of_case.items()
     ]
 
 
-def disqualified(results: Results) -> list[str]:
-    """Return why engines are disqualified, what their times do not say, and which cases were skipped."""
-    lines = [f"{name} is disqualified: {why}." for name, why in results.disqualified.items()]
-    if "interpreted" in results.key.triton and any(TRITON in by_name for _, by_name in results.cases):
-        lines.append("Kernels ran in Triton's interpreter: that they are identical counts, their times do not.")
-    for work, by_name in results.cases:
-        reasons = dict.fromkeys(one["skipped"] for one in by_name.values() if "skipped" in one)
-        lines += [f"{work.name} is skipped: {why}." for why in reasons]
-    return lines
-
-
-def text(results: Results) -> str:
-    """Return the results in at most 80 columns."""
-    found = tables(results)
-    parts = [_wrapped(about(results))]
-    for kind, (head, rows) in found.items():
-        lines = terminal.table([_short(head), *_once(rows)], words_right=True)
-        parts.append("\n".join([f"{TITLES[kind]}:", *lines]))
-    lines = [*_notes(found), *disqualified(results)]
-    parts += ["\n".join(map(_wrapped, lines))] if lines else []
-    parts += [_wrapped(f"{verdict(results)}\nrecord: {results.record}")]
-    return "\n\n".join(parts)
-
-
-def _notes(found: Mapping[str, Any]) -> list[str]:
-    has_unsteady = any(UNSTEADY in cell for _, rows in found.values() for row in rows for cell in row)
-    return [*([NOTE] if STEP in found else []), *([UNSTEADY_NOTE] if has_unsteady else [])]
-
-
-def _once(rows: Sequence[Sequence[str]]) -> list[Sequence[str]]:
-    """Return rows whose first cell is empty where it is that of the row before."""
-    firsts = ["", *(row[0] for row in rows)]
-    return [("" if row[0] == before else row[0], *row[1:]) for before, row in zip(firsts, rows)]
-
-
-def _short(head: Sequence[str]) -> Sequence[str]:
-    return ["× stock" if cell == "times as fast" else cell for cell in head]
-
-
-def _wrapped(paragraphs: str) -> str:
-    return "\n".join(
-        textwrap.fill(line, WIDTH, break_long_words=False, break_on_hyphens=False) for line in paragraphs.splitlines()
-    )
-
-
-def markdown(results: Results) -> str:
-    """Return the results as Markdown, with the command and the context that every figure needs."""
-    found = tables(results)
-    parts = [f"`{results.command}`", about(results)]
-    made = {kind: catalogue.table(" | ".join(head), rows).rstrip() for kind, (head, rows) in found.items()}
-    parts += [f"{TITLES[kind]}:\n\n{table}" for kind, table in made.items()]
-    return "\n\n".join([*parts, *_notes(found), *disqualified(results), verdict(results)]) + "\n"
-
-
-def write(results: Results, folder: Path) -> None:
-    """Write ``report.html``, ``report.md`` and ``results.json``."""
-    content = {
-        "command": results.command,
-        "date": results.date,
-        **results.key._asdict(),
-        "cases": [{**work._asdict(), "engines": by_name} for work, by_name in results.cases],
-        "disqualified": results.disqualified,
-        "entries": entries_of(results),
-    }
-    write_json(folder / "results.json", content)
-    write_text(folder / "report.md", markdown(results))
-    _page(results, folder).write(folder / "report.html")
-
-
-def _page(results: Results, folder: Path) -> Page:
-    found = tables(results)
-    page = Page("Engines of the loss, measured on this machine", str(results.key.device), results.command)
-    page.verdict(verdict(results).replace("loss_engine=auto", "`loss_engine=auto`"))
-    page.foot(about(results))
-    for line in disqualified(results):
-        page.text(line)
-    picture = folder / "steps.png"
-    if draw(results, picture):
-        page.picture(picture, "milliseconds of a step by objects", "Median of a step, by objects in all images.")
-    for kind, (head, rows) in found.items():
-        page.section(TITLES[kind])
-        page.table(head, rows)
-    for line in _notes(found):
-        page.text(line)
-    page.section("Where it is remembered")
-    page.text(
-        f"`{results.record}` holds what was measured and proven: for this device, these versions, this type and sizes "
-        "like these. `loss_engine=auto` reads it when a training starts, and compares the engine with stock once more "
-        "before it runs. Delete the file to forget."
-    )
-    return page
-
-
-def draw(results: Results, file: Path) -> bool:
-    """Draw the milliseconds of a step against its objects, and return whether there was more than one case."""
-    points: dict[str, list[tuple[float, float]]] = {}
-    for work, by_name in results.cases:
-        timed = {name: one for name, one in by_name.items() if work.kind == STEP and "ratio" in one}
-        for name, one in timed.items():
-            points.setdefault(name, []).append((one["objects"], one["ours_ms"][1]))
-        for one in [*timed.values()][:1]:
-            points.setdefault(STOCK, []).append((one["objects"], one["stock_ms"][1]))
-    points.pop(REFERENCE, None)
+def _draw_steps(results: EngineResults, file: Path) -> Optional[Path]:
+    """Draw the milliseconds of a step against its objects and return the file; None if there is but one case."""
+    points: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for by_name in (by_name for work, by_name in results.cases if work.kind == STEP):
+        for name, side, result in _sides(by_name):
+            if "ratio" in result:
+                points[name].append((result["objects"], result[f"{side}_ms"][1]))
     if max(map(len, points.values()), default=0) < 2:
-        return False
+        return None
     figure, axes = charts.figure(1, 1, width=7)
-    for (name, of_engine), style in zip(sorted(points.items(), key=lambda pair: pair[0] != STOCK), charts.styles()):
+    for (name, of_engine), style in zip(points.items(), charts.styles()):
         axes[0, 0].loglog(*zip(*sorted(of_engine)), label=name, **style)
     axes[0, 0].set(xlabel="objects in all images", ylabel="ms of a step")
     for axis in (axes[0, 0].xaxis, axes[0, 0].yaxis):
@@ -266,5 +280,4 @@ def draw(results: Results, file: Path) -> bool:
         axis.set_minor_formatter(LogFormatter())
     axes[0, 0].grid(alpha=0.3)
     charts.legend_below(figure, axes[0, 0])
-    charts.save(figure, file)
-    return True
+    return charts.save(figure, file)
