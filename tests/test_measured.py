@@ -68,3 +68,9 @@ def test_tables_of_advice(page):
         assert told == {key: verdicts or ["not measured"] for key, verdicts in expected.items()}, tried
         linked += [name] if name else []
     assert sorted(linked) == sorted(PROBLEMS.keys() - ({"plain"} if "README" in page else set()))
+
+
+def test_the_page_counts_the_verdicts():
+    better, worse, noise = ([row["verdict"] for row in table(CITED)].count(verdict) for verdict in VERDICTS[:3])
+    counts = f"with the stock loss, {better} came out better, {worse} worse, and {noise} within noise"
+    assert counts in (ROOT / "docs/problems.md").read_text(encoding="utf-8")
