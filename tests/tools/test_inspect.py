@@ -17,15 +17,21 @@ from yolo_lossplug import LossPlugError
 from yolo_lossplug.boxes import SIZES
 from yolo_lossplug.tools.inspect import command as inspect
 from yolo_lossplug.tools.inspect import report as inspect_report
+from yolo_lossplug.tools.inspect.advice import advise, percent
+from yolo_lossplug.tools.inspect.command import inspect_plan, write_inspection
+from yolo_lossplug.tools.inspect.findings import Findings
 from yolo_lossplug.tools.inspect.pictures import NO_SIGNAL, Panel, window
 from yolo_lossplug.ultralytics_hook.engines.parity import METHOD
 
 
 def inspected(tmp_path, **keys):
-    plan = inspect.plan_of(keys)
-    found = inspect.inspect(plan)
-    inspect.write(found, plan, tmp_path / "out")
+    found = findings(**keys, project=tmp_path, name="out")
+    write_inspection(found)
     return found, tmp_path / "out"
+
+
+def findings(**keys):
+    return Findings(inspect_plan(keys))
 
 
 def rows(folder, name="objects.csv"):
@@ -72,12 +78,12 @@ def test_shares_of_the_tables_are_those_of_the_objects(data, tmp_path):
     found, folder = inspected(tmp_path, data=data, imgsz=64)
     objects = rows(folder)
     total = np.array([int(row["candidates"]) for row in objects])
-    (row,) = inspect_report.candidates(found).rows
-    assert row[1:4] == [inspect_report.percent((total < limit).mean()) for limit in (1, 4, 10)]
+    (row,) = inspect_report.candidates_table(found).rows
+    assert row[1:4] == [percent((total < limit).mean()) for limit in (1, 4, 10)]
     assert row[5] == f"{np.median(total):.0f}"
-    by_size = inspect_report.sizes(found).rows[1]
+    by_size = inspect_report.sizes_table(found).rows[1]
     expected = [np.mean([row["size"] == size for row in objects]) for size in SIZES]
-    assert by_size[1:4] == [inspect_report.percent(value) for value in expected]
+    assert by_size[1:4] == [percent(value) for value in expected]
 
 
 @pytest.mark.parametrize(
@@ -93,12 +99,12 @@ def test_what_is_written_with_a_model(model, task, branches, tmp_path):
     objects = rows(folder)
     assert {row["branch"] for row in objects} == branches
     (view,) = found.views
-    for branch, one in view.assigned.items():
+    for branch, assigned in view.assigned.items():
         mine = [row for row in objects if row["branch"] == branch]
-        assert [int(row["positives"]) for row in mine] == one.positives.tolist() and one.positives.sum() > 0
+        assert [int(row["positives"]) for row in mine] == assigned.positives.tolist() and assigned.positives.sum() > 0
         assert all(0 <= float(row["score"] or 0) <= 1 and float(row["best_iou"] or 0) <= 1.001 for row in mine)
         assert all(int(row["positives"]) <= int(row["candidates"]) for row in mine)
-    table = inspect_report.assignment(found)
+    table = inspect_report.assignment_table(found)
     assert [row[2] for row in table.rows] == [*SIZES, "all"] * len(branches)
     assert "Assignment" in (folder / "summary.md").read_text(encoding="utf-8")
     assert (folder / "images.png").is_file()
@@ -106,7 +112,7 @@ def test_what_is_written_with_a_model(model, task, branches, tmp_path):
 
 def test_numbers_of_the_assigner_count(data):
     args = {"data": data, "model": "yolov8n.yaml", "imgsz": 64}
-    few, many = (inspect.inspect(inspect.plan_of({**args, "tal_topk": topk})) for topk in (2, 10))
+    few, many = (findings(**args, tal_topk=topk) for topk in (2, 10))
     assert few.topk == 2 and few.views[0].main.positives.max() <= 2 < many.views[0].main.positives.max()
 
 
@@ -118,10 +124,10 @@ def test_objects_without_a_signal_are_outlined_in_red(tmp_path):
     assert has_red(folder / "images.png")
     (view,) = found.views
     assert (view.total == 0).sum() == 1
-    scores = inspect.reasons(found, view)
+    scores = found.reasons(view)
     assert scores["objects without a candidate"].tolist() == [1, 0]
     assert found.facts.none == (pytest.approx(1 / 3),)
-    assert inspect_report.verdict(inspect_report.advise(found.facts)).startswith("Faults in the labels: 1 side below")
+    assert inspect_report.main_point(advise(found.facts)).startswith("Faults in the labels: 1 side below")
 
 
 def panel_of(centres, side, has_signal=True, imgsz=640):
@@ -154,7 +160,7 @@ def test_what_is_printed_fits_a_terminal(data, tmp_path, capsys):
     summary = said[re.search(r"\d+ images, \d+ objects", said).start() :]
     for line in summary.splitlines():
         line = re.sub(r"\x1b\[[0-9;]*m", "", line)
-        assert len(line) <= 80 or line.startswith(("  lossplug compare", "LossPlug: report in"))
+        assert len(line) <= 80 or line.startswith(("lossplug compare", "LossPlug: report in"))
     assert "Candidates of objects" in said and "contested" in said
     assert (tmp_path / "run" / "report.html").is_file()
     inspect.main({"data": data, "imgsz": 64, "project": str(tmp_path), "name": "run"})
@@ -162,9 +168,12 @@ def test_what_is_printed_fits_a_terminal(data, tmp_path, capsys):
 
 
 def test_one_image(tmp_path):
-    data = write_data(tmp_path / "data", {"a": ((48, 32), [(0, 0.5, 0.5, 0.4, 0.4)])})
+    """With a class whose name a page would read as markup."""
+    data = write_data(tmp_path / "data", {"a": ((48, 32), [(0, 0.5, 0.5, 0.4, 0.4)])}, names=("<b>|x", "b"))
     found, folder = inspected(tmp_path, data=data, imgsz=64, model="yolov8n.yaml")
     assert found.counts.tolist() == [1] and len(rows(folder)) == 1
+    assert "<b>|x" not in (folder / "report.html").read_text(encoding="utf-8")
+    assert "\\<b>\\|x" in (folder / "summary.md").read_text(encoding="utf-8")
     with pytest.raises(LossPlugError, match="too little for batch normalisation; give a larger imgsz"):
         inspected(tmp_path, data=data, imgsz=32, model="yolov8n.yaml")
 
@@ -183,27 +192,20 @@ def test_3000_objects_in_an_image(tmp_path):
 
 def test_most_images_without_objects(tmp_path):
     images = {name: ((64, 64), [(0, 0.5, 0.5, 0.4, 0.4)] if name == "a" else []) for name in "abcdefghij"}
-    found = inspect.inspect(inspect.plan_of({"data": write_data(tmp_path / "data", images), "imgsz": 64, "batch": 1}))
+    found = findings(data=write_data(tmp_path / "data", images), imgsz=64, batch=1)
     assert [cost.most for cost in found.costs] == [0, 1] and found.costs[0].dense == 0
     is_timed = hasattr(v8DetectionLoss, METHOD)
     assert [cost.timed for cost in found.costs] == ([4, 4] if is_timed else [0, 0])
-    assert inspect_report.costs(found).rows
+    assert inspect_report.costs_table(found).rows
 
 
 def test_large_steps_are_not_timed(tmp_path):
     lines = random_lines(np.random.default_rng(0), 1500)
     data = write_data(tmp_path / "data", {"a": ((64, 64), lines)})
-    found = inspect.inspect(inspect.plan_of({"data": data, "imgsz": 640}))
+    found = findings(data=data, imgsz=640)
     cost = found.costs[0]
     assert cost.stock is None and cost.timed == 0 and cost.dense == 1500 * 8400 * 13
-    assert "not timed" in inspect_report.costs(found).rows[0]
-
-
-def test_names_that_a_page_would_read_as_markup(tmp_path):
-    data = write_data(tmp_path / "data", {"a": ((64, 64), [(0, 0.5, 0.5, 0.4, 0.4)])}, names=("<b>|x", "b"))
-    _, folder = inspected(tmp_path, data=data, imgsz=64)
-    assert "<b>|x" not in (folder / "report.html").read_text(encoding="utf-8")
-    assert "<b>\\|x" in (folder / "summary.md").read_text(encoding="utf-8")
+    assert "not timed" in inspect_report.costs_table(found).rows[0]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ import sys
 import pytest
 
 from yolo_lossplug.tools.compare.command import plan_of
-from yolo_lossplug.tools.inspect.advice import NO_REASON, RULES, Facts, advise, percent
+from yolo_lossplug.tools.inspect.advice import NO_REASON, RULES, advise, percent
+from yolo_lossplug.tools.inspect.findings import Facts
 from yolo_lossplug.ultralytics_hook.console import parse
 
 PLAIN = {
@@ -45,9 +46,34 @@ def test_every_rule_has_a_case():
     assert list(MADE) == [rule.name for rule in RULES]
 
 
+THRESHOLDS = {
+    **{"faults": 0.005, "no candidates": 0.005, "few candidates": 0.1, "small in one scale only": 0.3},
+    **{"tiny objects": 0.2, "rare classes": 1, "overlapping objects": 0.02, "elongated objects": 0.2},
+    **{"objects without an anchor": 0.05, "contested anchors": 0.15, "memory": 2**31},
+}
+CITED = {
+    "tiny objects": "loss=nwd on synthetic data, 5 seeds: better, +0.1094",
+    "rare classes": "cls_weights=[1,1,2.5] on synthetic data, 5 seeds: worse, -0.0828",
+    "overlapping objects": "nms_iou=diou on synthetic data, 5 seeds: within noise, -0.0001",
+    "elongated objects": "loss=eiou on synthetic data, 5 seeds: within noise, -0.0423",
+    "contested anchors": "tal_topk=7 on synthetic data, 5 seeds: within noise, +0.0050",
+}
+
+
+def test_thresholds():
+    assert {rule.name: rule.threshold for rule in RULES} == THRESHOLDS
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_sources_cite_what_was_measured(name):
+    source = advise(Facts(**{**PLAIN, **MADE[name]}))[0].source
+    cited = f"; {CITED[name]} mAP50-95 (docs/problems.md)" if name in CITED else ""
+    assert source.endswith(cited) and ("synthetic" in source) == bool(cited)
+
+
 def test_plain_data_has_no_reason():
     (advice,) = advise(Facts(**PLAIN))
-    assert advice.text == NO_REASON == "no reason seen to leave the stock loss"
+    assert advice.text == NO_REASON == "no reason to change the stock loss"
     (advice,) = advise(Facts(**PLAIN, without=0.0, without_small=None, conflicts=0.0))
     assert advice.command == "lossplug compare data=my.yaml model=yolov8n.yaml imgsz=640 seeds=3"
 
@@ -96,6 +122,8 @@ def test_texts_have_their_numbers():
     alone = advise(Facts(**{**PLAIN, "rare": ["car"], "rare_share": 0.004}))[0]
     assert alone.text.startswith("class car has 0.4 % of objects")
     assert "imgsz=960" in advise(Facts(**{**PLAIN, "none": (0.01,)}))[0].command
+    tiny = advise(Facts(**{**PLAIN, **MADE["tiny objects"]}))[0]
+    assert tiny.command.endswith(" imgsz=640 loss=ciou,nwd nwd_constant=13 seeds=3")
 
 
 def test_rotated_boxes_get_no_keys_of_horizontal_ones():

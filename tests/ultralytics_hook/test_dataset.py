@@ -20,7 +20,8 @@ from tests.ultralytics_hook.test_report import table
 from yolo_lossplug import LossPlugError
 from yolo_lossplug.boxes import LIMITS, SIZES
 from yolo_lossplug.selection.select import select
-from yolo_lossplug.tools.inspect.views import assign, report_values, view
+from yolo_lossplug.tools.inspect.command import inspect_plan
+from yolo_lossplug.tools.inspect.findings import Findings
 from yolo_lossplug.ultralytics_hook import min_side
 from yolo_lossplug.ultralytics_hook.counts import column_values
 from yolo_lossplug.ultralytics_hook.dataset import assignments, candidates, labels
@@ -320,17 +321,22 @@ def test_rows_of_objects_that_a_criterion_drops():
     assert kept == {row for n, row in enumerate(rows) if n not in drop.tolist()}
 
 
-def test_a_view_adds_up_what_batches_get(data):
-    args = {"data": data, "model": "yolov8n.yaml"}
-    read = labels.read(args)
-    model = assignments.load(args, labels.described(args)[0])
-    shown, ticks = view(read, 64, select({}), model), []
-    assign(shown, read, model, args, 3, [], ticks.append)
-    one = shown.assigned["main"]
-    values = report_values(shown, one)
-    assert sum(values["objects"]) == len(read.cls) and sum(values["positives"]) == one.positives.sum() > 0
-    assert len(ticks) == 3 and np.isnan(one.best_iou).sum() == (shown.total == 0).sum()
-    assert (one.positives <= shown.total).all()
+def test_a_view_adds_up_what_batches_get(data, monkeypatch):
+    batches, assigned = [], assignments.assigned
+
+    def counted(*args):
+        for seen in assigned(*args):
+            batches.append(seen)
+            yield seen
+
+    monkeypatch.setattr(assignments, "assigned", counted)
+    found = Findings(inspect_plan({"data": data, "model": "yolov8n.yaml", "imgsz": 64, "batch": 3}))
+    (shown,) = found.views
+    branch = shown.assigned["main"]
+    objects, _, positives, _ = shown.sums(branch).sum(0)
+    assert objects == len(found.labels.cls) and positives == branch.positives.sum() > 0
+    assert len(batches) == 3 and np.isnan(branch.best_iou).sum() == (shown.total == 0).sum()
+    assert (branch.positives <= shown.total).all()
 
 
 @pytest.mark.slow
@@ -340,14 +346,11 @@ def test_a_training_reports_the_same(data, tmp_path):
     keys = {**TINY, **STILL, **plain, "batch": 8, "data": data, "project": str(tmp_path), "val": False}
     trainer = train(callbacks=[], lossplug_report=True, **keys)
     (row,) = table(trainer.save_dir)
-    args = {"data": data, "model": str(trainer.last)}
-    read, model = labels.read(args), assignments.load(args, labels.described(args)[0])
+    inspected = Findings(inspect_plan({"data": data, "model": str(trainer.last), "imgsz": 64, "batch": 8}))
     trained = {k: v for k, v in trainer.model.state_dict().items() if "num_batches" not in k}
-    model.host.load_state_dict(trained, strict=False)
-    shown = view(read, 64, select({}), model)
-    assign(shown, read, model, args, 8, [], lambda n: None)
-    values = report_values(shown, shown.assigned["main"])
-    found = column_values([list(sums) for sums in zip(*values.values())])
+    inspected.model.host.load_state_dict(trained, strict=False)
+    (shown,) = inspected.views
+    found = column_values(shown.sums(shown.assigned["main"]).tolist())
     for key in ("objects", "positives_per_object", "unassigned_share", *(f"objects_{size}" for size in SIZES)):
         assert found[key] == pytest.approx(float(row[key]), rel=1e-5), key
     assert found["mean_iou"] == pytest.approx(float(row["mean_iou"]), rel=1e-3)

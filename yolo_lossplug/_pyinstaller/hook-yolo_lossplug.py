@@ -16,7 +16,7 @@ datas, losses = collect_entry_point("yolo_lossplug.losses")
 hiddenimports += losses
 # Recipes and datasets are found by name.
 datas += [(str(folder()), "yolo_lossplug/configs")]
-# Style and script of reports, and records of which engine is fastest.
-datas += collect_data_files("yolo_lossplug", includes=["tools/report.*", "**/records/*.json"])
+# Template, style and script of reports, what inspect cites, and records of which engine is fastest.
+datas += collect_data_files("yolo_lossplug", includes=["tools/report.*", "tools/inspect/*.csv", "**/records/*.json"])
 # Triton compiles kernels from their source.
 module_collection_mode = {"yolo_lossplug.kernels": "py"}

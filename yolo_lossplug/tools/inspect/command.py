@@ -1,28 +1,26 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""`lossplug inspect`: what data and assigner do to each other, in numbers and pictures, before any training."""
+"""`lossplug inspect`: how the assigner treats your labels, in numbers and pictures, before any training."""
 
 from __future__ import annotations
 
 import csv
+import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
-import numpy as np
-
+from yolo_lossplug import charts
+from yolo_lossplug.files import write_text
 from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.selection.keys import TASKS, keys, refuse_unknown
-from yolo_lossplug.selection.select import Selection, select
+from yolo_lossplug.selection.select import select
 from yolo_lossplug.tools.arguments import merge, split_list, whole_number
-from yolo_lossplug.tools.inspect import counts as numbers
-from yolo_lossplug.tools.inspect import report as report
-from yolo_lossplug.tools.inspect import views as views
-from yolo_lossplug.tools.inspect.findings import Findings, reasons
-from yolo_lossplug.ultralytics_hook.console import new_folder, progress, say
-from yolo_lossplug.ultralytics_hook.dataset import assignments, labels
-from yolo_lossplug.ultralytics_hook.dataset.assignments import Model
-from yolo_lossplug.ultralytics_hook.dataset.candidates import overlap_of
+from yolo_lossplug.tools.inspect.findings import Findings, InspectPlan
+from yolo_lossplug.tools.inspect.pictures import draw_pictures
+from yolo_lossplug.tools.inspect.report import classes_table, make_report
+from yolo_lossplug.tools.inspect.views import object_rows
+from yolo_lossplug.tools.report import Report
+from yolo_lossplug.ultralytics_hook.console import new_folder, say
 
 HELP = """\
 usage: lossplug inspect data=FILE [imgsz=N,N,...] [model=FILE] [split=train]
@@ -52,24 +50,6 @@ Example: lossplug inspect data=coco128.yaml imgsz=640,960\
 """
 OWN = ("data", "imgsz", "model", "split", "fraction", "task", "batch", "device", "seed", "project", "name")
 MAX_IMGSZ = 8192
-N_PICTURES = 6
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is inspected.
-
-    Attributes:
-        args: Arguments as given.
-        imgsz: Sizes of the network's input.
-        batch: Images in a batch.
-        selection: Numbers of the assigner.
-    """
-
-    args: dict[str, Any]
-    imgsz: tuple[int, ...]
-    batch: int
-    selection: Selection
 
 
 def main(args: Mapping[str, Any]) -> None:
@@ -81,51 +61,47 @@ def main(args: Mapping[str, Any]) -> None:
     Raises:
         LossPlugError: If a key or a value is wrong, or the data cannot be read.
     """
-    plan = plan_of(args)
-    found = inspect(plan)
-    directory = new_folder("inspect", plan.args.get("name"), plan.args.get("project"))
-    write(found, plan, directory)
-    print(report.terminal(found))
-    say(f"report in {directory / 'report.html'}")
+    found = Findings(inspect_plan(args))
+    report, page = write_inspection(found)
+    print(report.terminal(with_verdict=False))  # which repeats the first piece of advice
+    say(f"report in {page}")
 
 
-def plan_of(args: Mapping[str, Any]) -> Plan:
+def inspect_plan(args: Mapping[str, Any]) -> InspectPlan:
     """Return what is inspected, checked.
 
     Raises:
         LossPlugError: If a key or a value is wrong.
     """
-    assigner_keys = [key for key in keys() if key.startswith("tal_")]
-    given = merge(args, {*OWN, *assigner_keys})
+    ours = [key for key in keys() if key.startswith("tal_")]
+    given = merge(args, {*OWN, *ours})
     values = given.values
     for key, value in values.items():
-        if key in keys() and key not in assigner_keys:
+        if key in keys() and key not in ours:
             raise LossPlugError(f"{key}={value} has no effect here: inspect looks at data and assigner. Remove it.")
     refuse_unknown(values, *OWN)
     if not values.get("data"):
         raise LossPlugError("data= is missing: lossplug inspect data=coco128.yaml")
     if values.get("task") not in (None, *TASKS):
         raise LossPlugError(f"task={values['task']} has no boxes to inspect; give {', '.join(TASKS)}.")
-    given.say_unused()
-    numbers_of_assigner = {key: value for key, value in values.items() if key in assigner_keys}
     _check_fraction(values.get("fraction", 1.0))
     whole_number("seed", values.get("seed", 0), 0, 2**31)
-    return Plan(
-        values,
-        _sizes(values.get("imgsz", 640)),
-        whole_number("batch", values.get("batch", 16), 1, 1024),
-        select({**numbers_of_assigner, "task": values.get("task")}),
-    )
+    batch = whole_number("batch", values.get("batch", 16), 1, 1024)
+    assigner = {key: values[key] for key in ours if key in values}
+    select({**assigner, "task": values.get("task")})
+    imgsz = _sizes(values.get("imgsz", 640))
+    given.say_unused()
+    return InspectPlan(values, imgsz, batch, assigner)
 
 
 def _sizes(value: Any) -> tuple[int, ...]:
     """Return the sizes of the input, multiples of 32, each once."""
     sizes = [whole_number("imgsz", word, 32, MAX_IMGSZ) for word in split_list(value)]
-    rounded = [-(-size // 32) * 32 for size in sizes]
-    for size, multiple in zip(sizes, rounded):
+    rounded = {size: -(-size // 32) * 32 for size in sizes}
+    for size, multiple in rounded.items():
         if size != multiple:
             say(f"imgsz={size} must be a multiple of the largest stride, 32: inspected at {multiple}")
-    return tuple(dict.fromkeys(rounded))
+    return tuple(dict.fromkeys(rounded.values()))
 
 
 def _check_fraction(value: Any) -> None:
@@ -136,56 +112,19 @@ def _check_fraction(value: Any) -> None:
         )
 
 
-def inspect(plan: Plan) -> Findings:
-    """Return what is to be said of a dataset.
-
-    Args:
-        plan: What is inspected.
-
-    Raises:
-        LossPlugError: If data or model cannot be read.
-    """
-    args = plan.args
-    data, _ = labels.described(args)
-    model = assignments.load(args, data) if args.get("model") else None
-    read = labels.read(args, model.task if model else None)
-    if model and read.task != model.task:
-        raise LossPlugError(f"model={args['model']} is for task={model.task}, but task={read.task} was given.")
-    selection = plan.selection if plan.selection.task == read.task else _of_task(plan, read.task)
-    shown = []
-    for imgsz in plan.imgsz:
-        bar = progress(len(read.files), f"candidates at {imgsz}")
-        shown.append(views.view(read, imgsz, selection, model))
-        bar.update(len(read.files))
-        bar.close()
-    counts = np.bincount(read.image, minlength=len(read.files))
-    boxes = read.at(max(plan.imgsz))
-    pairs = numbers.count_pairs(counts, read.cls, overlap_of(boxes))
-    found = Findings(args, read, counts, shown, pairs, plan.batch, selection, model)
-    if model:
-        _assign(found, model, args, plan.batch)
-    return found
-
-
-def _of_task(plan: Plan, task: str) -> Selection:
-    return select({**{key: plan.args[key] for key in plan.selection.given}, "task": task})
-
-
-def _assign(found: Findings, model: Model, args: dict[str, Any], batch: int) -> None:
-    chosen = [image for image, _ in numbers.telling(reasons(found, found.views[0]), N_PICTURES)]
-    for one in found.views:
-        bar = progress(len(found.labels.files), f"assignment at {one.imgsz}")
-        try:
-            views.assign(one, found.labels, model, args, batch, chosen, bar.update)
-        finally:
-            bar.close()
-
-
-def write(found: Findings, plan: Plan, directory: Path, command: Optional[str] = None) -> None:
-    """Write tables, pictures and pages into a directory."""
-    directory.mkdir(parents=True, exist_ok=True)
+def write_inspection(found: Findings) -> tuple[Report, Path]:
+    """Write tables, pictures and pages into a new folder, and return the report and its page."""
+    classes, args = classes_table(found), found.plan.args  # mistakes come out here, before there is a folder
+    directory = new_folder("inspect", args.get("name"), args.get("project"))
+    charts.save_table([dict(zip(classes.header, row)) for row in classes.rows], directory / "classes.csv")
     with (directory / "objects.csv").open("w", newline="", encoding="utf-8") as target:
-        csv.writer(target).writerows(views.object_rows(found.labels, found.views))
-    report.write_classes(found, directory / "classes.csv")
-    pictures = report.draw(found, directory, N_PICTURES)
-    report.write(found, pictures, directory, command or report.command_line(plan.args))
+        csv.writer(target).writerows(object_rows(found.labels, found.views, found.strides))
+    report = make_report(found, draw_pictures(found, directory), _command(args))
+    write_text(directory / "summary.md", report.markdown())
+    return report, report.write(directory / "report.html")
+
+
+def _command(args: dict[str, Any]) -> str:
+    """Return the command again."""
+    values = {key: ",".join(map(str, v)) if isinstance(v, (list, tuple)) else v for key, v in args.items()}
+    return " ".join(["lossplug inspect", *(shlex.quote(f"{key}={value}") for key, value in values.items())])

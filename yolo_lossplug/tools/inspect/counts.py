@@ -19,25 +19,6 @@ FULL_IMAGE = 0.95
 MAX_PAIRS = 2_000_000
 """Pairs that are handled at once."""
 
-Overlap = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""Takes objects (P,) and other objects (P,), and returns their IoU (P,)."""
-
-
-class Crowding(NamedTuple):
-    """Objects in an image.
-
-    Attributes:
-        median: Median over the images.
-        high: 95th percentile.
-        maximum: Maximum.
-        empty: Images without an object.
-    """
-
-    median: float
-    high: float
-    maximum: int
-    empty: int
-
 
 class PairCounts(NamedTuple):
     """Pairs of objects of one image.
@@ -45,7 +26,7 @@ class PairCounts(NamedTuple):
     Attributes:
         pairs: Pairs of one class.
         above: How many of them overlap above each of `OVERLAPS`.
-        objects: Objects that are in such a pair, for each of `OVERLAPS`.
+        objects: AssignedObjects that are in such a pair, for each of `OVERLAPS`.
         doubles: Pairs of one class that are the same box.
         two_classes: Pairs of two classes that are the same box.
         is_crowded: Whether each object (G,) is in a pair above the larger of `OVERLAPS`.
@@ -79,18 +60,17 @@ def size_shares(areas: np.ndarray) -> tuple[float, ...]:
     return tuple(share(size == i) for i in range(len(SIZES)))
 
 
-def crowding(counts: np.ndarray) -> Crowding:
-    """Return how many objects images have, from their numbers (n,)."""
-    return Crowding(
-        float(np.median(counts)), float(np.percentile(counts, 95)), int(counts.max()), int((counts == 0).sum())
-    )
+def crowding(counts: np.ndarray) -> tuple[float, float, int, int]:
+    """Return median, 95th percentile and maximum of the objects of images (n,), and the images without any."""
+    median, high = np.percentile(counts, (50, 95)).tolist()
+    return median, high, int(counts.max()), int((counts == 0).sum())
 
 
 def pair_chunks(counts: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield all pairs of objects of one image as indices (P,) and (P,), in chunks.
 
     Args:
-        counts: Objects of each image (n,); those of an image follow each other.
+        counts: AssignedObjects of each image (n,); those of an image follow each other.
     """
     ends = np.repeat(counts.cumsum(), counts)
     rest = ends - 1 - np.arange(len(ends))  # objects of the same image after each object
@@ -98,30 +78,30 @@ def pair_chunks(counts: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     while start < len(rest):
         end = max(start + 1, int(np.searchsorted(total, total[start] + MAX_PAIRS, side="right")) - 1)
         rows = rest[start:end]
-        one = np.repeat(np.arange(start, end), rows)
-        yield one, one + 1 + np.arange(len(one)) - np.repeat(rows.cumsum() - rows, rows)
+        first = np.repeat(np.arange(start, end), rows)
+        yield first, first + 1 + np.arange(len(first)) - np.repeat(rows.cumsum() - rows, rows)
         start = end
 
 
-def count_pairs(counts: np.ndarray, cls: np.ndarray, overlap: Overlap) -> PairCounts:
+def count_pairs(counts: np.ndarray, cls: np.ndarray, overlap: Callable[..., np.ndarray]) -> PairCounts:
     """Return the counts of pairs of objects of one image.
 
     Args:
-        counts: Objects of each image (n,).
+        counts: AssignedObjects of each image (n,).
         cls: Class of each object (G,).
-        overlap: Measures pairs.
+        overlap: Takes objects (P,) and other objects (P,), and returns their IoU (P,).
     """
     pairs, above, doubles, two = 0, np.zeros(len(OVERLAPS), np.int64), 0, 0
     is_close = np.zeros((len(OVERLAPS), len(cls)), bool)
-    for one, other in pair_chunks(counts):
-        is_same, iou = cls[one] == cls[other], overlap(one, other)
+    for first, second in pair_chunks(counts):
+        is_same, iou = cls[first] == cls[second], overlap(first, second)
         pairs += int(is_same.sum())
         doubles += int((is_same & (iou >= SAME_BOX)).sum())
         two += int((~is_same & (iou >= SAME_BOX)).sum())
         for i, limit in enumerate(OVERLAPS):
             close = is_same & (iou > limit)
             above[i] += close.sum()
-            is_close[i, one[close]] = is_close[i, other[close]] = True
+            is_close[i, first[close]] = is_close[i, second[close]] = True
     return PairCounts(pairs, tuple(above.tolist()), tuple(is_close.sum(1).tolist()), doubles, two, is_close[-1])
 
 
@@ -140,7 +120,7 @@ def faults(boxes: np.ndarray, sides: np.ndarray, shapes: np.ndarray, pairs: Pair
     beyond = np.maximum(-(centre - half), centre + half - size).max(1, initial=0)
     return {
         "side below 1 pixel": int((sides.min(1, initial=np.inf) < 1).sum()),
-        "more than 1 pixel outside of the image": int((beyond > 1).sum()),
+        "more than 1 pixel outside the image": int((beyond > 1).sum()),
         "exact duplicates, which the loader removes": removed,
         f"other pairs of one class with IoU of {SAME_BOX} or more": pairs.doubles,
         f"pairs of two classes with IoU of {SAME_BOX} or more": pairs.two_classes,
@@ -150,9 +130,8 @@ def faults(boxes: np.ndarray, sides: np.ndarray, shapes: np.ndarray, pairs: Pair
 
 def class_counts(cls: np.ndarray, image: np.ndarray, n_classes: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the number of objects, and of images with any, of each class (classes,)."""
-    objects = np.bincount(cls, minlength=n_classes)
     images = np.bincount(np.unique(np.stack((image, cls)), axis=1)[1], minlength=n_classes)
-    return objects, images
+    return np.bincount(cls, minlength=n_classes), images
 
 
 def imbalance(objects: np.ndarray) -> float:
@@ -181,22 +160,14 @@ def by_bins(sides: np.ndarray, values: np.ndarray, edges: Sequence[float]) -> tu
         edges: Ascending edges of the bins.
     """
     index = np.clip(np.searchsorted(np.asarray(edges), sides, side="right") - 1, 0, len(edges) - 2)
-    count = np.bincount(index, minlength=len(edges) - 1)
-    total = np.bincount(index, weights=values, minlength=len(edges) - 1)
+    count, total = (np.bincount(index, weights, len(edges) - 1) for weights in (None, values))
     return np.divide(total, count, out=np.full(len(count), np.nan), where=count > 0), count
 
 
-def typical_maximum(counts: np.ndarray, batch: int, seed: int = 0, draws: int = 200) -> int:
-    """Return the median over random batches of the most objects that an image of the batch has.
-
-    Args:
-        counts: Objects of each image (n,).
-        batch: Images in a batch.
-        seed: Seed of the batches.
-        draws: Number of batches.
-    """
-    rng = np.random.default_rng(seed)
-    return int(np.median(counts[rng.integers(0, len(counts), (draws, batch))].max(1)))
+def typical_maximum(counts: np.ndarray, batch: int) -> int:
+    """Return the median over 200 random batches of the most objects (n,) that an image of the batch has."""
+    rows = np.random.default_rng(0).integers(0, len(counts), (200, batch))
+    return int(np.median(counts[rows].max(1)))
 
 
 def telling(scores: dict[str, np.ndarray], limit: int) -> list[tuple[int, str]]:
@@ -207,10 +178,10 @@ def telling(scores: dict[str, np.ndarray], limit: int) -> list[tuple[int, str]]:
         limit: Maximum number of images.
     """
     chosen: dict[int, str] = {}
-    order = {reason: np.argsort(-values, kind="stable")[: 2 * limit] for reason, values in scores.items()}
+    order = {reason: np.argsort(-values, kind="stable")[: 2 * limit].tolist() for reason, values in scores.items()}
     for _ in range(limit):
         for reason, images in order.items():
-            left = [int(i) for i in images if int(i) not in chosen and scores[reason][i] > 0]
+            left = [image for image in images if image not in chosen and scores[reason][image] > 0]
             if left and len(chosen) < limit:
                 chosen[left[0]] = reason
     return list(chosen.items())

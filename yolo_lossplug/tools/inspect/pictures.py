@@ -10,18 +10,23 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from yolo_lossplug import charts
-from yolo_lossplug.tools.inspect.counts import by_bins
+from yolo_lossplug.boxes import LIMITS
+from yolo_lossplug.tools.inspect.counts import by_bins, telling
+from yolo_lossplug.tools.inspect.findings import N_PICTURES, Findings
+from yolo_lossplug.tools.inspect.views import View
+from yolo_lossplug.tools.report import Picture
+from yolo_lossplug.ultralytics_hook.dataset.candidates import candidate_pairs, corners_of, points_of
+from yolo_lossplug.ultralytics_hook.dataset.labels import pixels_of, shown_part
 
 EDGES = tuple(float(2**i) for i in (1, 2, 3, 3.5, 4, 4.5, 5, 5.5, 6, 6.5, 7, 8, 9, 10))
 """Edges of the bins of sides, in pixels."""
+SIDE_LABEL = "side (root of the area) in pixels of the network's input"
 LEVEL_COLOURS = ("#56b4e9", "#e69f00", "#009e73", "#cc79a7", "#0072b2")
 NO_SIGNAL, OBJECT = "#d55e00", "#ffffff"
 MAX_DOTS = 20_000
 """Candidates of an image that are drawn; of more, a random part is."""
-
-
 MAX_OBJECTS, MAX_CENTRES = 60, 500
-"""Objects up to which an image is drawn as a whole, and objects that a part may be around."""
+"""AssignedObjects up to which an image is drawn as a whole, and objects that a part may be around."""
 SIDES_SHOWN = 6
 """Median sides of the objects on either side of the middle of a part."""
 WIDTH, POINTS_PER_INCH = 4.2, 72
@@ -54,113 +59,138 @@ class Panel(NamedTuple):
     level: np.ndarray
 
 
-def draw_sizes(sides: dict[int, np.ndarray], strides: Sequence[float], file: Path) -> Path:
-    """Draw a histogram of the sides of objects at each imgsz, with the strides.
+def draw_pictures(found: Findings, directory: Path) -> list[Picture]:
+    """Draw the pictures into a directory and return them with what they show."""
+    made = [
+        Picture(
+            _draw_sizes(found, directory / "sizes.png"),
+            "histogram of the sizes of objects, with the strides of the levels",
+            "AssignedObjects left of the first stride fit into one cell of the finest level.",
+        ),
+        Picture(
+            _draw_candidates(found, directory / "candidates.png"),
+            "mean number of candidate anchors by size of the object and level",
+            f"Last line: share of objects with fewer than {found.topk} candidates, which the assigner asks for.",
+        ),
+    ]
+    if panels := _panels(found):
+        images = _draw_images(panels, found.strides, directory / "images.png")
+        caption = "Images of most interest, as the network sees them. Dots are centres of anchors, coloured by level."
+        made.append(Picture(images, "images with their objects and anchors", caption))
+    return made
 
-    Args:
-        sides: Root of the area (G,) in pixels of the input, by imgsz.
-        strides: Strides of the levels.
-        file: A PNG.
-    """
+
+def _draw_sizes(found: Findings, file: Path) -> Path:
+    """Draw a histogram of the sides of objects at each imgsz, with the strides."""
     edges = 2.0 ** np.arange(0, 11.01, 0.25)
-    figure, axes = charts.figure(len(sides), 1, 7.5, 2.5)
-    for panel, (imgsz, values) in zip(axes[:, 0], sides.items()):
-        shown = np.histogram(np.clip(values, edges[0], edges[-1] * 0.999), edges)[0] / max(1, len(values)) * 100
+    figure, axes = charts.figure(len(found.views), 1, 7.5, 2.5)
+    for panel, view in zip(axes[:, 0], found.views):
+        counts = np.histogram(np.clip(view.sides, edges[0], edges[-1] * 0.999), edges)[0]
+        shown = counts / max(1, len(view.sides)) * 100
         panel.bar(edges[:-1], shown, np.diff(edges), align="edge", color="#0072b2", alpha=0.75, linewidth=0)
         top = max(1.0, shown.max()) * 1.28
-        for stride in strides:
+        for stride in found.strides:
             panel.axvline(stride, color="#d55e00", linestyle="--", linewidth=1.2)
             panel.text(stride * 1.04, top * 0.98, f"stride {stride:g}", color="#a04000", fontsize=8, va="top")
-        for limit, name in ((32, "small | medium"), (96, "medium | large")):
+        for limit, name in zip(np.sqrt(LIMITS), ("small | medium", "medium | large")):
             panel.axvline(limit, color="black", linestyle=":", linewidth=1.2)
             panel.text(limit, top * 0.86, name, fontsize=8, va="top", ha="center", backgroundcolor="white")
         panel.set_xscale("log", base=2)
-        panel.set_xticks(2.0 ** np.arange(0, 12))
-        panel.set_xticklabels([f"{2**i}" for i in range(12)])
+        panel.set_xticks(2.0 ** np.arange(0, 12), [f"{2**i}" for i in range(12)])
         panel.minorticks_off()
-        panel.set_xlim(min(4.0, *edges[:-1][shown > 0]), max(1.1 * imgsz, 192.0))
-        panel.set_ylim(0, top)
-        panel.set_ylabel("% of objects")
-        panel.set_title(f"imgsz {imgsz}: size of objects against the strides", fontsize=10)
-    axes[-1, 0].set_xlabel("side (root of the area) in pixels of the network's input")
+        least, most = min(4.0, *edges[:-1][shown > 0]), max(1.1 * view.imgsz, 192.0)
+        panel.set(xlim=(least, most), ylim=(0, top), ylabel="% of objects")
+        panel.set_title(f"imgsz {view.imgsz}: size of objects against the strides", fontsize=10)
+    axes[-1, 0].set_xlabel(SIDE_LABEL)
     return charts.save(figure, file)
 
 
-def draw_candidates(
-    sides: dict[int, np.ndarray],
-    candidates: dict[int, np.ndarray],
-    strides: Sequence[float],
-    topk: int,
-    file: Path,
-) -> Path:
-    """Draw strips of the mean number of candidates by size and level, one block for each imgsz.
+def _draw_candidates(found: Findings, file: Path) -> Path:
+    """Draw strips of the mean number of candidates by size and level, one block for each imgsz."""
+    rows = [*(f"stride {stride:g}" for stride in found.strides), "all levels", f"fewer than {found.topk}"]
+    figure, axes = charts.figure(len(found.views), 1, 9, 0.42 * len(rows) + 0.9)
+    sides = np.concatenate([view.sides for view in found.views])
+    used = np.flatnonzero(by_bins(sides, sides, EDGES)[1])
+    first, last = int(used[0]), int(used[-1]) + 1
+    for panel, view in zip(axes[:, 0], found.views):
+        _draw_strips(panel, view, found.topk)
+        panel.set_xlim(first - 0.5, last - 0.5)
+        labels = [f"{edge:.0f}" for edge in EDGES[first : last + 1]]
+        panel.set_xticks(np.arange(first, last + 1) - 0.5, labels, fontsize=8)
+        panel.set_yticks(range(len(rows)), rows, fontsize=8)
+        panel.set_title(f"imgsz {view.imgsz}: mean number of candidates of an object, by its size", fontsize=10)
+        panel.tick_params(length=0)
+        panel.spines[:].set_visible(False)
+        panel.axhline(len(rows) - 1.5, color="black", linewidth=0.8)
+    axes[-1, 0].set_xlabel(SIDE_LABEL)
+    return charts.save(figure, file)
 
-    Args:
-        sides: Root of the area (G,) in pixels of the input, by imgsz.
-        candidates: Candidates (G, L), by imgsz.
-        strides: Strides of the L levels.
-        topk: Anchors that the assigner selects for an object at most.
-        file: A PNG.
-    """
+
+def _draw_strips(panel: Any, view: View, topk: int) -> None:
+    """Draw means by level, of all levels, and the share of objects with fewer than the assigner selects."""
     from matplotlib.colors import LogNorm
 
-    rows = len(strides) + 2
-    figure, axes = charts.figure(len(sides), 1, 9, 0.42 * rows + 0.9)
-    norm = LogNorm(1, 400, clip=True)
-    used = np.flatnonzero(by_bins(np.concatenate([*sides.values()]), np.concatenate([*sides.values()]), EDGES)[1])
-    first, last = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, len(EDGES) - 1)
-    for panel, (imgsz, values) in zip(axes[:, 0], sides.items()):
-        total = candidates[imgsz].sum(1)
-        columns = [candidates[imgsz][:, i] for i in range(len(strides))] + [total]
-        means = np.stack([by_bins(values, column, EDGES)[0] for column in columns])
-        low, _ = by_bins(values, total < topk, EDGES)
-        shown = np.vstack((means, np.full((1, len(low)), np.nan)))
-        panel.imshow(np.maximum(shown, 1), cmap="Blues", norm=norm, aspect="auto")
-        for i, row in enumerate(np.vstack((means, low * 100))):
-            for j, value in enumerate(row):
-                if np.isnan(value):
-                    continue
-                text = f"{value:.0f} %" if i == rows - 1 else f"{value:.0f}" if value >= 9.95 else f"{value:.1f}"
-                is_dark = i < rows - 1 and norm(max(1, value)) > 0.6
-                panel.text(j, i, text, ha="center", va="center", fontsize=8, color="white" if is_dark else "black")
-        panel.set_xlim(first - 0.5, last - 0.5)
-        panel.set_xticks(np.arange(first, last + 1) - 0.5)
-        panel.set_xticklabels([f"{edge:.0f}" for edge in EDGES[first : last + 1]], fontsize=8)
-        panel.set_yticks(range(rows))
-        names = [f"stride {stride:g}" for stride in strides]
-        panel.set_yticklabels([*names, "all levels", f"fewer than {topk}"], fontsize=8)
-        panel.set_title(f"imgsz {imgsz}: mean number of candidates of an object, by its size", fontsize=10)
-        panel.tick_params(length=0)
-        for spine in panel.spines.values():
-            spine.set_visible(False)
-        panel.axhline(rows - 1.5, color="black", linewidth=0.8)
-    axes[-1, 0].set_xlabel("side (root of the area) in pixels of the network's input")
-    return charts.save(figure, file)
+    columns = (*view.candidates.T, view.total, 100 * (view.total < topk))
+    values = np.stack([by_bins(view.sides, column, EDGES)[0] for column in columns])
+    last, norm = len(values) - 1, LogNorm(1, 400, clip=True)
+    shown = np.maximum(values, 1)
+    shown[last] = np.nan
+    panel.imshow(shown, cmap="Blues", norm=norm, aspect="auto")
+    for i, j in np.argwhere(~np.isnan(values)):
+        value = values[i, j]
+        text = f"{value:.0f} %" if i == last else f"{value:.{0 if value >= 9.95 else 1}f}"
+        colour = "white" if i < last and norm(max(1, value)) > 0.6 else "black"
+        panel.text(j, i, text, ha="center", va="center", fontsize=8, color=colour)
 
 
-def draw_images(panels: Sequence[Panel], strides: Sequence[float], file: Path) -> Path:
-    """Draw images with their objects and anchors.
+def _panels(found: Findings) -> list[Panel]:
+    """Return the images of most interest that can be read."""
+    view = found.views[0]
+    scores = found.reasons(view)
+    points, level = points_of(view.imgsz, found.strides)
+    panels = []
+    for image, reason in telling(scores, N_PICTURES):
+        pixels = pixels_of(found.labels, view.imgsz, image)
+        if pixels is None:
+            continue
+        shown = shown_part(found.labels, view.imgsz, image)
+        title = _title(reason, scores[reason][image], int(found.counts[image]))
+        panels.append(Panel(pixels, shown, title, *_objects(found, view, image), points, level))
+    return panels
 
-    Args:
-        panels: The images, six at most.
-        strides: Strides of the levels.
-        file: A PNG or JPEG.
-    """
+
+def _objects(found: Findings, view: View, image: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return the corners of an image's objects, whether each has a signal, candidates, and assigned anchors."""
+    if view.main is not None:
+        seen = view.main.kept[image]
+        anchors, assigned = seen.candidates.any(0).nonzero()[0], (seen.owner >= 0).nonzero()[0]
+        return corners_of(seen.boxes), seen.positives > 0, anchors, assigned
+    rows = found.labels.image == image
+    boxes = view.boxes[rows]
+    _, anchors = candidate_pairs(boxes, view.imgsz, found.strides, found.assigner)
+    return corners_of(boxes), view.total[rows] > 0, anchors, np.zeros(0, np.int64)
+
+
+def _title(reason: str, score: float, count: int) -> str:
+    """Return why an image is shown, and how many objects it has."""
+    if reason == "smallest object":
+        return f"smallest object: side of {1 / score:.1f}, {count} objects"
+    if reason.startswith("objects"):
+        return f"{score:.0f} of {count} {reason}"
+    is_counted = reason.startswith(("anchors", "overlapping"))
+    return f"{f'{score:.0f} ' * is_counted}{reason}, {count} objects"
+
+
+def _draw_images(panels: Sequence[Panel], strides: Sequence[float], file: Path) -> Path:
+    """Draw images with their objects and anchors, six at most."""
     columns = min(3, len(panels))
-    rows = -(-len(panels) // columns)
-    figure, axes = charts.figure(rows, columns, WIDTH, WIDTH + 0.3)
+    figure, axes = charts.figure(-(-len(panels) // columns), columns, WIDTH, WIDTH + 0.3)
     for axis in axes.flat:
         axis.axis("off")
     for axis, panel in zip(axes.flat, panels):
-        _draw(axis, panel)
-    figure.legend(
-        handles=_legend(panels, strides),
-        loc="outside lower center",
-        ncols=3,
-        frameon=False,
-        fontsize=9,
-        handlelength=1.6,
-    )
+        _draw(axis, panel, strides[0])
+    handles = _legend(panels, strides)
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9, handlelength=1.6)
     return charts.save(figure, file)
 
 
@@ -176,8 +206,8 @@ def window(panel: Panel) -> tuple[float, float, float, float]:
     if half > extent / 3 and len(centres) <= MAX_OBJECTS:
         return panel.shown
     away = np.abs(centres[:, None] - centres[None, :MAX_CENTRES]).max(-1)
-    index = int((~panel.has_signal[:MAX_CENTRES]).argmax()) if (~panel.has_signal[:MAX_CENTRES]).any() else -1
-    index = int((away < half).sum(0).argmax()) if index < 0 else index
+    is_missed = ~panel.has_signal[:MAX_CENTRES]
+    index = int((is_missed if is_missed.any() else (away < half).sum(0)).argmax())
     if len(centres) > MAX_OBJECTS:
         half = min(half, float(np.sort(away[:, index])[MAX_OBJECTS // 2]))
     low = np.clip(centres[index] - half, (left, top), (max(left, right - 2 * half), max(top, bottom - 2 * half)))
@@ -185,12 +215,12 @@ def window(panel: Panel) -> tuple[float, float, float, float]:
     return float(low[0]), float(low[1]), float(high[0]), float(high[1])
 
 
-def _draw(axis: Any, panel: Panel) -> None:
+def _draw(axis: Any, panel: Panel, stride: float) -> None:
     from matplotlib.patches import Polygon
 
     left, top, right, bottom = window(panel)
     low, high = np.array([left, top]), np.array([right, bottom])
-    spacing = WIDTH * POINTS_PER_INCH / max(right - left, bottom - top) * _least_spacing(panel)
+    spacing = WIDTH * POINTS_PER_INCH / max(right - left, bottom - top) * stride
     axis.imshow(panel.image // 2 + 127)  # pale, so that dots are seen
     is_inside = _is_inside(panel.points, low, high)
     dots = np.unique(panel.candidates)
@@ -204,26 +234,18 @@ def _draw(axis: Any, panel: Panel) -> None:
     axis.scatter(*panel.points[chosen].T, s=size, c=colours, edgecolors="black", linewidths=edge, zorder=3)
     for corners, has_signal in zip(panel.corners, panel.has_signal):
         for width, colour in ((2.4, "black"), (1.2, OBJECT if has_signal else NO_SIGNAL)):
-            axis.add_patch(
-                Polygon(corners, fill=False, edgecolor=colour, linewidth=width, zorder=4 if not has_signal else 2)
-            )
+            order = 2 if has_signal else 4
+            axis.add_patch(Polygon(corners, fill=False, edgecolor=colour, linewidth=width, zorder=order))
     missed = panel.corners[~panel.has_signal].mean(1)
     missed = missed[_is_inside(missed, low, high)]
     axis.scatter(*missed.T, s=45, marker="x", c=NO_SIGNAL, linewidths=2, zorder=5, clip_on=False)
-    axis.set_xlim(left, right)
-    axis.set_ylim(bottom, top)
+    axis.set(xlim=(left, right), ylim=(bottom, top))
     axis.set_title(panel.title + ("" if window(panel) == panel.shown else " (part)"), fontsize=9)
 
 
 def _is_inside(points: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
     """Return whether points (P, 2) are in a rectangle."""
     return np.asarray(np.logical_and(points >= low, points <= high).all(axis=1))
-
-
-def _least_spacing(panel: Panel) -> float:
-    """Return the distance in pixels of the anchors of the finest level."""
-    first = panel.points[panel.level == 0]
-    return float(first[1, 0] - first[0, 0]) if len(first) > 1 else float(panel.image.shape[0])
 
 
 def _colours(level: np.ndarray) -> list[str]:
@@ -234,21 +256,15 @@ def _legend(panels: Sequence[Panel], strides: Sequence[float]) -> list[Any]:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
+    def dot(size: float, colour: str, label: str, **style: Any) -> Any:
+        return Line2D([], [], linestyle="", markersize=size, color=colour, label=label, **{"marker": "o", **style})
+
     is_assigned = any(len(panel.assigned) for panel in panels)
-    handles: list[Any] = [
-        Line2D([], [], linestyle="", marker="o", markersize=5, color=colour, label=f"stride {stride:g}")
-        for colour, stride in zip(LEVEL_COLOURS, strides)
-    ]
-    handles.append(Line2D([], [], linestyle="", marker="o", markersize=3, color="#555555", label="candidate"))
-    if is_assigned:
-        handles.append(
-            Line2D(
-                [], [], linestyle="", marker="o", markersize=6, color="#bbbbbb", mec="black", label="assigned anchor"
-            )
-        )
     what = "an anchor" if is_assigned else "a candidate"
-    handles.append(Patch(facecolor="none", edgecolor="black", linewidth=1.5, label=f"object with {what} (white)"))
-    handles.append(
-        Line2D([], [], linestyle="", marker="x", markersize=8, mew=2, color=NO_SIGNAL, label="object without (red)")
-    )
-    return handles
+    return [
+        *(dot(5, colour, f"stride {stride:g}") for colour, stride in zip(LEVEL_COLOURS, strides)),
+        dot(3, "#555555", "candidate"),
+        *([dot(6, "#bbbbbb", "assigned anchor", mec="black")] if is_assigned else []),
+        Patch(facecolor="none", edgecolor="black", linewidth=1.5, label=f"object with {what} (white)"),
+        dot(8, NO_SIGNAL, "object without (red)", marker="x", mew=2),
+    ]

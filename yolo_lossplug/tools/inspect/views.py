@@ -1,54 +1,76 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""What `lossplug inspect` collects of a dataset: one view for each imgsz, with or without a model's assignment."""
+"""What `lossplug inspect` collects of a dataset at one imgsz, with or without a model's assignment."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Callable, Optional
+from itertools import repeat
+from typing import Any, Optional
 
 import numpy as np
 
-from yolo_lossplug.selection.select import Selection
-from yolo_lossplug.tools.inspect.counts import sizes_of
-from yolo_lossplug.ultralytics_hook.dataset import assignments
-from yolo_lossplug.ultralytics_hook.dataset.assignments import AssignedObjects, Model
-from yolo_lossplug.ultralytics_hook.dataset.candidates import count_candidates, make_assigner
+from yolo_lossplug.boxes import SIZES
+from yolo_lossplug.tools.inspect.counts import share, size_shares, sizes_of
+from yolo_lossplug.ultralytics_hook.dataset.assignments import AssignedObjects
 from yolo_lossplug.ultralytics_hook.dataset.labels import Labels
 
-STRIDES = (8.0, 16.0, 32.0)
-"""Strides of most models, of those without another one."""
-P2 = 4.0
+FEW = 4
+"""Candidates below which an object counts as one with few."""
+TINY = 16.0
+"""Side in pixels of the network's input below which an object counts as tiny."""
 KEPT = 8
 """Images whose assignment is kept for pictures, for each reason."""
 
 
-@dataclass
-class Assigned:
-    """What each object of the labels gets in one branch.
+class BranchAssignment:
+    """What each object of the labels gets in one branch of a model.
 
     Attributes:
         positives: Anchors (G,); 0 for objects that the criterion drops.
         best_iou: IoU (G,) of the best candidate's prediction; NaN without one.
         score: Score (G,) of the object's class there; NaN without one.
         overlap: Sum (G,) of the IoU of the assigned anchors' predictions.
-        wanted: Selected anchors, before conflicts are resolved, of all images.
-        conflicts: How many of these two or more objects select, in each image (n,).
+        conflicts: How many selected anchors two or more objects select, in each image (n,).
+        selected: Selected anchors of all images, before conflicts are resolved.
         kept: Images for pictures, by index.
+
+    Args:
+        labels: The labels.
+        wanted: Images to keep besides those with most conflicts and most objects without an anchor.
     """
 
-    positives: np.ndarray
-    best_iou: np.ndarray
-    score: np.ndarray
-    overlap: np.ndarray
-    conflicts: np.ndarray
-    wanted: int = 0
-    kept: dict[int, AssignedObjects] = field(default_factory=dict)
+    def __init__(self, labels: Labels, wanted: Sequence[int]) -> None:
+        n, count = len(labels.files), len(labels.cls)
+        self.wanted, self.first = wanted, np.searchsorted(labels.image, np.arange(n))
+        self.positives, self.conflicts = np.zeros(count, np.int64), np.zeros(n, np.int64)
+        self.best_iou, self.score, self.overlap = (np.full(count, value) for value in (np.nan, np.nan, 0.0))
+        self.selected, self.kept = 0, dict[int, AssignedObjects]()
 
     @property
     def conflict_share(self) -> float:
         """Share of selected anchors that two objects or more select."""
-        return float(self.conflicts.sum() / self.wanted) if self.wanted else 0.0
+        return float(self.conflicts.sum() / self.selected) if self.selected else 0.0
+
+    def add(self, seen: AssignedObjects) -> None:
+        """Add the objects of one image."""
+        rows = self.first[seen.image] + seen.row
+        self.positives[rows], self.overlap[rows] = seen.positives, seen.overlap
+        self.best_iou[rows], self.score[rows] = seen.best_iou, seen.score
+        self.conflicts[seen.image] = seen.conflicts
+        self.selected += int(seen.wanted.any(0).sum())
+        of_image, of_selected = (np.asarray(mask.any(axis=0))[None] for mask in (seen.candidates, seen.wanted))
+        self.kept[seen.image] = seen._replace(candidates=of_image, wanted=of_selected)  # all that pictures need
+        if len(self.kept) > len(self.wanted) + 4 * KEPT:
+            self._forget()
+
+    def _forget(self) -> None:
+        """Keep the images that are wanted, and the first of each order."""
+        images = sorted(self.kept)
+        by_conflicts = sorted(images, key=lambda image: -self.conflicts[image])
+        by_missing = sorted(images, key=lambda image: -(self.kept[image].positives == 0).sum())
+        best = {*by_conflicts[:KEPT], *by_missing[:KEPT], *self.wanted}
+        self.kept = {image: self.kept[image] for image in images if image in best}
 
 
 @dataclass
@@ -57,7 +79,6 @@ class View:
 
     Attributes:
         imgsz: Side of the network's input in pixels.
-        strides: Strides of the levels.
         boxes: Boxes (G, 4 or 5) in pixels of the input.
         candidates: Candidates (G, L) of each object by level.
         total_p2: Candidates (G,) with a level of stride 4 in addition.
@@ -65,16 +86,15 @@ class View:
     """
 
     imgsz: int
-    strides: tuple[float, ...]
     boxes: np.ndarray
     candidates: np.ndarray
     total_p2: np.ndarray
-    assigned: dict[str, Assigned] = field(default_factory=dict)
+    assigned: dict[str, BranchAssignment] = field(default_factory=dict)
 
     @property
     def total(self) -> np.ndarray:
-        """Candidates (G,) of each object."""
-        return self.candidates.sum(1)
+        """Candidates of each object (G,)."""
+        return np.asarray(self.candidates.sum(1))
 
     @property
     def areas(self) -> np.ndarray:
@@ -88,127 +108,49 @@ class View:
         return np.sqrt(self.areas.clip(0))
 
     @property
-    def main(self) -> Optional[Assigned]:
+    def shares(self) -> dict[str, float]:
+        """Shares of objects by the names that `Facts` has for them."""
+        return {
+            "few": share(self.total < FEW),
+            "few_p2": share(self.total_p2 < FEW),
+            "none": share(self.total == 0),
+            "tiny": share(self.sides < TINY),
+            "small_input": size_shares(self.areas)[0],
+        }
+
+    @property
+    def main(self) -> Optional[BranchAssignment]:
         """The assignment of the branch with most anchors; None without a model."""
-        return max(self.assigned.values(), key=lambda one: one.positives.sum(), default=None)
+        return max(self.assigned.values(), key=lambda branch: branch.positives.sum(), default=None)
+
+    def sums(self, branch: BranchAssignment) -> np.ndarray:
+        """Return sums by size (sizes, 4): objects, those without an anchor, anchors, and their overlap."""
+        columns = (None, branch.positives == 0, branch.positives, branch.overlap)
+        return np.stack([np.bincount(sizes_of(self.areas), values, len(SIZES)) for values in columns], 1)
 
 
-def view(labels: Labels, imgsz: int, selection: Selection, model: Optional[Model]) -> View:
-    """Return a dataset at one imgsz, from labels alone.
-
-    Args:
-        labels: The labels.
-        imgsz: Side of the network's input in pixels.
-        selection: Selected numbers of the assigner.
-        model: The model whose strides and assigner count; None for the usual ones.
-    """
-    strides = model.strides if model else STRIDES
-    assigner = model.assigner() if model else make_assigner(labels.task, strides, selection)
-    boxes = labels.at(imgsz)
-    return View(
-        imgsz,
-        strides,
-        boxes,
-        count_candidates(boxes, imgsz, strides, assigner),
-        _with_p2(boxes, imgsz, labels, selection),
-    )
-
-
-def _with_p2(boxes: np.ndarray, imgsz: int, labels: Labels, selection: Selection) -> np.ndarray:
-    strides = (P2, *STRIDES)
-    total: np.ndarray = count_candidates(boxes, imgsz, strides, make_assigner(labels.task, strides, selection)).sum(1)
-    return total
-
-
-def assign(
-    shown: View, labels: Labels, model: Model, args: dict[str, Any], batch: int, wanted: Sequence[int], tick: Callable
-) -> None:
-    """Add what a model's assigner makes of the objects to a view.
-
-    Args:
-        shown: The view.
-        labels: The labels.
-        model: The model.
-        args: ``data``, ``split`` and ``fraction``.
-        batch: Images in a batch.
-        wanted: Images to keep for pictures besides those with most conflicts and most objects without an anchor.
-        tick: Called with the number of images that are done.
-    """
-    first = np.searchsorted(labels.image, np.arange(len(labels.files)))
-    for seen in assignments.assigned(model, args, shown.imgsz, batch):
-        for one in seen:
-            _add(shown.assigned.setdefault(one.branch, _nothing(labels)), one, first[one.image], wanted)
-        tick(batch)
-
-
-def _nothing(labels: Labels) -> Assigned:
-    count, nan = len(labels.cls), np.full(len(labels.cls), np.nan)
-    return Assigned(np.zeros(count, np.int64), nan, nan.copy(), np.zeros(count), np.zeros(len(labels.files), np.int64))
-
-
-def _add(total: Assigned, one: AssignedObjects, first: int, wanted: Sequence[int]) -> None:
-    rows = first + one.row
-    total.positives[rows], total.overlap[rows] = one.positives, one.overlap
-    total.best_iou[rows], total.score[rows] = one.best_iou, one.score
-    total.conflicts[one.image] = one.conflicts
-    total.wanted += int(one.wanted.any(0).sum())
-    candidates, wanted_ = (np.asarray(mask.any(axis=0))[None] for mask in (one.candidates, one.wanted))
-    total.kept[one.image] = one._replace(candidates=candidates, wanted=wanted_)  # all that pictures need
-    _forget(total, wanted)
-
-
-def _forget(total: Assigned, wanted: Sequence[int]) -> None:
-    """Keep the images that are wanted, and the first of each order."""
-    if len(total.kept) <= len(wanted) + 4 * KEPT:
-        return
-    orders = (lambda one: -total.conflicts[one.image], lambda one: -int((one.positives == 0).sum()))
-    best = {one.image for order in orders for one in sorted(total.kept.values(), key=order)[:KEPT]}
-    total.kept = {image: one for image, one in total.kept.items() if image in best or image in wanted}
-
-
-def report_values(shown: View, one: Assigned) -> dict[str, float]:
-    """Return the sums of an assignment by size: ``objects``, ``unassigned``, ``positives``, ``overlap`` (sizes,)."""
-    size = sizes_of(shown.areas)
-    columns = {
-        "objects": np.ones(len(size)),
-        "unassigned": one.positives == 0,
-        "positives": one.positives,
-        "overlap": one.overlap,
-    }
-    return {name: np.bincount(size, weights=values, minlength=3).tolist() for name, values in columns.items()}
-
-
-def object_rows(labels: Labels, shown: Sequence[View]) -> Iterator[list[Any]]:
+def object_rows(labels: Labels, views: Sequence[View], strides: Sequence[float]) -> Iterator[list[Any]]:
     """Yield the lines of objects.csv, its header first: one for each object, imgsz and branch."""
-    strides = shown[0].strides
     yield [
         *("imgsz", "image", "class", "name", "width", "height", "side", "size"),
         *(f"candidates_stride{stride:g}" for stride in strides),
         *("candidates", "branch", "positives", "best_iou", "score"),
     ]
-    names = [labels.names.get(i, str(i)) for i in range(int(labels.cls.max()) + 1)]
-    files = np.array(labels.files)[labels.image].tolist()
-    sides = labels.sides.astype(float).round(1).tolist()
-    for one in shown:
-        size, side = (
-            np.array(("small", "medium", "large"))[sizes_of(one.areas)].tolist(),
-            one.sides.astype(float).round(2).tolist(),
-        )
-        branches: dict[str, Optional[Assigned]] = {**one.assigned} or {"": None}
-        for branch, got in branches.items():
-            extra = _columns(got, len(files))
-            rows = zip(
-                files, labels.cls.tolist(), sides, side, size, one.candidates.tolist(), one.total.tolist(), extra
-            )
-            for file, cls, (width, height), root, word, levels, total, (positives, iou, score) in rows:
-                yield [
-                    *(one.imgsz, file, cls, names[cls], width, height, root, word, *levels, total),
-                    *(branch, positives, iou, score),
-                ]
+    files = [labels.files[image] for image in labels.image]
+    names = [labels.names.get(cls, str(cls)) for cls in labels.cls.tolist()]
+    width, height = labels.sides.astype(float).round(1).T.tolist()
+    for view in views:
+        size, side = np.array(SIZES)[sizes_of(view.areas)].tolist(), view.sides.astype(float).round(2).tolist()
+        left = (repeat(view.imgsz), files, labels.cls.tolist(), names, width, height, side, size)
+        counted = (*view.candidates.T.tolist(), view.total.tolist())
+        branches: dict[str, Optional[BranchAssignment]] = {**view.assigned} or {"": None}
+        for name, branch in branches.items():
+            yield from map(list, zip(*left, *counted, repeat(name), *_columns(branch, len(files))))
 
 
-def _columns(got: Optional[Assigned], count: int) -> Iterator[tuple[Any, ...]]:
-    if got is None:
-        return iter([("", "", "")] * count)
-    numbers = (["" if np.isnan(v) else round(v, 4) for v in column.tolist()] for column in (got.best_iou, got.score))
-    return zip(got.positives.tolist(), *numbers)
+def _columns(branch: Optional[BranchAssignment], count: int) -> list[list[Any]]:
+    """Return positives, best IoU and score, empty where there is none."""
+    if branch is None:
+        return [[""] * count] * 3
+    numbers = (np.round(values, 4).astype(object) for values in (branch.best_iou, branch.score))
+    return [branch.positives.tolist(), *(np.where(values != values, "", values).tolist() for values in numbers)]
