@@ -26,7 +26,7 @@ class PairCounts(NamedTuple):
     Attributes:
         pairs: Pairs of one class.
         above: How many of them overlap above each of `OVERLAPS`.
-        objects: AssignedObjects that are in such a pair, for each of `OVERLAPS`.
+        objects: Objects that are in such a pair, for each of `OVERLAPS`.
         doubles: Pairs of one class that are the same box.
         two_classes: Pairs of two classes that are the same box.
         is_crowded: Whether each object (G,) is in a pair above the larger of `OVERLAPS`.
@@ -70,7 +70,7 @@ def pair_chunks(counts: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield all pairs of objects of one image as indices (P,) and (P,), in chunks.
 
     Args:
-        counts: AssignedObjects of each image (n,); those of an image follow each other.
+        counts: Objects of each image (n,); those of an image follow each other.
     """
     ends = np.repeat(counts.cumsum(), counts)
     rest = ends - 1 - np.arange(len(ends))  # objects of the same image after each object
@@ -87,7 +87,7 @@ def count_pairs(counts: np.ndarray, cls: np.ndarray, overlap: Callable[..., np.n
     """Return the counts of pairs of objects of one image.
 
     Args:
-        counts: AssignedObjects of each image (n,).
+        counts: Objects of each image (n,).
         cls: Class of each object (G,).
         overlap: Takes objects (P,) and other objects (P,), and returns their IoU (P,).
     """

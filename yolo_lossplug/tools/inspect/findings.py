@@ -75,7 +75,7 @@ class Facts:
         crowded: Share in a pair of one class that overlaps above 0.7.
         rare: Names of classes with objects, but fewer than 1/`RARE` of the largest.
         rare_share: Share of objects of these classes.
-        imbalance: AssignedObjects of the largest class over those of the smallest.
+        imbalance: Objects of the largest class over those of the smallest.
         faults: Labels with faults that a training suffers from, and images that the loader leaves out, by kind.
         dense_bytes: Memory of stock's assigner in a typical batch.
         without: Share without an anchor in the assignment of the model; None without a model.
@@ -183,7 +183,7 @@ class Findings:
 
     @cached_property
     def counts(self) -> np.ndarray:
-        """AssignedObjects of each image (n,)."""
+        """Objects of each image (n,)."""
         return np.bincount(self.labels.image, minlength=len(self.labels.files))
 
     @cached_property
@@ -201,7 +201,7 @@ class Findings:
 
     @cached_property
     def classes(self) -> tuple[np.ndarray, np.ndarray]:
-        """AssignedObjects, and images with any, of each class."""
+        """Objects, and images with any, of each class."""
         return numbers.class_counts(self.labels.cls, self.labels.image, max(self.labels.names, default=0) + 1)
 
     @cached_property

@@ -26,7 +26,7 @@ NO_SIGNAL, OBJECT = "#d55e00", "#ffffff"
 MAX_DOTS = 20_000
 """Candidates of an image that are drawn; of more, a random part is."""
 MAX_OBJECTS, MAX_CENTRES = 60, 500
-"""AssignedObjects up to which an image is drawn as a whole, and objects that a part may be around."""
+"""Objects up to which an image is drawn as a whole, and objects that a part may be around."""
 SIDES_SHOWN = 6
 """Median sides of the objects on either side of the middle of a part."""
 WIDTH, POINTS_PER_INCH = 4.2, 72
@@ -65,7 +65,7 @@ def draw_pictures(found: Findings, directory: Path) -> list[Picture]:
         Picture(
             _draw_sizes(found, directory / "sizes.png"),
             "histogram of the sizes of objects, with the strides of the levels",
-            "AssignedObjects left of the first stride fit into one cell of the finest level.",
+            "Objects left of the first stride fit into one cell of the finest level.",
         ),
         Picture(
             _draw_candidates(found, directory / "candidates.png"),

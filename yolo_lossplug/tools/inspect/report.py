@@ -133,7 +133,7 @@ def _crowding_tables(found: Findings) -> Iterator[Table]:
     """Yield how many objects images have, and how many pairs overlap."""
     median, high, *others = numbers.crowding(found.counts)
     header = ("median", "95 %", "maximum", "images without")
-    yield Table(header, [[f"{median:g}", f"{high:.0f}", *others]], "AssignedObjects in an image", columns=4)
+    yield Table(header, [[f"{median:g}", f"{high:.0f}", *others]], "Objects in an image", columns=4)
     pairs, n = found.pairs, max(1, len(found.labels.cls))
     rows = [
         [f"{limit:g}", percent(above / max(1, pairs.pairs)), percent(objects / n)]
