@@ -37,10 +37,10 @@ slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 
 
 def train(model="yolov8n.yaml", trainer=None, callbacks=(), **keys):
-    """Train in this process and return the trainer."""
+    """Train a model, or one of YOLO by its name, in this process and return the trainer."""
     from ultralytics import YOLO
 
-    yolo = YOLO(model)
+    yolo = YOLO(model) if isinstance(model, str) else model
     for event, callback in callbacks:
         yolo.add_callback(event, callback)
     yolo.train(trainer=trainer, **{**TINY, **keys})

@@ -3,6 +3,7 @@
 
 import copy
 import functools
+import itertools
 import pickle
 from pathlib import Path
 
@@ -19,7 +20,8 @@ from ultralytics.utils.loss import v8DetectionLoss
 
 from tests import oracles
 from tests.checks import class_oracle
-from tests.runs import TINY, Log, results, slow, yolo
+from tests.models import model as other_model
+from tests.runs import STILL, TINY, Log, interrupt, results, train, yolo
 from yolo_lossplug import LossPlugError, create_box_loss
 from yolo_lossplug.registry import CLASS, REGISTRY
 from yolo_lossplug.selection.keys import DETR
@@ -27,6 +29,7 @@ from yolo_lossplug.selection.loss import list_box_losses
 from yolo_lossplug.selection.select import select
 from yolo_lossplug.state import State
 from yolo_lossplug.tools import verify
+from yolo_lossplug.tools.compare import command as compare
 from yolo_lossplug.ultralytics_hook import detr
 from yolo_lossplug.ultralytics_hook.criterion import plug
 from yolo_lossplug.ultralytics_hook.dataset import assignments
@@ -143,14 +146,11 @@ def test_box_losses_are_the_formula_in_every_layer(name):
 @pytest.mark.parametrize("empty", [False, True], ids=["objects", "no object"])
 @pytest.mark.parametrize("name", CLASS_LOSSES)
 def test_class_losses_are_the_formula_in_every_layer(name, empty):
-    losses, calls = evaluate(criterion(cls_loss=name), empty)
-    assert len(calls) == 2 * (1 if empty else 2) * LAYERS
     formula = "bce" if empty and name in oracles.BATCH else name  # without a positive there is nothing to weigh by
-    assert total(losses, "loss_class") == pytest.approx(class_formula(formula, calls), rel=1e-4)
-    more = {"cls_smoothing": 0.2, "cls_weights": [1, 2, 0.5]}
-    losses, calls = evaluate(criterion(cls_loss=name, **more), empty)
-    expected = class_formula(formula, calls, (1, 2, 0.5), 0.2)
-    assert total(losses, "loss_class") == pytest.approx(expected, rel=1e-4)
+    for more, weighed in (({}, ()), ({"cls_smoothing": 0.2, "cls_weights": [1, 2, 0.5]}, ((1, 2, 0.5), 0.2))):
+        losses, calls = evaluate(criterion(cls_loss=name, **more), empty)
+        assert len(calls) == 2 * (1 if empty else 2) * LAYERS
+        assert total(losses, "loss_class") == pytest.approx(class_formula(formula, calls, *weighed), rel=1e-4)
 
 
 def test_a_matched_query_without_overlap_is_a_positive():
@@ -195,21 +195,20 @@ def test_our_giou_and_varifocal_have_the_numbers_of_the_host():
 
 
 @pytest.mark.parametrize("autocast", [False, True], ids=["float32", "autocast"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64], ids=str)
-@pytest.mark.parametrize("n", [0, 1, 50])
-def test_the_l1_term_is_the_hosts_to_the_last_digit(n, dtype, autocast):
+def test_the_l1_term_is_the_hosts_to_the_last_digit(autocast):
     """The formula of the L1 term, and the host's method for it, agree in value and gradient."""
-    made, found = criterion(loss="eiou"), []
-    rng = torch.Generator().manual_seed(n)
-    target = torch.rand(n, 4, generator=rng) * 0.3 + 0.2
-    pred = (target + 0.1 * torch.randn(n, 4, generator=rng)).to(dtype).requires_grad_()
+    made = criterion(loss="eiou")
     assert made.lossplug.terms.has_l1
-    with detr.input_size(640, 640), torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-        for made.lossplug.terms.has_l1 in (True, False):
-            losses = made._get_loss_bbox(pred, target, "_aux")
-            found.append([*losses.values(), *torch.autograd.grad(sum(losses.values()), [pred])])
-            assert list(losses) == ["loss_bbox_aux", "loss_giou_aux"]
-    assert all(torch.equal(*pair) and pair[0].dtype == pair[1].dtype for pair in zip(*found))
+    for n, dtype in itertools.product((0, 1, 50), (torch.float32, torch.float16, torch.bfloat16, torch.float64)):
+        rng, found = torch.Generator().manual_seed(n), []
+        target = torch.rand(n, 4, generator=rng) * 0.3 + 0.2
+        pred = (target + 0.1 * torch.randn(n, 4, generator=rng)).to(dtype).requires_grad_()
+        with detr.input_size(640, 640), torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            for made.lossplug.terms.has_l1 in (True, False):
+                losses = made._get_loss_bbox(pred, target, "_aux")
+                found.append([*losses.values(), *torch.autograd.grad(sum(losses.values()), [pred])])
+                assert list(losses) == ["loss_bbox_aux", "loss_giou_aux"]
+        assert all(torch.equal(*pair) and pair[0].dtype == pair[1].dtype for pair in zip(*found)), (n, dtype)
 
 
 def test_the_hosts_giou_is_not_computed_to_be_discarded(monkeypatch):
@@ -286,7 +285,7 @@ def test_a_running_mean_is_that_of_the_last_layer_and_of_training():
     assert state.tensors["main.iou_loss.mean"] == pytest.approx(0.5 + 0.5 * last.mean().item(), rel=1e-4)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_half_precision_is_raised(dtype):
     made = criterion(loss="eiou", cls_loss="qfl")
     boxes = problem(False)["batch"]["bboxes"]
@@ -421,22 +420,16 @@ def test_verify_finds_another_loss_out(monkeypatch):
 KEYS = {"loss": "inner-eiou", "cls_loss": "qfl"}
 
 
-def train(kind=RTDETR, callbacks=(), **keys):
-    made = kind(MODEL) if kind is RTDETR else kind(MODEL, task="detect")
-    for event, callback in callbacks:
-        made.add_callback(event, callback)
-    made.train(**{**TINY, **keys})
-    return made.trainer
-
-
-@pytest.mark.parametrize("kind", [RTDETR, slow(YOLO)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [RTDETR, YOLO])
 def test_a_training(kind, data, tmp_path):
     if kind is YOLO and Version(ultralytics.__version__) < Version("8.4"):
         pytest.skip("older releases build another model of this class")
     seen = []
     watch = [("on_train_batch_end", lambda t: seen.append((running(t.model.criterion), t.model.criterion)))]
     with Log() as log:
-        made = train(kind, watch, data=data, project=str(tmp_path), epochs=2, **KEYS)
+        model = kind(MODEL, **({"task": "detect"} if kind is YOLO else {}))
+        made = train(model, callbacks=watch, data=data, project=str(tmp_path), epochs=2, **KEYS)
     assert "box inner-eiou(inner_ratio=0.7) · class qfl(cls_qfl_beta=2.0) · matcher host's" in log.text
     assert str(seen[-1][0]["loss"]) == "inner-eiou(inner_ratio=0.7)"
     assert not mismatches(seen[-1][1], runs.of(made).selection)
@@ -453,6 +446,7 @@ def test_a_training(kind, data, tmp_path):
     RTDETR(str(made.best)).predict(torch.zeros(1, 3, 64, 64), imgsz=64, verbose=False)
 
 
+@pytest.mark.slow
 def test_mixed_precision(data, tmp_path, monkeypatch):
     """One epoch under autocast to bfloat16; on the CPU, where the host has none, by its own switch."""
     low = functools.partial(torch.autocast, "cpu", dtype=torch.bfloat16)
@@ -464,7 +458,7 @@ def test_mixed_precision(data, tmp_path, monkeypatch):
         made.register_forward_hook(lambda m, args, losses: seen.append((args[0][1].dtype, losses)))
 
     keys = {"loss": "ciou+nwd", "cls_loss": "mal", "data": data, "project": str(tmp_path)}
-    made = train(callbacks=[("on_train_batch_end", look)], **keys)
+    made = train(RTDETR(MODEL), callbacks=[("on_train_batch_end", look)], **keys)
     assert seen and torch.bfloat16 in {scores for scores, _ in seen}
     assert all(value.isfinite() for _, losses in seen for value in losses.values())
     assert all(losses["loss_giou"].dtype == losses["loss_class"].dtype == torch.float32 for _, losses in seen)
@@ -474,8 +468,10 @@ def test_mixed_precision(data, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_validation_and_ema_use_the_loss_and_the_host_is_equalled(data, tmp_path):
     """On weights that do not move, a training with the host's own losses by name has its very numbers."""
-    still = {"data": data, "lr0": 0.0, "warmup_epochs": 0.0, "weight_decay": 0.0, "project": str(tmp_path)}
-    stock, named, other = (results(train(**still, **keys).save_dir)[-1] for keys in ({}, STOCK, {"loss": "eiou"}))
+    still = {**STILL, "data": data, "project": str(tmp_path)}
+    stock, named, other = (
+        results(train(RTDETR(MODEL), **still, **keys).save_dir)[-1] for keys in ({}, STOCK, {"loss": "eiou"})
+    )
     assert named == stock
     for part in ("train", "val"):
         assert other[f"{part}/giou_loss"] > 1.1 * stock[f"{part}/giou_loss"]
@@ -485,18 +481,11 @@ def test_validation_and_ema_use_the_loss_and_the_host_is_equalled(data, tmp_path
 
 @pytest.mark.slow
 def test_resume_brings_the_choice_back(data, tmp_path):
-    def stop(trainer):
-        if trainer.epoch == 1:
-            raise KeyboardInterrupt
-
-    keys = {"loss": "wiou-v3", "cls_loss": "qfl", "data": data, "project": str(tmp_path), "epochs": 3}
-    with pytest.raises(KeyboardInterrupt):
-        train(callbacks=[("on_train_batch_end", stop)], **keys)
-    (last,) = tmp_path.rglob("last.pt")
+    folder = interrupt(RTDETR(MODEL), data=data, project=tmp_path, loss="wiou-v3", cls_loss="qfl")
     with Log() as log:
-        RTDETR(str(last)).train(resume=True)
+        RTDETR(str(folder / "weights" / "last.pt")).train(resume=True)
     assert "box wiou-v3(" in log.text and "class qfl" in log.text and "matcher host's" in log.text
-    assert len(results(last.parents[1])) == 3
+    assert len(results(folder)) == 3
 
 
 @pytest.mark.slow
@@ -505,22 +494,20 @@ def test_a_replaced_criterion_stops_the_run(data, tmp_path):
         trainer.model.criterion = RTDETRDetectionLoss(nc=3, use_vfl=True)
 
     with pytest.raises(LossPlugError, match="loss=eiou .* was requested, but training runs RTDETRDetectionLoss"):
-        train(callbacks=[("on_train_batch_start", replace)], data=data, project=str(tmp_path), loss="eiou")
+        callbacks = [("on_train_batch_start", replace)]
+        train(RTDETR(MODEL), callbacks=callbacks, data=data, project=str(tmp_path), loss="eiou")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("words", "code"), [(["loss=eiou"], 0), (["loss=eiou", "tal_topk=3"], 1)], ids=str)
-def test_command_line(words, code, data, tmp_path):
-    done = yolo("train", f"model={MODEL}", *words, cwd=tmp_path, data=data, check=False, **TINY)
-    assert done.returncode == code, done.stdout[-4000:]
-    assert ("box eiou" in done.stdout) is (code == 0)
-    assert ("tal_topk=3 has no effect with RT-DETR" in done.stdout) is (code == 1)
+def test_command_line(data, tmp_path):
+    for words, code in ([], 0), (["tal_topk=3"], 1):
+        done = yolo("train", f"model={MODEL}", "loss=eiou", *words, cwd=tmp_path, data=data, check=False, **TINY)
+        assert done.returncode == code, done.stdout[-4000:]
+        assert ("box eiou" in done.stdout) is (code == 0)
+        assert ("tal_topk=3 has no effect with RT-DETR" in done.stdout) is (code == 1)
 
 
-@pytest.mark.slow
-def test_compare_trains_it(data, tmp_path):
-    from yolo_lossplug.tools.compare import command as compare
-
+def test_compare_takes_it(data):
     arms = compare.plan_of({"model": MODEL, "data": data, "loss": "giou,eiou", "cls_loss": "qfl"}).arms
     assert [arm.name for arm in arms] == ["giou", "eiou"]
     with pytest.raises(LossPlugError, match="tal_topk=3 has no effect with RT-DETR"):
@@ -528,19 +515,14 @@ def test_compare_trains_it(data, tmp_path):
 
 
 def test_other_models_are_not_taken_for_it():
-    from tests.models import model
-
-    assert isinstance(model("yolov8n").init_criterion(), v8DetectionLoss)
+    assert isinstance(other_model("yolov8n").init_criterion(), v8DetectionLoss)
 
 
-@pytest.mark.parametrize("is_checkpoint", [False, True])
-def test_tools_of_anchors_refuse_it(is_checkpoint, tmp_path):
+def test_tools_of_anchors_refuse_it(tmp_path):
     """By the name of a file, and by what a checkpoint holds."""
-    file = Path(MODEL)
-    if is_checkpoint:
-        file = tmp_path / "best.pt"
-        RTDETR(MODEL).save(str(file))
-    with pytest.raises(LossPlugError, match=rf"{file.name} is RT-DETR, .* inspect the data without model="):
-        assignments.load({"model": str(file)}, {"names": {0: "a"}})
-    with pytest.raises(LossPlugError, match=rf"{file.name} is RT-DETR, .* give another model="):
-        one_bench.model_of(str(file))
+    RTDETR(MODEL).save(str(tmp_path / "best.pt"))
+    for file in (Path(MODEL), tmp_path / "best.pt"):
+        with pytest.raises(LossPlugError, match=rf"{file.name} is RT-DETR, .* inspect the data without model="):
+            assignments.load({"model": str(file)}, {"names": {0: "a"}})
+        with pytest.raises(LossPlugError, match=rf"{file.name} is RT-DETR, .* give another model="):
+            one_bench.model_of(str(file))

@@ -15,7 +15,7 @@ from ultralytics import YOLO
 
 from tests.conftest import dataset
 from tests.models import is_plugged
-from tests.runs import TINY, Log, results, slow, train
+from tests.runs import Log, results, train
 from tests.tables import mark, write
 from yolo_lossplug.ultralytics_hook.dataset import assignments
 from yolo_lossplug.ultralytics_hook.run import runs
@@ -31,8 +31,6 @@ ALL_TASKS = ("yolov8n", "yolo11n", "yolo26n")
 """Families that are trained for every task; the others for detection."""
 CASES = [(f, t) for f in FAMILIES for t in TASKS if t == "detect" or f in ALL_TASKS]
 END_TO_END = ("yolov10n", "yolo26n")
-QUICK = ("yolo26n", "detect")
-"""What is trained by the quick tests too."""
 
 
 def file_of(family, task):
@@ -56,9 +54,8 @@ def table():
         write("models", ["model", *TASKS], rows, f"ultralytics {ultralytics.__version__}")
 
 
-@pytest.mark.parametrize(
-    ("family", "task"), [case if case == QUICK else slow(*case) for case in CASES], ids=[f"{f}-{t}" for f, t in CASES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "task"), CASES)
 def test_a_model_trains_with_the_losses(family, task, table, tmp_path):
     if not is_known(family):
         pytest.skip(f"ultralytics {ultralytics.__version__} has no {family[:-1]}")
@@ -90,15 +87,16 @@ def test_a_model_trains_with_the_losses(family, task, table, tmp_path):
     table[family, task] = True
 
 
+@pytest.mark.slow
 def test_rtdetr_trains_with_the_losses(table, tmp_path):
     model = RTDETRModel(str(Path(__file__).with_name("rtdetr-narrow.yaml")))
     with Log() as log:
-        model.train(**{**TINY, "data": dataset("models-detect"), "project": str(tmp_path), "epochs": 2, **KEYS})
+        trainer = train(model, data=dataset("models-detect"), project=str(tmp_path), epochs=2, **KEYS)
     assert "box inner-eiou(inner_ratio=0.7) · class qfl(" in log.text
-    rows = results(model.trainer.save_dir)
+    rows = results(trainer.save_dir)
     terms = [row[f"{part}/{name}_loss"] for row in rows for part in ("train", "val") for name in ("giou", "cls")]
     assert len(terms) == 8 and all(0 <= term < 1e4 for term in terms)
-    recorded = yaml.safe_load((model.trainer.save_dir / "args.yaml").read_text())
+    recorded = yaml.safe_load((trainer.save_dir / "args.yaml").read_text())
     assert recorded["loss"] == KEYS["loss"] and recorded["cls_loss"] == "qfl"
     table[RTDETR, "detect"] = True
 
@@ -108,5 +106,5 @@ def test_models_outside_of_a_training_are_in_training_mode(tmp_path):
     file = str(tmp_path / "best.pt")
     YOLO("yolov8n.yaml").save(file)
     trial = one_step.trial({"model": file, "loss": "eiou", "imgsz": 64, "batch": 2})
-    inspected = assignments.load({"model": file}, {"names": dict.fromkeys(range(80), "a")})
+    inspected = assignments.load({"model": file}, {"names": dict.fromkeys(range(80), "a"), "nc": 80, "channels": 3})
     assert trial.model.training and inspected.host.training and one_bench.model_of(file).training

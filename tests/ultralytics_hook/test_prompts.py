@@ -15,7 +15,7 @@ from torch.nn.functional import normalize
 
 from tests.conftest import dataset
 from tests.models import is_plugged
-from tests.runs import STILL, TINY, Log, results, slow
+from tests.runs import STILL, TINY, Log, results, train
 from yolo_lossplug import LossPlugError
 from yolo_lossplug.tools import verify
 from yolo_lossplug.ultralytics_hook.family import prompted_trainer
@@ -64,25 +64,22 @@ def trainer_of(path):
     return getattr(import_module(module), name)
 
 
-def train(case, tmp_path, callbacks=(), **keys):
+def train_case(case, tmp_path, callbacks=(), **keys):
     kind, file, trainer, task = CASES[case]
-    made = getattr(import_module("ultralytics"), kind)(file)
-    for event, callback in callbacks:
-        made.add_callback(event, callback)
     data = dataset(f"prompts-{task}", task=task)
     if "from scratch" in case:
         data = {"train": {"yolo_data": [data]}, "val": {"yolo_data": [data]}}
-    given = {"trainer": trainer_of(trainer)} if trainer else {}
-    made.train(**given, **{**TINY, "data": data, "project": str(tmp_path), **keys})
-    return made.trainer
+    model = getattr(import_module("ultralytics"), kind)(file)
+    return train(model, trainer and trainer_of(trainer), callbacks, data=data, project=str(tmp_path), **keys)
 
 
-@pytest.mark.parametrize("case", ["world", "yoloe", *(slow(case) for case in CASES if " " in case)])
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
 def test_text_prompts(case, tmp_path):
     seen = []
     watch = [("on_train_batch_end", lambda trainer: seen.append(trainer.model.criterion))]
     with Log() as log:
-        made = train(case, tmp_path, watch, **KEYS)
+        made = train_case(case, tmp_path, watch, **KEYS)
     assert "box inner-eiou(inner_ratio=0.7) · class qfl(cls_qfl_beta=2.0) · assigner tal(" in log.text
     assert is_plugged(seen[-1], runs.of(made).selection)
     assert [(leaf.bbox_loss.loss.name, leaf.bce.loss.name) for _, leaf in branches(seen[-1])] == [("inner-eiou", "qfl")]
@@ -98,13 +95,12 @@ def test_linear_probing(tmp_path):
     """It starts from weights."""
     from ultralytics import YOLOE as Model
 
-    first = train("yoloe", tmp_path)
+    first = train_case("yoloe", tmp_path)
     with Log() as log:
-        made = Model(str(first.last))
-        keys = {**TINY, "data": dataset("prompts-detect", task="detect"), "project": str(tmp_path), **KEYS}
-        made.train(trainer=trainer_of(f"{YOLOE}:YOLOEPETrainer"), **keys)
+        keys = {"data": dataset("prompts-detect", task="detect"), "project": str(tmp_path), **KEYS}
+        made = train(Model(str(first.last)), trainer_of(f"{YOLOE}:YOLOEPETrainer"), **keys)
     assert "box inner-eiou(inner_ratio=0.7)" in log.text
-    assert is_plugged(made.trainer.model.criterion, runs.of(made.trainer).selection)
+    assert is_plugged(made.model.criterion, runs.of(made).selection)
 
 
 @pytest.mark.slow
@@ -112,7 +108,7 @@ def test_linear_probing(tmp_path):
 def test_the_stock_run_is_equalled_and_another_loss_is_not(case, tmp_path):
     still = {**STILL, "loss_engine": "reference"}
     stock, named, other = (
-        results(train(case, tmp_path, **keys).save_dir)[-1]
+        results(train_case(case, tmp_path, **keys).save_dir)[-1]
         for keys in (STILL, {**still, "loss": "ciou", "cls_loss": "bce"}, {**still, "loss": "eiou"})
     )
     assert named == stock
