@@ -23,6 +23,20 @@ LAYERS = [
     {"tools"},
     {"cli", "__main__", "_pyinstaller"},
 ]
+HOOK = "yolo_lossplug.ultralytics_hook."
+HOOK_LAYERS = [
+    {"compatibility", "console", "counts", "decision", "derived", "family", "members", "min_side", "patching"},
+    {"attached", "defaults", "nms", "patches", "recipes", "typed"},
+    {"assigner", "detr"},
+    {"run"},
+    {"engines"},
+    {"checkpoints", "config", "running", "workers"},
+    {"criterion", "tuning"},
+    {"host", "trainer"},
+    {"dataset"},
+    {"trial"},
+]
+"""The same inside of the hook."""
 UPWARD = {("_autoload", "ultralytics_hook"), ("ultralytics_hook", "__init__"), ("tools", "__init__")}
 """The start-up hook reaches up, when Ultralytics is imported; others ask for the version, and whether it is enabled."""
 MODULES = sorted(PACKAGE.rglob("*.py"))
@@ -32,8 +46,8 @@ def unit(path):
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def level(name):
-    return next(i for i, layer in enumerate(LAYERS) if name in layer)
+def level(name, layers=LAYERS):
+    return next(i for i, layer in enumerate(layers) if name in layer)
 
 
 def imports(path):
@@ -79,6 +93,20 @@ def test_no_import_circle():
     edges = graph()
     edges["yolo_lossplug._autoload"] = set()
     TopologicalSorter({name: targets - {name, "yolo_lossplug"} for name, targets in edges.items()}).prepare()
+
+
+def test_imports_of_the_hook_point_down():
+    def hook_level(name):
+        return level(name.removeprefix(HOOK).partition(".")[0], HOOK_LAYERS)
+
+    inside = {name: targets for name, targets in graph().items() if name.startswith(HOOK)}
+    upward = [
+        f"{name} imports {target}"
+        for name, targets in inside.items()
+        for target in targets & inside.keys()
+        if hook_level(target) > hook_level(name)
+    ]
+    assert len(inside) > 30 and not upward
 
 
 def test_the_table_of_changes_imports_the_mechanism_alone():

@@ -290,23 +290,24 @@ def test_objects_get_what_the_report_counts(name, collector):
             assert len(one.row) == len(one.boxes) and (np.diff(one.row) > 0).all()
 
 
-def test_conflicts_by_hand():
-    """Two objects of the same box want the same anchors."""
-    assigner, places = tal.TaskAlignedAssigner(topk=5, num_classes=1, alpha=0.5, beta=6.0), points(64, 64, (16,))
+def test_what_objects_get_by_hand():
+    """Two objects of the same box want the same anchors, whose predictions cover a quarter of it, one of them more."""
+    assigner, places = tal.TaskAlignedAssigner(topk=5, num_classes=2, alpha=0.5, beta=6.0), points(64, 64, (16,))
     seen = []
     recorder = assignments.RecordingAssigner(assigner, "main", 3, seen)
     boxes = torch.tensor([[[4.0, 4, 44, 44], [4, 4, 44, 44], [50, 50, 63, 63]], [[0.0, 0, 0, 0]] * 3])
     mask = torch.tensor([[[1.0], [1], [1]], [[0], [0], [0]]])
-    scores = torch.rand(2, len(places), 1, generator=torch.Generator().manual_seed(0))
-    predicted = torch.tensor([4.0, 4, 44, 24]).expand(2, len(places), 4)
-    inputs = (scores, predicted, places, torch.zeros(2, 3, 1), boxes, mask)
+    scores = torch.rand(2, len(places), 2, generator=torch.Generator().manual_seed(0)) / 2 + torch.tensor([0.5, 0.0])
+    predicted = torch.tensor([4.0, 4, 24, 24]).repeat(2, len(places), 1)
+    predicted[0, 5] = torch.tensor([4.0, 4, 44, 19])
+    inputs = (scores, predicted, places, torch.ones(2, 3, 1), boxes, mask)
     outputs = recorder(*inputs)
     for found, expected in zip(outputs, assigner(*inputs)):
         assert torch.equal(found.to(expected.dtype), expected)
     (one,) = seen
     assert one.image == 3 and one.wanted.sum(1).tolist()[:2] == [5, 5] and one.conflicts == 5
-    assert one.positives.tolist()[:2] == [5, 0] and one.best_iou[0] == pytest.approx(0.5)
-    assert one.overlap[0] == pytest.approx(2.5)
+    assert one.positives.tolist()[:2] == [5, 0] and one.best_iou.tolist() == pytest.approx([0.375, 0.375, 0])
+    assert one.score[:2].tolist() == [scores[0, 5, 1]] * 2 and one.overlap[0] == pytest.approx(0.375 + 4 * 0.25)
     assert not {"get_pos_mask", "select_candidates_in_gts"} & {*vars(assigner)}
 
 

@@ -57,6 +57,14 @@ def test_an_entry_is_found_and_can_be_read_and_deleted(folder):
     assert measured() is None
 
 
+def test_entries_of_this_machine_replace_shipped_ones_and_the_newest_date_is_told(monkeypatch):
+    shipped = {**entry(size=12, fast=SLOWER), "measured": "2025-12-31"}
+    monkeypatch.setattr(record, "_shipped_entries", lambda: (entry(fast=SLOWER), shipped))
+    assert measured() == Measured(DAY, (("float32", 8, 9, "reference"), ("float32", 8, 12, "reference")))
+    add(entry(fast=FASTER))
+    assert measured() == Measured(DAY, (("float32", 8, 9, "fast"), ("float32", 8, 12, "reference")))
+
+
 @pytest.mark.parametrize("field", record.Key._fields)
 def test_entries_of_another_device_or_version_are_ignored(field):
     add(entry(key=record.record_key(CPU)._replace(**{field: "other"}), fast=SLOWER))
@@ -253,6 +261,10 @@ def on_a_gpu(engine, monkeypatch):
     monkeypatch.setattr(choice, "why_not_fast", lambda criterion: None)
     monkeypatch.setattr(record, "device_name", lambda device: "NVIDIA Some")
     return choice.decide_engine(engine, SimpleNamespace(device=torch.device("cuda")))
+
+
+def test_the_fast_engine_takes_every_step_where_it_is_asked_for(monkeypatch):
+    assert on_a_gpu("fast", monkeypatch) == Decision("fast")
 
 
 def banner(decision, **keys):
