@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
-from yolo_lossplug.tools.report import Picture, Report, number_of
+from yolo_lossplug.tools.report import Code, Picture, Report, Section, Table, Text, number_of
 
 HOSTILE = "<script>alert(\"x\")</script> & 'y' <img src=x onerror=alert(1)>"
 ROWS = [["ciou", 0.25, None, "first"], ["eiou", -0.0123, 4, "b `code`"], ["x" * 60, 0.5, 12_000, "c"]]
@@ -23,20 +23,27 @@ def png(width=900, height=300, **more):
 
 
 def report():
-    page = Report("Which `loss`?", "8 runs of `yolov8n.yaml`", "lossplug compare " + " ".join(["loss=ciou,eiou"] * 20))
-    page.verdict("`eiou` is better than `ciou`.")
-    page.text("Before any section.")
-    page.section("Differences")
-    page.table(["loss", "difference", "seeds", "verdict"], ROWS, "Paired differences from `ciou`")
-    page.picture(png(3000, 400), "a wide plot", "Wide")
-    page.picture(png(40, 20), "a drawing")
-    page.section("Classes")
-    page.table(["class", *(f"loss number {k}" for k in range(14))], [[f"c{k}", *[0.1 * k] * 14] for k in range(3)])
-    page.section("Code " + "long" * 40)
-    page.code("lossplug inspect data=" + "a" * 300)
-    page.text("word" * 100)
-    page.foot("yolo-lossplug 0.1.0")
-    return page
+    wide = Table(["class", *(f"loss number {k}" for k in range(14))], [[f"c{k}", *[0.1 * k] * 14] for k in range(3)])
+    sections = [
+        Section("", [Text("Before any section.")]),
+        Section(
+            "Differences",
+            [
+                Table(["loss", "difference", "seeds", "verdict"], ROWS, "Paired differences from `ciou`"),
+                Picture(png(3000, 400), "a wide plot", "Wide"),
+                Picture(png(40, 20), "a drawing"),
+            ],
+        ),
+        Section("Classes", [wide]),
+        Section("Code " + "long" * 40, [Code("lossplug inspect data=" + "a" * 300), Text("word" * 100)]),
+    ]
+    command = "lossplug compare " + " ".join(["loss=ciou,eiou"] * 20)
+    verdicts, foot = ["`eiou` is better than `ciou`."], ["yolo-lossplug 0.1.0"]
+    return Report("Which `loss`?", "8 runs of `yolov8n.yaml`", command, verdicts, sections, foot)
+
+
+def of_blocks(*blocks):
+    return Report("x", sections=[Section("", [*blocks])])
 
 
 class Outline(HTMLParser):
@@ -60,14 +67,8 @@ class Outline(HTMLParser):
 
 def test_text_is_never_markup():
     plain = Outline(report().html()).tags
-    page = Report(HOSTILE, HOSTILE, HOSTILE)
-    page.verdict(HOSTILE)
-    page.section(HOSTILE)
-    page.text(HOSTILE)
-    page.table([HOSTILE], [[HOSTILE]], HOSTILE)
-    page.picture(png(), HOSTILE, HOSTILE)
-    page.code(HOSTILE)
-    page.foot(HOSTILE)
+    blocks = [Text(HOSTILE), Table([HOSTILE], [[HOSTILE]], HOSTILE), Picture(png(), HOSTILE, HOSTILE), Code(HOSTILE)]
+    page = Report(HOSTILE, HOSTILE, HOSTILE, [HOSTILE], [Section(HOSTILE, blocks)], [HOSTILE])
     outline = Outline(page.html())
     assert outline.open == []
     assert sum(tag == "script" for tag, _ in outline.tags) == 1 == sum(tag == "img" for tag, _ in outline.tags)
@@ -95,16 +96,13 @@ def test_the_same_calls_give_the_same_file(tmp_path):
 
 
 def test_the_verdict_comes_first():
-    page = Report("Title")
-    page.section("Differences")
-    page.verdict("The second is better.")
+    page = Report("Title", verdicts=["The second is better."], sections=[Section("Differences", [Text("x")])])
     html = page.html()
     assert html.index("<h1>") < html.index("The second is better.") < html.index("<h2>")
 
 
 def cells(header, rows):
-    page = Report("x")
-    page.table(header, rows)
+    page = of_blocks(Table(header, rows))
     return re.findall(r"<t[dh](?: scope=\"\w+\")?(?: class=\"(\w+)\")?[^>]*>(.*?)</t[dh]>", page.html())
 
 
@@ -133,13 +131,10 @@ def test_text_that_is_a_number(cell, number):
 
 def test_pictures():
     assert base64.b64decode(Picture(png(), "plot").uri.partition(",")[2]) == png()
-    page = Report("x")
-    page.picture(png(1500, 600, dpi=(150, 150)), "plot")
-    page.picture(png(100, 50), "without resolution")
+    page = of_blocks(Picture(png(1500, 600, dpi=(150, 150)), "plot"), Picture(png(100, 50), "without resolution"))
     assert 'width="960" height="384"' in page.html() and 'width="100" height="50"' in page.html()
-    page.picture(b"GIF89a", "animation")
     with pytest.raises(ValueError, match="must be PNG or JPEG"):
-        page.html()
+        of_blocks(Picture(b"GIF89a", "animation")).html()
 
 
 SORT = """

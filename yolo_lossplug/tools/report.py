@@ -195,71 +195,37 @@ class Section:
     blocks: list[Block] = field(default_factory=list)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Report:
-    """A report that grows from top to bottom; what is said of its content holds for all of its forms.
+    """The same words and numbers for all forms in which they are shown.
 
-    Text is shown as it is, never as markup; what is between backticks is shown as code. The same calls give the same
+    Text is shown as it is, never as markup; what is between backticks is shown as code. The same report gives the same
     bytes.
 
     Attributes:
         title: Heading of the page, and name of the window.
         subtitle: A line below it.
         command: The command that makes the report again.
-        verdicts: The conclusion.
+        verdicts: The conclusion, the most prominent: first on a page, last in a terminal.
         sections: All else.
         footer: Versions, the date, hardware.
 
     Example:
-        >>> report = Report("Comparison", command="lossplug compare ...")
-        >>> report.verdict("`eiou` is better than `ciou`.")
-        >>> report.section("Differences")
-        >>> report.table(["loss", "difference"], [["eiou", 0.0123]], columns=2)
+        >>> table = Table(["loss", "difference"], [["eiou", 0.0123]], columns=2)
+        >>> report = Report("Comparison", verdicts=["`eiou` is better."], sections=[Section("Differences", [table])])
         >>> print(report.terminal())
         loss  difference
         eiou      0.0123
         <BLANKLINE>
-        eiou is better than ciou.
+        eiou is better.
     """
 
     title: str
     subtitle: str = ""
     command: str = ""
-    verdicts: list[str] = field(default_factory=list)
-    sections: list[Section] = field(default_factory=lambda: [Section()])
-    footer: list[str] = field(default_factory=list)
-
-    def verdict(self, sentence: str) -> None:
-        """Add a sentence to the conclusion, which is the most prominent: first on a page, last in a terminal."""
-        self.verdicts.append(sentence)
-
-    def section(self, heading: str) -> None:
-        """Begin a section, which holds all that follows."""
-        self.sections.append(Section(heading))
-
-    def text(self, paragraph: str, is_brief: bool = False) -> None:
-        """Add a paragraph, as `Text` takes it."""
-        self.add(Text(paragraph, is_brief))
-
-    def code(self, text: str, is_brief: bool = False) -> None:
-        """Add text to copy, as `Code` takes it."""
-        self.add(Code(text, is_brief))
-
-    def table(self, header: Sequence[str], rows: Sequence[Sequence[Any]], caption: str = "", columns: int = 0) -> None:
-        """Add a table, as `Table` takes it; on a page a click on a head sorts it."""
-        self.add(Table(header, rows, caption, columns))
-
-    def picture(self, source: Union[Path, bytes], alt: str, caption: str = "", is_photo: bool = False) -> None:
-        """Add a picture, as `Picture` takes it; on a page a click enlarges it."""
-        self.add(Picture(source, alt, caption, is_photo))
-
-    def foot(self, line: str) -> None:
-        """Add a line to the foot: versions, the date, hardware."""
-        self.footer.append(line)
-
-    def add(self, block: Block) -> None:
-        """Add a block to the section begun last."""
-        self.sections[-1].blocks.append(block)
+    verdicts: Sequence[str] = ()
+    sections: Sequence[Section] = ()
+    footer: Sequence[str] = ()
 
     def terminal(self, with_verdict: bool = True) -> str:
         """Return what a terminal shows: the brief blocks, then the conclusion."""

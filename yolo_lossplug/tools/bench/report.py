@@ -18,7 +18,7 @@ from matplotlib.ticker import LogFormatter
 from yolo_lossplug import charts
 from yolo_lossplug.files import write_json, write_text
 from yolo_lossplug.tools.bench.child import OUT_OF_MEMORY
-from yolo_lossplug.tools.report import Report
+from yolo_lossplug.tools.report import Block, Picture, Report, Section, Table, Text
 from yolo_lossplug.ultralytics_hook.decision import Measured, size_class
 from yolo_lossplug.ultralytics_hook.engines.choice import FAST, REFERENCE, TRITON
 from yolo_lossplug.ultralytics_hook.engines.record import Key
@@ -139,27 +139,28 @@ def engines_report(
     results: EngineResults, measured: Optional[Measured] = None, picture: Optional[Path] = None
 ) -> Report:
     """Return the report, of which a terminal shows all but the picture and how the record is used."""
-    report = Report("Engines of the loss, measured on this machine", results.key.device, results.command)
-    report.verdict(_verdict(results, measured))
-    report.text(_about(results), is_brief=True)
-    if picture:
-        report.picture(picture, "milliseconds of a step by objects", "Median of a step, by objects in all images.")
     train_rows = [row[:-1] for row in _rows(results, TRAIN)]
-    tables = (
-        ("A step of the loss, forward and backward to the head's outputs:", HEAD, _rows(results, STEP)),
-        ("A whole training step:", HEAD[:-1], train_rows),
-        ("What a step does on the GPU:", GPU_HEAD, _gpu_rows(results)),
-        ("Bandwidth of the class kernels, as a share of a copy's:", RATES_HEAD, _rates_rows(results)),
-    )
-    for caption, head, rows in tables:
-        if rows:
-            report.table(head, rows, caption, columns=len(head))
-    is_unsteady = any(UNSTEADY in str(cell) for _, _, rows in tables for row in rows for cell in row)
-    for line in [*[STEP_NOTE] * bool(tables[0][2]), *[UNSTEADY_NOTE] * is_unsteady, *_remarks(results)]:
-        report.text(line, is_brief=True)
-    report.text(f"record: `{results.record}`", is_brief=True)
-    report.text(RECORD_NOTE)
-    return report
+    tables = [
+        Table(head, rows, caption, len(head))
+        for caption, head, rows in (
+            ("A step of the loss, forward and backward to the head's outputs:", HEAD, _rows(results, STEP)),
+            ("A whole training step:", HEAD[:-1], train_rows),
+            ("What a step does on the GPU:", GPU_HEAD, _gpu_rows(results)),
+            ("Bandwidth of the class kernels, as a share of a copy's:", RATES_HEAD, _rates_rows(results)),
+        )
+        if rows
+    ]
+    is_unsteady = any(UNSTEADY in str(cell) for table in tables for row in table.rows for cell in row)
+    is_step = any(table.header is HEAD for table in tables)
+    remarks = [*[STEP_NOTE] * is_step, *[UNSTEADY_NOTE] * is_unsteady, *_remarks(results)]
+    blocks: list[Block] = [Text(_about(results), is_brief=True)]
+    if picture:
+        alt, caption = "milliseconds of a step by objects", "Median of a step, by objects in all images."
+        blocks.append(Picture(picture, alt, caption))
+    blocks += [*tables, *(Text(line, is_brief=True) for line in (*remarks, f"record: `{results.record}`"))]
+    blocks.append(Text(RECORD_NOTE))
+    title = "Engines of the loss, measured on this machine"
+    return Report(title, results.key.device, results.command, [_verdict(results, measured)], [Section("", blocks)])
 
 
 def _verdict(results: EngineResults, measured: Optional[Measured]) -> str:
