@@ -13,7 +13,7 @@ from pathlib import Path
 from families import GROUPS, families, family_page, group, key, task
 
 from yolo_lossplug import cli
-from yolo_lossplug.catalogue import keys_markdown, options_markdown, shown, table
+from yolo_lossplug.catalogue import keys_markdown, markdown_table, options_markdown, shown
 from yolo_lossplug.registry import OVERLAP, REGISTRY, ROTATED, ROTATED_MODIFIER
 from yolo_lossplug.ultralytics_hook.patches import PATCHES
 
@@ -36,7 +36,7 @@ def losses(lang):
     parts = [f'<div class="losses" data-filter="{PLACEHOLDERS[lang]}" markdown>']
     for title, named in rows.items():
         cells = [cells for _, cells in sorted(named.items())]
-        parts += [f"### {TITLES[lang][title]}", table(HEADS[lang], cells).rstrip()] if cells else []
+        parts += [f"### {TITLES[lang][title]}", markdown_table(HEADS[lang], cells).rstrip()] if cells else []
     return "\n\n".join([*parts, "</div>"])
 
 
@@ -54,7 +54,9 @@ def prefixes(spec):
 
 def patches(lang):
     """Return the table of changes to the host."""
-    return table("changed | why there", ([f"`{patch.module}.{patch.attribute}`", patch.reason] for patch in PATCHES))
+    return markdown_table(
+        "changed | why there", ([f"`{patch.module}.{patch.attribute}`", patch.reason] for patch in PATCHES)
+    )
 
 
 def commands(lang):

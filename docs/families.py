@@ -4,7 +4,8 @@
 import inspect
 from pathlib import Path
 
-from yolo_lossplug.catalogue import entries, shown, table, tasks_of
+from yolo_lossplug.catalogue import markdown_table, shown, tasks_of
+from yolo_lossplug.explain import bibtex_entries
 from yolo_lossplug.registry import BOX, CLASS, MODIFIER, OVERLAP, REGISTRY, ROTATED, ROTATED_MODIFIER, SOFTMAX
 from yolo_lossplug.selection.names import key_of
 
@@ -93,8 +94,8 @@ def maths(spec):
 
 
 def words(spec):
-    """Return what the docstring says before the arguments, less the paper: the range, and what is detached."""
-    text = (inspect.getdoc(spec.function) or "").partition("\nArgs:")[0]
+    """Return what the docstring says before the result, less the paper: the range, and what is detached."""
+    text = (inspect.getdoc(spec.function) or "").partition("\nReturns:")[0]
     cited = spec.paper.families[0] if spec.paper and spec.paper.families else "\n"
     paragraphs = (part for part in text.strip().split("\n\n") if not part.startswith(cited))
     return "\n\n".join(paragraphs).replace("*", "\\*").replace("_", "\\_")
@@ -115,7 +116,7 @@ def advice():
 def family_page(specs):
     """Return the page of a family: equations, when to use it, options, commands that draw it, and citations."""
     parts = [f"# {names(specs)}", *(section(spec, len(specs) > 1) for spec in specs), curves(specs)]
-    cited = entries(specs)
+    cited = bibtex_entries(specs)
     if cited:
         parts += ["## Citation", *(f"```bibtex\n{entry}\n```" for entry in cited)]
     return "\n\n".join(parts) + "\n"
@@ -147,7 +148,7 @@ def options(spec):
     if not spec.parameters:
         return "It has no options."
     rows = ([f"`{p.key}`", str(p.default), p.option.range, p.option.help] for p in spec.parameters.values())
-    return table("key | default | range | meaning", rows).rstrip()
+    return markdown_table("key | default | range | meaning", rows).rstrip()
 
 
 def curves(specs):

@@ -8,14 +8,15 @@ import pytest
 
 from tests.runs import python, run
 from yolo_lossplug import LossPlugError, catalogue, list_box_losses, list_class_losses
-from yolo_lossplug.catalogue import bibtex, explanation, shown
+from yolo_lossplug.catalogue import shown
 from yolo_lossplug.cli import HELP, main
+from yolo_lossplug.explain import bibtex, explanation
 from yolo_lossplug.paper import ARXIV, Paper
 from yolo_lossplug.registry import BOX, CLASS, MODIFIER, REGISTRY, ROTATED, SOFTMAX, box_loss
 from yolo_lossplug.selection.keys import NAMES, keys, numeric_keys
 from yolo_lossplug.selection.names import key_of
 from yolo_lossplug.selection.select import select
-from yolo_lossplug.sparse.candidates import rows
+from yolo_lossplug.sparse.candidates import candidate_rows
 
 
 def test_explain_resolves_a_name_into_its_parts():
@@ -48,7 +49,7 @@ def test_explain_a_key_a_prefix_and_an_alias():
     assert explanation("tal_min_side").startswith("tal_min_side=none: side in pixels")
     for key in ("tal_topk", "tal_min_side"):
         shown = explanation(key)
-        assert all("".join(row) in "".join(shown.split()) for row in rows())
+        assert all("".join(row) in "".join(shown.split()) for row in candidate_rows())
         assert "below about 22 pixels" in shown and "raising tal_topk" in shown
     prefix = explanation("Focal-")
     assert prefix.startswith("loss=focal-*\nfocal-: weight = sg(IoU^γ)") and "sg(ProbIoU^γ)" in prefix

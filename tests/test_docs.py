@@ -100,7 +100,7 @@ def test_defaults_are_what_a_run_takes():
 
 def test_the_table_of_candidates_is_that_of_the_function():
     page = (ROOT / "docs" / "keys.md").read_text(encoding="utf-8")
-    assert "\n".join(f"| {' | '.join(row)} |" for row in candidates.rows()) in page
+    assert "\n".join(f"| {' | '.join(row)} |" for row in candidates.candidate_rows()) in page
 
 
 def test_options_are_those_of_the_losses_they_belong_to():

@@ -14,11 +14,11 @@ from yolo_lossplug.registry import REGISTRY
 
 PACKAGE = Path(yolo_lossplug.__file__).parent
 LAYERS = [
-    {"boxes", "files", "forms", "shapes", "state", "option", "paper", "charts", "terminal", "_autoload"},
+    {"boxes", "files", "forms", "shapes", "state", "option", "signature", "paper", "charts", "terminal", "_autoload"},
     {"registry"},
     {"box_losses", "class_losses", "nms", "sparse", "kernels"},
     {"selection"},
-    {"catalogue"},
+    {"catalogue", "explain"},
     {"ultralytics_hook"},
     {"tools"},
     {"cli", "__main__", "_pyinstaller"},

@@ -7,7 +7,7 @@ import pytest
 
 from tests import checks, oracles
 from yolo_lossplug import list_box_losses
-from yolo_lossplug.catalogue import bibtex, explanation
+from yolo_lossplug.explain import bibtex, explanation
 from yolo_lossplug.selection.keys import keys
 from yolo_lossplug.selection.own import load_module
 

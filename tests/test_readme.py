@@ -8,7 +8,7 @@ import yaml
 
 from tests.runs import ROOT
 from yolo_lossplug import LossPlugError
-from yolo_lossplug.catalogue import markdown
+from yolo_lossplug.catalogue import losses_markdown
 from yolo_lossplug.registry import REGISTRY
 from yolo_lossplug.selection.select import select
 
@@ -35,7 +35,7 @@ def test_what_is_suggested_is_accepted(file):
 
 def test_papers_are_those_of_the_losses():
     papers = set(re.findall(r"https://(?:arxiv|doi)[^)]+", README))
-    assert len(papers) > 9 and papers <= set(re.findall(r"https://[^)]+", markdown()))
+    assert len(papers) > 9 and papers <= set(re.findall(r"https://[^)]+", losses_markdown()))
 
 
 def test_messages_are_real():

@@ -19,6 +19,9 @@ LIMITS = (32.0**2, 96.0**2)
 EPS = 1e-14
 """Smallest denominator, in squared box units: a square of a millionth of a unit is far above it."""
 
+MIN_SIDE = EPS**0.5
+"""Smallest side that is divided by, in box units: ratios to it stay below the root of the largest float32."""
+
 LIMIT = 1e8
 """Largest coordinate, in box units. Areas, and the squares of areas in gradients, of larger boxes overflow float32."""
 
@@ -148,7 +151,7 @@ def aspect_angle(size: Tensor) -> Tensor:
 def relative_difference(size: Tensor, target_size: Tensor) -> Tensor:
     """Return |w − W| / max(w, W) and |h − H| / max(h, H) (N, 2), in [0, 1]; an inverted side counts as 0."""
     size, target_size = size.clamp(min=0), target_size.clamp(min=0)
-    return (size - target_size).abs() / torch.maximum(size, target_size).clamp(min=EPS**0.5)
+    return (size - target_size).abs() / torch.maximum(size, target_size).clamp(min=MIN_SIDE)
 
 
 def _scale(top_left: Tensor, bottom_right: Tensor, factor: float) -> Tensor:

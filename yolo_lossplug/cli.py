@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import yolo_lossplug
-from yolo_lossplug import catalogue, terminal
+from yolo_lossplug import terminal
 from yolo_lossplug.registry import LossPlugError
 
 HELP = """\
@@ -155,6 +155,8 @@ def refuse_words(command: str, words: Sequence[str], *accepted: str) -> None:
 
 def show_losses() -> None:
     """Print the losses with formulas and options, all or those of some kinds."""
+    from yolo_lossplug import catalogue
+
     words = sys.argv[2:]
     refuse_words("list", words, *catalogue.GROUPS, "--json", "--markdown")
     groups = [word for word in words if word in catalogue.GROUPS]
@@ -163,19 +165,22 @@ def show_losses() -> None:
     if "--json" in words:
         print(json.dumps(catalogue.records(groups), indent=2))
     elif "--markdown" in words:
-        print(catalogue.markdown(groups=groups), *([] if groups else catalogue.key_tables()), sep="\n")
+        keys = [] if groups else [catalogue.keys_markdown(), catalogue.options_markdown()]
+        print(catalogue.losses_markdown(groups=groups), *keys, sep="\n")
     else:
         print(terminal.fit(catalogue.listing(groups)))
 
 
 def show_parts() -> None:
     """Print what a name of a loss is made of, or the citations of its parts."""
+    from yolo_lossplug import explain
+
     names = [word for word in sys.argv[2:] if not word.startswith("-") and "=" not in word]
     refuse_words("explain", [word for word in sys.argv[2:] if word not in names], "--bibtex")
     if len(names) != 1:
         raise SystemExit(f"lossplug explain takes one name, not {len(names)}: lossplug explain focal-inner-eiou")
     try:
-        print(catalogue.bibtex(names[0]) if "--bibtex" in sys.argv else terminal.fit(catalogue.explanation(names[0])))
+        print(explain.bibtex(names[0]) if "--bibtex" in sys.argv else terminal.fit(explain.explanation(names[0])))
     except LossPlugError as error:
         fail(error)
 

@@ -1,15 +1,20 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""What the number of an option may be."""
+"""An option of a loss: what its number may be, and the training key that it is."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Optional
+from numbers import Real
+from typing import Any, Optional
 
-INNER = (0.1, 0.5, 0.9)
+INNER_POSITIONS = (0.1, 0.5, 0.9)
 NEAR = 2**-10
 """Positions of samples in a range of length 1, and the distance of the outer ones from open ends."""
+
+
+class LossPlugError(ValueError):
+    """A mistake of the user: the message names the key, its value and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,7 @@ class Option:
         low, high = self._bounds
         first = NEAR if self.at_least is None else 0.0
         last = 1 - NEAR if self.at_most is None else 1.0
-        return tuple(_between(low, high, position) for position in (first, *INNER, last))
+        return tuple(_between(low, high, position) for position in (first, *INNER_POSITIONS, last))
 
     @property
     def _bounds(self) -> tuple[Optional[float], Optional[float]]:
@@ -84,3 +89,59 @@ def _between(low: Optional[float], high: Optional[float], position: float) -> fl
     if high is not None:
         return high - (1 - position) / position
     return (2 * position - 1) / (position * (1 - position))
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """An option as read from a signature: its key, type and default.
+
+    Attributes:
+        key: Name of the option, and of the training key.
+        type: ``float`` or ``int``.
+        nullable: Whether ``None`` is a value that the option can take.
+        default: Value where the key is not set.
+        option: Meaning and bounds.
+    """
+
+    key: str
+    type: type
+    nullable: bool
+    default: Any
+    option: Option
+
+    @property
+    def unset(self) -> Optional[str]:
+        """What the key holds when the user has not given it: ``None``, or ``"auto"`` where ``None`` is a value."""
+        return "auto" if self.nullable else None
+
+    def samples(self) -> tuple[Any, ...]:
+        """Return values over the range, as `Option.samples` does, of the option's own type, and None if that is one."""
+        values = self.option.samples()
+        if self.type is int:
+            values = tuple(filter(self.option.contains, map(round, values)))
+        return (*dict.fromkeys(map(self.type, values)), *([None] if self.nullable else []))
+
+    def check(self, value: Any) -> Any:
+        """Return the value as the option's own type.
+
+        Raises:
+            LossPlugError: If it is of another type or out of bounds.
+        """
+        if value is None and self.nullable:
+            return None
+        if not self._is_number(value):
+            kind = "an integer" if self.type is int else "a number"
+            raise LossPlugError(
+                f"{self.key}={value!r} must be {kind} in {self.option.range}"
+                f"{' or None' if self.nullable else ''}: {self.option.help}."
+            )
+        if not self.option.contains(value):
+            raise LossPlugError(
+                f"{self.key}={value:g} is out of range; it must be in {self.option.range}: {self.option.help}."
+            )
+        return self.type(value)
+
+    def _is_number(self, value: Any) -> bool:
+        """Return whether a value is a number, and of an integer without a fraction; an infinite one is out of range."""
+        is_number = isinstance(value, Real) and not isinstance(value, bool)
+        return is_number and (self.type is float or not math.isfinite(value) or value == int(value))

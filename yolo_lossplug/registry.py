@@ -9,101 +9,20 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import math
 import pkgutil
-import typing
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from numbers import Real
 from typing import Any, Callable, Optional, TypeVar, Union
 
+from yolo_lossplug import signature
 from yolo_lossplug.forms import Background, BoxKernel, ClassKernel
-from yolo_lossplug.option import Option
+from yolo_lossplug.option import LossPlugError, Parameter
+from yolo_lossplug.option import Option as Option  # loss files import it beside their decorator
 from yolo_lossplug.paper import Paper
+from yolo_lossplug.signature import BOX, CLASS, MODIFIER, OVERLAP, ROTATED, ROTATED_MODIFIER, SOFTMAX
 
 Function = Callable[..., Any]
 F = TypeVar("F", bound=Function)
-
-BOX, OVERLAP, MODIFIER, CLASS = "box loss", "overlap loss", "modifier", "class loss"
-ROTATED, ROTATED_MODIFIER, SOFTMAX = "rotated box loss", "modifier of rotated box losses", "softmax loss"
-POSITIONAL = {
-    BOX: ("pred", "target"),
-    OVERLAP: ("pair",),
-    MODIFIER: ("terms",),
-    CLASS: ("logits", "targets"),
-    ROTATED: ("pred", "target"),
-    ROTATED_MODIFIER: ("loss", "pred", "target"),
-    SOFTMAX: ("logits", "targets"),
-}
-CONTEXT = {
-    BOX: frozenset({"stride", "imgsz", "state"}),
-    OVERLAP: frozenset({"stride", "imgsz", "state"}),
-    MODIFIER: frozenset({"state"}),
-    CLASS: frozenset({"state"}),
-    ROTATED: frozenset({"stride", "imgsz"}),
-    ROTATED_MODIFIER: frozenset(),
-    SOFTMAX: frozenset(),
-}
-"""Keyword-only parameters that the caller supplies, by kind. They are neither options nor keys."""
-
-
-class LossPlugError(ValueError):
-    """A mistake of the user: the message names the key, its value and the remedy."""
-
-
-UNSET_NULLABLE = "auto"
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """An option as read from a signature: its key, type and default.
-
-    Attributes:
-        key: Name of the option, and of the training key.
-        type: ``float`` or ``int``.
-        nullable: Whether ``None`` is a value that the option can take.
-        default: Value where the key is not set.
-        option: Meaning and bounds.
-    """
-
-    key: str
-    type: type
-    nullable: bool
-    default: Any
-    option: Option
-
-    @property
-    def unset(self) -> Optional[str]:
-        """What the key holds when the user has not given it: ``None``, or ``"auto"`` where ``None`` is a value."""
-        return UNSET_NULLABLE if self.nullable else None
-
-    def samples(self) -> tuple[Any, ...]:
-        """Return values over the range, as `Option.samples` does, of the option's own type, and None if that is one."""
-        values = self.option.samples()
-        if self.type is int:
-            values = tuple(filter(self.option.contains, map(round, values)))
-        return (*dict.fromkeys(map(self.type, values)), *([None] if self.nullable else []))
-
-    def check(self, value: Any) -> Any:
-        """Return the value as the option's own type.
-
-        Raises:
-            LossPlugError: If it is of another type or out of bounds.
-        """
-        if value is None and self.nullable:
-            return None
-        is_number = isinstance(value, Real) and not isinstance(value, bool)
-        if not is_number or (self.type is int and math.isfinite(value) and value != int(value)):
-            kind = "an integer" if self.type is int else "a number"
-            raise LossPlugError(
-                f"{self.key}={value!r} must be {kind} in {self.option.range}"
-                f"{' or None' if self.nullable else ''}: {self.option.help}."
-            )
-        if not self.option.contains(value):
-            raise LossPlugError(
-                f"{self.key}={value:g} is out of range; it must be in {self.option.range}: {self.option.help}."
-            )
-        return self.type(value)
 
 
 @dataclass(frozen=True)
@@ -151,8 +70,12 @@ class Spec:
 
     @property
     def is_user_defined(self) -> bool:
-        """Whether the function is none of this package's."""
+        """Whether the function is defined outside this package."""
         return self.function.__module__.partition(".")[0] != "yolo_lossplug"
+
+    def fits(self, base: str) -> bool:
+        """Return whether a modifier applies to a loss."""
+        return not self.bases or base in self.bases
 
     def bind(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Return this function's keyword arguments: those of `options` that are its own, checked, else the defaults.
@@ -194,10 +117,8 @@ class Registry:
 
     def get(self, kind: str, name: str) -> Optional[Spec]:
         """Return the spec of that kind and name, or with that alias, or None; a name goes before an alias."""
-        return self.specs.get((kind, name)) or self._by_alias(kind, name)
-
-    def _by_alias(self, kind: str, alias: str) -> Optional[Spec]:
-        return next((spec for spec in self.specs.values() if spec.kind == kind and alias in spec.aliases), None)
+        aliased = (spec for spec in self.specs.values() if spec.kind == kind and name in spec.aliases)
+        return self.specs.get((kind, name)) or next(aliased, None)
 
     def names(self, *kinds: str) -> tuple[str, ...]:
         """Return the sorted names of these kinds."""
@@ -219,10 +140,9 @@ class Registry:
         """Refuse losses with an option named like a key of Ultralytics: those that are registered, and later ones."""
         self.reserved = frozenset(reserved)
         for index, spec in list(self.specs.items()):
-            for key in self.reserved & spec.parameters.keys():
+            if taken := self.reserved & spec.parameters.keys():
                 del self.specs[index]
-                self.refused[spec.name] = _reserved(key, spec)
-                break
+                self.refused[spec.name] = _reserved(min(taken), spec)
 
     def add(self, spec: Spec) -> None:
         """Add a spec and tell the observers.
@@ -230,26 +150,28 @@ class Registry:
         Raises:
             LossPlugError: If the name is taken, or a key is already another option.
         """
-        rivals = (BOX, OVERLAP) if spec.kind in (BOX, OVERLAP) else (spec.kind,)
-        for kind in rivals:
+        for kind in (BOX, OVERLAP) if spec.kind in (BOX, OVERLAP) else (spec.kind,):
             known = self.specs.get((kind, spec.name))
             if known and not _same_definition(known.function, spec.function):
                 raise LossPlugError(
-                    f"{spec.kind} '{spec.name}' is already registered by {_where(known.function)}; "
-                    f"choose another name for {_where(spec.function)}."
+                    f"{spec.kind} '{spec.name}' is already registered by {signature.place_of(known.function)}; "
+                    f"choose another name for {signature.place_of(spec.function)}."
                 )
-        for key, parameter in spec.parameters.items():
+        for key in spec.parameters:
             if key in self.reserved:
                 raise LossPlugError(_reserved(key, spec))
-            for owner in self.owners(key):
-                if owner.parameters[key] != parameter and not _same_definition(owner.function, spec.function):
-                    raise LossPlugError(
-                        f"option '{key}' of {_where(spec.function)} differs from the one of '{owner.name}' in type, "
-                        f"range or default; a key has one meaning, so choose another name for it."
-                    )
+            self._refuse_second_meaning(key, spec)
         self.specs[spec.kind, spec.name] = spec
         for observer in list(self.observers):
             observer(spec)
+
+    def _refuse_second_meaning(self, key: str, spec: Spec) -> None:
+        for owner in self.owners(key):
+            if owner.parameters[key] != spec.parameters[key] and not _same_definition(owner.function, spec.function):
+                raise LossPlugError(
+                    f"option '{key}' of {signature.place_of(spec.function)} differs from the one of '{owner.name}' in "
+                    f"type, range or default; a key has one meaning, so choose another name for it."
+                )
 
 
 REGISTRY = Registry()
@@ -260,8 +182,9 @@ def box_loss(name: str, **about: Any) -> Callable[[F], F]:
 
     `pred` and `target` are (N, 4) boxes as x1, y1, x2, y2, float32 or float64, in grid cells of their own pyramid
     level during training. The result is one loss per pair, unweighted and unreduced. Keyword-only parameters
-    annotated ``Annotated[float, Option(...)]`` become training keys; ``stride`` (N, 1) and ``imgsz`` (height, width) in
-    pixels are supplied to a function that has these keyword-only parameters, as None in a call that gives none.
+    annotated ``Annotated[float, Option(...)]`` become training keys. A function that has these keyword-only parameters
+    gets ``stride``, the pixels per box unit (N, 1), ``imgsz``, height and width of the network input in pixels (2,),
+    and ``state``, the `Scope` of what the run remembers; each is None in a call that gives none.
 
     Args:
         name: Name in kebab-case.
@@ -280,7 +203,7 @@ def box_loss(name: str, **about: Any) -> Callable[[F], F]:
 def overlap_loss(name: str, **about: Any) -> Callable[[F], F]:
     """Register ``function(pair, *, options) -> tuple of (N,) penalties`` as the loss 1 − IoU + sum of penalties.
 
-    Losses declared this way take modifiers. Arguments and errors are those of `box_loss`.
+    `pair` is a `Pair` of boxes. Losses declared this way take modifiers. Arguments and errors are those of `box_loss`.
     """
     return _declare(OVERLAP, name, about)
 
@@ -288,8 +211,8 @@ def overlap_loss(name: str, **about: Any) -> Callable[[F], F]:
 def modifier(name: str, *, stage: int, bases: Iterable[str] = (), **about: Any) -> Callable[[F], F]:
     """Register ``function(terms, *, options) -> terms`` as the prefix ``name-`` of overlap losses.
 
-    Arguments and errors are those of `box_loss`; besides, `bases` are the losses it applies to, empty for all, and
-    modifiers of a lower `stage` act first, so that the order in which a user names them does not matter.
+    `terms` are the `Terms` of a loss. Arguments and errors are those of `box_loss`; besides, `bases` are the losses
+    that it applies to, empty for all, and modifiers of a lower `stage` act first, in whatever order a user names them.
     """
     return _declare(MODIFIER, name, {**about, "stage": stage, "bases": frozenset(bases)})
 
@@ -297,7 +220,7 @@ def modifier(name: str, *, stage: int, bases: Iterable[str] = (), **about: Any) 
 def rotated_box_loss(name: str, **about: Any) -> Callable[[F], F]:
     """Register ``function(pred, target, *, options) -> (N,)`` as a box loss of the obb task.
 
-    Boxes are (N, 5): centre x, centre y, width, height, angle in radians. Arguments and errors are those of `box_loss`.
+    Boxes are (N, 5): centre x and y, width, height, angle in radians. Arguments and errors are those of `box_loss`.
     """
     return _declare(ROTATED, name, about)
 
@@ -313,7 +236,8 @@ def rotated_modifier(name: str, *, stage: int, bases: Iterable[str] = (), **abou
 def class_loss(name: str, **about: Any) -> Callable[[F], F]:
     """Register ``function(logits, targets, *, options) -> same shape`` as a class loss, elementwise and unreduced.
 
-    `targets` are soft, in [0, 1]. Arguments and errors are those of `box_loss`.
+    `logits` are scores before the sigmoid, of any shape, and `targets` soft, in [0, 1]. Arguments and errors are those
+    of `box_loss`.
     """
     return _declare(CLASS, name, about)
 
@@ -321,8 +245,8 @@ def class_loss(name: str, **about: Any) -> Callable[[F], F]:
 def softmax_loss(name: str, **about: Any) -> Callable[[F], F]:
     """Register ``function(logits, targets, *, options) -> same shape`` as a loss of the classify task.
 
-    Both are (N, classes), and the loss of an image is the sum over its classes. Arguments and errors are those of
-    `box_loss`.
+    Both are (N, classes): scores before the softmax, and targets that sum to 1. The loss of an image is the sum over
+    its classes. Arguments and errors are those of `box_loss`.
     """
     return _declare(SOFTMAX, name, about)
 
@@ -333,17 +257,13 @@ def spec_of(kind: str, name: str, function: Function, **about: Any) -> Spec:
     Raises:
         LossPlugError: If the signature is not one of this kind.
     """
-    parameters, context = _read_signature(kind, function)
-    summary = (inspect.getdoc(function) or "").partition("\n")[0]
-    about["formula"] = about.get("formula") or summary
+    parameters, context = signature.read_signature(kind, function)
+    about["formula"] = about.get("formula") or (inspect.getdoc(function) or "").partition("\n")[0]
     latex = about.get("latex", ())
     about["latex"] = (latex,) if isinstance(latex, str) else latex
-    about["paper"] = _paper(about.get("paper"), about.pop("year", 0))
+    paper, year = about.get("paper"), about.pop("year", 0)
+    about["paper"] = Paper(paper, year=year) if isinstance(paper, str) and paper else paper or None
     return Spec(name, kind, function, parameters, context, **about)
-
-
-def _paper(declared: Union[Paper, str, None], year: int) -> Optional[Paper]:
-    return Paper(declared, year=year) if isinstance(declared, str) and declared else declared or None
 
 
 def _declare(kind: str, name: str, about: Mapping[str, Any]) -> Callable[[F], F]:
@@ -358,70 +278,16 @@ def _declare(kind: str, name: str, about: Mapping[str, Any]) -> Callable[[F], F]
     return register
 
 
-def _read_signature(kind: str, function: Function) -> tuple[dict[str, Parameter], frozenset[str]]:
-    where, expected = _where(function), POSITIONAL[kind]
-    try:
-        signature = inspect.signature(function)
-        hints = typing.get_type_hints(function, include_extras=True)
-    except (TypeError, ValueError, NameError) as error:
-        raise LossPlugError(f"{where} cannot be a {kind}: its signature cannot be read ({error}).") from error
-
-    named = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.KEYWORD_ONLY]
-    if [p.name for p in named] != list(expected) or any(p.kind is p.VAR_POSITIONAL for p in named):
-        raise LossPlugError(
-            f"{where} cannot be a {kind}: its positional parameters must be exactly ({', '.join(expected)}), "
-            f"not ({', '.join(p.name for p in named)}); put '*' before the options."
-        )
-    parameters: dict[str, Parameter] = {}
-    context = set()
-    for p in signature.parameters.values():
-        if p.kind is not inspect.Parameter.KEYWORD_ONLY:
-            continue
-        if p.name in CONTEXT[kind]:
-            context.add(p.name)
-            continue
-        parameters[p.name] = _read_option(where, kind, p, hints.get(p.name))
-    return parameters, frozenset(context)
-
-
-def _read_option(where: str, kind: str, p: inspect.Parameter, hint: Any) -> Parameter:
-    if hint is not None and not hasattr(hint, "__metadata__"):  # before 3.11 a default of None wraps it in Optional
-        hint = next((a for a in typing.get_args(hint) if hasattr(a, "__metadata__")), hint)
-    arguments = typing.get_args(hint) if hint is not None else ()
-    option = next((a for a in arguments[1:] if isinstance(a, Option)), None)
-    if option is None:
-        raise LossPlugError(
-            f"{where} cannot be a {kind}: annotate its option '{p.name}' as Annotated[float, Option('meaning')]."
-        )
-    base, nullable = arguments[0], False
-    if type(None) in typing.get_args(base):
-        nullable, base = True, next(a for a in typing.get_args(base) if a is not type(None))
-    if base not in (float, int):
-        raise LossPlugError(f"{where} cannot be a {kind}: its option '{p.name}' must be a float or an int, not {base}.")
-    if p.default is p.empty:
-        raise LossPlugError(f"{where} cannot be a {kind}: its option '{p.name}' needs a default.")
-    parameter = Parameter(p.name, base, nullable, p.default, option)
-    return Parameter(p.name, base, nullable, parameter.check(p.default), option)
-
-
-def _same_definition(one: Function, other: Function) -> bool:
-    """Whether the second is the first, read again (a notebook cell run twice, a reloaded module)."""
-    return (one.__module__, one.__qualname__) == (other.__module__, other.__qualname__)
+def _same_definition(first: Function, second: Function) -> bool:
+    """Return whether the second is the first, read again (a notebook cell run twice, a reloaded module)."""
+    return (first.__module__, first.__qualname__) == (second.__module__, second.__qualname__)
 
 
 def _reserved(key: str, spec: Spec) -> str:
     if spec.is_user_defined:
-        where = _where(spec.function)
-        return f"option '{key}' of {where} is a key of Ultralytics already; choose another name for the option."
+        option = f"option '{key}' of {signature.place_of(spec.function)}"
+        return f"{option} is a key of Ultralytics already; choose another name for the option."
     return f"'{spec.name}' is not available: this Ultralytics has a key of its own named {key}. Choose another loss."
-
-
-def _where(function: Function) -> str:
-    name = getattr(function, "__qualname__", str(function))
-    code = getattr(function, "__code__", None)
-    if code is not None and not function.__module__.startswith("yolo_lossplug."):
-        return f"{name} in {code.co_filename}, line {code.co_firstlineno},"
-    return f"{getattr(function, '__module__', '?')}.{name}"
 
 
 def import_siblings(package: str, path: Iterable[str]) -> None:

@@ -28,22 +28,22 @@ class Terms(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A base or a modifier with its options bound.
+    """A base, a modifier or a whole loss with its options bound.
 
     Attributes:
-        function: Takes the pair or the terms.
+        function: Takes a pair, terms, or predicted and target boxes.
         wants: Which of the context it takes besides.
     """
 
     function: Callable[..., Any]
     wants: frozenset[str] = frozenset()
 
-    def __call__(self, subject: Any, context: Mapping[str, Any]) -> Any:
-        """Return the penalties of a pair, or changed terms."""
-        return self.function(subject, **{key: context[key] for key in self.wants})
+    def __call__(self, context: Mapping[str, Any], *inputs: Any) -> Any:
+        """Return the penalties of a pair, changed terms, or the loss of boxes."""
+        return self.function(*inputs, **{key: context[key] for key in self.wants})
 
 
-def evaluate(
+def overlap_loss_of(
     pred: Tensor,
     target: Tensor,
     *,
@@ -66,8 +66,8 @@ def evaluate(
         One loss per pair (N,), >= 0.
     """
     pair = Pair(pred, target) if pair is None else pair
-    terms = Terms(pair, pair.iou, base(pair, context))
+    terms = Terms(pair, pair.iou, base(context, pair))
     for modify in modifiers:
-        terms = modify(terms, context)
+        terms = modify(context, terms)
     loss = sum(terms.penalties, 1 - terms.overlap)
     return loss if terms.weight is None else terms.weight * loss

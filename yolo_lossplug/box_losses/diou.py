@@ -37,9 +37,6 @@ PAPER = Paper(
 def diou(pair: Pair) -> tuple[Tensor, ...]:
     """DIoU loss = 1 − IoU + ρ²/c², in [0, 2): ρ the distance of the centres, c the enclosing diagonal, Eq. 7.
 
-    Args:
-        pair: Predicted and target boxes.
-
     Returns:
         One penalty (N,). Nothing is detached, c² included.
     """
@@ -62,9 +59,6 @@ def ciou(pair: Pair) -> tuple[Tensor, ...]:
     """CIoU loss = 1 − IoU + ρ²/c² + α·v, in [0, 2.5), Eq. 8 to 11, in the AAAI form: α has no gate at IoU 0.5.
 
     v = 4/π² · (arctan(W/H) − arctan(w/h))² and α = v / (1 − IoU + v), which is detached.
-
-    Args:
-        pair: Predicted and target boxes.
 
     Returns:
         Two penalties (N,): the distance of the centres and the weighted difference of aspect.

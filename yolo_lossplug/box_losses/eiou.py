@@ -35,9 +35,6 @@ PAPER = Paper(
 def eiou(pair: Pair) -> tuple[Tensor, ...]:
     """EIoU loss = 1 − IoU + ρ²/c² + (w − W)²/cw² + (h − H)²/ch², in [0, 4), with cw, ch the enclosing sides.
 
-    Args:
-        pair: Predicted and target boxes.
-
     Returns:
         Three penalties (N,): distance of the centres, difference of widths, difference of heights. Nothing is detached.
     """

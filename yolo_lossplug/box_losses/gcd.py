@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from yolo_lossplug.boxes import EPS, Pair, power
+from yolo_lossplug.boxes import MIN_SIDE, Pair, power
 from yolo_lossplug.paper import Paper
 from yolo_lossplug.registry import box_loss
 
@@ -18,8 +18,6 @@ PAPER = Paper(
     "arXiv",
     2025,
 )
-MIN_SIDE = EPS**0.5
-"""Shorter sides, and inverted ones, count as that long: ratios to them stay below the root of the largest float32."""
 
 
 @box_loss(
@@ -41,14 +39,10 @@ def gcd(pred: Tensor, target: Tensor) -> Tensor:
     D² = ½·[(Δx/w)² + (Δy/h)² + (Δx/W)² + (Δy/H)² + ¼·(((w − W)/w)² + ((h − H)/h)² + ((w − W)/W)² + ((h − H)/H)²)],
     Δx and Δy the offset of the centres.
 
-    Args:
-        pred: Predicted boxes (N, 4), x1 y1 x2 y2, any unit.
-        target: Target boxes (N, 4), same unit.
-
     Returns:
         Loss per pair (N,). Nothing is detached; the gradient is 0 at identical boxes.
     """
-    pair = Pair(pred, target)
+    pair = Pair(pred, target)  # shorter sides than the minimum, and inverted ones, count as that long
     size, target_size = pair.size.clamp(min=MIN_SIDE), pair.target_size.clamp(min=MIN_SIDE)
     sides = torch.cat((size, target_size), -1)
     offsets = pair.offset.repeat(1, 2) / sides

@@ -34,9 +34,6 @@ PAPER = Paper(
 def giou(pair: Pair) -> tuple[Tensor, ...]:
     """GIoU loss = 1 − IoU + (C − U)/C, in [0, 2), with U the union and C the area of the enclosing box: Algorithm 2.
 
-    Args:
-        pair: Predicted and target boxes.
-
     Returns:
         One penalty (N,). Nothing is detached.
     """

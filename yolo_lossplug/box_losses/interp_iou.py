@@ -40,13 +40,9 @@ def interp_iou(
 ) -> Tensor:
     """InterpIoU = (1 − IoU(p, t)) + (1 − IoU(q, t)) with q = (1 − α)·p + α·t, in [0, 2].
 
-    Args:
-        pred: Predicted boxes (N, 4), x1 y1 x2 y2, any unit.
-        target: Target boxes (N, 4), same unit.
-        interp_alpha: α; near 1 the interpolated box overlaps the target, and so pulls boxes that do not.
-
     Returns:
-        Loss per pair (N,). Nothing is detached.
+        Loss per pair (N,). Near α = 1 the interpolated box overlaps the target, and so pulls boxes that do not.
+        Nothing is detached.
     """
     between = (1 - interp_alpha) * pred + interp_alpha * target
     return 2 - Pair(pred, target).iou - Pair(between, target).iou
@@ -73,12 +69,6 @@ def d_interp_iou(
     interp_high: Annotated[float, Option("largest α", above=0, below=1)] = 0.99,
 ) -> Tensor:
     """Dynamic InterpIoU = (1 − IoU(p, t)) + (1 − IoU(q, t)), q = (1 − α)·p + α·t, α = clamp(1 − sg(IoU), low, high).
-
-    Args:
-        pred: Predicted boxes (N, 4), x1 y1 x2 y2, any unit.
-        target: Target boxes (N, 4), same unit.
-        interp_low: Smallest α.
-        interp_high: Largest α.
 
     Returns:
         Loss per pair (N,), in [0, 2]. α is detached.

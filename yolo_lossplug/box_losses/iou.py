@@ -35,9 +35,6 @@ MIN_IOU = 1e-6
 def iou(pair: Pair) -> tuple[Tensor, ...]:
     """IoU loss = 1 − IoU, in [0, 1]: the linear form of the loss of Yu et al., UnitBox, ACM MM 2016.
 
-    Args:
-        pair: Predicted and target boxes.
-
     Returns:
         No penalties. Nothing is detached.
     """
@@ -54,10 +51,6 @@ def iou(pair: Pair) -> tuple[Tensor, ...]:
 )
 def log_iou(pred: Tensor, target: Tensor) -> Tensor:
     """Log IoU = −ln max(IoU, 1e-6), in [0, 13.8155]: Yu et al., UnitBox, ACM MM 2016.
-
-    Args:
-        pred: Predicted boxes (N, 4), x1 y1 x2 y2, any unit.
-        target: Target boxes (N, 4), same unit.
 
     Returns:
         Loss per pair (N,). Nothing is detached; the gradient is 0 below the floor.

@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from yolo_lossplug.box_losses.rotated import MIN_SIDE
+from yolo_lossplug.box_losses.rotated import MIN_ROTATED_SIDE
 from yolo_lossplug.paper import Paper
 from yolo_lossplug.registry import rotated_box_loss
 
@@ -39,14 +39,10 @@ def mgiou(pred: Tensor, target: Tensor) -> Tensor:
     On an axis, boxes are intervals with an overlap I, a union U of their lengths less I, and a hull:
     g = I/U − (hull − U)/hull, which is d/hull, d the overlap where there is one, and minus the gap where there is none.
 
-    Args:
-        pred: Predicted boxes (N, 5), x y w h angle in radians, any unit.
-        target: Target boxes (N, 5), same unit.
-
     Returns:
         Loss per pair (N,). Nothing is detached; by the angle, the gradient is 0 where edges are exactly parallel.
     """
-    half, target_half = (boxes[:, 2:4].clamp(min=MIN_SIDE) / 2 for boxes in (pred, target))
+    half, target_half = (boxes[:, 2:4].clamp(min=MIN_ROTATED_SIDE) / 2 for boxes in (pred, target))
     turn, offset = pred[:, 4:] - target[:, 4:], pred[:, :2] - target[:, :2]
     reach = torch.cat((half, _reach(half, turn)), -1)  # on the predicted box's axes, then on the target's
     target_reach = torch.cat((_reach(target_half, turn), target_half), -1)

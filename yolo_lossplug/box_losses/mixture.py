@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Optional
 
 from torch import Tensor
@@ -16,7 +15,7 @@ from yolo_lossplug.state import Scope
 SHARE = Option("share of the first of two losses, as in loss=ciou+nwd", above=0, below=1)
 DEFAULT_SHARE = 0.5
 FORMULA = "NAME+NAME: L = loss_mix·L₁ + (1 − loss_mix)·L₂"
-NOTE = (
+MIXTURE_NOTE = (
     "The gradients of both losses differ in scale, so that the share of a loss is not its influence: compare several "
     "values of loss_mix. No mixture is known to be better than its parts on all data."
 )
@@ -42,15 +41,8 @@ def mix(first: Tensor, second: Tensor, share: float) -> Tensor:
     return share * first + (1 - share) * second
 
 
-def evaluate(
-    pred: Tensor,
-    target: Tensor,
-    *,
-    first: Part,
-    second: Part,
-    share: float,
-    state: Optional[Scope] = None,
-    **context: Any,
+def mixture_of(
+    pred: Tensor, target: Tensor, first: Part, second: Part, share: float, state: Optional[Scope] = None, **context: Any
 ) -> Tensor:
     """Return the mixture of two box losses.
 
@@ -60,22 +52,13 @@ def evaluate(
         first: Gives a loss (N,) of both; one that wants a ``pair`` shares its geometry with the other.
         second: The other loss.
         share: Share of the first, above 0 and below 1.
-        state: What both remember; each sees numbers of its own.
+        state: What both remember; each has its own numbers.
         **context: What the losses want besides.
 
     Returns:
         One loss per pair (N,).
     """
-    boxes = pred, target
-    shared = {**context, PAIR: Pair(*boxes)} if PAIR in first.wants | second.wants else context
-    scopes = {"first": state and state.scoped("first"), "second": state and state.scoped("second")}
-    return mix(
-        _loss_of(first, boxes, {**shared, "state": scopes["first"]}),
-        _loss_of(second, boxes, {**shared, "state": scopes["second"]}),
-        share,
-    )
-
-
-def _loss_of(part: Part, boxes: tuple[Tensor, Tensor], context: Mapping[str, Any]) -> Tensor:
-    loss: Tensor = part.function(*boxes, **{key: context[key] for key in part.wants})
-    return loss
+    shared = {**context, PAIR: Pair(pred, target)} if PAIR in first.wants | second.wants else context
+    parts = {"first": first, "second": second}
+    losses = [part({**shared, "state": state and state.scoped(name)}, pred, target) for name, part in parts.items()]
+    return mix(losses[0], losses[1], share)

@@ -55,20 +55,12 @@ FocalGamma = Annotated[float, Option("exponent of the overlap in the weight; 0 c
     note="r < 1 for data of high IoU, r > 1 for low; boxes that overlap may not when they are scaled down.",
 )
 def inner(
-    terms: Terms,
-    *,
-    inner_ratio: Annotated[float, Option("factor of the sides; 1 changes nothing", above=0)] = 0.7,
+    terms: Terms, *, inner_ratio: Annotated[float, Option("factor of the sides; 1 changes nothing", above=0)] = 0.7
 ) -> Terms:
     """Measure the overlap on boxes scaled about their own centres; the penalties stay those of the boxes.
 
-    Zhang et al., Inner-IoU: More Effective Intersection over Union Loss with Auxiliary Bounding Box, 2023.
-
-    Args:
-        terms: The terms of a loss.
-        inner_ratio: r; the authors use 0.5 to 1.5.
-
     Returns:
-        The terms with another overlap.
+        The terms with another overlap; the authors use r from 0.5 to 1.5.
     """
     return terms._replace(overlap=terms.pair.scaled(inner_ratio).iou)
 
@@ -90,13 +82,6 @@ def focaler(
 ) -> Terms:
     """Map the overlap linearly from [d, e] to [0, 1].
 
-    Zhang and Zhang, Focaler-IoU: More Focused Intersection over Union Loss, 2024.
-
-    Args:
-        terms: The terms of a loss.
-        focaler_d: d.
-        focaler_u: e.
-
     Returns:
         The terms with another overlap.
     """
@@ -112,18 +97,12 @@ def focaler(
     note="α > 1 raises the weight of pairs of high IoU.",
     bases=("iou", "giou", "diou", "ciou", "eiou"),
 )
-def alpha(terms: Terms, *, alpha_power: AlphaPower = 3.0) -> Terms:
+def alpha_iou(terms: Terms, *, alpha_power: AlphaPower = 3.0) -> Terms:
     """Raise the overlap and each penalty to the power α.
 
-    He et al., Alpha-IoU: A Family of Power IoU Losses for Bounding Box Regression, NeurIPS 2021. CIoU's own
-    trade-off is that of the IoU before the power, and is raised together with its v, as in the authors' code.
-
-    Args:
-        terms: The terms of a loss.
-        alpha_power: α.
-
     Returns:
-        The terms, raised.
+        The terms, raised. CIoU's own trade-off is that of the IoU before the power, and is raised together with its v,
+        as in the authors' code.
     """
     return terms._replace(
         overlap=power(terms.overlap, alpha_power),
@@ -139,14 +118,8 @@ def alpha(terms: Terms, *, alpha_power: AlphaPower = 3.0) -> Terms:
     paper=FOCAL,
     note="Boxes that do not overlap their target get loss 0 and gradient 0.",
 )
-def focal(terms: Terms, *, focal_gamma: FocalGamma = 0.5) -> Terms:
+def focal_iou(terms: Terms, *, focal_gamma: FocalGamma = 0.5) -> Terms:
     """Weight each pair by its detached IoU to the power γ.
-
-    Zhang et al., Focal and Efficient IOU Loss for Accurate Bounding Box Regression, Neurocomputing 2022.
-
-    Args:
-        terms: The terms of a loss.
-        focal_gamma: γ.
 
     Returns:
         The terms, weighted.

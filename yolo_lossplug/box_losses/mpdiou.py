@@ -19,7 +19,7 @@ PAPER = Paper(
     2023,
 )
 DEFAULT_IMGSZ = 640
-"""Side in pixels of the image where a call by hand gives none: Ultralytics' own default."""
+"""Side of the image in pixels where a call by hand gives none: Ultralytics' own default."""
 
 
 @overlap_loss(
@@ -40,13 +40,8 @@ def mpdiou(pair: Pair, *, stride: Optional[Tensor], imgsz: Optional[Tensor]) -> 
     d₁ and d₂ are the distances of the top left and of the bottom right corners, w and h the sides of the network
     input, all in pixels.
 
-    Args:
-        pair: Predicted and target boxes.
-        stride: Pixels per box unit (N, 1), or None where boxes are in pixels.
-        imgsz: Height and width of the network input in pixels (2,), or None for 640 x 640.
-
     Returns:
-        Two penalties (N,), of the two corners. Nothing is detached.
+        Two penalties (N,), of the two corners, for an image of 640 x 640 without `imgsz`. Nothing is detached.
     """
     squares = (pair.pred - pair.target).square()
     if stride is not None:

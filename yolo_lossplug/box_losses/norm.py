@@ -28,7 +28,7 @@ PAPER = Paper(
 CELL = 8
 """Side in pixels of the cell that distances are measured in: that of the finest level of most models."""
 
-NOTE = "Not scale-invariant: counts a large box's error for more than a small one's, and knows nothing of overlap."
+UNIT_NOTE = "Not scale-invariant: counts a large box's error for more than a small one's, and knows nothing of overlap."
 
 
 @box_loss(
@@ -36,15 +36,10 @@ NOTE = "Not scale-invariant: counts a large box's error for more than a small on
     aliases=("mae",),
     formula="mean |p − t| over x1, y1, x2, y2",
     latex=r"L = \frac{1}{4}\sum_{i=1}^{4} \left|p_i - t_i\right|",
-    note=NOTE,
+    note=UNIT_NOTE,
 )
 def l1(pred: Tensor, target: Tensor, *, stride: Optional[Tensor] = None) -> Tensor:
     """L1 = mean over the four coordinates of |p − t|, in [0, ∞).
-
-    Args:
-        pred: Predicted boxes (N, 4), x1 y1 x2 y2.
-        target: Target boxes (N, 4), same unit.
-        stride: Pixels per box unit (N, 1), or None.
 
     Returns:
         Loss per pair (N,), in cells. Nothing is detached.
@@ -61,15 +56,10 @@ def l1(pred: Tensor, target: Tensor, *, stride: Optional[Tensor] = None) -> Tens
     aliases=("mse",),
     formula="mean (p − t)² over x1, y1, x2, y2",
     latex=r"L = \frac{1}{4}\sum_{i=1}^{4} (p_i - t_i)^2",
-    note=NOTE,
+    note=UNIT_NOTE,
 )
 def l2(pred: Tensor, target: Tensor, *, stride: Optional[Tensor] = None) -> Tensor:
     """L2 = mean over the four coordinates of (p − t)², in [0, ∞); also known as MSE.
-
-    Args:
-        pred: Predicted boxes (N, 4), x1 y1 x2 y2.
-        target: Target boxes (N, 4), same unit.
-        stride: Pixels per box unit (N, 1), or None.
 
     Returns:
         Loss per pair (N,), in squared cells. Nothing is detached.
@@ -90,7 +80,7 @@ def l2(pred: Tensor, target: Tensor, *, stride: Optional[Tensor] = None) -> Tens
         r"f(d) = \begin{cases} \frac{d^2}{2\beta} & d < \beta \\ d - \frac{\beta}{2} & d \ge \beta \end{cases}",
     ),
     paper=PAPER,
-    note=NOTE,
+    note=UNIT_NOTE,
 )
 def smooth_l1(
     pred: Tensor,
@@ -104,12 +94,6 @@ def smooth_l1(
     """Smooth L1 = mean over the four coordinates of d²/2β where d = |p − t| < β, else d − β/2, in [0, ∞).
 
     Girshick, Fast R-CNN, ICCV 2015, Eq. 3 (there with β = 1).
-
-    Args:
-        pred: Predicted boxes (N, 4), x1 y1 x2 y2.
-        target: Target boxes (N, 4), same unit.
-        stride: Pixels per box unit (N, 1), or None.
-        smooth_l1_beta: β, in cells.
 
     Returns:
         Loss per pair (N,), in cells. Nothing is detached.

@@ -37,12 +37,6 @@ def nwd(
 ) -> Tensor:
     """NWD loss = 1 − exp(−D/C), in [0, 1): D the Wasserstein distance of the Gaussians of the two boxes, in pixels.
 
-    Args:
-        pred: Predicted boxes (N, 4), x1 y1 x2 y2.
-        target: Target boxes (N, 4), same unit.
-        stride: Pixels per box unit (N, 1), or None where boxes are in pixels.
-        nwd_constant: C.
-
     Returns:
         Loss per pair (N,). Nothing is detached; the gradient is 0 at identical boxes.
     """

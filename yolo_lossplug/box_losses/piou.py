@@ -8,7 +8,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from yolo_lossplug.boxes import EPS, Pair
+from yolo_lossplug.boxes import MIN_SIDE, Pair
 from yolo_lossplug.paper import Paper
 from yolo_lossplug.registry import Option, box_loss, overlap_loss
 
@@ -44,9 +44,6 @@ def piou(pair: Pair) -> tuple[Tensor, ...]:
 
     P = ((|x1 − a1| + |x2 − a2|)/W + (|y1 − b1| + |y2 − b2|)/H)/4 with W, H the size of the target.
 
-    Args:
-        pair: Predicted and target boxes.
-
     Returns:
         One penalty (N,). Nothing is detached.
     """
@@ -72,11 +69,6 @@ def piou_v2(
     The attention is a constant of the gradient. In the authors' code it is not, and then the loss of a box without
     overlap falls with its distance from P = 0.943 on.
 
-    Args:
-        pred: Predicted boxes (N, 4), x1 y1 x2 y2, any unit.
-        target: Target boxes (N, 4), same unit.
-        piou_lambda: λ.
-
     Returns:
         Loss per pair (N,).
     """
@@ -88,4 +80,4 @@ def piou_v2(
 def edge_distance(pair: Pair) -> Tensor:
     """Return the mean distance of the four edges in units of the target's size (N,)."""
     edges = (pair.pred - pair.target).abs()
-    return ((edges[:, :2] + edges[:, 2:]) / pair.target_size.clamp(min=EPS**0.5)).sum(-1) / 4
+    return ((edges[:, :2] + edges[:, 2:]) / pair.target_size.clamp(min=MIN_SIDE)).sum(-1) / 4

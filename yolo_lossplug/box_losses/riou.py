@@ -46,11 +46,6 @@ def riou(
     falls to 0 at u = 1, so that pairs of high IoU are emphasised, and those of low IoU damped. That much is from the
     paper; that L(0) = 1, L(1) = 0 and that the gradient is 0 at u = 0 are our choices, which fix the four constants.
 
-    Args:
-        pred: Predicted boxes (N, 4), x1 y1 x2 y2, any unit.
-        target: Target boxes (N, 4), same unit.
-        riou_beta: β.
-
     Returns:
         Loss per pair (N,). Nothing is detached; no gradient for boxes that do not overlap.
 

@@ -55,8 +55,7 @@ KFIOU = Paper(
     2023,
     booktitle="International Conference on Learning Representations",
 )
-MIN_SIDE = 1e-2
-MAX_SIDE = 1e6
+MIN_ROTATED_SIDE, MAX_ROTATED_SIDE = 1e-2, 1e6
 """Sides outside are clamped: squared determinants of larger ones overflow float32."""
 MAX_DISTANCE = 100.0
 """Larger Bhattacharyya distances are clamped to it, as in Ultralytics."""
@@ -95,11 +94,11 @@ class Gaussian(NamedTuple):
 def gaussian(boxes: Tensor, k: float) -> Gaussian:
     """Return the Gaussians of boxes (N, 5) with covariance R·diag(w², h²)/k·Rᵀ."""
     x, y, w, h, angle = boxes.unbind(-1)
-    first, second = (side.clamp(MIN_SIDE, MAX_SIDE).square() / k for side in (w, h))
+    first, second = (side.clamp(MIN_ROTATED_SIDE, MAX_ROTATED_SIDE).square() / k for side in (w, h))
     return Gaussian(x, y, angle, first, second)
 
 
-def mixed(p: Gaussian, t: Gaussian) -> tuple[Tensor, Tensor]:
+def mixed_traces(p: Gaussian, t: Gaussian) -> tuple[Tensor, Tensor]:
     """Return tr(Σₚ·Σₜ) and tr(adj(Σₜ)·Σₚ), each (N,)."""
     like, unlike = p.first * t.first + p.second * t.second, p.first * t.second + p.second * t.first
     cos2 = torch.cos(p.angle - t.angle).square()
@@ -108,7 +107,7 @@ def mixed(p: Gaussian, t: Gaussian) -> tuple[Tensor, Tensor]:
 
 def determinant_of_sum(p: Gaussian, t: Gaussian) -> Tensor:
     """Return |Σₚ + Σₜ| (N,)."""
-    return p.first * p.second + t.first * t.second + mixed(p, t)[1]
+    return p.first * p.second + t.first * t.second + mixed_traces(p, t)[1]
 
 
 def hellinger(p: Gaussian, t: Gaussian) -> Tensor:
@@ -123,12 +122,12 @@ def hellinger(p: Gaussian, t: Gaussian) -> Tensor:
 def wasserstein(p: Gaussian, t: Gaussian) -> Tensor:
     """Return the 2-Wasserstein distance (N,): the root of |μₚ − μₜ|² + tr(Σₚ + Σₜ − 2(Σₚ^½ Σₜ Σₚ^½)^½)."""
     centre = (p.x - t.x).square() + (p.y - t.y).square()
-    cross = power(mixed(p, t)[0] + 2 * p.root * t.root, 0.5)
+    cross = power(mixed_traces(p, t)[0] + 2 * p.root * t.root, 0.5)
     shape = p.first + p.second + t.first + t.second - 2 * cross
     return power(centre + shape.clamp(min=0), 0.5)
 
 
-def evaluate(
+def rotated_loss_of(
     pred: Tensor,
     target: Tensor,
     *,
@@ -161,12 +160,6 @@ def evaluate(
 def probiou(pred: Tensor, target: Tensor) -> Tensor:
     """ProbIoU loss = Hellinger distance = √(1 − exp(−B)), in [0, 1], B the Bhattacharyya distance of the Gaussians.
 
-    Llerena et al., Gaussian Bounding Boxes and Probabilistic Intersection-over-Union for Object Detection, 2021.
-
-    Args:
-        pred: Predicted boxes (N, 5), x y w h angle in radians, any unit.
-        target: Target boxes (N, 5), same unit.
-
     Returns:
         Loss per pair (N,). Nothing is detached.
     """
@@ -192,11 +185,6 @@ def gwd(pred: Tensor, target: Tensor, *, gwd_tau: Tau = 1.0) -> Tensor:
 
     d² = |μₚ − μₜ|² + tr(Σₚ + Σₜ − 2(Σₚ^½ Σₜ Σₚ^½)^½), divided by 4·⁴√(|Σₚ|·|Σₜ|).
     Yang et al., Rethinking Rotated Object Detection with Gaussian Wasserstein Distance Loss, ICML 2021.
-
-    Args:
-        pred: Predicted boxes (N, 5), x y w h angle in radians, any unit.
-        target: Target boxes (N, 5), same unit.
-        gwd_tau: τ.
 
     Returns:
         Loss per pair (N,). Nothing is detached.
@@ -226,16 +214,11 @@ def kld(pred: Tensor, target: Tensor, *, kld_tau: Tau = 1.0) -> Tensor:
     Yang et al., Learning High-Precision Bounding Box for Rotated Object Detection via Kullback-Leibler Divergence,
     NeurIPS 2021; the root is that of the authors' code.
 
-    Args:
-        pred: Predicted boxes (N, 5), x y w h angle in radians, any unit.
-        target: Target boxes (N, 5), same unit.
-        kld_tau: τ.
-
     Returns:
         Loss per pair (N,). Nothing is detached.
     """
     p, t = gaussian(pred, 4), gaussian(target, 4)
-    spread = t.spread(p.x - t.x, p.y - t.y) + mixed(p, t)[1]
+    spread = t.spread(p.x - t.x, p.y - t.y) + mixed_traces(p, t)[1]
     divergence = spread / (2 * t.first * t.second) + (t.root / p.root).log() - 1
     return 1 - 1 / (kld_tau + torch.log1p(power(divergence.clamp(min=0), 0.5)))
 
@@ -259,10 +242,6 @@ def kfiou(pred: Tensor, target: Tensor) -> Tensor:
     the mean smooth L1 distance of the centres in units of the target's mean side.
     Yang et al., The KFIoU Loss for Rotated Object Detection, ICLR 2023; the factor 3 is ours.
 
-    Args:
-        pred: Predicted boxes (N, 5), x y w h angle in radians, any unit.
-        target: Target boxes (N, 5), same unit.
-
     Returns:
         Loss per pair (N,). Nothing is detached.
     """
@@ -283,16 +262,8 @@ def kfiou(pred: Tensor, target: Tensor) -> Tensor:
     note="α > 1 raises the weight of pairs of high overlap. For losses of the form 1 − u.",
     bases=("probiou", "gwd", "kld"),
 )
-def alpha(loss: Tensor, pred: Tensor, target: Tensor, *, alpha_power: AlphaPower = 3.0) -> Tensor:
+def rotated_alpha(loss: Tensor, pred: Tensor, target: Tensor, *, alpha_power: AlphaPower = 3.0) -> Tensor:
     """Raise the overlap u of a loss 1 − u to the power α.
-
-    He et al., Alpha-IoU: A Family of Power IoU Losses for Bounding Box Regression, NeurIPS 2021.
-
-    Args:
-        loss: Loss (N,), in [0, 1].
-        pred: Predicted boxes (N, 5), x y w h angle in radians, any unit.
-        target: Target boxes (N, 5), same unit.
-        alpha_power: α.
 
     Returns:
         Loss per pair (N,), in [0, 1]. Nothing is detached.
@@ -308,16 +279,8 @@ def alpha(loss: Tensor, pred: Tensor, target: Tensor, *, alpha_power: AlphaPower
     paper=FOCAL,
     note="ProbIoU, the overlap that Ultralytics assigns rotated boxes by, instead of the paper's IoU.",
 )
-def focal(loss: Tensor, pred: Tensor, target: Tensor, *, focal_gamma: FocalGamma = 0.5) -> Tensor:
+def rotated_focal(loss: Tensor, pred: Tensor, target: Tensor, *, focal_gamma: FocalGamma = 0.5) -> Tensor:
     """Weight each pair by its detached overlap, 1 − the Hellinger distance, to the power γ.
-
-    Zhang et al., Focal and Efficient IOU Loss for Accurate Bounding Box Regression, Neurocomputing 2022.
-
-    Args:
-        loss: Loss (N,).
-        pred: Predicted boxes (N, 5), x y w h angle in radians, any unit.
-        target: Target boxes (N, 5), same unit.
-        focal_gamma: γ.
 
     Returns:
         Loss per pair (N,). The weight is detached.

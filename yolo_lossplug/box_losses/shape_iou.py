@@ -46,10 +46,6 @@ def shape_iou(
     ww = 2W^s/(W^s + H^s) and hh = 2H^s/(W^s + H^s) of the target; they weigh the other axis on purpose.
     Ω = (1 − exp(−hh·|w − W|/max(w, W)))⁴ + (1 − exp(−ww·|h − H|/max(h, H)))⁴.
 
-    Args:
-        pair: Predicted and target boxes.
-        shape_scale: s.
-
     Returns:
         Two penalties (N,): the distance and half the shape cost. Nothing is detached.
     """

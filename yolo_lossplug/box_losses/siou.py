@@ -51,10 +51,6 @@ def siou(
     Λ = 2·|dx|·|dy|/ρ² = sin(2·arcsin(min(|dx|, |dy|)/ρ)), γ = 2 − Λ,
     Δ = Σ over axes of 1 − exp(−γ·(d/c)²), Ω = Σ over axes of (1 − exp(−|w − W|/max(w, W)))^θ.
 
-    Args:
-        pair: Predicted and target boxes.
-        siou_theta: θ.
-
     Returns:
         Two penalties (N,): Δ/2 and Ω/2. Nothing is detached.
     """

@@ -45,15 +45,8 @@ def uiou(
 
     Enlarged boxes overlap earlier and tell apart less: first the far boxes count, at the end the exact ones.
 
-    Args:
-        pred: Predicted boxes (N, 4), x1 y1 x2 y2, any unit.
-        target: Target boxes (N, 4), same unit.
-        state: Knows how far the run is; a call by hand is at the start.
-        uiou_start: r at the start.
-        uiou_end: r at the end.
-
     Returns:
-        Loss per pair (N,). The trade-off α of CIoU is detached.
+        Loss per pair (N,), that of the first epoch in a call without `state`. The trade-off α of CIoU is detached.
     """
     ratio = uiou_start + (uiou_end - uiou_start) * scope_or_new(state).progress
     scaled = Pair(pred, target).scaled(ratio)

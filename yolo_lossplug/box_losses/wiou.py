@@ -41,10 +41,6 @@ Delta = Annotated[float, Option("δ, the outlier degree whose factor is 1; it gr
 def wiou(pred: Tensor, target: Tensor) -> Tensor:
     """Wise-IoU v1 = exp(ρ²/c²)·(1 − IoU), in [0, e); c² is detached, so that the enclosing box does not grow.
 
-    Args:
-        pred: Predicted boxes (N, 4), x1 y1 x2 y2, any unit.
-        target: Target boxes (N, 4), same unit.
-
     Returns:
         Loss per pair (N,).
     """
@@ -68,13 +64,6 @@ def wiou_v2(
     wiou_momentum: Momentum = 0.01,
 ) -> Tensor:
     """Wise-IoU v2 = (sg(1 − IoU)/m)^γ·v1 with m the running mean of 1 − IoU, 1 at the start.
-
-    Args:
-        pred: Predicted boxes (N, 4), x1 y1 x2 y2, any unit.
-        target: Target boxes (N, 4), same unit.
-        state: What the run remembers, m among it.
-        wiou_gamma: γ.
-        wiou_momentum: Weight of a step in m.
 
     Returns:
         Loss per pair (N,).
@@ -103,14 +92,6 @@ def wiou_v3(
 ) -> Tensor:
     """Wise-IoU v3 = r·v1 with r = β/(δ·α^(β − δ)) and β = sg(1 − IoU)/m, m the running mean of 1 − IoU.
 
-    Args:
-        pred: Predicted boxes (N, 4), x1 y1 x2 y2, any unit.
-        target: Target boxes (N, 4), same unit.
-        state: What the run remembers, m among it.
-        wiou_alpha: α.
-        wiou_delta: δ.
-        wiou_momentum: Weight of a step in m.
-
     Returns:
         Loss per pair (N,).
     """
@@ -136,13 +117,6 @@ def wise(
     wiou_momentum: Momentum = 0.01,
 ) -> Terms:
     """Weight each pair by the focusing factor of Wise-IoU v3, which damps outliers and boxes that fit already.
-
-    Args:
-        terms: The terms of a loss.
-        state: What the run remembers.
-        wiou_alpha: α.
-        wiou_delta: δ.
-        wiou_momentum: Weight of a step in the running mean.
 
     Returns:
         The terms, weighted.

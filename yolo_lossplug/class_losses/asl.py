@@ -43,13 +43,6 @@ def asl(
 ) -> Tensor:
     """ASL = −y·(1 − p)^γ₊·ln p − (1 − y)·p_m^γ₋·ln(1 − p_m) with p_m = max(p − m, 0), in [0, ∞).
 
-    Args:
-        logits: Scores before the sigmoid, any shape.
-        targets: y in [0, 1], same shape.
-        cls_asl_gamma_pos: γ₊.
-        cls_asl_gamma_neg: γ₋.
-        cls_asl_clip: m.
-
     Returns:
         Loss per element, same shape. The weights are differentiated.
     """

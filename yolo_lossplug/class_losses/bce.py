@@ -21,10 +21,6 @@ from yolo_lossplug.registry import class_loss
 def bce(logits: Tensor, targets: Tensor) -> Tensor:
     """BCE = −y·ln p − (1 − y)·ln(1 − p) with p = sigmoid(logit), in [0, ∞).
 
-    Args:
-        logits: Scores before the sigmoid, any shape.
-        targets: y in [0, 1], same shape.
-
     Returns:
         Loss per element, same shape. Smallest at p = y.
     """

@@ -59,14 +59,8 @@ def focal(
 
     On soft targets the minimum over p lies beyond y (γ = 2, y = 0.75: at p = 0.923).
 
-    Args:
-        logits: Scores before the sigmoid, any shape.
-        targets: y in [0, 1], same shape.
-        cls_focal_gamma: γ.
-        cls_focal_alpha: α, or None for α_t = 1.
-
     Returns:
-        Loss per element, same shape. The modulating factor is differentiated.
+        Loss per element, same shape; α_t = 1 for an alpha of None. The modulating factor is differentiated.
     """
     missed = targets * (-logits).sigmoid() + (1 - targets) * logits.sigmoid()  # 1 − p_t without cancellation
     loss = power(missed, cls_focal_gamma) * bce(logits, targets)

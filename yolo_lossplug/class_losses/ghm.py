@@ -49,13 +49,6 @@ def ghm(
 ) -> Tensor:
     """GHM-C = w·BCE, w = 1/(r·n): r the smoothed share R/N of its bin of |p − y|, n the number of bins in use.
 
-    Args:
-        logits: Scores before the sigmoid, any shape.
-        targets: y in [0, 1], same shape.
-        state: What the run remembers, the shares among it, which do not depend on the size of a batch.
-        cls_ghm_bins: Number of bins.
-        cls_ghm_momentum: Weight of the shares before this step.
-
     Returns:
         Loss per element, same shape. The weights are detached; the sum of N elements is that of the paper times N.
     """

@@ -46,11 +46,6 @@ def mal(
 ) -> Tensor:
     """MAL = −y^γ·ln p − (1 − y^γ)·ln(1 − p) where y > 0, −sg(p)^γ·ln(1 − p) where y = 0, in [0, ∞).
 
-    Args:
-        logits: Scores before the sigmoid, any shape.
-        targets: y in [0, 1], same shape.
-        cls_mal_gamma: γ.
-
     Returns:
         Loss per element, same shape. The weight of negatives is detached.
     """

@@ -32,18 +32,8 @@ Epsilon = Annotated[float, Option("weight of the first polynomial; 0 is none", a
     paper=PAPER,
     note="Poly-1 of the binary cross-entropy. The paper's value for detection is −1.",
 )
-def poly(
-    logits: Tensor,
-    targets: Tensor,
-    *,
-    cls_poly_epsilon: Epsilon = 1.0,
-) -> Tensor:
+def poly(logits: Tensor, targets: Tensor, *, cls_poly_epsilon: Epsilon = 1.0) -> Tensor:
     """Poly-1 = BCE + ε·(1 − p_t) with p_t = y·p + (1 − y)(1 − p), in [0, ∞).
-
-    Args:
-        logits: Scores before the sigmoid, any shape.
-        targets: y in [0, 1], same shape.
-        cls_poly_epsilon: ε.
 
     Returns:
         Loss per element, same shape. Nothing is detached.

@@ -44,11 +44,6 @@ def qfl(
 ) -> Tensor:
     """Quality focal = |y − p|^β·BCE, in [0, ∞): Eq. 2.
 
-    Args:
-        logits: Scores before the sigmoid, any shape.
-        targets: y in [0, 1], same shape.
-        cls_qfl_beta: β.
-
     Returns:
         Loss per element, same shape. The modulating factor is differentiated.
     """

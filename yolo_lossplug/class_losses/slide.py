@@ -20,7 +20,7 @@ PAPER = Paper(
     "arXiv",
     2022,
 )
-FLOOR, BAND = 0.2, 0.1
+MIN_TARGET_MEAN, BAND = 0.2, 0.1
 DECAY, WARM_UP = 0.999, 2000
 
 
@@ -41,12 +41,8 @@ DECAY, WARM_UP = 0.999, 2000
 def slide(logits: Tensor, targets: Tensor) -> Tensor:
     """Slide = f(y)·BCE, in [0, ∞): f raises targets from just below their mean μ on, most next to it.
 
-    Args:
-        logits: Scores before the sigmoid, any shape.
-        targets: y in [0, 1], same shape; μ is the mean of those above 0, and at least 0.2.
-
     Returns:
-        Loss per element, same shape.
+        Loss per element, same shape; μ is the mean of the targets above 0, and at least 0.2.
     """
     total, count = _assigned(targets)
     return weights(targets, total / count.clamp(min=1)) * bce(logits, targets)
@@ -64,11 +60,6 @@ def slide(logits: Tensor, targets: Tensor) -> Tensor:
 )
 def ema_slide(logits: Tensor, targets: Tensor, *, state: Optional[Scope] = None) -> Tensor:
     """EMA-Slide = slide with μ ← d·μ + (1 − d)·mean, d = 0.999·(1 − e^(−n/2000)) at step n, μ = 1 at the start.
-
-    Args:
-        logits: Scores before the sigmoid, any shape.
-        targets: y in [0, 1], same shape.
-        state: What the run remembers, μ and n among it.
 
     Returns:
         Loss per element, same shape.
@@ -89,7 +80,7 @@ def ema_slide(logits: Tensor, targets: Tensor, *, state: Optional[Scope] = None)
 
 def weights(targets: Tensor, mean: Tensor) -> Tensor:
     """Return f(y), same shape; the authors' corrected form, which is continuous at μ."""
-    mean = mean.to(targets.dtype).clamp(min=FLOOR)
+    mean = mean.to(targets.dtype).clamp(min=MIN_TARGET_MEAN)
     near = torch.where(targets < mean, torch.exp(1 - mean), torch.exp(1 - targets))
     return torch.where(targets <= mean - BAND, torch.ones_like(targets), near)
 

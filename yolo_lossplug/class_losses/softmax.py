@@ -23,10 +23,6 @@ from yolo_lossplug.registry import softmax_loss
 def ce(logits: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy = −Σ over classes of t·ln p with p = softmax(logits), in [0, ∞).
 
-    Args:
-        logits: Scores before the softmax (N, classes).
-        targets: t (N, classes), which sum to 1; one-hot, or smoothed.
-
     Returns:
         The terms of the sum (N, classes). Smallest at p = t.
     """
@@ -41,13 +37,8 @@ def ce(logits: Tensor, targets: Tensor) -> Tensor:
     paper=FOCAL,
     note="Damps images that are classified well.",
 )
-def focal(logits: Tensor, targets: Tensor, *, cls_focal_gamma: Gamma = 2.0) -> Tensor:
+def softmax_focal(logits: Tensor, targets: Tensor, *, cls_focal_gamma: Gamma = 2.0) -> Tensor:
     """Focal = −Σ over classes of t·(1 − p)^γ·ln p with p = softmax(logits), in [0, ∞).
-
-    Args:
-        logits: Scores before the softmax (N, classes).
-        targets: t (N, classes), which sum to 1.
-        cls_focal_gamma: γ.
 
     Returns:
         The terms of the sum (N, classes). The modulating factor is differentiated.
@@ -64,13 +55,8 @@ def focal(logits: Tensor, targets: Tensor, *, cls_focal_gamma: Gamma = 2.0) -> T
     paper=POLY,
     note="Poly-1 of the cross-entropy.",
 )
-def poly(logits: Tensor, targets: Tensor, *, cls_poly_epsilon: Epsilon = 1.0) -> Tensor:
+def softmax_poly(logits: Tensor, targets: Tensor, *, cls_poly_epsilon: Epsilon = 1.0) -> Tensor:
     """Poly-1 = Σ over classes of t·(−ln p + ε·(1 − p)) with p = softmax(logits), in [0, ∞).
-
-    Args:
-        logits: Scores before the softmax (N, classes).
-        targets: t (N, classes), which sum to 1.
-        cls_poly_epsilon: ε.
 
     Returns:
         The terms of the sum (N, classes). Nothing is detached.

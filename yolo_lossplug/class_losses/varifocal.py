@@ -46,12 +46,6 @@ def varifocal(
 ) -> Tensor:
     """Varifocal = y·BCE where y > 0, α·p^γ·BCE where y = 0, in [0, ∞): Eq. 2.
 
-    Args:
-        logits: Scores before the sigmoid, any shape.
-        targets: y in [0, 1], same shape.
-        cls_vfl_gamma: γ.
-        cls_vfl_alpha: α.
-
     Returns:
         Loss per element, same shape. The weight of negatives is differentiated.
     """

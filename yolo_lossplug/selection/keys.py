@@ -7,16 +7,9 @@ from collections.abc import Mapping
 from typing import Any, Optional, Union
 
 from yolo_lossplug.box_losses.mixture import DEFAULT_SHARE, SHARE
-from yolo_lossplug.registry import (
-    BOX,
-    CLASS,
-    ROTATED,
-    SOFTMAX,
-    LossPlugError,
-    Option,
-    Parameter,
-)
-from yolo_lossplug.selection.names import PREFIXES, STOCK, hint, how_to_get_stock, key_of, normalise, suggest
+from yolo_lossplug.registry import BOX, CLASS, ROTATED, SOFTMAX, LossPlugError, Option, Parameter
+from yolo_lossplug.selection.names import PREFIXES, STOCK, hint, key_of, normalise, suggest
+from yolo_lossplug.selection.resolve import how_to_get_stock
 from yolo_lossplug.selection.third_party import registry
 
 STOCK_BOX, STOCK_CLASS, STOCK_ROTATED, STOCK_SOFTMAX = STOCK[BOX], STOCK[CLASS], STOCK[ROTATED], STOCK[SOFTMAX]
@@ -208,7 +201,7 @@ def flag_of(key: str, value: Any) -> bool:
     return value
 
 
-def weights_of(value: Any) -> Optional[Union[dict[str, float], list[float]]]:
+def checked_weights(value: Any) -> Optional[Union[dict[str, float], list[float]]]:
     """Return checked class weights, None for none."""
     if value is None:
         return None

@@ -16,27 +16,11 @@ from yolo_lossplug import boxes
 from yolo_lossplug.box_losses import algebra, mixture, rotated
 from yolo_lossplug.box_losses.algebra import Part
 from yolo_lossplug.forms import Background, BoxKernel, ClassKernel
-from yolo_lossplug.registry import (
-    BOX,
-    CLASS,
-    OVERLAP,
-    ROTATED,
-    SOFTMAX,
-    LossPlugError,
-    Spec,
-)
+from yolo_lossplug.registry import BOX, CLASS, OVERLAP, ROTATED, SOFTMAX, LossPlugError, Spec
 from yolo_lossplug.selection.keys import MIX, given_keys
-from yolo_lossplug.selection.names import (
-    ABSENT,
-    canonical,
-    is_known,
-    is_user_defined,
-    kind_of,
-    mixed,
-    names_with_prefixes,
-    resolve,
-)
+from yolo_lossplug.selection.names import is_known, is_user_defined, kind_of, names_with_prefixes
 from yolo_lossplug.selection.own import load_own
+from yolo_lossplug.selection.resolve import ABSENT, canonical, mixed, resolve_name
 from yolo_lossplug.selection.third_party import registry
 from yolo_lossplug.state import Scope, State
 
@@ -168,7 +152,7 @@ def _checked(
     """Return what a function returns.
 
     Raises:
-        LossPlugError: If it is no tensor, of another shape or without gradient, or the function changes its inputs.
+        LossPlugError: If it is not a tensor, of another shape or without gradient, or the function changes its inputs.
     """
     before = _versions(pred, target)
     loss = function(pred, target, **context)
@@ -214,8 +198,8 @@ def _no_autocast(device_type: str) -> AbstractContextManager[Any]:
         return nullcontext()
 
 
-def _overlap(loss: Loss, one: Tensor, other: Tensor) -> Tensor:
-    return (1 - loss(one, other)).clamp_(0)
+def _overlap(loss: Loss, pred: Tensor, target: Tensor) -> Tensor:
+    return (1 - loss(pred, target)).clamp_(0)
 
 
 def _created(kind: str, name: str, options: Mapping[str, Any]) -> Loss:
@@ -240,7 +224,7 @@ def _mixture(first: Loss, second: Loss, options: Mapping[str, Any]) -> Loss:
     """Return a mixture of two losses of one kind; the shape and the gradient of each are checked."""
     share = MIX.check(given_keys(options).get(MIX.key, MIX.default))
     context = first.context | second.context
-    function = partial(mixture.evaluate, first=_as_part(first), second=_as_part(second), share=share)
+    function = partial(mixture.mixture_of, first=_as_part(first), second=_as_part(second), share=share)
     return Loss(
         f"{first.name}+{second.name}",
         first.kind,
@@ -252,40 +236,46 @@ def _mixture(first: Loss, second: Loss, options: Mapping[str, Any]) -> Loss:
 
 
 def _as_part(loss: Loss) -> Part:
-    is_overlap = getattr(loss.function, "func", None) is algebra.evaluate
+    is_overlap = getattr(loss.function, "func", None) is algebra.overlap_loss_of
     wants = loss.context | {mixture.PAIR} if is_overlap else loss.context
     return Part(partial(_checked, loss.name, False, loss.function), wants)
 
 
 def _bind_single(kind: str, name: str, options: Mapping[str, Any]) -> Loss:
-    """Return a loss that is no mixture."""
-    modifiers: list[Spec] = []
-    if is_user_defined(name):
-        spec = load_own(name.strip(), kind)
-    else:
-        spec, modifiers = resolve(kind, name)
-    used = [*modifiers, spec]
+    """Return a loss that is not a mixture."""
+    *modifiers, spec = specs = specs_of(kind, name)
     given = given_keys(options)
-    values = {key: value for part in used for key, value in part.bind(given).items()}
-
-    if spec.kind == OVERLAP:
-        # Outermost is named first and acts last.
-        base, *acting = (Part(partial(s.function, **s.bind(given)), s.context) for s in reversed(used))
-        function: Callable[..., Tensor] = partial(algebra.evaluate, base=base, modifiers=tuple(acting))
-    elif modifiers:
-        first, *others = (partial(s.function, **s.bind(given)) for s in reversed(used))
-        function = partial(rotated.evaluate, base=first, modifiers=tuple(others))
-    else:
-        function = partial(spec.function, **values)
-    context = frozenset().union(*(s.context for s in used))
+    values = {key: value for part in specs for key, value in part.bind(given).items()}
+    context = frozenset().union(*(s.context for s in specs))
     state = State().scoped("own") if "state" in context else None
     background = spec.background(**values) if spec.background else None
     kernel = spec.kernel(**values) if spec.kernel and not modifiers else None
+    function = _assembled(specs, given)
     return Loss(canonical(kind, name), kind, function, values, context, state, background, kernel)
 
 
+def specs_of(kind: str, name: str) -> list[Spec]:
+    """Return the specs of a loss that is not a mixture: its modifiers, outermost first, and itself."""
+    if is_user_defined(name):
+        return [load_own(name.strip(), kind)]
+    spec, modifiers = resolve_name(kind, name)
+    return [*modifiers, spec]
+
+
+def _assembled(specs: Sequence[Spec], given: Mapping[str, Any]) -> Callable[..., Tensor]:
+    """Return the function of a loss and its modifiers, with their options bound."""
+    # The outermost is named first and acts last.
+    base, *acting = (Part(partial(s.function, **s.bind(given)), s.context) for s in reversed(specs))
+    if specs[-1].kind == OVERLAP:
+        return partial(algebra.overlap_loss_of, base=base, modifiers=tuple(acting))
+    if acting:
+        modifiers = tuple(part.function for part in acting)
+        return partial(rotated.rotated_loss_of, base=base.function, modifiers=modifiers)
+    return base.function
+
+
 def bind_if_there(kind: str, name: str, options: Mapping[str, Any]) -> Loss:
-    """Return a loss of a stock run, which Ultralytics computes: it must not fail in a frozen program without ours."""
+    """Return a loss of a stock run, which Ultralytics computes: a frozen program may lack ours."""
     return bind(kind, name, options) if is_known(kind, name) else Loss(name, kind, _absent, {})
 
 

@@ -12,13 +12,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Optional
 
-from yolo_lossplug.registry import (
-    REGISTRY,
-    LossPlugError,
-    Spec,
-    spec_of,
-)
-from yolo_lossplug.selection.names import is_user_defined, key_of, parts_of, suggest, unknown
+from yolo_lossplug.registry import REGISTRY, LossPlugError, Spec, spec_of
+from yolo_lossplug.selection.names import is_user_defined, key_of, parts_of, suggest
+from yolo_lossplug.selection.resolve import unknown
 
 _modules: dict[Path, ModuleType] = {}
 """Loaded modules by the resolved path of their file."""

@@ -3,53 +3,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field, replace
 from typing import Any, Optional, Union
 
-from yolo_lossplug.registry import (
-    BOX,
-    CLASS,
-    ROTATED,
-    SOFTMAX,
-    LossPlugError,
-)
-from yolo_lossplug.selection.keys import (
-    ASSIGNER_OVERLAPS,
-    CLAIMED,
-    CLASSIFY,
-    CLASSIFY_KEYS,
-    COMMON,
-    DETR,
-    DETR_KEYS,
-    ENGINES,
-    NAMES,
-    NMS_OVERLAPS,
-    NO_FAST_ENGINE,
-    NUMBERS,
-    REPORT,
-    STOCK_BOX,
-    STOCK_CLASS,
-    STOCK_ROTATED,
-    STOCK_SOFTMAX,
-    TASKS,
-    WEIGHTS,
-    choose,
-    flag_of,
-    given_keys,
-    in_words,
-    loss_kinds,
-    name_of,
-    no_effect,
-    numeric_keys,
-    weights_of,
-)
+from yolo_lossplug.registry import BOX, CLASS, ROTATED, SOFTMAX, LossPlugError
+from yolo_lossplug.selection import keys
+from yolo_lossplug.selection.keys import CLASSIFY, COMMON, DETR, NAMES, NUMBERS, REPORT, TASKS, WEIGHTS
 from yolo_lossplug.selection.loss import Loss, bind, bind_if_there
-from yolo_lossplug.selection.names import is_known, is_user_defined, key_of, refuse_unknown_name, suggest
+from yolo_lossplug.selection.names import is_known, is_user_defined, key_of, suggest
+from yolo_lossplug.selection.resolve import refuse_unknown_name
 from yolo_lossplug.selection.third_party import registry
 
 SETTLED = frozenset(("loss", "cls_loss", "tal_topk", "tal_alpha", "tal_beta", "loss_engine"))
 """Keys that stand together in the arguments of a run with boxes that was settled."""
+LEFT_OUT = {"tal_min_side": None, "nms_iou": NAMES["nms_iou"], WEIGHTS: None, REPORT: False}
+"""Keys that a resolved run does not show where they have these values."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +72,7 @@ class Selection:
         """
         if not self.given >= SETTLED:
             return self.given
-        defaults = {**NAMES, **{key: p.default for key, p in numeric_keys().items()}}
+        defaults = {**NAMES, **{key: p.default for key, p in keys.numeric_keys().items()}}
         values = self.resolved()
         return frozenset(key for key in self.given if values.get(key) != defaults.get(key))
 
@@ -114,12 +83,13 @@ class Selection:
     @property
     def has_stock_box_loss(self) -> bool:
         """Whether the box loss is the stock one."""
-        return self.box.name in (STOCK_BOX, STOCK_ROTATED)
+        return self.box.name in (keys.STOCK_BOX, keys.STOCK_ROTATED)
 
     @property
     def has_stock_class_loss(self) -> bool:
         """Whether the class loss is the stock one."""
-        return self.cls.name in (STOCK_CLASS, STOCK_SOFTMAX) and not self.cls_smoothing and self.cls_weights is None
+        is_stock = self.cls.name in (keys.STOCK_CLASS, keys.STOCK_SOFTMAX)
+        return is_stock and not self.cls_smoothing and self.cls_weights is None
 
     @property
     def has_stock_numbers(self) -> bool:
@@ -139,22 +109,21 @@ class Selection:
             **self.cls.options,
             **{key: getattr(self, key) for key in ("cls_smoothing", "tal_topk", "tal_alpha", "tal_beta", "tal_iou")},
             "loss_engine": self.loss_engine,
-            **({} if self.tal_min_side is None else {"tal_min_side": self.tal_min_side}),
-            **({} if self.nms_iou == NAMES["nms_iou"] else {"nms_iou": self.nms_iou}),
-            **({} if self.cls_weights is None else {"cls_weights": self.cls_weights}),
-            **({REPORT: True} if self.report else {}),
         }
-        if self.task == CLASSIFY:
-            values = {key: values[key] for key in values if key in CLASSIFY_KEYS or key in self.cls.options}
-        elif self.task == DETR:
-            values = {key: values[key] for key in values if key in self._keys_of_chosen()}
-        elif self.box.kind == ROTATED:  # the overlap of its assigner is the host's
-            del values["tal_iou"]
-        return {key: value for key, value in values.items() if key not in CLAIMED}
+        others = (self.tal_min_side, self.nms_iou, self.cls_weights, self.report)
+        values.update((key, value) for (key, unset), value in zip(LEFT_OUT.items(), others) if value != unset)
+        used = self._used(values.keys()) - keys.CLAIMED
+        return {key: value for key, value in values.items() if key in used}
 
-    def _keys_of_chosen(self) -> set[str]:
-        """Return the keys that an RT-DETR depends on: a loss that is not chosen is the host's own, with its numbers."""
-        used = {"loss_engine"}
+    def _used(self, every: Set[str]) -> Set[str]:
+        """Return which keys the task depends on."""
+        if self.task == CLASSIFY:
+            return keys.CLASSIFY_KEYS | self.cls.options.keys()
+        if self.box.kind == ROTATED:  # the overlap of its assigner is the host's
+            return every - {"tal_iou"}
+        if self.task != DETR:
+            return every
+        used = {"loss_engine"}  # a loss that is not chosen is the host's own, with its numbers
         if self.chooses(self.box):
             used |= {"loss", *self.box.options}
         if self.chooses(self.cls):
@@ -172,34 +141,29 @@ def select(args: Mapping[str, Any]) -> Selection:
         LossPlugError: If a value is unknown, of another type, out of range, or without effect.
     """
     task = args.get("task") or "detect"
-    given = given_keys(args)
+    given = keys.given_keys(args)
     _refuse_unfit_task(task, given)
     bound = bind if given else bind_if_there
-    box, cls = (bound(kind, name_of(args, key, task), args) for key, kind in loss_kinds(task).items())
-    given = given_keys(args)  # with the options of user-defined losses, which are loaded now
+    box, cls = (bound(kind, keys.name_of(args, key, task), args) for key, kind in keys.loss_kinds(task).items())
+    given = keys.given_keys(args)  # with the options of user-defined losses, which are loaded now
 
     values = {key: p.check(given[key]) if key in given else p.default for key, p in NUMBERS.items()}
-    tal_iou = choose("tal_iou", args, ASSIGNER_OVERLAPS)
-    engine = choose("loss_engine", args, ENGINES)
-    if engine in ("fast", "triton") and task in NO_FAST_ENGINE:
-        raise LossPlugError(
-            f"loss_engine={engine} cannot be used with {in_words(task)}: {NO_FAST_ENGINE[task]}. Remove it."
-        )
-    for key, value in given.items():
-        if key not in COMMON and key not in box.options and key not in cls.options:
-            raise LossPlugError(no_effect(key, value, box.name, cls.name))
+    tal_iou = keys.choose("tal_iou", args, keys.ASSIGNER_OVERLAPS)
+    engine = keys.choose("loss_engine", args, keys.ENGINES)
+    _refuse_unfit_engine(task, engine)
+    _refuse_other_options(given, box, cls)
     if task == DETR:
         _refuse_unfit_class_loss(given, cls)
     selection = Selection(
         box,
         cls,
         **values,
-        cls_weights=weights_of(given.get(WEIGHTS)),
+        cls_weights=keys.checked_weights(given.get(WEIGHTS)),
         tal_iou=tal_iou,
-        overlap=None if tal_iou == STOCK_BOX else bind(BOX, tal_iou, {}),
+        overlap=None if tal_iou == keys.STOCK_BOX else bind(BOX, tal_iou, {}),
         loss_engine=engine,
-        nms_iou=choose("nms_iou", args, NMS_OVERLAPS),
-        report=flag_of(REPORT, given.get(REPORT, False)),
+        nms_iou=keys.choose("nms_iou", args, keys.NMS_OVERLAPS),
+        report=keys.flag_of(REPORT, given.get(REPORT, False)),
         given=frozenset(given),
         task=task,
     )
@@ -216,8 +180,8 @@ def refuse_unknown_names(given: Mapping[str, Any]) -> None:
         LossPlugError: If there is one.
     """
     task = given.get("task")
-    for key, kind in loss_kinds(str(task)).items():
-        name = name_of(given, key, str(task))
+    for key, kind in keys.loss_kinds(str(task)).items():
+        name = keys.name_of(given, key, str(task))
         # Without a task the loss may be one of any: the trainer knows, and is asked next.
         is_of_another = task is None and any(is_known(other, name) for other in (ROTATED, SOFTMAX))
         if given.get(key) is not None and not is_user_defined(name) and not is_of_another:
@@ -252,46 +216,51 @@ def class_weights(selection: Selection, count: int, names: Mapping[int, str]) ->
 
 
 def _refuse_unfit_task(task: str, given: Mapping[str, Any]) -> None:
-    if not given:
-        return
+    """Raise an error for a key that a task has no use for."""
+    for key, value in given.items():
+        if reason := _no_use(task, key):
+            raise LossPlugError(f"{key}={value} {reason}.")
+
+
+def _no_use(task: str, key: str) -> str:
+    """Return why a task has no use for a key, empty if it has one."""
     if task == CLASSIFY:
         names = registry().names(SOFTMAX)
-        takes = CLASSIFY_KEYS | {key for name in names for key in registry().specs[SOFTMAX, name].parameters}
-        for key, value in given.items():
-            if key not in takes:
-                raise LossPlugError(
-                    f"{key}={value} has no effect with task={task}, which has no boxes; remove it. It takes cls_loss "
-                    f"({', '.join(names)}), their options, cls_smoothing and cls_weights."
-                )
-        return
+        if key in keys.CLASSIFY_KEYS.union(*(registry().specs[SOFTMAX, name].parameters for name in names)):
+            return ""
+        return (
+            f"has no effect with task={task}, which has no boxes; remove it. It takes cls_loss ({', '.join(names)}), "
+            "their options, cls_smoothing and cls_weights"
+        )
     if task == DETR:
-        _refuse_keys_of_anchors(given)
-        return
+        if key not in COMMON or key in keys.DETR_KEYS:
+            return ""
+        return (
+            "has no effect with RT-DETR: its queries are matched to objects, so that no anchor is assigned and there "
+            "is no NMS. Remove it; RT-DETR takes loss, cls_loss, their options, cls_smoothing and cls_weights"
+        )
     if task not in TASKS:
-        key, value = next(iter(given.items()))
-        raise LossPlugError(
-            f"{key}={value} has no effect with task={task}, which has another criterion; remove it. "
-            f"Tasks that take it: {', '.join(TASKS)}."
+        another = "which has another criterion; remove it. Tasks that take it"
+        return f"has no effect with task={task}, {another}: {', '.join(TASKS)}"
+    if TASKS[task] == ROTATED and key in ("tal_iou", "nms_iou"):
+        return (
+            f"cannot be used with task={task}: its boxes are rotated, and this overlap takes horizontal boxes. Remove "
+            f"it; {task} takes loss, cls_loss, tal_topk, tal_alpha, tal_beta and tal_min_side"
         )
-    for key in ("tal_iou", "nms_iou"):
-        if TASKS[task] != ROTATED or key not in given:
-            continue
-        raise LossPlugError(
-            f"{key}={given[key]} cannot be used with task={task}: its boxes are rotated, and this overlap "
-            f"takes horizontal boxes. Remove it; {task} takes loss, cls_loss, tal_topk, tal_alpha, tal_beta and "
-            f"tal_min_side."
-        )
+    return ""
 
 
-def _refuse_keys_of_anchors(given: Mapping[str, Any]) -> None:
-    """Raise an error for a key that RT-DETR has no use for."""
+def _refuse_unfit_engine(task: str, engine: str) -> None:
+    if engine in ("fast", "triton") and task in keys.NO_FAST_ENGINE:
+        reason = keys.NO_FAST_ENGINE[task]
+        raise LossPlugError(f"loss_engine={engine} cannot be used with {keys.in_words(task)}: {reason}. Remove it.")
+
+
+def _refuse_other_options(given: Mapping[str, Any], box: Loss, cls: Loss) -> None:
+    """Raise an error for an option of a loss that is not chosen."""
     for key, value in given.items():
-        if key in COMMON and key not in DETR_KEYS:
-            raise LossPlugError(
-                f"{key}={value} has no effect with RT-DETR: its queries are matched to objects, so that no anchor is "
-                f"assigned and nothing is suppressed. Remove it; RT-DETR takes loss, cls_loss, their options, "
-                f"cls_smoothing and cls_weights."
-            )
+        if key not in COMMON and key not in box.options and key not in cls.options:
+            raise LossPlugError(keys.no_effect(key, value, box.name, cls.name))
 
 
 def _refuse_unfit_class_loss(given: Mapping[str, Any], cls: Loss) -> None:

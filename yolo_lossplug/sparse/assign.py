@@ -36,14 +36,7 @@ class Assignment(NamedTuple):
 
 
 def assign(
-    boxes: Tensor,
-    gts: Gts,
-    levels: tuple[Level, ...],
-    measure: Measure,
-    *,
-    topk: int,
-    topk2: int,
-    eps: float,
+    boxes: Tensor, gts: Gts, levels: tuple[Level, ...], measure: Measure, *, topk: int, topk2: int, eps: float
 ) -> Optional[Assignment]:
     """Assign anchors to gts.
 

@@ -30,7 +30,7 @@ def mean_candidates(
     return sum(area / stride**2 for stride in strides)
 
 
-def rows() -> list[tuple[str, str, str]]:
+def candidate_rows() -> list[tuple[str, str, str]]:
     """Return side, and mean number of candidates with the floor of 8.4.190 and with twice that, of square objects."""
     return [
         (

@@ -128,11 +128,7 @@ def best(pairs: Pairs, metric: Tensor, k: int, n_anchors: int) -> Tensor:
 
 
 def resolve(
-    selected_pairs: Candidates,
-    claimed: Tensor,
-    claims: Tensor,
-    candidates_of: Callable[[Tensor], Candidates],
-    gts: Gts,
+    selected_pairs: Candidates, claimed: Tensor, claims: Tensor, candidates_of: Callable[[Tensor], Candidates], gts: Gts
 ) -> Positives:
     """Assign every selected anchor to one gt.
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, Callable
 
 from yolo_lossplug.registry import LossPlugError, Spec
-from yolo_lossplug.selection.names import is_known, is_user_defined, parts_of, resolve
+from yolo_lossplug.selection.names import is_known, is_user_defined, parts_of
+from yolo_lossplug.selection.resolve import resolve_name
 from yolo_lossplug.selection.select import Selection
 from yolo_lossplug.ultralytics_hook.patching import Undo
 from yolo_lossplug.ultralytics_hook.run import runs
@@ -60,7 +61,7 @@ def _registered(selection: Selection) -> Iterator[Spec]:
     for loss in (selection.box, selection.cls):
         for part in parts_of(loss.name):
             if not is_user_defined(part) and is_known(loss.kind, part):
-                spec, modifiers = resolve(loss.kind, part)
+                spec, modifiers = resolve_name(loss.kind, part)
                 yield from (*modifiers, spec)
 
 
