@@ -69,9 +69,9 @@ def other_data():
 
 
 def dataset(name, seed=0, task="detect"):
-    from yolo_lossplug.shapes import CLASSES, write
+    from yolo_lossplug.shapes import CLASSES, write_shapes
 
-    folder = write(HOME / "datasets" / name, images=12, size=64, validation=4, seed=seed, task=task)
+    folder = write_shapes(HOME / "datasets" / name, images=12, size=64, validation=4, seed=seed, task=task)
     names = "".join(f"  {i}: {label}\n" for i, label in enumerate(CLASSES))
     file = HOME / f"{name}.yaml"
     points = "kpt_shape: [4, 3]\nflip_idx: [0, 3, 2, 1]\n" if task == "pose" else ""

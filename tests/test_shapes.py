@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from tests.runs import ROOT, slow
-from yolo_lossplug.shapes import CLASSES, SCENES, TASKS, draw, write
+from yolo_lossplug.shapes import CLASSES, SCENES, SHAPE_TASKS, draw_shapes, write_shapes
 
 
 def files(folder):
@@ -18,9 +18,9 @@ def files(folder):
 
 
 def test_same_files_every_time_and_labels_that_fit(tmp_path):
-    first, second = (write(tmp_path / name, images=10, validation=3) for name in ("a", "b"))
+    first, second = (write_shapes(tmp_path / name, images=10, validation=3) for name in ("a", "b"))
     assert files(first) == files(second)
-    assert files(write(tmp_path / "c", images=10, validation=3, seed=1)) != files(first)
+    assert files(write_shapes(tmp_path / "c", images=10, validation=3, seed=1)) != files(first)
     assert len(list((first / "images" / "train").iterdir())) == 7
     counts = set()
     for label in (first / "labels").rglob("*.txt"):
@@ -36,11 +36,11 @@ def test_same_files_every_time_and_labels_that_fit(tmp_path):
 
 @pytest.mark.parametrize(
     ("task", "expected"),
-    list(zip(TASKS, ("22b71cce25db2dc9", "d2d59ea9f0348770", "f59cfe22b88514c4", "a64db95c0fa55bb7"))),
+    list(zip(SHAPE_TASKS, ("22b71cce25db2dc9", "d2d59ea9f0348770", "f59cfe22b88514c4", "a64db95c0fa55bb7"))),
 )
 def test_the_plain_files_stay_what_they_were(tmp_path, task, expected):
     """Pixels and labels of the first version, so that numbers of then and now are of the same data."""
-    folder = write(tmp_path / "data", images=6, validation=2, task=task)
+    folder = write_shapes(tmp_path / "data", images=6, validation=2, task=task)
     digest = hashlib.sha256()
     for name, content in files(folder).items():
         digest.update(name.encode())
@@ -58,7 +58,7 @@ def boxes_of(folder, split):
 def scenes(tmp_path_factory):
     """A folder with 40 images of each scene, half of them for validation."""
     place = tmp_path_factory.mktemp("scenes")
-    return {name: write(place / name, images=40, validation=20, scene=name) for name in SCENES}
+    return {name: write_shapes(place / name, images=40, validation=20, scene=name) for name in SCENES}
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
@@ -93,7 +93,9 @@ def test_a_class_is_rare_in_training_only(scenes):
     train, val = (np.concatenate(boxes_of(scenes["rare"], split))[:, 0].astype(int) for split in ("train", "val"))
     assert np.bincount(val, minlength=3).min() > 0.2 * len(val)
     labels = [
-        row[0] for i in range(200) for row in draw(np.random.default_rng((9, i)), 64, scene=SCENES["rare"].train)[1]
+        row[0]
+        for i in range(200)
+        for row in draw_shapes(np.random.default_rng((9, i)), 64, scene=SCENES["rare"].train)[1]
     ]
     shares = np.bincount(np.int64(labels), minlength=3) / len(labels)
     assert shares[2] == pytest.approx(1 / 61, abs=0.012) and shares[0] == pytest.approx(30 / 61, abs=0.05)
@@ -130,21 +132,21 @@ def errors_of(given, true):
 
 @pytest.mark.parametrize("scene", list(SCENES))
 def test_the_same_seed_draws_the_same_scene(scenes, tmp_path, scene):
-    first = write(tmp_path / "first", images=4, validation=2, scene=scene)
-    assert files(first) == files(write(tmp_path / "again", images=4, validation=2, scene=scene))
-    assert files(first) != files(write(tmp_path / "other", images=4, validation=2, scene=scene, seed=1))
+    first = write_shapes(tmp_path / "first", images=4, validation=2, scene=scene)
+    assert files(first) == files(write_shapes(tmp_path / "again", images=4, validation=2, scene=scene))
+    assert files(first) != files(write_shapes(tmp_path / "other", images=4, validation=2, scene=scene, seed=1))
 
 
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"scene": "fog"}, "scene=fog is not drawn. Known: plain, tiny, crowds, rare, labels, thin"),
+        ({"scene": "fog"}, "scene=fog is unknown. Known: plain, tiny, crowds, rare, labels, thin"),
         ({"scene": "labels", "task": "obb"}, "scene=labels has wrong labels, which task=obb lacks. Give task=detect"),
     ],
 )
 def test_an_unknown_scene(tmp_path, keys, message):
     with pytest.raises(ValueError, match=message):
-        write(tmp_path / "data", **keys)
+        write_shapes(tmp_path / "data", **keys)
     assert not (tmp_path / "data").exists()
 
 
@@ -153,7 +155,7 @@ def test_boxes_are_those_of_the_drawn_objects():
     rng = np.random.default_rng(4)
     found = 0
     for _ in range(30):
-        image, rows = draw(rng, 160)
+        image, rows = draw_shapes(rng, 160)
         if len(rows) != 1:
             continue
         _, x, y, w, h = np.array(rows[0]) * 160
@@ -167,7 +169,7 @@ def test_boxes_are_those_of_the_drawn_objects():
 
 def test_written_once_by_many_at_once(tmp_path):
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
-        folders = list(pool.map(lambda _: write(tmp_path / "data", images=6, validation=2), range(4)))
+        folders = list(pool.map(lambda _: write_shapes(tmp_path / "data", images=6, validation=2), range(4)))
     assert len(list((folders[0] / "images" / "val").iterdir())) == 2
     assert [p.name for p in tmp_path.iterdir()] == ["data"], "unfinished folders are left"
 
@@ -175,7 +177,7 @@ def test_written_once_by_many_at_once(tmp_path):
 def test_an_empty_folder_in_the_way(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "note.txt").write_text("mine")
-    write(tmp_path / "data", images=6, validation=2)
+    write_shapes(tmp_path / "data", images=6, validation=2)
     assert (tmp_path / "data" / "note.txt").read_text() == "mine"
     assert len(list((tmp_path / "data" / "images" / "train").iterdir())) == 4
 
@@ -183,7 +185,7 @@ def test_an_empty_folder_in_the_way(tmp_path):
 def test_corners_are_those_of_the_drawn_objects():
     rng = np.random.default_rng(5)
     for _ in range(20):
-        image, rows = draw(rng, 160, "obb")
+        image, rows = draw_shapes(rng, 160, "obb")
         assert {len(row) for row in rows} == {9}
         inside = np.zeros((160, 160), np.uint8)
         for row in rows:
@@ -197,7 +199,7 @@ def test_outlines_are_those_of_what_is_visible():
     shares, missed = [], []
     rng = np.random.default_rng(6)
     for _ in range(20):
-        image, rows = draw(rng, 160, "segment")
+        image, rows = draw_shapes(rng, 160, "segment")
         inside = np.zeros((160, 160), np.uint8)
         for row in rows:
             outline = np.reshape(row[1:], (-1, 2)) * 160 - 0.5
@@ -215,7 +217,7 @@ def test_points_are_on_the_objects_and_know_what_hides_them():
     rng = np.random.default_rng(7)
     hidden = 0
     for _ in range(30):
-        _, rows = draw(rng, 160, "pose")
+        _, rows = draw_shapes(rng, 160, "pose")
         for row in rows:
             _, x, y, w, h = row[:5]
             points = np.reshape(row[5:], (4, 3))
@@ -229,13 +231,13 @@ def test_points_are_on_the_objects_and_know_what_hides_them():
 
 
 def test_tasks_draw_the_same_images():
-    images = [draw(np.random.default_rng(8), 96, task)[0] for task in ("detect", "segment", "pose")]
+    images = [draw_shapes(np.random.default_rng(8), 96, task)[0] for task in ("detect", "segment", "pose")]
     assert (images[0] == images[1]).all() and (images[0] == images[2]).all()
 
 
 def test_an_unknown_task(tmp_path):
-    with pytest.raises(ValueError, match="task=depth has no drawn dataset. Known: detect, segment, pose, obb"):
-        write(tmp_path / "data", task="depth")
+    with pytest.raises(ValueError, match="task=depth has no synthetic dataset. Known: detect, segment, pose, obb"):
+        write_shapes(tmp_path / "data", task="depth")
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ def shown(spec: Spec) -> str:
     return f"{spec.name}-" if spec.kind in PREFIXES.values() else spec.name
 
 
-def owners_of(key: str) -> list[str]:
+def belongs_to(key: str) -> list[str]:
     """Return how the losses that have an option are asked for."""
     return list(dict.fromkeys(f"{key_of(owner.kind)}={shown(owner)}" for owner in registry().owners(key)))
 
@@ -89,7 +89,7 @@ def comments() -> dict[str, str]:
     """Return a line about every key, by key: default, values, meaning, and the losses that it belongs to."""
     common = {key: f"{default}: {meaning} ({values})" for key, default, values, meaning in common_keys()}
     options = {
-        key: f"{p.default} in {p.option.range}: {p.option.help} ({', '.join(owners_of(key) or ['loss=NAME+NAME'])})"
+        key: f"{p.default} in {p.option.range}: {p.option.help} ({', '.join(belongs_to(key) or ['loss=NAME+NAME'])})"
         for key, p in keys.numeric_keys().items()
         if key not in common
     }
@@ -97,10 +97,9 @@ def comments() -> dict[str, str]:
 
 
 def listing(groups: Sequence[str] = ()) -> str:
-    """Return losses with formulas and options, the keys of any loss, and where there is more; lines of any length.
+    """Return losses with formulas and options, those of some words of `GROUPS`; lines of any length.
 
-    Args:
-        groups: Words of `GROUPS`; all losses, and the keys of any loss, if there are none.
+    Without words it has all losses, and the keys that belong to no loss in particular.
     """
     sections = [
         [heading, *(line for spec in specs for line in _lines_of(spec))]
@@ -142,11 +141,7 @@ def _after_name(name: str, text: str) -> str:
 
 
 def records(groups: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Return losses for programs, in the order of `listing`.
-
-    Args:
-        groups: Words of `GROUPS`; all losses if there are none.
-    """
+    """Return losses for programs, in the order of `listing`; all, or those of some words of `GROUPS`."""
     return [_record(spec) for *_, kinds in SECTIONS for spec in _of_kinds(kinds, groups)]
 
 
@@ -212,7 +207,7 @@ def keys_markdown() -> str:
 
 def options_markdown() -> str:
     """Return the table of the losses' own keys."""
-    owners = {keys.MIX.key: ["loss=ciou+nwd"], **{key: owners_of(key) for key in registry().parameters()}}
+    owners = {keys.MIX.key: ["loss=ciou+nwd"], **{key: belongs_to(key) for key in registry().parameters()}}
     rows = (
         [f"`{key}`", str(p.default), p.option.range, p.option.help, ", ".join(f"`{owner}`" for owner in owners[key])]
         for key, p in keys.numeric_keys().items()

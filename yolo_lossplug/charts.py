@@ -69,12 +69,9 @@ def save(made: Figure, file: Path) -> Path:
 
 
 def save_table(rows: Sequence[dict[str, Any]], file: Path, columns: Sequence[str] = ()) -> Path:
-    """Write rows as CSV and return the file, which is complete or as it was.
+    """Write rows as CSV and return the file, which is complete or as it was; its folder is made.
 
-    Args:
-        rows: The rows; what one lacks stays empty.
-        file: The file; its folder is made.
-        columns: Names of the columns; those of the rows if not given.
+    The columns are those of the rows if no names are given, and what a row lacks stays empty.
     """
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, list(columns or dict.fromkeys(name for row in rows for name in row)))

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from yolo_lossplug.box_losses.mixture import FORMULA, MIXTURE_NOTE
-from yolo_lossplug.catalogue import common_keys, owners_of, shown, with_range
+from yolo_lossplug.catalogue import belongs_to, common_keys, shown, with_range
 from yolo_lossplug.registry import BOX, CLASS, OVERLAP, ROTATED, SOFTMAX, Parameter, Spec
 from yolo_lossplug.selection import keys
 from yolo_lossplug.selection.loss import specs_of
@@ -106,7 +106,7 @@ def _key(name: str) -> str:
     if key == keys.MIX.key:
         return "\n".join(_mixture()[1:]).strip()
     if owners := registry().owners(key):
-        return f"{_explained(owners[0].parameters[key])}\n  belongs to {', '.join(owners_of(key))}"
+        return f"{_explained(owners[0].parameters[key])}\n  belongs to {', '.join(belongs_to(key))}"
     lines = [f"{k}={default}: {meaning} ({values})" for k, default, values, meaning in common_keys() if k == key]
     return "\n".join([*lines, candidates_text()] if lines and key in ABOUT_CANDIDATES else lines)
 

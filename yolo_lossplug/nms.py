@@ -27,15 +27,15 @@ def diou_nms(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
     kept = [order[:0]]
     while order.numel():
         block, order = order[:BLOCK], order[BLOCK:]
-        block = block[_survivors(diou(boxes[block], boxes[block]) > threshold)]
-        order = order[~(diou(boxes[block], boxes[order]) > threshold).any(0)]
+        block = block[_survivors(pairwise_diou(boxes[block], boxes[block]) > threshold)]
+        order = order[~(pairwise_diou(boxes[block], boxes[order]) > threshold).any(0)]
         kept.append(block)
     return torch.cat(kept)
 
 
-def diou(one: Tensor, other: Tensor) -> Tensor:
+def pairwise_diou(boxes: Tensor, others: Tensor) -> Tensor:
     """Return IoU − ρ²/c² of every box (N, 4) with every other (M, 4): (N, M), in [-1, 1]."""
-    (x1, y1, x2, y2), (a1, b1, a2, b2) = (column.unbind(-1) for column in (one.unsqueeze(1), other.unsqueeze(0)))
+    (x1, y1, x2, y2), (a1, b1, a2, b2) = (column.unbind(-1) for column in (boxes.unsqueeze(1), others.unsqueeze(0)))
     inter = (torch.minimum(x2, a2) - torch.maximum(x1, a1)).relu_()
     inter *= (torch.minimum(y2, b2) - torch.maximum(y1, b1)).relu_()
     union = (x2 - x1) * (y2 - y1) + (a2 - a1) * (b2 - b1) - inter

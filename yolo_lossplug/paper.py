@@ -11,20 +11,14 @@ ARXIV = "https://arxiv.org/abs/"
 
 @dataclass(frozen=True)
 class Paper:
-    """A citation; fields that are empty are left out of it.
+    """A citation in the fields of BibTeX; those that are empty are left out of it.
 
     Attributes:
         address: Where it can be read.
         authors: As BibTeX has them: ``Family, Given and Family, Given``.
-        title: Title.
-        venue: Short name of the conference or journal.
+        venue: Short name of the conference or journal, whose full name is `booktitle` or `journal`.
         year: Year of publication, 0 if unknown.
-        journal: Full name, of an article.
-        booktitle: Proceedings, of a conference paper.
-        volume: Of the journal or the proceedings.
-        number: Issue of the volume.
         pages: First and last, joined by ``--``.
-        doi: Digital object identifier.
     """
 
     address: str

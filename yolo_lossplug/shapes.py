@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""The embedded datasets: drawn circles, squares and triangles, so that a first run needs no download.
-
-The plain one, and one for each problem that advice on losses speaks of.
-"""
+"""The embedded synthetic datasets of circles, squares and triangles: a plain one, and one for each common problem."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ import cv2
 import numpy as np
 
 CLASSES = ("circle", "square", "triangle")
-TASKS = ("detect", "segment", "pose", "obb")
+SHAPE_TASKS = ("detect", "segment", "pose", "obb")
 
 
 @dataclass(frozen=True)
@@ -29,7 +26,7 @@ class Scene:
         stretch: Range of the factors by which width and height differ from that side.
         elongation: Longer side through shorter side, before the stretch.
         visible: Least share of an object that later ones may leave visible.
-        tries: How often an object is drawn anew that would hide too much of others, before it is left out.
+        tries: How often an object that would hide too much of others is drawn again before it is left out.
         classes: Relative frequency of each class; None for equal ones.
         jitter: Largest error of a label's centre and sides, as a share of the side.
         missing: Share of objects without a label.
@@ -84,7 +81,7 @@ class Shape(NamedTuple):
     points: np.ndarray
 
 
-def write(
+def write_shapes(
     folder: Union[str, Path],
     images: int = 128,
     size: int = 160,
@@ -103,14 +100,14 @@ def write(
         size: Side of an image in pixels.
         validation: How many of the images are for validation.
         seed: Seed of the drawings.
-        task: What the labels are for: ``detect``, ``segment``, ``pose`` or ``obb``, whose objects are turned.
+        task: What the labels are for: ``detect``, ``segment``, ``pose`` or ``obb``, whose objects are rotated.
         scene: A name in `SCENES`; only ``detect`` has wrong labels.
 
     Returns:
         The folder.
 
     Raises:
-        ValueError: If there is no such task or scene, or the task has none with wrong labels.
+        ValueError: If the task or the scene is unknown, or the scene has wrong labels and the task has none.
     """
     splits = _splits(task, scene)
     folder = Path(folder)
@@ -124,9 +121,9 @@ def write(
             (unfinished / "labels" / split).mkdir(parents=True)
         for index in range(images):
             split = "train" if index < images - validation else "val"
-            drawn = getattr(splits, split)
-            image, rows = draw(np.random.default_rng((seed, index)), size, task, drawn)
-            rows = _labelled(rows, np.random.default_rng((seed, index, 1)), drawn)
+            made: Scene = getattr(splits, split)
+            image, rows = draw_shapes(np.random.default_rng((seed, index)), size, task, made)
+            rows = _labelled(rows, np.random.default_rng((seed, index, 1)), made)
             cv2.imwrite(str(unfinished / "images" / split / f"{index:06d}.png"), image)
             text = "".join(f"{int(row[0])} " + " ".join(f"{v:.6f}" for v in row[1:]) + "\n" for row in rows)
             (unfinished / "labels" / split / f"{index:06d}.txt").write_text(text)
@@ -142,18 +139,13 @@ def write(
 
 
 def _splits(task: str, scene: str) -> Splits:
-    """Return the scenes of a name.
-
-    Raises:
-        ValueError: If there is no such task or scene, or the task has none with wrong labels.
-    """
-    if task not in TASKS:
-        raise ValueError(f"task={task} has no drawn dataset. Known: {', '.join(TASKS)}.")
+    if task not in SHAPE_TASKS:
+        raise ValueError(f"task={task} has no synthetic dataset. Known: {', '.join(SHAPE_TASKS)}.")
     if scene not in SCENES:
-        raise ValueError(f"scene={scene} is not drawn. Known: {', '.join(SCENES)}.")
+        raise ValueError(f"scene={scene} is unknown. Known: {', '.join(SCENES)}.")
     splits = SCENES[scene]
-    if task != TASKS[0] and any(one.jitter or one.missing for one in splits):
-        raise ValueError(f"scene={scene} has wrong labels, which task={task} lacks. Give task={TASKS[0]}.")
+    if task != "detect" and any(split.jitter or split.missing for split in splits):
+        raise ValueError(f"scene={scene} has wrong labels, which task={task} lacks. Give task=detect.")
     return splits
 
 
@@ -173,7 +165,7 @@ def _jittered(box: np.ndarray, rng: np.random.Generator, jitter: float) -> np.nd
     return np.concatenate([(low + high) / 2, high - low])
 
 
-def draw(
+def draw_shapes(
     rng: np.random.Generator, size: int, task: str = "detect", scene: Scene = PLAIN
 ) -> tuple[np.ndarray, list[tuple[float, ...]]]:
     """Draw one image, with some objects partly behind others; the plain one has 1 to 12.
@@ -181,8 +173,8 @@ def draw(
     Args:
         rng: Source of randomness.
         size: Side of the image in pixels.
-        task: What the labels are for; those of ``obb`` are turned.
-        scene: What is drawn; its errors of labels are not made here.
+        task: What the labels are for; objects of ``obb`` are rotated.
+        scene: What is drawn; the labels have no errors yet.
 
     Returns:
         image: (size, size, 3) uint8, BGR.
@@ -196,38 +188,32 @@ def draw(
     shapes: list[Shape] = []
     for _ in range(int(rng.integers(scene.objects[0], scene.objects[1] + 1))):
         seen = np.bincount(owner.ravel() + 1, minlength=len(shapes) + 1)[1:]
-        least = scene.visible * np.array([one.mask.sum() for one in shapes])
+        least = scene.visible * np.array([shape.mask.sum() for shape in shapes])
         candidates = (_shape(rng, size, task == "obb", scene) for _ in range(scene.tries))
-        shape = next((one for one in candidates if one and _leaves_visible(one, owner, seen, least)), None)
-        if shape is None:
+        added = next((shape for shape in candidates if shape and _leaves_visible(shape, owner, seen, least)), None)
+        if added is None:
             continue
-        owner[shape.mask] = len(shapes)
+        owner[added.mask] = len(shapes)
         colour = rng.integers(0, 80, 3)
-        colour[shape.label] += rng.integers(
-            150, 176
-        )  # a hint, so that a short training learns to tell the classes apart
-        image[shape.mask] = colour
-        shapes.append(shape)
+        colour[added.label] += rng.integers(150, 176)  # so that a short training learns to tell the classes apart
+        image[added.mask] = colour
+        shapes.append(added)
     noise = rng.normal(0, 6, image.shape)
     rows = [(shape.label, *_row(shape, owner == i, task)) for i, shape in enumerate(shapes)]
     return np.clip(image + noise, 0, 255).astype(np.uint8), rows
 
 
 def _leaves_visible(shape: Shape, owner: np.ndarray, seen: np.ndarray, least: np.ndarray) -> bool:
-    """Return whether each object drawn before would keep enough pixels.
+    """Return whether the objects under a shape would keep at least some number of pixels each (n,).
 
-    Args:
-        shape: What would be drawn over them.
-        owner: Whose each pixel is (size, size), -1 for nobody's.
-        seen: Visible pixels of each object (n,).
-        least: How many it must keep (n,).
+    `owner` is the object that each pixel shows (size, size), -1 for none, and `seen` the visible pixels of each (n,).
     """
     hidden = np.bincount(owner[shape.mask] + 1, minlength=len(seen) + 1)[1:]
     return bool((seen - hidden >= least).all())
 
 
 def _row(shape: Shape, visible: np.ndarray, task: str) -> list[float]:
-    """Return what a task's labels say of an object, given the pixels of it that are visible (size, size)."""
+    """Return the numbers of an object's label for a task, given its visible pixels (size, size)."""
     size = len(visible)
     if task == "obb":
         return list((shape.corners / size).clip(0, 1).flatten())

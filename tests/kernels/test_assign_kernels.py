@@ -12,8 +12,8 @@ from tests.problems import FAMILIES, N_CLASSES, SHAPES, STRIDES, problem
 from tests.runs import slow
 from yolo_lossplug import create_box_loss
 from yolo_lossplug.kernels import is_interpreted
-from yolo_lossplug.kernels.assignment import AssignerConfig, KernelAnchors, assign, describe
-from yolo_lossplug.kernels.box_maths import STOCK
+from yolo_lossplug.kernels.assignment import AssignerConfig, KernelAnchors, assign_rows, describe_gts
+from yolo_lossplug.kernels.box_maths import STOCK_CIOU
 from yolo_lossplug.registry import OVERLAP, REGISTRY
 from yolo_lossplug.ultralytics_hook.assigner import set_overlap
 from yolo_lossplug.ultralytics_hook.min_side import set_min_side
@@ -65,7 +65,7 @@ class Problem:
         assert torch.equal(grid * self.anchors.strides.cpu().view(1, -1, 1), boxes)
         self.grid = grid.flatten(0, 1).contiguous().to(device)
         sources = (tensor[self.order].to(device) for tensor in (image.float(), labels.flatten(), rows))
-        self.rows = describe(*sources, (self.n_images, N_CLASSES), self.anchors, floor)
+        self.rows = describe_gts(*sources, (self.n_images, N_CLASSES), self.anchors, floor)
         self.gts = torch.empty_like(self.rows.boxes)
         self.gts[self.order] = self.rows.boxes
         assert torch.equal(self.gts.cpu(), xywh2xyxy(rows))
@@ -78,11 +78,11 @@ class Problem:
             (self.gts.sum(1) > 0).float().view(self.n_images, -1, 1),
         )
 
-    def actual(self, topk, topk2, alpha, beta, kind=STOCK.value, theta=0.0):
+    def actual(self, topk, topk2, alpha, beta, kind=STOCK_CIOU.value, theta=0.0):
         """Return foreground, gt slots, classes and scores of anchors as the kernels assign them."""
         is_half = self.logits.dtype == torch.float16
         config = AssignerConfig(topk, topk2, alpha, beta, 1e-9, kind, theta, is_half)
-        assigned = assign(self.rows, self.logits, self.grid, self.anchors, config)
+        assigned = assign_rows(self.rows, self.logits, self.grid, self.anchors, config)
         total = assigned.sums.sum()
         torch.testing.assert_close(total, assigned.score.sum(), rtol=1e-5, atol=1e-6, equal_nan=True)
         row = assigned.row.long().cpu()
@@ -186,7 +186,7 @@ def test_nan_metrics_are_selected_first(kernel_device):
 def test_no_gts(kernel_device):
     scores, boxes, points, labels, gts, mask = problem("realistic", 0, size=(160, 128))
     case = Problem((scores, boxes, points, labels[:, :0], gts[:, :0], mask[:, :0]), (160, 128), kernel_device)
-    assigned = assign(
+    assigned = assign_rows(
         case.rows, case.logits, case.grid, case.anchors, AssignerConfig(10, 3, 0.5, 6.0, 1e-9, 0, 0.0, False)
     )
     assert (assigned.row == -1).all() and not assigned.score.any() and not assigned.label.any()

@@ -12,9 +12,9 @@ from ultralytics.utils.metrics import bbox_iou
 
 from tests.pairs import boxes as degenerate
 from yolo_lossplug import create_box_loss
-from yolo_lossplug.kernels.assignment import Assigned, KernelAnchors
-from yolo_lossplug.kernels.box_maths import STOCK, box_loss, overlap
-from yolo_lossplug.kernels.box_term import NO_LOSS, BoxTermConfig, box_gradient, box_sums, decode, listed
+from yolo_lossplug.kernels.assignment import AnchorGts, KernelAnchors
+from yolo_lossplug.kernels.box_maths import STOCK_CIOU, pair_loss, pair_overlap
+from yolo_lossplug.kernels.box_term import NO_LOSS, BoxTermConfig, box_gradient, box_sums, decode, positive_slots
 from yolo_lossplug.kernels.rounding import EXACT
 from yolo_lossplug.registry import OVERLAP, REGISTRY
 
@@ -30,13 +30,13 @@ def _evaluate(pred_ptr, target_ptr, out_ptr, n, KIND: tl.constexpr, THETA: tl.co
     X1, Y1 = tl.load(target_ptr + i * 4, mask=mask, other=0.0), tl.load(target_ptr + i * 4 + 1, mask=mask, other=0.0)
     X2 = tl.load(target_ptr + i * 4 + 2, mask=mask, other=1.0)
     Y2 = tl.load(target_ptr + i * 4 + 3, mask=mask, other=1.0)
-    loss, g1, g2, g3, g4 = box_loss(KIND, THETA, x1, y1, x2, y2, X1, Y1, X2, Y2, out_ptr)
+    loss, g1, g2, g3, g4 = pair_loss(KIND, THETA, x1, y1, x2, y2, X1, Y1, X2, Y2, out_ptr)
     tl.store(out_ptr + i * 6, loss, mask=mask)
     tl.store(out_ptr + i * 6 + 1, g1, mask=mask)
     tl.store(out_ptr + i * 6 + 2, g2, mask=mask)
     tl.store(out_ptr + i * 6 + 3, g3, mask=mask)
     tl.store(out_ptr + i * 6 + 4, g4, mask=mask)
-    tl.store(out_ptr + i * 6 + 5, overlap(KIND, THETA, X1, Y1, X2, Y2, x1, y1, x2, y2, out_ptr), mask=mask)
+    tl.store(out_ptr + i * 6 + 5, pair_overlap(KIND, THETA, X1, Y1, X2, Y2, x1, y1, x2, y2, out_ptr), mask=mask)
 
 
 def evaluated(kind, theta, pred, target):
@@ -88,7 +88,7 @@ def test_the_formula_of_ultralytics(kernel_device):
     x = pred.clone().requires_grad_()
     expected = bbox_iou(x, target, xywh=False, CIoU=True).squeeze(-1)
     (grad,) = torch.autograd.grad((1 - expected).sum(), x)
-    value, gradient, shared = evaluated(STOCK.value, 0.0, pred, target)
+    value, gradient, shared = evaluated(STOCK_CIOU.value, 0.0, pred, target)
     torch.testing.assert_close(value, 1 - expected.detach(), rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(gradient, grad, rtol=1e-4, atol=1e-5)
     forward = bbox_iou(target, pred, xywh=False, CIoU=True).squeeze(-1).clamp(0)
@@ -122,7 +122,7 @@ class Scene:
         slots[(slots < 0).nonzero()[0]] = slots[slots >= 0][0]  # an anchor that two rows selected
         score = torch.rand(2 * n, generator=rng) * (row >= 0)
         made = (row.int(), row.clamp(min=0).int(), score, score.view(1, -1).sum(1), slots.int(), chosen.int())
-        self.assigned = Assigned(*(tensor.to(device) for tensor in made))
+        self.assigned = AnchorGts(*(tensor.to(device) for tensor in made))
         self.head = SimpleNamespace(use_dfl=n_bins > 1, proj=torch.arange(float(n_bins), device=device))
 
     def decoded(self, outputs):
@@ -153,7 +153,7 @@ def test_terms_of_ultralytics(n_bins, kernel_device):
     x = scene.outputs.clone().requires_grad_()
     expected = scene.terms(x, n_bins)
     (grad,) = torch.autograd.grad(2 * expected[0] + 3 * expected[1], x)
-    config = BoxTermConfig(STOCK.value, 0.0, n_bins)
+    config = BoxTermConfig(STOCK_CIOU.value, 0.0, n_bins)
     grid = decode(scene.outputs, scene.anchors, config)
     torch.testing.assert_close(grid.view(2, -1, 4), scene.decoded(scene.outputs), rtol=1e-5, atol=1e-5)
     args = (scene.outputs, scene.boxes, scene.assigned, grid, scene.anchors, config)
@@ -167,7 +167,7 @@ def test_terms_of_ultralytics(n_bins, kernel_device):
 @pytest.mark.parametrize("n_bins", [16, 1])
 def test_roundings_of_ultralytics(n_bins, dtype, kernel_device):
     scene = Scene(kernel_device, n_bins, dtype)
-    grid = decode(scene.outputs, scene.anchors, BoxTermConfig(STOCK.value, 0.0, n_bins, True))
+    grid = decode(scene.outputs, scene.anchors, BoxTermConfig(STOCK_CIOU.value, 0.0, n_bins, True))
     expected = scene.decoded(scene.outputs).float().flatten(0, 1)
     is_equal = grid == expected
     assert is_equal.float().mean() > 0.98  # the order of summation differs, which may change a rounding
@@ -177,9 +177,9 @@ def test_roundings_of_ultralytics(n_bins, dtype, kernel_device):
 def test_a_loss_evaluated_outside_the_kernels(kernel_device):
     """Its boxes are listed by slot, each anchor once, and its gradients return to the outputs."""
     scene = Scene(kernel_device)
-    config = BoxTermConfig(STOCK.value, 0.0, 16)
+    config = BoxTermConfig(STOCK_CIOU.value, 0.0, 16)
     grid = decode(scene.outputs, scene.anchors, config)
-    predicted, targets, scores, strides = listed(scene.assigned, scene.boxes, grid, scene.anchors)
+    predicted, targets, scores, strides = positive_slots(scene.assigned, scene.boxes, grid, scene.anchors)
     n = int(scene.is_positive.sum())
     assert int((scores > 0).sum()) == n < len(scores) == 100
     assert scores.sum().item() == pytest.approx(scene.assigned.score.sum().item(), rel=1e-5)

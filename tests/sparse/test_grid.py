@@ -9,7 +9,7 @@ from yolo_lossplug import TaskAlignedAssigner
 from yolo_lossplug.sparse import grid
 from yolo_lossplug.sparse.candidates import mean_candidates
 from yolo_lossplug.sparse.grid import levels_of_shapes, rectangles
-from yolo_lossplug.sparse.pairs import counts
+from yolo_lossplug.sparse.pairs import n_cells
 from yolo_lossplug.ultralytics_hook.min_side import candidate_boxes, floor_of, set_min_side
 
 
@@ -63,5 +63,5 @@ def test_the_mean_number_of_candidates_is_that_of_the_assigner(size, min_side):
     boxes = torch.cat((centres - half, centres + half), -1)
     widened = candidate_boxes(boxes, torch.ones(1, 20000, 1), floor_of(assigner))
     levels = levels_of_shapes(points(320, 320), [(320 // stride,) * 2 for stride in (8, 16, 32)])
-    counted = counts(rectangles(widened[0], levels)).double().mean().item()
+    counted = n_cells(rectangles(widened[0], levels)).double().mean().item()
     assert counted == pytest.approx(mean_candidates(*size, min_side), rel=0.01)

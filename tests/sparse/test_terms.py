@@ -73,7 +73,9 @@ ELEMENTWISE = [name for name in list_class_losses() if create_class_loss(name).s
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("name", ELEMENTWISE)
 def test_class_sum_equals_the_dense_sum(name, weighted, dtype, device, monkeypatch):
-    monkeypatch.setattr(class_term, "CHUNK", {"cpu": 400, "cuda": 400})  # chunks of an image, and of the targets
+    monkeypatch.setattr(
+        class_term, "ELEMENTS_PER_CHUNK", {"cpu": 400, "cuda": 400}
+    )  # chunks of an image, and of the targets
     loss = create_class_loss(name)
     weights = torch.tensor([0.0, 1, 2, 0.5, 3], device=device) if weighted else None
     inputs = draw(dtype=dtype, device=device)
@@ -99,7 +101,7 @@ def test_class_sum_without_targets_and_without_gradient():
 
 
 def test_distances_equal_those_of_the_dense_form(device, monkeypatch):
-    monkeypatch.setattr(distance_term, "CHUNK", {"cpu": 7, "cuda": 7})
+    monkeypatch.setattr(distance_term, "ANCHORS_PER_CHUNK", {"cpu": 7, "cuda": 7})
     rng = torch.Generator().manual_seed(1)
     features = torch.randn(2, 64, 50, generator=rng).mul(3)
     features[1] *= 60  # where probabilities underflow
@@ -159,10 +161,10 @@ def test_nothing_as_large_as_the_logits_is_allocated_but_gradients():
         total = class_sum(logits, index, targets, loss, background=loss.background)
         actual, dfl = distances(features, anchor, torch.rand(50, 4))
         total = total + actual.sum() + dfl.sum()
-    assert max(forward.sizes) <= class_term.CHUNK["cpu"] < logits.numel() / 2
+    assert max(forward.sizes) <= class_term.ELEMENTS_PER_CHUNK["cpu"] < logits.numel() / 2
     with Sizes() as backward:
         total.backward()
-    large = [size for size in backward.sizes if size > class_term.CHUNK["cpu"]]
+    large = [size for size in backward.sizes if size > class_term.ELEMENTS_PER_CHUNK["cpu"]]
     assert set(large) == {logits.numel(), features.numel()}
 
 

@@ -114,7 +114,7 @@ def test_it_is_cocos_on_a_real_dataset(tmp_path):
     """On COCO128 where a checkout has it beside itself, on the embedded data elsewhere."""
     folder = ROOT.parent / "shared" / "data" / "coco128" / "labels" / "train2017"
     if not folder.is_dir():
-        folder = shapes.write(tmp_path / "shapes128", images=128, validation=32) / "labels" / "train"
+        folder = shapes.write_shapes(tmp_path / "shapes128", images=128, validation=32) / "labels" / "train"
     rng = np.random.default_rng(0)
     images = [(*predicted(gts, classes, rng), gts, classes) for gts, classes in labels(folder)]
     names = {int(c): str(c) for c in np.unique(np.concatenate([image[4] for image in images]))}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""What PyInstaller asks installed packages for: the folder of their hooks (entry point ``pyinstaller40``)."""
+"""Where PyInstaller finds our hook (entry point ``pyinstaller40``)."""
 
 from pathlib import Path
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Hook of PyInstaller: what a program needs of us that an analysis of import statements does not see."""
+"""PyInstaller hook: what a frozen program needs that an analysis of import statements does not find."""
 
 from PyInstaller.utils.hooks import collect_data_files, collect_dynamic_libs, collect_entry_point, collect_submodules
 
@@ -12,8 +12,8 @@ hiddenimports += collect_submodules("ultralytics.utils.callbacks")
 # torchvision loads its operators by file, which its own hook knows by the name of older releases.
 binaries = collect_dynamic_libs("torchvision", search_patterns=["*.so", "*.pyd", "*.dylib"])
 # Losses of other packages are announced by metadata, which analysis does not read.
-datas, losses = collect_entry_point("yolo_lossplug.losses")
-hiddenimports += losses
+datas, third_party = collect_entry_point("yolo_lossplug.losses")
+hiddenimports += third_party
 # Recipes and datasets are found by name.
 datas += [(str(folder()), "yolo_lossplug/configs")]
 # Template, style and script of reports, what inspect cites, and records of which engine is fastest.

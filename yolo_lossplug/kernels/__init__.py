@@ -37,7 +37,7 @@ def missing(device: torch.device) -> Optional[str]:
         if device.type != "cuda":
             return f"the kernels need a GPU, and the device is {device.type}"
         if torch.version.hip:
-            return "the kernels are written for GPUs of NVIDIA"
+            return "the kernels are written for NVIDIA GPUs"
     return reason
 
 

@@ -4,12 +4,12 @@
 Every gt of the batch is a row, in any order of images. Its candidates are the cells in one rectangle per level, so that
 they are enumerated without a list:
 
-1. `describe`: boxes in pixels, their rectangles, and the first row of each image.
-2. `select`: the best k candidates of each row, and how many rows select an anchor.
-3. `contest`: for anchors that several rows select, the row with the largest overlap among all whose candidate it is.
-4. `resolve`: one row for each anchor, and each row's largest metric and overlap.
-5. `keep`: the best k remaining anchors of each row, for one-to-one heads.
-6. `normalise`: scores.
+1. `describe_gts`: boxes in pixels, their rectangles, and the first row of each image.
+2. `_select`: the best k candidates of each row, and how many rows select an anchor.
+3. `_contest`: for anchors that several rows select, the row with the largest overlap among all whose candidate it is.
+4. `_resolve`: one row for each anchor, and each row's largest metric and overlap.
+5. `_keep`: the best k remaining anchors of each row, for one-to-one heads.
+6. `_normalise`: scores.
 
 The result is that of the dense form: `torch.topk` of a row of zeros and metrics, which on a GPU breaks ties by the
 lowest index, selects the best k of the candidates and of the first k anchors.
@@ -22,14 +22,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from yolo_lossplug.kernels.box_maths import overlap
-from yolo_lossplug.kernels.rounding import EXACT, MAX_INT32, bits_of, power, rounded, sigmoid
+from yolo_lossplug.kernels.box_maths import pair_overlap
+from yolo_lossplug.kernels.rounding import EXACT, MAX_INT32, bits_of, exact_power, rounded, sigmoid
 
-HEADER = tl.constexpr(2)
+N_HEADER = tl.constexpr(2)
 """Columns of `GtRows.info` before the rectangles: image and class."""
-NEVER = tl.constexpr(-1)
-ALWAYS = tl.constexpr(2**63 - 1)
-BLOCK = 256
+MIN_KEY, MAX_KEY = tl.constexpr(-1), tl.constexpr(2**63 - 1)
+ANCHORS_PER_ITERATION = 256
 """Candidates or anchors per program and iteration."""
 # Triton specialises kernels for integers that are 1 or divisible by 16; `do_not_specialize` avoids a recompilation when
 # a batch has such a number of gts.
@@ -91,7 +90,7 @@ class GtRows(NamedTuple):
     first: Tensor
 
 
-class Assigned(NamedTuple):
+class AnchorGts(NamedTuple):
     """Assignment of the anchors of all images.
 
     Attributes:
@@ -113,7 +112,7 @@ class Assigned(NamedTuple):
     claims: Optional[Tensor] = None
 
 
-def describe(
+def describe_gts(
     image: Tensor,
     label: Tensor,
     boxes: Tensor,
@@ -133,7 +132,7 @@ def describe(
     """
     n, n_levels = len(image), len(anchors.levels)
     gts = GtRows(
-        torch.empty(n, HEADER.value + 4 * n_levels, dtype=torch.int32, device=boxes.device),
+        torch.empty(n, N_HEADER.value + 4 * n_levels, dtype=torch.int32, device=boxes.device),
         torch.empty(n, 4, device=boxes.device),
         torch.zeros(shape[0], dtype=torch.int32, device=boxes.device),
     )
@@ -145,7 +144,7 @@ def describe(
     return gts
 
 
-def assign(gts: GtRows, scores: Tensor, grid: Tensor, anchors: KernelAnchors, config: AssignerConfig) -> Assigned:
+def assign_rows(gts: GtRows, scores: Tensor, grid: Tensor, anchors: KernelAnchors, config: AssignerConfig) -> AnchorGts:
     """Assign anchors to gts.
 
     Args:
@@ -164,9 +163,9 @@ def assign(gts: GtRows, scores: Tensor, grid: Tensor, anchors: KernelAnchors, co
     metric, overlaps, score = torch.empty(3, total, device=device)
     is_kept = torch.zeros(total if config.topk2 != config.topk else 0, dtype=torch.int8, device=device)
     winners = torch.zeros(total, dtype=torch.int64, device=device)
-    blocks = triton.cdiv(total, BLOCK)
+    blocks = triton.cdiv(total, ANCHORS_PER_ITERATION)
     sums = torch.empty(blocks, device=device)
-    sizes = {"LEVELS": len(anchors.levels), "BLOCK": BLOCK}
+    sizes = {"LEVELS": len(anchors.levels), "BLOCK": ANCHORS_PER_ITERATION}
     sources = (gts.info, gts.boxes, anchors.levels, anchors.strides, scores, grid)
     overlap_of = {"OVERLAP": config.overlap, "THETA": config.theta}
     measure = {"ALPHA": config.alpha, "BETA": config.beta, "ROUND_POWER": config.is_power_rounded, **overlap_of}
@@ -185,7 +184,7 @@ def assign(gts: GtRows, scores: Tensor, grid: Tensor, anchors: KernelAnchors, co
         gts.info, row, metric, largest, is_kept, label, score, sums, n, config.eps, total,
         KEEP=len(is_kept) > 0, **sizes, **EXACT,
     )  # fmt: skip
-    return Assigned(row, label, score, sums, slots, chosen, claims)
+    return AnchorGts(row, label, score, sums, slots, chosen, claims)
 
 
 @triton.jit(do_not_specialize=["n", "n_images"])
@@ -212,7 +211,7 @@ def _describe(
         w = tl.where((w < threshold) & is_gt, size, w) * 0.5
         h = tl.where((h < threshold) & is_gt, size, h) * 0.5
         x1, y1, x2, y2 = cx - w, cy - h, cx + w, cy + h
-    info = info_ptr + row * (HEADER + 4 * LEVELS)
+    info = info_ptr + row * (N_HEADER + 4 * LEVELS)
     tl.store(info, tl.where(is_row, image, 0))
     tl.store(info + 1, tl.minimum(tl.maximum(label, 0), n_classes - 1))  # an invalid class must not read out of bounds
     for level in tl.static_range(LEVELS):
@@ -221,10 +220,10 @@ def _describe(
         left, across = _inside(centre_ptr + offset * 2, 2, columns, x1, x2, BLOCK)
         upper, down = _inside(centre_ptr + offset * 2 + 1, 2 * columns, rows, y1, y2, BLOCK)
         is_any = is_gt & (across > 0) & (down > 0)
-        tl.store(info + HEADER + level * 4, left)
-        tl.store(info + HEADER + level * 4 + 1, upper)
-        tl.store(info + HEADER + level * 4 + 2, tl.where(is_any, across, 0))
-        tl.store(info + HEADER + level * 4 + 3, tl.where(is_any, down, 0))
+        tl.store(info + N_HEADER + level * 4, left)
+        tl.store(info + N_HEADER + level * 4 + 1, upper)
+        tl.store(info + N_HEADER + level * 4 + 2, tl.where(is_any, across, 0))
+        tl.store(info + N_HEADER + level * 4 + 3, tl.where(is_any, down, 0))
     tl.atomic_max(first_ptr + tl.where(is_row, image, 0), n - row, mask=is_row, sem="relaxed")
 
 
@@ -247,7 +246,7 @@ def _n_candidates(info, LEVELS: tl.constexpr):
     """Number of candidates of a row."""
     count = 0
     for level in tl.static_range(LEVELS):
-        count += tl.load(info + HEADER + level * 4 + 2) * tl.load(info + HEADER + level * 4 + 3)
+        count += tl.load(info + N_HEADER + level * 4 + 2) * tl.load(info + N_HEADER + level * 4 + 3)
     return count
 
 
@@ -256,8 +255,8 @@ def _anchor_of(index, info, level_ptr, LEVELS: tl.constexpr):
     """Anchors of a row's candidates by index; candidates are ordered by anchor."""
     anchor, rest = index, index
     for level in tl.static_range(LEVELS):
-        left, upper = tl.load(info + HEADER + level * 4), tl.load(info + HEADER + level * 4 + 1)
-        across, down = tl.load(info + HEADER + level * 4 + 2), tl.load(info + HEADER + level * 4 + 3)
+        left, upper = tl.load(info + N_HEADER + level * 4), tl.load(info + N_HEADER + level * 4 + 1)
+        across, down = tl.load(info + N_HEADER + level * 4 + 2), tl.load(info + N_HEADER + level * 4 + 3)
         offset, columns = tl.load(level_ptr + level * 3), tl.load(level_ptr + level * 3 + 2)
         line = rest // tl.maximum(across, 1)
         candidate = offset + (upper + line) * columns + left + rest - line * across
@@ -271,10 +270,10 @@ def _is_candidate(anchor, info, level_ptr, mask, LEVELS: tl.constexpr):
     """Whether anchors are candidates of a row, or elementwise of one row per anchor."""
     is_candidate = anchor < 0
     for level in tl.static_range(LEVELS):
-        left = tl.load(info + HEADER + level * 4, mask=mask, other=0)
-        upper = tl.load(info + HEADER + level * 4 + 1, mask=mask, other=0)
-        across = tl.load(info + HEADER + level * 4 + 2, mask=mask, other=0)
-        down = tl.load(info + HEADER + level * 4 + 3, mask=mask, other=0)
+        left = tl.load(info + N_HEADER + level * 4, mask=mask, other=0)
+        upper = tl.load(info + N_HEADER + level * 4 + 1, mask=mask, other=0)
+        across = tl.load(info + N_HEADER + level * 4 + 2, mask=mask, other=0)
+        down = tl.load(info + N_HEADER + level * 4 + 3, mask=mask, other=0)
         offset = tl.load(level_ptr + level * 3)
         rows, columns = tl.load(level_ptr + level * 3 + 1), tl.load(level_ptr + level * 3 + 2)
         index = anchor - offset
@@ -300,7 +299,7 @@ def _overlap(
     Y1 = rounded(tl.load(box + 1, mask=mask, other=0.0) * stride, score_ptr)
     X2 = rounded(tl.load(box + 2, mask=mask, other=0.0) * stride, score_ptr)
     Y2 = rounded(tl.load(box + 3, mask=mask, other=0.0) * stride, score_ptr)
-    return overlap(OVERLAP, THETA, x1, y1, x2, y2, X1, Y1, X2, Y2, grid_ptr)
+    return pair_overlap(OVERLAP, THETA, x1, y1, x2, y2, X1, Y1, X2, Y2, grid_ptr)
 
 
 @triton.jit
@@ -311,10 +310,10 @@ def _metric(
     """Alignment metrics, score^α · overlap^β, from overlaps."""
     index = (image.to(tl.int64) * n_classes + label) * n_anchors + anchor
     logit = tl.load(score_ptr + index, mask=mask, other=0.0).to(tl.float32)
-    score = power(rounded(sigmoid(logit), score_ptr), ALPHA)
+    score = exact_power(rounded(sigmoid(logit), score_ptr), ALPHA)
     if ROUND_POWER:
         score = rounded(score, score_ptr)
-    return score * power(overlaps, BETA)
+    return score * exact_power(overlaps, BETA)
 
 
 @triton.jit
@@ -335,7 +334,7 @@ def _insert(best, key):
     smallest, largest = tl.min(best, 0), tl.max(key, 0)
     while largest > smallest:
         best = tl.where(best == smallest, largest, best)
-        key = tl.where(key == largest, NEVER, key)
+        key = tl.where(key == largest, MIN_KEY, key)
         smallest, largest = tl.min(best, 0), tl.max(key, 0)
     return best
 
@@ -347,7 +346,7 @@ def _select(
     OVERLAP: tl.constexpr, THETA: tl.constexpr, ROUND_POWER: tl.constexpr, LEVELS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0)
-    info = info_ptr + row * (HEADER + 4 * LEVELS)
+    info = info_ptr + row * (N_HEADER + 4 * LEVELS)
     image, label = tl.load(info), tl.load(info + 1)
     x1, y1 = tl.load(box_ptr + row * 4), tl.load(box_ptr + row * 4 + 1)
     x2, y2 = tl.load(box_ptr + row * 4 + 2), tl.load(box_ptr + row * 4 + 3)
@@ -356,7 +355,7 @@ def _select(
     is_near = _is_candidate(lane, infos, level_ptr, is_lane, LEVELS)
     near = _overlap(x1, y1, x2, y2, image, lane, is_near, stride_ptr, score_ptr, grid_ptr, n_anchors, OVERLAP, THETA)
     near = _metric(image, label, lane, is_near, near, score_ptr, n_classes, n_anchors, ALPHA, BETA, ROUND_POWER)
-    best = tl.where(is_lane, _key(tl.where(is_near, near, 0.0), lane), ALWAYS)  # the first k anchors, zeros included
+    best = tl.where(is_lane, _key(tl.where(is_near, near, 0.0), lane), MAX_KEY)  # the first k anchors, zeros included
     count = _n_candidates(info, LEVELS)
     for start in range(0, count, BLOCK):
         index = start + tl.arange(0, BLOCK)
@@ -367,7 +366,7 @@ def _select(
             x1, y1, x2, y2, image, anchor, mask, stride_ptr, score_ptr, grid_ptr, n_anchors, OVERLAP, THETA
         )
         value = _metric(image, label, anchor, mask, overlaps, score_ptr, n_classes, n_anchors, ALPHA, BETA, ROUND_POWER)
-        best = _insert(best, tl.where(mask & (bits_of(value) > 0), _key(value, anchor), NEVER))
+        best = _insert(best, tl.where(mask & (bits_of(value) > 0), _key(value, anchor), MIN_KEY))
     selected = tl.where(is_lane, _reversed(best & 0xFFFFFFFF), 0).to(tl.int32)
     is_selected = is_lane & ((best >> 32 > 0) | _is_candidate(selected, infos, level_ptr, is_lane, LEVELS))
     selected += image * n_anchors
@@ -382,7 +381,7 @@ def _contest(
     OVERLAP: tl.constexpr, THETA: tl.constexpr, LEVELS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0)
-    info = info_ptr + row * (HEADER + 4 * LEVELS)
+    info = info_ptr + row * (N_HEADER + 4 * LEVELS)
     image, count = tl.load(info), _n_candidates(info, LEVELS)
     x1, y1 = tl.load(box_ptr + row * 4), tl.load(box_ptr + row * 4 + 1)
     x2, y2 = tl.load(box_ptr + row * 4 + 2), tl.load(box_ptr + row * 4 + 3)
@@ -417,7 +416,7 @@ def _resolve(
         # Without any overlap all gts tie, and the first of the image wins, wherever it is.
         winner = tl.where(key >> 32 > 0, _reversed(key & 0xFFFFFFFF).to(tl.int32), first)
         row = tl.where(claims > 1, winner, slot // K)
-        info = info_ptr + row * (HEADER + 4 * LEVELS)
+        info = info_ptr + row * (N_HEADER + 4 * LEVELS)
         is_near = _is_candidate(anchor, info, level_ptr, is_positive, LEVELS)
         x1 = tl.load(box_ptr + row * 4, mask=is_near, other=0.0)
         y1 = tl.load(box_ptr + row * 4 + 1, mask=is_near, other=0.0)
@@ -442,13 +441,13 @@ def _keep(
     K: tl.constexpr, WIDTH: tl.constexpr, LEVELS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0)
-    info = info_ptr + row * (HEADER + 4 * LEVELS)
+    info = info_ptr + row * (N_HEADER + 4 * LEVELS)
     begin = tl.load(info) * n_anchors
     lane = tl.arange(0, WIDTH)
     is_lane = lane < K
     is_mine = tl.load(row_ptr + begin + lane, mask=is_lane, other=-1) == row
     best = tl.load(metric_ptr + begin + lane, mask=is_mine, other=0.0)
-    best = tl.where(is_lane, _key(best, lane), ALWAYS)
+    best = tl.where(is_lane, _key(best, lane), MAX_KEY)
     count = _n_candidates(info, LEVELS)
     for start in range(0, count, BLOCK):
         index = start + tl.arange(0, BLOCK)
@@ -456,7 +455,7 @@ def _keep(
         anchor = _anchor_of(tl.where(mask, index, 0), info, level_ptr, LEVELS)
         mask = mask & (anchor >= K) & (tl.load(row_ptr + begin + anchor, mask=mask, other=-1) == row)
         value = tl.load(metric_ptr + begin + anchor, mask=mask, other=0.0)
-        best = _insert(best, tl.where(mask & (bits_of(value) > 0), _key(value, anchor), NEVER))
+        best = _insert(best, tl.where(mask & (bits_of(value) > 0), _key(value, anchor), MIN_KEY))
     selected = begin + tl.where(is_lane, _reversed(best & 0xFFFFFFFF), 0).to(tl.int32)
     is_selected = is_lane & (tl.load(row_ptr + selected, mask=is_lane, other=-1) == row)
     overlaps = tl.load(overlap_ptr + selected, mask=is_selected, other=0.0)
@@ -482,7 +481,7 @@ def _normalise(
     max_metric = tl.load(largest_ptr + row, mask=is_positive, other=0).to(tl.float32, bitcast=True)
     max_overlap = tl.load(largest_ptr + n + row, mask=is_positive, other=0).to(tl.float32, bitcast=True)
     score = tl.where(is_positive, tl.div_rn(metric * max_overlap, max_metric + eps), 0.0)
-    label = tl.load(info_ptr + row * (HEADER + 4 * LEVELS) + 1, mask=is_positive, other=0)
+    label = tl.load(info_ptr + row * (N_HEADER + 4 * LEVELS) + 1, mask=is_positive, other=0)
     tl.store(score_ptr + index, score, mask=is_valid)
     tl.store(label_ptr + index, label, mask=is_valid)
     tl.store(sum_ptr + tl.program_id(0), tl.sum(score, 0))

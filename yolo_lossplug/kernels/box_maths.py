@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Overlaps and box losses of pairs of boxes with their gradients, as device functions.
 
-The formulas are those of `yolo_lossplug.box_losses`, including guards and ties; `STOCK` is the CIoU of Ultralytics,
+The formulas are those of `yolo_lossplug.box_losses`, including guards and ties; `STOCK_CIOU` is Ultralytics' own CIoU,
 which adds an epsilon where ours guard. Gradients are with respect to the predicted box; in ties of a minimum or maximum
 each argument gets half.
 """
@@ -9,24 +9,21 @@ each argument gets half.
 import triton
 import triton.language as tl
 
-from yolo_lossplug.boxes import EPS as MIN_AREA
-from yolo_lossplug.boxes import LIMIT as MAX_COORDINATE
+from yolo_lossplug.boxes import LIMIT, MIN_SIDE
 from yolo_lossplug.forms import BoxKind
-from yolo_lossplug.kernels.rounding import arctan, exp, power, rounded
+from yolo_lossplug.kernels.rounding import GUARD, arctan, exact_power, exp, rounded
 
-STOCK, IOU, GIOU = tl.constexpr(BoxKind.STOCK), tl.constexpr(BoxKind.IOU), tl.constexpr(BoxKind.GIOU)
+STOCK_CIOU, IOU, GIOU = tl.constexpr(BoxKind.STOCK), tl.constexpr(BoxKind.IOU), tl.constexpr(BoxKind.GIOU)
 DIOU, EIOU, SIOU = tl.constexpr(BoxKind.DIOU), tl.constexpr(BoxKind.EIOU), tl.constexpr(BoxKind.SIOU)
-EPS = tl.constexpr(MIN_AREA)
-MIN_SIDE = tl.constexpr(MIN_AREA**0.5)
-LIMIT = tl.constexpr(MAX_COORDINATE)
+SIDE_GUARD, MAX_COORDINATE = tl.constexpr(MIN_SIDE), tl.constexpr(LIMIT)
 STOCK_EPS = tl.constexpr(1e-7)
 FOUR_BY_PI_SQUARED = tl.constexpr(0.40528473456935109)
 
 
 @triton.jit
-def overlap(KIND: tl.constexpr, THETA: tl.constexpr, x1, y1, x2, y2, X1, Y1, X2, Y2, float_ptr):
+def pair_overlap(KIND: tl.constexpr, THETA: tl.constexpr, x1, y1, x2, y2, X1, Y1, X2, Y2, float_ptr):
     """Overlap, clamped at 0, of a gt box (lower case) and a predicted box (upper case), for the assigner."""
-    if KIND == STOCK:
+    if KIND == STOCK_CIOU:
         u, _, _, _, _ = _stock(x1, y1, x2, y2, X1, Y1, X2, Y2, float_ptr)
     else:
         loss, _, _, _, _ = _ours(KIND, THETA, X1, Y1, X2, Y2, x1, y1, x2, y2)
@@ -35,9 +32,9 @@ def overlap(KIND: tl.constexpr, THETA: tl.constexpr, x1, y1, x2, y2, X1, Y1, X2,
 
 
 @triton.jit
-def box_loss(KIND: tl.constexpr, THETA: tl.constexpr, x1, y1, x2, y2, X1, Y1, X2, Y2, output_ptr):
+def pair_loss(KIND: tl.constexpr, THETA: tl.constexpr, x1, y1, x2, y2, X1, Y1, X2, Y2, output_ptr):
     """Loss of predicted boxes (lower case) and targets (upper case), and its four derivatives."""
-    if KIND == STOCK:
+    if KIND == STOCK_CIOU:
         u, g1, g2, g3, g4 = _stock(x1, y1, x2, y2, X1, Y1, X2, Y2, output_ptr)
         return 1.0 - u, -g1, -g2, -g3, -g4
     return _ours(KIND, THETA, x1, y1, x2, y2, X1, Y1, X2, Y2)
@@ -133,7 +130,7 @@ def _ours(KIND: tl.constexpr, THETA: tl.constexpr, left, top, right, bottom, X1,
         bx, d_bx = _shape(w, W)
         by, d_by = _shape(h, H)
         loss += ((1.0 - ex) + (1.0 - ey)) * 0.5
-        loss += (power(bx, THETA) + power(by, THETA)) * 0.5
+        loss += (exact_power(bx, THETA) + exact_power(by, THETA)) * 0.5
         d_rx, d_ry = 0.5 * gamma * ex, 0.5 * gamma * ey
         d_gamma = 0.5 * (rx * ex + ry * ey)
         d_p, d_s = -2.0 * d_gamma * d_product, -2.0 * d_gamma * d_squares
@@ -141,8 +138,8 @@ def _ours(KIND: tl.constexpr, THETA: tl.constexpr, left, top, right, bottom, X1,
         d_oy += d_ry * d_oy2 * 2.0 * oy + _sign(oy) * (d_p * ax + d_s * 2.0 * ay)
         d_cw += d_rx * d_cw2 * 2.0 * cw
         d_ch += d_ry * d_ch2 * 2.0 * ch
-        d_w += 0.5 * THETA * power(bx, THETA - 1.0) * d_bx
-        d_h += 0.5 * THETA * power(by, THETA - 1.0) * d_by
+        d_w += 0.5 * THETA * exact_power(bx, THETA - 1.0) * d_bx
+        d_h += 0.5 * THETA * exact_power(by, THETA - 1.0) * d_by
 
     d_inter -= d_union
     d_w += d_union * h
@@ -157,9 +154,9 @@ def _ours(KIND: tl.constexpr, THETA: tl.constexpr, left, top, right, bottom, X1,
 
 
 @triton.jit
-def _step(one, other):
+def _step(a, b):
     """Derivative of the maximum of two values with respect to the first."""
-    return tl.where(one > other, 1.0, tl.where(one == other, 0.5, 0.0))
+    return tl.where(a > b, 1.0, tl.where(a == b, 0.5, 0.0))
 
 
 @triton.jit
@@ -169,19 +166,19 @@ def _sign(x):
 
 @triton.jit
 def _limited(x):
-    return tl.where(x > LIMIT, LIMIT, tl.where(x < -LIMIT, -LIMIT, x))
+    return tl.where(x > MAX_COORDINATE, MAX_COORDINATE, tl.where(x < -MAX_COORDINATE, -MAX_COORDINATE, x))
 
 
 @triton.jit
 def _within(x, grad):
     """Derivative through the clamp of `_limited`: 0 beyond the limit."""
-    return tl.where(tl.abs(x) > LIMIT, 0.0, grad)
+    return tl.where(tl.abs(x) > MAX_COORDINATE, 0.0, grad)
 
 
 @triton.jit
 def _ratio(numerator, denominator):
-    """Ratio and its two derivatives, 0 where the denominator does not exceed `EPS`."""
-    is_above = denominator > EPS
+    """Ratio and its two derivatives, 0 where the denominator does not exceed `GUARD`."""
+    is_above = denominator > GUARD
     safe = tl.where(is_above, denominator, 1.0)
     value = tl.where(is_above, tl.div_rn(numerator, safe), 0.0)
     value = tl.where(denominator == denominator, value, denominator)
@@ -210,10 +207,10 @@ def _shape(side, target):
     """1 − exp(−|w − W| / max(w, W)) with sides clamped at 0, and its derivative with respect to w."""
     w, W = tl.where(side < 0, 0.0, side), tl.where(target < 0, 0.0, target)
     larger = tl.maximum(w, W)
-    floor = tl.where(larger < MIN_SIDE, MIN_SIDE, larger)
+    floor = tl.where(larger < SIDE_GUARD, SIDE_GUARD, larger)
     gap = tl.abs(w - W)
     difference = tl.div_rn(gap, floor)
     decay = exp(-difference)
     grad = _sign(w - W) / floor
-    grad -= tl.where(larger >= MIN_SIDE, gap / (floor * floor) * _step(w, W), 0.0)
+    grad -= tl.where(larger >= SIDE_GUARD, gap / (floor * floor) * _step(w, W), 0.0)
     return 1.0 - decay, tl.where(side > 0, grad * decay, 0.0)

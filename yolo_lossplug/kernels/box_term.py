@@ -8,13 +8,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from yolo_lossplug.kernels.assignment import Assigned, KernelAnchors
-from yolo_lossplug.kernels.box_maths import box_loss
+from yolo_lossplug.kernels.assignment import AnchorGts, KernelAnchors
+from yolo_lossplug.kernels.box_maths import pair_loss
 from yolo_lossplug.kernels.rounding import EXACT, exp, rounded
 from yolo_lossplug.sparse.huge_pages import empty_like
 
-BLOCK = 64
-"""Anchors per program."""
+ANCHORS_PER_PROGRAM = 64
 NO_LOSS = -1
 """Kind of a box loss that is evaluated outside the kernels."""
 
@@ -39,14 +38,14 @@ def decode(outputs: Tensor, anchors: KernelAnchors, config: BoxTermConfig) -> Te
     """Return the predicted boxes (b·A, 4), x1 y1 x2 y2 in cells, float32, of outputs (b, 4·R, A), contiguous."""
     n_images, _, n_anchors = outputs.shape
     grid = torch.empty(n_images * n_anchors, 4, device=outputs.device)
-    _decode[(triton.cdiv(n_anchors, BLOCK), n_images)](
-        outputs, anchors.points, grid, n_anchors, **_sizes(config), **EXACT
+    _decode[(triton.cdiv(n_anchors, ANCHORS_PER_PROGRAM), n_images)](
+        outputs, anchors.points, grid, n_anchors, ROUND=config.is_rounded, **_sizes(config), **EXACT
     )
     return grid
 
 
 def box_sums(
-    outputs: Tensor, boxes: Tensor, assigned: Assigned, grid: Tensor, anchors: KernelAnchors, config: BoxTermConfig
+    outputs: Tensor, boxes: Tensor, assigned: AnchorGts, grid: Tensor, anchors: KernelAnchors, config: BoxTermConfig
 ) -> tuple[Tensor, Tensor]:
     """Return partial sums of score·L and of score·(DFL or L1), float32.
 
@@ -59,11 +58,11 @@ def box_sums(
         config: Settings of the terms.
     """
     n_images, _, n_anchors = outputs.shape
-    programs = (triton.cdiv(n_anchors, BLOCK), n_images)
+    programs = (triton.cdiv(n_anchors, ANCHORS_PER_PROGRAM), n_images)
     box, dfl = torch.empty(2, programs[0] * programs[1], device=outputs.device)
     _forward[programs](
         outputs, boxes, assigned.row, assigned.score, grid, anchors.points, anchors.strides, anchors.scale, box, dfl,
-        n_anchors, **_kinds(config), **EXACT,
+        n_anchors, KIND=config.kind, THETA=config.theta, **_sizes(config), **EXACT,
     )  # fmt: skip
     return box, dfl
 
@@ -71,31 +70,24 @@ def box_sums(
 def box_gradient(
     outputs: Tensor,
     boxes: Tensor,
-    assigned: Assigned,
+    assigned: AnchorGts,
     grid: Tensor,
     anchors: KernelAnchors,
     config: BoxTermConfig,
     scales: tuple[Tensor, Tensor],
     box_grad: Optional[Tensor],
 ) -> Tensor:
-    """Return the gradient of both sums with respect to the outputs.
+    """Return the gradient of both sums with respect to the outputs; arguments are those of `box_sums`, and two more.
 
-    Args:
-        outputs: Outputs of the head (b, 4·R, A), contiguous.
-        boxes: Boxes of gts (N, 4) in pixels.
-        assigned: The assignment.
-        grid: Predicted boxes (b·A, 4) in cells.
-        anchors: The anchors.
-        config: Settings of the terms.
-        scales: Factors () of both sums.
-        box_grad: Gradients (N·k, 4) of score·L by slot, where L is evaluated outside the kernels; None otherwise.
+    `scales` are factors () of both sums, and `box_grad` is the gradient (N·k, 4) of score·L by slot where L is
+    evaluated outside the kernels, None otherwise.
     """
     n_images, _, n_anchors = outputs.shape
     gradient = empty_like(outputs)
-    _backward[(triton.cdiv(n_anchors, BLOCK), n_images)](
+    _backward[(triton.cdiv(n_anchors, ANCHORS_PER_PROGRAM), n_images)](
         outputs, boxes, assigned.row, assigned.score, grid, anchors.points, anchors.strides, anchors.scale, gradient,
         *scales, assigned.chosen, assigned.score if box_grad is None else box_grad, len(assigned.slots), n_anchors,
-        **_kinds(config), **EXACT,
+        KIND=config.kind, THETA=config.theta, **_sizes(config), **EXACT,
     )  # fmt: skip
     return gradient
 
@@ -116,30 +108,21 @@ class Slots(NamedTuple):
     strides: Tensor
 
 
-def listed(assigned: Assigned, boxes: Tensor, grid: Tensor, anchors: KernelAnchors) -> Slots:
+def positive_slots(assigned: AnchorGts, boxes: Tensor, grid: Tensor, anchors: KernelAnchors) -> Slots:
     """Return the positives, each in one slot; an unused slot has two equal boxes."""
-    n = len(assigned.slots)
+    n, block = len(assigned.slots), 4 * ANCHORS_PER_PROGRAM
     slots = Slots(*(torch.empty(shape, device=grid.device) for shape in ((n, 4), (n, 4), (n,), (n, 1))))
     if n:
-        _list[(triton.cdiv(n, 4 * BLOCK),)](
+        _list[(triton.cdiv(n, block),)](
             assigned.slots, assigned.chosen, assigned.row, assigned.score, boxes, grid, anchors.strides, *slots,
-            n, len(anchors.strides), BLOCK=4 * BLOCK, **EXACT,
+            n, len(anchors.strides), BLOCK=block, **EXACT,
         )  # fmt: skip
     return slots
 
 
 def _sizes(config: BoxTermConfig) -> dict[str, object]:
-    return {
-        "BINS": config.n_bins,
-        "WIDTH": triton.next_power_of_2(config.n_bins),
-        "ROUND": config.is_rounded,
-        "BLOCK": BLOCK,
-    }
-
-
-def _kinds(config: BoxTermConfig) -> dict[str, object]:
-    sizes = _sizes(config)
-    return {"KIND": config.kind, "THETA": config.theta, **{key: sizes[key] for key in ("BINS", "WIDTH", "BLOCK")}}
+    """Return the constants that launches of all kernels share."""
+    return {"BINS": config.n_bins, "WIDTH": triton.next_power_of_2(config.n_bins), "BLOCK": ANCHORS_PER_PROGRAM}
 
 
 @triton.jit
@@ -209,16 +192,14 @@ def _target(box_ptr, row, side, stride, mask):
 @triton.jit
 def _losses(grid_ptr, box_ptr, output_ptr, index, row, stride, mask, KIND: tl.constexpr, THETA: tl.constexpr):
     """Box losses of anchors and their derivatives; masked anchors have two unit boxes."""
-    x1, y1 = (
-        tl.load(grid_ptr + index * 4, mask=mask, other=0.0),
-        tl.load(grid_ptr + index * 4 + 1, mask=mask, other=0.0),
-    )
+    x1 = tl.load(grid_ptr + index * 4, mask=mask, other=0.0)
+    y1 = tl.load(grid_ptr + index * 4 + 1, mask=mask, other=0.0)
     x2 = tl.load(grid_ptr + index * 4 + 2, mask=mask, other=1.0)
     y2 = tl.load(grid_ptr + index * 4 + 3, mask=mask, other=1.0)
     X1, Y1 = _target(box_ptr, row, 0, stride, mask), _target(box_ptr, row, 1, stride, mask)
     X2 = tl.where(mask, _target(box_ptr, row, 2, stride, mask), 1.0)
     Y2 = tl.where(mask, _target(box_ptr, row, 3, stride, mask), 1.0)
-    return box_loss(KIND, THETA, x1, y1, x2, y2, X1, Y1, X2, Y2, output_ptr)
+    return pair_loss(KIND, THETA, x1, y1, x2, y2, X1, Y1, X2, Y2, output_ptr)
 
 
 @triton.jit

@@ -12,17 +12,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from yolo_lossplug.boxes import EPS as MIN_BASE
 from yolo_lossplug.forms import ClassKernel, ClassKind
-from yolo_lossplug.kernels.rounding import fast_exp, fast_power, fast_reciprocal, log1p, log1p_of_any, rounded
+from yolo_lossplug.kernels.rounding import GUARD, fast_exp, fast_power, fast_reciprocal, log1p, log1p_of_any, rounded
 from yolo_lossplug.sparse.huge_pages import empty_like
 
 BCE, FOCAL = tl.constexpr(ClassKind.BCE), tl.constexpr(ClassKind.FOCAL)
 QUALITY, VARIFOCAL = tl.constexpr(ClassKind.QUALITY), tl.constexpr(ClassKind.VARIFOCAL)
-EPS = tl.constexpr(MIN_BASE)
 PADDING = tl.constexpr(-60000.0)
 """A logit whose loss at target 0 is 0, in half precision too."""
-SIZE, CLASSES = 4096, 16
+ELEMENTS_PER_PROGRAM, CLASSES_PER_PROGRAM = 4096, 16
 """Elements and classes per program: all are loaded before the first is used, which hides the latency of memory."""
 
 
@@ -43,13 +41,7 @@ class ClassTargets(NamedTuple):
 
 
 def class_sums(logits: Tensor, targets: ClassTargets, kernel: ClassKernel) -> Tensor:
-    """Return partial sums of w·L(x, y), float32.
-
-    Args:
-        logits: x (b, classes, A), contiguous.
-        targets: The targets.
-        kernel: L.
-    """
+    """Return partial sums of w·L(x, y), float32, of contiguous logits x (b, classes, A)."""
     grid, arguments, options = _launch(logits, targets, kernel)
     sums = torch.empty(grid[0] * grid[1] * grid[2], device=logits.device)
     _forward[grid](logits, *arguments, sums, **options)
@@ -69,8 +61,8 @@ def _launch(
 ) -> tuple[tuple[int, int, int], tuple, dict[str, Any]]:
     """Return the grid, the arguments and the options of a launch."""
     n_images, n_classes, n_anchors = logits.shape
-    width = min(CLASSES, triton.next_power_of_2(n_classes))
-    block = min(SIZE // width, 1024)
+    width = min(CLASSES_PER_PROGRAM, triton.next_power_of_2(n_classes))
+    block = min(ELEMENTS_PER_PROGRAM // width, 1024)
     weights = targets.score if targets.weights is None else targets.weights
     options = {
         "KIND": kernel.kind, "GAMMA": kernel.gamma, "ALPHA": kernel.alpha, "SMOOTH": targets.smoothing > 0,
@@ -86,7 +78,7 @@ def _damping(base, GAMMA: tl.constexpr):
     if GAMMA == 0:
         return tl.zeros_like(base) + 1.0, tl.zeros_like(base)
     if GAMMA < 1:
-        is_above = base > EPS
+        is_above = base > GUARD
         safe = tl.where(is_above, base, 1.0)
         value = tl.exp2(GAMMA * tl.log2(safe))
         return tl.where(is_above, value, 0.0), tl.where(is_above, GAMMA * value / safe, 0.0)
@@ -111,7 +103,7 @@ def _background(x, KIND: tl.constexpr, GAMMA: tl.constexpr, ALPHA: tl.constexpr)
 
 @triton.jit
 def _both(a, b):
-    """(1 + a)·(1 + b) − 1 at_zero cancellation."""
+    """(1 + a)·(1 + b) − 1 without cancellation."""
     return a + b + a * b
 
 
@@ -120,7 +112,7 @@ def _terms(x, y, KIND: tl.constexpr, GAMMA: tl.constexpr, ALPHA: tl.constexpr):
     """Losses of logits and targets, and their derivatives with respect to the logits."""
     e = fast_exp(-tl.abs(x))
     r = fast_reciprocal(1.0 + e)
-    p, q = tl.where(x >= 0, r, e * r), tl.where(x >= 0, e * r, r)  # q = 1 − p at_zero cancellation
+    p, q = tl.where(x >= 0, r, e * r), tl.where(x >= 0, e * r, r)  # q = 1 − p without cancellation
     bce = (1.0 - y) * x + tl.maximum(-x, 0.0) + log1p(e)
     value, grad = bce, p - y
     if KIND == FOCAL:

@@ -12,11 +12,14 @@ import triton
 import triton.language as tl
 from triton.language.extra import libdevice
 
+from yolo_lossplug.boxes import EPS
 from yolo_lossplug.kernels import is_interpreted
 
 EXACT = {"enable_fp_fusion": False}
 """Launch options of kernels whose results are compared bit for bit."""
 INTERPRETED = tl.constexpr(is_interpreted())
+GUARD = tl.constexpr(EPS)
+"""Smallest denominator, and base of a power below 1."""
 MAX_INT32 = tl.constexpr(2147483647)
 NAN_BITS = tl.constexpr(0x7FC00000)
 """Bits of a NaN; compared as integers they exceed those of every number."""
@@ -46,7 +49,7 @@ def arctan(x):
 
 
 @triton.jit
-def power(base, EXPONENT: tl.constexpr):
+def exact_power(base, EXPONENT: tl.constexpr):
     """base^EXPONENT for base >= 0, with the special cases of `torch.pow`."""
     if EXPONENT == 0:
         return tl.zeros_like(base) + 1.0

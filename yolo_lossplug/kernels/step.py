@@ -9,14 +9,14 @@ import triton.language as tl
 from torch import Tensor
 
 from yolo_lossplug.forms import ClassKernel
-from yolo_lossplug.kernels.assignment import Assigned, KernelAnchors
+from yolo_lossplug.kernels.assignment import AnchorGts, KernelAnchors
 from yolo_lossplug.kernels.box_term import BoxTermConfig, box_gradient, box_sums
 from yolo_lossplug.kernels.class_term import ClassTargets, class_gradient, class_sums
 
-BLOCK = 1024
+SUMS_PER_ITERATION = 1024
 
 
-class Step(NamedTuple):
+class StepInputs(NamedTuple):
     """Inputs of the terms.
 
     Attributes:
@@ -33,7 +33,7 @@ class Step(NamedTuple):
     """
 
     boxes: Tensor
-    assigned: Assigned
+    assigned: AnchorGts
     grid: Tensor
     anchors: KernelAnchors
     box_config: BoxTermConfig
@@ -44,7 +44,7 @@ class Step(NamedTuple):
     box_grad: Optional[Tensor] = None
 
 
-def losses(outputs: Tensor, scores: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+def step_losses(outputs: Tensor, scores: Tensor, step: StepInputs) -> tuple[Tensor, Tensor]:
     """Return the box, the class and the distance term, times their gains and divided by the sum of the scores.
 
     Args:
@@ -60,16 +60,15 @@ def losses(outputs: Tensor, scores: Tensor, step: Step) -> tuple[Tensor, Tensor]
 
 class _Losses(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, outputs: Tensor, scores: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, outputs: Tensor, scores: Tensor, step: StepInputs) -> tuple[Tensor, Tensor]:
         box, dfl = box_sums(outputs, step.boxes, step.assigned, step.grid, step.anchors, step.box_config)
         if step.box_sum is not None:
             box = step.box_sum.float().reshape(1)
         cls = box[:0] if step.class_kernel is None else class_sums(scores, step.targets, step.class_kernel)
         terms, factors = (torch.empty(3, device=scores.device) for _ in range(2))
         sums = step.assigned.sums
-        _finish[(1,)](
-            sums, box, cls, dfl, terms, factors, len(sums), len(box), len(cls), len(dfl), *step.gains, BLOCK=BLOCK
-        )
+        lengths = map(len, (sums, box, cls, dfl))
+        _finish[(1,)](sums, box, cls, dfl, terms, factors, *lengths, *step.gains, BLOCK=SUMS_PER_ITERATION)
         ctx.save_for_backward(outputs, scores, factors)
         ctx.step = step
         ctx.mark_non_differentiable(factors)

@@ -15,9 +15,7 @@ from yolo_lossplug.selection.third_party import registry
 STOCK_BOX, STOCK_CLASS, STOCK_ROTATED, STOCK_SOFTMAX = STOCK[BOX], STOCK[CLASS], STOCK[ROTATED], STOCK[SOFTMAX]
 
 ENGINES = ("auto", "fast", "triton", "reference")
-
 NMS_OVERLAPS = ("iou", "diou")
-
 ASSIGNER_OVERLAPS = ("ciou", "diou", "eiou", "giou", "iou", "siou")
 
 NUMBERS = {
@@ -72,7 +70,8 @@ DETR = "rtdetr"
 STOCK_DETR = {"loss": "giou", "cls_loss": "varifocal"}
 """Losses of RT-DETR by the key that names them; the numbers of the host's own class loss are others."""
 
-DETR_KEYS = frozenset({"loss", "cls_loss", "cls_smoothing", "cls_weights", "loss_engine"})
+DETR_KEYS = frozenset({"loss", "cls_loss", "cls_smoothing", WEIGHTS, "loss_engine"})
+CLASSIFY_KEYS = DETR_KEYS - {"loss"}
 
 NO_FAST_ENGINE = {
     "obb": "its boxes are rotated",
@@ -84,11 +83,8 @@ NO_FAST_ENGINE = {
 CLASSIFY = "classify"
 """The task without boxes that takes keys of the class loss."""
 
-CLASSIFY_KEYS = frozenset({"cls_loss", "cls_smoothing", "cls_weights", "loss_engine"})
-
-
 CLAIMED: set[str] = set()
-"""Keys that the host at hand has itself: its meaning wins, and they are no keys of ours."""
+"""Keys that the installed Ultralytics has itself: its meaning wins, and they are not ours."""
 
 
 def numeric_keys() -> dict[str, Parameter]:
@@ -121,11 +117,7 @@ def _plain(value: Any) -> Any:
 
 
 def refuse_unknown(given: Mapping[str, Any], *others: str) -> None:
-    """Raise an error for a key that is neither a key of yolo-lossplug nor one of some others.
-
-    Raises:
-        LossPlugError: If there is one.
-    """
+    """Raise an error for a key that is neither a key of yolo-lossplug nor one of some others."""
     known = (*others, *keys())
     for key, value in given.items():
         if key not in known:
@@ -144,11 +136,7 @@ def instead_of(key: str, value: Any) -> str:
 
 
 def refuse_none(key: str, value: Any) -> None:
-    """Raise an error for a name that was typed as none, which parses to the unset value.
-
-    Raises:
-        LossPlugError: If it is one.
-    """
+    """Raise an error for a name that was typed as none, which parses to the unset value."""
     if key in NAMES and key not in CLAIMED and value is None:
         raise LossPlugError(how_to_get_stock(key, "none", NAMES[key]))
 
@@ -178,12 +166,7 @@ def name_of(args: Mapping[str, Any], key: str, task: str = "detect") -> str:
 
 
 def choose(key: str, args: Mapping[str, Any], choices: tuple[str, ...]) -> str:
-    """Return the value of a key that takes one of a few names, its default if it is not set.
-
-    Args:
-        key: The key.
-        args: Arguments.
-        choices: The allowed names.
+    """Return the value of a key that takes one of some names, its default if it is not set.
 
     Raises:
         LossPlugError: If the value is not one of them.
@@ -215,7 +198,7 @@ def checked_weights(value: Any) -> Optional[Union[dict[str, float], list[float]]
 
 
 def no_effect(key: str, value: Any, box: str, cls: str) -> str:
-    """Return the message about an option that none of the chosen losses has: it names those that have it."""
+    """Return the message about an option that neither chosen loss has, with those that have it."""
     owners = registry().owners(key)
     is_class = any(owner.kind in (CLASS, SOFTMAX) for owner in owners)
     chosen = f"cls_loss={cls}" if is_class else f"loss={box}"

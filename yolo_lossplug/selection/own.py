@@ -44,11 +44,7 @@ def load_own(reference: str, kind: str) -> Spec:
 
 
 def load_references(name: str, kind: str) -> list[Spec]:
-    """Return the specs of the user-defined functions in a name: of one loss, or of the parts of a mixture.
-
-    Raises:
-        LossPlugError: If one cannot be loaded.
-    """
+    """Return the specs of the user-defined functions in a name: of one loss, or of the parts of a mixture."""
     return [load_own(part, kind) for part in parts_of(name) if ":" in part]
 
 

@@ -32,11 +32,7 @@ def canonical(kind: str, name: str) -> str:
 
 
 def refuse_unknown_name(kind: str, name: str) -> None:
-    """Raise an error for a name that is no loss of a kind; user-defined functions are not loaded.
-
-    Raises:
-        LossPlugError: If it is none.
-    """
+    """Raise an error for a name that is not a loss of a kind; user-defined functions are not loaded."""
     if not mixed(kind, name):
         canonical(kind, name)
 
@@ -130,7 +126,7 @@ def _not_one_kind(kind: str, name: str, parts: Sequence[str]) -> str:
 
 def unknown(kind: str, name: str) -> str:
     """Return why a name is not a loss of that kind, and the remedy."""
-    explanations = (_refused, _stock, _several, _recipe, _file, _of_another_task, _of_another_key)
+    explanations = (_refused, _stock, _not_a_name, _of_another_task, _of_another_key)
     reason = next((text for explain in explanations if (text := explain(kind, name))), "")
     key, known = names.key_of(kind), names.names_with_prefixes(kind)
     if reason:
@@ -157,19 +153,13 @@ def how_to_get_stock(key: str, value: Any, default: str) -> str:
     return f"{key}={value} is unknown. To keep Ultralytics' own, remove {key}, or give {key}={default}."
 
 
-def _several(kind: str, name: str) -> str:
-    key = names.key_of(kind)
-    words = f"{key}={name} is a list of several losses: lossplug compare {key}={name} trains with each."
-    return words if names.is_list(name) else ""
-
-
-def _recipe(kind: str, name: str) -> str:
-    is_yaml = name.strip().lower().endswith((".yaml", ".yml"))
-    return f"{names.key_of(kind)}={name} is a recipe: cfg={name.strip()}." if is_yaml else ""
-
-
-def _file(kind: str, name: str) -> str:
+def _not_a_name(kind: str, name: str) -> str:
+    """Return what a list, a recipe or a path is, and how to use it."""
     key, file = names.key_of(kind), name.strip().rstrip(":")
+    if names.is_list(name):
+        return f"{key}={name} is a list of several losses: lossplug compare {key}={name} trains with each."
+    if name.strip().lower().endswith((".yaml", ".yml")):
+        return f"{key}={name} is a recipe: cfg={name.strip()}."
     if file.endswith(".py"):
         return f"{key}={name} lacks the function in that file: {key}={file}:function."
     is_path = "/" in file or "\\" in file

@@ -174,11 +174,7 @@ def select(args: Mapping[str, Any]) -> Selection:
 
 
 def refuse_unknown_names(given: Mapping[str, Any]) -> None:
-    """Raise an error for a loss that is unknown, before anything else is checked.
-
-    Raises:
-        LossPlugError: If there is one.
-    """
+    """Raise an error for a loss that is unknown, before anything else is checked."""
     task = given.get("task")
     for key, kind in keys.loss_kinds(str(task)).items():
         name = keys.name_of(given, key, str(task))
@@ -197,7 +193,7 @@ def class_weights(selection: Selection, count: int, names: Mapping[int, str]) ->
         names: Their names by index.
 
     Raises:
-        LossPlugError: If there are more or fewer weights than classes, or a name is that of no class.
+        LossPlugError: If the number of weights is not that of the classes, or a class of that name does not exist.
     """
     weights = selection.cls_weights
     if weights is None:

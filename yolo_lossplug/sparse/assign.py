@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from yolo_lossplug.sparse.grid import Level, rectangles
-from yolo_lossplug.sparse.pairs import Pairs, counts, enumerate_pairs
-from yolo_lossplug.sparse.topk import Candidates, Gts, best, keep_best, normalise, resolve
+from yolo_lossplug.sparse.pairs import Pairs, enumerate_pairs, n_cells
+from yolo_lossplug.sparse.topk import Candidates, Gts, best, keep_best, normalised_scores, resolve_conflicts
 
 PAIRS_PER_ANCHOR, MIN_PAIRS = 2, 2**16
 """Pairs in memory at a time: per anchor of the batch, and the minimum. They take less than the head's gradients."""
@@ -56,7 +56,7 @@ def assign(
         The assignment, None if a metric is NaN or infinite.
     """
     cells = rectangles(boxes, levels)
-    chunks, selected = list(_chunks(counts(cells), gts)), []
+    chunks, selected = list(_chunks(n_cells(cells), gts)), []
     for rows in chunks:
         pairs = enumerate_pairs(cells[rows], levels)
         candidates = Candidates(pairs.row + rows.start, pairs.anchor, *measure(pairs.row + rows.start, pairs.anchor))
@@ -73,10 +73,10 @@ def assign(
     chosen = Candidates.joined(selected)
     claimed = gts.begin[chosen.row] + chosen.anchor
     claims = torch.bincount(claimed, minlength=gts.n_images * gts.n_anchors)
-    positives = resolve(chosen, claimed, claims, candidates_of, gts)
+    positives = resolve_conflicts(chosen, claimed, claims, candidates_of, gts)
     if topk2 != topk:
         positives = keep_best(positives, topk2, gts.n_anchors)
-    score = normalise(positives, gts.n_images * gts.n_slots, eps)
+    score = normalised_scores(positives, gts.n_images * gts.n_slots, eps)
     return Assignment(positives.anchor, positives.slot, score, claims)
 
 

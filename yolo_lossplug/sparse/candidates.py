@@ -32,11 +32,5 @@ def mean_candidates(
 
 def candidate_rows() -> list[tuple[str, str, str]]:
     """Return side, and mean number of candidates with the floor of 8.4.190 and with twice that, of square objects."""
-    return [
-        (
-            f"{side}×{side}",
-            f"{mean_candidates(side, side):.2f}",
-            f"{mean_candidates(side, side, 2 * HOST_MIN_SIDE):.2f}",
-        )
-        for side in SIDES
-    ]
+    means = ((side, mean_candidates(side, side), mean_candidates(side, side, 2 * HOST_MIN_SIDE)) for side in SIDES)
+    return [(f"{side}×{side}", f"{host:.2f}", f"{raised:.2f}") for side, host, raised in means]

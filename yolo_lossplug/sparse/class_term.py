@@ -11,9 +11,9 @@ from torch import Tensor
 from yolo_lossplug.registry import Background
 from yolo_lossplug.sparse.huge_pages import empty_like
 
-CHUNK = {"cpu": 2**19}
+ELEMENTS_PER_CHUNK = {"cpu": 2**19}
 """Elements per chunk, by device type: on a CPU as many as its cache holds."""
-MAX_CHUNK = 2**26
+MAX_ELEMENTS = 2**26
 
 Elementwise = Callable[[Tensor, Tensor], Tensor]
 
@@ -124,9 +124,9 @@ def _class_of(index: Tensor, logits: Tensor) -> Tensor:
 
 def _chunk_size(logits: Tensor) -> int:
     """Return the number of images per chunk."""
-    return max(1, CHUNK.get(logits.device.type, MAX_CHUNK) // max(1, logits[0].numel()))
+    return max(1, ELEMENTS_PER_CHUNK.get(logits.device.type, MAX_ELEMENTS) // max(1, logits[0].numel()))
 
 
 def _split(index: Tensor, targets: Tensor, device_type: str) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    size = CHUNK.get(device_type, MAX_CHUNK)
+    size = ELEMENTS_PER_CHUNK.get(device_type, MAX_ELEMENTS)
     return index.split(size), targets.split(size)

@@ -11,33 +11,23 @@ from torch import Tensor
 
 from yolo_lossplug.sparse.huge_pages import empty, zeros
 
-CHUNK = {"cpu": 4096}
+ANCHORS_PER_CHUNK = {"cpu": 4096}
 """Anchors per chunk, by device type: on a CPU as many as its cache holds."""
-MAX_CHUNK = 2**20
+MAX_ANCHORS = 2**20
 MIN_PROBABILITY = 1e-30
 """Above this, the logarithm of a probability is as accurate as a log-softmax."""
 
 
 def gather(features: Tensor, anchor: Tensor) -> Tensor:
-    """Gather the features of anchors.
-
-    Args:
-        features: Outputs of the head (b, C, A).
-        anchor: Indices (n,) of anchors among those of all images, unique.
-
-    Returns:
-        Their features (n, C).
-    """
+    """Return the features (n, C) of unique anchors (n,) of all images, from outputs of the head (b, C, A)."""
     return _Gather.apply(features, anchor)
 
 
 def bin_probabilities(features: Tensor, anchor: Tensor) -> Tensor:
     """Return the softmax over the bins of the four sides (n, 4, R) at anchors (n,); see `distances`."""
-    n_bins = features.shape[1] // 4
-    probabilities, start = empty(torch.Size((len(anchor), 4, n_bins)), like=features), 0
-    for chunk in anchor.split(_chunk_size(anchor)):
-        torch.softmax(_bins(features, chunk), -1, out=probabilities[start : start + len(chunk)])
-        start += len(chunk)
+    probabilities = empty(torch.Size((len(anchor), 4, features.shape[1] // 4)), like=features)
+    for rows in _chunks(anchor):
+        torch.softmax(_bins(features, anchor[rows]), -1, out=probabilities[rows])
     return probabilities
 
 
@@ -84,12 +74,10 @@ class _Distances(torch.autograd.Function):
         ctx: Any, features: Tensor, anchor: Tensor, targets: Tensor, probabilities: Tensor
     ) -> tuple[Tensor, Tensor]:
         expected = probabilities @ _values(probabilities)
-        losses, start = targets.new_empty(len(targets)), 0
-        for chunk, t in _chunks(anchor, targets):
-            rows = slice(start, start + len(chunk))
-            start = rows.stop
-            left, weight = _left(t)
-            logs = _logs(features, chunk, probabilities[rows], torch.cat((left, left + 1), -1))
+        losses = targets.new_empty(len(targets))
+        for rows in _chunks(anchor):
+            left, weight = _left(targets[rows])
+            logs = _logs(features, anchor[rows], probabilities[rows], torch.cat((left, left + 1), -1))
             losses[rows] = -torch.lerp(logs[..., 0], logs[..., 1], weight.squeeze(-1)).mean(-1)
         ctx.save_for_backward(anchor, targets, expected, probabilities)
         ctx.shape = features.shape
@@ -99,18 +87,15 @@ class _Distances(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, loss_grad: Tensor) -> tuple[Optional[Tensor], ...]:
         anchor, targets, expected, probabilities = ctx.saved_tensors
         gradient = zeros(ctx.shape, like=probabilities)
-        grad_rows, start = _rows(gradient), 0
-        values = _values(probabilities)
-        for chunk, t in _chunks(anchor, targets):
-            rows = slice(start, start + len(chunk))
-            start = rows.stop
+        grad_rows, values = _rows(gradient), _values(probabilities)
+        for rows in _chunks(anchor):
             per_side = (loss_grad[rows] / 4).view(-1, 1, 1)
             # d(expected) = p·(bin − expected); d(loss) = p − the two bins next to the target, by their weights.
             g = (values - expected[rows].unsqueeze(-1)).mul_(grad[rows].unsqueeze(-1)).add_(per_side)
             g *= probabilities[rows]
-            left, weight = _left(t)
+            left, weight = _left(targets[rows])
             g.scatter_add_(-1, torch.cat((left, left + 1), -1), torch.cat((weight - 1, -weight), -1) * per_side)
-            grad_rows[_image_and_cell(chunk, ctx.shape[2])] = g.flatten(1)
+            grad_rows[_image_and_cell(anchor[rows], ctx.shape[2])] = g.flatten(1)
         return gradient, None, None, None
 
 
@@ -147,11 +132,7 @@ def _left(targets: Tensor) -> tuple[Tensor, Tensor]:
     return left.unsqueeze(-1), (targets - left).unsqueeze(-1)
 
 
-def _chunks(anchor: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield anchors and targets in chunks; nothing without anchors."""
-    size = _chunk_size(anchor)
-    return zip(anchor.split(size), targets.split(size)) if len(anchor) else iter(())
-
-
-def _chunk_size(anchor: Tensor) -> int:
-    return CHUNK.get(anchor.device.type, MAX_CHUNK)
+def _chunks(anchor: Tensor) -> Iterator[slice]:
+    """Yield slices of anchors, whose last may reach beyond them."""
+    size = ANCHORS_PER_CHUNK.get(anchor.device.type, MAX_ANCHORS)
+    return (slice(start, start + size) for start in range(0, len(anchor), size))

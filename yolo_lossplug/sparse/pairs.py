@@ -27,7 +27,7 @@ class Pairs(NamedTuple):
     length: Tensor
 
 
-def counts(rectangles: Tensor) -> Tensor:
+def n_cells(rectangles: Tensor) -> Tensor:
     """Return the number of cells (G,) in the rectangles (G, L, 4) of each gt."""
     return _sides(rectangles).prod(-1).sum(-1)
 

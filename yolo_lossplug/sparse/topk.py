@@ -13,7 +13,7 @@ from yolo_lossplug.sparse.pairs import Pairs, members
 
 DENSE_ROWS = 256
 """Rows per chunk where the dense form is rebuilt."""
-MIN_WIDTH, WIDTH_FACTOR = 32, 4
+FIRST_WIDTH, WIDTH_FACTOR = 32, 4
 """Gts are grouped by number of pairs, up to 32, 128, 512, ..., which bounds the padding of `topk`."""
 
 
@@ -127,7 +127,7 @@ def best(pairs: Pairs, metric: Tensor, k: int, n_anchors: int) -> Tensor:
     return selected
 
 
-def resolve(
+def resolve_conflicts(
     selected_pairs: Candidates, claimed: Tensor, claims: Tensor, candidates_of: Callable[[Tensor], Candidates], gts: Gts
 ) -> Positives:
     """Assign every selected anchor to one gt.
@@ -177,7 +177,7 @@ def keep_best(positives: Positives, k: int, n_anchors: int) -> Positives:
     return Positives(*(field[kept] for field in positives))
 
 
-def normalise(positives: Positives, n_gts: int, eps: float) -> Tensor:
+def normalised_scores(positives: Positives, n_gts: int, eps: float) -> Tensor:
     """Return the score (n,) of each positive: metric × largest overlap of its gt / largest metric of its gt."""
     largest_metric, largest_overlap = (
         values.new_zeros(n_gts).scatter_reduce_(0, positives.slot, values, "amax")
@@ -191,7 +191,7 @@ def _rank(pairs: Pairs, metric: Tensor, selected: Tensor, is_crowded: Tensor, k:
     again = torch.zeros_like(is_crowded)
     rows = is_crowded.nonzero().squeeze(1)
     widest = int(pairs.length[rows].max()) if len(rows) else 0
-    low, width = 0, max(MIN_WIDTH, k + 1)
+    low, width = 0, max(FIRST_WIDTH, k + 1)
     while low < widest:
         count = pairs.length[rows]
         group = rows[(count > low) & (count <= width)]

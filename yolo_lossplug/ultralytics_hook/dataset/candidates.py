@@ -15,7 +15,7 @@ from ultralytics.utils.ops import xywhr2xyxyxyxy
 
 from yolo_lossplug.selection.select import Selection
 from yolo_lossplug.sparse.grid import Level, points_of_levels, rectangles
-from yolo_lossplug.sparse.pairs import counts, enumerate_pairs
+from yolo_lossplug.sparse.pairs import enumerate_pairs, n_cells
 from yolo_lossplug.ultralytics_hook.counts import overlaps
 from yolo_lossplug.ultralytics_hook.criterion import set_assigner_options
 from yolo_lossplug.ultralytics_hook.min_side import candidate_boxes, floor_of, rotated_floor_of
@@ -136,7 +136,7 @@ def _rotated_pairs(boxes: Tensor, levels: tuple[Level, ...], assigner: Any) -> I
     corners = xywhr2xyxyxyxy(widened)
     cells = rectangles(torch.cat((corners.amin(1) - 1, corners.amax(1) + 1), 1), levels) * mask[..., None]
     points = points_of_levels(levels)
-    for rows in _chunks(counts(cells)):
+    for rows in _chunks(n_cells(cells)):
         every = enumerate_pairs(cells[rows], levels)
         inside = _is_inside(points[every.anchor], corners[rows][every.row])
         yield rows.start, every.row[inside], every.anchor[inside]

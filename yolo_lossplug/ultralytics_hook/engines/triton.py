@@ -15,10 +15,10 @@ from torch import Tensor
 from ultralytics.utils.loss import BboxLoss, v8DetectionLoss
 
 from yolo_lossplug.forms import BoxKernel, BoxKind, ClassKernel
-from yolo_lossplug.kernels.assignment import Assigned, AssignerConfig, GtRows, KernelAnchors, assign, describe
-from yolo_lossplug.kernels.box_term import NO_LOSS, BoxTermConfig, decode, listed
+from yolo_lossplug.kernels.assignment import AnchorGts, AssignerConfig, GtRows, KernelAnchors, assign_rows, describe_gts
+from yolo_lossplug.kernels.box_term import NO_LOSS, BoxTermConfig, decode, positive_slots
 from yolo_lossplug.kernels.class_term import ClassTargets
-from yolo_lossplug.kernels.step import Step, losses
+from yolo_lossplug.kernels.step import StepInputs, step_losses
 from yolo_lossplug.selection.loss import Loss
 from yolo_lossplug.ultralytics_hook.assigner import has_own_hooks, topk2_of
 from yolo_lossplug.ultralytics_hook.attached import on_assigner, on_criterion
@@ -109,17 +109,17 @@ class TritonKernels:
         box_config = box_config_of(criterion, types)
         with torch.no_grad():
             anchors, floor = cached.anchors, floor_of(assigner)
-            gts = describe(image.view(-1), label.view(-1), boxes, (len(scores), scores.shape[1]), anchors, floor)
+            gts = describe_gts(image.view(-1), label.view(-1), boxes, (len(scores), scores.shape[1]), anchors, floor)
             grid = decoded(criterion, outputs.detach(), cached, box_config, types)
-            assigned = assign(gts, scores.detach(), grid, anchors, assigner_config_of(assigner, types))
+            assigned = assign_rows(gts, scores.detach(), grid, anchors, assigner_config_of(assigner, types))
         targets, formula = class_terms_of(criterion, assigned)
         gains = float(criterion.hyp.box), float(criterion.hyp.cls), float(criterion.hyp.dfl)
-        step = Step(gts.boxes, assigned, grid, anchors, box_config, targets, formula, gains)
+        step = StepInputs(gts.boxes, assigned, grid, anchors, box_config, targets, formula, gains)
         if box_config.kind == NO_LOSS:
             step = self._with_box_loss(criterion, step, cached, needs_grad(outputs))
         if needs_grad(outputs):
             self._rehearse(outputs, scores, step)
-        loss, factors = losses(outputs, scores, step)
+        loss, factors = step_losses(outputs, scores, step)
         if formula is None:
             loss = torch.stack((loss[0], class_sum_of(criterion, scores, assigned) * factors[1], loss[2]))
         meter = meter_of(assigner)
@@ -153,11 +153,11 @@ class TritonKernels:
             )
         return self.cached[key]
 
-    def _with_box_loss(self, criterion: Any, step: Step, cached: CachedAnchors, with_grad: bool) -> Step:
+    def _with_box_loss(self, criterion: Any, step: StepInputs, cached: CachedAnchors, with_grad: bool) -> StepInputs:
         """Return a step with the sum of a box loss that has no kernel, and its gradients by slot."""
         loss, assigned, slots = criterion.bbox_loss.loss, step.assigned, None
         if self.is_box_loss_pointwise:  # it may be evaluated on the maximum number of boxes
-            slots = listed(assigned, step.boxes, step.grid, step.anchors)
+            slots = positive_slots(assigned, step.boxes, step.grid, step.anchors)
             predicted, targets, scores, strides = slots
         else:
             index = (assigned.row >= 0).nonzero().squeeze(1)
@@ -176,7 +176,7 @@ class TritonKernels:
                 grads = by_slot
         return step._replace(box_sum=total.detach(), box_grad=grads)
 
-    def _rehearse(self, outputs: Tensor, scores: Tensor, step: Step) -> None:
+    def _rehearse(self, outputs: Tensor, scores: Tensor, step: StepInputs) -> None:
         """Run backward on one image before the first step of its kind, so that a kernel that fails, fails here."""
         targets = step.targets
         key = (outputs.dtype, step.box_config, step.class_kernel, targets.smoothing > 0, targets.weights is None)
@@ -188,7 +188,7 @@ class TritonKernels:
         )
         first = step._replace(assigned=assigned, targets=targets._replace(label=assigned.label, score=assigned.score))
         inputs = outputs[:1].detach().requires_grad_(), scores[:1].detach().requires_grad_()
-        torch.autograd.grad(losses(*inputs, first)[0].sum(), inputs, allow_unused=True)
+        torch.autograd.grad(step_losses(*inputs, first)[0].sum(), inputs, allow_unused=True)
         self.rehearsed.add(key)
 
 
@@ -257,7 +257,7 @@ def assigner_config_of(assigner: Any, types: Types) -> AssignerConfig:
     )
 
 
-def class_terms_of(criterion: Any, assigned: Assigned) -> tuple[ClassTargets, Optional[ClassKernel]]:
+def class_terms_of(criterion: Any, assigned: AnchorGts) -> tuple[ClassTargets, Optional[ClassKernel]]:
     """Return targets and formula of a criterion's class term; None for a loss without a kernel."""
     loss, module = terms.class_loss_of(criterion), criterion.bce
     weights = terms.criterion_class_weights(criterion)
@@ -270,7 +270,7 @@ def class_terms_of(criterion: Any, assigned: Assigned) -> tuple[ClassTargets, Op
     return targets, loss.kernel if loss is not None and isinstance(loss.kernel, ClassKernel) else None
 
 
-def class_sum_of(criterion: Any, scores: Tensor, assigned: Assigned) -> Tensor:
+def class_sum_of(criterion: Any, scores: Tensor, assigned: AnchorGts) -> Tensor:
     """Return the sum of a class loss without a kernel, from the targets of all anchors."""
     every = torch.arange(len(assigned.row), device=scores.device)
     is_smooth = getattr(criterion.bce, "smoothing", 0.0) > 0
@@ -323,7 +323,7 @@ def is_box_loss_pointwise(loss: Loss) -> bool:
     return torch.allclose(whole[order], torch.cat(parts), rtol=1e-5, atol=1e-7)
 
 
-def count_assigned(meter: Meter, gts: GtRows, label: Tensor, assigned: Assigned, pred_boxes: Tensor) -> None:
+def count_assigned(meter: Meter, gts: GtRows, label: Tensor, assigned: AnchorGts, pred_boxes: Tensor) -> None:
     """Count what was assigned, for the report; `pred_boxes` are the boxes (b·A, 4) of all anchors in pixels."""
     boxes = gts.boxes.unsqueeze(0)
     is_gt = boxes.sum(2, keepdim=True) > 0
@@ -332,7 +332,7 @@ def count_assigned(meter: Meter, gts: GtRows, label: Tensor, assigned: Assigned,
 
 
 def kernel_assignment_outputs(
-    criterion: Any, image: Tensor, gts: GtRows, assigned: Assigned, cached: CachedAnchors
+    criterion: Any, image: Tensor, gts: GtRows, assigned: AnchorGts, cached: CachedAnchors
 ) -> tuple:
     """Return what tasks with additional terms read: foreground, gt indices, gt boxes, anchors and strides."""
     if not fast.reads_assignment(criterion):

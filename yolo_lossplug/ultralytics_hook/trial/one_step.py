@@ -173,7 +173,7 @@ def drawn_batch(model: Any, cfg: Any) -> dict[str, Any]:
     """Return a batch of drawn images with labels for a model's task: the same seed gives the same batch."""
     size, count, task = int(cfg.imgsz), int(cfg.batch), model.task
     kind = "obb" if task == "obb" else "detect"
-    drawings = [shapes.draw(np.random.default_rng((cfg.seed, i)), size, kind) for i in range(count)]
+    drawings = [shapes.draw_shapes(np.random.default_rng((cfg.seed, i)), size, kind) for i in range(count)]
     images = torch.from_numpy(np.stack([image for image, _ in drawings])).permute(0, 3, 1, 2).float() / 255
     images = images[:, torch.arange(model.yaml.get("channels", 3)) % 3]
     n_classes = len(class_names(model))
