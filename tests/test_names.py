@@ -6,22 +6,14 @@ from itertools import combinations
 
 from tests.counts import definitions, homonyms
 
-EXCEPTIONS = {
-    "alpha": "the prefix, of horizontal and of rotated boxes",
-    "box_loss": "the decorator of losses, and the function of the kernels that evaluates one",
-    "focal": "a prefix of horizontal and of rotated boxes, and a class loss of detection and of classify",
-    "main": "each command has one",
-    "poly": "the class loss, of detection and of classify",
-}
-"""Names of several modules, with the reason: most are losses and prefixes, whose functions have their names."""
+EXCEPTIONS = {"main": "each command has one"}
+"""Names of several modules, with the reason."""
 MOST = 20
 BASELINE = """
-Assigned Objects Plan Recorder Report Run Step Table Terms about apply assign assignment_outputs candidates
-check check_seams ciou command compare corners count counts criterion_of crowding describe differences diou
-disqualified draw evaluate faults folder giou grad_norms install iou is_interpreted is_pointwise key_of kind_of
-listed load markdown measure measured mixed name_of normalise overlap plan_of plug power record
-refuse_keys_of_training refuse_unknown resolve revert rows run running save say self_test shown step summary
-table tables terms verdict weights_of write
+Objects Plan Recorder Table Terms apply assignment_outputs candidates check check_seams command count
+criterion_of crowding differences disqualified draw faults folder grad_norms is_interpreted is_pointwise key_of
+kind_of measure measured name_of plan_of plug record refuse_keys_of_training revert run running say self_test
+step summary tables terms verdict write
 """
 """Names that await another one; none may join them."""
 

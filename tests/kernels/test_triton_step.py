@@ -282,7 +282,7 @@ def test_the_trial_detects_errors(kernel_device, monkeypatch):
     monkeypatch.setattr(v8DetectionLoss, "get_assigned_targets_and_loss", other)
     assert trouble(kernel_device, 4, (8.0, 16.0)).startswith("its loss would differ by")
     monkeypatch.undo()
-    monkeypatch.setattr(triton, "assign", lambda *args: 1 / 0)
+    monkeypatch.setattr(triton, "assign_rows", lambda *args: 1 / 0)
     assert trouble(kernel_device, 4, (8.0, 16.0)) == "the kernels fail (ZeroDivisionError: division by zero)"
 
 
@@ -312,7 +312,7 @@ def test_a_kernel_that_does_not_compile_is_left_out_once(step_inputs, monkeypatc
     console.warn_once.cache_clear()
     expected = run(*step_inputs, "fast", loss="diou")[0]
     criterion = with_keys(step_inputs[0], loss_engine="triton", loss="diou")
-    monkeypatch.setattr(triton, "losses", fail)
+    monkeypatch.setattr(triton, "step_losses", fail)
     with Log() as log:
         for _ in range(2):
             criterion.lossplug.decision = criterion.lossplug.decision._replace(is_lazy=False)

@@ -78,10 +78,10 @@ def scipys_power(effect, seeds, level):
 
 @pytest.mark.parametrize("seeds", [2, 3, 5, 30, 300])
 def test_power_is_that_of_scipys_noncentral_t(seeds):
-    assert significance.power(5.0, 300) == 1.0
+    assert significance.statistical_power(5.0, 300) == 1.0
     for effect in (0.05, 0.3, 1.0, *((2.0, 5.0) if seeds < 30 else ())):
         for level in (0.95, 0.99):
-            assert significance.power(effect, seeds, level) == pytest.approx(
+            assert significance.statistical_power(effect, seeds, level) == pytest.approx(
                 scipys_power(effect, seeds, level), abs=1e-6
             )
     smallest = significance.smallest_shown(2.0, seeds, 0.975)

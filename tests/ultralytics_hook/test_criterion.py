@@ -495,8 +495,8 @@ def test_topk_above_the_number_of_anchors_in_the_sparse_assignment(monkeypatch):
     expected = evaluate(with_keys(made, **keys), copy.deepcopy(preds), data)[0]
     monkeypatch.setattr(hook, "is_exact", lambda *_: True)
     sparse = []
-    assign = hook.assign
-    monkeypatch.setattr(hook, "assign", lambda *args, **given: sparse.append(given["topk"]) or assign(*args, **given))
+    assign = hook.assign_pairs
+    monkeypatch.setattr(hook, "assign_pairs", lambda *args, **own: sparse.append(own["topk"]) or assign(*args, **own))
     torch.testing.assert_close(evaluate(with_keys(made, **keys), copy.deepcopy(preds), data)[0], expected)
     assert sparse == [84]
 

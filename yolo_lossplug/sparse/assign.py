@@ -35,7 +35,7 @@ class Assignment(NamedTuple):
     claims: Optional[Tensor] = None
 
 
-def assign(
+def assign_pairs(
     boxes: Tensor, gts: Gts, levels: tuple[Level, ...], measure: Measure, *, topk: int, topk2: int, eps: float
 ) -> Optional[Assignment]:
     """Assign anchors to gts.

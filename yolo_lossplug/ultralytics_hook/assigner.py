@@ -13,7 +13,7 @@ from ultralytics.utils import tal
 
 from yolo_lossplug.selection.loss import Loss, assigner_overlap
 from yolo_lossplug.selection.select import select
-from yolo_lossplug.sparse.assign import Assignment, Measure, assign
+from yolo_lossplug.sparse.assign import Assignment, Measure, assign_pairs
 from yolo_lossplug.sparse.grid import Level, levels_of_shapes, points_of_levels, shapes_of_points
 from yolo_lossplug.sparse.topk import Gts, is_exact
 from yolo_lossplug.ultralytics_hook.attached import on_assigner
@@ -230,7 +230,7 @@ def sparse_assignment(
         mask_gt: Which slots hold a gt (b, n, 1).
     """
     boxes = candidate_boxes(gt_bboxes, mask_gt, floor_of(assigner))
-    return assign(
+    return assign_pairs(
         boxes[gts.image, gts.image_slot],
         gts,
         levels,

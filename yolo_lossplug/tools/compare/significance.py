@@ -94,7 +94,7 @@ def holm(problems: Mapping[str, Sequence[float]]) -> dict[str, Difference]:
     return decided
 
 
-def power(effect: float, seeds: int, level: float = LEVEL) -> float:
+def statistical_power(effect: float, seeds: int, level: float = LEVEL) -> float:
     """Return how often Student's interval excludes 0 if the true difference is not 0.
 
     Args:
@@ -122,11 +122,11 @@ def smallest_shown(deviation: float, seeds: int, level: float = LEVEL) -> float:
 
 @functools.cache
 def _smallest_effect(seeds: int, level: float) -> float:
-    """Return the effect, as `power` takes it, that is shown with a probability of 0.8."""
+    """Return the effect, as `statistical_power` takes it, that is shown with a probability of 0.8."""
     high = 1.0
-    while power(high, seeds, level) < POWER:
+    while statistical_power(high, seeds, level) < POWER:
         high *= 2
-    return _bisect(lambda effect: power(effect, seeds, level) - POWER, 0.0, high)
+    return _bisect(lambda effect: statistical_power(effect, seeds, level) - POWER, 0.0, high)
 
 
 def seeds_needed(mean: float, deviation: float, level: float = LEVEL) -> Optional[int]:
@@ -143,11 +143,11 @@ def seeds_needed(mean: float, deviation: float, level: float = LEVEL) -> Optiona
     if deviation <= 1e-12 * abs(mean):
         return MIN_SEEDS if mean else None
     few, many = MIN_SEEDS - 1, MAX_SEEDS
-    if power(mean / deviation, many, level) < POWER:
+    if statistical_power(mean / deviation, many, level) < POWER:
         return None
     while many - few > 1:
         middle = (few + many) // 2
-        few, many = (few, middle) if power(mean / deviation, middle, level) >= POWER else (middle, many)
+        few, many = (few, middle) if statistical_power(mean / deviation, middle, level) >= POWER else (middle, many)
     return many
 
 
