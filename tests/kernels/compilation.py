@@ -22,7 +22,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from yolo_lossplug.forms import ClassKernel
-from yolo_lossplug.kernels import assignment, box_maths, box_term, class_term, step
+from yolo_lossplug.kernels import assignment, box_maths, box_term, class_term, decoding, gt_rows, step
 
 OPTIONS = ("num_warps", "enable_fp_fusion")
 TYPES = {
@@ -81,7 +81,7 @@ def resources(compiled):
 def record_launches(capability):
     """Replace every kernel that is launched by a recorder; return the recorders by name."""
     recorders = {}
-    for module in (assignment, box_term, class_term, step):
+    for module in (gt_rows, assignment, decoding, box_term, class_term, step):
         for name in sorted(set(re.findall(r"\b(_\w+)\[", inspect.getsource(module)))):
             stand_in = Recorder(getattr(module, name), capability)
             setattr(module, name, stand_in)
@@ -94,18 +94,18 @@ def launch_all(dtype, topk2, kind, class_kernel, n_bins):
     b, n, classes, n_anchors = 2, 5, 80, 8400
     rand = torch.rand
     levels = torch.zeros(3, 3, dtype=torch.int32)
-    anchors = assignment.KernelAnchors(rand(n_anchors, 2), rand(n_anchors, 2), rand(n_anchors), levels, rand(2))
-    gts = assignment.describe_gts(rand(n), rand(n), rand(n, 4), (b, classes), anchors, (16.0, 16.0))
+    anchors = gt_rows.KernelAnchors(rand(n_anchors, 2), rand(n_anchors, 2), rand(n_anchors), levels, rand(2))
+    gts = gt_rows.describe_gts(rand(n), rand(n), rand(n, 4), (b, classes), anchors, (16.0, 16.0))
     outputs, scores = (torch.zeros(b, c, n_anchors, dtype=dtype).requires_grad_() for c in (4 * n_bins, classes))
-    box_config = box_term.BoxTermConfig(kind, 4.0, n_bins, dtype != torch.float32)
-    grid = box_term.decode(outputs.detach(), anchors, box_config)
+    box_config = decoding.BoxTermConfig(kind, 4.0, n_bins, dtype != torch.float32)
+    grid = decoding.decode(outputs.detach(), anchors, box_config)
     overlap = max(kind, box_maths.STOCK_CIOU.value)
     config = assignment.AssignerConfig(10, topk2, 0.5, 6.0, 1e-9, overlap, 4.0, dtype != torch.float32)
     assigned = assignment.assign_rows(gts, scores.detach(), grid, anchors, config)
     plain = class_term.ClassTargets(assigned.label, assigned.score)
     targets = plain._replace(smoothing=0.1, weights=rand(classes)) if dtype == torch.bfloat16 else plain
     inputs = step.StepInputs(gts.boxes, assigned, grid, anchors, box_config, targets, class_kernel, (7.5, 0.5, 1.5))
-    if kind == box_term.NO_LOSS:
+    if kind == decoding.NO_LOSS:
         box_term.positive_slots(assigned, gts.boxes, grid, anchors)
         inputs = inputs._replace(box_sum=torch.zeros(()), box_grad=torch.zeros(10 * n, 4))
     step.step_losses(outputs, scores, inputs)[0].sum().backward()
@@ -115,9 +115,9 @@ def main(capability=90, which=""):
     """Compile, and print the resources."""
     recorders = record_launches(capability)
     class_kernels = [ClassKernel(kind, 2.0, 0.25) for kind in range(4)]
-    kinds = [*range(box_maths.STOCK_CIOU.value, box_maths.SIOU.value + 1), box_term.NO_LOSS]
+    kinds = [*range(box_maths.STOCK_CIOU.value, box_maths.SIOU.value + 1), decoding.NO_LOSS]
     if which != "all":
-        kinds = [box_maths.STOCK_CIOU.value, box_maths.SIOU.value, box_term.NO_LOSS]
+        kinds = [box_maths.STOCK_CIOU.value, box_maths.SIOU.value, decoding.NO_LOSS]
     for i, kind in enumerate(kinds):
         dtype = list(TYPES)[i % 3]
         launch_all(dtype, (10, 1)[i % 2], kind, class_kernels[i % 4], (16, 16, 1)[i % 3])

@@ -12,8 +12,9 @@ from tests.problems import FAMILIES, N_CLASSES, SHAPES, STRIDES, problem
 from tests.runs import slow
 from yolo_lossplug import create_box_loss
 from yolo_lossplug.kernels import is_interpreted
-from yolo_lossplug.kernels.assignment import AssignerConfig, KernelAnchors, assign_rows, describe_gts
+from yolo_lossplug.kernels.assignment import AssignerConfig, assign_rows
 from yolo_lossplug.kernels.box_maths import STOCK_CIOU
+from yolo_lossplug.kernels.gt_rows import KernelAnchors, describe_gts
 from yolo_lossplug.registry import OVERLAP, REGISTRY
 from yolo_lossplug.ultralytics_hook.assigner import set_overlap
 from yolo_lossplug.ultralytics_hook.min_side import set_min_side

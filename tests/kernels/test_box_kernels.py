@@ -12,9 +12,11 @@ from ultralytics.utils.metrics import bbox_iou
 
 from tests.pairs import boxes as degenerate
 from yolo_lossplug import create_box_loss
-from yolo_lossplug.kernels.assignment import AnchorGts, KernelAnchors
+from yolo_lossplug.kernels.assignment import AnchorGts
 from yolo_lossplug.kernels.box_maths import STOCK_CIOU, pair_loss, pair_overlap
-from yolo_lossplug.kernels.box_term import NO_LOSS, BoxTermConfig, box_gradient, box_sums, decode, positive_slots
+from yolo_lossplug.kernels.box_term import box_gradient, box_sums, positive_slots
+from yolo_lossplug.kernels.decoding import NO_LOSS, BoxTermConfig, decode
+from yolo_lossplug.kernels.gt_rows import KernelAnchors
 from yolo_lossplug.kernels.rounding import EXACT
 from yolo_lossplug.registry import OVERLAP, REGISTRY
 

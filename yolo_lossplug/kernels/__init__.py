@@ -5,9 +5,10 @@ This module does not import Triton; those below do, and are imported only where 
 
 1. `rounding`: elementary functions as PyTorch's CUDA kernels round them.
 2. `box_maths`: overlaps and box losses with their gradients.
-3. `assignment`: the task-aligned assignment.
-4. `class_term`, `box_term`: decoding, and the terms, forward and backward.
-5. `step`: the three terms of a step.
+3. `gt_rows`, `decoding`: gts with their candidates, and predicted boxes.
+4. `assignment`: the task-aligned assignment.
+5. `class_term`, `box_term`: the terms, forward and backward.
+6. `step`: the three terms of a step.
 
 All kernels are deterministic: atomic operations are on integers only, and sums have a fixed order.
 """

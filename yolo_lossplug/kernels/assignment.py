@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Task-aligned assignment by kernels whose grids depend on shapes only.
 
-Every gt of the batch is a row, in any order of images. Its candidates are the cells in one rectangle per level, so that
-they are enumerated without a list:
+Every gt of the batch is a row, in any order of images:
 
-1. `describe_gts`: boxes in pixels, their rectangles, and the first row of each image.
+1. `describe_gts` of `gt_rows`: boxes in pixels, rectangles of candidates, and the first row of each image.
 2. `_select`: the best k candidates of each row, and how many rows select an anchor.
 3. `_contest`: for anchors that several rows select, the row with the largest overlap among all whose candidate it is.
 4. `_resolve`: one row for each anchor, and each row's largest metric and overlap.
@@ -22,34 +21,23 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from yolo_lossplug.kernels.box_maths import pair_overlap
-from yolo_lossplug.kernels.rounding import EXACT, MAX_INT32, bits_of, exact_power, rounded, sigmoid
+from yolo_lossplug.kernels.gt_rows import (
+    N_HEADER,
+    GtRows,
+    KernelAnchors,
+    anchor_of,
+    is_candidate,
+    metric_at,
+    n_candidates,
+    overlap_at,
+)
+from yolo_lossplug.kernels.rounding import EXACT, MAX_INT32, bits_of
 
-N_HEADER = tl.constexpr(2)
-"""Columns of `GtRows.info` before the rectangles: image and class."""
 MIN_KEY, MAX_KEY = tl.constexpr(-1), tl.constexpr(2**63 - 1)
 ANCHORS_PER_ITERATION = 256
 """Candidates or anchors per program and iteration."""
 # Triton specialises kernels for integers that are 1 or divisible by 16; `do_not_specialize` avoids a recompilation when
 # a batch has such a number of gts.
-
-
-class KernelAnchors(NamedTuple):
-    """Anchors of an image, in the layout that the kernels read.
-
-    Attributes:
-        centres: Centres (A, 2) in pixels, float32.
-        points: Centres (A, 2) in cells, float32.
-        strides: Pixels per cell (A,), float32.
-        levels: First anchor, height and width of each level in cells (L, 3), int32.
-        scale: Width and height of the network input in pixels (2,), float32.
-    """
-
-    centres: Tensor
-    points: Tensor
-    strides: Tensor
-    levels: Tensor
-    scale: Tensor
 
 
 class AssignerConfig(NamedTuple):
@@ -76,20 +64,6 @@ class AssignerConfig(NamedTuple):
     is_power_rounded: bool
 
 
-class GtRows(NamedTuple):
-    """The gts of a batch, one per row.
-
-    Attributes:
-        info: Image, class, and for each level first column and row, number of columns and rows (N, 2 + 4·L), int32.
-        boxes: Boxes (N, 4), x1 y1 x2 y2 in pixels, float32.
-        first: N − first row (b,) of each image, 0 for an image without rows, int32.
-    """
-
-    info: Tensor
-    boxes: Tensor
-    first: Tensor
-
-
 class AnchorGts(NamedTuple):
     """Assignment of the anchors of all images.
 
@@ -110,38 +84,6 @@ class AnchorGts(NamedTuple):
     slots: Tensor
     chosen: Tensor
     claims: Optional[Tensor] = None
-
-
-def describe_gts(
-    image: Tensor,
-    label: Tensor,
-    boxes: Tensor,
-    shape: tuple[int, int],
-    anchors: KernelAnchors,
-    floor: tuple[float, float],
-) -> GtRows:
-    """Return the rows of a batch.
-
-    Args:
-        image: Image of each gt (N,).
-        label: Class of each gt (N,).
-        boxes: Boxes (N, 4) as centre and size, relative to the network input.
-        shape: Number of images, and of classes.
-        anchors: The anchors.
-        floor: Side below which a box is widened for the search, and the side it gets; zeros for never.
-    """
-    n, n_levels = len(image), len(anchors.levels)
-    gts = GtRows(
-        torch.empty(n, N_HEADER.value + 4 * n_levels, dtype=torch.int32, device=boxes.device),
-        torch.empty(n, 4, device=boxes.device),
-        torch.zeros(shape[0], dtype=torch.int32, device=boxes.device),
-    )
-    if n:
-        _describe[(n,)](
-            image, label, boxes, anchors.centres, anchors.levels, anchors.scale, *gts, n, *shape, *floor,
-            LEVELS=n_levels, WIDEN=floor[0] > 0, BLOCK=128, num_warps=1, **EXACT,
-        )  # fmt: skip
-    return gts
 
 
 def assign_rows(gts: GtRows, scores: Tensor, grid: Tensor, anchors: KernelAnchors, config: AssignerConfig) -> AnchorGts:
@@ -187,135 +129,6 @@ def assign_rows(gts: GtRows, scores: Tensor, grid: Tensor, anchors: KernelAnchor
     return AnchorGts(row, label, score, sums, slots, chosen, claims)
 
 
-@triton.jit(do_not_specialize=["n", "n_images"])
-def _describe(
-    image_ptr, label_ptr, box_ptr, centre_ptr, level_ptr, scale_ptr, info_ptr, out_ptr, first_ptr, n, n_images,
-    n_classes, threshold, size, LEVELS: tl.constexpr, WIDEN: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    row = tl.program_id(0)
-    image, label = tl.load(image_ptr + row).to(tl.int32), tl.load(label_ptr + row).to(tl.int32)
-    is_row = (image >= 0) & (image < n_images)
-    width, height = tl.load(scale_ptr), tl.load(scale_ptr + 1)
-    # The operations of Ultralytics that scale boxes and convert (centre, size) to corners.
-    cx, cy = tl.load(box_ptr + row * 4).to(tl.float32) * width, tl.load(box_ptr + row * 4 + 1).to(tl.float32) * height
-    w = tl.load(box_ptr + row * 4 + 2).to(tl.float32) * width * 0.5
-    h = tl.load(box_ptr + row * 4 + 3).to(tl.float32) * height * 0.5
-    x1, y1, x2, y2 = cx - w, cy - h, cx + w, cy + h
-    tl.store(out_ptr + row * 4, x1)
-    tl.store(out_ptr + row * 4 + 1, y1)
-    tl.store(out_ptr + row * 4 + 2, x2)
-    tl.store(out_ptr + row * 4 + 3, y2)
-    is_gt = is_row & (x1 + y1 + x2 + y2 > 0)
-    if WIDEN:  # the box whose inside has the candidates
-        cx, cy, w, h = (x1 + x2) * 0.5, (y1 + y2) * 0.5, x2 - x1, y2 - y1
-        w = tl.where((w < threshold) & is_gt, size, w) * 0.5
-        h = tl.where((h < threshold) & is_gt, size, h) * 0.5
-        x1, y1, x2, y2 = cx - w, cy - h, cx + w, cy + h
-    info = info_ptr + row * (N_HEADER + 4 * LEVELS)
-    tl.store(info, tl.where(is_row, image, 0))
-    tl.store(info + 1, tl.minimum(tl.maximum(label, 0), n_classes - 1))  # an invalid class must not read out of bounds
-    for level in tl.static_range(LEVELS):
-        offset = tl.load(level_ptr + level * 3)
-        rows, columns = tl.load(level_ptr + level * 3 + 1), tl.load(level_ptr + level * 3 + 2)
-        left, across = _inside(centre_ptr + offset * 2, 2, columns, x1, x2, BLOCK)
-        upper, down = _inside(centre_ptr + offset * 2 + 1, 2 * columns, rows, y1, y2, BLOCK)
-        is_any = is_gt & (across > 0) & (down > 0)
-        tl.store(info + N_HEADER + level * 4, left)
-        tl.store(info + N_HEADER + level * 4 + 1, upper)
-        tl.store(info + N_HEADER + level * 4 + 2, tl.where(is_any, across, 0))
-        tl.store(info + N_HEADER + level * 4 + 3, tl.where(is_any, down, 0))
-    tl.atomic_max(first_ptr + tl.where(is_row, image, 0), n - row, mask=is_row, sem="relaxed")
-
-
-@triton.jit
-def _inside(centre_ptr, step, length, low, high, BLOCK: tl.constexpr):
-    """First and number of the centres of a line between two edges, by the test of Ultralytics."""
-    first, count = MAX_INT32, 0
-    for start in range(0, length, BLOCK):
-        index = start + tl.arange(0, BLOCK)
-        is_valid = index < length
-        centre = tl.load(centre_ptr + index * step, mask=is_valid, other=0.0)
-        is_inside = is_valid & (centre - low > 1e-9) & (high - centre > 1e-9)
-        count += tl.sum(is_inside.to(tl.int32), 0)
-        first = tl.minimum(first, tl.min(tl.where(is_inside, index, MAX_INT32), 0))
-    return first, count
-
-
-@triton.jit
-def _n_candidates(info, LEVELS: tl.constexpr):
-    """Number of candidates of a row."""
-    count = 0
-    for level in tl.static_range(LEVELS):
-        count += tl.load(info + N_HEADER + level * 4 + 2) * tl.load(info + N_HEADER + level * 4 + 3)
-    return count
-
-
-@triton.jit
-def _anchor_of(index, info, level_ptr, LEVELS: tl.constexpr):
-    """Anchors of a row's candidates by index; candidates are ordered by anchor."""
-    anchor, rest = index, index
-    for level in tl.static_range(LEVELS):
-        left, upper = tl.load(info + N_HEADER + level * 4), tl.load(info + N_HEADER + level * 4 + 1)
-        across, down = tl.load(info + N_HEADER + level * 4 + 2), tl.load(info + N_HEADER + level * 4 + 3)
-        offset, columns = tl.load(level_ptr + level * 3), tl.load(level_ptr + level * 3 + 2)
-        line = rest // tl.maximum(across, 1)
-        candidate = offset + (upper + line) * columns + left + rest - line * across
-        anchor = tl.where((rest >= 0) & (rest < across * down), candidate, anchor)
-        rest -= across * down
-    return anchor
-
-
-@triton.jit
-def _is_candidate(anchor, info, level_ptr, mask, LEVELS: tl.constexpr):
-    """Whether anchors are candidates of a row, or elementwise of one row per anchor."""
-    is_candidate = anchor < 0
-    for level in tl.static_range(LEVELS):
-        left = tl.load(info + N_HEADER + level * 4, mask=mask, other=0)
-        upper = tl.load(info + N_HEADER + level * 4 + 1, mask=mask, other=0)
-        across = tl.load(info + N_HEADER + level * 4 + 2, mask=mask, other=0)
-        down = tl.load(info + N_HEADER + level * 4 + 3, mask=mask, other=0)
-        offset = tl.load(level_ptr + level * 3)
-        rows, columns = tl.load(level_ptr + level * 3 + 1), tl.load(level_ptr + level * 3 + 2)
-        index = anchor - offset
-        y = index // columns
-        x = index - y * columns
-        is_in_level = (index >= 0) & (index < rows * columns)
-        is_candidate = is_candidate | (
-            is_in_level & (x >= left) & (x < left + across) & (y >= upper) & (y < upper + down)
-        )
-    return is_candidate & mask
-
-
-@triton.jit
-def _overlap(
-    x1, y1, x2, y2, image, anchor, mask, stride_ptr, score_ptr, grid_ptr, n_anchors,
-    OVERLAP: tl.constexpr, THETA: tl.constexpr,
-):  # fmt: skip
-    """Overlaps of gts, one for all anchors or one per anchor, with the predicted boxes."""
-    stride = tl.load(stride_ptr + anchor, mask=mask, other=1.0)
-    box = grid_ptr + (image.to(tl.int64) * n_anchors + anchor) * 4
-    # Ultralytics multiplies in the dtype of the head's outputs.
-    X1 = rounded(tl.load(box, mask=mask, other=0.0) * stride, score_ptr)
-    Y1 = rounded(tl.load(box + 1, mask=mask, other=0.0) * stride, score_ptr)
-    X2 = rounded(tl.load(box + 2, mask=mask, other=0.0) * stride, score_ptr)
-    Y2 = rounded(tl.load(box + 3, mask=mask, other=0.0) * stride, score_ptr)
-    return pair_overlap(OVERLAP, THETA, x1, y1, x2, y2, X1, Y1, X2, Y2, grid_ptr)
-
-
-@triton.jit
-def _metric(
-    image, label, anchor, mask, overlaps, score_ptr, n_classes, n_anchors,
-    ALPHA: tl.constexpr, BETA: tl.constexpr, ROUND_POWER: tl.constexpr,
-):  # fmt: skip
-    """Alignment metrics, score^α · overlap^β, from overlaps."""
-    index = (image.to(tl.int64) * n_classes + label) * n_anchors + anchor
-    logit = tl.load(score_ptr + index, mask=mask, other=0.0).to(tl.float32)
-    score = exact_power(rounded(sigmoid(logit), score_ptr), ALPHA)
-    if ROUND_POWER:
-        score = rounded(score, score_ptr)
-    return score * exact_power(overlaps, BETA)
-
-
 @triton.jit
 def _reversed(index):
     """Reverse the order of indices; its own inverse."""
@@ -352,23 +165,21 @@ def _select(
     x2, y2 = tl.load(box_ptr + row * 4 + 2), tl.load(box_ptr + row * 4 + 3)
     lane = tl.arange(0, WIDTH)
     is_lane, infos = lane < K, info + tl.zeros_like(lane)
-    is_near = _is_candidate(lane, infos, level_ptr, is_lane, LEVELS)
-    near = _overlap(x1, y1, x2, y2, image, lane, is_near, stride_ptr, score_ptr, grid_ptr, n_anchors, OVERLAP, THETA)
-    near = _metric(image, label, lane, is_near, near, score_ptr, n_classes, n_anchors, ALPHA, BETA, ROUND_POWER)
+    is_near = is_candidate(lane, infos, level_ptr, is_lane, LEVELS)
+    near = overlap_at(x1, y1, x2, y2, image, lane, is_near, stride_ptr, score_ptr, grid_ptr, n_anchors, OVERLAP, THETA)
+    near = metric_at(image, label, lane, is_near, near, score_ptr, n_classes, n_anchors, ALPHA, BETA, ROUND_POWER)
     best = tl.where(is_lane, _key(tl.where(is_near, near, 0.0), lane), MAX_KEY)  # the first k anchors, zeros included
-    count = _n_candidates(info, LEVELS)
+    count = n_candidates(info, LEVELS)
     for start in range(0, count, BLOCK):
         index = start + tl.arange(0, BLOCK)
         mask = index < count
-        anchor = _anchor_of(tl.where(mask, index, 0), info, level_ptr, LEVELS)
+        anchor = anchor_of(tl.where(mask, index, 0), info, level_ptr, LEVELS)
         mask = mask & (anchor >= K)
-        overlaps = _overlap(
-            x1, y1, x2, y2, image, anchor, mask, stride_ptr, score_ptr, grid_ptr, n_anchors, OVERLAP, THETA
-        )
-        value = _metric(image, label, anchor, mask, overlaps, score_ptr, n_classes, n_anchors, ALPHA, BETA, ROUND_POWER)
+        u = overlap_at(x1, y1, x2, y2, image, anchor, mask, stride_ptr, score_ptr, grid_ptr, n_anchors, OVERLAP, THETA)
+        value = metric_at(image, label, anchor, mask, u, score_ptr, n_classes, n_anchors, ALPHA, BETA, ROUND_POWER)
         best = _insert(best, tl.where(mask & (bits_of(value) > 0), _key(value, anchor), MIN_KEY))
     selected = tl.where(is_lane, _reversed(best & 0xFFFFFFFF), 0).to(tl.int32)
-    is_selected = is_lane & ((best >> 32 > 0) | _is_candidate(selected, infos, level_ptr, is_lane, LEVELS))
+    is_selected = is_lane & ((best >> 32 > 0) | is_candidate(selected, infos, level_ptr, is_lane, LEVELS))
     selected += image * n_anchors
     tl.store(slot_ptr + row * K + lane, tl.where(is_selected, selected, -1), mask=is_lane)
     tl.atomic_add(claim_ptr + selected, 1, mask=is_selected, sem="relaxed")
@@ -382,16 +193,16 @@ def _contest(
 ):  # fmt: skip
     row = tl.program_id(0)
     info = info_ptr + row * (N_HEADER + 4 * LEVELS)
-    image, count = tl.load(info), _n_candidates(info, LEVELS)
+    image, count = tl.load(info), n_candidates(info, LEVELS)
     x1, y1 = tl.load(box_ptr + row * 4), tl.load(box_ptr + row * 4 + 1)
     x2, y2 = tl.load(box_ptr + row * 4 + 2), tl.load(box_ptr + row * 4 + 3)
     for start in range(0, count, BLOCK):
         index = start + tl.arange(0, BLOCK)
         mask = index < count
-        anchor = _anchor_of(tl.where(mask, index, 0), info, level_ptr, LEVELS)
+        anchor = anchor_of(tl.where(mask, index, 0), info, level_ptr, LEVELS)
         mask = mask & (tl.load(claim_ptr + image * n_anchors + anchor, mask=mask, other=0) > 1)
         if tl.max(mask.to(tl.int32), 0) > 0:
-            overlaps = _overlap(
+            overlaps = overlap_at(
                 x1, y1, x2, y2, image, anchor, mask, stride_ptr, score_ptr, grid_ptr, n_anchors, OVERLAP, THETA
             )
             tl.atomic_max(winner_ptr + image * n_anchors + anchor, _key(overlaps, row), mask=mask, sem="relaxed")
@@ -417,15 +228,15 @@ def _resolve(
         winner = tl.where(key >> 32 > 0, _reversed(key & 0xFFFFFFFF).to(tl.int32), first)
         row = tl.where(claims > 1, winner, slot // K)
         info = info_ptr + row * (N_HEADER + 4 * LEVELS)
-        is_near = _is_candidate(anchor, info, level_ptr, is_positive, LEVELS)
-        x1 = tl.load(box_ptr + row * 4, mask=is_near, other=0.0)
-        y1 = tl.load(box_ptr + row * 4 + 1, mask=is_near, other=0.0)
-        x2 = tl.load(box_ptr + row * 4 + 2, mask=is_near, other=0.0)
-        y2 = tl.load(box_ptr + row * 4 + 3, mask=is_near, other=0.0)
-        u = _overlap(x1, y1, x2, y2, image, anchor, is_near, stride_ptr, score_ptr, grid_ptr, n_anchors, OVERLAP, THETA)
+        mask = is_candidate(anchor, info, level_ptr, is_positive, LEVELS)
+        x1 = tl.load(box_ptr + row * 4, mask=mask, other=0.0)
+        y1 = tl.load(box_ptr + row * 4 + 1, mask=mask, other=0.0)
+        x2 = tl.load(box_ptr + row * 4 + 2, mask=mask, other=0.0)
+        y2 = tl.load(box_ptr + row * 4 + 3, mask=mask, other=0.0)
+        u = overlap_at(x1, y1, x2, y2, image, anchor, mask, stride_ptr, score_ptr, grid_ptr, n_anchors, OVERLAP, THETA)
         label = tl.load(info + 1, mask=is_positive, other=0)
-        value = _metric(image, label, anchor, is_near, u, score_ptr, n_classes, n_anchors, ALPHA, BETA, ROUND_POWER)
-        u, value = tl.where(is_near, u, 0.0), tl.where(is_near, value, 0.0)
+        value = metric_at(image, label, anchor, mask, u, score_ptr, n_classes, n_anchors, ALPHA, BETA, ROUND_POWER)
+        u, value = tl.where(mask, u, 0.0), tl.where(mask, value, 0.0)
         owner = tl.where(is_positive, row, owner)
         tl.store(metric_ptr + index, value, mask=is_positive)
         tl.store(overlap_ptr + index, u, mask=is_positive)
@@ -448,11 +259,11 @@ def _keep(
     is_mine = tl.load(row_ptr + begin + lane, mask=is_lane, other=-1) == row
     best = tl.load(metric_ptr + begin + lane, mask=is_mine, other=0.0)
     best = tl.where(is_lane, _key(best, lane), MAX_KEY)
-    count = _n_candidates(info, LEVELS)
+    count = n_candidates(info, LEVELS)
     for start in range(0, count, BLOCK):
         index = start + tl.arange(0, BLOCK)
         mask = index < count
-        anchor = _anchor_of(tl.where(mask, index, 0), info, level_ptr, LEVELS)
+        anchor = anchor_of(tl.where(mask, index, 0), info, level_ptr, LEVELS)
         mask = mask & (anchor >= K) & (tl.load(row_ptr + begin + anchor, mask=mask, other=-1) == row)
         value = tl.load(metric_ptr + begin + anchor, mask=mask, other=0.0)
         best = _insert(best, tl.where(mask & (bits_of(value) > 0), _key(value, anchor), MIN_KEY))

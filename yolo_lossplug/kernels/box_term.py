@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Decoding of the predicted boxes, and the box and distance terms of the positives with their gradient."""
+"""The box and distance terms of the positives, with their gradient."""
 
 from typing import NamedTuple, Optional
 
@@ -8,40 +8,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from yolo_lossplug.kernels.assignment import AnchorGts, KernelAnchors
+from yolo_lossplug.kernels.assignment import AnchorGts
 from yolo_lossplug.kernels.box_maths import pair_loss
-from yolo_lossplug.kernels.rounding import EXACT, exp, rounded
+from yolo_lossplug.kernels.decoding import ANCHORS_PER_PROGRAM, BoxTermConfig, launch_sizes, logits_of
+from yolo_lossplug.kernels.gt_rows import KernelAnchors
+from yolo_lossplug.kernels.rounding import EXACT, rounded
 from yolo_lossplug.sparse.huge_pages import empty_like
-
-ANCHORS_PER_PROGRAM = 64
-NO_LOSS = -1
-"""Kind of a box loss that is evaluated outside the kernels."""
-
-
-class BoxTermConfig(NamedTuple):
-    """Settings of the box and distance terms.
-
-    Attributes:
-        kind: Kind of box loss, one of `BoxKind`, or `NO_LOSS`.
-        theta: Exponent of the shape cost of SIoU.
-        n_bins: Bins of the distribution of distances; with 1 the head predicts distances, and the second term is L1.
-        is_rounded: Whether Ultralytics rounds probabilities and distances to the dtype of the outputs when it decodes.
-    """
-
-    kind: int
-    theta: float
-    n_bins: int
-    is_rounded: bool = False
-
-
-def decode(outputs: Tensor, anchors: KernelAnchors, config: BoxTermConfig) -> Tensor:
-    """Return the predicted boxes (b·A, 4), x1 y1 x2 y2 in cells, float32, of outputs (b, 4·R, A), contiguous."""
-    n_images, _, n_anchors = outputs.shape
-    grid = torch.empty(n_images * n_anchors, 4, device=outputs.device)
-    _decode[(triton.cdiv(n_anchors, ANCHORS_PER_PROGRAM), n_images)](
-        outputs, anchors.points, grid, n_anchors, ROUND=config.is_rounded, **_sizes(config), **EXACT
-    )
-    return grid
 
 
 def box_sums(
@@ -62,7 +34,7 @@ def box_sums(
     box, dfl = torch.empty(2, programs[0] * programs[1], device=outputs.device)
     _forward[programs](
         outputs, boxes, assigned.row, assigned.score, grid, anchors.points, anchors.strides, anchors.scale, box, dfl,
-        n_anchors, KIND=config.kind, THETA=config.theta, **_sizes(config), **EXACT,
+        n_anchors, KIND=config.kind, THETA=config.theta, **launch_sizes(config), **EXACT,
     )  # fmt: skip
     return box, dfl
 
@@ -87,7 +59,7 @@ def box_gradient(
     _backward[(triton.cdiv(n_anchors, ANCHORS_PER_PROGRAM), n_images)](
         outputs, boxes, assigned.row, assigned.score, grid, anchors.points, anchors.strides, anchors.scale, gradient,
         *scales, assigned.chosen, assigned.score if box_grad is None else box_grad, len(assigned.slots), n_anchors,
-        KIND=config.kind, THETA=config.theta, **_sizes(config), **EXACT,
+        KIND=config.kind, THETA=config.theta, **launch_sizes(config), **EXACT,
     )  # fmt: skip
     return gradient
 
@@ -118,69 +90,6 @@ def positive_slots(assigned: AnchorGts, boxes: Tensor, grid: Tensor, anchors: Ke
             n, len(anchors.strides), BLOCK=block, **EXACT,
         )  # fmt: skip
     return slots
-
-
-def _sizes(config: BoxTermConfig) -> dict[str, object]:
-    """Return the constants that launches of all kernels share."""
-    return {"BINS": config.n_bins, "WIDTH": triton.next_power_of_2(config.n_bins), "BLOCK": ANCHORS_PER_PROGRAM}
-
-
-@triton.jit
-def _logits(output_ptr, image, side, anchor, mask, n_anchors, BINS: tl.constexpr, WIDTH: tl.constexpr):
-    """Logits (WIDTH, anchors) of the bins of a side."""
-    bins = tl.arange(0, WIDTH)
-    begin = output_ptr + (image.to(tl.int64) * 4 + side) * BINS * n_anchors
-    is_bin = (bins < BINS)[:, None]
-    x = tl.load(begin + bins[:, None] * n_anchors + anchor[None, :], mask=is_bin & mask[None, :], other=0.0)
-    return tl.where(is_bin, x.to(tl.float32), float("-inf"))
-
-
-@triton.jit
-def _butterfly(x, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
-    """Sum over the bins in the order of a warp's butterfly reduction."""
-    if WIDTH >= 32:
-        x = tl.sum(tl.reshape(x, [WIDTH // 16, 16, BLOCK]), 0)
-    if WIDTH >= 16:
-        x = tl.sum(tl.reshape(x, [2, 8, BLOCK]), 0)
-    if WIDTH >= 8:
-        x = tl.sum(tl.reshape(x, [2, 4, BLOCK]), 0)
-    if WIDTH >= 4:
-        x = tl.sum(tl.reshape(x, [2, 2, BLOCK]), 0)
-    return tl.sum(x, 0)
-
-
-@triton.jit
-def _distance(
-    output_ptr, image, side, anchor, mask, n_anchors, BINS: tl.constexpr, WIDTH: tl.constexpr,
-    ROUND: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Predicted distances, in cells, from anchors to a side of their boxes."""
-    x = _logits(output_ptr, image, side, anchor, mask, n_anchors, BINS, WIDTH)
-    if BINS == 1:
-        distance = tl.sum(x, 0)
-    else:
-        e = exp(x - tl.max(x, 0)[None, :])
-        p = tl.div_rn(e, tl.broadcast_to(_butterfly(e, WIDTH, BLOCK)[None, :], [WIDTH, BLOCK]))
-        if ROUND:
-            p = rounded(p, output_ptr)
-        distance = _butterfly(p * tl.arange(0, WIDTH).to(tl.float32)[:, None], WIDTH, BLOCK)
-        if ROUND:
-            distance = rounded(distance, output_ptr)
-    return distance
-
-
-@triton.jit
-def _decode(
-    output_ptr, point_ptr, grid_ptr, n_anchors, BINS: tl.constexpr, WIDTH: tl.constexpr,
-    ROUND: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    image, anchor = tl.program_id(1), tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    mask = anchor < n_anchors
-    for side in tl.static_range(4):
-        distance = _distance(output_ptr, image, side, anchor, mask, n_anchors, BINS, WIDTH, ROUND, BLOCK)
-        point = tl.load(point_ptr + anchor * 2 + side % 2, mask=mask, other=0.0)
-        edge = point - distance if side < 2 else point + distance
-        tl.store(grid_ptr + (image * n_anchors + anchor) * 4 + side, rounded(edge, output_ptr), mask=mask)
 
 
 @triton.jit
@@ -243,7 +152,7 @@ def _forward(
         bins = tl.arange(0, WIDTH)
         losses = tl.zeros([BLOCK], tl.float32)
         for side in tl.static_range(4):
-            x = _logits(output_ptr, image, side, anchor, mask, n_anchors, BINS, WIDTH)
+            x = logits_of(output_ptr, image, side, anchor, mask, n_anchors, BINS, WIDTH)
             distance = _target_distance(box_ptr, point_ptr, row, side, anchor, stride, mask)
             if BINS == 1:
                 size = tl.load(scale_ptr + side % 2)
@@ -289,7 +198,7 @@ def _backward(
         for side in tl.static_range(4):
             grad = -g1 if side == 0 else (-g2 if side == 1 else (g3 if side == 2 else g4))
             grad = grad * box_scale
-            x = _logits(output_ptr, image, side, anchor, mask, n_anchors, BINS, WIDTH)
+            x = logits_of(output_ptr, image, side, anchor, mask, n_anchors, BINS, WIDTH)
             distance = _target_distance(box_ptr, point_ptr, row, side, anchor, stride, mask)
             per_side = weight * 0.25 * dfl_scale
             if BINS == 1:

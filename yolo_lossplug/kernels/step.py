@@ -9,9 +9,11 @@ import triton.language as tl
 from torch import Tensor
 
 from yolo_lossplug.forms import ClassKernel
-from yolo_lossplug.kernels.assignment import AnchorGts, KernelAnchors
-from yolo_lossplug.kernels.box_term import BoxTermConfig, box_gradient, box_sums
+from yolo_lossplug.kernels.assignment import AnchorGts
+from yolo_lossplug.kernels.box_term import box_gradient, box_sums
 from yolo_lossplug.kernels.class_term import ClassTargets, class_gradient, class_sums
+from yolo_lossplug.kernels.decoding import BoxTermConfig
+from yolo_lossplug.kernels.gt_rows import KernelAnchors
 
 SUMS_PER_ITERATION = 1024
 

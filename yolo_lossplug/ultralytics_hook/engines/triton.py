@@ -15,9 +15,11 @@ from torch import Tensor
 from ultralytics.utils.loss import BboxLoss, v8DetectionLoss
 
 from yolo_lossplug.forms import BoxKernel, BoxKind, ClassKernel
-from yolo_lossplug.kernels.assignment import AnchorGts, AssignerConfig, GtRows, KernelAnchors, assign_rows, describe_gts
-from yolo_lossplug.kernels.box_term import NO_LOSS, BoxTermConfig, decode, positive_slots
+from yolo_lossplug.kernels.assignment import AnchorGts, AssignerConfig, assign_rows
+from yolo_lossplug.kernels.box_term import positive_slots
 from yolo_lossplug.kernels.class_term import ClassTargets
+from yolo_lossplug.kernels.decoding import NO_LOSS, BoxTermConfig, decode
+from yolo_lossplug.kernels.gt_rows import GtRows, KernelAnchors, describe_gts
 from yolo_lossplug.kernels.step import StepInputs, step_losses
 from yolo_lossplug.selection.loss import Loss
 from yolo_lossplug.ultralytics_hook.assigner import has_own_hooks, topk2_of
