@@ -10,10 +10,7 @@ EXCEPTIONS = {"main": "each command has one"}
 """Names of several modules, with the reason."""
 MOST = 20
 BASELINE = """
-Objects Plan Recorder Table Terms apply assignment_outputs candidates check check_seams command count
-criterion_of crowding differences disqualified draw faults folder grad_norms is_interpreted is_pointwise key_of
-kind_of measure measured name_of plan_of plug record refuse_keys_of_training revert run running say self_test
-step summary tables terms verdict write
+Plan Table command crowding draw faults plan_of run say tables verdict write
 """
 """Names that await another one; none may join them."""
 

@@ -38,18 +38,21 @@ def explanation(name: str) -> str:
     """
     if key := _key(name):
         return key
-    prefixes = _prefixes(name)
-    if prefixes:
+    if prefixes := _prefixes(name):
         lines = [f"{key_of(prefixes[-1].kind)}={prefixes[0].name}-*", *_described(prefixes)]
     else:
-        losses = _losses(name)
-        titles = ["-".join(spec.name for spec in specs) for specs in losses]
-        key = key_of(losses[0][-1].kind)
-        lines = [f"{key}={'+'.join(titles)}", *(_mixture() if len(losses) > 1 else [])]
-        for title, specs in zip(titles, losses):
-            lines += ["", f"{key}={title}"] if len(losses) > 1 else []
-            lines += _described(specs)
+        lines = _described_losses(_losses(name))
     return "\n".join(line for i, line in enumerate(lines) if line or i > 1)
+
+
+def _described_losses(losses: Sequence[Sequence[Spec]]) -> list[str]:
+    """Return the description of one loss, or of two and of their mixture."""
+    titles = ["-".join(spec.name for spec in specs) for specs in losses]
+    key = key_of(losses[0][-1].kind)
+    if len(losses) == 1:
+        return [f"{key}={titles[0]}", *_described(losses[0])]
+    parts = (["", f"{key}={title}", *_described(specs)] for title, specs in zip(titles, losses))
+    return [f"{key}={'+'.join(titles)}", *_mixture(), *(line for part in parts for line in part)]
 
 
 def bibtex(name: str) -> str:

@@ -152,8 +152,7 @@ def select(args: Mapping[str, Any]) -> Selection:
     engine = keys.choose("loss_engine", args, keys.ENGINES)
     _refuse_unfit_engine(task, engine)
     _refuse_other_options(given, box, cls)
-    if task == DETR:
-        _refuse_unfit_class_loss(given, cls)
+    _refuse_unfit_class_loss(task, given, cls)
     selection = Selection(
         box,
         cls,
@@ -259,8 +258,10 @@ def _refuse_other_options(given: Mapping[str, Any], box: Loss, cls: Loss) -> Non
             raise LossPlugError(keys.no_effect(key, value, box.name, cls.name))
 
 
-def _refuse_unfit_class_loss(given: Mapping[str, Any], cls: Loss) -> None:
+def _refuse_unfit_class_loss(task: str, given: Mapping[str, Any], cls: Loss) -> None:
     """Raise an error for a class loss that is not defined for RT-DETR, or a key that needs one."""
+    if task != DETR:
+        return
     if "state" in cls.context:
         specs = (registry().specs[CLASS, name] for name in registry().names(CLASS))
         names = ", ".join(spec.name for spec in specs if "state" not in spec.context)
