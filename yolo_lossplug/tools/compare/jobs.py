@@ -172,7 +172,7 @@ def run_local(jobs: Sequence[Job], devices: Sequence[Any], report: Callable[[Job
                 except LossPlugError as error:
                     job.fail(error)
                 else:
-                    running.append((job, free.pop(0), start(command, job.log)))
+                    running.append((job, free.pop(0), start_process(command, job.log)))
                 report(job)
             time.sleep(POLL)
             for entry in [entry for entry in running if entry[2].poll() is not None]:
@@ -185,7 +185,7 @@ def run_local(jobs: Sequence[Job], devices: Sequence[Any], report: Callable[[Job
         raise
 
 
-def start(command: Sequence[str], log: Path, cwd: Optional[str] = None) -> subprocess.Popen:
+def start_process(command: Sequence[str], log: Path, cwd: Optional[str] = None) -> subprocess.Popen:
     """Start a run that writes a log, and that ends with this process, whose end it sees by its standard input."""
     with log.open("w", encoding="utf-8") as output:
         return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, cwd=cwd)
@@ -251,7 +251,7 @@ def _run_tasks(ray: Any, jobs: Sequence[Job], on_cpu: bool, report: Callable[[Jo
 
 def _run_logged(command: list[str], log: str, cwd: str) -> int:
     """Run a command with a log where the comparison was started, and return its exit status."""
-    return start(command, Path(log), cwd).wait()
+    return start_process(command, Path(log), cwd).wait()
 
 
 def _interrupt(processes: Sequence[subprocess.Popen]) -> None:
