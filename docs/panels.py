@@ -45,7 +45,7 @@ def draw(args, stem, sizes=None):
 def _figure(args, sizes):
     """Return the figure that the command would write, laid out for panels."""
     figures = []
-    make = curves.draw_class if "cls_loss" in args else curves.draw
+    make = curves.draw_class_curves if "cls_loss" in args else curves.draw_box_curves
     with mock.patch.object(charts, "save", lambda figure, *_: figures.append(figure)):
         make(arms(args, args.get("task")), None, *([sizes] if sizes else []))
     (made,) = figures

@@ -62,12 +62,12 @@ def test_shift_against_numbers_by_hand(tmp_path):
 def test_gradient_is_the_difference_quotient():
     loss, target = create_box_loss("eiou"), measures.target_box()
     box = target + torch.tensor([20.0, -7.0, 31.0, 5.0], dtype=torch.float64)
-    values, gradients = measures.measure(loss, box[None], target)
+    values, gradients = measures.measure_box(loss, box[None], target)
     assert values.shape == (1,) and gradients.shape == (1, 4)
     for i in range(4):
         step = torch.zeros(4, dtype=torch.float64)
         step[i] = 1e-4
-        high, low = (measures.measure(loss, (box + sign * step)[None], target)[0] for sign in (1, -1))
+        high, low = (measures.measure_box(loss, (box + sign * step)[None], target)[0] for sign in (1, -1))
         assert gradients[0, i] == pytest.approx((high - low).item() / 2e-4, rel=1e-6)
 
 
@@ -155,8 +155,8 @@ def test_losses_in_pixels_see_pixels():
     l1, nwd = (create_box_loss(name) for name in ("l1", "nwd"))
     way = measures.movement("shift")
     half = way.boxes[(way.positions - 0.5).abs() < 1e-9]
-    assert measures.measure(nwd, half, measures.target_box())[0].item() == pytest.approx(1 - math.exp(-32 / 12.8))
-    cells = measures.measure(l1, half, measures.target_box())[
+    assert measures.measure_box(nwd, half, measures.target_box())[0].item() == pytest.approx(1 - math.exp(-32 / 12.8))
+    cells = measures.measure_box(l1, half, measures.target_box())[
         0
     ].item()  # 32 pixels are 4 cells, two coordinates of four
     assert cells == pytest.approx(l1(torch.tensor([[4.0, 0, 12, 8]]), torch.tensor([[0.0, 0, 8, 8]])).item())
@@ -164,15 +164,15 @@ def test_losses_in_pixels_see_pixels():
 
 def test_losses_that_remember_start_afresh():
     loss, way = create_box_loss("wiou-v3"), measures.movement("scale")
-    first = measures.measure(loss, way.boxes, measures.target_box())[0]
-    again = measures.measure(loss, way.boxes, measures.target_box())[0]
+    first = measures.measure_box(loss, way.boxes, measures.target_box())[0]
+    again = measures.measure_box(loss, way.boxes, measures.target_box())[0]
     assert torch.equal(first, again)
     assert not loss.state.state.tensors  # nor does the loss remember the curve
 
 
 @pytest.mark.parametrize("name", (*BASES, *PREFIXED))
 def test_every_box_loss_has_finite_curves(name):
-    for row in curves.rows(arms({"loss": name})):
+    for row in curves.box_rows(arms({"loss": name})):
         assert math.isfinite(row["value"]) and math.isfinite(row["gradient"]) and row["gradient"] >= 0
 
 
@@ -242,7 +242,7 @@ def test_rotated_boxes_are_drawn_unturned():
     target = measures.target_box()
     moved = torch.stack((target, target + torch.tensor([32.0, 0, 32, 0])))
     loss = create_box_loss("kld")
-    values, gradients = measures.measure(loss, moved, target)
+    values, gradients = measures.measure_box(loss, moved, target)
     five = torch.tensor([[0.0, 0, 8, 8, 0], [4, 0, 8, 8, 0]], dtype=torch.float64)
     assert torch.allclose(values, loss(five, five[:1].expand_as(five)))
     assert values[0].abs() < 1e-9 < values[1] and gradients[1, 0] == pytest.approx(gradients[1, 2]) != 0

@@ -85,8 +85,8 @@ def test_the_hook_is_the_first_that_is_read(tmp_path):
     folders = [tmp_path / name for name in ("none", "one", "two")]
     for folder in folders[1:]:
         folder.mkdir()
-        (folder / installation.HOOKS[-1]).touch()
-    assert installation.start_up_hook(folders) == folders[1] / installation.HOOKS[-1]
+        (folder / installation.HOOK_FILES[-1]).touch()
+    assert installation.start_up_hook(folders) == folders[1] / installation.HOOK_FILES[-1]
     assert installation.start_up_hook(folders[:1]) is None
 
 

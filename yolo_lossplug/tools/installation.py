@@ -20,7 +20,7 @@ from yolo_lossplug.registry import REGISTRY
 from yolo_lossplug.selection.keys import CLAIMED, keys
 
 HOST = "ultralytics"
-HOOKS = ("yolo_lossplug.start", "yolo_lossplug.pth") if sys.version_info >= (3, 15) else ("yolo_lossplug.pth",)
+HOOK_FILES = ("yolo_lossplug.start", "yolo_lossplug.pth") if sys.version_info >= (3, 15) else ("yolo_lossplug.pth",)
 """Files that this Python reads when it starts, the first there is."""
 WITHOUT_DEPENDENCIES = "pip install --no-deps yolo-lossplug"
 
@@ -80,7 +80,7 @@ def site_folders() -> list[Path]:
 
 def start_up_hook(folders: Iterable[Path]) -> Optional[Path]:
     """Return the file of the start-up hook in the first of some folders that has one, None if none has."""
-    return next((file for folder in folders for file in map(folder.joinpath, HOOKS) if file.is_file()), None)
+    return next((file for folder in folders for file in map(folder.joinpath, HOOK_FILES) if file.is_file()), None)
 
 
 def owners_line(found: Sequence[Owner]) -> str:

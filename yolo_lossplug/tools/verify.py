@@ -53,12 +53,12 @@ PROOF = (
     "again. It proves which function runs, and that criterion and engine do not change it; not that it is the formula "
     "of the paper."
 )
-RESERVED = {
+REFUSED_KEYS = {
     "mode": (("train", None), "losses run in training"),
     "resume": ((False, None), "a resumed run goes on with the losses of its checkpoint"),
 }
 """Keys with the values that are accepted, and why no others are."""
-TOLERANCE = 1e-3
+MAX_ERROR = 1e-3
 """Relative. The host's BCE loses up to 2e-4 of a sum over many logits far below 0; a wrong formula is off by more."""
 
 
@@ -131,7 +131,7 @@ class Row:
     @property
     def agrees(self) -> bool:
         """Whether ours is as expected, within rounding; never if one of them is not finite."""
-        return self.error <= TOLERANCE
+        return self.error <= MAX_ERROR
 
 
 def main(args: dict[str, Any]) -> None:
@@ -141,7 +141,7 @@ def main(args: dict[str, Any]) -> None:
         raise LossPlugError(f"not active: {_autoload.problem or 'switched off by YOLO_LOSSPLUG=0'}.")
     with quiet() if is_json else nullcontext():
         about, rows = verify(args)
-    print(json.dumps(_as_json(about, rows), indent=2) if is_json else terminal.fit(report(about, rows)))
+    print(json.dumps(_as_json(about, rows), indent=2) if is_json else terminal.fit(_report(about, rows)))
     raise SystemExit(not all(row.agrees for row in rows))
 
 
@@ -157,25 +157,16 @@ def verify(args: Mapping[str, Any]) -> tuple[dict[str, Any], list[Row]]:
     Raises:
         LossPlugError: If an argument is wrong.
     """
-    given = merge(args, training_keys() - {*RESERVED, "save_dir"})
-    _refuse_reserved(given.values)
+    given = merge(args, training_keys() - {*REFUSED_KEYS, "save_dir"})
+    for key, (harmless, why) in REFUSED_KEYS.items():
+        if key in given.values and given.values[key] not in harmless:
+            raise LossPlugError(f"{key}={given.values[key]} cannot be given to verify: {why}. Remove it.")
     given.say_unused()
-    one = one_step.trial(given.values)
-    return _about(one, str(given.values.get("model", "yolov8n.yaml"))), _rows(one)
+    trial = one_step.trial(given.values)
+    return _about(trial, str(given.values.get("model", "yolov8n.yaml"))), _rows(trial)
 
 
-def _refuse_reserved(args: Mapping[str, Any]) -> None:
-    """Raise an error for a key with which it would not be a training from the start.
-
-    Raises:
-        LossPlugError: If there is one.
-    """
-    for key, (harmless, why) in RESERVED.items():
-        if key in args and args[key] not in harmless:
-            raise LossPlugError(f"{key}={args[key]} cannot be given to verify: {why}. Remove it.")
-
-
-def _about(one: one_step.Trial, model: str) -> dict[str, Any]:
+def _about(trial: one_step.Trial, model: str) -> dict[str, Any]:
     """Return versions, device, banner and seams."""
     seams = patches.seams()
     return {
@@ -183,53 +174,45 @@ def _about(one: one_step.Trial, model: str) -> dict[str, Any]:
         "ultralytics": VERSION,
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "device": str(next(one.model.parameters()).device),
+        "device": str(next(trial.model.parameters()).device),
         "model": model,
-        "runs": banner(one.selection, one_step.criterion_of(one)),
+        "runs": banner(trial.selection, one_step.criterion_of(trial)),
         "seams": {"found": [name for name, is_there in seams if is_there], "absent": [n for n, i in seams if not i]},
     }
 
 
-def _rows(one: one_step.Trial) -> list[Row]:
+def _rows(trial: one_step.Trial) -> list[Row]:
     """Return the terms of a step by branch."""
-    names = one_step.names_of_terms(one)
-    stock = one_step.terms(one_step.criterion_of(one, is_stock=True), one)
-    ours = one_step.terms(one_step.criterion_of(one), one)
-    expected, scales = _expected(one), _scales(one, names, ours)
-    return [
-        Row(branch, term, stock[branch][i], ours[branch][i], expected[branch][i], scales[branch][i])
-        for branch in ours
-        for i, term in enumerate(names)
-    ]
+    names = one_step.names_of_terms(trial)
+    stock = one_step.terms(one_step.criterion_of(trial, is_stock=True), trial)
+    ours = one_step.terms(one_step.criterion_of(trial), trial)
+    expected, scales = _expected(trial), _scales(trial, names, ours)
+    columns = (stock, ours, expected, scales)
+    return [Row(branch, *values) for branch in ours for values in zip(names, *(column[branch] for column in columns))]
 
 
-def _expected(one: one_step.Trial) -> dict[str, tuple[float, ...]]:
+def _expected(trial: one_step.Trial) -> dict[str, tuple[float, ...]]:
     """Return the values of the registered functions by branch."""
-    if one.selection.task == CLASSIFY:
-        return {"main": one_step.softmax_formula(one)}
-    if one.selection.task == DETR:
-        return matched_step.formula(one_step.criterion_of(one), one)
-    reference = one_step.criterion_of(one, loss_engine="reference")
-    inputs = one_step.seen_in(reference, one)
-    return {name: one_step.formula_terms(leaf, inputs[name], one) for name, leaf in branches(reference)}
+    if trial.selection.task == CLASSIFY:
+        return {"main": one_step.softmax_formula(trial)}
+    if trial.selection.task == DETR:
+        return matched_step.formula(one_step.criterion_of(trial), trial)
+    reference = one_step.criterion_of(trial, loss_engine="reference")
+    inputs = one_step.seen_in(reference, trial)
+    return {name: one_step.formula_terms(leaf, inputs[name], trial) for name, leaf in branches(reference)}
 
 
-def _scales(one: one_step.Trial, names: Sequence[str], ours: Mapping[str, Sequence[float]]) -> dict[str, list[Scale]]:
+def _scales(trial: one_step.Trial, names: Sequence[str], ours: Mapping[str, Sequence[float]]) -> dict[str, list[Scale]]:
     """Return the scales of terms by branch; each criterion is a new one, since some losses remember a step."""
     gains = one_step.default_gains()
-    default = one_step.terms(one_step.criterion_of(one, is_stock=True, **gains), one)
-    default_grads = one_step.grad_norms(one_step.criterion_of(one, is_stock=True, **gains), one)
-    our_grads = one_step.grad_norms(one_step.criterion_of(one, loss_engine="reference"), one)
-    has_gains = one.selection.task not in (CLASSIFY, DETR)
+    default = one_step.terms(one_step.criterion_of(trial, is_stock=True, **gains), trial)
+    default_grads = one_step.grad_norms(one_step.criterion_of(trial, is_stock=True, **gains), trial)
+    our_grads = one_step.grad_norms(one_step.criterion_of(trial, loss_engine="reference"), trial)
+    has_gains = trial.selection.task not in (CLASSIFY, DETR)
     keys = [one_step.GAINS[name] if has_gains else None for name in names]
-    run_gains = [1.0 if key is None else float(getattr(one.args, key)) for key in keys]
-    return {
-        branch: [
-            Scale(*values)
-            for values in zip(keys, run_gains, default[branch], default_grads[branch], ours[branch], our_grads[branch])
-        ]
-        for branch in ours
-    }
+    run_gains = [1.0 if key is None else float(getattr(trial.args, key)) for key in keys]
+    columns = (default, default_grads, ours, our_grads)
+    return {name: [*map(Scale, keys, run_gains, *(column[name] for column in columns))] for name in ours}
 
 
 def _as_json(about: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
@@ -240,8 +223,7 @@ def _as_json(about: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
 def _term(row: Row) -> dict[str, Any]:
     derived = ("value_ratio", "grad_ratio", "gain_for_value", "gain_for_grad")
     scale = {**asdict(row.scale), **{name: getattr(row.scale, name) for name in derived}} if row.scale else {}
-    values = {**asdict(row), "error": row.error, "agrees": row.agrees, "scale": _finite(scale)}
-    return _finite(values)
+    return _finite({**asdict(row), "error": row.error, "agrees": row.agrees, "scale": _finite(scale)})
 
 
 def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -249,35 +231,30 @@ def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in values.items()}
 
 
-def report(about: Mapping[str, Any], rows: Sequence[Row]) -> str:
+def _report(about: Mapping[str, Any], rows: Sequence[Row]) -> str:
     """Return the findings as text."""
     wrong = sorted({row.term for row in rows if not row.agrees})
     verdict = f"not active: {', '.join(wrong)} is not as expected" if wrong else "active"
-    parts = [_header(about), _values_table(rows), PROOF, _scale_table(rows), verdict]
-    return "\n\n".join(parts)
+    return "\n\n".join([_header(about), _values_table(rows), PROOF, _scale_table(rows), verdict])
 
 
 def _header(about: Mapping[str, Any]) -> str:
-    seams = about["seams"]
-    absent = f"; not in this release, and not needed: {', '.join(seams['absent'])}" if seams["absent"] else ""
+    found, absent = about["seams"]["found"], ", ".join(about["seams"]["absent"])
     return (
         f"yolo-lossplug {about['yolo_lossplug']} · ultralytics {about['ultralytics']} · torch {about['torch']} · "
-        f"Python {about['python']} · {about['device']} · {about['model']}\n"
-        f"{about['runs']}\n"
-        f"seams of the host: {len(seams['found'])} found{absent}"
+        f"Python {about['python']} · {about['device']} · {about['model']}\n{about['runs']}\n"
+        f"seams of the host: {len(found)} found" + f"; not in this release, and not needed: {absent}" * bool(absent)
     )
 
 
 def _values_table(rows: Sequence[Row]) -> str:
     head = ("term", "stock", "ours", "expected", "error", "ours/stock", "ours is")
     cells = [
-        (
-            *(_number(row.stock), _number(row.ours), _number(row.expected), f"{row.error:.1e}"),
-            *(_number(_ratio(row.ours, row.stock)), "as expected" if row.agrees else "NOT WHAT WAS ASKED FOR"),
-        )
+        [*map(_number, (row.stock, row.ours, row.expected)), f"{row.error:.1e}", _number(_ratio(row.ours, row.stock))]
         for row in rows
     ]
-    return _table(head, rows, cells)
+    verdicts = ["as expected" if row.agrees else "NOT WHAT WAS ASKED FOR" for row in rows]
+    return _table(head, rows, [[*line, verdict] for line, verdict in zip(cells, verdicts)])
 
 
 def _scale_table(rows: Sequence[Row]) -> str:
@@ -287,10 +264,10 @@ def _scale_table(rows: Sequence[Row]) -> str:
     keys = {scale.key for _, scale in scales}
     gains = "".join(f", {key}={gain:g}" for key, gain in one_step.default_gains().items() if key in keys)
     cells = [
-        (
-            *(_number(scale.default), _number(scale.value_ratio), _number(scale.grad_ratio)),
+        [
+            *map(_number, (scale.default, scale.value_ratio, scale.grad_ratio)),
             *(_gain(scale.key, gain) for gain in (scale.gain, scale.gain_for_value, scale.gain_for_grad)),
-        )
+        ]
         for _, scale in scales
     ]
     title = (

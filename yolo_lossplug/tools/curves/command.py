@@ -15,7 +15,7 @@ from yolo_lossplug.tools.arguments import Arguments, loss_keys, merge, refuse_ke
 from yolo_lossplug.tools.arms import Arm, arms, labels
 from yolo_lossplug.tools.curves.measures import (
     ASPECTS,
-    MAX_SIDE,
+    MAX_TARGET,
     SIDE,
     angles,
     curve,
@@ -24,7 +24,7 @@ from yolo_lossplug.tools.curves.measures import (
     movements,
     probabilities,
 )
-from yolo_lossplug.tools.curves.plots import TARGETS, draw, draw_class
+from yolo_lossplug.tools.curves.plots import TARGETS, draw_box_curves, draw_class_curves
 from yolo_lossplug.ultralytics_hook.console import new_folder, say
 
 HELP = """\
@@ -73,20 +73,16 @@ def main(args: Mapping[str, Any]) -> None:
     given.say_unused(chosen)
     sizes = _sizes(args.get("size"), is_class)
     directory = new_folder("curves", args.get("name"), args.get("project"))
-    charts.save_table(class_rows(chosen) if is_class else rows(chosen, sizes), directory / "curves.csv")
+    charts.save_table(class_rows(chosen) if is_class else box_rows(chosen, sizes), directory / "curves.csv")
     if is_class:
-        draw_class(chosen, directory / "curves.png")
+        draw_class_curves(chosen, directory / "curves.png")
     else:
-        draw(chosen, directory / "curves.png", sizes)
+        draw_box_curves(chosen, directory / "curves.png", sizes)
     say(f"drew {', '.join(labels(chosen, is_class))}: {directory / 'curves.png'}")
 
 
 def _with_one_kind(given: Arguments, typed: Mapping[str, Any]) -> dict[str, Any]:
-    """Return arguments that name box losses or class losses: those of the command line, if a recipe has the others.
-
-    Raises:
-        LossPlugError: If both are named.
-    """
+    """Return arguments that name box losses or class losses: those of the command line, if a recipe has the others."""
     other = {"loss": "cls_loss", "cls_loss": "loss"}
     kinds = [key for key in other if typed.get(key) is not None]
     if len(kinds) == 1:
@@ -100,11 +96,7 @@ def _with_one_kind(given: Arguments, typed: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _sizes(value: Any, is_class: bool) -> tuple[float, ...]:
-    """Return the sides of the targets in pixels.
-
-    Raises:
-        LossPlugError: If they are no numbers in the image, or class losses are drawn, which have no boxes.
-    """
+    """Return the sides of the targets in pixels; class losses have none."""
     if value is None:
         return (SIDE,)
     if is_class:
@@ -113,12 +105,13 @@ def _sizes(value: Any, is_class: bool) -> tuple[float, ...]:
         sizes = tuple(dict.fromkeys(map(float, split_list(value))))
     except (TypeError, ValueError):
         sizes = ()
-    if not sizes or not all(0 < size <= MAX_SIDE for size in sizes):
-        raise LossPlugError(f"size={value} must be sides in pixels, above 0 and at most {MAX_SIDE:g}: size=8,16,32,96.")
+    if not sizes or not all(0 < size <= MAX_TARGET for size in sizes):
+        limits = f"above 0 and at most {MAX_TARGET:g}"
+        raise LossPlugError(f"size={value} must be sides in pixels, {limits}: size=8,16,32,96.")
     return sizes
 
 
-def rows(chosen: Sequence[Arm], sizes: Sequence[float] = (SIDE,)) -> list[dict[str, Any]]:
+def box_rows(chosen: Sequence[Arm], sizes: Sequence[float] = (SIDE,)) -> list[dict[str, Any]]:
     """Return box losses as a table: size, movement, position, iou, loss, value, gradient.
 
     The gradient is the L2 norm of that by the four coordinates, in units of the loss per side of the target. Rotated

@@ -21,13 +21,13 @@ from yolo_lossplug.state import State
 
 SIDE, STRIDE, IMGSZ = 64.0, 8.0, 640.0
 """Side of the target where none is given, cell and image, in pixels."""
-MAX_SIDE = IMGSZ / 5
-"""Of a target: a box three widths away is still in the image."""
+MAX_TARGET = IMGSZ / 5
+"""Largest side of a target: a box three widths away is still in the image."""
 STEPS = 120
 """Positions per unit of IoU; 1/2, 1/3 and 1/4 are among them."""
 MAX_SHIFT = 2.0
 """In widths of the box: it leaves the target at 1."""
-MIN_IOU = 0.1
+MIN_CURVE_IOU = 0.1
 """IoU at which the changes of scale and of aspect ratio end."""
 ASPECTS = (1, 2, 8)
 """Width over height of the rotated boxes that turn."""
@@ -80,7 +80,7 @@ def movements(side: float = SIDE) -> list[Movement]:
     return [movement(name, side) for name in ("shift", "scale", "aspect")]
 
 
-def measure(loss: Loss, boxes: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+def measure_box(loss: Loss, boxes: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Return a loss and its gradient.
 
     Args:
@@ -121,7 +121,7 @@ def measure_class(loss: Loss, probabilities: Tensor, target: float) -> tuple[Ten
 
 def curve(loss: Loss, way: Movement) -> tuple[Tensor, Tensor]:
     """Return a loss (N,), and the norm of its gradient in units of the loss per side of the target (N,)."""
-    values, gradients = measure(loss, way.boxes, target_box(way.side))
+    values, gradients = measure_box(loss, way.boxes, target_box(way.side))
     return values, gradients.norm(dim=1) * way.side
 
 
@@ -180,7 +180,7 @@ def _aspect(side: float) -> Movement:
 
 
 def _concentric_iou() -> Tensor:
-    return torch.arange(STEPS, round(MIN_IOU * STEPS) - 1, -1, dtype=torch.float64) / STEPS
+    return torch.arange(STEPS, round(MIN_CURVE_IOU * STEPS) - 1, -1, dtype=torch.float64) / STEPS
 
 
 def _concentric(width: Tensor, height: Tensor, side: float) -> Tensor:

@@ -17,7 +17,7 @@ from yolo_lossplug.selection.loss import Loss
 from yolo_lossplug.tools.arms import Arm, labels
 from yolo_lossplug.tools.curves.measures import (
     ASPECTS,
-    MIN_IOU,
+    MIN_CURVE_IOU,
     SIDE,
     STRIDE,
     Movement,
@@ -67,7 +67,7 @@ class Column:
     is_cut: bool = False
 
 
-def draw(chosen: Sequence[Arm], file: Path, sizes: Sequence[float] = (SIDE,)) -> Path:
+def draw_box_curves(chosen: Sequence[Arm], file: Path, sizes: Sequence[float] = (SIDE,)) -> Path:
     """Draw box losses and the norms of their gradients, and return the file.
 
     Args:
@@ -91,7 +91,7 @@ def shift_columns(losses: Mapping[str, Loss], sizes: Sequence[float]) -> list[Co
     return [_shift_column(movement("shift", size), losses) for size in sizes]
 
 
-def draw_class(chosen: Sequence[Arm], file: Path) -> Path:
+def draw_class_curves(chosen: Sequence[Arm], file: Path) -> Path:
     """Draw class losses and their derivatives by the logit, one column for each target, and return the file.
 
     Args:
@@ -140,13 +140,13 @@ def _shift_axis(way: Movement) -> tuple[str, Tensor, dict[float, str], Optional[
 
 def _scale_axis(way: Movement) -> tuple[str, Tensor, dict[float, str], Optional[float]]:
     side = torch.where(way.positions < 1, -1.0, 1.0)
-    ticks = _quarters(MIN_IOU)
+    ticks = _quarters(MIN_CURVE_IOU)
     both = {**ticks, **{-x: text for x, text in ticks.items()}}
     return "IoU   (left: smaller box, right: larger box)", side * (1 - way.iou), both, None
 
 
 def _aspect_axis(way: Movement) -> tuple[str, Tensor, dict[float, str], Optional[float]]:
-    return "IoU", 1 - way.iou, _quarters(MIN_IOU), None
+    return "IoU", 1 - way.iou, _quarters(MIN_CURVE_IOU), None
 
 
 def _quarters(lowest: float) -> dict[float, str]:
@@ -204,7 +204,7 @@ def _cut_peaks(axes: Any, lines: Mapping[str, Tensor]) -> None:
     if cut:
         kept = torch.cat([line.nan_to_num() for name, line in lines.items() if name not in cut])
         low, high = float(kept.min()), float(kept.max())
-        axes.set_ylim(low - (0.2 if low < 0 else 0.05) * (high - low), high + 0.2 * (high - low))
+        axes.set_ylim(low - (0.05 + 0.15 * (low < 0)) * (high - low), high + 0.2 * (high - low))
         far = [f"{name.partition('(')[0]}: to {float(lines[name][lines[name].abs().argmax()]):.3g}" for name in cut]
         x, side = (0.98, "right") if float(lines[cut[0]].abs().argmax()) * 2 < len(kept) else (0.02, "left")
         axes.text(x, 0.97, "\n".join(far), transform=axes.transAxes, va="top", ha=side, fontsize=8)
