@@ -95,7 +95,8 @@ def run_plan(plan: Plan) -> tuple[Path, list[Job], Report]:
         say(f"only one loss, {plan.arms[0].name}: its seeds show the noise, and there is nothing to compare it with")
     directory = directory_of(plan, plan.name, plan.project)
     if any(job.state == WAITING for job in jobs_of(plan, directory)):
-        _check_class(plan.metric, one_run.prepare({**plan.args, **plan.arms[0].keys}))
+        split = one_run.TEST if plan.metric.startswith(measures.TEST) else "val"
+        _check_class(plan.metric, one_run.prepare({**plan.args, **plan.arms[0].keys}, split))
     directory.mkdir(parents=True, exist_ok=True)
     with locked(directory):
         return directory, *_run(plan, directory)
@@ -154,7 +155,7 @@ def _say_lost(todo: Sequence[Job]) -> None:
 
 
 def _check_class(metric: str, names: Mapping[int, str]) -> None:
-    """Raise an error if the primary metric is of a class that the data lacks.
+    """Raise an error if the primary metric is of a class that no object has which is validated.
 
     Raises:
         LossPlugError: If it is.
@@ -162,7 +163,7 @@ def _check_class(metric: str, names: Mapping[int, str]) -> None:
     plain = metric.removeprefix(measures.TEST)
     known = [*measures.SIZES, *(average_precision.class_key(name) for name in names.values())]
     if plain.startswith("AP_") and plain not in known:
-        raise LossPlugError(f"metric={metric}: the data has no such class. Known: {', '.join(known)}.")
+        raise LossPlugError(f"metric={metric}: no object that is validated has this class. Known: {', '.join(known)}.")
 
 
 def directory_of(plan: Plan, name: Any, project: Any) -> Path:
