@@ -321,7 +321,7 @@ def test_the_command_with_interpreted_kernels(tmp_path):
     command = [sys.executable, "-m", "yolo_lossplug", *words, f"project={tmp_path}"]
     said = run(command, tmp_path, environment).stdout
     assert re.search(r"^2 × 7 +triton +\d", said, re.MULTILINE) and "disqualified" not in said and "interpreter" in said
-    (file,) = tmp_path.rglob(record.FILE)
+    (file,) = tmp_path.rglob(record.RECORD_FILE)
     assert json.loads(file.read_text())["entries"][0]["triton"].endswith("interpreted")
 
 

@@ -27,11 +27,11 @@ from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.ultralytics_hook.console import warn_once
 from yolo_lossplug.ultralytics_hook.decision import Fastest, Measured
 
-FILE, SHIPPED = "lossplug_engines.json", Path(__file__).parent / "records"
-ABOUT = "Written by `lossplug bench`, read by loss_engine=auto. Delete this file, or an entry, to forget it."
-PATIENCE = 30
-"""Seconds to wait for another process that writes the file."""
-PARTS = ("disqualified", "entries")
+RECORD_FILE, SHIPPED = "lossplug_engines.json", Path(__file__).parent / "records"
+NOTICE = "Written by `lossplug bench`, read by loss_engine=auto. Delete this file, or an entry, to forget it."
+LOCK_SECONDS = 30
+"""To wait for another process that writes the file."""
+LISTS = ("disqualified", "entries")
 """Lists in a file; what else it holds, as that of an earlier version may, is kept and ignored."""
 REFERENCE, FAST = "reference", "fast"
 
@@ -85,7 +85,7 @@ def _triton_version() -> str:
 
 def file() -> Path:
     """Return the file of this machine, which need not exist."""
-    return Path(USER_CONFIG_DIR) / FILE
+    return Path(USER_CONFIG_DIR) / RECORD_FILE
 
 
 def fastest_engines(device: torch.device, can_run: Callable[[str], bool]) -> Optional[Measured]:
@@ -115,7 +115,7 @@ def fastest(engines: Mapping[str, Any], can_run: Callable[[str], bool] = lambda 
     Returns:
         The name; empty if none was faster, but the one for all devices was not measured.
     """
-    won = {name: one["times_faster"] for name, one in engines.items() if one["quartiles"][0] > 1}
+    won = {name: proof["times_faster"] for name, proof in engines.items() if proof["quartiles"][0] > 1}
     ranked = sorted(won, key=lambda name: -won[name])
     return next((name for name in ranked if can_run(name)), REFERENCE if FAST in engines else "")
 
@@ -123,9 +123,9 @@ def fastest(engines: Mapping[str, Any], can_run: Callable[[str], bool] = lambda 
 def disqualified_engines(device: torch.device) -> dict[str, str]:
     """Return why engines must not run on a device unless they are asked for by name, with these versions."""
     refused = _read(file()).get("disqualified", [])
-    key = record_key(device)._asdict() if refused else {}
-    here = [one for one in refused if {name: one.get(name) for name in key} == key]
-    return {str(one.get("engine")): f"lossplug bench, {one.get('since')}: {one.get('why')}" for one in here}
+    where = record_key(device)._asdict() if refused else {}
+    here = [entry for entry in refused if where.items() <= entry.items()]
+    return {str(entry.get("engine")): f"lossplug bench, {entry.get('since')}: {entry.get('why')}" for entry in here}
 
 
 def add(entries: Iterable[Mapping[str, Any]], key: Key, refused: Mapping[str, str], since: str) -> None:
@@ -146,15 +146,12 @@ def add(entries: Iterable[Mapping[str, Any]], key: Key, refused: Mapping[str, st
     def change(record: dict[str, Any]) -> None:
         known = {_identity(entry): entry for entry in record["entries"] if _is_entry(entry)}
         for entry in new:
-            before = known.get(_identity(entry), {"engines": {}})
-            known[_identity(entry)] = {**entry, "engines": {**before["engines"], **entry["engines"]}}
+            earlier = known.get(_identity(entry), {"engines": {}})
+            known[_identity(entry)] = {**entry, "engines": {**earlier["engines"], **entry["engines"]}}
         record["entries"] = list(known.values())
         where = key._asdict()
-        others = [
-            one
-            for one in record["disqualified"]
-            if one.get("engine") not in settled or not where.items() <= one.items()
-        ]
+        before = record["disqualified"]
+        others = [e for e in before if e.get("engine") not in settled or not where.items() <= e.items()]
         now = [{**where, "engine": name, "why": why, "since": since} for name, why in refused.items()]
         record["disqualified"] = [*others, *now]
 
@@ -174,12 +171,12 @@ def _update(change: Callable[[dict[str, Any]], None]) -> None:
     target = file()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{target}.lock", timeout=PATIENCE):
-            record = {"about": ABOUT, "disqualified": [], "entries": [], **_read(target)}
+        with FileLock(f"{target}.lock", timeout=LOCK_SECONDS):
+            record = {"about": NOTICE, "disqualified": [], "entries": [], **_read(target)}
             change(record)
             write_json(target, record)
     except Timeout as error:
-        raise LossPlugError(f"{target} is in use by another process for {PATIENCE} s. Run it again.") from error
+        raise LossPlugError(f"{target} is in use by another process for {LOCK_SECONDS} s. Run it again.") from error
     except OSError as error:
         raise LossPlugError(
             f"{target} cannot be written: {error.strerror}. Make it a file that can, or set YOLO_CONFIG_DIR to "
@@ -188,11 +185,12 @@ def _update(change: Callable[[dict[str, Any]], None]) -> None:
 
 
 def _read(source: Path) -> dict[str, Any]:
-    """Return the content of a record; empty, with a warning, if it is none."""
+    """Return the content of a record; empty, with a warning, if the file is not a record."""
     try:
         content = read_json(source)
-        if isinstance(content, dict) and all(isinstance(content.get(part, []), list) for part in PARTS):
-            return {**content, **{part: _readable(content[part]) for part in PARTS if part in content}}
+        if isinstance(content, dict) and all(isinstance(content.get(name, []), list) for name in LISTS):
+            readable = {name: [e for e in content[name] if isinstance(e, dict)] for name in LISTS if name in content}
+            return {**content, **readable}  # a user may have edited it
         why = "it holds no record"
     except FileNotFoundError:
         return {}
@@ -202,20 +200,15 @@ def _read(source: Path) -> dict[str, Any]:
     return {}
 
 
-def _readable(part: list[Any]) -> list[dict[str, Any]]:
-    """Return what can be read of a part, which somebody may have edited."""
-    return [one for one in part if isinstance(one, dict)]
-
-
 def _entries(source: Path) -> list[dict[str, Any]]:
     return [entry for entry in _read(source).get("entries", []) if _is_entry(entry)]
 
 
 def _is_entry(entry: Any) -> bool:
-    """Return whether an entry, which somebody may have edited, can be read."""
+    """Return whether an entry, which a user may have edited, can be read."""
     try:
         engines = entry["engines"].values()
-        numbers = [(one["times_faster"], *one["quartiles"]) for one in engines]
+        numbers = [(proof["times_faster"], *proof["quartiles"]) for proof in engines]
         sizes = entry["anchors_class"], entry["size_class"]
         return (
             all(isinstance(n, (int, float)) for row in numbers for n in row)
