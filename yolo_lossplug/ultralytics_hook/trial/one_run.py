@@ -62,7 +62,7 @@ def prepare(args: dict[str, Any], split: str = "val") -> dict[int, str]:
         split: The split that decides.
 
     Returns:
-        Names of the classes that objects of that split have, as the runs see them: after ``single_cls`` and ``classes``.
+        Names of the classes that objects of that split have, after ``single_cls`` and ``classes``.
 
     Raises:
         LossPlugError: If the model or the data cannot be loaded, or the data has no test split and one is asked for.
