@@ -4,6 +4,7 @@
 import importlib
 import pickle
 import sys
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -65,21 +66,12 @@ MISTAKES = [
         f"The prefix 'focal-' needs an IoU loss (1 − IoU + penalties); 'l1' is not one. Use it with {all_of(OVERLAP)}.",
     ),
     ({"loss": "alpha-siou"}, "The prefix 'alpha-' is not defined for 'siou'. Use it with ciou, diou, eiou, giou, iou."),
-    (
-        {"loss": "focal-"},
-        "loss=focal- is unknown; focal is a class loss: cls_loss=focal; 'focal-' is a prefix, e.g.",
-    ),
+    ({"loss": "focal-"}, "loss=focal- is unknown; focal is a class loss: cls_loss=focal; 'focal-' is a prefix, e.g."),
     ({"cls_loss": "focl"}, "cls_loss=focl is unknown. Did you mean 'focal'?"),
-    (
-        {"cls_loss": "eiou"},
-        "cls_loss=eiou is unknown; eiou is a box loss: loss=eiou.",
-    ),
+    ({"cls_loss": "eiou"}, "cls_loss=eiou is unknown; eiou is a box loss: loss=eiou."),
     ({"cls_loss": "focal-bce"}, "cls_loss=focal-bce is unknown"),
     ({"tal_iou": "goiu"}, "tal_iou=goiu is unknown. Did you mean 'giou'?"),
-    (
-        {"loss_engine": "fastest"},
-        "loss_engine=fastest is unknown. Did you mean 'fast'? Known: auto, fast, triton, reference",
-    ),
+    ({"loss_engine": "fastest"}, "loss_engine=fastest is unknown. Did you mean 'fast'? Known: auto, fast, triton, ref"),
     ({"loss_engine": "fast", "task": "obb"}, "loss_engine=fast cannot be used with task=obb"),
     ({"focal_gamma": 0.5}, "focal_gamma=0.5 has no effect with loss=ciou; it belongs to focal-*."),
     ({"loss": "eiou", "alpha_power": 2}, "alpha_power=2 has no effect with loss=eiou; it belongs to alpha-*."),
@@ -105,10 +97,7 @@ MISTAKES = [
     ({"tal_topk": 0}, "tal_topk=0 is out of range; it must be in [1, ∞)"),
     ({"tal_topk": 2.5}, "tal_topk=2.5 must be an integer in [1, ∞)"),
     ({"tal_topk": "many"}, "tal_topk='many' must be an integer"),
-    (
-        {"loss": "eiou", "task": "obb"},
-        "loss=eiou cannot be used with task=obb: its boxes are rotated",
-    ),
+    ({"loss": "eiou", "task": "obb"}, "loss=eiou cannot be used with task=obb: its boxes are rotated"),
     ({"loss": "focal-eiou", "task": "obb"}, "this loss takes horizontal boxes. obb takes alpha-gwd, alpha-kld,"),
     ({"loss": "kldd", "task": "obb"}, "loss=kldd is unknown. Did you mean 'kld'?"),
     ({"loss": "nothing", "task": "obb"}, f"Known: {all_of(ROTATED)}; with prefixes"),
@@ -116,10 +105,7 @@ MISTAKES = [
     ({"loss": "kld"}, "loss=kld takes rotated boxes: it needs task=obb"),
     ({"loss": "gwd", "task": "obb", "gwd_tau": 0.5}, "gwd_tau=0.5 is out of range; it must be in [1, ∞)"),
     ({"tal_iou": "giou", "task": "obb"}, "tal_iou=giou cannot be used with task=obb"),
-    (
-        {"loss": "eiou", "task": "classify"},
-        "loss=eiou has no effect with task=classify, which has no boxes",
-    ),
+    ({"loss": "eiou", "task": "classify"}, "loss=eiou has no effect with task=classify, which has no boxes"),
     ({"tal_topk": 3, "task": "classify"}, "It takes cls_loss (ce, focal, poly), their options, cls_smoothing and"),
     (
         {"cls_loss": "qfl", "task": "classify"},
@@ -215,12 +201,9 @@ def test_unknown_keys_of_older_yolos():
         assert str(caught.value) == message
 
 
-@pytest.mark.parametrize("spelling", ["focal-eiou", "Focal-EIoU", "focal_eiou", " focal eiou ", "FOCAL_EIOU"])
-def test_spelling_does_not_matter(spelling):
-    assert select({"loss": spelling}).box == create_box_loss("focal-eiou")
-
-
-def test_modifiers_in_any_order_are_one_loss():
+def test_spelling_and_the_order_of_modifiers_do_not_matter():
+    for spelling in ("focal-eiou", "Focal-EIoU", "focal_eiou", " focal eiou ", "FOCAL_EIOU"):
+        assert select({"loss": spelling}).box == create_box_loss("focal-eiou"), spelling
     assert select({"loss": "alpha-focal-ciou"}).box == select({"loss": "focal-alpha-ciou"}).box
     assert select({"loss": "alpha-focal-ciou"}).box.name == "focal-alpha-ciou"
 
@@ -259,13 +242,10 @@ def test_the_engine_of_stock_numbers_is_the_reference():
         assert select({"loss": "ciou", **asked}).resolved()["loss_engine"] == "auto"
 
 
-def test_resolved_of_rotated_boxes_can_be_given_again():
+def test_resolved_of_other_tasks_can_be_given_again():
     resolved = select({"cls_loss": "qfl", "task": "obb"}).resolved()
     assert resolved["loss"] == "probiou" and "tal_iou" not in resolved
     assert select({**resolved, "task": "obb"}).resolved() == resolved
-
-
-def test_resolved_of_a_classifier_can_be_given_again():
     resolved = select({"cls_loss": "focal", "cls_weights": [1, 2], "task": "classify"}).resolved()
     assert set(resolved) == {"cls_loss", "cls_focal_gamma", "cls_smoothing", "cls_weights", "loss_engine"}
     assert select({**resolved, "task": "classify"}).resolved() == resolved
@@ -309,19 +289,16 @@ def test_an_array_of_no_or_of_other_shape_is_refused():
             select({"cls_weights": value})
 
 
-@pytest.mark.parametrize("imgsz", [640, (480, 640), [640, 480], torch.tensor([480, 640]), torch.tensor(640.0)], ids=str)
-@pytest.mark.parametrize("stride", [8, 8.0, torch.tensor(8), torch.full((3, 1), 8.0)], ids=str)
-def test_context_by_hand(imgsz, stride):
+def test_context_by_hand():
     pred, target = torch.rand(2, 3, 4, dtype=torch.float64).requires_grad_()
-    height, width = (imgsz, imgsz) if torch.as_tensor(imgsz).ndim == 0 else imgsz
-    corners = (64 * (pred - target).square()).sum(-1) / (height**2 + width**2)
-    expected = create_box_loss("iou")(pred, target) + corners
-    torch.testing.assert_close(create_box_loss("mpdiou")(pred, target, imgsz=imgsz, stride=stride), expected)
-    distance = create_box_loss("nwd")(pred * 8, target * 8)
-    torch.testing.assert_close(create_box_loss("nwd")(pred, target, stride=stride), distance)
-
-
-def test_context_of_another_shape_is_refused():
+    sizes = 640, (480, 640), [640, 480], torch.tensor([480, 640]), torch.tensor(640.0)
+    for imgsz, stride in product(sizes, (8, 8.0, torch.tensor(8), torch.full((3, 1), 8.0))):
+        height, width = (imgsz, imgsz) if torch.as_tensor(imgsz).ndim == 0 else imgsz
+        corners = (64 * (pred - target).square()).sum(-1) / (height**2 + width**2)
+        expected = create_box_loss("iou")(pred, target) + corners
+        torch.testing.assert_close(create_box_loss("mpdiou")(pred, target, imgsz=imgsz, stride=stride), expected)
+        distance = create_box_loss("nwd")(pred * 8, target * 8)
+        torch.testing.assert_close(create_box_loss("nwd")(pred, target, stride=stride), distance)
     for context, message in (
         ({"imgsz": "640"}, r"imgsz=640 must be a number, or numbers of shape \(2,\)"),
         ({"imgsz": (1, 2, 3)}, r"imgsz=\(1, 2, 3\) must be a number"),
@@ -354,7 +331,7 @@ def decorated(pred, target, *, own_scale: Annotated[float, Option("factor", abov
 """
 
 
-def test_own_file(tmp_path, registry):
+def test_own_file(tmp_path, registry, monkeypatch):
     file = tmp_path / "own_losses.py"
     file.write_text(OWN)
     selection = select({"loss": f"{file}:decorated", "own_scale": 3})
@@ -368,10 +345,6 @@ def test_own_file(tmp_path, registry):
         select({"loss": f"{file}:decorated", "own_scale": -1})
     with pytest.raises(LossPlugError, match=r"has no function 'decorate'. Did you mean 'decorated'\?"):
         select({"loss": f"{file}:decorate"})
-
-
-def test_an_own_file_is_recorded_with_its_whole_path(tmp_path, registry, monkeypatch):
-    (tmp_path / "own_losses.py").write_text(OWN)
     monkeypatch.chdir(tmp_path)
     resolved = select({"loss": "own_losses.py:decorated"}).resolved()
     assert resolved["loss"] == f"{tmp_path / 'own_losses.py'}:decorated"
@@ -379,16 +352,25 @@ def test_an_own_file_is_recorded_with_its_whole_path(tmp_path, registry, monkeyp
     assert select(resolved).resolved() == resolved
 
 
-def test_files_of_one_name_in_two_folders(tmp_path, registry):
+def test_own_modules_and_files_of_one_name(tmp_path, registry, monkeypatch):
+    pair = torch.ones(1, 4), torch.zeros(1, 4)
     for folder, factor in (("a", 1), ("b", 10)):
         (tmp_path / folder).mkdir()
-        (tmp_path / folder / "mine.py").write_text(
-            f"def l(pred, target):\n    return {factor} * (pred - target).sum(-1)\n"
-        )
-    values = [
-        create_box_loss(f"{tmp_path / folder / 'mine.py'}:l")(torch.ones(1, 4), torch.zeros(1, 4)) for folder in "aba"
-    ]
-    assert [value.item() for value in values] == [4, 40, 4]
+        code = f"def l(pred, target):\n    return {factor} * (pred - target).sum(-1)\n"
+        (tmp_path / folder / "mine.py").write_text(code)
+    assert [create_box_loss(f"{tmp_path}/{folder}/mine.py:l")(*pair).item() for folder in "aba"] == [4, 40, 4]
+    (tmp_path / "own_module_for_test.py").write_text(
+        "def cubed(pred, target):\n    return (pred - target).abs().pow(3).sum(-1)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    loss = create_box_loss("own_module_for_test:cubed")
+    assert loss(torch.zeros(1, 4), torch.ones(1, 4)).tolist() == [4.0]
+    assert pickle.loads(pickle.dumps(loss)) == loss
+    (tmp_path / "broken_for_test.py").write_text("1 / 0\n")
+    message = r"broken_for_test.py fails when loaded \(ZeroDivisionError: division by zero\)"
+    with pytest.raises(LossPlugError, match=message):
+        load_own(f"{tmp_path / 'broken_for_test.py'}:loss", BOX)
+    assert not [name for name in sys.modules if "broken_for_test" in name]
 
 
 def test_a_file_is_loaded_once_whatever_it_is_called_by(tmp_path, monkeypatch, registry):
@@ -401,17 +383,11 @@ def test_a_file_is_loaded_once_whatever_it_is_called_by(tmp_path, monkeypatch, r
     assert load_module("counted.py", "loss") is load_module("link.py", "loss") is module and sys.counted == 1
     monkeypatch.delitem(sys.modules, module.__name__)
     assert load_module(str(file), "loss") is not module and sys.counted == 2
-
-
-def test_an_imported_module_is_that_of_its_file(tmp_path, monkeypatch, registry):
     (tmp_path / "imported_for_test.py").write_text("def l(pred, target): ...\n")
     (tmp_path / "link_for_test.py").symlink_to(tmp_path / "imported_for_test.py")
     monkeypatch.syspath_prepend(str(tmp_path))
     imported = importlib.import_module("link_for_test")
     assert load_module(str(tmp_path / "imported_for_test.py"), "loss") is imported
-
-
-def test_a_loaded_file_resolves_no_other_module(tmp_path, monkeypatch, registry):
     file = tmp_path / "quick.py"
     file.write_text("def l(pred, target): ...\n")
     load_module(str(file), "loss")
@@ -422,64 +398,24 @@ def test_a_loaded_file_resolves_no_other_module(tmp_path, monkeypatch, registry)
     assert resolved == [file]
 
 
-def test_own_module(tmp_path, monkeypatch, registry):
-    (tmp_path / "own_module_for_test.py").write_text(
-        "def cubed(pred, target):\n    return (pred - target).abs().pow(3).sum(-1)\n"
-    )
-    monkeypatch.syspath_prepend(str(tmp_path))
-    loss = create_box_loss("own_module_for_test:cubed")
-    assert loss(torch.zeros(1, 4), torch.ones(1, 4)).tolist() == [4.0]
-    assert pickle.loads(pickle.dumps(loss)) == loss
-
-
-def test_own_file_that_fails(tmp_path):
-    (tmp_path / "broken_for_test.py").write_text("1 / 0\n")
-    with pytest.raises(
-        LossPlugError, match=r"broken_for_test.py fails when loaded \(ZeroDivisionError: division by zero\)"
-    ):
-        load_own(f"{tmp_path / 'broken_for_test.py'}:loss", BOX)
-    assert not [name for name in sys.modules if "broken_for_test" in name]
-
-
-@pytest.mark.parametrize(
-    ("reduce", "shape"),
-    [(lambda d: d.sum(-1, keepdim=True), "(3, 1)"), (lambda d: d.mean(), "()"), (lambda d: d, "(3, 4)")],
-    ids=["column", "scalar", "coordinates"],
-)
-def test_an_own_loss_of_another_shape_is_an_error(reduce, shape, registry):
-    @box_loss("misshapen")
-    def misshapen(pred, target):
-        return reduce(pred - target)
-
-    with pytest.raises(LossPlugError, match="loss 'misshapen' must return shape") as caught:
-        create_box_loss("misshapen")(torch.zeros(3, 4), torch.ones(3, 4))
-    assert f"but returned {shape}." in str(caught.value)
-
-
-def test_an_own_loss_that_changes_its_inputs_or_returns_nothing_is_an_error(registry):
-    @class_loss("in-place")
-    def in_place(logits, targets):
-        return (logits - targets.clamp_(0.1)).square()
-
-    with pytest.raises(LossPlugError, match="loss 'in-place' changes its inputs in place"):
-        create_class_loss("in-place")(torch.zeros(3), torch.zeros(3))
-
-    @class_loss("nothing")
-    def nothing(logits, targets):
-        pass
-
-    with pytest.raises(LossPlugError, match="loss 'nothing' must return a tensor, not None"):
-        create_class_loss("nothing")(torch.zeros(3), torch.zeros(3))
-
-
-def test_an_own_loss_without_gradient_is_an_error(registry):
-    @box_loss("constant")
-    def constant(pred, target):
-        return (pred - target).detach().abs().sum(-1)
-
-    with pytest.raises(LossPlugError, match="loss 'constant' has no gradient"):
-        create_box_loss("constant")(torch.zeros(3, 4, requires_grad=True), torch.ones(3, 4))
+def test_what_an_own_loss_returns_is_checked():
+    for name, (function, message) in {
+        "column": (lambda pred, target: (pred - target).sum(-1, keepdim=True), r"must return .* but returned \(3, 1\)"),
+        "scalar": (lambda pred, target: (pred - target).mean(), r"must return shape .* but returned \(\)\."),
+        "coordinates": (lambda pred, target: pred - target, r"must return shape .* but returned \(3, 4\)\."),
+        "constant": (lambda pred, target: (pred - target).detach().abs().sum(-1), "has no gradient"),
+    }.items():
+        box_loss(name)(function)
+        with pytest.raises(LossPlugError, match=f"loss '{name}' {message}"):
+            create_box_loss(name)(torch.zeros(3, 4, requires_grad=True), torch.ones(3, 4))
     assert create_box_loss("constant")(torch.zeros(3, 4), torch.ones(3, 4)).tolist() == [4, 4, 4]
+    for name, (function, message) in {
+        "in-place": (lambda logits, targets: (logits - targets.clamp_(0.1)).square(), "changes its inputs in place"),
+        "nothing": (lambda logits, targets: None, "must return a tensor, not None"),
+    }.items():
+        class_loss(name)(function)
+        with pytest.raises(LossPlugError, match=f"loss '{name}' {message}"):
+            create_class_loss(name)(torch.zeros(3), torch.zeros(3))
 
 
 def refused(decorator, function):
@@ -488,7 +424,7 @@ def refused(decorator, function):
     return str(caught.value)
 
 
-def test_bad_signatures_are_refused_with_the_reason():
+def test_bad_signatures_and_names_are_refused_with_the_reason():
     def swapped(target, pred): ...
     def starred(pred, target, *args): ...
     def positional(pred, target, gamma=1.0): ...
@@ -515,8 +451,6 @@ def test_bad_signatures_are_refused_with_the_reason():
         with pytest.raises(LossPlugError, match="is not a valid name for a box loss"):
             box_loss(name)
 
-
-def test_names_and_keys_are_not_taken_twice():
     def mine(pred, target): ...
     def stealing(pred, target, *, focal_gamma: Annotated[float, Option("another meaning")] = 7.0): ...
 

@@ -41,7 +41,7 @@ TESTS = {
     "engine.trainer.get_cfg": "test_training.py::test_the_choice_is_recorded",
     "engine.trainer.BaseTrainer.check_resume": "test_config.py::test_tasks_and_families_that_cannot_use_it",
     "engine.trainer.BaseTrainer.__init__": "test_training.py::test_banner",
-    "engine.trainer.BaseTrainer.save_model": "test_training.py::test_the_hosts_trainer_saves_without_the_criterion",
+    "engine.trainer.BaseTrainer.save_model": "test_run.py::test_the_hosts_trainer_saves_without_the_criterion",
     "engine.trainer.MultiTrainer.__init__": "test_config.py::test_a_sequence_of_datasets_is_checked_before_the_first",
     "engine.tuner.Tuner.__init__": "test_config.py::test_a_tuner_starts_from_the_defaults_of_our_keys",
     "utils.dist.generate_ddp_file": "test_routes.py::test_the_script_of_a_worker_enables_us",

@@ -4,31 +4,33 @@
 import functools
 import io
 import pickle
+import re
 import shutil
 import types
 
 import pytest
 import torch
+import ultralytics
 from torch import nn
 from ultralytics import YOLO
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.nn import tasks
-from ultralytics.utils.loss import BboxLoss, v8DetectionLoss
+from ultralytics.utils.loss import BboxLoss, v8ClassificationLoss, v8DetectionLoss
 
 from tests.models import batch, model, with_keys
-from tests.runs import ABSENT, TINY, Log, python, train
+from tests.runs import ABSENT, TINY, Log, interrupt, python, train
 from yolo_lossplug import DetectionLoss, LossPlugError
 from yolo_lossplug.selection import select as selection
-from yolo_lossplug.ultralytics_hook import attached, config, members
+from yolo_lossplug.ultralytics_hook import attached, config, console, members
 from yolo_lossplug.ultralytics_hook import trainer as hook
+from yolo_lossplug.ultralytics_hook.checkpoints import save_model
 from yolo_lossplug.ultralytics_hook.criterion import plug
 from yolo_lossplug.ultralytics_hook.run import making, memory, runs
-from yolo_lossplug.ultralytics_hook.running import branch_criteria, mismatches, running
+from yolo_lossplug.ultralytics_hook.running import banner, branch_criteria, mismatches, running
 
 select = selection.select
 
 
-@pytest.mark.slow
 def test_a_training_selects_once(data, tmp_path, monkeypatch):
     calls = []
 
@@ -109,20 +111,95 @@ def test_what_cannot_be_looked_into_is_refused_by_the_keys_that_were_given(data,
         train(trainer=trainer_of(OwnClosure), data=data, project=str(tmp_path), loss="eiou")
 
 
-def damage(**changes):
-    def change(trainer):
-        for path, value in changes.items():
-            owner, _, name = path.rpartition("__")
-            setattr(getattr(trainer.model.criterion, owner) if owner else trainer.model.criterion, name, value)
-
-    return change
-
-
 @pytest.mark.slow
 def test_the_guard_names_what_differs(data, tmp_path):
-    callbacks = [("on_train_batch_end", damage(assigner__topk=5))]
+    callbacks = [("on_train_batch_end", lambda trainer: setattr(trainer.model.criterion.assigner, "topk", 5))]
     with pytest.raises(LossPlugError, match=r"tal_topk=7 was requested, but training runs tal_topk=5\. The run is"):
         train(data=data, project=str(tmp_path), loss="eiou", tal_topk=7, epochs=2, callbacks=callbacks)
+
+
+REPORT, TAL = "lossplug_report.csv", "assigner tal(topk=10, alpha=0.5, beta=6.0, iou=ciou)"
+
+
+@pytest.mark.parametrize(
+    ("given", "expected", "marked"),
+    [
+        ({"loss": "eiou"}, f"box eiou · class bce · {TAL}", ["box eiou"]),
+        ({"cls_smoothing": 0.1}, f"box ciou · class bce smoothing=0.1 · {TAL}", ["class bce smoothing=0.1"]),
+        (
+            {"cls_loss": "qfl", "cls_smoothing": 0.2, "cls_weights": [1, 2]},
+            f"box ciou · class qfl(cls_qfl_beta=2.0) smoothing=0.2 weights=[1.0, 2.0] · {TAL}",
+            ["class qfl(cls_qfl_beta=2.0) smoothing=0.2 weights=[1.0, 2.0]"],
+        ),
+        ({"loss": "eiou", "nms_iou": "diou"}, f"box eiou · class bce · {TAL} · nms diou", ["box eiou", "nms diou"]),
+        ({"lossplug_report": True}, f"box ciou · class bce · {TAL} · report {REPORT}", [f"report {REPORT}"]),
+        (
+            {"tal_topk": 7, "tal_beta": 6.0, "tal_iou": "giou"},
+            f"box ciou · class bce · {TAL.replace('=10', '=7').replace('ciou', 'giou')}",
+            ["topk=7", "iou=giou"],
+        ),
+        (
+            {"task": "obb", "loss": "kld"},
+            f"box kld(kld_tau=1.0) · class bce · {TAL.replace('ciou', 'probiou')}",
+            ["box kld(kld_tau=1.0)"],
+        ),
+        ({"task": "classify", "cls_smoothing": 0.1}, "class ce smoothing=0.1", ["class ce smoothing=0.1"]),
+    ],
+    ids=str,
+)
+def test_every_part_of_the_banner(given, expected, marked):
+    if given.get("task") == "classify":
+        criterion = plug(v8ClassificationLoss(), select(given))
+    else:
+        criterion = with_keys(model("yolov8n-obb" if "task" in given else "yolov8n", nc=2), **given)
+    said = banner(select(given), criterion)
+    engine = criterion.lossplug.decision if hasattr(criterion, "assigner") else "reference"
+    assert said == f"{expected} · engine {engine} · ultralytics {ultralytics.__version__}"
+    with_marks = banner(select(given), criterion, "<{}>".format)
+    assert re.findall("<(.*?)>", with_marks) == marked and re.sub("[<>]", "", with_marks) == said
+
+
+def test_marks_are_for_terminals_alone(monkeypatch):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    for is_terminal, text in ((False, "box eiou"), (True, "\x1b[1mbox eiou\x1b[0m")):
+        monkeypatch.setattr("sys.stdout.isatty", lambda value=is_terminal: value)
+        assert console.bold("box eiou") == text
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert console.bold("box eiou") == "box eiou"
+
+
+def test_criterion_is_out_of_the_way_while_a_checkpoint_is_written():
+    """Releases before 8.4.95 would pickle it."""
+    model = types.SimpleNamespace(criterion="criterion", student_model=types.SimpleNamespace(criterion="student's"))
+    trainer = types.SimpleNamespace(ema=types.SimpleNamespace(ema=model))
+
+    def write(self):
+        assert not hasattr(model, "criterion") and not hasattr(model.student_model, "criterion")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError):
+        save_model(write, trainer)
+    assert (model.criterion, model.student_model.criterion) == ("criterion", "student's")
+
+
+def test_the_hosts_trainer_saves_without_the_criterion():
+    """Also where a criterion was made by hand, and no key is given."""
+    seen = []
+
+    class Model:
+        def __init__(self):
+            self.criterion = "criterion"
+
+        def state_dict(self, *_):
+            seen.append(vars(self).copy())
+            raise LookupError
+
+        __deepcopy__ = state_dict  # whichever a release asks for first
+
+    trainer = types.SimpleNamespace(ema=types.SimpleNamespace(ema=Model()))
+    with pytest.raises(LookupError):
+        DetectionTrainer.save_model(trainer)
+    assert seen == [{}] and trainer.ema.ema.criterion == "criterion"
 
 
 @pytest.mark.parametrize(
@@ -175,14 +252,7 @@ def test_models_and_criteria_can_be_pickled_in_a_callback(data, tmp_path):
 
 @pytest.mark.slow
 def test_a_run_that_was_copied_goes_on_with_what_its_losses_remember(data, tmp_path):
-    def stop(trainer):
-        if trainer.epoch == 1:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train(
-            data=data, project=str(tmp_path / "a"), loss="wiou-v3", epochs=3, callbacks=[("on_train_batch_end", stop)]
-        )
+    interrupt(data=data, project=tmp_path / "a", loss="wiou-v3")
     shutil.move(tmp_path / "a", tmp_path / "b")
     (last,) = (tmp_path / "b").rglob("last.pt")
     seen = []
@@ -193,10 +263,8 @@ def test_a_run_that_was_copied_goes_on_with_what_its_losses_remember(data, tmp_p
     assert seen[0] and "is missing beside the checkpoint" not in log.text
 
 
-def test_what_is_ignored_on_resume_is_said_once():
+def test_what_is_ignored_or_missing_on_resume_is_said_once():
     """By us, with the value that stays; the host is asked about its own keys."""
-    from yolo_lossplug.ultralytics_hook import trainer as hook
-
     recorded = select({"loss": "eiou", "tal_topk": 7}).resolved()
     trainer = types.SimpleNamespace(args=types.SimpleNamespace(resume="last.pt", device="cpu", **recorded))
     asked = []
@@ -205,9 +273,6 @@ def test_what_is_ignored_on_resume_is_said_once():
     assert asked == [{"lr0": 0.1}]
     assert log.text.count("ignored") == 1
     assert "loss=giou is ignored: a resumed run goes on with loss=eiou. Start a new run to change it." in log.text
-
-
-def test_what_is_missing_on_resume_is_said_once():
     trainer = types.SimpleNamespace(resume=True, start_epoch=1, epochs=3)
     with Log() as log:
         memory.check_state(runs.Run(select({"loss": "wiou-v3"})).state, trainer, keeps_state=True)
@@ -216,18 +281,16 @@ def test_what_is_missing_on_resume_is_said_once():
     assert "lossplug.pt is missing beside the checkpoint" in line
 
 
-@pytest.mark.parametrize("args", ["dict", "namespace", "none"])
-def test_a_criterion_by_hand_needs_no_arguments_of_a_training(args):
-    made = YOLO("yolov8n.yaml").model.train()
-    assert isinstance(made.args, dict)
-    if args == "namespace":
-        made.args = types.SimpleNamespace(**made.args)
-    elif args == "none":
-        del made.args
-    criterion = DetectionLoss(made, loss="eiou")
-    loss = criterion(dict(made(batch("yolov8n", nc=80)["img"])), batch("yolov8n", nc=80))[0]
-    assert loss.isfinite().all() and criterion.bbox_loss.loss.name == "eiou"
-    assert (criterion.hyp.box, criterion.hyp.cls, criterion.hyp.dfl) == (7.5, 0.5, 1.5)
+def test_a_criterion_by_hand_needs_no_arguments_of_a_training():
+    made, given = YOLO("yolov8n.yaml").model.train(), batch("yolov8n", nc=80)
+    for args in (made.args, types.SimpleNamespace(**made.args), None):
+        made.args = args
+        if args is None:
+            del made.args
+        criterion = DetectionLoss(made, loss="eiou")
+        assert criterion(dict(made(given["img"])), given)[0].isfinite().all(), args
+        assert criterion.bbox_loss.loss.name == "eiou"
+        assert (criterion.hyp.box, criterion.hyp.cls, criterion.hyp.dfl) == (7.5, 0.5, 1.5)
 
 
 def test_disabling_leaves_what_others_have_put_over_ours(enabled, monkeypatch):
@@ -294,24 +357,17 @@ assert "{key}" in ultralytics.utils.DEFAULT_CFG_DICT
 """
 
 
+HOSTS = {
+    **dict.fromkeys(("loss", "cls_loss", "loss_engine", "nms_iou", "cls_weights", "tal_iou"), None),
+    **{"lossplug_report": False, "cls_smoothing": 0.0, "tal_topk": 10, "tal_min_side": 16, "loss_mix": 1},
+    "focal_gamma": 0.5,
+}
+"""Keys, and defaults that the host gives them."""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("key", "value", "owner"),
-    [
-        ("loss", "None", ""),
-        ("cls_loss", "None", ""),
-        ("loss_engine", "None", ""),
-        ("nms_iou", "None", ""),
-        ("lossplug_report", "False", ""),
-        ("cls_weights", "None", ""),
-        ("cls_smoothing", "0.0", ""),
-        ("tal_topk", "10", ""),
-        ("tal_min_side", "16", ""),
-        ("tal_iou", "None", ""),
-        ("loss_mix", "1", ""),
-        ("focal_gamma", "0.5", "focal-eiou"),
-    ],
-)
-def test_a_key_that_the_host_has_keeps_its_meaning(key, value, owner, tmp_path):
-    done = python(CLAIMED.format(key=key, value=value, owner=owner), cwd=tmp_path, env=ABSENT)
+@pytest.mark.parametrize("key", HOSTS)
+def test_a_key_that_the_host_has_keeps_its_meaning(key, tmp_path):
+    owner = "focal-eiou" if key == "focal_gamma" else ""
+    done = python(CLAIMED.format(key=key, value=HOSTS[key], owner=owner), cwd=tmp_path, env=ABSENT)
     assert f"keys of its own named {key};" in done.stdout

@@ -1,33 +1,28 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Whole training runs in this process, by every route that leads to a trainer."""
 
-import re
-import types
+import pickle
 from copy import deepcopy
 from pathlib import Path
 
 import pytest
 import torch
-import ultralytics
 import yaml
 from ultralytics import YOLO
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.nn import tasks
 from ultralytics.nn.tasks import DetectionModel
-from ultralytics.utils.loss import v8ClassificationLoss, v8DetectionLoss
+from ultralytics.utils.loss import v8DetectionLoss
 
-from tests import models
 from tests.conftest import dataset
-from tests.runs import ROOT, STILL, TINY, Log, results, slow, train
+from tests.runs import ROOT, STILL, TINY, Log, results, train
+from tests.ultralytics_hook.test_routes import globals_of
 from yolo_lossplug import DetectionLoss, LossPlugError, list_box_losses
 from yolo_lossplug.selection.keys import keys
-from yolo_lossplug.selection.select import select
-from yolo_lossplug.ultralytics_hook import console, patching
+from yolo_lossplug.ultralytics_hook import patching
 from yolo_lossplug.ultralytics_hook import trainer as hook
-from yolo_lossplug.ultralytics_hook.checkpoints import save_model
-from yolo_lossplug.ultralytics_hook.criterion import plug
-from yolo_lossplug.ultralytics_hook.running import banner
 
+pytestmark = pytest.mark.slow
 CHOICE = {"loss": "focal-eiou", "focal_gamma": 0.4, "cls_loss": "qfl", "tal_topk": 7}
 
 
@@ -47,7 +42,7 @@ def plugged(data, stock, tmp_path_factory):
     return trainer, log.text
 
 
-def test_validation_loss_is_the_chosen_one_too(stock, data, tmp_path):
+def test_validation_loss_is_the_chosen_one_too_and_the_stock_loss_changes_nothing(stock, data, tmp_path):
     """A callback that sets the model's criterion trains with it, and validates with the host's."""
     eiou = results(train(data=data, project=str(tmp_path), **STILL, loss="eiou").save_dir)[-1]
     plain = results(stock.save_dir)[-1]
@@ -55,9 +50,6 @@ def test_validation_loss_is_the_chosen_one_too(stock, data, tmp_path):
         assert eiou[f"{part}/box_loss"] > 1.2 * plain[f"{part}/box_loss"]
         for other in ("cls_loss", "dfl_loss"):
             assert eiou[f"{part}/{other}"] == pytest.approx(plain[f"{part}/{other}"], rel=1e-4)
-
-
-def test_naming_the_stock_loss_changes_nothing(stock, data, tmp_path):
     named = train(data=data, project=str(tmp_path), **STILL, loss="CIoU")
     assert results(named.save_dir) == results(stock.save_dir)
     assert named.args.loss == "ciou"
@@ -68,60 +60,6 @@ def test_banner(plugged):
     (line,) = [line for line in text.splitlines() if "LossPlug: " in line]
     for part in ("box focal-eiou(focal_gamma=0.4)", "class qfl", "tal(topk=7,", "engine fast", "ultralytics 8."):
         assert part in line
-
-
-TAL = "assigner tal(topk=10, alpha=0.5, beta=6.0, iou=ciou)"
-
-
-@pytest.mark.parametrize(
-    ("given", "expected", "marked"),
-    [
-        ({"loss": "eiou"}, f"box eiou · class bce · {TAL}", ["box eiou"]),
-        ({"cls_smoothing": 0.1}, f"box ciou · class bce smoothing=0.1 · {TAL}", ["class bce smoothing=0.1"]),
-        (
-            {"cls_loss": "qfl", "cls_smoothing": 0.2, "cls_weights": [1, 2]},
-            f"box ciou · class qfl(cls_qfl_beta=2.0) smoothing=0.2 weights=[1.0, 2.0] · {TAL}",
-            ["class qfl(cls_qfl_beta=2.0) smoothing=0.2 weights=[1.0, 2.0]"],
-        ),
-        ({"loss": "eiou", "nms_iou": "diou"}, f"box eiou · class bce · {TAL} · nms diou", ["box eiou", "nms diou"]),
-        (
-            {"lossplug_report": True},
-            f"box ciou · class bce · {TAL} · report lossplug_report.csv",
-            ["report lossplug_report.csv"],
-        ),
-        (
-            {"tal_topk": 7, "tal_beta": 6.0, "tal_iou": "giou"},
-            f"box ciou · class bce · {TAL.replace('=10', '=7').replace('ciou', 'giou')}",
-            ["topk=7", "iou=giou"],
-        ),
-        (
-            {"task": "obb", "loss": "kld"},
-            f"box kld(kld_tau=1.0) · class bce · {TAL.replace('ciou', 'probiou')}",
-            ["box kld(kld_tau=1.0)"],
-        ),
-        ({"task": "classify", "cls_smoothing": 0.1}, "class ce smoothing=0.1", ["class ce smoothing=0.1"]),
-    ],
-    ids=str,
-)
-def test_every_part_of_the_banner(given, expected, marked):
-    if given.get("task") == "classify":
-        criterion = plug(v8ClassificationLoss(), select(given))
-    else:
-        criterion = models.with_keys(models.model("yolov8n-obb" if "task" in given else "yolov8n", nc=2), **given)
-    said = banner(select(given), criterion)
-    engine = criterion.lossplug.decision if hasattr(criterion, "assigner") else "reference"
-    assert said == f"{expected} · engine {engine} · ultralytics {ultralytics.__version__}"
-    with_marks = banner(select(given), criterion, "<{}>".format)
-    assert re.findall("<(.*?)>", with_marks) == marked and re.sub("[<>]", "", with_marks) == said
-
-
-def test_marks_are_for_terminals_alone(monkeypatch):
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    for is_terminal, text in ((False, "box eiou"), (True, "\x1b[1mbox eiou\x1b[0m")):
-        monkeypatch.setattr("sys.stdout.isatty", lambda value=is_terminal: value)
-        assert console.bold("box eiou") == text
-    monkeypatch.setenv("NO_COLOR", "1")
-    assert console.bold("box eiou") == "box eiou"
 
 
 def test_the_choice_is_recorded(plugged):
@@ -147,14 +85,11 @@ def test_a_stock_run_records_nothing(stock):
 
 
 def test_callbacks_are_there_once_and_pickle_by_reference(plugged):
-    import pickle
-
     for event, callback in hook.CALLBACKS:
         assert plugged[0].callbacks[event].count(callback) == 1
         assert pickle.loads(pickle.dumps(callback)) is callback
 
 
-@pytest.mark.slow
 def test_two_losses_one_after_the_other(data, tmp_path):
     model = YOLO("yolov8n.yaml")
     for name in ("eiou", "giou"):
@@ -167,7 +102,6 @@ def test_two_losses_one_after_the_other(data, tmp_path):
     assert "LossPlug" not in log.text
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in list_box_losses() if n != "ciou"] + ["focal-alpha-ciou"])
 def test_every_loss_trains(name, data, tmp_path):
     trainer = train(data=data, project=str(tmp_path), loss=name, val=False)
@@ -176,7 +110,6 @@ def test_every_loss_trains(name, data, tmp_path):
     assert all(p.isfinite().all() for p in trainer.model.parameters())
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda file: file.stem)
 def test_every_recipe_trains(file, data, tmp_path):
     trainer = train(cfg=str(file), data=data, project=str(tmp_path), val=False)
@@ -210,8 +143,7 @@ class ReachedByCallback(ByHand):
     model_class = OwnStockModel
 
 
-@pytest.mark.slow
-def test_custom_trainer(data, tmp_path):
+def test_trainers_of_the_users_own(data, tmp_path):
     class Custom(DetectionTrainer):
         pass
 
@@ -219,30 +151,21 @@ def test_custom_trainer(data, tmp_path):
         trainer = train(trainer=Custom, data=data, project=str(tmp_path), loss="eiou")
     assert type(trainer) is Custom and "box eiou" in log.text
     assert trainer.model.criterion.bbox_loss.loss.name == "eiou"
-
-
-@pytest.mark.slow
-def test_criterion_by_hand_in_a_custom_trainer(data, tmp_path):
     trainer = train(trainer=ByHand, data=data, project=str(tmp_path))
     assert trainer.model.criterion.bbox_loss.loss.name == "giou"
     assert trainer.ema.ema.criterion.bbox_loss.loss.name == "giou"
+    # A trainer made directly, with callbacks of the user's that name few events.
+    overrides = {**TINY, "model": "yolov8n.yaml", "data": data, "project": str(tmp_path), "loss": "eiou"}
+    trainer = DetectionTrainer(overrides=overrides)
+    trainer.train()
+    assert trainer.model.criterion.bbox_loss.loss.name == "eiou"
 
 
-@pytest.mark.slow
 def test_a_model_class_of_the_users_own(data, tmp_path, enabled):
     trainer = train(trainer=ReachedByCallback, data=data, project=str(tmp_path), loss="eiou")
     assert trainer.ema.ema.criterion.bbox_loss.loss.name == "eiou"
     enabled.disable()
     assert not hasattr(OwnStockModel.init_criterion, patching.MARK)
-
-
-@pytest.mark.slow
-def test_trainer_without_a_model_object(data, tmp_path):
-    """A trainer made directly, with callbacks of the user's that name few events."""
-    overrides = {**TINY, "model": "yolov8n.yaml", "data": data, "project": str(tmp_path), "loss": "eiou"}
-    trainer = DetectionTrainer(overrides=overrides)
-    trainer.train()
-    assert trainer.model.criterion.bbox_loss.loss.name == "eiou"
 
 
 class Careless(DetectionTrainer):
@@ -252,25 +175,16 @@ class Careless(DetectionTrainer):
         self.resume = False
 
     def save_model(self):
-        content = {
-            "epoch": self.epoch,
-            "ema": deepcopy(self.ema.ema).half(),
-            "train_args": vars(self.args),
-            "model": None,
-        }
-        torch.save(content, self.last)
+        ema, args = deepcopy(self.ema.ema).half(), vars(self.args)
+        torch.save({"epoch": self.epoch, "ema": ema, "train_args": args, "model": None}, self.last)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "keys_given", [{}, {"loss": "eiou", "cls_loss": "qfl", "tal_iou": "giou"}], ids=["stock", "ours"]
 )
 def test_a_careless_trainer_writes_nothing_of_ours(keys_given, data, tmp_path):
-    from tests.ultralytics_hook.test_routes import globals_of
-
-    trainer = Careless(
-        overrides={**TINY, "model": "yolov8n.yaml", "data": data, "project": str(tmp_path), **keys_given}
-    )
+    overrides = {**TINY, "model": "yolov8n.yaml", "data": data, "project": str(tmp_path), **keys_given}
+    trainer = Careless(overrides=overrides)
     saved = []
     trainer.add_callback("on_fit_epoch_end", lambda t: saved.append(globals_of(t.last)))
     trainer.train()
@@ -279,71 +193,21 @@ def test_a_careless_trainer_writes_nothing_of_ours(keys_given, data, tmp_path):
     assert ("loss" in recorded) is bool(keys_given) and "focal_gamma" not in recorded
 
 
-def replace_training(trainer):
-    trainer.model.criterion = v8DetectionLoss(trainer.model)
+def stock_criterion(model):
+    model.criterion = v8DetectionLoss(model)
 
 
-def replace_validation(trainer):
-    trainer.ema.ema.criterion = v8DetectionLoss(trainer.ema.ema)
+def test_a_replaced_criterion_stops_the_run(data, tmp_path, enabled):
+    for event, callback, role in (
+        ("on_train_start", lambda trainer: stock_criterion(trainer.model), "training"),
+        ("on_train_epoch_end", lambda trainer: stock_criterion(trainer.ema.ema), "validation"),
+        ("on_train_start", lambda trainer: enabled.disable(), "training"),
+    ):
+        message = f"loss=eiou cls_loss=bce was requested, but {role} runs v8DetectionLoss with BboxLoss"
+        with pytest.raises(LossPlugError, match=message):
+            train(data=data, project=str(tmp_path), loss="eiou", callbacks=[(event, callback)])
 
 
-@pytest.mark.parametrize(
-    ("event", "replace", "role"),
-    [("on_train_start", replace_training, "training"), ("on_train_epoch_end", replace_validation, "validation")],
-    ids=["training", "validation"],
-)
-def test_a_replaced_criterion_stops_the_run(event, replace, role, data, tmp_path):
-    message = f"loss=eiou cls_loss=bce was requested, but {role} runs v8DetectionLoss with BboxLoss"
-    with pytest.raises(LossPlugError, match=message):
-        train(data=data, project=str(tmp_path), loss="eiou", callbacks=[(event, replace)])
-
-
-@pytest.mark.slow
-def test_disabled_in_between_stops_the_run(data, tmp_path, enabled):
-    with pytest.raises(LossPlugError, match="was requested, but training runs v8DetectionLoss"):
-        train(
-            data=data,
-            project=str(tmp_path),
-            loss="eiou",
-            callbacks=[("on_train_start", lambda trainer: enabled.disable())],
-        )
-
-
-def test_criterion_is_out_of_the_way_while_a_checkpoint_is_written():
-    """Releases before 8.4.95 would pickle it."""
-    model = types.SimpleNamespace(criterion="criterion", student_model=types.SimpleNamespace(criterion="student's"))
-    trainer = types.SimpleNamespace(ema=types.SimpleNamespace(ema=model))
-
-    def write(self):
-        assert not hasattr(model, "criterion") and not hasattr(model.student_model, "criterion")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError):
-        save_model(write, trainer)
-    assert (model.criterion, model.student_model.criterion) == ("criterion", "student's")
-
-
-def test_the_hosts_trainer_saves_without_the_criterion():
-    """Also where a criterion was made by hand, and no key is given."""
-    seen = []
-
-    class Model:
-        def __init__(self):
-            self.criterion = "criterion"
-
-        def state_dict(self, *_):
-            seen.append(vars(self).copy())
-            raise LookupError
-
-        __deepcopy__ = state_dict  # whichever a release asks for first
-
-    trainer = types.SimpleNamespace(ema=types.SimpleNamespace(ema=Model()))
-    with pytest.raises(LookupError):
-        DetectionTrainer.save_model(trainer)
-    assert seen == [{}] and trainer.ema.ema.criterion == "criterion"
-
-
-@pytest.mark.slow
 def test_several_datasets_in_this_process(data, other_data, tmp_path):
     model = YOLO("yolov8n.yaml")
     with Log() as log:
@@ -353,7 +217,6 @@ def test_several_datasets_in_this_process(data, other_data, tmp_path):
     assert saved == ["eiou", "eiou"]
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="mixed precision is trained on a GPU")
 @pytest.mark.parametrize("amp", [True, "bf16"])
 def test_mixed_precision(amp, data, tmp_path):
@@ -364,7 +227,7 @@ def test_mixed_precision(amp, data, tmp_path):
     assert all(p.isfinite().all() for p in trainer.model.parameters())
 
 
-@pytest.mark.parametrize("loss", ["gwd", slow("focal-alpha-kld"), slow("kfiou"), slow("mgiou")])
+@pytest.mark.parametrize("loss", ["gwd", "focal-alpha-kld", "kfiou", "mgiou"])
 def test_rotated_boxes_train(loss, tmp_path):
     data = dataset("turned", task="obb")
     with Log() as log:
@@ -375,7 +238,6 @@ def test_rotated_boxes_train(loss, tmp_path):
     assert trainer.ema.ema.criterion.bbox_loss.loss.name == loss
 
 
-@pytest.mark.slow
 def test_stacked_with_the_hosts_class_weights(data, tmp_path):
     trainer = train(data=data, project=str(tmp_path), loss="focal-siou", epochs=2, cls_loss="varifocal", cls_pw=0.5)
     assert trainer.model.criterion.bce.is_weighted
