@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
 
 from yolo_lossplug.files import write_text
+from yolo_lossplug.terminal import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -62,6 +63,7 @@ def save(made: Figure, file: Path) -> Path:
 
     texts: list[Any] = made.findobj(Text)
     for text in texts:
+        text.set_text(printable(text.get_text()))
         text.set_parse_math("$" not in text.get_text())
     file.parent.mkdir(parents=True, exist_ok=True)
     made.savefig(file, dpi=150)

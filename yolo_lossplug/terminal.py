@@ -17,6 +17,7 @@ COLUMN = re.compile(r"^(\s*(?:[^\s].*?)?\s{2,})(?=\S)")
 """An entry and the gap before its explanation."""
 LABEL = re.compile(r"\s*\w+: ")
 """Begins a line of its own, as ``Note: ``; what does not fit into it is indented."""
+CONTROL = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 WORD = re.compile(r"\S*[\[(][-\d.∞]+, [-\d.∞]+[\])]\S*|\S+")
 """What is not broken: an interval such as ``[0, ∞)``, or whatever has no space in it."""
 
@@ -77,6 +78,15 @@ def _fit_line(line: str, columns: int) -> str:
 def size(text: str) -> int:
     """Return how long a line is: columns of a terminal, or else bytes, which is what `awk` counts in some locales."""
     return cells(text) if sys.stdout.isatty() else len(text.encode())
+
+
+def printable(text: str) -> str:
+    r"""Return a text without colours and other control characters, but for ends of lines and tabs.
+
+    >>> printable("\x1b[31mred\x1b[0m")
+    'red'
+    """
+    return CONTROL.sub("", text)
 
 
 def cells(text: str) -> int:

@@ -267,7 +267,7 @@ def inline(text: str) -> Markup:
     >>> print(inline("`a<b` & c"))
     <code>a&lt;b</code> &amp; c
     """
-    return Markup(CODE.sub(r"<code>\1</code>", str(escape(text))))
+    return Markup(CODE.sub(r"<code>\1</code>", str(escape(terminal.printable(text)))))
 
 
 def number_of(cell: Any) -> Optional[float]:
@@ -340,12 +340,12 @@ def _fenced(text: str) -> str:
 
 def _plain(text: str) -> str:
     """Return text on one line without the marks of code."""
-    return " ".join(CODE.sub(r"\1", text).split())
+    return " ".join(CODE.sub(r"\1", terminal.printable(text)).split())
 
 
 def _marked(text: str) -> str:
     """Return text as Markdown: nothing but code is markup."""
-    words = re.split(r"(`[^`]+`)", " ".join(str(text).split()))
+    words = re.split(r"(`[^`]+`)", " ".join(terminal.printable(str(text)).split()))
     return "".join(word if word.startswith("`") else MARKS.sub(r"\\\g<0>", word) for word in words)
 
 

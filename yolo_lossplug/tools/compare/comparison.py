@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Optional
 
+from yolo_lossplug.terminal import printable
 from yolo_lossplug.tools.compare import measures, significance
 from yolo_lossplug.tools.compare.effects import Effect, Spread, effect_of
 from yolo_lossplug.tools.compare.jobs import FAILED, FINISHED, Job
@@ -100,7 +101,7 @@ class Comparison:
     @cached_property
     def labels(self) -> dict[str, str]:
         """Names of the measures that any run has, as they are shown, by full name."""
-        return {name: label(name) for _, name in self.spreads}
+        return {name: printable(label(name)) for _, name in self.spreads}
 
     @cached_property
     def groups(self) -> dict[str, list[str]]:
@@ -273,20 +274,20 @@ class Comparison:
 
 
 def without_folders(text: str) -> str:
-    r"""Return a text with the bare names of files in place of their absolute paths.
+    r"""Return a text with the bare names of files in place of their absolute paths, and without control characters.
 
     >>> without_folders("loss=ciou,/home/me/losses.py:mine data=C:\\sets\\my.yaml")
     'loss=ciou,losses.py:mine data=my.yaml'
     >>> without_folders("n/a, val/box_loss, https://a.org/b/c, ./own/losses.py")
     'n/a, val/box_loss, https://a.org/b/c, ./own/losses.py'
     """
-    return FOLDERS.sub("", text)
+    return FOLDERS.sub("", printable(text))
 
 
 def portable(jobs: Iterable[Job]) -> list[Job]:
     """Return copies of runs whose names and reasons hold no folder; names that would be equal then stay as they are."""
     jobs = list(jobs)
-    short = {job.arm: without_folders(job.arm) for job in jobs}
+    short = {job.arm: without_folders(job.arm).replace("`", "'") for job in jobs}  # names are shown as code
     is_unique = len({*short.values()}) == len(short)
     return [
         replace(job, arm=short[job.arm] if is_unique else job.arm, reason=without_folders(job.reason)) for job in jobs

@@ -20,13 +20,13 @@ from filelock import FileLock, Timeout
 
 from yolo_lossplug.files import read_json, write_json
 from yolo_lossplug.registry import LossPlugError
+from yolo_lossplug.terminal import printable
 
 WAITING, RUNNING, FINISHED, FAILED = "waiting", "running", "finished", "failed"
 PATIENCE = 30
 """Seconds until an interrupted run that does not end is killed."""
 PLACES = ("device", "workers", "project", "name", "exist_ok")
 """Arguments in which two runs of the same losses and seed may differ."""
-ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 LOCK = ".lock"
 MAX_NAME = 80
 """Characters of a folder's name, to which seed, endings and a digest are added; systems allow 255 bytes."""
@@ -134,7 +134,7 @@ class Job:
 
     def fail(self, reason: object) -> None:
         """Set the state of a run that has failed, with the reason in one line without colours."""
-        self.state, self.reason = FAILED, ANSI.sub("", str(reason).partition("\n")[0])
+        self.state, self.reason = FAILED, printable(str(reason).partition("\n")[0])
 
 
 def comparable(args: Mapping[str, Any]) -> dict[str, Any]:
