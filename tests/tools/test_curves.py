@@ -214,7 +214,7 @@ def test_legend_has_rows_of_like_length():
 @pytest.mark.slow
 def test_default_draws_some_losses(tmp_path):
     assert {row["loss"] for row in drawn(tmp_path)} >= {"iou", "giou", "ciou"}
-    other = curves.folder("curves", "found", str(tmp_path))
+    other = curves.new_folder("curves", "found", str(tmp_path))
     assert other.parent == tmp_path and not other.exists()  # results of before are kept
 
 
