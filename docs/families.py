@@ -94,8 +94,8 @@ def maths(spec):
 
 
 def words(spec):
-    """Return what the docstring says before the result, less the paper: the range, and what is detached."""
-    text = (inspect.getdoc(spec.function) or "").partition("\nReturns:")[0]
+    """Return what the docstring says, less the paper and examples: the range, and what is detached."""
+    text = (inspect.getdoc(spec.function) or "").partition("\n>>> ")[0]
     cited = spec.paper.families[0] if spec.paper and spec.paper.families else "\n"
     paragraphs = (part for part in text.strip().split("\n\n") if not part.startswith(cited))
     return "\n\n".join(paragraphs).replace("*", "\\*").replace("_", "\\_")

@@ -37,8 +37,7 @@ PAPER = Paper(
 def diou(pair: Pair) -> tuple[Tensor, ...]:
     """DIoU loss = 1 − IoU + ρ²/c², in [0, 2): ρ the distance of the centres, c the enclosing diagonal, Eq. 7.
 
-    Returns:
-        One penalty (N,). Nothing is detached, c² included.
+    Nothing is detached, c² included.
     """
     return (pair.centre_distance,)
 
@@ -58,10 +57,8 @@ def diou(pair: Pair) -> tuple[Tensor, ...]:
 def ciou(pair: Pair) -> tuple[Tensor, ...]:
     """CIoU loss = 1 − IoU + ρ²/c² + α·v, in [0, 2.5), Eq. 8 to 11, in the AAAI form: α has no gate at IoU 0.5.
 
-    v = 4/π² · (arctan(W/H) − arctan(w/h))² and α = v / (1 − IoU + v), which is detached.
-
-    Returns:
-        Two penalties (N,): the distance of the centres and the weighted difference of aspect.
+    v = 4/π² · (arctan(W/H) − arctan(w/h))² and α = v / (1 − IoU + v), which is detached. The penalties are the
+    distance of the centres and the weighted difference of aspect.
     """
     v = (4 / math.pi**2) * (aspect_angle(pair.target_size) - aspect_angle(pair.size)).square()
     alpha = ratio(v, 1 - pair.iou + v).detach()

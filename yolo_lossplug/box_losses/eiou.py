@@ -35,8 +35,7 @@ PAPER = Paper(
 def eiou(pair: Pair) -> tuple[Tensor, ...]:
     """EIoU loss = 1 − IoU + ρ²/c² + (w − W)²/cw² + (h − H)²/ch², in [0, 4), with cw, ch the enclosing sides.
 
-    Returns:
-        Three penalties (N,): distance of the centres, difference of widths, difference of heights. Nothing is detached.
+    The penalties are the distance of the centres and the differences of widths and heights. Nothing is detached.
     """
     width, height = ratio((pair.size - pair.target_size).square(), pair.hull_size.square()).unbind(-1)
     return pair.centre_distance, width, height

@@ -37,10 +37,7 @@ def gcd(pred: Tensor, target: Tensor) -> Tensor:
     """GCD loss = 1 − exp(−D), in [0, 1).
 
     D² = ½·[(Δx/w)² + (Δy/h)² + (Δx/W)² + (Δy/H)² + ¼·(((w − W)/w)² + ((h − H)/h)² + ((w − W)/W)² + ((h − H)/H)²)],
-    Δx and Δy the offset of the centres.
-
-    Returns:
-        Loss per pair (N,). Nothing is detached; the gradient is 0 at identical boxes.
+    Δx and Δy the offset of the centres. Nothing is detached; the gradient is 0 at identical boxes.
     """
     pair = Pair(pred, target)  # shorter sides than the minimum, and inverted ones, count as that long
     size, target_size = pair.size.clamp(min=MIN_SIDE), pair.target_size.clamp(min=MIN_SIDE)

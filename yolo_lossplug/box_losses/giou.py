@@ -34,7 +34,6 @@ PAPER = Paper(
 def giou(pair: Pair) -> tuple[Tensor, ...]:
     """GIoU loss = 1 − IoU + (C − U)/C, in [0, 2), with U the union and C the area of the enclosing box: Algorithm 2.
 
-    Returns:
-        One penalty (N,). Nothing is detached.
+    Nothing is detached.
     """
     return (ratio(pair.hull_area - pair.union, pair.hull_area),)

@@ -40,9 +40,7 @@ def interp_iou(
 ) -> Tensor:
     """InterpIoU = (1 − IoU(p, t)) + (1 − IoU(q, t)) with q = (1 − α)·p + α·t, in [0, 2].
 
-    Returns:
-        Loss per pair (N,). Near α = 1 the interpolated box overlaps the target, and so pulls boxes that do not.
-        Nothing is detached.
+    Near α = 1 the interpolated box overlaps the target, and so pulls boxes that do not. Nothing is detached.
     """
     between = (1 - interp_alpha) * pred + interp_alpha * target
     return 2 - Pair(pred, target).iou - Pair(between, target).iou
@@ -70,8 +68,7 @@ def d_interp_iou(
 ) -> Tensor:
     """Dynamic InterpIoU = (1 − IoU(p, t)) + (1 − IoU(q, t)), q = (1 − α)·p + α·t, α = clamp(1 − sg(IoU), low, high).
 
-    Returns:
-        Loss per pair (N,), in [0, 2]. α is detached.
+    α is detached; the loss is in [0, 2].
     """
     iou = Pair(pred, target).iou
     alpha = (1 - iou.detach()).clamp(interp_low, interp_high).unsqueeze(-1)

@@ -35,8 +35,7 @@ MIN_IOU = 1e-6
 def iou(pair: Pair) -> tuple[Tensor, ...]:
     """IoU loss = 1 − IoU, in [0, 1]: the linear form of the loss of Yu et al., UnitBox, ACM MM 2016.
 
-    Returns:
-        No penalties. Nothing is detached.
+    Nothing is detached.
     """
     return ()
 
@@ -52,8 +51,7 @@ def iou(pair: Pair) -> tuple[Tensor, ...]:
 def log_iou(pred: Tensor, target: Tensor) -> Tensor:
     """Log IoU = −ln max(IoU, 1e-6), in [0, 13.8155]: Yu et al., UnitBox, ACM MM 2016.
 
-    Returns:
-        Loss per pair (N,). Nothing is detached; the gradient is 0 below the floor.
+    Nothing is detached; the gradient is 0 below the floor.
 
     >>> import torch
     >>> log_iou(torch.tensor([[1.0, 1, 3, 3]]), torch.tensor([[0.0, 0, 4, 4]]))  # −ln(4/16)

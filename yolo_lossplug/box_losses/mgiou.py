@@ -37,10 +37,8 @@ def mgiou(pred: Tensor, target: Tensor) -> Tensor:
     """MGIoU loss = (1 − mean g)/2, in [0, 1), over four axes, the edge normals of both boxes.
 
     On an axis, boxes are intervals with an overlap I, a union U of their lengths less I, and a hull:
-    g = I/U − (hull − U)/hull, which is d/hull, d the overlap where there is one, and minus the gap where there is none.
-
-    Returns:
-        Loss per pair (N,). Nothing is detached; by the angle, the gradient is 0 where edges are exactly parallel.
+    g = I/U − (hull − U)/hull, which is d/hull, d the overlap where there is one, and minus the gap where there is
+    none. Nothing is detached; by the angle, the gradient is 0 where edges are exactly parallel.
     """
     half, target_half = (boxes[:, 2:4].clamp(min=MIN_ROTATED_SIDE) / 2 for boxes in (pred, target))
     turn, offset = pred[:, 4:] - target[:, 4:], pred[:, :2] - target[:, :2]

@@ -59,8 +59,7 @@ def inner(
 ) -> Terms:
     """Measure the overlap on boxes scaled about their own centres; the penalties stay those of the boxes.
 
-    Returns:
-        The terms with another overlap; the authors use r from 0.5 to 1.5.
+    The authors use r from 0.5 to 1.5.
     """
     return terms._replace(overlap=terms.pair.scaled(inner_ratio).iou)
 
@@ -80,11 +79,7 @@ def focaler(
     focaler_d: Annotated[float, Option("overlap d that counts as 0", at_least=0, below=1)] = 0.0,
     focaler_u: Annotated[float, Option("overlap e that counts as 1", above=0, at_most=1)] = 0.95,
 ) -> Terms:
-    """Map the overlap linearly from [d, e] to [0, 1].
-
-    Returns:
-        The terms with another overlap.
-    """
+    """Map the overlap linearly from [d, e] to [0, 1]."""
     return terms._replace(overlap=((terms.overlap - focaler_d) / (focaler_u - focaler_d)).clamp(0, 1))
 
 
@@ -100,9 +95,7 @@ def focaler(
 def alpha_iou(terms: Terms, *, alpha_power: AlphaPower = 3.0) -> Terms:
     """Raise the overlap and each penalty to the power α.
 
-    Returns:
-        The terms, raised. CIoU's own trade-off is that of the IoU before the power, and is raised together with its v,
-        as in the authors' code.
+    CIoU's own trade-off is that of the IoU before the power, and is raised with its v, as in the authors' code.
     """
     return terms._replace(
         overlap=power(terms.overlap, alpha_power),
@@ -119,11 +112,7 @@ def alpha_iou(terms: Terms, *, alpha_power: AlphaPower = 3.0) -> Terms:
     note="Boxes that do not overlap their target get loss 0 and gradient 0.",
 )
 def focal_iou(terms: Terms, *, focal_gamma: FocalGamma = 0.5) -> Terms:
-    """Weight each pair by its detached IoU to the power γ.
-
-    Returns:
-        The terms, weighted.
-    """
+    """Weight each pair by its detached IoU to the power γ."""
     return weigh(terms, terms.pair.iou.detach().pow(focal_gamma))
 
 

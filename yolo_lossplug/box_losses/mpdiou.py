@@ -38,10 +38,7 @@ def mpdiou(pair: Pair, *, stride: Optional[Tensor], imgsz: Optional[Tensor]) -> 
     """MPDIoU loss = 1 − IoU + (d₁² + d₂²)/(w² + h²), in [0, 3) inside the image.
 
     d₁ and d₂ are the distances of the top left and of the bottom right corners, w and h the sides of the network
-    input, all in pixels.
-
-    Returns:
-        Two penalties (N,), of the two corners, for an image of 640 x 640 without `imgsz`. Nothing is detached.
+    input, all in pixels; without `imgsz` the image counts as 640 x 640. Nothing is detached.
     """
     squares = (pair.pred - pair.target).square()
     if stride is not None:

@@ -41,8 +41,7 @@ UNIT_NOTE = "Not scale-invariant: counts a large box's error for more than a sma
 def l1(pred: Tensor, target: Tensor, *, stride: Optional[Tensor] = None) -> Tensor:
     """L1 = mean over the four coordinates of |p − t|, in [0, ∞).
 
-    Returns:
-        Loss per pair (N,), in cells. Nothing is detached.
+    Measured in cells; nothing is detached.
 
     >>> import torch
     >>> l1(torch.tensor([[1.0, 1, 3, 3]]), torch.tensor([[0.0, 0, 4, 6]]))
@@ -61,8 +60,7 @@ def l1(pred: Tensor, target: Tensor, *, stride: Optional[Tensor] = None) -> Tens
 def l2(pred: Tensor, target: Tensor, *, stride: Optional[Tensor] = None) -> Tensor:
     """L2 = mean over the four coordinates of (p − t)², in [0, ∞); also known as MSE.
 
-    Returns:
-        Loss per pair (N,), in squared cells. Nothing is detached.
+    Measured in squared cells; nothing is detached.
 
     >>> import torch
     >>> l2(torch.tensor([[1.0, 1, 3, 3]]), torch.tensor([[0.0, 0, 4, 6]]))
@@ -93,10 +91,7 @@ def smooth_l1(
 ) -> Tensor:
     """Smooth L1 = mean over the four coordinates of d²/2β where d = |p − t| < β, else d − β/2, in [0, ∞).
 
-    Girshick, Fast R-CNN, ICCV 2015, Eq. 3 (there with β = 1).
-
-    Returns:
-        Loss per pair (N,), in cells. Nothing is detached.
+    Eq. 3 of the paper, there with β = 1. Measured in cells; nothing is detached.
 
     >>> import torch
     >>> smooth_l1(torch.tensor([[1.0, 1, 3, 3]]), torch.tensor([[0.0, 0, 3, 6]]))

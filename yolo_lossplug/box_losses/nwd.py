@@ -37,8 +37,7 @@ def nwd(
 ) -> Tensor:
     """NWD loss = 1 − exp(−D/C), in [0, 1): D the Wasserstein distance of the Gaussians of the two boxes, in pixels.
 
-    Returns:
-        Loss per pair (N,). Nothing is detached; the gradient is 0 at identical boxes.
+    Nothing is detached; the gradient is 0 at identical boxes.
     """
     pair = Pair(pred, target)
     squared = pair.offset.square().sum(-1) + (pair.size - pair.target_size).square().sum(-1) / 4

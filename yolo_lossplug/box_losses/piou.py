@@ -42,10 +42,8 @@ PAPER = Paper(
 def piou(pair: Pair) -> tuple[Tensor, ...]:
     """PIoU loss = 1 − IoU + 1 − exp(−P²), in [0, 2].
 
-    P = ((|x1 − a1| + |x2 − a2|)/W + (|y1 − b1| + |y2 − b2|)/H)/4 with W, H the size of the target.
-
-    Returns:
-        One penalty (N,). Nothing is detached.
+    P = ((|x1 − a1| + |x2 − a2|)/W + (|y1 − b1| + |y2 − b2|)/H)/4 with W, H the size of the target. Nothing is
+    detached.
     """
     return (1 - torch.exp(-edge_distance(pair).square()),)
 
@@ -68,9 +66,6 @@ def piou_v2(
 
     The attention is a constant of the gradient. In the authors' code it is not, and then the loss of a box without
     overlap falls with its distance from P = 0.943 on.
-
-    Returns:
-        Loss per pair (N,).
     """
     pair = Pair(pred, target)
     x = piou_lambda * torch.exp(-edge_distance(pair).detach())

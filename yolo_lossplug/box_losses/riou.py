@@ -44,10 +44,8 @@ def riou(
 
     Its gradient −dL/du = a·u + b − k/(c − u) is a hyperbola that rises from 0 at u = 0 to its maximum at u = β and
     falls to 0 at u = 1, so that pairs of high IoU are emphasised, and those of low IoU damped. That much is from the
-    paper; that L(0) = 1, L(1) = 0 and that the gradient is 0 at u = 0 are our choices, which fix the four constants.
-
-    Returns:
-        Loss per pair (N,). Nothing is detached; no gradient for boxes that do not overlap.
+    paper; that L(0) = 1, L(1) = 0 and that the gradient is 0 at u = 0 are our choices, which fix the four
+    constants. Nothing is detached; no gradient for boxes that do not overlap.
 
     >>> riou(torch.tensor([[0.0, 0, 2, 1]]), torch.tensor([[0.0, 0, 2, 2]]))  # u = 1/2
     tensor([0.7441])

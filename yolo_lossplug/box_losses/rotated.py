@@ -160,8 +160,7 @@ def rotated_loss_of(
 def probiou(pred: Tensor, target: Tensor) -> Tensor:
     """ProbIoU loss = Hellinger distance = √(1 − exp(−B)), in [0, 1], B the Bhattacharyya distance of the Gaussians.
 
-    Returns:
-        Loss per pair (N,). Nothing is detached.
+    Nothing is detached.
     """
     return hellinger(gaussian(pred, 12), gaussian(target, 12))
 
@@ -184,10 +183,7 @@ def gwd(pred: Tensor, target: Tensor, *, gwd_tau: Tau = 1.0) -> Tensor:
     """GWD loss = 1 − 1/(τ + ln(1 + d)), in [0, 1) for τ = 1.
 
     d² = |μₚ − μₜ|² + tr(Σₚ + Σₜ − 2(Σₚ^½ Σₜ Σₚ^½)^½), divided by 4·⁴√(|Σₚ|·|Σₜ|).
-    Yang et al., Rethinking Rotated Object Detection with Gaussian Wasserstein Distance Loss, ICML 2021.
-
-    Returns:
-        Loss per pair (N,). Nothing is detached.
+    Nothing is detached.
     """
     p, t = gaussian(pred, 4), gaussian(target, 4)
     distance = wasserstein(p, t) / (2 * (p.root * t.root).pow(0.25))
@@ -211,11 +207,7 @@ def kld(pred: Tensor, target: Tensor, *, kld_tau: Tau = 1.0) -> Tensor:
     """KLD loss = 1 − 1/(τ + ln(1 + √D)), in [0, 1) for τ = 1.
 
     D = ½·((μₚ − μₜ)ᵀ Σₜ⁻¹ (μₚ − μₜ) + tr(Σₜ⁻¹ Σₚ) + ln(|Σₜ|/|Σₚ|)) − 1.
-    Yang et al., Learning High-Precision Bounding Box for Rotated Object Detection via Kullback-Leibler Divergence,
-    NeurIPS 2021; the root is that of the authors' code.
-
-    Returns:
-        Loss per pair (N,). Nothing is detached.
+    The root is that of the authors' code. Nothing is detached.
     """
     p, t = gaussian(pred, 4), gaussian(target, 4)
     spread = t.spread(p.x - t.x, p.y - t.y) + mixed_traces(p, t)[1]
@@ -240,10 +232,7 @@ def kfiou(pred: Tensor, target: Tensor) -> Tensor:
 
     V are the areas 4·√|Σ|, that of the overlap from Σ = Σₚ − Σₚ(Σₚ + Σₜ)⁻¹Σₚ, which does not know the centres; L_c is
     the mean smooth L1 distance of the centres in units of the target's mean side.
-    Yang et al., The KFIoU Loss for Rotated Object Detection, ICLR 2023; the factor 3 is ours.
-
-    Returns:
-        Loss per pair (N,). Nothing is detached.
+    The factor 3 is ours. Nothing is detached.
     """
     p, t = gaussian(pred, 4), gaussian(target, 4)
     overlap = p.root * t.root / determinant_of_sum(p, t).sqrt()  # |Σₚ − Σₚ(Σₚ + Σₜ)⁻¹Σₚ| = |Σₚ|·|Σₜ|/|Σₚ + Σₜ|
@@ -265,8 +254,7 @@ def kfiou(pred: Tensor, target: Tensor) -> Tensor:
 def rotated_alpha(loss: Tensor, pred: Tensor, target: Tensor, *, alpha_power: AlphaPower = 3.0) -> Tensor:
     """Raise the overlap u of a loss 1 − u to the power α.
 
-    Returns:
-        Loss per pair (N,), in [0, 1]. Nothing is detached.
+    Nothing is detached.
     """
     return 1 - power((1 - loss).clamp(min=0), alpha_power)
 
@@ -282,7 +270,6 @@ def rotated_alpha(loss: Tensor, pred: Tensor, target: Tensor, *, alpha_power: Al
 def rotated_focal(loss: Tensor, pred: Tensor, target: Tensor, *, focal_gamma: FocalGamma = 0.5) -> Tensor:
     """Weight each pair by its detached overlap, 1 − the Hellinger distance, to the power γ.
 
-    Returns:
-        Loss per pair (N,). The weight is detached.
+    The weight is detached.
     """
     return loss * (1 - probiou(pred.detach(), target)).clamp(min=0).pow(focal_gamma)

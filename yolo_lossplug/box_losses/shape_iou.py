@@ -44,10 +44,8 @@ def shape_iou(
     """Shape-IoU loss = 1 − IoU + hh·dx²/c² + ww·dy²/c² + Ω/2.
 
     ww = 2W^s/(W^s + H^s) and hh = 2H^s/(W^s + H^s) of the target; they weigh the other axis on purpose.
-    Ω = (1 − exp(−hh·|w − W|/max(w, W)))⁴ + (1 − exp(−ww·|h − H|/max(h, H)))⁴.
-
-    Returns:
-        Two penalties (N,): the distance and half the shape cost. Nothing is detached.
+    Ω = (1 − exp(−hh·|w − W|/max(w, W)))⁴ + (1 − exp(−ww·|h − H|/max(h, H)))⁴. The penalties are the distance and half
+    the shape cost. Nothing is detached.
     """
     larger = pair.target_size.amax(-1, keepdim=True)
     powers = power(ratio(pair.target_size, larger.expand_as(pair.target_size)), shape_scale)  # W^s itself may overflow

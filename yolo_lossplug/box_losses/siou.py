@@ -49,10 +49,8 @@ def siou(
     """SIoU loss = 1 − IoU + (Δ + Ω)/2, in [0, 2): angle-aware distance cost Δ and shape cost Ω.
 
     Λ = 2·|dx|·|dy|/ρ² = sin(2·arcsin(min(|dx|, |dy|)/ρ)), γ = 2 − Λ,
-    Δ = Σ over axes of 1 − exp(−γ·(d/c)²), Ω = Σ over axes of (1 − exp(−|w − W|/max(w, W)))^θ.
-
-    Returns:
-        Two penalties (N,): Δ/2 and Ω/2. Nothing is detached.
+    Δ = Σ over axes of 1 − exp(−γ·(d/c)²), Ω = Σ over axes of (1 − exp(−|w − W|/max(w, W)))^θ. Nothing is
+    detached.
     """
     offset = pair.offset.abs()
     angle = 2 * ratio(offset[:, 0] * offset[:, 1], offset.square().sum(-1))

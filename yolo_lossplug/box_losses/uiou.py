@@ -44,9 +44,7 @@ def uiou(
     """UIoU = CIoU loss of both boxes scaled by r about their own centres, in [0, 2.5), r linear in the epochs.
 
     Enlarged boxes overlap earlier and tell apart less: first the far boxes count, at the end the exact ones.
-
-    Returns:
-        Loss per pair (N,), that of the first epoch in a call without `state`. The trade-off α of CIoU is detached.
+    A call without `state` is at the first epoch. The trade-off α of CIoU is detached.
     """
     ratio = uiou_start + (uiou_end - uiou_start) * scope_or_new(state).progress
     scaled = Pair(pred, target).scaled(ratio)

@@ -39,11 +39,7 @@ Delta = Annotated[float, Option("δ, the outlier degree whose factor is 1; it gr
     note="Version 1, without focusing.",
 )
 def wiou(pred: Tensor, target: Tensor) -> Tensor:
-    """Wise-IoU v1 = exp(ρ²/c²)·(1 − IoU), in [0, e); c² is detached, so that the enclosing box does not grow.
-
-    Returns:
-        Loss per pair (N,).
-    """
+    """Wise-IoU v1 = exp(ρ²/c²)·(1 − IoU), in [0, e); c² is detached, so that the enclosing box does not grow."""
     return _attended(Pair(pred, target))
 
 
@@ -63,11 +59,7 @@ def wiou_v2(
     wiou_gamma: Annotated[float, Option("exponent of the outlier degree; 0 is version 1", at_least=0)] = 0.5,
     wiou_momentum: Momentum = 0.01,
 ) -> Tensor:
-    """Wise-IoU v2 = (sg(1 − IoU)/m)^γ·v1 with m the running mean of 1 − IoU, 1 at the start.
-
-    Returns:
-        Loss per pair (N,).
-    """
+    """Wise-IoU v2 = (sg(1 − IoU)/m)^γ·v1 with m the running mean of 1 − IoU, 1 at the start."""
     pair = Pair(pred, target)
     return outlier_degree(pair, state, wiou_momentum).pow(wiou_gamma) * _attended(pair)
 
@@ -90,11 +82,7 @@ def wiou_v3(
     wiou_delta: Delta = 3.0,
     wiou_momentum: Momentum = 0.01,
 ) -> Tensor:
-    """Wise-IoU v3 = r·v1 with r = β/(δ·α^(β − δ)) and β = sg(1 − IoU)/m, m the running mean of 1 − IoU.
-
-    Returns:
-        Loss per pair (N,).
-    """
+    """Wise-IoU v3 = r·v1 with r = β/(δ·α^(β − δ)) and β = sg(1 − IoU)/m, m the running mean of 1 − IoU."""
     pair = Pair(pred, target)
     return focusing(outlier_degree(pair, state, wiou_momentum), wiou_alpha, wiou_delta) * _attended(pair)
 
@@ -116,11 +104,7 @@ def wise(
     wiou_delta: Delta = 3.0,
     wiou_momentum: Momentum = 0.01,
 ) -> Terms:
-    """Weight each pair by the focusing factor of Wise-IoU v3, which damps outliers and boxes that fit already.
-
-    Returns:
-        The terms, weighted.
-    """
+    """Weight each pair by the focusing factor of Wise-IoU v3, which damps outliers and boxes that fit already."""
     return weigh(terms, focusing(outlier_degree(terms.pair, state, wiou_momentum), wiou_alpha, wiou_delta))
 
 

@@ -43,8 +43,7 @@ def asl(
 ) -> Tensor:
     """ASL = −y·(1 − p)^γ₊·ln p − (1 − y)·p_m^γ₋·ln(1 − p_m) with p_m = max(p − m, 0), in [0, ∞).
 
-    Returns:
-        Loss per element, same shape. The weights are differentiated.
+    The weights are differentiated.
     """
     shifted = (logits.sigmoid() - cls_asl_clip).clamp(min=0)
     # With m = 0 the logarithm of a saturated score is taken from the logit, with m > 0 it is at least ln m.

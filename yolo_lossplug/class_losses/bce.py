@@ -21,7 +21,6 @@ from yolo_lossplug.registry import class_loss
 def bce(logits: Tensor, targets: Tensor) -> Tensor:
     """BCE = −y·ln p − (1 − y)·ln(1 − p) with p = sigmoid(logit), in [0, ∞).
 
-    Returns:
-        Loss per element, same shape. Smallest at p = y.
+    Smallest at p = y.
     """
     return F.binary_cross_entropy_with_logits(logits, targets, reduction="none")

@@ -57,10 +57,8 @@ def focal(
 ) -> Tensor:
     """Focal = α_t·(1 − p_t)^γ·BCE with p_t = y·p + (1 − y)(1 − p), α_t = α·y + (1 − α)(1 − y), in [0, ∞): Eq. 5.
 
-    On soft targets the minimum over p lies beyond y (γ = 2, y = 0.75: at p = 0.923).
-
-    Returns:
-        Loss per element, same shape; α_t = 1 for an alpha of None. The modulating factor is differentiated.
+    On soft targets the minimum over p lies beyond y (γ = 2, y = 0.75: at p = 0.923). α_t = 1 for an alpha of None.
+    The modulating factor is differentiated.
     """
     missed = targets * (-logits).sigmoid() + (1 - targets) * logits.sigmoid()  # 1 − p_t without cancellation
     loss = power(missed, cls_focal_gamma) * bce(logits, targets)

@@ -49,8 +49,7 @@ def ghm(
 ) -> Tensor:
     """GHM-C = w·BCE, w = 1/(r·n): r the smoothed share R/N of its bin of |p − y|, n the number of bins in use.
 
-    Returns:
-        Loss per element, same shape. The weights are detached; the sum of N elements is that of the paper times N.
+    The weights are detached; the sum of N elements is that of the paper times N.
     """
     remembered = scope_or_new(state)
     gradient = (logits.detach().sigmoid() - targets).abs()

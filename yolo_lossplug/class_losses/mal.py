@@ -46,8 +46,7 @@ def mal(
 ) -> Tensor:
     """MAL = −y^γ·ln p − (1 − y^γ)·ln(1 − p) where y > 0, −sg(p)^γ·ln(1 − p) where y = 0, in [0, ∞).
 
-    Returns:
-        Loss per element, same shape. The weight of negatives is detached.
+    The weight of negatives is detached.
     """
     is_positive = targets > 0
     lowered = torch.where(is_positive, power(targets, cls_mal_gamma), targets)

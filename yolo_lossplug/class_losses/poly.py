@@ -35,8 +35,7 @@ Epsilon = Annotated[float, Option("weight of the first polynomial; 0 is none", a
 def poly(logits: Tensor, targets: Tensor, *, cls_poly_epsilon: Epsilon = 1.0) -> Tensor:
     """Poly-1 = BCE + ε·(1 − p_t) with p_t = y·p + (1 − y)(1 − p), in [0, ∞).
 
-    Returns:
-        Loss per element, same shape. Nothing is detached.
+    Nothing is detached.
     """
     missed = targets * (-logits).sigmoid() + (1 - targets) * logits.sigmoid()
     return bce(logits, targets) + cls_poly_epsilon * missed

@@ -44,7 +44,6 @@ def qfl(
 ) -> Tensor:
     """Quality focal = |y − p|^β·BCE, in [0, ∞): Eq. 2.
 
-    Returns:
-        Loss per element, same shape. The modulating factor is differentiated.
+    The modulating factor is differentiated.
     """
     return power((targets - logits.sigmoid()).abs(), cls_qfl_beta) * bce(logits, targets)

@@ -41,8 +41,7 @@ DECAY, WARM_UP = 0.999, 2000
 def slide(logits: Tensor, targets: Tensor) -> Tensor:
     """Slide = f(y)·BCE, in [0, ∞): f raises targets from just below their mean μ on, most next to it.
 
-    Returns:
-        Loss per element, same shape; μ is the mean of the targets above 0, and at least 0.2.
+    μ is the mean of the targets above 0, and at least 0.2.
     """
     total, count = _assigned(targets)
     return weights(targets, total / count.clamp(min=1)) * bce(logits, targets)
@@ -59,11 +58,7 @@ def slide(logits: Tensor, targets: Tensor) -> Tensor:
     note="Community practice, no paper behind it. Has a state; μ starts at 1.",
 )
 def ema_slide(logits: Tensor, targets: Tensor, *, state: Optional[Scope] = None) -> Tensor:
-    """EMA-Slide = slide with μ ← d·μ + (1 − d)·mean, d = 0.999·(1 − e^(−n/2000)) at step n, μ = 1 at the start.
-
-    Returns:
-        Loss per element, same shape.
-    """
+    """EMA-Slide = slide with μ ← d·μ + (1 − d)·mean, d = 0.999·(1 − e^(−n/2000)) at step n, μ = 1 at the start."""
     remembered = scope_or_new(state)
     total, count = _assigned(targets)
     mean, steps = remembered.get("target", total.new_ones(())), remembered.get("steps", total.new_zeros(()))

@@ -23,8 +23,7 @@ from yolo_lossplug.registry import softmax_loss
 def ce(logits: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy = −Σ over classes of t·ln p with p = softmax(logits), in [0, ∞).
 
-    Returns:
-        The terms of the sum (N, classes). Smallest at p = t.
+    Smallest at p = t.
     """
     return -targets * logits.log_softmax(-1)
 
@@ -40,8 +39,7 @@ def ce(logits: Tensor, targets: Tensor) -> Tensor:
 def softmax_focal(logits: Tensor, targets: Tensor, *, cls_focal_gamma: Gamma = 2.0) -> Tensor:
     """Focal = −Σ over classes of t·(1 − p)^γ·ln p with p = softmax(logits), in [0, ∞).
 
-    Returns:
-        The terms of the sum (N, classes). The modulating factor is differentiated.
+    The modulating factor is differentiated.
     """
     logarithm = logits.log_softmax(-1)
     return -targets * power(1 - logarithm.exp(), cls_focal_gamma) * logarithm
@@ -58,8 +56,7 @@ def softmax_focal(logits: Tensor, targets: Tensor, *, cls_focal_gamma: Gamma = 2
 def softmax_poly(logits: Tensor, targets: Tensor, *, cls_poly_epsilon: Epsilon = 1.0) -> Tensor:
     """Poly-1 = Σ over classes of t·(−ln p + ε·(1 − p)) with p = softmax(logits), in [0, ∞).
 
-    Returns:
-        The terms of the sum (N, classes). Nothing is detached.
+    Nothing is detached.
     """
     logarithm = logits.log_softmax(-1)
     return targets * (cls_poly_epsilon * (1 - logarithm.exp()) - logarithm)

@@ -46,8 +46,7 @@ def varifocal(
 ) -> Tensor:
     """Varifocal = y·BCE where y > 0, α·p^γ·BCE where y = 0, in [0, ∞): Eq. 2.
 
-    Returns:
-        Loss per element, same shape. The weight of negatives is differentiated.
+    The weight of negatives is differentiated.
     """
     weight = torch.where(targets > 0, targets, cls_vfl_alpha * power(logits.sigmoid(), cls_vfl_gamma))
     return weight * bce(logits, targets)
