@@ -44,7 +44,7 @@ TESTS = {
     "engine.trainer.BaseTrainer.save_model": "test_run.py::test_the_hosts_trainer_saves_without_the_criterion",
     "engine.trainer.MultiTrainer.__init__": "test_config.py::test_a_sequence_of_datasets_is_checked_before_the_first",
     "engine.tuner.Tuner.__init__": "test_config.py::test_a_tuner_starts_from_the_defaults_of_our_keys",
-    "utils.dist.generate_ddp_file": "test_routes.py::test_the_script_of_a_worker_enables_us",
+    "utils.dist.generate_ddp_file": "test_patches.py::test_the_script_of_a_worker_enables_us",
 }
 """By row, as `name_of` writes it, the test that fails without it."""
 

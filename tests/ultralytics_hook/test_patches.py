@@ -6,13 +6,18 @@ import importlib
 import inspect
 import json
 import sys
+from pathlib import Path
 
 import pytest
+from ultralytics.cfg import get_cfg
+from ultralytics.utils import dist
 
 from tests.runs import ABSENT, ROOT, Log, python
 from tests.ultralytics_hook import rows
-from yolo_lossplug import LossPlugError, _autoload
+from yolo_lossplug import LossPlugError, _autoload, box_loss
+from yolo_lossplug.selection.select import select
 from yolo_lossplug.ultralytics_hook import compatibility, criterion, members, patches, patching, trainer
+from yolo_lossplug.ultralytics_hook.workers import header
 
 
 def snapshot():
@@ -80,14 +85,11 @@ def test_runs_that_the_host_starts_are_started_by_us():
     assert cfg._YOLO_CLI_COMMAND == trainer._YOLO_CLI_COMMAND == [sys.executable, "-m", "yolo_lossplug"]
 
 
-@pytest.mark.parametrize(
-    ("version", "supported"),
-    [("8.3.0", True), ("8.3.253", True), ("8.4.999", True), ("8.2.103", False), ("8.5.0", False), ("9.0", False)],
-)
-def test_supported_releases(version, supported):
-    reason = compatibility.unsupported(version)
-    assert (reason == "") is supported
-    if not supported:
+def test_supported_releases():
+    for version in ("8.3.0", "8.3.253", "8.4.999"):
+        assert compatibility.unsupported(version) == ""
+    for version in ("8.2.103", "8.5.0", "9.0"):
+        reason = compatibility.unsupported(version)
         assert version in reason and ">=8.3.0, <8.5" in reason
 
 
@@ -175,3 +177,26 @@ def test_a_wrapper_of_another_plugin_keeps_the_seam():
     for other in (lambda self, *, cfg: None, lambda self, config, *rest: None, lambda self: None, None):
         with pytest.raises(patching.SeamMoved):
             patching.check_parameters("other", other, ("self", "cfg", "overrides"))
+
+
+def test_the_script_of_a_worker_enables_us():
+    class Trainer:
+        args, model, callbacks, hub_session = get_cfg(overrides={"loss": "eiou"}), None, {}, None
+
+    trainer = Trainer()
+    file = dist.generate_ddp_file(trainer)
+    try:
+        lines = Path(file).read_text(encoding="utf-8").splitlines()
+        assert lines[2:4] == ["import yolo_lossplug", "yolo_lossplug.enable()"]
+        assert not [line for line in lines[:2] if "ultralytics" in line and line.startswith(("import", "from"))]
+    finally:
+        dist.ddp_cleanup(trainer, str(file))
+
+
+def test_only_the_losses_of_the_run_are_imported_by_workers():
+    @box_loss("of-this-test")
+    def of_this_test(pred, target):
+        return (pred - target).abs().sum(-1)
+
+    assert __name__ not in header(select({})) + header(select({"loss": "eiou"}))
+    assert f"import {__name__}" in header(select({"loss": "of-this-test"}))

@@ -17,11 +17,11 @@ from ultralytics.utils.metrics import batch_probiou
 from ultralytics.utils.tal import TaskAlignedAssigner
 
 from tests.conftest import dataset
-from tests.models import batch, model, with_keys
+from tests.models import predicted, with_keys
 from tests.problems import points
-from tests.runs import STILL, TINY, Log, interrupt, python, results, train, yolo
+from tests.runs import STILL, TINY, Log, interrupt, results, train, yolo
 from tests.ultralytics_hook.test_memory import PLAIN
-from tests.ultralytics_hook.test_routes import PARENT, SHIM
+from tests.ultralytics_hook.test_routes import on_two_ranks
 from yolo_lossplug import DetectionLoss, LossPlugError, create_box_loss
 from yolo_lossplug.boxes import SIZES
 from yolo_lossplug.selection.keys import given_keys, keys
@@ -35,6 +35,7 @@ from yolo_lossplug.ultralytics_hook.running import branch_criteria
 
 MODELS = ["yolov8n", "yolo11n", "yolov10n", "yolov8n-seg", "yolov8n-pose"]
 BRANCHES = {"yolov10n": {"one2many", "one2one"}}
+PARTS = ("", "_small", "_medium", "_large")
 HEADER = ["epoch", "branch", *COLUMNS]
 
 
@@ -53,7 +54,7 @@ def collector(tmp_path):
     runs.end(trainer)
 
 
-def test_sums_by_hand():
+def test_sums_and_classes_by_hand():
     limits = [32.0**2, 96.0**2]
     below = [torch.nextafter(torch.tensor(limit), torch.tensor(0.0)).item() for limit in limits]
     areas = torch.tensor([below[0], limits[0], below[1], limits[1], 5.0, 7.0])
@@ -66,41 +67,18 @@ def test_sums_by_hand():
     expected = [[2, 1, 2, 0.75], [2, 1, 1, 0.125], [1, 0, 1, 1.0]]
     assert found.tolist() == expected
     assert column_values(found.tolist()) == {
-        "objects": 5,
-        "unassigned_share": 2 / 5,
-        "positives_per_object": 4 / 5,
-        "mean_iou": 1.875 / 4,
-        "objects_small": 2,
-        "positives_per_object_small": 1.0,
-        "objects_medium": 2,
-        "positives_per_object_medium": 0.5,
-        "objects_large": 1,
-        "positives_per_object_large": 1.0,
-        "unassigned_share_small": 0.5,
-        "unassigned_share_medium": 0.5,
-        "unassigned_share_large": 0.0,
-        "conflicts": None,
-        "conflict_share": None,
+        **dict(zip((f"objects{size}" for size in PARTS), (5, 2, 2, 1))),
+        **dict(zip((f"unassigned_share{size}" for size in PARTS), (2 / 5, 0.5, 0.5, 0.0))),
+        **dict(zip((f"positives_per_object{size}" for size in PARTS), (4 / 5, 1.0, 0.5, 1.0))),
+        **{"mean_iou": 1.875 / 4, "conflicts": None, "conflict_share": None},
     }
     counted = column_values(found.tolist(), [8.0, 2.0])
     assert (counted["conflicts"], counted["conflict_share"]) == (2.0, 0.25)
-
-
-def test_nothing_has_no_ratio():
     values = column_values(no_sums(torch.device("cpu")).tolist())
-    assert {key for key, value in values.items() if value is None} == {
-        "unassigned_share",
-        "mean_iou",
-        "positives_per_object",
-        *(f"positives_per_object_{size}" for size in ("small", "medium", "large")),
-        *(f"unassigned_share_{size}" for size in ("small", "medium", "large")),
-        "conflicts",
-        "conflict_share",
-    }
+    by_size = {f"{key}{size}" for key in ("positives_per_object", "unassigned_share") for size in PARTS}
+    without = {key for key, value in values.items() if value is None}
+    assert without == {*by_size, "mean_iou", "conflicts", "conflict_share"}
     assert [value for value in values.values() if value is not None] == [0] * 4
-
-
-def test_classes_by_hand():
     classes = torch.zeros(3, 2)
     labels, is_gt = torch.tensor([0.0, 2, 2, 0, 1]), torch.tensor([True, True, True, True, False])
     slot, is_positive = torch.tensor([1, 1, 0, 3]), torch.tensor([True, True, False, True])
@@ -168,12 +146,6 @@ def test_the_plot_shows_shares_in_percent(tmp_path, monkeypatch):
     assert last.lines[0].get_ydata()[0] == 25 and first.get_ylim()[1] == pytest.approx(44)
 
 
-def preds_of(name, size=256):
-    made, data = model(name), batch(name, size=size)
-    with torch.no_grad():
-        return made, made(data["img"]), data
-
-
 def run(made, preds, data, loss_engine):
     """Take a step and return the criterion, and the inputs and outputs of its assigners."""
     criterion, seen = with_keys(made, save_dir="here", lossplug_report=True, loss_engine=loss_engine), []
@@ -206,7 +178,7 @@ def by_hand(inputs, outputs):
 
 @pytest.mark.parametrize("name", [*MODELS, "yolov8n-obb"])
 def test_the_reference_counts_what_its_assigners_answer(name, collector):
-    criterion, seen = run(*preds_of(name), "reference")
+    criterion, seen = run(*predicted(name, size=256), "reference")
     assert collector.meters.keys() == BRANCHES.get(name, {"main"})
     for leaf, (inputs, outputs) in zip(branch_criteria(criterion), seen):
         expected, found = by_hand(inputs, outputs), watch.meter_of(leaf.assigner).sums
@@ -225,7 +197,7 @@ def test_the_reference_counts_what_its_assigners_answer(name, collector):
 @pytest.mark.parametrize("name", MODELS)
 def test_engines_agree(name, collector, monkeypatch):
     """Whether the fast engine assigns by itself, or asks the assigner, or leaves the step to the host."""
-    inputs = preds_of(name)
+    inputs = predicted(name, size=256)
     run(*inputs, "reference")
     expected = {branch: meter.sums.clone() for branch, meter in collector.meters.items()}
     claims = {branch: meter.claims.clone() for branch, meter in collector.meters.items()}
@@ -247,7 +219,7 @@ def test_engines_agree(name, collector, monkeypatch):
 
 @pytest.mark.parametrize("loss_engine", ["reference", "fast"])
 def test_only_training_counts_and_only_once(loss_engine, collector):
-    made, preds, data = preds_of("yolov8n")
+    made, preds, data = predicted("yolov8n", size=256)
     criterion, _ = run(made, preds, data, loss_engine)
     (meter,) = collector.meters.values()
     once = meter.sums.clone()
@@ -268,7 +240,7 @@ def test_only_training_counts_and_only_once(loss_engine, collector):
 
 
 def test_a_criterion_made_by_hand_reports_to_its_run_and_to_no_other(collector):
-    made, preds, data = preds_of("yolov8n")
+    made, preds, data = predicted("yolov8n", size=256)
     alone = with_keys(made, lossplug_report=True)
     alone(copy.deepcopy(preds), data)
     assert watch.meter_of(alone.assigner) is None and not collector.meters
@@ -282,9 +254,8 @@ def test_a_criterion_made_by_hand_reports_to_its_run_and_to_no_other(collector):
 
 
 def test_an_assigner_that_cannot_be_watched():
-    with pytest.raises(
-        LossPlugError, match="lossplug_report cannot be used with object, which is not an nn.Module; remove it"
-    ):
+    message = "lossplug_report cannot be used with object, which is not an nn.Module; remove it"
+    with pytest.raises(LossPlugError, match=message):
         watch.watch(object(), None)
 
 
@@ -341,7 +312,6 @@ def pair(data, tmp_path_factory):
     return runs
 
 
-@pytest.mark.slow
 def test_a_report_changes_nothing_else(pair):
     (stock, _, _), (trainer, _, _) = pair
     assert results(trainer.save_dir) == results(stock.save_dir) and len(results(stock.save_dir)) == 2
@@ -354,7 +324,6 @@ def test_a_report_changes_nothing_else(pair):
     assert trainer.metrics.keys() == stock.metrics.keys()
 
 
-@pytest.mark.slow
 def test_the_table_of_a_run(pair, data):
     trainer = pair[1][0]
     rows = table(trainer.save_dir)
@@ -365,26 +334,21 @@ def test_the_table_of_a_run(pair, data):
     for row in rows:
         # Augmentation may push an object out, and nothing of the validation is counted.
         assert 0.7 * n_objects <= int(row["objects"]) <= n_objects
-        assert int(row["objects"]) == sum(int(row[f"objects_{size}"]) for size in ("small", "medium", "large"))
+        assert int(row["objects"]) == sum(int(row[f"objects{size}"]) for size in PARTS[1:])
         assert 0 < float(row["positives_per_object"]) <= 10
         assert 0 <= float(row["unassigned_share"]) < 1 and 0 < float(row["mean_iou"]) < 1
-        missing = sum(
-            int(row[f"objects_{size}"]) * float(row[f"unassigned_share_{size}"] or 0)
-            for size in ("small", "medium", "large")
-        )
+        missing = sum(int(row[f"objects{s}"]) * float(row[f"unassigned_share{s}"] or 0) for s in PARTS[1:])
         assert missing == pytest.approx(int(row["objects"]) * float(row["unassigned_share"]), abs=1e-3)
         assert int(row["conflicts"]) > 0 and 0 < float(row["conflict_share"]) < 1
         mine = [one for one in table(trainer.save_dir, "lossplug_report_classes.csv") if one["epoch"] == row["epoch"]]
         assert sum(int(one["objects"]) for one in mine) == int(row["objects"])
         assert {(one["class"], one["name"]) for one in mine} <= {("0", "circle"), ("1", "square"), ("2", "triangle")}
-        assert sum(int(one["objects"]) * float(one["unassigned_share"]) for one in mine) == pytest.approx(
-            missing, abs=1e-3
-        )
+        shares = [int(one["objects"]) * float(one["unassigned_share"]) for one in mine]
+        assert sum(shares) == pytest.approx(missing, abs=1e-3)
     assert runs.find(vars(trainer.args)) is None, "the run is over, and its collector is still held"
     assert not (trainer.save_dir / "lossplug_report.png").exists(), "plots=False"
 
 
-@pytest.mark.slow
 def test_loggers_see_what_the_table_says_and_nobody_else_does(pair):
     (_, plain, _), (trainer, logger, text) = pair
     assert len(logger.seen) == len(plain.seen) == 3, "two epochs and the last validation"
@@ -401,7 +365,6 @@ def test_loggers_see_what_the_table_says_and_nobody_else_does(pair):
     assert "box ciou · " in line and "report lossplug_report.csv" in line and "engine reference" in line
 
 
-@pytest.mark.slow
 def test_the_key_is_recorded_only_where_it_is_on(pair):
     for (trainer, _, _), expected in zip(pair, (None, True)):
         recorded = yaml.safe_load((trainer.save_dir / "args.yaml").read_text())
@@ -446,11 +409,7 @@ def test_a_resumed_run_goes_on_with_its_table(data, tmp_path):
     with Log() as log:
         YOLO(folder / "weights" / "last.pt").train(resume=True)
     assert table(folder)[0] == kept
-    assert [(row["epoch"], row["objects"] == "321") for row in table(folder)] == [
-        ("1", True),
-        ("2", False),
-        ("3", False),
-    ]
+    assert [(row["epoch"], row["objects"] == "321") for row in table(folder)] == [("1", 1), ("2", 0), ("3", 0)]
     assert "is ignored" not in log.text
 
 
@@ -472,10 +431,10 @@ def test_an_epoch_that_is_begun_again_counts_once(data, tmp_path):
 
 
 @pytest.mark.slow
-def test_rotated_boxes(tmp_path):
-    data = dataset("turned-report", task="obb")
-    trainer = train("yolov8n-obb.yaml", data=data, project=str(tmp_path), lossplug_report=True)
-    (row,) = table(trainer.save_dir)
+def test_rotated_boxes_on_the_command_line(tmp_path):
+    keys = {**TINY, "data": dataset("turned-report", task="obb"), "project": tmp_path, "name": "run"}
+    yolo("obb", "train", "model=yolov8n-obb.yaml", cwd=tmp_path, lossplug_report=True, **keys)
+    (row,) = table(tmp_path / "run")
     assert int(row["objects"]) > 0 and 0 < float(row["mean_iou"]) < 1
     assert int(row["conflicts"]) > 0 and 0 < float(row["conflict_share"]) < 1
 
@@ -483,32 +442,19 @@ def test_rotated_boxes(tmp_path):
 @pytest.mark.slow
 def test_ranks_report_together(data, tmp_path):
     """Two ranks see half of the images each, and the first writes what both have counted."""
-    (tmp_path / "shim").mkdir()
-    (tmp_path / "shim" / "sitecustomize.py").write_text(SHIM)
-    keys = {**TINY, **PLAIN, **STILL, "model": "yolov8n.yaml", "data": data, "project": str(tmp_path)}
-    keys.update(loss="eiou", cls_loss="qfl", val=False, lossplug_report=True)
-    python(PARENT, repr(keys), tmp_path / "shim", "{}", cwd=tmp_path)
+    keys = {**PLAIN, **STILL, "data": data, "loss": "eiou", "cls_loss": "qfl", "val": False, "lossplug_report": True}
+    on_two_ranks(tmp_path, **keys)
     (file,) = tmp_path.rglob("lossplug_report.csv")
     (row,) = table(file.parent)
-    alone = train(**{**keys, "name": "alone"})
+    alone = train(**keys, project=str(tmp_path), name="alone")
     (expected,) = table(alone.save_dir)
     assert row["objects"] == expected["objects"] and int(row["objects"]) > 40
 
 
-@pytest.mark.slow
-def test_the_command_line(data, tmp_path):
-    words = ("detect", "train", "model=yolov8n.yaml")
-    yolo(*words, cwd=tmp_path, **TINY, data=data, project=tmp_path, name="run", lossplug_report=True)
-    assert len(table(tmp_path / "run")) == 1
-
-
-@pytest.mark.parametrize("value", ["maybe", 1, 0, 0.5, "True"])
-def test_a_value_that_is_none(value):
-    with pytest.raises(LossPlugError, match=rf"^lossplug_report={value} must be True or False\.$"):
-        select({"lossplug_report": value})
-
-
-def test_where_the_key_has_no_effect():
+def test_where_the_key_has_no_effect_and_values_that_are_none():
+    for value in ("maybe", 1, 0, 0.5, "True"):
+        with pytest.raises(LossPlugError, match=rf"^lossplug_report={value} must be True or False\.$"):
+            select({"lossplug_report": value})
     with pytest.raises(LossPlugError, match="lossplug_report=True has no effect with task=classify"):
         select({"lossplug_report": True, "task": "classify"})
     with pytest.raises(LossPlugError, match="lossplug_report=True has no effect with mode=val"):

@@ -7,12 +7,16 @@ import sys
 import zipfile
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import torch
 import yaml
 
 from tests.runs import ABSENT, PLACE, ROOT, TINY, WITHOUT_PLUGIN, interrupt, python, results, run, yolo
+from yolo_lossplug.selection.keys import keys as all_keys
 
+pytestmark = pytest.mark.slow
 BANNER = "LossPlug: "
 
 
@@ -27,17 +31,12 @@ def test_command_line(data, tmp_path):
     assert "box eiou · class bce" in banner(done.stdout)
     (args,) = tmp_path.rglob("args.yaml")
     assert yaml.safe_load(args.read_text())["loss"] == "eiou"
-
-
-@pytest.mark.slow
-def test_configuration_file_with_overrides(data, tmp_path):
     recipe = ROOT / "configs" / "focal-eiou.yaml"
     words = ["train", f"cfg={recipe}", "model=yolov8n.yaml", "focal_gamma=0.8"]
     done = yolo(*words, cwd=tmp_path, data=data, project=tmp_path, **TINY)
     assert "box focal-eiou(focal_gamma=0.8)" in banner(done.stdout)
 
 
-@pytest.mark.slow
 def test_one_number_for_number_stock_run(data, tmp_path):
     """A seeded run with weights that move: switched off, installed but unused, and with the stock loss named."""
     rows = []
@@ -62,7 +61,6 @@ IMPORTS = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("order", IMPORTS)
 def test_python_imports(order, tmp_path):
     """Without the start-up hook (-S) the import alone is enough, in any order; with the hook, no import is needed."""
@@ -85,7 +83,6 @@ def copy_of_run(folder, target):
     return target / "last.pt"
 
 
-@pytest.mark.slow
 def test_resume_brings_the_choice_back(interrupted, tmp_path):
     folder = shutil.copytree(interrupted, tmp_path / "run")
     last = copy_of_run(folder, folder / "weights")
@@ -100,7 +97,6 @@ def test_resume_brings_the_choice_back(interrupted, tmp_path):
     assert len(after) == 3 and after[0] == before[0]
 
 
-@pytest.mark.slow
 def test_resume_of_an_end_to_end_head(data, tmp_path):
     folder = interrupt("yolov10n.yaml", data=data, project=tmp_path, loss="eiou", tal_topk=6)
     code = (
@@ -124,14 +120,12 @@ def globals_of(checkpoint):
 
 
 def test_checkpoints_hold_nothing_of_ours(interrupted, interrupted_stock):
-    from yolo_lossplug.selection.keys import keys
-
     for folder in (interrupted, interrupted_stock):
         for file in (folder / "weights").glob("*.pt"):
             words = globals_of(file)
             assert not [word for word in words if "lossplug" in word.lower()]
     stock_words = globals_of(interrupted_stock / "weights" / "last.pt")
-    assert not stock_words & set(keys())
+    assert not stock_words & set(all_keys())
 
 
 USE = """
@@ -147,11 +141,7 @@ print('TUNED')
 """
 
 
-@pytest.mark.slow
 def test_a_checkpoint_lives_without_the_plugin(interrupted, data, tmp_path):
-    import cv2
-    import numpy as np
-
     cv2.imwrite(str(tmp_path / "image.png"), np.full((64, 64, 3), 99, np.uint8))
     copy = tmp_path / "copy.pt"
     copy.write_bytes((interrupted / "weights" / "last.pt").read_bytes())
@@ -164,29 +154,22 @@ def test_a_checkpoint_lives_without_the_plugin(interrupted, data, tmp_path):
 RESUME = "import sys\nfrom ultralytics import YOLO\nYOLO(sys.argv[1]).train(resume=True)\nprint('RESUMED')"
 
 
-@pytest.mark.slow
-def test_a_stock_run_resumes_without_the_plugin(interrupted_stock, tmp_path):
+def test_a_run_resumes_without_the_plugin_only_as_stock(interrupted_stock, tmp_path, interrupted):
     last = copy_of_run(interrupted_stock, tmp_path)
     done = python(WITHOUT_PLUGIN + RESUME, last, cwd=tmp_path, env=ABSENT)
     assert "RESUMED" in done.stdout
-
-
-@pytest.mark.slow
-def test_a_run_with_our_loss_does_not_resume_without_the_plugin(interrupted, tmp_path):
-    """It would go on with another loss."""
+    # One with our loss would go on with another.
     last = copy_of_run(interrupted, tmp_path)
     done = python(WITHOUT_PLUGIN + RESUME, last, cwd=tmp_path, env=ABSENT, check=False)
     assert done.returncode != 0 and "RESUMED" not in done.stdout
     assert "is not a valid YOLO argument" in done.stdout
 
 
-@pytest.mark.slow
 def test_several_datasets_by_the_command_of_the_host(data, other_data, tmp_path):
     """Without a trainer class, every dataset is trained in a process of its own."""
     code = (
         "import sys\nfrom ultralytics import YOLO\n"
-        "keys = eval(sys.argv[2])\n"
-        "print(YOLO('yolov8n.yaml').train(data=sys.argv[1].split(','), **keys))\n"
+        "print(YOLO('yolov8n.yaml').train(data=sys.argv[1].split(','), **eval(sys.argv[2])))\n"
     )
     keys = {**TINY, "project": str(tmp_path), "loss": "eiou"}
     done = python(code, f"{data},{other_data}", repr(keys), cwd=tmp_path)
@@ -194,45 +177,20 @@ def test_several_datasets_by_the_command_of_the_host(data, other_data, tmp_path)
     assert sorted(results(file.parent)[-1]["epoch"] for file in tmp_path.rglob("results.csv")) == [1, 1]
 
 
-@pytest.mark.slow
 def test_tune(data, tmp_path):
     """The tuner writes every key of the configuration into the command of each run."""
-    code = (
-        "import sys\nfrom ultralytics import YOLO\n"
-        "space = {'focal_gamma': (0.1, 1.5)}\n"
-        "YOLO('yolov8n.yaml').tune(data=sys.argv[1], iterations=1, space=space, **eval(sys.argv[2]))\n"
-    )
-    tiny = {key: value for key, value in TINY.items() if key != "optimizer"}
-    keys = {**tiny, "project": str(tmp_path), "loss": "focal-eiou", "optimizer": "SGD"}
-    done = python(code, data, repr(keys), cwd=tmp_path)
-    assert "box focal-eiou(focal_gamma=" in done.stdout
-    assert "1/1 iterations complete" in done.stdout
+    code = "import sys\nfrom ultralytics import YOLO\nYOLO('yolov8n.yaml').tune(**eval(sys.argv[1]))"
+    for iterations, space, keys, said, count in (
+        (1, {"focal_gamma": (0.1, 1.5)}, {"loss": "focal-eiou"}, "box focal-eiou(focal_gamma=", 1),
+        (2, {"tal_topk": (8, 15)}, {}, "assigner tal(topk=", 2),
+        (1, {"lr0": (1e-4, 1e-3)}, {}, BANNER, 0),
+    ):
+        keys = {**TINY, "data": data, "project": str(tmp_path), "iterations": iterations, "space": space, **keys}
+        done = python(code, repr(keys), cwd=tmp_path)
+        assert done.stdout.count(said) == count, space
+        assert f"{iterations}/{iterations} iterations complete" in done.stdout
 
 
-@pytest.mark.slow
-def test_tune_of_an_integer(data, tmp_path):
-    code = (
-        "import sys\nfrom ultralytics import YOLO\n"
-        "space = {'tal_topk': (8, 15)}\n"
-        "YOLO('yolov8n.yaml').tune(data=sys.argv[1], iterations=2, space=space, **eval(sys.argv[2]))\n"
-    )
-    done = python(code, data, repr({**TINY, "project": str(tmp_path)}), cwd=tmp_path)
-    assert done.stdout.count("assigner tal(topk=") == 2
-    assert "2/2 iterations complete" in done.stdout
-
-
-@pytest.mark.slow
-def test_stock_tune_sees_none_of_our_keys(data, tmp_path):
-    code = (
-        "import sys\nfrom ultralytics import YOLO\n"
-        "YOLO('yolov8n.yaml').tune(data=sys.argv[1], iterations=1, space={'lr0': (1e-4, 1e-3)}, **eval(sys.argv[2]))\n"
-    )
-    done = python(code, data, repr({**TINY, "project": str(tmp_path)}), cwd=tmp_path)
-    assert BANNER not in done.stdout
-    assert "1/1 iterations complete" in done.stdout
-
-
-@pytest.mark.slow
 def test_own_loss_on_the_command_line(data, tmp_path):
     words = ["train", "model=yolov8n.yaml", f"loss={ROOT / 'examples' / 'own_loss.py'}:log_cosh", "log_cosh_scale=3"]
     done = yolo(*words, cwd=tmp_path, data=data, project=tmp_path, **TINY)
@@ -252,7 +210,6 @@ EXAMPLES = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("command", EXAMPLES)
 def test_examples(command, tmp_path):
     example, *more = command.split()
@@ -344,15 +301,18 @@ finally:
 """
 
 
-@pytest.mark.slow
+def on_two_ranks(folder, env=None, script=None, check=True, **keys):
+    """Train by the host's own launcher and script with two gloo ranks, from a script or by PARENT."""
+    (folder / "shim").mkdir(exist_ok=True)
+    (folder / "shim" / "sitecustomize.py").write_text(SHIM)
+    keys = {**TINY, "model": "yolov8n.yaml", "project": str(folder), "cls_loss": "qfl", **keys}
+    command = [str(script)] if script else ["-c", PARENT]
+    return run([sys.executable, *command, repr(keys), str(folder / "shim"), repr(env or {})], folder, check=check)
+
+
 @pytest.mark.parametrize("hook", [True, False], ids=["with the start-up hook", "by the script alone"])
 def test_two_workers(hook, data, tmp_path):
-    """The host's own launcher and script, with two gloo ranks."""
-    (tmp_path / "shim").mkdir()
-    (tmp_path / "shim" / "sitecustomize.py").write_text(SHIM)
-    keys = {**TINY, "model": "yolov8n.yaml", "data": data, "project": str(tmp_path), "loss": "eiou", "cls_loss": "qfl"}
-    environment = {} if hook else {"YOLO_LOSSPLUG": "0"}
-    done = python(PARENT, repr(keys), tmp_path / "shim", repr(environment), cwd=tmp_path)
+    done = on_two_ranks(tmp_path, {} if hook else {"YOLO_LOSSPLUG": "0"}, data=data, loss="eiou")
     for rank in (0, 1):
         assert f"RANK {rank} DistributedDataParallel eiou qfl(cls_qfl_beta=2.0) EMA" in done.stdout, done.stdout[-4000:]
     assert "EMA eiou" in done.stdout, "validation ran another loss"
@@ -360,63 +320,25 @@ def test_two_workers(hook, data, tmp_path):
     assert list(tmp_path.rglob("last.pt"))
 
 
-@pytest.mark.slow
 def test_two_workers_of_rtdetr(data, tmp_path):
     """With a running mean, which the ranks share."""
-    (tmp_path / "shim").mkdir()
-    (tmp_path / "shim" / "sitecustomize.py").write_text(SHIM)
-    model = str(Path(__file__).with_name("rtdetr-narrow.yaml"))
-    keys = {**TINY, "model": model, "data": data, "project": str(tmp_path), "loss": "wise-eiou", "cls_loss": "qfl"}
-    done = python(PARENT, repr(keys), tmp_path / "shim", "{}", cwd=tmp_path)
+    done = on_two_ranks(
+        tmp_path, model=str(Path(__file__).with_name("rtdetr-narrow.yaml")), data=data, loss="wise-eiou"
+    )
     for rank in (0, 1):
         assert f"RANK {rank} DistributedDataParallel wise-eiou(" in done.stdout, done.stdout[-4000:]
     assert "EMA wise-eiou(" in done.stdout and done.stdout.count("matcher host's") == 1
 
 
-@pytest.mark.slow
 def test_a_loss_registered_by_the_users_script_reaches_the_workers(data, tmp_path):
-    (tmp_path / "shim").mkdir()
-    (tmp_path / "shim" / "sitecustomize.py").write_text(SHIM)
     script = tmp_path / "script.py"
     script.write_text(
         "from yolo_lossplug import box_loss\n\n"
         "@box_loss('of-the-script')\ndef of_the_script(pred, target):\n    return (pred - target).abs().sum(-1)\n\n"
         f"if __name__ == '__main__':\n    exec({PARENT!r})\n"
     )
-    keys = {**TINY, "model": "yolov8n.yaml", "data": data, "project": str(tmp_path), "loss": "of-the-script"}
-    command = [sys.executable, str(script), repr({**keys, "cls_loss": "qfl"}), str(tmp_path / "shim"), "{}"]
-    done = run(command, cwd=tmp_path)
+    done = on_two_ranks(tmp_path, script=script, data=data, loss="of-the-script")
     assert "RANK 1 DistributedDataParallel of-the-script" in done.stdout
     script.write_text(script.read_text().replace("if __name__ == '__main__':\n    ", ""))
-    done = run(command, cwd=tmp_path, check=False)
+    done = on_two_ranks(tmp_path, script=script, check=False, data=data, loss="of-the-script")
     assert "loss=of-the-script is registered where the workers of multi-GPU training cannot load it from" in done.stdout
-
-
-def test_the_script_of_a_worker_enables_us():
-    from ultralytics.cfg import get_cfg
-    from ultralytics.utils import dist
-
-    class Trainer:
-        args, model, callbacks, hub_session = get_cfg(overrides={"loss": "eiou"}), None, {}, None
-
-    trainer = Trainer()
-    file = dist.generate_ddp_file(trainer)
-    try:
-        lines = Path(file).read_text(encoding="utf-8").splitlines()
-        assert lines[2:4] == ["import yolo_lossplug", "yolo_lossplug.enable()"]
-        assert not [line for line in lines[:2] if "ultralytics" in line and line.startswith(("import", "from"))]
-    finally:
-        dist.ddp_cleanup(trainer, str(file))
-
-
-def test_only_the_losses_of_the_run_are_imported_by_workers(registry):
-    from yolo_lossplug import box_loss
-    from yolo_lossplug.selection.select import select
-    from yolo_lossplug.ultralytics_hook.workers import header
-
-    @box_loss("of-this-test")
-    def of_this_test(pred, target):
-        return (pred - target).abs().sum(-1)
-
-    assert __name__ not in header(select({})) + header(select({"loss": "eiou"}))
-    assert f"import {__name__}" in header(select({"loss": "of-this-test"}))
