@@ -174,7 +174,7 @@ def test_one_image(tmp_path):
     assert found.counts.tolist() == [1] and len(rows(folder)) == 1
     assert "<b>|x" not in (folder / "report.html").read_text(encoding="utf-8")
     assert "\\<b>\\|x" in (folder / "summary.md").read_text(encoding="utf-8")
-    with pytest.raises(LossPlugError, match="too little for batch normalisation; give a larger imgsz"):
+    with pytest.raises(LossPlugError, match="not enough for batch normalisation; give a larger imgsz"):
         inspected(tmp_path, data=data, imgsz=32, model="yolov8n.yaml")
 
 

@@ -134,8 +134,8 @@ def test_validation_in_training(data, tmp_path, monkeypatch):
     [
         ("yolov8n.yaml", "export", "diou", "an exported model has its own NMS"),
         ("yolov8n.yaml", "predict", "dio", "nms_iou=dio is unknown. Did you mean 'diou'"),
-        ("yolov8n-obb.yaml", "predict", "diou", "the task obb suppresses no horizontal boxes"),
-        ("yolov8n-cls.yaml", "val", "diou", "the task classify suppresses no horizontal boxes"),
+        ("yolov8n-obb.yaml", "predict", "diou", "task=obb has no NMS of horizontal boxes"),
+        ("yolov8n-cls.yaml", "val", "diou", "task=classify has no NMS of horizontal boxes"),
     ],
 )
 def test_where_it_has_no_effect(model, mode, given, message):

@@ -421,7 +421,7 @@ def test_an_epoch_that_is_begun_again_counts_once(data, tmp_path):
         if trainer.epoch == 0:
             collector = runs.of(trainer).collector
             assert collector.meters["main"].sums[0, 0] > 0
-            report.start_epoch(trainer)
+            report.clear_counts(trainer)
             assert not collector.meters["main"].sums.any()
 
     keys = {**PLAIN, **STILL, "data": data, "project": str(tmp_path), "lossplug_report": True, "val": False}

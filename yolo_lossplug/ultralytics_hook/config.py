@@ -177,7 +177,7 @@ def _refuse_unfit_release(selection: Selection) -> None:
 def add_keys(defaults: dict[str, Any]) -> Undo:
     """Add our keys to Ultralytics' defaults, in place, those of losses registered later too; return the undo.
 
-    A key that Ultralytics has itself, as a fork may, keeps its meaning, and is no key of ours.
+    A key that Ultralytics has itself, as a fork may, keeps its meaning, and is not one of ours.
     """
     namespace = sys.modules["ultralytics.utils"].DEFAULT_CFG
     CLAIMED.update(key for key in defaults if key in COMMON or key == MIX.key)

@@ -98,6 +98,17 @@ def quiet() -> Iterator[None]:
         LOGGER.setLevel(level)
 
 
+@contextmanager
+def explained(what: str) -> Iterator[None]:
+    """Raise an error of the host as one of ours: what cannot be done, and the host's reason, in one line."""
+    try:
+        yield
+    except LossPlugError:
+        raise
+    except Exception as error:
+        raise LossPlugError(f"{what}: {' '.join(str(error).split())}") from error
+
+
 def new_folder(kind: str, name: Any = None, project: Any = None) -> Path:
     """Return a folder for what a command writes that is not there yet: ``runs/kind/name``, ``name2``, ...
 
@@ -120,10 +131,8 @@ def read_cfg(file: Any) -> dict[str, Any]:
     """
     from ultralytics.cfg import cfg2dict  # not above, as in `parse`
 
-    try:
+    with explained(f"cfg={file} cannot be read"):
         content = cfg2dict(checks.check_yaml(file))
-    except Exception as error:  # of the file system, of YAML, and assertions of Ultralytics
-        raise LossPlugError(f"cfg={file} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise LossPlugError(f"cfg={file} must hold one 'key: value' a line.")
     return {str(key): value for key, value in content.items() if key != "cfg"}

@@ -25,7 +25,7 @@ from ultralytics.utils.loss import (
 )
 
 from yolo_lossplug.registry import ROTATED, SOFTMAX, LossPlugError
-from yolo_lossplug.selection.keys import DETR, STOCK_BOX, refuse_unknown
+from yolo_lossplug.selection.keys import CLASSIFY, DETR, STOCK_BOX, refuse_unknown
 from yolo_lossplug.selection.select import Selection, class_weights, select
 from yolo_lossplug.state import Scope, State
 from yolo_lossplug.ultralytics_hook import detr
@@ -158,10 +158,7 @@ def plug(
     if not selection.is_active:
         return criterion
     if isinstance(criterion, v8ClassificationLoss):
-        if selection.cls.kind != SOFTMAX:
-            selection = _of_task(selection, "classify")
-        count = max(names or {}, default=-1) + 1
-        return PluggedSoftmaxLoss(criterion, selection, class_weights(selection, count, names or {}))
+        return _softmax_loss(criterion, selection, names or {})
     leaves = list(branches(criterion, branch))
     if not leaves:
         raise LossPlugError(
@@ -174,6 +171,11 @@ def plug(
         if selection.report:
             watch(leaf.assigner, collector.meter(branch, leaf.device, leaf.nc, names) if collector else None)
     return criterion
+
+
+def _softmax_loss(stock: Any, selection: Selection, names: Mapping[int, str]) -> PluggedSoftmaxLoss:
+    selection = selection if selection.cls.kind == SOFTMAX else _of_task(selection, CLASSIFY)
+    return PluggedSoftmaxLoss(stock, selection, class_weights(selection, max(names, default=-1) + 1, names))
 
 
 def _plug_leaf(leaf: Any, branch: str, selection: Selection, scope: Scope, names: Mapping[int, str]) -> None:

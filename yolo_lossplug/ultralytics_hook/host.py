@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any, Optional, Union
 
@@ -21,6 +20,7 @@ from ultralytics.utils import DEFAULT_CFG_DICT, IterableSimpleNamespace
 from ultralytics.utils.torch_utils import select_device
 
 from yolo_lossplug.registry import LossPlugError
+from yolo_lossplug.ultralytics_hook.console import explained
 from yolo_lossplug.ultralytics_hook.criterion import class_names
 from yolo_lossplug.ultralytics_hook.family import is_named_rtdetr
 
@@ -28,17 +28,6 @@ STRIDE = 32
 """Sides of batches are multiples of it, as a trainer has them for all but the largest models."""
 OF_DATA = ("data", "fraction", "single_cls")
 """Arguments that a trainer reads a dataset's description with."""
-
-
-@contextmanager
-def explained(what: str) -> Iterator[None]:
-    """Raise an error of the host as one of ours: what cannot be done, and the host's reason, in one line."""
-    try:
-        yield
-    except LossPlugError:
-        raise
-    except Exception as error:
-        raise LossPlugError(f"{what}: {' '.join(str(error).split())}") from error
 
 
 def device_of(value: Any) -> torch.device:

@@ -16,7 +16,7 @@ from yolo_lossplug.ultralytics_hook.console import say
 
 STOCK = NMS_OVERLAPS[0]
 KEEP_ALL = 1.0
-"""A threshold that no IoU exceeds: the host filters and sorts, and suppresses nothing."""
+"""A threshold that no IoU exceeds: the host filters and sorts, and keeps every box."""
 FOREIGN = ("ultralytics.models.rtdetr", "ultralytics.models.sam", "ultralytics.models.nas")
 NO_NMS = "an end-to-end head has no NMS"
 TASKS = ("detect", "segment", "pose")
@@ -34,7 +34,7 @@ def postprocess(stock: Callable[..., Any], self: Any, *args: Any, **kwargs: Any)
 
 
 def suppress(stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Run the host's suppression; with another overlap its filters alone, and then ours.
+    """Run the host's NMS; with another overlap its filters alone, and then ours.
 
     Raises:
         LossPlugError: If the predictions are those of an end-to-end head, or rotated.
@@ -66,7 +66,7 @@ def check_overlap(model: Any, mode: str, given: dict[str, Any]) -> None:
     """Check the key where a model is asked to predict, validate or track, and say which overlap its NMS measures.
 
     Raises:
-        LossPlugError: If the value is unknown, or the model has no such suppression.
+        LossPlugError: If the value is unknown, or the model has no such NMS.
     """
     value = None if "nms_iou" in CLAIMED else given.get("nms_iou")
     if value is None:
@@ -74,9 +74,9 @@ def check_overlap(model: Any, mode: str, given: dict[str, Any]) -> None:
     chosen = choose("nms_iou", given, NMS_OVERLAPS)
     reason = ""
     if type(model).__module__.startswith(FOREIGN):
-        reason = f"{type(model).__name__} has no suppression of this kind"
+        reason = f"{type(model).__name__} has no NMS of this kind"
     elif model.task not in TASKS:
-        reason = f"the task {model.task} suppresses no horizontal boxes"
+        reason = f"task={model.task} has no NMS of horizontal boxes"
     elif not has_nms(getattr(model, "model", None), given):
         reason = NO_NMS
     if reason:

@@ -172,30 +172,22 @@ def check_memory(trainer: Any) -> None:
         memory.check_state(run.state, trainer, any(loss.state for loss in (run.selection.box, run.selection.cls)))
 
 
-def count_epoch(trainer: Any) -> None:
-    """Callback at the start of an epoch."""
-    state = runs.of(trainer).state
-    state.epoch, state.epochs = trainer.epoch, trainer.epochs
+def start_epoch(trainer: Any) -> None:
+    """Callback at the start of an epoch, which may be one that is begun again."""
+    run = runs.of(trainer)
+    run.state.epoch, run.state.epochs = trainer.epoch, trainer.epochs
+    run.terms.start()
 
 
-def commit(trainer: Any) -> None:
-    """Callback after a batch, on every rank."""
-    runs.of(trainer).state.commit()
-
-
-def start_terms(trainer: Any) -> None:
-    """Callback at the start of an epoch."""
-    runs.of(trainer).terms.start()
-
-
-def add_terms(trainer: Any) -> None:
-    """Callback after a batch: look for NaN; on a GPU it is said at the end of the epoch, for which the host waits."""
+def end_batch(trainer: Any) -> None:
+    """Callback after a batch, on every rank: commit the state, and look for NaN, which a GPU tells after the epoch."""
     run = runs.of(trainer)
     if run.selection.is_active and not run.terms.is_done and trainer.loss_items is not None:
         items = finite.flat_terms(trainer.loss_items)
         run.terms.add(items)
-        if items.device.type == "cpu":
+        if items.device.type == "cpu":  # elsewhere the host would have to wait
             warn_of_nan(trainer)
+    run.state.commit()
 
 
 def warn_of_nan(trainer: Any) -> None:
@@ -210,19 +202,17 @@ def warn_of_nan(trainer: Any) -> None:
 CALLBACKS = (
     ("on_pretrain_routine_end", check_memory),
     ("on_pretrain_routine_end", announce),
-    ("on_train_epoch_start", count_epoch),
-    ("on_train_epoch_start", report.start_epoch),
-    ("on_train_epoch_start", start_terms),
+    ("on_train_epoch_start", start_epoch),
+    ("on_train_epoch_start", report.clear_counts),
     ("on_train_batch_end", guard),
-    ("on_train_batch_end", add_terms),
-    ("on_train_batch_end", commit),
-    ("on_train_epoch_end", report.end_epoch),
+    ("on_train_batch_end", end_batch),
+    ("on_train_epoch_end", report.write_report),
     ("on_train_epoch_end", warn_of_nan),
     ("on_fit_epoch_end", guard),
-    ("on_fit_epoch_end", report.hide),
+    ("on_fit_epoch_end", report.hide_values),
     ("teardown", runs.end),
 )
-FIRST = (("on_fit_epoch_end", report.show), ("on_train_end", report.draw_report))
+FIRST = (("on_fit_epoch_end", report.show_values), ("on_train_end", report.draw_report))
 """Callbacks that go before those of the loggers."""
 
 

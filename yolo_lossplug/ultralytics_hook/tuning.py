@@ -39,6 +39,11 @@ def settle_space(tuner: Any) -> None:
         if args.get(key) == unset[key]:
             args[key] = _start_of(key, unset[key])
     check_merged(args)
+    _keep_integers(tuner)
+
+
+def _keep_integers(tuner: Any) -> None:
+    """Let a tuner vary keys that take integers by integers."""
     integers = {key: integer_bounds(key, *tuner.space[key][:2]) for key in tuner.space if is_integer(key)}
     for method in ("_constrain", "_mutate"):  # newer releases look for values that are not tried yet after the former
         stock = getattr(tuner, method, None) if integers else None

@@ -13,10 +13,11 @@ from ultralytics.cfg import get_cfg
 
 from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.selection.keys import TASKS
+from yolo_lossplug.ultralytics_hook.console import explained
 from yolo_lossplug.ultralytics_hook.counts import overlaps
 from yolo_lossplug.ultralytics_hook.dataset import labels
 from yolo_lossplug.ultralytics_hook.family import refuse_rtdetr
-from yolo_lossplug.ultralytics_hook.host import device_of, explained, load_model, moved, network_of
+from yolo_lossplug.ultralytics_hook.host import device_of, load_model, moved, network_of
 from yolo_lossplug.ultralytics_hook.running import branches, is_one_to_one
 
 WITHOUT = "inspect the data without model="
@@ -150,7 +151,7 @@ def assign_batch(model: Model, batch: dict[str, Any], first: int = 0) -> list[As
         if "more than 1 value per channel" not in str(error):
             raise
         raise LossPlugError(
-            "one image at this imgsz is too little for batch normalisation; give a larger imgsz."
+            "one image at this imgsz is not enough for batch normalisation; give a larger imgsz."
         ) from error
     finally:
         for (_, leaf), assigner in zip(leaves, assigners):
@@ -250,30 +251,12 @@ def _objects(
     best = overlaps(boxes[heard.anchor].float(), gts.float())
     score = scores[heard.anchor, cls[:, 0].long()].float()
     has_candidate = heard.candidates.any(-1)
+    best, score = (value.masked_fill(~has_candidate, torch.nan) for value in (best, score))
+    columns = (gts, heard.candidates, heard.wanted, best, score, total)
+    rows, candidates, wanted, *numbers = (column[is_gt].cpu().numpy() for column in columns)
     rank = is_gt.long().cumsum(0) - 1
-    owner = torch.where(slot >= 0, rank[slot.clamp(min=0)], -1)
-    nothing = torch.full_like(best, torch.nan)
-    values = (
-        gts,
-        heard.candidates,
-        heard.wanted,
-        torch.where(has_candidate, best, nothing),
-        torch.where(has_candidate, score, nothing),
-        total,
-    )
-    boxes_, candidates, wanted, iou, score_, total_ = (value[is_gt].cpu().numpy() for value in values)
-    return AssignedObjects(
-        branch,
-        image,
-        np.arange(len(boxes_)),
-        boxes_,
-        candidates,
-        wanted,
-        owner.cpu().numpy(),
-        iou,
-        score_,
-        total_,
-    )
+    owner = torch.where(slot >= 0, rank[slot.clamp(min=0)], -1).cpu().numpy()
+    return AssignedObjects(branch, image, np.arange(len(rows)), rows, candidates, wanted, owner, *numbers)
 
 
 def _with_rows(seen: list[AssignedObjects], batch: dict[str, Any], first: int) -> list[AssignedObjects]:

@@ -23,7 +23,8 @@ from ultralytics.utils.patches import imread
 
 from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.selection.keys import TASKS
-from yolo_lossplug.ultralytics_hook.host import dataset_of, explained
+from yolo_lossplug.ultralytics_hook.console import explained
+from yolo_lossplug.ultralytics_hook.host import dataset_of
 
 DUPLICATES = re.compile(r"(\d+) duplicate labels removed")
 IGNORED = re.compile(r"(?:WARNING[^/\w]*)?(?P<file>.*?): ignoring corrupt image/label: (?P<reason>.*)", re.DOTALL)
@@ -230,17 +231,13 @@ def _labels(host: YOLODataset, data: dict[str, Any], task: Optional[str], said: 
     counts = [len(row["cls"]) for row in rows]
     removed, ignored = _dropped(said)
     if not sum(counts):
-        lost = f"; {len(ignored)} images are left out: {ignored[0][2]}" if ignored else ""
-        raise LossPlugError(
-            f"data={args['data']} has no labels in {len(rows)} images of split={args.get('split', 'train')}{lost}. "
-            f"Labels are expected in {Path(img2label_paths([rows[0]['im_file']])[0]).parent}."
-        )
+        raise LossPlugError(_unlabelled(rows, ignored, args))
     polygons = [polygon for row in rows for polygon in row["segments"]]
-    task = _checked_task(task or _guess(polygons, sum(counts)), len(polygons) == sum(counts), args["data"])
+    task = _checked_task(task, polygons, sum(counts), args["data"])
     return Labels(
         [row["im_file"] for row in rows],
         np.array([row["shape"] for row in rows], dtype=np.float64),
-        {int(key): str(name) for key, name in dict(data["names"]).items()},
+        dict(data["names"]),
         task,
         np.repeat(np.arange(len(rows)), counts),
         np.concatenate([row["cls"].reshape(-1) for row in rows]).astype(np.int64),
@@ -251,11 +248,20 @@ def _labels(host: YOLODataset, data: dict[str, Any], task: Optional[str], said: 
     )
 
 
-def _checked_task(task: str, has_outlines: bool, data: Any) -> str:
-    """Return a task that labels are fit for; `has_outlines` if each object has one."""
+def _unlabelled(rows: list[dict[str, Any]], ignored: list[tuple[str, int, str]], args: dict[str, Any]) -> str:
+    lost = f"; {len(ignored)} images are left out: {ignored[0][2]}" if ignored else ""
+    return (
+        f"data={args['data']} has no labels in {len(rows)} images of split={args.get('split', 'train')}{lost}. "
+        f"Labels are expected in {Path(img2label_paths([rows[0]['im_file']])[0]).parent}."
+    )
+
+
+def _checked_task(task: Optional[str], polygons: list[np.ndarray], count: int, data: Any) -> str:
+    """Return a task that the labels of a number of objects are fit for, guessed from them if it is None."""
+    task = task or _guess(polygons, count)
     if task not in TASKS:
         raise LossPlugError(f"task={task} has no boxes to inspect; give {', '.join(TASKS)}.")
-    if task == "obb" and not has_outlines:
+    if task == "obb" and len(polygons) != count:
         raise LossPlugError(f"data={data} has no rotated boxes for task=obb, which takes four corners a line.")
     return task
 

@@ -128,14 +128,14 @@ def collector_of(trainer: Any) -> Optional[Collector]:
     return collector
 
 
-def start_epoch(trainer: Any) -> None:
+def clear_counts(trainer: Any) -> None:
     """Callback at the start of an epoch, which may be a restarted one."""
     collector = collector_of(trainer)
     if collector is not None:
         collector.clear()
 
 
-def end_epoch(trainer: Any) -> None:
+def write_report(trainer: Any) -> None:
     """Callback when the batches of an epoch are done, on every rank; rank 0 writes the table."""
     collector = collector_of(trainer)
     if collector is None:
@@ -153,14 +153,14 @@ def end_epoch(trainer: Any) -> None:
     }
 
 
-def show(trainer: Any) -> None:
+def show_values(trainer: Any) -> None:
     """Callback before those of the loggers, which log the metrics of an epoch."""
     collector = collector_of(trainer)
     if collector is not None and isinstance(trainer.metrics, dict):
         trainer.metrics.update(collector.shown)
 
 
-def hide(trainer: Any) -> None:
+def hide_values(trainer: Any) -> None:
     """Callback after those of the loggers: our metrics stay out of results, checkpoints and the last validation."""
     collector = collector_of(trainer)
     if collector is not None:

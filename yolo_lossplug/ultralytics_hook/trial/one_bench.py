@@ -60,7 +60,7 @@ class Work(NamedTuple):
 
 
 class Reporter(NamedTuple):
-    """Who is told.
+    """Progress callbacks.
 
     Attributes:
         alive: After every step.
