@@ -195,20 +195,22 @@ def show_state() -> None:
         import ultralytics.engine.tuner  # with it every module that is changed: shows a seam that has moved
     except ImportError as error:
         owners = installation.owners()
-        say(f"yolo-lossplug {yolo_lossplug.__version__}", *installation.facts(), installation.owners_line(owners))
-        say(f"not active: Ultralytics cannot be imported: {error}")
-        say(*installation.advice_on_owners(owners, is_importable=False))
+        show_lines(
+            f"yolo-lossplug {yolo_lossplug.__version__}", *installation.facts(), installation.owners_line(owners)
+        )
+        show_lines(f"not active: Ultralytics cannot be imported: {error}")
+        show_lines(*installation.advice_on_owners(owners, is_importable=False))
         raise SystemExit(1) from error
     folder = Path(ultralytics.__file__).parent
     owners = installation.owners(folder)
-    say(f"yolo-lossplug {yolo_lossplug.__version__} · ultralytics {ultralytics.__version__}")
-    say(*installation.facts(), f"{'ultralytics':<15}{folder}", installation.owners_line(owners))
-    say(*installation.advice_on_owners(owners))
-    say(*installation.advice_on_keys(ultralytics.utils.DEFAULT_CFG_PATH))
+    show_lines(f"yolo-lossplug {yolo_lossplug.__version__} · ultralytics {ultralytics.__version__}")
+    show_lines(*installation.facts(), f"{'ultralytics':<15}{folder}", installation.owners_line(owners))
+    show_lines(*installation.advice_on_owners(owners))
+    show_lines(*installation.advice_on_keys(ultralytics.utils.DEFAULT_CFG_PATH))
     _show_activity()
 
 
-def say(*lines: str) -> None:
+def show_lines(*lines: str) -> None:
     """Print lines as they fit the terminal."""
     for line in lines:
         print(terminal.fit(line))
@@ -219,13 +221,13 @@ def _show_activity() -> None:
     from yolo_lossplug import _autoload
 
     if not yolo_lossplug.is_enabled():
-        say(f"not active: {_autoload.problem or 'switched off by YOLO_LOSSPLUG=0'}")
+        show_lines(f"not active: {_autoload.problem or 'switched off by YOLO_LOSSPLUG=0'}")
         raise SystemExit(1)
     code = "import sys; sys.exit('yolo_lossplug' not in sys.modules)"
     if subprocess.run([sys.executable, "-c", code], check=False).returncode:
-        say(
+        show_lines(
             "not active in plain `yolo`: this Python reads no start-up hook from where the package is installed. "
             "Use `lossplug train ...`, or `import yolo_lossplug` in Python."
         )
         raise SystemExit(1)
-    say("active: `yolo` and Python know the keys of yolo-lossplug")
+    show_lines("active: `yolo` and Python know the keys of yolo-lossplug")

@@ -16,8 +16,8 @@ from yolo_lossplug.tools.bench import child
 from yolo_lossplug.tools.bench import command as bench
 from yolo_lossplug.tools.bench.report import EngineResults, engines_report
 from yolo_lossplug.ultralytics_hook.engines import fast, record
-from yolo_lossplug.ultralytics_hook.trial import gauges, one_bench, problems, timing
-from yolo_lossplug.ultralytics_hook.trial.one_bench import CLASS_KERNELS, STEP, TRAIN, Work
+from yolo_lossplug.ultralytics_hook.trial import bench_cases, gauges, problems, timing
+from yolo_lossplug.ultralytics_hook.trial.bench_cases import CLASS_KERNELS, STEP, TRAIN, Work
 
 TINY = {"imgsz": 64, "batch": 2, "device": "cpu"}
 CPU = torch.device("cpu")
@@ -27,9 +27,9 @@ CPU = torch.device("cpu")
 def settings(tmp_path, monkeypatch):
     """A configuration folder of its own, and few steps."""
     monkeypatch.setattr(record, "USER_CONFIG_DIR", tmp_path / "config")
-    monkeypatch.setattr(one_bench, "SECONDS", {"cpu": 0.0, "cuda": 0.0})
-    monkeypatch.setattr(one_bench, "MIN_PAIRS", 2)
-    monkeypatch.setattr(one_bench, "MIN_TRAIN_PAIRS", 1)
+    monkeypatch.setattr(bench_cases, "SECONDS", {"cpu": 0.0, "cuda": 0.0})
+    monkeypatch.setattr(bench_cases, "MIN_PAIRS", 2)
+    monkeypatch.setattr(bench_cases, "MIN_TRAIN_PAIRS", 1)
 
 
 @pytest.fixture
@@ -355,7 +355,7 @@ def test_the_order_of_steps_is_fair():
 
 
 def test_the_host_goes_image_by_image_where_its_tensors_do_not_fit(monkeypatch):
-    model = one_bench.model_of("yolov8n.yaml")
+    model = bench_cases.model_of("yolov8n.yaml")
     head = problems.Head(imgsz=128)
     one = problems.drawn_problem(problems.ObjectSpec(2, 20), 0, head=head)
     stock, spared = (timing.engine_criterion(model, "reference") for _ in range(2))
@@ -367,7 +367,7 @@ def test_the_host_goes_image_by_image_where_its_tensors_do_not_fit(monkeypatch):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux says it")
 def test_memory_of_a_step_holds_its_gradients():
-    model = one_bench.model_of("yolov8n.yaml")
+    model = bench_cases.model_of("yolov8n.yaml")
     one = problems.drawn_problem(problems.ObjectSpec(8, 30), 0)
     stock, fast_one = (gauges.memory_of(timing.engine_criterion(model, name), one) for name in ("reference", "fast"))
     assert stock["gradients"] == fast_one["gradients"] == pytest.approx(8 * 144 * 8400 * 4 / 2**20)

@@ -35,7 +35,7 @@ from yolo_lossplug.ultralytics_hook.criterion import plug
 from yolo_lossplug.ultralytics_hook.dataset import assignments
 from yolo_lossplug.ultralytics_hook.run import runs
 from yolo_lossplug.ultralytics_hook.running import banner, mismatches, running
-from yolo_lossplug.ultralytics_hook.trial import matched_step, one_bench, one_step
+from yolo_lossplug.ultralytics_hook.trial import bench_cases, matched_step, one_step
 
 MODEL = str(Path(__file__).with_name("rtdetr-narrow.yaml"))
 IS_PUBLISHED = Version(ultralytics.__version__) < Version("8.3.116")
@@ -525,4 +525,4 @@ def test_tools_of_anchors_refuse_it(tmp_path):
         with pytest.raises(LossPlugError, match=rf"{file.name} is RT-DETR, .* inspect the data without model="):
             assignments.load({"model": str(file)}, {"names": {0: "a"}})
         with pytest.raises(LossPlugError, match=rf"{file.name} is RT-DETR, .* give another model="):
-            one_bench.model_of(str(file))
+            bench_cases.model_of(str(file))

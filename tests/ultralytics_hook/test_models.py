@@ -20,7 +20,7 @@ from tests.tables import mark, write
 from yolo_lossplug.ultralytics_hook.dataset import assignments
 from yolo_lossplug.ultralytics_hook.run import runs
 from yolo_lossplug.ultralytics_hook.running import branches
-from yolo_lossplug.ultralytics_hook.trial import one_bench, one_step
+from yolo_lossplug.ultralytics_hook.trial import bench_cases, one_step
 
 KEYS = {"loss": "inner-eiou", "cls_loss": "qfl"}
 FAMILIES = ("yolov8n", "yolov9t", "yolov10n", "yolo11n", "yolo12n", "yolo26n")
@@ -107,4 +107,4 @@ def test_models_outside_of_a_training_are_in_training_mode(tmp_path):
     YOLO("yolov8n.yaml").save(file)
     trial = one_step.trial({"model": file, "loss": "eiou", "imgsz": 64, "batch": 2})
     inspected = assignments.load({"model": file}, {"names": dict.fromkeys(range(80), "a"), "nc": 80, "channels": 3})
-    assert trial.model.training and inspected.host.training and one_bench.model_of(file).training
+    assert trial.model.training and inspected.host.training and bench_cases.model_of(file).training

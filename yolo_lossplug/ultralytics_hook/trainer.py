@@ -206,7 +206,7 @@ CALLBACKS = (
     ("on_train_epoch_start", report.clear_counts),
     ("on_train_batch_end", guard),
     ("on_train_batch_end", end_batch),
-    ("on_train_epoch_end", report.write_report),
+    ("on_train_epoch_end", report.write_tables),
     ("on_train_epoch_end", warn_of_nan),
     ("on_fit_epoch_end", guard),
     ("on_fit_epoch_end", report.hide_values),

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, Callable, TextIO
 
 from yolo_lossplug.files import read_json, write_json
-from yolo_lossplug.ultralytics_hook.trial import one_bench
-from yolo_lossplug.ultralytics_hook.trial.one_bench import Reporter, Work
+from yolo_lossplug.ultralytics_hook.trial import bench_cases
+from yolo_lossplug.ultralytics_hook.trial.bench_cases import Reporter, Work
 
 OUT_OF_MEMORY = "out of memory"
 STEP_MARK, PART_MARK = ".", "|"
@@ -110,12 +110,12 @@ def run_job(file: Path) -> int:
     try:
         with file.with_suffix(PROGRESS).open("a", encoding="utf-8", buffering=1) as progress:
             reporter = _reporter(file.parent, engine, progress)
-            one_bench.measure_engine(engine, works, one_bench.bench_device(job["device"]), reporter)
+            bench_cases.measure_engine(engine, works, bench_cases.bench_device(job["device"]), reporter)
     except KeyboardInterrupt:
         return 130
     except BaseException as error:
         words = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        why = OUT_OF_MEMORY if one_bench.is_out_of_memory(error) else words
+        why = OUT_OF_MEMORY if bench_cases.is_out_of_memory(error) else words
         why += _unfinished_case(file.parent, engine, works)
         file.with_suffix(ERROR).write_text(f"{why}\n\n{traceback.format_exc()}", encoding="utf-8")
         return 1

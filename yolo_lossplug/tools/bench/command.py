@@ -25,8 +25,8 @@ from yolo_lossplug.tools.report import Report
 from yolo_lossplug.ultralytics_hook.console import new_folder, progress, say
 from yolo_lossplug.ultralytics_hook.engines import record
 from yolo_lossplug.ultralytics_hook.engines.choice import FAST, REFERENCE, TRITON
-from yolo_lossplug.ultralytics_hook.trial import one_bench
-from yolo_lossplug.ultralytics_hook.trial.one_bench import CLASS_KERNELS, PARTS, STEP, TRAIN, Work
+from yolo_lossplug.ultralytics_hook.trial import bench_cases
+from yolo_lossplug.ultralytics_hook.trial.bench_cases import CLASS_KERNELS, PARTS, STEP, TRAIN, Work
 from yolo_lossplug.ultralytics_hook.trial.problems import XVIEW
 
 HELP = """\
@@ -122,7 +122,7 @@ def bench(args: Mapping[str, Any]) -> tuple[Path, EngineResults, Report]:
     """
     plan, today = _plan(args), datetime.date.today().isoformat()
     for model in dict.fromkeys(work.model for work in plan.works):
-        one_bench.model_of(model, plan.works[0].data)  # raises an error if its steps cannot be measured
+        bench_cases.model_of(model, plan.works[0].data)  # raises an error if its steps cannot be measured
     record.add((), plan.key, {}, today)  # a record that cannot be written is said now, not after minutes
     cases = plan.folder / "cases"
     cases.mkdir(parents=True, exist_ok=True)
@@ -164,7 +164,7 @@ def is_fit(engine: str, work: Work) -> bool:
 def _plan(args: Mapping[str, Any]) -> BenchPlan:
     """Return what is measured, if no argument is wrong."""
     values = _values(args)
-    device = one_bench.bench_device(values["device"])
+    device = bench_cases.bench_device(values["device"])
     key, why = record.record_key(device), kernels.missing(device)
     asked = _engines(values["engines"] or ([FAST] if why or kernels.is_interpreted() else [FAST, TRITON]))
     works = _works(values, device.type, asked)

@@ -22,7 +22,7 @@ from yolo_lossplug.tools.report import Block, Picture, Report, Section, Table, T
 from yolo_lossplug.ultralytics_hook.decision import Measured, size_class
 from yolo_lossplug.ultralytics_hook.engines.choice import FAST, REFERENCE, TRITON
 from yolo_lossplug.ultralytics_hook.engines.record import Key
-from yolo_lossplug.ultralytics_hook.trial.one_bench import STEP, TRAIN, Work
+from yolo_lossplug.ultralytics_hook.trial.bench_cases import STEP, TRAIN, Work
 from yolo_lossplug.ultralytics_hook.trial.problems import XVIEW
 
 UNSTEADY = "(!)"

@@ -135,7 +135,7 @@ def clear_counts(trainer: Any) -> None:
         collector.clear()
 
 
-def write_report(trainer: Any) -> None:
+def write_tables(trainer: Any) -> None:
     """Callback when the batches of an epoch are done, on every rank; rank 0 writes the table."""
     collector = collector_of(trainer)
     if collector is None:
