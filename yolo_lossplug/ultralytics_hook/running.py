@@ -17,7 +17,7 @@ from yolo_lossplug.selection.select import Selection
 from yolo_lossplug.ultralytics_hook import detr
 from yolo_lossplug.ultralytics_hook.assigner import topk2_of
 from yolo_lossplug.ultralytics_hook.attached import on_assigner, on_criterion
-from yolo_lossplug.ultralytics_hook.engines import choice, fast, terms
+from yolo_lossplug.ultralytics_hook.engines import choice, terms
 from yolo_lossplug.ultralytics_hook.members import PluggedSoftmaxLoss, box_loss_error
 from yolo_lossplug.ultralytics_hook.run.report import FILE
 
@@ -72,8 +72,7 @@ def running(leaf: Any) -> dict[str, Any]:
     """Return what a criterion runs, by key, read from its members and not from the requested keys."""
     if isinstance(leaf, DETRLoss):
         return detr.running_detr(leaf)
-    assigner, is_fast = leaf.assigner, isinstance(leaf, fast.FastMixin)
-    overlap, decision = on_assigner(assigner).overlap_loss, on_criterion(leaf).decision
+    assigner, overlap = leaf.assigner, on_assigner(leaf.assigner).overlap_loss
     rotated = isinstance(assigner, tal.RotatedTaskAlignedAssigner)
     return {
         "loss": getattr(leaf.bbox_loss, "loss", None) or _stock_name(leaf.bbox_loss),
@@ -85,7 +84,7 @@ def running(leaf: Any) -> dict[str, Any]:
         "tal_beta": assigner.beta,
         "tal_min_side": getattr(assigner, "stride_val", None),
         "tal_iou": overlap.name if overlap else STOCK_ROTATED if rotated else STOCK_BOX,
-        "loss_engine": decision if is_fast == (decision.name != choice.REFERENCE) else choice.REFERENCE,
+        "loss_engine": choice.running_engine(leaf),
     }
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 import torch
 from ultralytics.utils import tal
@@ -20,7 +20,8 @@ from yolo_lossplug.ultralytics_hook.attached import on_criterion
 from yolo_lossplug.ultralytics_hook.console import warn_once
 from yolo_lossplug.ultralytics_hook.decision import Decision
 from yolo_lossplug.ultralytics_hook.engines import record
-from yolo_lossplug.ultralytics_hook.engines.fast import install_fast_step, remove_fast_step
+from yolo_lossplug.ultralytics_hook.engines.fast import FastMixin, install_fast_step, remove_fast_step
+from yolo_lossplug.ultralytics_hook.engines.masks import MaskMixin, can_have_masks, install_masks, mask_errors
 from yolo_lossplug.ultralytics_hook.engines.parity import (
     CELLS,
     METHOD,
@@ -50,6 +51,20 @@ def decide_engine(engine: str, criterion: Any) -> Decision:
     """
     if engine == REFERENCE:
         return Decision(REFERENCE)
+    decision = _step_decision(engine, criterion)
+    return decision._replace(has_masks=_has_masks(criterion, decision))
+
+
+def _has_masks(criterion: Any, decision: Decision) -> bool:
+    """Return whether masks are drawn inside boxes; on a GPU where the engine was asked for by name, as unmeasured."""
+    is_wanted = criterion.device.type in FAST_DEVICE_TYPES or not (decision.is_lazy or decision.measured)
+    if not is_wanted or not can_have_masks(criterion):
+        return False
+    return tolerance_error(*mask_errors(str(criterion.device))) is None
+
+
+def _step_decision(engine: str, criterion: Any) -> Decision:
+    """Return which engine takes the steps of a criterion, masks left aside."""
     device = criterion.device
     why = why_not_fast(criterion) or (kernels.missing(device) if engine == TRITON else None)
     if engine in (FAST, TRITON) and why:
@@ -76,13 +91,22 @@ def _recorded(criterion: Any, is_lazy: bool) -> Decision:
 
 def install_engine(criterion: Any, decision: Decision) -> None:
     """Make a criterion take the steps of an engine."""
-    if decision.name == REFERENCE:
-        remove_fast_step(criterion)
-    else:
+    remove_fast_step(criterion)
+    if decision.name != REFERENCE:
         install_fast_step(criterion, decision.is_lazy)
     if decision.name == TRITON:
         use_kernels(criterion)
+    if decision.has_masks:
+        install_masks(criterion)
     on_criterion(criterion).decision = decision
+
+
+def running_engine(criterion: Any) -> Union[Decision, str]:
+    """Return which engine takes the steps of a criterion, read from its class; only its name if that was changed."""
+    decision = on_criterion(criterion).decision
+    if isinstance(criterion, FastMixin) != (decision.name != REFERENCE):
+        return REFERENCE
+    return decision._replace(has_masks=isinstance(criterion, MaskMixin))
 
 
 def why_no_kernels(engine: str, device: Any) -> Optional[str]:

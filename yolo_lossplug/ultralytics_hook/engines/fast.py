@@ -28,7 +28,7 @@ from yolo_lossplug.ultralytics_hook.assigner import (
 )
 from yolo_lossplug.ultralytics_hook.attached import on_criterion
 from yolo_lossplug.ultralytics_hook.decision import Decision
-from yolo_lossplug.ultralytics_hook.derived import Derived, derive
+from yolo_lossplug.ultralytics_hook.derived import Derived, derive, layers
 from yolo_lossplug.ultralytics_hook.engines.terms import (
     Anchors,
     Targets,
@@ -44,7 +44,7 @@ MAX_DECODED = 2**16
 """Maximum number of anchors per call of the host's decoder."""
 
 
-_uncompiled = getattr(getattr(torch, "compiler", None), "disable", lambda function: function)
+uncompiled = getattr(getattr(torch, "compiler", None), "disable", lambda function: function)
 """Shapes depend on values here, so `torch.compile` would only break the graph; torch before 2.1 has none."""
 
 
@@ -71,13 +71,11 @@ def install_fast_step(criterion: v8DetectionLoss, is_lazy: bool) -> None:
 
 
 def remove_fast_step(criterion: v8DetectionLoss) -> None:
-    """Undo `install_fast_step`."""
-    stock = vars(type(criterion)).get("stock_class")
-    if isinstance(criterion, FastMixin) and stock is not None:
-        criterion.__class__ = stock
+    """Undo `install_fast_step`, and all that was derived besides."""
+    criterion.__class__ = layers(type(criterion))[0]
 
 
-@_uncompiled
+@uncompiled
 def fast_step(
     criterion: Any, preds: dict[str, Tensor], batch: dict[str, Any], extra: dict[str, Any]
 ) -> Optional[tuple]:

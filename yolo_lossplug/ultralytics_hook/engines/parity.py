@@ -83,7 +83,7 @@ def parity_errors(
             actual = _step(criterion, inputs, shapes, batch)
         except Exception as error:
             raise EngineFailed(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
-        errors.append([_relative_error(one, other) for one, other in zip(expected, actual)])
+        errors.append([relative_error(one, other) for one, other in zip(expected, actual)])
     return max(error[0] for error in errors), max(max(error[1:]) for error in errors)
 
 
@@ -107,7 +107,8 @@ def _step(criterion: Any, inputs: list[Tensor], shapes: list[tuple[int, int]], b
     return loss.detach(), *torch.autograd.grad(loss.sum(), (boxes, scores), allow_unused=True)
 
 
-def _relative_error(expected: Optional[Tensor], actual: Optional[Tensor]) -> float:
+def relative_error(expected: Optional[Tensor], actual: Optional[Tensor]) -> float:
+    """Return the relative error of a tensor in norm; None is a gradient of 0."""
     if expected is None or actual is None:  # the host's loss may not depend on the boxes where there is no gt
         return 0.0 if actual is None else float(actual.norm())
     return float((actual - expected).norm() / expected.norm().clamp(min=1e-9))
