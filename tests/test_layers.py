@@ -26,7 +26,7 @@ LAYERS = [
 HOOK = "yolo_lossplug.ultralytics_hook."
 HOOK_LAYERS = [
     {"compatibility", "console", "counts", "decision", "derived", "family", "members", "min_side", "patching"},
-    {"attached", "defaults", "nms", "patches", "recipes", "typed"},
+    {"attached", "defaults", "nms", "patches", "recipes", "rotated", "typed"},
     {"assigner", "detr"},
     {"run"},
     {"engines"},

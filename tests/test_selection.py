@@ -72,7 +72,7 @@ MISTAKES = [
     ({"cls_loss": "focal-bce"}, "cls_loss=focal-bce is unknown"),
     ({"tal_iou": "goiu"}, "tal_iou=goiu is unknown. Did you mean 'giou'?"),
     ({"loss_engine": "fastest"}, "loss_engine=fastest is unknown. Did you mean 'fast'? Known: auto, fast, triton, ref"),
-    ({"loss_engine": "fast", "task": "obb"}, "loss_engine=fast cannot be used with task=obb"),
+    ({"loss_engine": "triton", "task": "obb"}, "loss_engine=triton cannot be used with task=obb"),
     ({"focal_gamma": 0.5}, "focal_gamma=0.5 has no effect with loss=ciou; it belongs to focal-*."),
     ({"loss": "eiou", "alpha_power": 2}, "alpha_power=2 has no effect with loss=eiou; it belongs to alpha-*."),
     ({"smooth_l1_beta": 1}, "it belongs to loss=smooth-l1."),

@@ -6,7 +6,7 @@ import os
 import pytest
 import torch
 from ultralytics.utils.ops import xywh2xyxy, xyxy2xywh
-from ultralytics.utils.tal import PoseTaskAlignedAssigner, RotatedTaskAlignedAssigner
+from ultralytics.utils.tal import PoseTaskAlignedAssigner, RotatedTaskAlignedAssigner, SegTaskAlignedAssigner
 from ultralytics.utils.tal import TaskAlignedAssigner as StockAssigner
 
 from tests.problems import FAMILIES, N_CLASSES, STRIDES, points, problem
@@ -286,7 +286,7 @@ def test_assigners_with_overridden_methods_keep_their_own():
     anchors = points(320, 320)
     for other in (
         PoseTaskAlignedAssigner(torch.ones(3)),
-        RotatedTaskAlignedAssigner(),
+        SegTaskAlignedAssigner(),
         type("Own", (StockAssigner,), {"get_box_metrics": lambda self: None})(),
     ):
         assert not hook.is_sparse(other, {torch.float32}, anchors)

@@ -2,28 +2,37 @@
 """The fast engine against the reference: every model, loss and key, and when it does not run."""
 
 import copy
+import math
 from types import SimpleNamespace
 from typing import Annotated
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from ultralytics.utils.loss import v8DetectionLoss, v8PoseLoss, v8SegmentationLoss
+from ultralytics.utils.loss import v8DetectionLoss, v8OBBLoss, v8PoseLoss, v8SegmentationLoss
 
 from tests.models import is_plugged, model, predicted, with_keys
 from tests.parts import with_part
 from tests.runs import Log, results, train
 from yolo_lossplug import LossPlugError, Option, class_loss, create_class_loss
+from yolo_lossplug.registry import REGISTRY, ROTATED
 from yolo_lossplug.selection.loss import list_box_losses, list_class_losses
 from yolo_lossplug.selection.select import select
 from yolo_lossplug.ultralytics_hook.criterion import plug
 from yolo_lossplug.ultralytics_hook.engines import choice, fast, parity
 from yolo_lossplug.ultralytics_hook.engines.fast import FastMixin
+from yolo_lossplug.ultralytics_hook.engines.install import remove_fast_step
 from yolo_lossplug.ultralytics_hook.engines.masks import MaskMixin
 from yolo_lossplug.ultralytics_hook.running import branch_criteria
 
 MODELS = ["yolov8n", "yolo11n", "yolov10n", "yolo26n", "yolov8n-seg", "yolo26n-seg", "yolov8n-pose", "yolo26n-pose"]
-KINDS = {"-seg": v8SegmentationLoss, "-pose": v8PoseLoss}
+MODELS += ["yolov8n-obb", "yolo26n-obb"]
+KINDS = {"-seg": v8SegmentationLoss, "-pose": v8PoseLoss, "-obb": v8OBBLoss}
+ROTATED_LOSSES = [spec.name for spec in REGISTRY if spec.kind == ROTATED]
+
+
+LEAVES = {"boxes", "scores", "angle", "mask_coefficient"}
+"""Outputs of a head, of whose gradients those of both engines are compared."""
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +45,9 @@ def outputs(preds):
     """Return the outputs of every branch of a head, as leaves."""
     branches = [preds[key] for key in ("one2many", "one2one") if key in preds] or [preds]
     for branch in branches:
-        for key in ("boxes", "scores"):
+        for key in LEAVES & branch.keys():
             branch[key] = branch[key].detach().requires_grad_()
-    return [branch[key] for branch in branches for key in ("boxes", "scores")]
+    return [branch[key] for branch in branches for key in sorted(LEAVES & branch.keys())]
 
 
 def compared(made, preds, data, n_steps=1, rtol=1e-5, **keys):
@@ -68,7 +77,7 @@ def compared(made, preds, data, n_steps=1, rtol=1e-5, **keys):
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model(name, size, empty):
     inputs = predicted(name, size=size, empty=empty)
-    compared(*inputs, loss="eiou", cls_loss="qfl")
+    compared(*inputs, loss="kld" if "-obb" in name else "eiou", cls_loss="qfl")
     # Elementwise, BCE cancels at the logits that a head starts with, which shows where there are a few hundred.
     compared(*inputs, rtol=1e-4 if size == 64 and empty else 1e-5)
 
@@ -237,18 +246,62 @@ def test_every_kind_of_criterion_stays_what_it_is():
         made = model(name)
         for leaf in branch_criteria(with_keys(made, loss_engine="fast")):
             assert isinstance(leaf, MaskMixin) == ("-seg" in name)
-            fast.remove_fast_step(leaf)
+            remove_fast_step(leaf)
             kind = next((kind for suffix, kind in KINDS.items() if suffix in name), v8DetectionLoss)
             assert isinstance(leaf, kind) and type(leaf).__module__ == v8DetectionLoss.__module__
 
 
 def test_tasks_that_have_no_fast_engine():
-    for task in ("obb", "classify"):
-        with pytest.raises(LossPlugError, match=f"loss_engine=fast cannot be used with task={task}: it"):
-            select({"task": task, "loss_engine": "fast"})
+    for task, engine in (("obb", "triton"), ("classify", "triton"), ("classify", "fast")):
+        with pytest.raises(LossPlugError, match=f"loss_engine={engine} cannot be used with task={task}: it"):
+            select({"task": task, "loss_engine": engine})
         assert select({"task": task, "loss_engine": "auto"}).loss_engine == "auto"
-    criterion = with_keys(model("yolov8n-obb"), loss="kld")
-    assert not isinstance(criterion, FastMixin) and str(criterion.lossplug.decision) == "reference (boxes are rotated)"
+
+
+def test_a_fork_of_the_step_of_rotated_boxes_is_left_alone():
+    class Fork(v8OBBLoss):
+        def loss(self, preds, batch):
+            return super().loss(preds, batch)
+
+    criterion = plug(Fork(model("yolov8n-obb")), select({"task": "obb", "loss": "kld"}))
+    assert type(criterion) is Fork and "another one" in str(criterion.lossplug.decision)
+    with pytest.raises(LossPlugError, match="loss_engine=triton cannot be used: boxes are rotated"):
+        choice.decide_engine("triton", with_keys(model("yolov8n-obb"), loss="kld"))
+
+
+@pytest.mark.parametrize("loss", ROTATED_LOSSES)
+def test_every_loss_of_rotated_boxes(loss):
+    compared(*predicted("yolov8n-obb", size=256), loss=loss, n_steps=2)
+
+
+@pytest.mark.parametrize("kind", ["right angles", "duplicates", "tiny", "outside", "whole", "crowd"])
+def test_hostile_rotated_boxes(kind):
+    made, preds, data = predicted("yolov8n-obb", size=256)
+    rng, n = torch.Generator().manual_seed(3), 250 if kind == "crowd" else 6
+    boxes = torch.rand(2 * n, 5, generator=rng) * torch.tensor([1, 1, 0.2, 0.2, math.pi]) - torch.tensor(
+        [0, 0, 0, 0, 1]
+    )
+    if kind == "right angles":
+        boxes[:, 4] = torch.tensor([math.pi / 2, -math.pi / 2, 0.0, math.pi]).repeat(n)[: 2 * n]
+    if kind == "tiny":  # some with less than 2 pixels, which are left out
+        boxes[:, 2:4] = torch.tensor([[1.9, 9], [2.1, 2.1], [0, 0], [2.0, 256]]).repeat(n, 1)[: 2 * n] / 256
+    if kind == "outside":
+        boxes[:, :2] = boxes[:, :2] * 3 - 1
+    if kind == "whole":
+        boxes[:, :4] = torch.tensor([0.5, 0.5, 1, 1])
+    if kind == "duplicates":
+        boxes[:] = boxes[:1].clone()
+    labels = torch.randint(3, (2 * n, 1), generator=rng).float()
+    data = {**data, "batch_idx": torch.arange(2).repeat_interleave(n), "cls": labels, "bboxes": boxes}
+    compared(made, preds, data)
+    compared(made, preds, data, tal_min_side=40, tal_topk=3, cls_smoothing=0.1)
+
+
+def test_a_batch_without_angles_is_refused_by_the_host():
+    made, preds, data = predicted("yolov8n-obb", size=256)
+    data = {**data, "bboxes": data["bboxes"][:, :4]}
+    with pytest.raises(TypeError, match="OBB dataset incorrectly formatted"):
+        with_keys(made, loss="kld")(dict(preds), data)
 
 
 @pytest.mark.parametrize("errors", [(1e-3, 0.0), (0.0, 1e-3), (float("inf"), float("inf"))], ids=str)
@@ -314,7 +367,7 @@ def test_a_release_without_the_step(monkeypatch, step_inputs):
 def test_a_step_that_was_taken_away_stops_the_run(step_inputs):
     criterion, selection = with_keys(step_inputs[0], loss="eiou"), select({"loss": "eiou"})
     assert is_plugged(criterion, selection)
-    fast.remove_fast_step(criterion)
+    remove_fast_step(criterion)
     assert not is_plugged(criterion, selection)
 
 

@@ -74,11 +74,12 @@ DETR_KEYS = frozenset({"loss", "cls_loss", "cls_smoothing", WEIGHTS, "loss_engin
 CLASSIFY_KEYS = DETR_KEYS - {"loss"}
 
 NO_FAST_ENGINE = {
-    "obb": "its boxes are rotated",
     "classify": "it has no boxes",
     DETR: "it matches queries, and assigns no anchors",
 }
 """Tasks without a fast engine, and why."""
+NO_KERNELS = {**NO_FAST_ENGINE, "obb": "its boxes are rotated"}
+"""Tasks without kernels, and why."""
 
 CLASSIFY = "classify"
 """The task without boxes that takes keys of the class loss."""

@@ -246,9 +246,9 @@ def _no_use(task: str, key: str) -> str:
 
 
 def _refuse_unfit_engine(task: str, engine: str) -> None:
-    if engine in ("fast", "triton") and task in keys.NO_FAST_ENGINE:
-        reason = keys.NO_FAST_ENGINE[task]
-        raise LossPlugError(f"loss_engine={engine} cannot be used with {keys.in_words(task)}: {reason}. Remove it.")
+    why = {"fast": keys.NO_FAST_ENGINE, "triton": keys.NO_KERNELS}.get(engine, {}).get(task)
+    if why:
+        raise LossPlugError(f"loss_engine={engine} cannot be used with {keys.in_words(task)}: {why}. Remove it.")
 
 
 def _refuse_other_options(given: Mapping[str, Any], box: Loss, cls: Loss) -> None:

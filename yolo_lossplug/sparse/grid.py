@@ -88,6 +88,29 @@ def rectangles(boxes: Tensor, levels: tuple[Level, ...]) -> Tensor:
     return torch.stack(cells, 1) * is_box[:, None, None]
 
 
+def bounds_of_rotated(boxes: Tensor, floor: float, is_floored: bool) -> Tensor:
+    """Return boxes (G, 4), x1 y1 x2 y2, that hold all anchors that a rounded test may find in rotated ones.
+
+    The test compares the products of an anchor's offset from a corner and two sides with 0 and the squares of the
+    sides. Sides are differences of rounded corners, so that its error grows with the coordinates, and with the ratio of
+    the sides; where a side vanishes, the test holds beyond the other's ends, and the bounds are infinite.
+
+    Args:
+        boxes: Boxes (G, 5), centre, width, height in pixels, angle in radians.
+        floor: No side is widened beyond it, in pixels.
+        is_floored: Whether every shorter side is widened to it.
+    """
+    centre, sides, angle = boxes[:, :2], boxes[:, 2:4].abs(), boxes[:, 4]
+    cos, sin = angle.cos().abs(), angle.sin().abs()
+    width, height = sides.clamp(min=floor).unbind(-1)
+    sides = sides.clamp(min=floor) if is_floored else sides
+    half = torch.stack((width * cos + height * sin, width * sin + height * cos), -1) / 2
+    scale = centre.abs().sum(-1) + sides.sum(-1)
+    slack = 1e-3 + 1e-6 * scale * (1 + sides.amax(-1) / sides.amin(-1))
+    slack = torch.where(sides.amin(-1) < 1e-2, torch.inf, slack).unsqueeze(-1)
+    return torch.cat((centre - half - slack, centre + half + slack), -1)
+
+
 def _rank(centres: Tensor, edges: Tensor, right: bool = False) -> Tensor:
     """Return the number of centres below edges (G,), or not above them: `torch.searchsorted`.
 

@@ -58,6 +58,14 @@ def members(pairs: Pairs, rows: Tensor) -> tuple[Tensor, Tensor]:
     return begin + torch.arange(len(position), device=position.device), position
 
 
+def filtered(pairs: Pairs, kept: Tensor) -> Pairs:
+    """Return the pairs where a mask (P,) is true."""
+    index = kept.nonzero().squeeze(1)
+    row = pairs.row[index]
+    count = torch.bincount(row, minlength=len(pairs.length))
+    return Pairs(row, pairs.anchor[index], _starts(count), count)
+
+
 def _sides(rectangles: Tensor) -> Tensor:
     """Return width and height in cells (G, L, 2), both 0 for an empty rectangle."""
     sides = (rectangles[..., 2:] - rectangles[..., :2]).clamp(min=0)

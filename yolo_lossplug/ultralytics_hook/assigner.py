@@ -19,6 +19,7 @@ from yolo_lossplug.sparse.topk import Gts, is_exact
 from yolo_lossplug.ultralytics_hook.attached import on_assigner
 from yolo_lossplug.ultralytics_hook.derived import Derived, derive, layers
 from yolo_lossplug.ultralytics_hook.min_side import candidate_boxes, floor_of
+from yolo_lossplug.ultralytics_hook.rotated import pair_shape, rotated_candidates
 
 MIN_SPARSE = {"cpu": 300_000}
 """Minimum elements of (images, gts, anchors) at which the sparse form is faster, by device type."""
@@ -180,15 +181,21 @@ def is_sparse(assigner: Any, dtypes: set[torch.dtype], points: Tensor) -> bool:
         and dtypes == {torch.float32}
         and is_exact(k, len(points), points.device.type)
         and fills_up_in_order(points.device.type)
+        and (not is_rotated(assigner) or pair_shape(assigner) is not None)
     )
+
+
+def is_rotated(assigner: Any) -> bool:
+    """Return whether an assigner is that of rotated boxes."""
+    return isinstance(assigner, tal.RotatedTaskAlignedAssigner)
 
 
 def has_own_hooks(assigner: Any) -> bool:
     """Return whether an assigner overrides what makes the host's assignment what it is, otherwise than we do."""
     cls = layers(type(assigner))[0]  # a derived class hides what that overrides
-    return any(getattr(cls, name, None) is not getattr(tal.TaskAlignedAssigner, name, None) for name in HOOKS) or any(
-        getattr(cls, name) not in (getattr(tal.TaskAlignedAssigner, name), getattr(ours, name))
-        for name, ours in OURS.items()
+    stock = tal.RotatedTaskAlignedAssigner if is_rotated(assigner) else tal.TaskAlignedAssigner
+    return any(getattr(cls, name, None) is not getattr(stock, name, None) for name in HOOKS) or any(
+        getattr(cls, name) not in (getattr(stock, name), getattr(ours, name)) for name, ours in OURS.items()
     )
 
 
@@ -226,18 +233,22 @@ def sparse_assignment(
         gts: The G gts.
         measure: Takes gts (P,) and anchors (P,) of their images; returns metric and overlap (P,).
         levels: The anchors.
-        gt_bboxes: Boxes (b, n, 4).
+        gt_bboxes: Boxes (b, n, 4), rotated ones (b, n, 5).
         mask_gt: Which slots hold a gt (b, n, 1).
     """
-    boxes = candidate_boxes(gt_bboxes, mask_gt, floor_of(assigner))
+    if is_rotated(assigner):
+        boxes, inside = rotated_candidates(assigner, gt_bboxes[gts.image, gts.image_slot], points_of_levels(levels))
+    else:
+        boxes, inside = candidate_boxes(gt_bboxes, mask_gt, floor_of(assigner))[gts.image, gts.image_slot], None
     return assign_pairs(
-        boxes[gts.image, gts.image_slot],
+        boxes,
         gts,
         levels,
         measure,
         topk=min(assigner.topk, gts.n_anchors),
         topk2=min(topk2_of(assigner), gts.n_anchors),
         eps=assigner.eps,
+        inside=inside,
     )
 
 
@@ -256,8 +267,8 @@ def assigned_targets(assignment: Assignment, gt_bboxes: Tensor, n_anchors: int) 
     index[assignment.anchor] = assignment.slot % max(1, n_slots)
     foreground, index = foreground.view(b, -1), index.view(b, -1)
     if not n_slots:
-        return foreground, index, gt_bboxes.new_zeros(b, n_anchors, 4)
-    return foreground, index, gt_bboxes.gather(1, index.unsqueeze(-1).expand(-1, -1, 4))
+        return foreground, index, gt_bboxes.new_zeros(b, n_anchors, gt_bboxes.shape[-1])
+    return foreground, index, gt_bboxes.gather(1, index.unsqueeze(-1).expand(-1, -1, gt_bboxes.shape[-1]))
 
 
 def dense_outputs(

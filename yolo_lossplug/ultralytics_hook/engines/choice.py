@@ -11,16 +11,17 @@ import math
 from typing import Any, Optional, Union
 
 import torch
-from ultralytics.utils import tal
-from ultralytics.utils.loss import v8DetectionLoss
+from ultralytics.utils.loss import v8DetectionLoss, v8OBBLoss
 
 from yolo_lossplug import kernels
 from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.ultralytics_hook.attached import on_criterion
 from yolo_lossplug.ultralytics_hook.console import warn_once
 from yolo_lossplug.ultralytics_hook.decision import Decision
+from yolo_lossplug.ultralytics_hook.derived import layers
 from yolo_lossplug.ultralytics_hook.engines import record
-from yolo_lossplug.ultralytics_hook.engines.fast import FastMixin, install_fast_step, remove_fast_step
+from yolo_lossplug.ultralytics_hook.engines.fast import FastMixin
+from yolo_lossplug.ultralytics_hook.engines.install import install_fast_step, remove_fast_step
 from yolo_lossplug.ultralytics_hook.engines.masks import MaskMixin, can_have_masks, install_masks, mask_errors
 from yolo_lossplug.ultralytics_hook.engines.parity import (
     CELLS,
@@ -66,7 +67,7 @@ def _has_masks(criterion: Any, decision: Decision) -> bool:
 def _step_decision(engine: str, criterion: Any) -> Decision:
     """Return which engine takes the steps of a criterion, masks left aside."""
     device = criterion.device
-    why = why_not_fast(criterion) or (kernels.missing(device) if engine == TRITON else None)
+    why = why_not_fast(criterion) or (why_no_kernels_for(criterion) if engine == TRITON else None)
     if engine in (FAST, TRITON) and why:
         raise LossPlugError(_refusal(engine, why))
     if why:
@@ -77,13 +78,18 @@ def _step_decision(engine: str, criterion: Any) -> Decision:
     return Decision(_requested(engine, criterion), is_lazy=is_lazy)
 
 
+def why_no_kernels_for(criterion: Any) -> Optional[str]:
+    """Return why kernels cannot take the steps of a criterion, None if they can."""
+    return "boxes are rotated" if isinstance(criterion, v8OBBLoss) else kernels.missing(criterion.device)
+
+
 def _recorded(criterion: Any, is_lazy: bool) -> Decision:
     """Return which engine takes the steps of a criterion by the record of its device."""
     refused = record.disqualified_engines(criterion.device).get(FAST)
     if refused:
         return Decision(REFERENCE, refused)
     measured = record.fastest_engines(criterion.device, functools.partial(_can_run, criterion))
-    if measured is None:
+    if measured is None or isinstance(criterion, v8OBBLoss):  # records are of horizontal boxes
         return Decision(FAST, is_lazy=is_lazy, is_unmeasured=is_lazy)
     names = {fastest.engine for fastest in measured.engines}
     return Decision(TRITON if TRITON in names else FAST, is_lazy=is_lazy, measured=measured)
@@ -187,7 +193,8 @@ def why_not_fast(criterion: Any) -> Optional[str]:
         return f"it is not tested on {device.type}"
     if not hasattr(v8DetectionLoss, METHOD):
         return "this release of Ultralytics has no step to replace"
-    if isinstance(criterion.assigner, tal.RotatedTaskAlignedAssigner):
-        return "boxes are rotated"
-    errors = self_test(str(device), *head_key(criterion))
+    rotated = isinstance(criterion, v8OBBLoss)
+    if rotated and getattr(layers(type(criterion))[0], "loss", None) is not v8OBBLoss.loss:
+        return "the criterion of these rotated boxes is another one"
+    errors = self_test(str(device), *head_key(criterion), v8OBBLoss if rotated else v8DetectionLoss)
     return "it fails with this release of Ultralytics" if math.isinf(errors[0]) else tolerance_error(*errors)

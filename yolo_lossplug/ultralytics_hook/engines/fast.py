@@ -28,15 +28,13 @@ from yolo_lossplug.ultralytics_hook.assigner import (
 )
 from yolo_lossplug.ultralytics_hook.attached import on_criterion
 from yolo_lossplug.ultralytics_hook.decision import Decision
-from yolo_lossplug.ultralytics_hook.derived import Derived, derive, layers
+from yolo_lossplug.ultralytics_hook.derived import Derived
 from yolo_lossplug.ultralytics_hook.engines.terms import (
     Anchors,
     Targets,
     box_terms,
-    class_loss_of,
     class_term,
     has_exact_bins,
-    is_class_loss_pointwise,
 )
 from yolo_lossplug.ultralytics_hook.run.watch import meter_of, take_claims
 
@@ -60,19 +58,6 @@ class FastMixin(Derived, v8DetectionLoss):
         """Return the assigned targets, the loss by box, class and DFL, and its items, as the host's method does."""
         result = fast_step(self, preds, batch, extra)
         return super().get_assigned_targets_and_loss(preds, batch, **extra) if result is None else result
-
-
-def install_fast_step(criterion: v8DetectionLoss, is_lazy: bool) -> None:
-    """Make a criterion take fast steps; its class stays, and what else that overrides stays too."""
-    derive(FastMixin, criterion)
-    loss, attached = class_loss_of(criterion), on_criterion(criterion)
-    attached.decision, attached.kernels = Decision("fast", is_lazy=is_lazy), None
-    attached.is_class_loss_pointwise = loss is not None and is_class_loss_pointwise(loss)
-
-
-def remove_fast_step(criterion: v8DetectionLoss) -> None:
-    """Undo `install_fast_step`, and all that was derived besides."""
-    criterion.__class__ = layers(type(criterion))[0]
 
 
 @uncompiled
@@ -182,10 +167,9 @@ def assigned_by(
         measure = lazy_measure(criterion, decoder, scores, targets, gts)
         levels = levels_of_shapes(points.to(targets.boxes.dtype), anchors.shapes)
         return sparse_assignment(assigner, gts, measure, levels, targets.boxes, targets.mask)
-    decoded = criterion.bbox_decode(anchors.points, decoder.boxes.permute(0, 2, 1).contiguous())
     _, _, target_scores, foreground, slot = assigner(
         scores.detach().permute(0, 2, 1).sigmoid(),
-        decoder.keep(decoded * anchors.strides),
+        decoder.decode_all(),
         points,
         targets.labels,
         targets.boxes,
@@ -231,8 +215,13 @@ class Decoder:
             self.n_decoded += len(needed)
         return self.decoded[index]
 
+    def decode_all(self) -> Tensor:
+        """Return the boxes (b, A, 4), in pixels, of all anchors, decoded by the host, in the type of `decoded`."""
+        outputs = self.boxes.permute(0, 2, 1).contiguous()
+        return self.keep(self.criterion.bbox_decode(self.anchors.points, outputs) * self.anchors.strides)
+
     def keep(self, boxes: Tensor) -> Tensor:
-        """Cache the boxes (b, A, 4) of all anchors, decoded by the host, and return them in the type of `decoded`."""
+        """Cache the boxes (b, A, 4) of all anchors, and return them in the type of `decoded`."""
         boxes = boxes.type(self.decoded.dtype)
         self.decoded = boxes.flatten(0, 1)
         return boxes

@@ -12,9 +12,9 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 from ultralytics.utils import IterableSimpleNamespace
-from ultralytics.utils.loss import v8DetectionLoss
+from ultralytics.utils.loss import v8DetectionLoss, v8OBBLoss
 
-from yolo_lossplug.ultralytics_hook.engines.fast import install_fast_step
+from yolo_lossplug.ultralytics_hook.engines.install import install_fast_step
 
 METHOD = "get_assigned_targets_and_loss"
 
@@ -38,10 +38,16 @@ class EngineFailed(Exception):
 
 
 @functools.cache
-def self_test(device: str, reg_max: int, strides: tuple[float, ...]) -> tuple[float, float]:
+def self_test(
+    device: str, reg_max: int, strides: tuple[float, ...], kind: type = v8DetectionLoss
+) -> tuple[float, float]:
     """Return `parity_errors` of the fast engine; infinite where the host has changed so that it fails."""
+
+    def prepare(criterion: Any) -> None:
+        install_fast_step(criterion, is_lazy=False)
+
     try:
-        return parity_errors(device, reg_max, strides, lambda criterion: install_fast_step(criterion, is_lazy=False))
+        return parity_errors(device, reg_max, strides, prepare, kind=kind)
     except EngineFailed:
         return math.inf, math.inf
 
@@ -49,7 +55,12 @@ def self_test(device: str, reg_max: int, strides: tuple[float, ...]) -> tuple[fl
 @torch.inference_mode(False)  # the first step may be a validation step
 @torch.enable_grad()
 def parity_errors(
-    device: str, reg_max: int, strides: tuple[float, ...], prepare: Callable[[Any], None], cells: int = CELLS
+    device: str,
+    reg_max: int,
+    strides: tuple[float, ...],
+    prepare: Callable[[Any], None],
+    cells: int = CELLS,
+    kind: type = v8DetectionLoss,
 ) -> tuple[float, float]:
     """Take steps of an engine on random problems, and compare them with the steps of the host.
 
@@ -59,6 +70,7 @@ def parity_errors(
         strides: Strides of the levels in pixels.
         prepare: Makes a criterion of the host take the engine's steps.
         cells: Size of the images in cells of the coarsest level; a crowded image has four times as many gts.
+        kind: The host's criterion.
 
     Returns:
         Maximum relative error of the loss, and of its gradients in norm.
@@ -68,15 +80,17 @@ def parity_errors(
     """
     rng = torch.Generator().manual_seed(0)
     head = SimpleNamespace(stride=torch.tensor(strides, device=device), nc=N_CLASSES, reg_max=reg_max)
-    gains = IterableSimpleNamespace(box=7.5, cls=0.5, dfl=1.5, overlap_mask=True)
+    gains = IterableSimpleNamespace(box=7.5, cls=0.5, dfl=1.5, angle=1.0, overlap_mask=True)
     parameter = torch.zeros(1, device=device)
     model = SimpleNamespace(parameters=lambda: iter((parameter,)), args=gains, model=[head])
     size = cells * max(strides), round(1.2 * cells) * max(strides)
     shapes = [(round(size[0] / stride), round(size[1] / stride)) for stride in strides]
     errors = []
     for topk, n in ((10, 5), (7, 4 * cells), (10, 0)):
-        criterion = v8DetectionLoss(model, topk, **({"tal_topk2": 1} if topk == 7 else {}))
+        criterion = kind(model, topk, **({"tal_topk2": 1} if topk == 7 else {}))
         inputs, batch = _problem(rng, sum(h * w for h, w in shapes), reg_max, n)
+        if kind is v8OBBLoss:
+            _rotate(rng, inputs, batch, size)
         expected = _step(criterion, inputs, shapes, batch)
         try:
             prepare(criterion)
@@ -87,7 +101,7 @@ def parity_errors(
     return max(error[0] for error in errors), max(max(error[1:]) for error in errors)
 
 
-def _problem(rng: torch.Generator, n_anchors: int, reg_max: int, n: int) -> tuple[list[Tensor], dict[str, Tensor]]:
+def _problem(rng: torch.Generator, n_anchors: int, reg_max: int, n: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return outputs of a head for two images, and their labels with n gts each."""
     boxes, scores = (torch.randn(2, rows, n_anchors, generator=rng) for rows in (4 * reg_max, N_CLASSES))
     batch = {
@@ -95,16 +109,27 @@ def _problem(rng: torch.Generator, n_anchors: int, reg_max: int, n: int) -> tupl
         "cls": torch.randint(N_CLASSES, (2 * n, 1), generator=rng),
         "bboxes": torch.rand(2 * n, 4, generator=rng) * 0.3 + torch.tensor([0.3, 0.3, 0.02, 0.02]),
     }
-    return [boxes.abs() if reg_max == 1 else boxes, scores - 3], batch
+    return {"boxes": boxes.abs() if reg_max == 1 else boxes, "scores": scores - 3}, batch
 
 
-def _step(criterion: Any, inputs: list[Tensor], shapes: list[tuple[int, int]], batch: dict[str, Tensor]) -> tuple:
-    """Return the loss of a step of a criterion, and its gradients by boxes and scores."""
-    boxes, scores = (tensor.to(criterion.device).requires_grad_() for tensor in inputs)
-    preds = {"boxes": boxes, "scores": scores, "feats": [boxes.new_zeros(2, 1, h, w) for h, w in shapes]}
+def _rotate(rng: torch.Generator, inputs: dict[str, Tensor], batch: dict[str, Any], size: tuple[float, float]) -> None:
+    """Give a problem angles, and gts as small as those that the host leaves out."""
+    boxes, n = batch["bboxes"], len(batch["bboxes"])
+    boxes = torch.cat((boxes[:, :2], boxes[:, 2:] * torch.rand(n, 2, generator=rng)), 1)
+    batch["bboxes"] = torch.cat((boxes, (torch.rand(n, 1, generator=rng) - 0.25) * math.pi), 1)
+    batch["resized_shape"] = [[int(side) for side in size]] * 2
+    inputs["angle"] = (torch.rand(2, 1, inputs["boxes"].shape[2], generator=rng) - 0.25) * math.pi
+
+
+def _step(
+    criterion: Any, inputs: dict[str, Tensor], shapes: list[tuple[int, int]], batch: dict[str, Any]
+) -> tuple[Tensor, ...]:
+    """Return the loss of a step of a criterion, and its gradients by the outputs of the head."""
+    leaves = {name: tensor.to(criterion.device).requires_grad_() for name, tensor in inputs.items()}
+    feats = [leaves["boxes"].new_zeros(2, 1, h, w) for h, w in shapes]
     with torch.autocast(criterion.device.type, enabled=False):
-        loss = criterion.get_assigned_targets_and_loss(preds, batch)[1]
-    return loss.detach(), *torch.autograd.grad(loss.sum(), (boxes, scores), allow_unused=True)
+        loss = criterion.loss({**leaves, "feats": feats}, batch)[0]
+    return loss.detach(), *torch.autograd.grad(loss.sum(), tuple(leaves.values()), allow_unused=True)
 
 
 def relative_error(expected: Optional[Tensor], actual: Optional[Tensor]) -> float:

@@ -112,9 +112,36 @@ def box_terms(
         else:
             per_box = module.loss(predicted, gt_boxes, stride=strides, imgsz=anchors.imgsz)
         return (per_box * weight).sum() / total, (dfl * weight).sum() / total
-    # The host's own module on the assigned anchors only gives the same terms, with the rounding of its autocast.
     rows = gather(boxes, assigned.anchor)
     predicted = criterion.bbox_decode(points, rows.unsqueeze(0))
+    return hosts_box_terms(criterion, rows, predicted, gt_boxes, points, strides, anchors.imgsz, weight, total)
+
+
+def hosts_box_terms(
+    criterion: Any,
+    rows: Tensor,
+    predicted: Tensor,
+    gt_boxes: Tensor,
+    points: Tensor,
+    strides: Tensor,
+    imgsz: Tensor,
+    weight: Tensor,
+    total: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Return the box and the DFL (or L1) term from the host's own module, with the rounding of its autocast.
+
+    Args:
+        criterion: The criterion.
+        rows: Outputs of the head (n, 4·R) at the n positives.
+        predicted: Boxes (1, n, 4) that they predict, rotated ones (1, n, 5), in cells.
+        gt_boxes: Boxes (n, 4) or (n, 5) of their gts, in cells.
+        points: Their centres (n, 2) in cells.
+        strides: Pixels per cell (n, 1).
+        imgsz: Height and width of the network input in pixels (2,).
+        weight: Their scores (n,).
+        total: Sum of the scores ().
+    """
+    module, stock = criterion.bbox_loss, stock_bbox_loss(criterion.bbox_loss)
     foreground = torch.ones(1, len(rows), dtype=torch.bool, device=rows.device)
     box, dfl = stock(
         rows.unsqueeze(0),
@@ -124,11 +151,11 @@ def box_terms(
         weight.view(1, -1, 1),
         total,
         foreground,
-        anchors.imgsz,
+        imgsz,
         strides,
     )
     if module is not stock:
-        per_box = module.loss(predicted[0], gt_boxes, stride=strides, imgsz=anchors.imgsz)
+        per_box = module.loss(predicted[0], gt_boxes, stride=strides, imgsz=imgsz)
         box = (per_box * weight).sum() / total
     return box, dfl
 

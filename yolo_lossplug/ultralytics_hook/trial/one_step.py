@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from ultralytics.cfg import get_cfg
 from ultralytics.utils import DEFAULT_CFG_DICT
+from ultralytics.utils.loss import v8OBBLoss
 
 from yolo_lossplug import shapes
 from yolo_lossplug.registry import LossPlugError
@@ -111,16 +112,22 @@ def terms(criterion: Any, one: Trial) -> dict[str, tuple[float, ...]]:
         return matched_step.matched_terms(criterion, one)
     seen: dict[str, tuple[float, ...]] = {}
     for branch, leaf in branches(criterion):
-        if hasattr(leaf, METHOD):
-            setattr(leaf, METHOD, recording(getattr(leaf, METHOD), branch, seen))
+        name = _recorded_method(leaf)
+        if hasattr(leaf, name):
+            setattr(leaf, name, recording(getattr(leaf, name), branch, seen))
     members = seen_in(criterion, one)
     for branch, leaf in branches(criterion):
-        vars(leaf).pop(METHOD, None)
+        vars(leaf).pop(_recorded_method(leaf), None)
         if branch not in seen:
             inputs = members[branch]
             box, dfl = inputs.box_terms
             seen[branch] = _with_gains(leaf, box, _class_term(leaf, inputs.cls_terms, inputs), dfl)
     return seen
+
+
+def _recorded_method(leaf: Any) -> str:
+    """Return which method of a criterion returns box, class and DFL term with their gains."""
+    return "loss" if isinstance(leaf, v8OBBLoss) else METHOD
 
 
 def seen_in(criterion: Any, one: Trial) -> dict[str, Seen]:
@@ -206,7 +213,8 @@ def recording(method: Any, branch: str, seen: dict[str, tuple[float, ...]]) -> A
 
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         result = method(*args, **kwargs)
-        box, cls, dfl = result[1].tolist()
+        items = result[1].values() if isinstance(result[1], dict) else result[1]
+        box, cls, dfl = [item.item() for item in items][:3]
         seen[branch] = (box, cls, dfl)
         return result
 

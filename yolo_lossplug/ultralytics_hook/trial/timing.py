@@ -19,7 +19,7 @@ from torch import Tensor
 from yolo_lossplug.ultralytics_hook.attached import on_criterion
 from yolo_lossplug.ultralytics_hook.derived import Derived, derive
 from yolo_lossplug.ultralytics_hook.engines.choice import REFERENCE, TRITON, use_kernels
-from yolo_lossplug.ultralytics_hook.engines.fast import install_fast_step
+from yolo_lossplug.ultralytics_hook.engines.install import install_fast_step
 from yolo_lossplug.ultralytics_hook.engines.parity import GRAD_TOLERANCE, TOLERANCE
 from yolo_lossplug.ultralytics_hook.running import branches
 from yolo_lossplug.ultralytics_hook.trial.problems import Problem
