@@ -23,6 +23,8 @@ from yolo_lossplug.files import write_text
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'"
 NUMBER = re.compile(r"[+\-−]?\d[\d,]*\.?\d*(e[+-]?\d+)?(?=\s*(±|%|px|GB|MB|s|ms|min|h|×)|$)")
 """Text that is a number, alone or before a unit."""
+MATHS = re.compile(r"[+\-−]?[\d.,]+(e[+-]?\d+)?( ± [\d.]+)?( ?%)?")
+"""Text that LaTeX shall set as a number."""
 CODE = re.compile(r"`([^`]+)`")
 MARKS = re.compile(r"[\\*<\[]|(?<!\w)_|_(?!\w)")
 """Characters that would be markup in Markdown."""
@@ -356,7 +358,7 @@ def _marked_cell(text: str) -> str:
 def _tex(text: str) -> str:
     """Return a cell as LaTeX prints it, numbers in its mathematical mode."""
     text = _plain(text)
-    if number_of(text) is not None:
+    if MATHS.fullmatch(text):
         number = text.replace(" ± ", r" \pm ").replace("−", "-").replace("%", TEX["%"])
         return f"${number}$"
     return "--" if text == EMPTY else "".join(TEX.get(char, char) for char in text)
