@@ -102,13 +102,11 @@ class Registry:
 
     Attributes:
         specs: The losses.
-        observers: Called with every spec that is added.
         reserved: Keys of Ultralytics, which no option may have.
         refused: Why losses were removed when keys were reserved, by name.
     """
 
     specs: dict[tuple[str, str], Spec] = field(default_factory=dict)
-    observers: list[Callable[[Spec], None]] = field(default_factory=list)
     reserved: frozenset[str] = frozenset()
     refused: dict[str, str] = field(default_factory=dict)
 
@@ -145,7 +143,7 @@ class Registry:
                 self.refused[spec.name] = _reserved(min(taken), spec)
 
     def add(self, spec: Spec) -> None:
-        """Add a spec and tell the observers.
+        """Add a spec.
 
         Raises:
             LossPlugError: If the name is taken, or a key is already another option.
@@ -162,8 +160,6 @@ class Registry:
                 raise LossPlugError(_reserved(key, spec))
             self._refuse_second_meaning(key, spec)
         self.specs[spec.kind, spec.name] = spec
-        for observer in list(self.observers):
-            observer(spec)
 
     def _refuse_second_meaning(self, key: str, spec: Spec) -> None:
         for owner in self.owners(key):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Keys in the host's configuration: known, checked in time, and absent from stock runs."""
 
+import subprocess
 from typing import Annotated
 
 import pytest
@@ -11,7 +12,9 @@ from ultralytics.utils.tal import RotatedTaskAlignedAssigner, TaskAlignedAssigne
 
 from tests.runs import ROOT, TINY, yolo
 from yolo_lossplug import LossPlugError, Option, box_loss
+from yolo_lossplug.registry import BOX
 from yolo_lossplug.selection.keys import keys
+from yolo_lossplug.selection.own import load_own
 from yolo_lossplug.ultralytics_hook import console, min_side, nms, typed
 from yolo_lossplug.ultralytics_hook.family import guess_model
 
@@ -125,29 +128,70 @@ def test_a_tuner_starts_from_the_defaults_of_our_keys(data, tmp_path):
         tuner(space={"tal_topk": (8.2, 8.8)})
 
 
-def test_a_tuner_varies_integers_in_integers(data, tmp_path, monkeypatch):
-    """Runs that fail at once: what counts is what the tuner asks for."""
-    import subprocess
-
+@pytest.fixture
+def commands(monkeypatch):
+    """The commands that a tuner starts its runs with, which fail at once: what counts is what it asks for."""
     from ultralytics.engine import tuner
 
-    commands, actual = [], subprocess.run
+    given, actual = [], subprocess.run
 
     def run(command, *args, **kwargs):
         if "train" not in command:
             return actual(command, *args, **kwargs)
-        commands.append(command)
+        given.append(dict(word.split("=", 1) for word in command if "=" in word))
         raise subprocess.CalledProcessError(1, command)
 
     monkeypatch.setattr(subprocess, "run", run)
     monkeypatch.setattr(tuner, "plot_tune_results", lambda *_: None)
+    return given
+
+
+def tune(iterations, space, project, **keys):
+    keys = {"optimizer": "SGD", "epochs": 1, "plots": False, "project": str(project), **keys}
+    YOLO("yolov8n.yaml").tune(iterations=iterations, space=space, **keys)
+
+
+def test_a_tuner_varies_integers_in_integers(data, tmp_path, commands):
     space = {"tal_topk": (8, 15), "cls_ghm_bins": (5, 30), "tal_beta": (2.0, 8.0)}
-    keys = {"cls_loss": "ghm", "optimizer": "SGD", "epochs": 1, "project": str(tmp_path)}
-    YOLO("yolov8n.yaml").tune(data=data, iterations=4, space=space, plots=False, **keys)
+    tune(4, space, tmp_path, data=data, cls_loss="ghm")
     assert len(commands) == 4
-    asked = [dict(word.split("=", 1) for word in command if "=" in word) for command in commands]
-    assert all(8 <= int(args["tal_topk"]) <= 15 and 5 <= int(args["cls_ghm_bins"]) <= 30 for args in asked)
-    assert len({tuple(args[key] for key in space) for args in asked}) > 1
+    assert all(8 <= int(args["tal_topk"]) <= 15 and 5 <= int(args["cls_ghm_bins"]) <= 30 for args in commands)
+    assert len({tuple(args[key] for key in space) for args in commands}) > 1
+
+
+OWN = """
+from typing import Annotated
+from yolo_lossplug import Option
+
+def scaled(pred, target, *, own_scale: Annotated[float, Option("factor", above=0)] = 1.0):
+    return own_scale * (pred - target).abs().sum(-1)
+"""
+
+
+@pytest.fixture
+def own(tmp_path):
+    """A loss in a file, which tells when it is loaded."""
+    file = tmp_path / "own.py"
+    file.write_text(f"{OWN}\nopen({str(tmp_path / 'loaded')!r}, 'a').close()\n")
+    return f"{file}:scaled"
+
+
+@pytest.mark.parametrize("registered", [False, True], ids=["by its file", "by its name"])
+def test_an_unset_option_of_a_users_loss_is_handed_to_nobody(registered, own, data, tmp_path, commands, enabled):
+    """A process that a tuner, Ray or a distributed run starts has not loaded the loss."""
+    if registered:
+        box_loss("scaled")(load_own(own, BOX).function)
+        enabled.disable()
+        enabled.enable()
+    name = "scaled" if registered else own
+    assert get_cfg(overrides={"loss": name, "own_scale": 2.0}).own_scale == 2.0
+    with pytest.raises(SyntaxError, match="'own_scal' is not a valid YOLO argument.*own_scale"):
+        get_cfg(overrides={"loss": name, "own_scal": 2.0})
+    assert not {"own_scale"} & (vars(get_cfg()).keys() | vars(DEFAULT_CFG).keys() | DEFAULT_CFG_DICT.keys())
+    tune(1, {"box": (4.0, 12.0)}, tmp_path, data=data)
+    tune(1, {"own_scale": (1.0, 3.0)}, tmp_path, data=data, loss=name)
+    stock, ours = commands
+    assert "box" in stock and "own_scale" not in stock and float(ours["own_scale"]) >= 1.0
 
 
 def test_a_name_typed_as_none_is_refused_but_of_a_program_that_gives_every_key():

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection
-from typing import Any, Callable, Optional
+from typing import Any, Callable
 
-from yolo_lossplug.registry import BOX, CLASS, REGISTRY, LossPlugError, Spec
+from yolo_lossplug.registry import BOX, CLASS, REGISTRY, LossPlugError
 from yolo_lossplug.selection.keys import CLAIMED, COMMON, MIX, given_keys, instead_of, keys
 from yolo_lossplug.selection.names import suggest
 from yolo_lossplug.selection.own import load_references
@@ -23,12 +23,11 @@ from yolo_lossplug.ultralytics_hook.run.making import is_making, is_settled
 TRAINING = "train"
 
 
-def register_own(custom: dict[str, Any], *bases: dict[str, Any]) -> None:
+def register_own(custom: dict[str, Any]) -> None:
     """Load the user-defined losses that the arguments name, so that the key check knows their options.
 
     Args:
         custom: What the user gave.
-        *bases: Configurations that should know the keys.
 
     Raises:
         LossPlugError: If one cannot be loaded.
@@ -38,22 +37,12 @@ def register_own(custom: dict[str, Any], *bases: dict[str, Any]) -> None:
     for key, kind in (("loss", BOX), ("cls_loss", CLASS)):
         name = custom.get(key)
         if key not in CLAIMED and isinstance(name, str) and ":" in name:
-            parameters = (p for spec in load_references(name, kind) for p in spec.parameters.values())
-            unset = {parameter.key: parameter.unset for parameter in parameters}
-            for base in bases:
-                base.update({**unset, **base})
+            load_references(name, kind)
 
 
 def _is_new_training(args: dict[str, Any]) -> bool:
     """Return whether arguments are those of a training that does not resume another."""
     return (args.get("mode") or TRAINING) == TRAINING and not args.get("resume")
-
-
-def add_given_keys(custom: dict[str, Any], base: dict[str, Any]) -> None:
-    """Let a configuration know those of our keys that are given, as that of a predictor that is asked again."""
-    for key, value in keys().items():
-        if key in custom:
-            base.setdefault(key, value)
 
 
 def check_given(base: dict[str, Any], custom: dict[str, Any]) -> None:
@@ -175,9 +164,11 @@ def _refuse_unfit_release(selection: Selection) -> None:
 
 
 def add_keys(defaults: dict[str, Any]) -> Undo:
-    """Add our keys to Ultralytics' defaults, in place, those of losses registered later too; return the undo.
+    """Add our keys to Ultralytics' defaults, in place, and return the undo.
 
-    A key that Ultralytics has itself, as a fork may, keeps its meaning, and is not one of ours.
+    Options of user-defined losses are known where they are given, and not among the defaults: the host hands these on,
+    unset, to processes that have not loaded the loss. A key that Ultralytics has itself, as a fork may, keeps its
+    meaning, and is no key of ours.
     """
     namespace = sys.modules["ultralytics.utils"].DEFAULT_CFG
     CLAIMED.update(key for key in defaults if key in COMMON or key == MIX.key)
@@ -186,22 +177,18 @@ def add_keys(defaults: dict[str, Any]) -> Undo:
     if CLAIMED or options:
         say_claimed(options)
 
-    def add(spec: Optional[Spec] = None) -> None:
-        for key, value in keys().items():
-            defaults.setdefault(key, value)
-            if not hasattr(namespace, key):
-                setattr(namespace, key, value)
+    ours = {key for spec in REGISTRY if not spec.is_user_defined for key in spec.parameters}
+    added = {key: value for key, value in keys().items() if key in ours or key not in REGISTRY.parameters()}
+    for holder in (defaults, vars(namespace)):
+        holder.update({**added, **holder})
 
     def undo() -> None:
-        REGISTRY.observers.remove(add)
         REGISTRY.reserve(())
-        for key in keys():
+        for key in added:
             defaults.pop(key, None)
             vars(namespace).pop(key, None)
         CLAIMED.clear()
 
-    add()
-    REGISTRY.observers.append(add)
     return undo
 
 
@@ -263,10 +250,9 @@ def check_dict_alignment(
     stock: Callable[..., None], base: dict[str, Any], custom: dict[str, Any], *args: Any, **kwargs: Any
 ) -> None:
     """Check what was typed, names before values, as soon as the command line has read it."""
-    register_own(custom, base, sys.modules["ultralytics.utils"].DEFAULT_CFG_DICT)
+    register_own(custom)
     point_to_ours(base, custom)
-    add_given_keys(custom, base)
-    stock(base, custom, *args, **kwargs)
+    stock({**keys(), **base}, custom, *args, **kwargs)
     if TRAINING in base:  # only the command line adds the names of modes to the keys
         check_given(base, custom)
 
