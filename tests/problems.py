@@ -88,21 +88,6 @@ def problem(family, seed, size=None, b=2):
 
 
 FAMILIES = (
-    "realistic",
-    "early",
-    "crowded",
-    "overlapping",
-    "tiny",
-    "zero_size",
-    "outside",
-    "edges",
-    "negative",
-    "zero_metrics",
-    "near_first",
-    "equal",
-    "quantised",
-    "duplicates",
-    "holes",
-    "no_objects",
-    "half_scores",
+    *("realistic", "early", "crowded", "overlapping", "tiny", "zero_size", "outside", "edges", "negative"),
+    *("zero_metrics", "near_first", "equal", "quantised", "duplicates", "holes", "no_objects", "half_scores"),
 )

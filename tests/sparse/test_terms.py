@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Terms of the fast engine against the dense form: values, gradients and memory."""
 
+from itertools import product
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -61,31 +63,26 @@ def test_closed_form_at_target_zero(name, options):
     power = loss.background.exponent * torch.finfo(torch.float32).eps  # which multiplies the error of its base
     torch.testing.assert_close(actual.double(), expected, rtol=2e-5 + power, atol=2e-8)
     actual = class_term._grad_at_zero(x, loss, loss.background, torch.empty_like(x))
-    torch.testing.assert_close(
-        actual.double(), grad, rtol=1e-4 + 40 * power, atol=2e-8
-    )  # the error of 1 − p, times a logit
+    # The error of 1 − p, times a logit.
+    torch.testing.assert_close(actual.double(), grad, rtol=1e-4 + 40 * power, atol=2e-8)
 
 
 ELEMENTWISE = [name for name in list_class_losses() if create_class_loss(name).state is None and name != "slide"]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("name", ELEMENTWISE)
-def test_class_sum_equals_the_dense_sum(name, weighted, dtype, device, monkeypatch):
-    monkeypatch.setattr(
-        class_term, "ELEMENTS_PER_CHUNK", {"cpu": 400, "cuda": 400}
-    )  # chunks of an image, and of the targets
-    loss = create_class_loss(name)
-    weights = torch.tensor([0.0, 1, 2, 0.5, 3], device=device) if weighted else None
-    inputs = draw(dtype=dtype, device=device)
-    expected = dense(*inputs, loss, weights)
-    actual = class_sum(*inputs, loss, background=loss.background, weights=weights)
-    torch.testing.assert_close(actual, expected.float(), rtol=2e-6, atol=1e-5)
-    grads = [torch.autograd.grad(value * 0.3, inputs[0])[0] for value in (expected, actual)]
-    assert grads[1].dtype == dtype
-    tolerance = {torch.float32: 2e-6, torch.bfloat16: 1e-2, torch.float16: 1e-3}[dtype]
-    torch.testing.assert_close(grads[1], grads[0], rtol=tolerance, atol=tolerance)
+def test_class_sum_equals_the_dense_sum(name, device, monkeypatch):
+    chunks = {"cpu": 400, "cuda": 400}  # of an image, and of the targets
+    monkeypatch.setattr(class_term, "ELEMENTS_PER_CHUNK", chunks)
+    loss, tolerances = create_class_loss(name), {torch.float32: 2e-6, torch.bfloat16: 1e-2, torch.float16: 1e-3}
+    for weights, dtype in product((None, torch.tensor([0.0, 1, 2, 0.5, 3], device=device)), tolerances):
+        inputs = draw(dtype=dtype, device=device)
+        expected = dense(*inputs, loss, weights)
+        actual = class_sum(*inputs, loss, background=loss.background, weights=weights)
+        torch.testing.assert_close(actual, expected.float(), rtol=2e-6, atol=1e-5)
+        grads = [torch.autograd.grad(value * 0.3, inputs[0])[0] for value in (expected, actual)]
+        assert grads[1].dtype == dtype
+        torch.testing.assert_close(grads[1], grads[0], rtol=tolerances[dtype], atol=tolerances[dtype])
 
 
 def test_class_sum_without_targets_and_without_gradient():
@@ -122,15 +119,10 @@ def test_distances_equal_those_of_the_dense_form(device, monkeypatch):
         for one, other in ((expected, dfl), actual)
     ]
     torch.testing.assert_close(grads[1], grads[0], rtol=1e-4, atol=1e-6)
-    only = torch.autograd.grad(distances(features, anchor, targets)[1].sum(), features)[0]
-    torch.testing.assert_close(
-        only,
-        torch.autograd.grad(
-            DFLoss(16)(features.permute(0, 2, 1).reshape(100, 64)[anchor].view(-1, 16), targets.clone()).sum(), features
-        )[0],
-        rtol=1e-4,
-        atol=1e-6,
-    )
+    rows = features.permute(0, 2, 1).reshape(100, 64)[anchor].view(-1, 16)
+    alone = DFLoss(16)(rows, targets.clone()), distances(features, anchor, targets)[1]
+    grads = [torch.autograd.grad(value.sum(), features)[0] for value in alone]
+    torch.testing.assert_close(grads[1], grads[0], rtol=1e-4, atol=1e-6)
 
 
 def test_distances_and_features_of_no_anchor():
