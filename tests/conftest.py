@@ -40,7 +40,7 @@ def pytest_report_header(config):
     return None
 
 
-EXPENSIVE = {"built", "compared", "measure", "pair", "program", "site"}
+EXPENSIVE = {"built", "compared", "interrupted", "measure", "pair", "program", "scenes", "site", "trained"}
 """Fixtures that take long: every test that uses one is slow."""
 
 

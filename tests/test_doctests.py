@@ -16,7 +16,7 @@ OPTIONAL = ("triton", "PyInstaller")
 def modules():
     """Import the modules of the package, but for those that need what is not installed everywhere."""
     for found in pkgutil.walk_packages(yolo_lossplug.__path__, "yolo_lossplug."):
-        if found.name.endswith("__main__"):
+        if found.name.endswith("__main__") or "-" in found.name:  # a hook of PyInstaller collects modules
             continue
         try:
             yield importlib.import_module(found.name)

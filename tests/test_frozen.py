@@ -54,7 +54,6 @@ def program(tmp_path_factory):
     return str(folder / "dist" / "program" / "program")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("keys", [{}, {"loss": "focal-eiou", "cls_loss": "qfl"}], ids=["stock", "ours"])
 def test_a_frozen_program_trains(keys, program, data, tmp_path):
     done = run([program, f"data={data}", f"project={tmp_path}", *(f"{k}={v}" for k, v in keys.items())], tmp_path)
@@ -64,14 +63,9 @@ def test_a_frozen_program_trains(keys, program, data, tmp_path):
     assert ("LossPlug" in done.stdout) is bool(keys)
 
 
-@pytest.mark.slow
-def test_a_frozen_program_has_every_loss(program, tmp_path):
+def test_a_frozen_program_has_every_loss_and_writes_reports(program, tmp_path):
     (line,) = (line for line in run([program, "list"], tmp_path).stdout.splitlines() if line.startswith("LISTED"))
     assert line.split()[1:] == [*yolo_lossplug.list_box_losses(), *yolo_lossplug.list_class_losses()]
-
-
-@pytest.mark.slow
-def test_a_frozen_program_writes_reports(program, tmp_path):
     run([program, "page"], tmp_path)
     assert "</html>" in (tmp_path / "report.html").read_text(encoding="utf-8")
 

@@ -3,11 +3,13 @@
 
 import concurrent.futures
 import hashlib
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import yaml
+from ultralytics.data.utils import check_det_dataset
 
 from tests.runs import ROOT, slow
 from yolo_lossplug.shapes import CLASSES, SCENES, SHAPE_TASKS, draw_shapes, write_shapes
@@ -137,16 +139,14 @@ def test_the_same_seed_draws_the_same_scene(scenes, tmp_path, scene):
     assert files(first) != files(write_shapes(tmp_path / "other", images=4, validation=2, scene=scene, seed=1))
 
 
-@pytest.mark.parametrize(
-    ("keys", "message"),
-    [
+def test_an_unknown_scene_or_task(tmp_path):
+    for keys, message in (
         ({"scene": "fog"}, "scene=fog is unknown. Known: plain, tiny, crowds, rare, labels, thin"),
         ({"scene": "labels", "task": "obb"}, "scene=labels has wrong labels, which task=obb lacks. Give task=detect"),
-    ],
-)
-def test_an_unknown_scene(tmp_path, keys, message):
-    with pytest.raises(ValueError, match=message):
-        write_shapes(tmp_path / "data", **keys)
+        ({"task": "depth"}, "task=depth has no synthetic dataset. Known: detect, segment, pose, obb"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            write_shapes(tmp_path / "data", **keys)
     assert not (tmp_path / "data").exists()
 
 
@@ -235,27 +235,15 @@ def test_tasks_draw_the_same_images():
     assert (images[0] == images[1]).all() and (images[0] == images[2]).all()
 
 
-def test_an_unknown_task(tmp_path):
-    with pytest.raises(ValueError, match="task=depth has no synthetic dataset. Known: detect, segment, pose, obb"):
-        write_shapes(tmp_path / "data", task="depth")
-
-
 @pytest.mark.parametrize(
-    ("name", "validation"),
-    [
-        *((name, 32) for name in ("shapes128", "shapes128-obb", "shapes128-seg", "shapes128-pose")),
-        *(slow(f"shapes-{name}", 64) for name in SCENES),
-    ],
+    "name", ["shapes128", *map(slow, ("shapes128-obb", "shapes128-seg", "shapes128-pose", *SCENES))]
 )
-def test_dataset_file(name, validation):
+def test_dataset_file(name):
     """Ultralytics writes the dataset through the file's own script, on first use."""
-    from ultralytics.data.utils import check_det_dataset
-
-    file = ROOT / "configs" / "data" / f"{name}.yaml"
+    is_scene = name in SCENES
+    file = ROOT / "configs" / "data" / f"{'shapes-' * is_scene}{name}.yaml"
     found = check_det_dataset(str(file))
     assert tuple(yaml.safe_load(file.read_text())["names"].values()) == CLASSES
     assert found["nc"] == 3
-    from pathlib import Path
-
     assert len(list(Path(found["train"]).iterdir())) == 96
-    assert len(list(Path(found["val"]).iterdir())) == validation
+    assert len(list(Path(found["val"]).iterdir())) == (64 if is_scene else 32)

@@ -2,14 +2,14 @@
 """What was measured decides which engine `auto` takes: where it holds, and what two writers leave of it."""
 
 import json
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from tests.models import batch, is_plugged, model, with_keys
-from tests.runs import Log, python, train
+from tests.models import is_plugged, predicted, with_keys
+from tests.runs import ROOT, Log, python, train
 from yolo_lossplug.selection.select import select
 from yolo_lossplug.ultralytics_hook import trainer
 from yolo_lossplug.ultralytics_hook.decision import Decision, Fastest, Measured, size_class
@@ -30,14 +30,8 @@ def folder(tmp_path, monkeypatch):
 
 
 def entry(size=9, dtype="float32", key=None, anchors=8, **engines):
-    return {
-        **(key or record.record_key(CPU))._asdict(),
-        "dtype": dtype,
-        "anchors_class": anchors,
-        "size_class": size,
-        "measured": DAY,
-        "engines": engines,
-    }
+    sizes = {"dtype": dtype, "anchors_class": anchors, "size_class": size}
+    return {**(key or record.record_key(CPU))._asdict(), **sizes, "measured": DAY, "engines": engines}
 
 
 def add(*entries, refused=None):
@@ -98,9 +92,8 @@ def test_a_later_bench_replaces_what_it_measured_again_and_keeps_the_rest():
     add(entry(fast=SLOWER, triton=FASTER), entry(size=12, fast=FASTER))
     add(entry(fast=FASTER))
     add(entry(dtype="float16", fast=SLOWER))
-    known = {
-        (one["dtype"], one["size_class"]): one["engines"] for one in json.loads(record.file().read_text())["entries"]
-    }
+    entries = json.loads(record.file().read_text())["entries"]
+    known = {(entry["dtype"], entry["size_class"]): entry["engines"] for entry in entries}
     assert known == {
         ("float32", 9): {"fast": FASTER, "triton": FASTER},
         ("float32", 12): {"fast": FASTER},
@@ -137,11 +130,8 @@ def write_some(begin):
 
 
 def test_two_writers_lose_nothing():
-    threads = [threading.Thread(target=write_some, args=(10 * i,)) for i in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(write_some, (0, 10)))
     assert len(json.loads(record.file().read_text())["entries"]) == 20
 
 
@@ -161,18 +151,8 @@ tests.write_some(10 * number)
 
 @pytest.mark.slow
 def test_two_processes_that_write_at_once_lose_nothing(folder):
-    from tests.runs import ROOT
-
-    threads = [
-        threading.Thread(
-            target=python, args=(WRITER, folder, i), kwargs={"cwd": ROOT, "env": {"PYTHONPATH": str(ROOT)}}
-        )
-        for i in range(2)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda i: python(WRITER, folder, i, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}), range(2)))
     assert len(json.loads(record.file().read_text())["entries"]) == 20
 
 
@@ -186,12 +166,8 @@ def test_a_size_takes_the_nearest_class_that_was_measured():
         **dict.fromkeys((10, 11, 12), "fast"),
     }
     assert known.engine("bfloat16", 4**8, 4**9) == ""
-    assert [known.engine("float32", 4**anchors, 4**8) for anchors in (6, 7, 9, 10)] == [
-        "",
-        "reference",
-        "reference",
-        "",
-    ]
+    near = [known.engine("float32", 4**anchors, 4**8) for anchors in (6, 7, 9, 10)]
+    assert near == ["", "reference", "reference", ""]
     assert str(known) == "float16, 66k anchors: triton; float32, 66k anchors: reference, fast from 4.2M elements"
     assert size_class(0) == size_class(3) == 0 and size_class(4**9 - 1) == 8 and size_class(4**9) == 9
 
@@ -211,9 +187,7 @@ ANCHORS = size_class(2 * 1344)
 
 @pytest.fixture(scope="module")
 def step_inputs():
-    made, data = model("yolov8n"), batch("yolov8n", size=256)
-    with torch.no_grad():
-        return made, made(data["img"]), data
+    return predicted("yolov8n", size=256)
 
 
 @pytest.mark.parametrize("name", ["reference", "fast"])

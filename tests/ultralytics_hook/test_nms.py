@@ -12,7 +12,7 @@ from tests import oracles
 from tests.runs import TINY, Log, train
 from yolo_lossplug import LossPlugError
 from yolo_lossplug.nms import diou_nms
-from yolo_lossplug.ultralytics_hook import nms, patches
+from yolo_lossplug.ultralytics_hook import nms
 
 try:
     from ultralytics.utils import nms as module
@@ -101,14 +101,15 @@ def trained(data, tmp_path_factory):
     return train(data=data, project=str(tmp_path_factory.mktemp("nms")), epochs=3, nms_iou="diou", optimizer="AdamW")
 
 
-def calls(monkeypatch):
-    seen = []
-    monkeypatch.setattr(nms, "diou_nms", lambda *args: (seen.append(len(args[0])), diou_nms(*args))[1])
-    return seen
+@pytest.fixture
+def seen(monkeypatch):
+    """Numbers of boxes of the calls of our own."""
+    sizes = []
+    monkeypatch.setattr(nms, "diou_nms", lambda *args: (sizes.append(len(args[0])), diou_nms(*args))[1])
+    return sizes
 
 
-def test_predict_and_val(trained, data, monkeypatch):
-    seen = calls(monkeypatch)
+def test_predict_and_val(trained, data, seen):
     image = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
     model = YOLO(trained.best)
     model.predict(image, imgsz=64, conf=0.001, verbose=False)
@@ -123,30 +124,29 @@ def test_predict_and_val(trained, data, monkeypatch):
 
 
 @pytest.mark.slow
-def test_validation_in_training(data, tmp_path, monkeypatch):
-    seen = calls(monkeypatch)
+def test_training_calls_it_where_the_host_does(data, tmp_path, seen):
     train(data=data, project=str(tmp_path), nms_iou="diou")
     assert seen
+    seen.clear()
+    if nms.is_nms_the_default():
+        train(END_TO_END, data=data, project=str(tmp_path), nms_iou="diou")
+        assert seen
+    else:
+        with pytest.raises(LossPlugError, match="an end-to-end head has no NMS"):
+            train(END_TO_END, data=data, project=str(tmp_path), nms_iou="diou")
 
 
-@pytest.mark.parametrize(
-    ("model", "mode", "given", "message"),
-    [
+def test_where_it_has_no_effect(tmp_path):
+    for model, mode, given, message in (
         ("yolov8n.yaml", "export", "diou", "an exported model has its own NMS"),
         ("yolov8n.yaml", "predict", "dio", "nms_iou=dio is unknown. Did you mean 'diou'"),
         ("yolov8n-obb.yaml", "predict", "diou", "task=obb has no NMS of horizontal boxes"),
         ("yolov8n-cls.yaml", "val", "diou", "task=classify has no NMS of horizontal boxes"),
-    ],
-)
-def test_where_it_has_no_effect(model, mode, given, message):
-    with pytest.raises(LossPlugError, match=message):
-        getattr(YOLO(model), mode)(nms_iou=given)
-
-
-def test_training_of_rotated_boxes_refuses_it(tmp_path):
+    ):
+        with pytest.raises(LossPlugError, match=message):
+            getattr(YOLO(model), mode)(nms_iou=given)
     with pytest.raises(LossPlugError, match="nms_iou=diou cannot be used with task=obb"):
         YOLO("yolov8n-obb.yaml").train(**TINY, data="none.yaml", project=str(tmp_path), nms_iou="diou")
-    assert patches.modules()
 
 
 END_TO_END = "yolo26n.yaml"
@@ -160,12 +160,11 @@ def test_end_to_end_head_without_nms():
 
 
 @pytest.mark.slow
-def test_end_to_end_head_with_nms_is_what_the_host_runs(monkeypatch):
+def test_end_to_end_head_with_nms_is_what_the_host_runs(seen):
     """Whether the key is refused is whether the host calls NMS by default."""
     image = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
     options = {"imgsz": 64, "conf": 0.0001, "verbose": False}
     model = YOLO(END_TO_END)
-    seen = calls(monkeypatch)
     if nms.has_nms(model.model, {}):
         with Log() as log:
             model.predict(image, **options, nms_iou="diou")
@@ -194,33 +193,16 @@ def test_releases_differ_in_their_default(monkeypatch):
 def test_training_says_it_before_the_first_epoch(data, tmp_path):
     begun = []
     with pytest.raises(LossPlugError, match="nms_iou=diou has no effect in validation here: an end-to-end head"):
-        train(
-            END_TO_END,
-            data=data,
-            project=str(tmp_path),
-            nms_iou="diou",
-            nms=False,
-            callbacks=[("on_train_epoch_start", begun.append)],
-        )
+        keys = {"data": data, "project": str(tmp_path), "nms_iou": "diou", "nms": False}
+        train(END_TO_END, callbacks=[("on_train_epoch_start", begun.append)], **keys)
     assert not begun
 
 
-@pytest.mark.parametrize("mode", ["val", "predict", "track"])
-def test_a_call_says_once_which_overlap_runs(mode):
+def test_a_call_says_once_which_overlap_runs():
     model = YOLO("yolov8n.yaml")
-    with Log() as log:
-        nms.check_overlap(model, mode, {"nms_iou": "DIoU", "mode": mode})
-        nms.check_overlap(model, "predict", {"nms_iou": "diou", "mode": "track"})
-        nms.check_overlap(model, mode, {})
-    assert log.text.count("nms diou") == 1 and f"mode {mode}" in log.text
-
-
-@pytest.mark.slow
-def test_training_of_an_end_to_end_head_calls_it_where_the_host_does(data, tmp_path, monkeypatch):
-    seen = calls(monkeypatch)
-    if nms.is_nms_the_default():
-        train(END_TO_END, data=data, project=str(tmp_path), nms_iou="diou")
-        assert seen
-    else:
-        with pytest.raises(LossPlugError, match="an end-to-end head has no NMS"):
-            train(END_TO_END, data=data, project=str(tmp_path), nms_iou="diou")
+    for mode in ("val", "predict", "track"):
+        with Log() as log:
+            nms.check_overlap(model, mode, {"nms_iou": "DIoU", "mode": mode})
+            nms.check_overlap(model, "predict", {"nms_iou": "diou", "mode": "track"})
+            nms.check_overlap(model, mode, {})
+        assert log.text.count("nms diou") == 1 and f"mode {mode}" in log.text

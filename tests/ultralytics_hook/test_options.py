@@ -5,19 +5,20 @@ The guard looks at the criterion after every batch, and stops a run that trains 
 """
 
 import shutil
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 import ultralytics
-from ultralytics import YOLO
 from ultralytics.models.yolo.detect import DetectionTrainer
+from ultralytics.utils import DEFAULT_CFG_DICT
 
 from tests.models import is_plugged
 from tests.runs import STILL, TINY, Log, python, results, train
 from yolo_lossplug.ultralytics_hook.compatibility import version_numbers
 from yolo_lossplug.ultralytics_hook.run import runs
 
+pytestmark = pytest.mark.slow
 CHOICE = {"loss": "inner-eiou", "cls_loss": "qfl"}
 OPTIONS = {
     "freeze": {"freeze": 10},
@@ -42,7 +43,6 @@ def option(name):
     return OPTIONS[name]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIONS)
 def test_an_option_of_the_host(name, data, tmp_path):
     seen = []
@@ -55,7 +55,6 @@ def test_an_option_of_the_host(name, data, tmp_path):
     assert len(rows) == option(name).get("epochs", 1) and 0 < rows[-1]["train/box_loss"] < 1e4
 
 
-@pytest.mark.slow
 def test_two_trainers_alive_at_once(data, tmp_path):
     """Each has its own losses, whichever was made first, and whichever runs first."""
     keys = {**TINY, "model": "yolov8n.yaml", "data": data, "project": str(tmp_path)}
@@ -68,39 +67,20 @@ def test_two_trainers_alive_at_once(data, tmp_path):
         assert trainer.model.criterion.bbox_loss.loss.name == loss == trainer.ema.ema.criterion.bbox_loss.loss.name
 
 
-@pytest.mark.slow
 def test_threads(data, tmp_path):
     """Two trainings in threads of one process, each with its own losses, also those that remember."""
-    failures, criteria = [], {}
-
-    def run(loss):
-        def note(trainer):
-            criteria[loss] = trainer.model.criterion
-
-        try:
-            model = YOLO("yolov8n.yaml")
-            model.add_callback("on_train_batch_end", note)
-            model.train(**{**TINY, "epochs": 2}, data=data, project=str(tmp_path), name=loss, loss=loss)
-        except Exception as error:
-            failures.append(error)
-
+    losses = "wiou-v3", "focal-eiou"
     train(data=data, project=str(tmp_path))  # the dataset's cache is there
-    threads = [threading.Thread(target=run, args=(loss,)) for loss in ("wiou-v3", "focal-eiou")]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failures
-    for loss in ("wiou-v3", "focal-eiou"):
-        assert criteria[loss].bbox_loss.loss.name == loss and len(results(tmp_path / loss)) == 2
+    with ThreadPoolExecutor(2) as pool:
+        keys = {"data": data, "project": str(tmp_path), "epochs": 2}
+        trainers = list(pool.map(lambda loss: train(**keys, name=loss, loss=loss), losses))
+    for trainer, loss in zip(trainers, losses):
+        assert trainer.model.criterion.bbox_loss.loss.name == loss and len(results(tmp_path / loss)) == 2
     assert (tmp_path / "wiou-v3" / "weights" / "lossplug.pt").is_file()
     assert not (tmp_path / "focal-eiou" / "weights" / "lossplug.pt").exists()
 
 
-@pytest.mark.slow
 def test_a_student_of_distillation(data, tmp_path):
-    from ultralytics.utils import DEFAULT_CFG_DICT
-
     if "distill_model" not in DEFAULT_CFG_DICT:
         pytest.skip("this release of Ultralytics does not distil")
     teacher = train(data=data, project=str(tmp_path), name="teacher")
@@ -114,14 +94,12 @@ def test_a_student_of_distillation(data, tmp_path):
 
 COMPILED = """
 import sys
-from ultralytics import YOLO
 model = YOLO("yolov8n.yaml")
 model.train(**eval(sys.argv[1]))
 print("CRITERION", model.trainer.model.criterion.bbox_loss.loss.name)
 """
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++") and not shutil.which("clang++"), reason="inductor needs a C++ compiler")
 def test_compiled(data, tmp_path):
     """torch.compile with inductor; the loss is left outside of the graph, where its sizes vary from step to step."""

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from ultralytics.data import utils
+from ultralytics.utils import checks
 
-from tests.runs import ROOT, TINY, results, run, yolo
+from tests.runs import ROOT, TINY, results, run, slow, train, yolo
 from yolo_lossplug.ultralytics_hook import console, recipes
 
 FILES = sorted((ROOT / "configs").rglob("*.yaml"))
@@ -21,34 +23,23 @@ def anywhere(tmp_path, monkeypatch):
 
 
 def test_a_recipe_is_found_from_any_folder():
-    from ultralytics.utils import checks
-
     for file in FILES:
         for hard in (True, False):
             assert Path(checks.check_yaml(file.name, hard=hard)).read_bytes() == file.read_bytes()
             assert Path(checks.check_file(Path(file.name), hard=hard)).read_bytes() == file.read_bytes()
 
 
-@pytest.mark.parametrize("name", DATASETS)
+@pytest.mark.parametrize("name", [name if name == "shapes128" else slow(name) for name in DATASETS])
 def test_a_dataset_is_found_from_any_folder(name):
-    from ultralytics.data.utils import check_det_dataset
-
-    found = check_det_dataset(f"{name}.yaml")
+    found = utils.check_det_dataset(f"{name}.yaml")
     assert Path(found["yaml_file"]).name == f"{name}.yaml"
     assert len(list(Path(found["train"]).iterdir())) == 96
 
 
-def test_a_file_of_the_working_folder_goes_first(tmp_path):
-    from ultralytics.utils import checks
-
+def test_a_file_of_the_working_folder_or_of_ultralytics_goes_first(tmp_path, monkeypatch):
     (tmp_path / "eiou.yaml").write_text("loss: giou\n")
     assert checks.check_yaml("eiou.yaml") == "eiou.yaml"
     assert console.read_cfg("eiou.yaml") == {"loss": "giou"}
-
-
-def test_a_file_of_ultralytics_goes_first(monkeypatch):
-    from ultralytics.utils import checks
-
     recipe = recipes.recipes()["eiou.yaml"]
     monkeypatch.setattr(recipes, "recipes", lambda: {"default.yaml": recipe, "coco8.yaml": recipe})
     for name in ("default.yaml", "coco8.yaml"):
@@ -56,8 +47,6 @@ def test_a_file_of_ultralytics_goes_first(monkeypatch):
 
 
 def test_what_the_host_refuses_is_refused():
-    from ultralytics.utils import checks
-
     with pytest.raises(AssertionError, match="acceptable suffix"):
         checks.check_file("eiou.yaml", ".pt")
     for name in ("nothing.yaml", "elsewhere/eiou.yaml", "eiou"):
@@ -68,7 +57,6 @@ def test_what_the_host_refuses_is_refused():
 
 def test_off_nothing_is_found(enabled):
     from ultralytics.data import utils
-    from ultralytics.utils import checks
 
     enabled.disable()
     for function in (checks.check_yaml, utils.check_file):
@@ -79,33 +67,18 @@ def test_off_nothing_is_found(enabled):
         assert Path(function("eiou.yaml")).is_file()
 
 
-def test_commands_read_recipes_by_name():
+def test_commands_read_recipes_by_name_which_name_datasets_that_are_found_everywhere():
     assert console.read_cfg("focal-eiou.yaml") == {"loss": "focal-eiou", "focal_gamma": 0.5}
-
-
-def test_recipes_name_datasets_that_are_found_everywhere():
     named = [yaml.safe_load(file.read_text(encoding="utf-8")).get("data") for file in FILES]
     assert {name for name in named if name} == {"shapes128.yaml"} <= recipes.recipes().keys()
 
 
 @pytest.mark.slow
 def test_quickstart_from_an_empty_folder(tmp_path):
-    keys = {**TINY, "imgsz": 32, "batch": 16, "project": tmp_path / "runs", "name": "quick"}
-    done = yolo("train", "cfg=quickstart.yaml", cwd=tmp_path, **keys)
+    keys = {"imgsz": 32, "batch": 16, "project": str(tmp_path / "runs"), "name": "quick"}
+    done = yolo("train", "cfg=quickstart.yaml", cwd=tmp_path, **{**TINY, **keys})
     assert "box eiou" in done.stdout and len(results(tmp_path / "runs" / "quick")) == 1
-
-
-@pytest.mark.slow
-def test_quickstart_in_python(tmp_path):
-    from ultralytics import YOLO
-
-    keys = {**TINY, "imgsz": 32, "batch": 16, "project": str(tmp_path), "name": "quick"}
-    model = YOLO("yolov8n.yaml")
-    model.train(cfg="quickstart.yaml", **keys)
-    assert model.trainer.args.loss == "eiou" and len(results(tmp_path / "quick")) == 1
-
-
-@pytest.mark.slow
-def test_verify_with_a_recipe_by_name(tmp_path):
+    trainer = train(cfg="quickstart.yaml", **{**keys, "name": "python"})
+    assert trainer.args.loss == "eiou" and len(results(tmp_path / "runs" / "python")) == 1
     done = run([sys.executable, "-m", "yolo_lossplug", "verify", "cfg=focal-eiou.yaml", "imgsz=64"], tmp_path)
     assert "focal-eiou" in done.stdout
