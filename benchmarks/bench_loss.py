@@ -12,6 +12,7 @@ machine, and `lossplug bench device=0 all=True` those of a GPU.
     python benchmarks/bench_loss.py --assigner               the assigner alone, with dense outputs
     python benchmarks/bench_loss.py --train-step             whole training steps of YOLOv8n and YOLOv8s
     python benchmarks/bench_loss.py --huge-pages             the fast engine without and with huge pages, in CPU time
+    python benchmarks/bench_loss.py --task segment           masks, also: obb, pose; with --train-step whole steps
     python benchmarks/bench_loss.py --device cuda --amp      on a GPU, mixed precision, with --engine triton by kernels
 """
 
@@ -37,7 +38,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 import ultralytics
 from ultralytics.utils import IterableSimpleNamespace
-from ultralytics.utils.loss import FocalLoss, v8DetectionLoss
+from ultralytics.utils.loss import FocalLoss, v8DetectionLoss, v8OBBLoss, v8PoseLoss, v8SegmentationLoss
 
 import yolo_lossplug
 from yolo_lossplug.sparse import huge_pages
@@ -45,7 +46,8 @@ from yolo_lossplug.sparse.class_term import class_sum
 from yolo_lossplug.ultralytics_hook.engines import fast
 from yolo_lossplug.ultralytics_hook.trial import gauges, timing
 from yolo_lossplug.ultralytics_hook.trial.gauges import memory_of
-from yolo_lossplug.ultralytics_hook.trial.problems import XVIEW, Head, ObjectSpec, drawn_problem
+from yolo_lossplug.ultralytics_hook.trial.problems import XVIEW, Head, ObjectSpec
+from yolo_lossplug.ultralytics_hook.trial.task_outputs import KEYPOINTS, drawn_task_problem
 
 N_BATCHES = 3
 HEAD = Head()
@@ -58,6 +60,7 @@ class Case(NamedTuple):
     objects: ObjectSpec = ObjectSpec()
     loss: tuple = ()
     topk: tuple = (10, None)
+    task: str = "detect"
 
 
 SETTINGS = {
@@ -88,8 +91,44 @@ CASES = {
     "full-image": Case(ObjectSpec(4, 100, 640, is_exact=True)),
     "constant": Case(ObjectSpec(16, 30, 44, "constant")),
     "fresh": Case(ObjectSpec(16, 30, 44, "fresh")),
+    **{
+        f"{task}-{n}": Case(ObjectSpec(batch, n, side, is_exact=True), task=task)
+        for task, batch, settings in (
+            ("segment", 8, ((7, 72), (30, 44), (100, 30), (3, 300), (1, 600))),
+            ("obb", 4, ((10, 40), (100, 30), (400, 20), (1000, 13))),
+            ("pose", 8, ((7, 72), (30, 44))),
+        )
+        for n, side in settings
+    },
 }
-STANDARD = [name for name in CASES if not name.startswith("b64-") and name != "xview"]
+TRAIN_MODELS = {
+    "detect": ("yolov8n", "yolov8s"),
+    "segment": ("yolov8n-seg",),
+    "obb": ("yolov8n-obb",),
+    "pose": ("yolov8n-pose",),
+}
+"""Models of training steps, by task."""
+TRAIN_CASES = {"detect": ("coco7", "crowd300"), "segment": ("segment-30",), "obb": ("obb-100",), "pose": ("pose-30",)}
+N_CLASSES = {"obb": 15, "pose": 1}
+"""Classes of a task, 80 unless said."""
+CRITERIA = {
+    "detect": (v8DetectionLoss, yolo_lossplug.DetectionLoss),
+    "segment": (v8SegmentationLoss, yolo_lossplug.SegmentationLoss),
+    "obb": (v8OBBLoss, yolo_lossplug.OBBLoss),
+    "pose": (v8PoseLoss, yolo_lossplug.PoseLoss),
+}
+"""Criteria of both sides."""
+
+
+def standard_cases(task):
+    """Return the names of the cases that are measured unless others are named."""
+    cases = [name for name, case in CASES.items() if case.task == task]
+    return [name for name in cases if not name.startswith("b64-") and name != "xview"]
+
+
+def head_of(case):
+    """Return what the head predicts in a case."""
+    return HEAD._replace(n_classes=N_CLASSES.get(case.task, HEAD.n_classes))
 
 
 def case_of(name):
@@ -102,15 +141,17 @@ def case_of(name):
 
 def problems_of(case, device, n=N_BATCHES):
     """Return the batches of a case."""
-    return [drawn_problem(case.objects, seed, device) for seed in range(n)]
+    return [drawn_task_problem(case.task, case.objects, seed, device, head_of(case)) for seed in range(n)]
 
 
-def fake_model(device):
+def fake_model(case, device):
     """Return an object with the attributes that a criterion reads from a model."""
     stride = torch.tensor(HEAD.strides, device=device).float()
-    head = SimpleNamespace(stride=stride, nc=HEAD.n_classes, reg_max=HEAD.reg_max)
+    head = SimpleNamespace(stride=stride, nc=head_of(case).n_classes, reg_max=HEAD.reg_max, kpt_shape=list(KEYPOINTS))
     parameter = torch.zeros(1, device=device)
-    gains = IterableSimpleNamespace(box=7.5, cls=0.5, dfl=1.5)
+    gains = IterableSimpleNamespace(
+        box=7.5, cls=0.5, dfl=1.5, angle=1.0, pose=12.0, kobj=1.0, overlap_mask=True, task=case.task
+    )
     return SimpleNamespace(parameters=lambda: iter((parameter,)), args=gains, model=[head])
 
 
@@ -120,12 +161,12 @@ ENGINE = {"cpu": "fast", "cuda": "auto"}
 
 def make(side, case, device):
     """Return the criterion of a side, "stock" or "ours"."""
-    model, (topk, topk2) = fake_model(device), case.topk
+    model, (topk, topk2), (stock, ours) = fake_model(case, device), case.topk, CRITERIA[case.task]
     settings = {"tal_topk": topk, **({} if topk2 is None else {"tal_topk2": topk2})}
     if side == "stock" and not case.loss:
-        return v8DetectionLoss(model, **settings)
+        return stock(model, **settings)
     name = ENGINE[device] if side == "ours" else "reference"
-    return yolo_lossplug.DetectionLoss(model, **settings, loss_engine=name, **dict(case.loss))
+    return ours(model, **settings, loss_engine=name, **dict(case.loss))
 
 
 def row_of(times):
@@ -201,8 +242,8 @@ def memory(name, options, is_stock_too=True):
 def print_memory(side, name, device, amp):
     """Print the MiB that a step adds: peak of forward, memory saved for backward, peak of the step."""
     criterion = make(side, case_of(name), device)
-    timing.timed_step(criterion, drawn_problem(CASES["b1"].objects, 9, device), amp)
-    print(json.dumps(memory_of(criterion, drawn_problem(case_of(name).objects, 0, device), amp)))
+    timing.timed_step(criterion, problems_of(case_of(name)._replace(objects=CASES["b1"].objects), device, 1)[0], amp)
+    print(json.dumps(memory_of(criterion, problems_of(case_of(name), device, 1)[0], amp)))
 
 
 def measure_assigner(name, options):
@@ -239,7 +280,7 @@ def assigner_inputs(case, sample, device):
 def measure_focal(options):
     """Return the row of the focal loss alone, forward and backward, against Ultralytics' class."""
     device, case = options.device, CASES["coco7"]
-    sample = drawn_problem(case.objects, 0, device)
+    (sample,) = problems_of(case, device, 1)
     targets = fast.targets_of(
         make("ours", case, device), sample.batch, case.objects.batch, torch.tensor([640.0, 640.0], device=device)
     )
@@ -282,17 +323,19 @@ def assignment_of(case, sample, device):
 
 def measure_training(name, case_name, options):
     """Return the row of whole training steps of a model: forward, loss, backward, and the optimiser."""
+    from ultralytics import YOLO
     from ultralytics.cfg import get_cfg
-    from ultralytics.nn.tasks import DetectionModel
 
     device, case = options.device, CASES[case_name]
     torch.manual_seed(0)
-    model = DetectionModel(f"{name}.yaml", nc=HEAD.n_classes, verbose=False).to(device).train()
-    model.args = get_cfg()
+    made = YOLO(f"{name}.yaml").model
+    model = type(made)(f"{name}.yaml", nc=head_of(case).n_classes, verbose=False).to(device).train()
+    model.args = get_cfg(overrides={"task": case.task})
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
     shape = (case.objects.batch, 3, HEAD.imgsz, HEAD.imgsz)
     batches = [{**one.batch, "img": torch.rand(shape, device=device)} for one in problems_of(case, device, 2)]
-    criteria = v8DetectionLoss(model), yolo_lossplug.DetectionLoss(model, loss_engine=ENGINE[device])
+    stock, ours = CRITERIA[case.task]
+    criteria = stock(model), ours(model, loss_engine=ENGINE[device])
     _, times = timing.alternate(
         criteria,
         batches,
@@ -373,7 +416,8 @@ def floor(ratio):
 def main():
     """Measure, and print a JSON line for each case and a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", nargs="*", default=STANDARD, help=f"b64, or of {', '.join(CASES)}")
+    parser.add_argument("--task", choices=TRAIN_MODELS, default="detect")
+    parser.add_argument("--cases", nargs="*", help=f"b64, or of {', '.join(CASES)}")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--amp", action="store_true")
     parser.add_argument("--threads", type=int, default=1)
@@ -384,7 +428,7 @@ def main():
     parser.add_argument("--train-step", action="store_true")
     parser.add_argument("--huge-pages", action="store_true", help="what huge pages save on a CPU")
     parser.add_argument("--engine", help="of our side: fast on a CPU and auto on a GPU unless named")
-    parser.add_argument("--models", nargs="*", default=["yolov8n", "yolov8s"], help="of --train-step")
+    parser.add_argument("--models", nargs="*", help="of --train-step")
     parser.add_argument("--output", help="file for the table and the lines, e.g. benchmarks/results/cpu.md")
     parser.add_argument("--memory-of", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -395,13 +439,14 @@ def main():
     if options.memory_of:
         print_memory(*options.memory_of, options.device, options.amp)
         return
-    names = [
-        n for name in options.cases for n in ([c for c in CASES if c.startswith("b64-")] if name == "b64" else [name])
-    ]
+    chosen = options.cases or standard_cases(options.task)
+    large = [name for name in CASES if name.startswith("b64-")]
+    names = [n for name in chosen for n in (large if name == "b64" else [name])]
     if options.assigner:
         jobs = [lambda n=n: measure_assigner(n, options) for n in ASSIGNER_CASES]
     elif options.train_step:
-        pairs = [(m, c) for m in options.models for c in ("coco7", "crowd300")]
+        models = options.models or TRAIN_MODELS[options.task]
+        pairs = [(m, c) for m in models for c in options.cases or TRAIN_CASES[options.task]]
         jobs = [lambda m=m, c=c: measure_training(m, c, options) for m, c in pairs]
     elif options.huge_pages:
         jobs = [lambda n=n: measure_huge_pages(n, options) for n in names]

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple, Union
 
 import torch
@@ -72,12 +74,14 @@ class Problem(NamedTuple):
         scores: Logits (b, classes, A).
         feats: Feature maps of each level, of which only the shape is read.
         batch: ``batch_idx`` (n,), ``cls`` (n, 1), ``bboxes`` (n, 4) and what else a real batch holds.
+        more: Further outputs of the heads of other tasks.
     """
 
     boxes: Tensor
     scores: Tensor
     feats: list[Tensor]
     batch: dict[str, Any]
+    more: Mapping[str, Tensor] = MappingProxyType({})
 
     @property
     def n_objects(self) -> int:
@@ -169,7 +173,7 @@ def predicted(
         head: What is predicted.
         kind: ``trained``, ``fresh`` or ``constant``.
     """
-    points, strides = _anchors(head)
+    points, strides = anchor_grid(head)
     scores = torch.randn(n_images, head.n_classes, len(points), generator=rng) - 4
     boxes = torch.randn(n_images, 4 * head.reg_max, len(points), generator=rng) * 0.3
     if kind == "constant":
@@ -182,7 +186,7 @@ def predicted(
     for i in range(n_images if kind == "trained" else 0):
         rows = (image == i).nonzero().squeeze(1)
         rows = rows[torch.randperm(len(rows), generator=rng)[:MAX_PREDICTED]]
-        owner = _owners(points.to(device), corners[rows].to(device)).cpu()
+        owner = owners_of(points.to(device), corners[rows].to(device)).cpu()
         index = ((owner >= 0) & (torch.rand(len(points), generator=rng) < 0.7)).nonzero().squeeze(1)
         mine = rows[owner[index]]
         sides = torch.cat((points[index] - corners[mine, :2], corners[mine, 2:] - points[index]), 1) / strides[index]
@@ -193,14 +197,14 @@ def predicted(
     return Problem(boxes.to(device), scores.to(device), feats, moved(batch, device))
 
 
-def _anchors(head: Head) -> tuple[Tensor, Tensor]:
+def anchor_grid(head: Head) -> tuple[Tensor, Tensor]:
     """Return centres (A, 2) in pixels, and strides (A, 1)."""
     grids = [(torch.cartesian_prod(*[torch.arange(c)] * 2).flip(1) + 0.5) * s for c, s in zip(head.cells, head.strides)]
     strides = [torch.full((c * c, 1), float(s)) for c, s in zip(head.cells, head.strides)]
     return torch.cat(grids), torch.cat(strides)
 
 
-def _owners(points: Tensor, corners: Tensor) -> Tensor:
+def owners_of(points: Tensor, corners: Tensor) -> Tensor:
     """Return the last box (A,) that each point lies inside of, -1 for none."""
     owner = torch.full((len(points),), -1, device=points.device)
     x, y = points.unsqueeze(0).unbind(2)

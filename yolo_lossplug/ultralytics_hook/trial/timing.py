@@ -15,11 +15,13 @@ from unittest import mock
 
 import torch
 from torch import Tensor
+from ultralytics.utils.loss import v8OBBLoss
 
 from yolo_lossplug.ultralytics_hook.attached import on_criterion
 from yolo_lossplug.ultralytics_hook.derived import Derived, derive
 from yolo_lossplug.ultralytics_hook.engines.choice import REFERENCE, TRITON, use_kernels
 from yolo_lossplug.ultralytics_hook.engines.install import install_fast_step
+from yolo_lossplug.ultralytics_hook.engines.masks import can_have_masks, install_masks
 from yolo_lossplug.ultralytics_hook.engines.parity import GRAD_TOLERANCE, TOLERANCE
 from yolo_lossplug.ultralytics_hook.running import branches
 from yolo_lossplug.ultralytics_hook.trial.problems import Problem
@@ -57,6 +59,8 @@ def set_engine(leaf: Any, engine: str) -> None:
     """Make a criterion of the host take every step of an engine, and raise where the engine cannot."""
     if engine != REFERENCE:
         install_fast_step(leaf, is_lazy=False)
+        if can_have_masks(leaf):
+            install_masks(leaf)
     if engine == TRITON:
         use_kernels(leaf, is_trial=True)
 
@@ -85,18 +89,19 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def inputs_of(problem: Problem, amp: bool) -> tuple[dict[str, Any], tuple[Tensor, Tensor]]:
-    """Return predictions as a criterion reads them, and the two outputs of the head as new leaves."""
+def inputs_of(problem: Problem, amp: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return predictions as a criterion reads them, and the outputs of the head among them, as new leaves."""
     dtype = dtype_of(amp)
-    boxes, scores = (x.detach().to(dtype).requires_grad_() for x in (problem.boxes, problem.scores))
-    return {"boxes": boxes, "scores": scores, "feats": [f.to(dtype) for f in problem.feats]}, (boxes, scores)
+    outputs = {"boxes": problem.boxes, "scores": problem.scores, **problem.more}
+    leaves = {name: x.detach().to(dtype).requires_grad_() for name, x in outputs.items()}
+    return {**leaves, "feats": [f.to(dtype) for f in problem.feats]}, leaves
 
 
 def preds_of(criterion: Any, problem: Problem, amp: bool) -> tuple[Any, tuple[Tensor, ...]]:
     """Return predictions as a criterion takes them, and the outputs of the head, one pair for each branch."""
     names = [name for name, _ in branches(criterion)]
     made = {name: inputs_of(problem, amp) for name in names}
-    leaves = tuple(x for _, pair in made.values() for x in pair)
+    leaves = tuple(x for _, outputs in made.values() for x in outputs.values())
     return made[names[0]][0] if names == ["main"] else {name: preds for name, (preds, _) in made.items()}, leaves
 
 
@@ -144,11 +149,11 @@ def gpu_ties() -> Any:
 
 def _branch_differences(one: Any, other: Any, problem: Problem, amp: bool) -> list[str]:
     (assigned, loss, grads), (our_assigned, our_loss, our_grads) = (_taken(leaf, problem, amp) for leaf in (one, other))
-    texts = _assignment_differences(assigned, our_assigned)
+    texts = _assignment_differences(assigned, our_assigned) if assigned is not None else []
     rtol, grad_rtol = (HALF_TOLERANCE, HALF_GRAD_TOLERANCE) if amp else (TOLERANCE, GRAD_TOLERANCE)
     if not torch.allclose(our_loss, loss, rtol=rtol, atol=1e-6):
         texts.append(f"loss {_listed(our_loss)} instead of {_listed(loss)}")
-    for name, grad, our_grad in zip(("boxes", "scores"), grads, our_grads):
+    for name, grad, our_grad in zip(("boxes", "scores", *problem.more), grads, our_grads):
         error = _relative_error(grad, our_grad)
         if not error <= grad_rtol:
             texts.append(f"gradients of {name} by {error:.1e} of their norm")
@@ -158,9 +163,13 @@ def _branch_differences(one: Any, other: Any, problem: Problem, amp: bool) -> li
 def _taken(leaf: Any, problem: Problem, amp: bool) -> tuple[Any, Tensor, tuple[Optional[Tensor], ...]]:
     """Return assigned targets, terms of the loss, and gradients of a step of one branch."""
     preds, inputs = inputs_of(problem, amp)
+    assigned = None
     with autocast(problem.scores.device, amp):
-        assigned, loss, _ = leaf.get_assigned_targets_and_loss(preds, problem.batch)
-    grads = torch.autograd.grad(loss.sum(), inputs, allow_unused=True)
+        if not isinstance(leaf, v8OBBLoss):  # whose assignment shows in the gradients alone
+            assigned, loss, _ = leaf.get_assigned_targets_and_loss(preds, problem.batch)
+        if problem.more:
+            loss, _ = leaf.loss(preds, problem.batch)
+    grads = torch.autograd.grad(loss.sum(), tuple(inputs.values()), allow_unused=True)
     return assigned, loss.detach().float(), grads
 
 
