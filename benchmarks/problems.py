@@ -47,7 +47,7 @@ def main():
 def summary(name, comparison):
     """Return what `lossplug compare` writes of a problem, below its title."""
     report = report_of(comparison)
-    report.title = PROBLEMS[name]["title"]
+    report = replace(report, title=PROBLEMS[name]["title"])
     return report.markdown()
 
 

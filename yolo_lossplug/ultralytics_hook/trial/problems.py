@@ -186,7 +186,7 @@ def predicted(
     for i in range(n_images if kind == "trained" else 0):
         rows = (image == i).nonzero().squeeze(1)
         rows = rows[torch.randperm(len(rows), generator=rng)[:MAX_PREDICTED]]
-        owner = owners_of(points.to(device), corners[rows].to(device)).cpu()
+        owner = owning_boxes(points.to(device), corners[rows].to(device)).cpu()
         index = ((owner >= 0) & (torch.rand(len(points), generator=rng) < 0.7)).nonzero().squeeze(1)
         mine = rows[owner[index]]
         sides = torch.cat((points[index] - corners[mine, :2], corners[mine, 2:] - points[index]), 1) / strides[index]
@@ -204,7 +204,7 @@ def anchor_grid(head: Head) -> tuple[Tensor, Tensor]:
     return torch.cat(grids), torch.cat(strides)
 
 
-def owners_of(points: Tensor, corners: Tensor) -> Tensor:
+def owning_boxes(points: Tensor, corners: Tensor) -> Tensor:
     """Return the last box (A,) that each point lies inside of, -1 for none."""
     owner = torch.full((len(points),), -1, device=points.device)
     x, y = points.unsqueeze(0).unbind(2)

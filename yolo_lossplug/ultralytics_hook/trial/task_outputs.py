@@ -16,7 +16,7 @@ from yolo_lossplug.ultralytics_hook.trial.problems import (
     Problem,
     anchor_grid,
     drawn_problem,
-    owners_of,
+    owning_boxes,
 )
 
 N_PROTOTYPES, MASK_STRIDE = 32, 4
@@ -83,7 +83,7 @@ def _angles(problem: Problem, head: Head, rng: torch.Generator) -> tuple[dict[st
     corners, (points, _) = torch.cat((centre - size / 2, centre + size / 2), 1), anchor_grid(head)
     for i in range(len(angles)):
         rows = (image == i).nonzero().squeeze(1)
-        owner = owners_of(points, corners[rows])
+        owner = owning_boxes(points, corners[rows])
         index = (owner >= 0).nonzero().squeeze(1)
         noise = 0.1 * torch.randn(len(index), generator=rng)
         angles[i, 0, index] = gt_angles[rows[owner[index]], 0] + noise
