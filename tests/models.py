@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Small models with batches for them, made once."""
 
+import copy
 import functools
 
 import torch
@@ -44,8 +45,10 @@ def batch(name, nc=3, empty=False, size=64, device="cpu"):
 
 
 def predicted(name, **keys):
-    """Return a model, its predictions for a batch without a gradient, and the batch."""
+    """Return a model on a device, its predictions for a batch without a gradient, and the batch."""
     made, given = model(name), batch(name, **keys)
+    if keys.get("device", "cpu") != "cpu":
+        made = copy.deepcopy(made).to(keys["device"])
     torch.manual_seed(0)
     with torch.no_grad():
         return made, made(given["img"]), given
@@ -70,6 +73,38 @@ def evaluate(criterion, preds, batch):
     """Return the loss parts of a criterion on given predictions, and the items that it logs."""
     loss, items = criterion(preds, batch)
     return loss, items if isinstance(items, dict) else dict(enumerate(items.tolist()))
+
+
+LEAVES = ("angle", "boxes", "mask_coefficient", "scores")
+"""Outputs of a head that a loss has gradients of."""
+
+
+def step(criterion, preds, data, n_steps=1):
+    """Take steps and return the loss, its items, and the gradients of the outputs of every branch of a head."""
+    preds = copy.copy(preds) if "boxes" in preds else {key: copy.copy(value) for key, value in preds.items()}
+    leaves = []
+    for branch in [preds[key] for key in ("one2many", "one2one") if key in preds] or [preds]:
+        for key in filter(branch.__contains__, LEAVES):
+            branch[key] = branch[key].detach().requires_grad_()
+            leaves.append(branch[key])
+    for _ in range(n_steps):
+        loss, items = criterion(dict(preds), data)
+    return loss.detach(), items, torch.autograd.grad(loss.sum(), leaves, allow_unused=True)
+
+
+def with_agreeing_engines(made, preds, data, engines, n_steps=1, rtol=1e-5, grad_rtol=1e-4, **keys):
+    """Assert that two engines give the same loss, items and gradients; return the criterion of the second."""
+    criteria = [with_keys(made, loss_engine=name, **keys) for name in engines]
+    (expected, expected_items, grads), (loss, items, others) = (step(c, preds, data, n_steps) for c in criteria)
+    torch.testing.assert_close(loss, expected, rtol=rtol, atol=1e-6)
+    assert list(items) == list(expected_items)
+    for grad, other in zip(grads, others):
+        if grad is None:  # a host that does not reach the boxes where there is no object
+            assert other is None or not other.any()
+            continue
+        assert other.dtype == grad.dtype
+        assert (other.float() - grad.float()).norm() <= grad_rtol * grad.float().norm()
+    return criteria[1]
 
 
 def is_plugged(criterion, selection):

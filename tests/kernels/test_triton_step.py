@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Steps of the kernels against those of the fast engine, and when the kernels do not run."""
 
-import copy
 import re
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from torch.autograd import DeviceType
 from ultralytics.utils import DEFAULT_CFG_DICT
 from ultralytics.utils.loss import v8DetectionLoss
 
-from tests.models import batch, model, with_keys
+from tests.models import batch, predicted, step, with_agreeing_engines, with_keys
 from tests.parts import with_part
 from tests.runs import ROOT, Log, results, slow, train
 from yolo_lossplug import LossPlugError, box_loss, create_box_loss, kernels
@@ -41,57 +40,30 @@ def known_trouble(monkeypatch, request):
 @pytest.fixture(scope="module")
 def step_inputs(kernel_device):
     """Predictions of a model for images of 64 pixels, and their batch."""
-    return predicted("yolov8n", kernel_device)
-
-
-def predicted(name, device, empty=False):
-    """Return a model on its device, its predictions, and the batch."""
-    made, data = copy.deepcopy(model(name)).to(device), batch(name, empty=empty, device=device)
-    torch.manual_seed(0)
-    with torch.no_grad():
-        return made, made(data["img"]), data
+    return predicted("yolov8n", device=kernel_device)
 
 
 def run(made, preds, data, name, **keys):
-    """Take a step of an engine; return the loss, its gradients, and the criterion."""
-    criterion = with_keys(made, loss_engine=name, **keys)
-    return step(criterion, preds, data)
-
-
-def step(criterion, preds, data):
-    preds = copy.copy(preds) if "boxes" in preds else {key: copy.copy(value) for key, value in preds.items()}
-    inputs = []
-    for branch in [preds[key] for key in ("one2many", "one2one") if key in preds] or [preds]:
-        for key in ("boxes", "scores"):
-            branch[key] = branch[key].detach().requires_grad_()
-            inputs.append(branch[key])
-    loss, items = criterion(preds, data)
-    grads = torch.autograd.grad(loss.sum(), inputs, allow_unused=True)
-    return loss.detach(), grads, items, criterion
+    """Take a step of an engine."""
+    return step(with_keys(made, loss_engine=name, **keys), preds, data)
 
 
 def compared(made, preds, data, rtol=1e-5, **keys):
-    """Assert that kernels give loss, items and gradients of the fast engine; return their criterion."""
-    (expected, grads, expected_items, _), (loss, others, items, criterion) = (
-        run(made, preds, data, name, **keys) for name in ("fast", "triton")
-    )
+    """Assert that kernels agree with the fast engine; return their criterion."""
+    tolerances = {"rtol": rtol, "grad_rtol": max(1e-4, rtol)}
+    criterion = with_agreeing_engines(made, preds, data, ("fast", "triton"), **tolerances, **keys)
     assert all(leaf.lossplug.kernels is not None for leaf in branch_criteria(criterion))
-    torch.testing.assert_close(loss, expected, rtol=rtol, atol=1e-6)
-    assert list(items) == list(expected_items)
-    for one, other in zip(grads, others):
-        assert other.dtype == one.dtype
-        assert (other.float() - one.float()).norm() <= max(1e-4, rtol) * one.float().norm()
     return criterion
 
 
 @pytest.mark.parametrize("name", ["yolov8n", *map(slow, ("yolov10n", "yolo26n", "yolov8n-seg", "yolo26n-pose"))])
 def test_models(name, kernel_device):
-    compared(*predicted(name, kernel_device), loss="eiou", cls_loss="qfl")
+    compared(*predicted(name, device=kernel_device), loss="eiou", cls_loss="qfl")
 
 
 @pytest.mark.parametrize("name", ["yolov8n", "yolo26n-seg"])
 def test_batches_without_gts(name, kernel_device):
-    compared(*predicted(name, kernel_device, empty=True), rtol=1e-4)
+    compared(*predicted(name, device=kernel_device, empty=True), rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -115,13 +87,9 @@ def test_keys(step_inputs, keys):
 
 
 @pytest.mark.slow
-def test_class_weights_of_ultralytics(step_inputs):
-    made, preds, data = step_inputs
-    made.class_weights = torch.tensor([0.5, 1, 2], device=preds["scores"].device)
-    try:
-        compared(made, preds, data, cls_loss="qfl")
-    finally:
-        del made.class_weights
+def test_class_weights_of_ultralytics(step_inputs, kernel_device, monkeypatch):
+    monkeypatch.setattr(step_inputs[0], "class_weights", torch.tensor([0.5, 1, 2], device=kernel_device), raising=False)
+    compared(*step_inputs, cls_loss="qfl")
 
 
 @pytest.mark.slow
@@ -139,9 +107,8 @@ def test_half_precision(step_inputs, dtype, is_autocast, loss, kernel_device):
         if loss == "ciou":
             actual = [run(made, preds, data, name, loss=loss)[0][0] for name in ("fast", "triton")]
             torch.testing.assert_close(*actual, rtol=2e-4 if dtype == torch.float16 else 2e-3, atol=0)
-        foregrounds = [
-            answered(with_keys(made, loss_engine=name, loss=loss), preds, data) for name in ("fast", "triton")
-        ]
+        criteria = (with_keys(made, loss_engine=name, loss=loss) for name in ("fast", "triton"))
+        foregrounds = [answered(made, preds, data) for made in criteria]
     assert criterion.lossplug.kernels is not None
     assert all(torch.equal(one, other) for one, other in zip(*foregrounds))
 
@@ -193,7 +160,7 @@ def test_the_report_counts_the_same(step_inputs):
 
 @pytest.mark.slow
 def test_the_same_every_time(step_inputs):
-    (one, grads, *_), (other, others, *_) = (run(*step_inputs, "triton", loss="eiou") for _ in range(2))
+    (one, _, grads), (other, _, others) = (run(*step_inputs, "triton", loss="eiou") for _ in range(2))
     assert torch.equal(one, other) and all(map(torch.equal, grads, others))
 
 
@@ -360,12 +327,8 @@ def test_auto_takes_them_where_they_are_recorded(step_inputs, monkeypatch, tmp_p
     elements = len(data["batch_idx"]) * preds["scores"].shape[2]
     proof = {"times_faster": 3.0, "quartiles": [2.0, 4.0]}
     anchors = len(preds["scores"]) * preds["scores"].shape[2]
-    entry = {
-        "dtype": "float32",
-        "anchors_class": size_class(anchors),
-        "size_class": size_class(elements),
-        "measured": "2026-01-02",
-    }
+    sizes = {"anchors_class": size_class(anchors), "size_class": size_class(elements)}
+    entry = {"dtype": "float32", **sizes, "measured": "2026-01-02"}
     record.add([{**key._asdict(), **entry, "engines": {"triton": proof}}], key, {}, "2026-01-02")
     criterion = with_keys(made, loss="eiou")
     assert criterion.lossplug.kernels is not None

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """The fast engine against the reference: every model, loss and key, and when it does not run."""
 
-import copy
 import math
 from types import SimpleNamespace
 from typing import Annotated
@@ -11,7 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from ultralytics.utils.loss import v8DetectionLoss, v8OBBLoss, v8PoseLoss, v8SegmentationLoss
 
-from tests.models import is_plugged, model, predicted, with_keys
+from tests.models import is_plugged, model, predicted, step, with_agreeing_engines, with_keys
 from tests.parts import with_part
 from tests.runs import Log, results, train
 from yolo_lossplug import LossPlugError, Option, class_loss, create_class_loss
@@ -31,43 +30,15 @@ KINDS = {"-seg": v8SegmentationLoss, "-pose": v8PoseLoss, "-obb": v8OBBLoss}
 ROTATED_LOSSES = [spec.name for spec in REGISTRY if spec.kind == ROTATED]
 
 
-LEAVES = {"boxes", "scores", "angle", "mask_coefficient"}
-"""Outputs of a head, of whose gradients those of both engines are compared."""
-
-
 @pytest.fixture(scope="module")
 def step_inputs():
     """Predictions of a model for images on which the sparse assignment runs, and their batch."""
     return predicted("yolov8n", size=256)
 
 
-def outputs(preds):
-    """Return the outputs of every branch of a head, as leaves."""
-    branches = [preds[key] for key in ("one2many", "one2one") if key in preds] or [preds]
-    for branch in branches:
-        for key in LEAVES & branch.keys():
-            branch[key] = branch[key].detach().requires_grad_()
-    return [branch[key] for branch in branches for key in sorted(LEAVES & branch.keys())]
-
-
-def compared(made, preds, data, n_steps=1, rtol=1e-5, **keys):
-    """Assert that both engines give the same loss, items and gradients; return the criterion of the fast one."""
-    runs = []
-    for name in ("reference", "fast"):
-        criterion = with_keys(made, loss_engine=name, **keys)
-        run = copy.copy(preds) if "boxes" in preds else {key: copy.copy(value) for key, value in preds.items()}
-        inputs = outputs(run)
-        for _ in range(n_steps):
-            loss, items = criterion(dict(run), data)
-        runs.append((loss, items, torch.autograd.grad(loss.sum(), inputs, allow_unused=True)))
-    (expected, expected_items, grads), (loss, items, other_grads) = runs
-    torch.testing.assert_close(loss, expected, rtol=rtol, atol=1e-6)
-    assert list(items) == list(expected_items)
-    for one, other in zip(grads, other_grads):
-        if one is None:  # a host that does not reach the boxes where there is no object
-            assert other is None or not other.any()
-            continue
-        assert (other - one).norm() <= 1e-4 * one.norm()
+def compared(made, preds, data, **keys):
+    """Assert that both engines agree; return the criterion of the fast one."""
+    criterion = with_agreeing_engines(made, preds, data, ("reference", "fast"), **keys)
     assert all(isinstance(leaf, FastMixin) for leaf in branch_criteria(criterion))
     return criterion
 
@@ -165,18 +136,8 @@ def test_mixed_precision(step_inputs, dtype):
     preds = {key: preds[key].to(dtype) for key in ("boxes", "scores")} | {
         "feats": [f.to(dtype) for f in preds["feats"]]
     }
-    runs = []
-    for name in ("reference", "fast"):
-        run = copy.copy(preds)
-        inputs = outputs(run)
-        with torch.autocast("cpu", dtype):
-            loss, _ = with_keys(made, loss_engine=name, loss="giou")(dict(run), data)
-        runs.append((loss, torch.autograd.grad(loss.sum(), inputs)))
-    (expected, grads), (loss, other_grads) = runs
-    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-6)
-    for one, other in zip(grads, other_grads):
-        assert other.dtype == dtype
-        assert (other.float() - one.float()).norm() <= 1e-2 * one.float().norm()
+    with torch.autocast("cpu", dtype):
+        compared(made, preds, data, rtol=1e-4, grad_rtol=1e-2, loss="giou")
 
 
 def test_a_class_loss_that_reads_the_whole_batch_is_given_the_whole_batch(step_inputs, registry):
@@ -345,9 +306,7 @@ def test_the_first_step_may_be_one_of_a_validation(step_inputs, context):
         criterion = with_keys(made, loss="l1")  # wants the strides of the anchors, which are kept between steps
         criterion(dict(preds), data)
     assert isinstance(criterion, FastMixin)
-    run = copy.copy(preds)
-    inputs = outputs(run)
-    assert all(g.isfinite().all() for g in torch.autograd.grad(criterion(run, data)[0].sum(), inputs))
+    assert all(grad.isfinite().all() for grad in step(criterion, preds, data)[2])
 
 
 def described(engine, head, device):
