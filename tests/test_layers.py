@@ -14,7 +14,7 @@ PACKAGE = Path(yolo_lossplug.__file__).parent
 LAYERS = [
     {"boxes", "files", "forms", "shapes", "state", "option", "signature", "paper", "charts", "terminal", "_autoload"},
     {"registry"},
-    {"box_losses", "class_losses", "nms", "sparse", "kernels"},
+    {"box_losses", "class_losses", "nms", "regions", "sparse", "kernels"},
     {"selection"},
     {"catalogue", "explain"},
     {"ultralytics_hook"},
@@ -24,7 +24,7 @@ LAYERS = [
 HOOK = "yolo_lossplug.ultralytics_hook."
 HOOK_LAYERS = [
     {"compatibility", "console", "counts", "decision", "derived", "family", "members", "min_side", "patching"},
-    {"attached", "defaults", "nms", "patches", "recipes", "rotated", "typed"},
+    {"attached", "defaults", "nms", "patches", "recipes", "regions", "rotated", "typed"},
     {"assigner", "detr"},
     {"run"},
     {"engines"},

@@ -16,6 +16,7 @@ WATCHED = (
     "ultralytics.utils.dist",
     "ultralytics.cfg",
     "ultralytics.data.utils",
+    "ultralytics.data.dataset",
     "ultralytics.nn.tasks",
     "ultralytics.engine.model",
     "ultralytics.engine.trainer",
@@ -24,6 +25,9 @@ WATCHED = (
     "ultralytics.utils.ops",
     "ultralytics.models.yolo.detect.predict",
     "ultralytics.models.yolo.detect.val",
+    "ultralytics.models.yolo.segment.val",
+    "ultralytics.models.yolo.pose.val",
+    "ultralytics.models.rtdetr.val",
 )
 problem = ""
 """Why the plugin could not be enabled on this release of Ultralytics, empty if it could."""

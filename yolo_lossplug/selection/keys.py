@@ -9,6 +9,7 @@ from typing import Any, Optional, Union
 from yolo_lossplug.box_losses.mixture import DEFAULT_SHARE, SHARE
 from yolo_lossplug.registry import BOX, CLASS, ROTATED, SOFTMAX, LossPlugError, Option, Parameter
 from yolo_lossplug.selection.names import PREFIXES, STOCK, hint, key_of, normalise, suggest
+from yolo_lossplug.selection.regions import ANNOTATED, IGNORE
 from yolo_lossplug.selection.resolve import how_to_get_stock
 from yolo_lossplug.selection.third_party import registry
 
@@ -58,7 +59,7 @@ WEIGHTS = "cls_weights"
 REPORT = "lossplug_report"
 """The key that asks for a report of the assignment; False means the same as no key."""
 
-COMMON = frozenset((*NUMBERS, *NAMES, WEIGHTS, REPORT))
+COMMON = frozenset((*NUMBERS, *NAMES, WEIGHTS, REPORT, IGNORE, ANNOTATED))
 """Keys that are not options of one loss."""
 
 TASKS = {"detect": BOX, "segment": BOX, "pose": BOX, "obb": ROTATED}
@@ -70,8 +71,8 @@ DETR = "rtdetr"
 STOCK_DETR = {"loss": "giou", "cls_loss": "varifocal"}
 """Losses of RT-DETR by the key that names them; the numbers of the host's own class loss are others."""
 
-DETR_KEYS = frozenset({"loss", "cls_loss", "cls_smoothing", WEIGHTS, "loss_engine"})
-CLASSIFY_KEYS = DETR_KEYS - {"loss"}
+DETR_KEYS = frozenset({"loss", "cls_loss", "cls_smoothing", WEIGHTS, "loss_engine", IGNORE, ANNOTATED})
+CLASSIFY_KEYS = DETR_KEYS - {"loss", IGNORE, ANNOTATED}
 
 NO_FAST_ENGINE = {
     "classify": "it has no boxes",
@@ -95,7 +96,10 @@ def numeric_keys() -> dict[str, Parameter]:
 
 def keys() -> dict[str, Optional[str]]:
     """Return every training key with its unset value."""
-    unset = {**dict.fromkeys((*NAMES, WEIGHTS, REPORT)), **{key: p.unset for key, p in numeric_keys().items()}}
+    unset = {
+        **dict.fromkeys((*NAMES, WEIGHTS, REPORT, IGNORE, ANNOTATED)),
+        **{key: p.unset for key, p in numeric_keys().items()},
+    }
     return {key: value for key, value in unset.items() if key not in CLAIMED}
 
 

@@ -12,12 +12,20 @@ from yolo_lossplug.selection import keys
 from yolo_lossplug.selection.keys import CLASSIFY, COMMON, DETR, NAMES, NUMBERS, REPORT, TASKS, WEIGHTS
 from yolo_lossplug.selection.loss import Loss, bind, bind_if_there
 from yolo_lossplug.selection.names import is_known, is_user_defined, key_of, suggest
+from yolo_lossplug.selection.regions import ANNOTATED, IGNORE, parsed
 from yolo_lossplug.selection.resolve import refuse_unknown_name
 from yolo_lossplug.selection.third_party import registry
 
 SETTLED = frozenset(("loss", "cls_loss", "tal_topk", "tal_alpha", "tal_beta", "loss_engine"))
 """Keys that stand together in the arguments of a run with boxes that was settled."""
-LEFT_OUT = {"tal_min_side": None, "nms_iou": NAMES["nms_iou"], WEIGHTS: None, REPORT: False}
+LEFT_OUT = {
+    "tal_min_side": None,
+    "nms_iou": NAMES["nms_iou"],
+    WEIGHTS: None,
+    REPORT: False,
+    IGNORE: None,
+    ANNOTATED: None,
+}
 """Keys that a resolved run does not show where they have these values."""
 
 
@@ -39,6 +47,8 @@ class Selection:
         loss_engine: Requested engine.
         nms_iou: Overlap in the NMS of validation.
         report: Whether a report of the assignment is written.
+        ignore: Classes whose boxes are regions, as given; None for what the data say.
+        annotated: Classes that each entry of the data annotates, as given; None for what the data say.
         given: Keys that the user has given; without any, the run is stock.
         task: Task of the run.
     """
@@ -56,6 +66,8 @@ class Selection:
     loss_engine: str
     nms_iou: str
     report: bool
+    ignore: Any
+    annotated: Any
     given: frozenset[str] = field(compare=False)
     task: str
 
@@ -110,7 +122,7 @@ class Selection:
             **{key: getattr(self, key) for key in ("cls_smoothing", "tal_topk", "tal_alpha", "tal_beta", "tal_iou")},
             "loss_engine": self.loss_engine,
         }
-        others = (self.tal_min_side, self.nms_iou, self.cls_weights, self.report)
+        others = (self.tal_min_side, self.nms_iou, self.cls_weights, self.report, self.ignore, self.annotated)
         values.update((key, value) for (key, unset), value in zip(LEFT_OUT.items(), others) if value != unset)
         used = self._used(values.keys()) - keys.CLAIMED
         return {key: value for key, value in values.items() if key in used}
@@ -123,7 +135,7 @@ class Selection:
             return every - {"tal_iou"}
         if self.task != DETR:
             return every
-        used = {"loss_engine"}  # a loss that is not chosen is the host's own, with its numbers
+        used = {"loss_engine", IGNORE, ANNOTATED}  # a loss that is not chosen is the host's own, with its numbers
         if self.chooses(self.box):
             used |= {"loss", *self.box.options}
         if self.chooses(self.cls):
@@ -163,6 +175,8 @@ def select(args: Mapping[str, Any]) -> Selection:
         loss_engine=engine,
         nms_iou=keys.choose("nms_iou", args, keys.NMS_OVERLAPS),
         report=keys.flag_of(REPORT, given.get(REPORT, False)),
+        ignore=parsed(IGNORE, given.get(IGNORE)),
+        annotated=parsed(ANNOTATED, given.get(ANNOTATED)),
         given=frozenset(given),
         task=task,
     )

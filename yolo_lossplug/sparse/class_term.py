@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import repeat
 from typing import Any, Callable, Optional
 
 import torch
@@ -26,6 +28,7 @@ def class_sum(
     *,
     background: Optional[Background] = None,
     weights: Optional[Tensor] = None,
+    silenced: Optional[Tensor] = None,
 ) -> Tensor:
     """Return Σ w·L(x, y) over all logits, where y = 0 except at `index`.
 
@@ -36,11 +39,12 @@ def class_sum(
         loss: L, elementwise.
         background: L at y = 0 in closed form; None to evaluate L.
         weights: w (classes,), None for 1.
+        silenced: Elements (b, classes, A) that are left out, none of them at `index`; None for none.
 
     Returns:
         The sum (), float32.
     """
-    return _ClassSum.apply(logits.contiguous(), index, targets, loss, background, weights)
+    return _ClassSum.apply(logits.contiguous(), index, targets, loss, background, weights, silenced)
 
 
 class _ClassSum(torch.autograd.Function):
@@ -53,12 +57,14 @@ class _ClassSum(torch.autograd.Function):
         loss: Elementwise,
         background: Optional[Background],
         weights: Optional[Tensor],
+        silenced: Optional[Tensor],
     ) -> Tensor:
-        ctx.save_for_backward(logits, index, targets, weights)
+        ctx.save_for_backward(logits, index, targets, weights, silenced)
         ctx.loss, ctx.background = loss, background
         size = _chunk_size(logits)
         scratch = torch.empty_like(logits[:size], dtype=torch.float32)  # one per chunk is slower
-        sums = torch.cat([_at_zero(chunk, loss, background, scratch).sum(-1) for chunk in logits.split(size)])
+        values = ((_at_zero(chunk, loss, background, scratch), rows) for chunk, rows in _chunks(logits, silenced))
+        sums = torch.cat([_without(value, rows).sum(-1) for value, rows in values])
         total = sums.sum() if weights is None else (sums * weights).sum()
         for i, y in zip(*_split(index, targets, logits.device.type)):
             x = logits.view(-1)[i]
@@ -68,18 +74,28 @@ class _ClassSum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, scale: Tensor) -> tuple[Optional[Tensor], ...]:
-        logits, index, targets, weights = ctx.saved_tensors
+        logits, index, targets, weights, silenced = ctx.saved_tensors
         gradient = empty_like(logits)
         factor = scale if weights is None else (scale * weights).unsqueeze(-1)
-        size = _chunk_size(logits)
-        for chunk, out in zip(logits.split(size), gradient.split(size)):
-            _grad_at_zero(chunk, ctx.loss, ctx.background, out).mul_(factor)
+        for (chunk, rows), out in zip(_chunks(logits, silenced), gradient.split(_chunk_size(logits))):
+            _without(_grad_at_zero(chunk, ctx.loss, ctx.background, out).mul_(factor), rows)
         for i, y in zip(*_split(index, targets, logits.device.type)):
             grad = _grad(logits.view(-1)[i], y, ctx.loss) * scale
             if weights is not None:
                 grad *= weights[_class_of(i, logits)]
             gradient.view(-1).scatter_(0, i, grad.to(gradient.dtype))
-        return gradient, None, None, None, None, None
+        return gradient, None, None, None, None, None, None
+
+
+def _chunks(logits: Tensor, silenced: Optional[Tensor]) -> Iterator[tuple[Tensor, Optional[Tensor]]]:
+    """Yield chunks of images, and which of their elements are left out."""
+    chunks = logits.split(_chunk_size(logits))
+    yield from zip(chunks, repeat(None) if silenced is None else silenced.split(_chunk_size(logits)))
+
+
+def _without(values: Tensor, silenced: Optional[Tensor]) -> Tensor:
+    """Return values of ours, in place, with 0 where they are left out."""
+    return values if silenced is None else values.masked_fill_(silenced, 0)
 
 
 def _at_zero(x: Tensor, loss: Elementwise, background: Optional[Background], scratch: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from yolo_lossplug.registry import BOX, CLASS, REGISTRY, LossPlugError
 from yolo_lossplug.selection.keys import CLAIMED, COMMON, MIX, given_keys, instead_of, keys
 from yolo_lossplug.selection.names import suggest
 from yolo_lossplug.selection.own import load_references
+from yolo_lossplug.selection.regions import ANNOTATED, IGNORE
 from yolo_lossplug.selection.select import Selection, refuse_unknown_names, select
 from yolo_lossplug.ultralytics_hook import typed
 from yolo_lossplug.ultralytics_hook.family import guess_model, refuse_per_class, with_guessed_task
@@ -21,6 +22,8 @@ from yolo_lossplug.ultralytics_hook.patching import Undo
 from yolo_lossplug.ultralytics_hook.run.making import is_making, is_settled
 
 TRAINING = "train"
+USED = {"val": ("nms_iou", IGNORE, ANNOTATED), "predict": ("nms_iou",), "track": ("nms_iou",)}
+"""Keys of ours that have an effect in other modes."""
 
 
 def register_own(custom: dict[str, Any]) -> None:
@@ -116,8 +119,8 @@ def refuse_training_keys(mode: str, given: dict[str, Any]) -> None:
 
 def keys_without_effect(mode: str, given: dict[str, Any]) -> dict[str, Any]:
     """Return those keys of ours, with their values, that have no effect in another mode than training."""
-    ours, uses_nms = given_keys(given), mode not in ("export", "benchmark")
-    return {key: ours[key] for key in given if key in ours and not (key == "nms_iou" and uses_nms)}
+    ours, used = given_keys(given), USED.get(mode, ())
+    return {key: ours[key] for key in given if key in ours and key not in used}
 
 
 def drop_keys_of_file(mode: str, custom: dict[str, Any]) -> None:

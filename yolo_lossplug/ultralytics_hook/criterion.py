@@ -7,9 +7,10 @@ have changed many times. So the members are replaced, and no method of the crite
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Mapping
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 import torch
 from torch import nn
@@ -24,6 +25,7 @@ from ultralytics.utils.loss import (
     v8SegmentationLoss,
 )
 
+from yolo_lossplug.regions import KEY
 from yolo_lossplug.registry import ROTATED, SOFTMAX, LossPlugError
 from yolo_lossplug.selection.keys import CLASSIFY, DETR, STOCK_BOX, refuse_unknown
 from yolo_lossplug.selection.select import Selection, class_weights, select
@@ -34,11 +36,13 @@ from yolo_lossplug.ultralytics_hook.attached import on_assigner, on_criterion
 from yolo_lossplug.ultralytics_hook.engines import choice, terms
 from yolo_lossplug.ultralytics_hook.members import PluggedBboxLoss, PluggedClassLoss, PluggedSoftmaxLoss
 from yolo_lossplug.ultralytics_hook.min_side import set_min_side
+from yolo_lossplug.ultralytics_hook.regions.loss import regions_of, silence
 from yolo_lossplug.ultralytics_hook.run import runs
 from yolo_lossplug.ultralytics_hook.run.report import Collector
 from yolo_lossplug.ultralytics_hook.run.watch import watch
 from yolo_lossplug.ultralytics_hook.running import (
     ONE_TO_ONE,
+    branch_criteria,
     branches,
     describe_module,
     is_host_ciou,
@@ -176,6 +180,41 @@ def plug(
 def _softmax_loss(stock: Any, selection: Selection, names: Mapping[int, str]) -> PluggedSoftmaxLoss:
     selection = selection if selection.cls.kind == SOFTMAX else _of_task(selection, CLASSIFY)
     return PluggedSoftmaxLoss(stock, selection, class_weights(selection, max(names, default=-1) + 1, names))
+
+
+def leave_out_regions(criterion: Any) -> None:
+    """Make a criterion leave out what the regions of a batch silence, in place and once.
+
+    Raises:
+        LossPlugError: If it has no class term of anchors or queries.
+    """
+    leaves = branch_criteria(criterion)
+    if not leaves:
+        raise LossPlugError(
+            f"ignore and annotated cannot be used with {type(criterion).__name__}, which has no class term of the kind "
+            f"that detect, segment, pose and obb models train with; remove them from the data or the keys."
+        )
+    for leaf in leaves:
+        if isinstance(leaf, DETRLoss):
+            detr.leave_out_regions_detr(leaf)
+        else:
+            silence(leaf, leaf.stride)
+
+
+def with_regions(stock: Callable[..., Any], model: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
+    """Compute the loss of a batch, whose images may have regions."""
+    if not isinstance(batch, Mapping) or batch.get(KEY) is None:
+        return stock(model, batch, *args, **kwargs)
+    if getattr(model, "criterion", None) is None:
+        model.criterion = model.init_criterion()
+    leave_out_regions(model.criterion)
+    with regions_of(batch):
+        return stock(model, batch, *args, **kwargs)
+
+
+def with_input_size_and_regions(stock: Callable[..., Any], model: Any, *args: Any, **kwargs: Any) -> Any:
+    """Compute the loss of a batch of RT-DETR, whose images may have regions."""
+    return detr.with_input_size(functools.partial(with_regions, stock), model, *args, **kwargs)
 
 
 def _plug_leaf(leaf: Any, branch: str, selection: Selection, scope: Scope, names: Mapping[int, str]) -> None:

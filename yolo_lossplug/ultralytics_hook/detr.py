@@ -30,14 +30,18 @@ from yolo_lossplug.ultralytics_hook import patching
 from yolo_lossplug.ultralytics_hook.attached import on_criterion
 from yolo_lossplug.ultralytics_hook.derived import Derived, derive
 from yolo_lossplug.ultralytics_hook.members import PluggedClassLoss
+from yolo_lossplug.ultralytics_hook.regions.loss import current
 
 SEAMS = {
+    "_get_loss": ("self", "pred_bboxes"),
     "_get_loss_class": ("self", "pred_scores", "targets", "gt_scores", "num_gts", "postfix"),
     "_get_loss_bbox": ("self", "pred_bboxes", "gt_bboxes", "postfix"),
 }
 """Methods of the host's criterion that are overridden, and their parameters."""
 MIN_TARGET = torch.finfo(torch.float32).tiny
 """Target of a matched query whose IoU is 0: class losses tell matched queries by a target above 0."""
+LOWEST_LOGIT = -1e4
+"""A logit whose sigmoid is 0, and that half precision holds."""
 TOLERANCE = 1e-4
 """Maximum relative difference, in value and gradient, of two losses that count as the same."""
 
@@ -84,6 +88,7 @@ class DetrLosses:
         has_l1: Whether the host's L1 term is `l1_term`: then its GIoU is not computed only to be discarded.
         is_last: Whether the next box loss is that of the last decoder layer, which the host computes first.
         scale: Width, height, half width, half height of the network input in pixels (4,), cached with its key.
+        boxes: Boxes (b, queries, 4) of the decoder layer whose loss is computed.
     """
 
     box: Optional[Loss] = None
@@ -93,6 +98,14 @@ class DetrLosses:
     has_l1: bool = False
     is_last: bool = True
     scale: Optional[tuple[tuple[Any, ...], Tensor]] = None
+    boxes: Optional[Tensor] = None
+
+    def silenced_queries(self, is_unmatched: Tensor) -> Optional[Tensor]:
+        """Return the elements (b, queries, classes) that regions silence, of unmatched queries (b, queries)."""
+        regions = current()
+        if regions is None or self.boxes is None:
+            return None
+        return regions.queries(self.boxes) & is_unmatched.unsqueeze(-1)
 
     def next_box(self) -> Loss:
         """Return the box loss of the next decoder layer."""
@@ -129,15 +142,24 @@ class DetrMixin(Derived, DETRLoss):
         on_criterion(self).terms.is_last = True
         return super().forward(*args, **kwargs)
 
+    def _get_loss(self, pred_bboxes: Tensor, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        on_criterion(self).terms.boxes = pred_bboxes
+        return super()._get_loss(pred_bboxes, *args, **kwargs)
+
     def _get_loss_class(
         self, pred_scores: Tensor, targets: Tensor, gt_scores: Tensor, num_gts: int, postfix: str = ""
     ) -> dict[str, Tensor]:
-        cls = on_criterion(self).terms.cls
+        terms = on_criterion(self).terms
+        cls, silenced = terms.cls, terms.silenced_queries(targets == self.nc)
         if cls is None:
+            if silenced is not None:  # the host sums: a logit this low, without a target, has neither loss nor gradient
+                pred_scores = pred_scores.masked_fill(silenced, LOWEST_LOGIT)
             return super()._get_loss_class(pred_scores, targets, gt_scores, num_gts, postfix)
         if cls.weights is not None:
             cls.weights = cls.weights.to(pred_scores.device)
         elements = cls(pred_scores, soft_targets(targets, gt_scores, self.nc))
+        if silenced is not None:
+            elements = elements.masked_fill(silenced, 0)
         return {f"loss_class{postfix}": per_object(elements, num_gts) * self.loss_gain["class"]}
 
     def _get_loss_bbox(self, pred_bboxes: Tensor, gt_bboxes: Tensor, postfix: str = "") -> dict[str, Tensor]:
@@ -224,6 +246,15 @@ def plug_detr(criterion: DETRLoss, selection: Selection, scope: Scope, weights: 
         if is_hosts(criterion, "_get_loss_class"):
             terms.cls, terms.same["cls_loss"] = None, (hosts_class(criterion), selection.cls)
     attached.selection, attached.running = selection, running_detr(criterion)
+
+
+def leave_out_regions_detr(criterion: DETRLoss) -> None:
+    """Make a criterion leave out what regions silence; its losses stay."""
+    if isinstance(criterion, DetrMixin):
+        return
+    check_methods(type(criterion))
+    derive(DetrMixin, criterion)
+    on_criterion(criterion).terms = DetrLosses()
 
 
 def check_methods(stock: type) -> None:

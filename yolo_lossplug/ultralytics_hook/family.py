@@ -23,7 +23,7 @@ PROMPTED_TRAINERS = {"ultralytics.models.yolo.world": "YOLO-World", "ultralytics
 """Modules of the trainers of these families."""
 VISUAL = "YOLOEVPTrainer"
 """The trainer of visual prompts."""
-PER_CLASS = ("cls_weights", "lossplug_report")
+PER_CLASS = ("cls_weights", "lossplug_report", "ignore", "annotated")
 """Keys that tell classes apart."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 import torch
 from torch import Tensor, nn
@@ -89,18 +89,28 @@ class PluggedClassLoss(nn.Module):
     ) -> None:
         super().__init__()
         self.loss, self.smoothing, self.is_weighted, self.weights = loss, smoothing, is_weighted, weights
+        self.lossplug: Optional[Callable[[Tensor, Tensor], Optional[Tensor]]] = None
 
     def forward(self, pred: Tensor, target: Tensor) -> Tensor:
         """Return the loss of each element; `pred` are logits (b, anchors, classes), `target` their soft targets."""
+        silenced = None if self.loss.state is None else self.lossplug and self.lossplug(pred, target)
         if self.smoothing:
             # Only assigned anchors: smoothing the other 8,000 negatives of every class would dominate the sum.
             assigned = target.amax(-1, keepdim=True) > 0
             target = torch.where(assigned, target * (1 - self.smoothing) + self.smoothing / 2, target)
-        result = self.loss(pred, target)
+        result = self.elements(pred, target, silenced)
         if self.weights is not None:
             return result * self.weights
         # The host multiplies in place, which autograd forbids on a result that backward reads, as that of an exp.
         return result.clone() if self.is_weighted else result
+
+    def elements(self, pred: Tensor, target: Tensor, silenced: Optional[Tensor]) -> Tensor:
+        """Return the loss of each element, 0 where it is silenced: a loss that keeps statistics does not see those."""
+        if silenced is None:
+            return self.loss(pred, target)
+        kept = ~silenced
+        losses = self.loss(pred[kept], target[kept])
+        return losses.new_zeros(pred.shape).masked_scatter(kept, losses)
 
 
 class PluggedSoftmaxLoss:

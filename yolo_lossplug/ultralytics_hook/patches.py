@@ -16,6 +16,13 @@ DEFAULTS_REASON = (
     "merges the defaults into a model's or a checkpoint's arguments: with our keys among them, every stock checkpoint "
     "would carry them"
 )
+FIRST_SEEN = "a dataset gets its description and the arguments of the run, before it loads labels"
+NOT_YET_MOVED = (
+    "gets a copy of an image's labels before they are augmented: regions are marked, and that of its folder added"
+)
+AUGMENTS = (
+    "builds the augmentation, again when mosaic ends: it keeps regions, which leave the labels before its last step"
+)
 PATCHES = (
     Patch(
         "ultralytics.utils",
@@ -140,10 +147,55 @@ PATCHES = (
     ),
     Patch(
         "ultralytics.nn.tasks",
-        "RTDETRDetectionModel.loss",
-        around("detr.with_input_size"),
-        "boxes of RT-DETR are relative to the network input, whose size its criterion is not told",
+        "BaseModel.loss",
+        around("criterion.with_regions"),
+        "where the criterion gets a batch, whose regions it leaves out of its class term",
         ("self", "batch"),
+    ),
+    Patch(
+        "ultralytics.nn.tasks",
+        "RTDETRDetectionModel.loss",
+        around("criterion.with_input_size_and_regions"),
+        "the same; and boxes of RT-DETR are relative to the network input, whose size its criterion is not told",
+        ("self", "batch"),
+    ),
+    *(
+        Patch(
+            f"ultralytics.{module}",
+            f"{owner}.{method}",
+            around(f"regions.data.{function}"),
+            reason,
+            parameters,
+            is_optional=module != "data.dataset",
+        )
+        for module, owner, method, function, parameters, reason in (
+            ("data.dataset", "YOLODataset", "__init__", "init_dataset", ("self",), FIRST_SEEN),
+            (
+                "data.dataset",
+                "YOLODataset",
+                "update_labels_info",
+                "update_labels_info",
+                ("self", "label"),
+                NOT_YET_MOVED,
+            ),
+            ("data.dataset", "YOLODataset", "build_transforms", "build_transforms", ("self", "hyp"), AUGMENTS),
+            ("models.rtdetr.val", "RTDETRDataset", "build_transforms", "build_transforms", ("self", "hyp"), AUGMENTS),
+        )
+    ),
+    *(
+        Patch(
+            f"ultralytics.models.yolo.{task}.val",
+            f"{owner}Validator.update_metrics",
+            around("regions.validation.update_metrics"),
+            "counts detections; those that regions make neither right nor wrong are left out before",
+            ("self", "preds", "batch"),
+            is_optional=task != "detect",
+        )
+        for task, owner in (
+            ("detect", "Detection"),
+            ("segment", "Segmentation"),
+            ("pose", "Pose"),
+        )  # where two are, the second finds nothing to leave out
     ),
     Patch(
         "ultralytics.engine.trainer",

@@ -25,6 +25,7 @@ from yolo_lossplug.ultralytics_hook.family import (
 )
 from yolo_lossplug.ultralytics_hook.members import box_loss_error
 from yolo_lossplug.ultralytics_hook.min_side import refuse_min_side
+from yolo_lossplug.ultralytics_hook.regions import share
 from yolo_lossplug.ultralytics_hook.run import finite, making, memory, report, runs
 from yolo_lossplug.ultralytics_hook.running import TOLERANCE, banner, mismatches, running_first
 
@@ -93,8 +94,11 @@ def check_trainer(trainer: Any, overrides: dict[str, Any]) -> None:
 
 def announce(trainer: Any) -> None:
     """Callback before training: reach a user-defined model class, and print the banner on the first rank."""
-    selection = runs.of(trainer).selection
+    run = runs.of(trainer)
+    selection = run.selection
     if not selection.is_active:
+        if run.rules and RANK in {-1, 0}:
+            say(share.silence_in_words(run.rules, trainer.train_loader.dataset))
         return
     model = unwrapped(trainer.model)
     for one in (model, getattr(trainer.ema, "ema", None)):
@@ -109,7 +113,9 @@ def announce(trainer: Any) -> None:
         warn_of_release(ultralytics.__version__)
         # One that is there already is that of a resumed run; else the first batch makes one like this.
         criterion = getattr(model, "criterion", None) or model.init_criterion()
-        say(banner(selection, criterion, bold))
+        parts = [banner(selection, criterion, bold)]
+        parts += [bold(share.silence_in_words(run.rules, trainer.train_loader.dataset))] if run.rules else []
+        say(" · ".join(parts))
 
 
 def wrap_model_class(cls: type) -> None:
@@ -225,7 +231,8 @@ def make(stock: Callable[..., None], trainer: Any, *args: Any, **kwargs: Any) ->
 
 def join(trainer: Any) -> None:
     """Give a trainer a run, and our callbacks, once."""
-    if runs.begin(trainer).selection.is_active:
+    run = runs.begin(trainer)
+    if run.selection.is_active or run.rules:
         keep_criterion_out(trainer)
     for event, callback in (*CALLBACKS, *FIRST):
         callbacks = trainer.callbacks.setdefault(event, [])

@@ -36,6 +36,7 @@ from yolo_lossplug.ultralytics_hook.engines.terms import (
     class_term,
     has_exact_bins,
 )
+from yolo_lossplug.ultralytics_hook.regions import loss as regions
 from yolo_lossplug.ultralytics_hook.run.watch import meter_of, take_claims
 
 MAX_DECODED = 2**16
@@ -76,6 +77,8 @@ def fast_step(
     decision, elements = attached.decision, len(batch["batch_idx"]) * scores.shape[2]
     engine = decision.engine_at(str(scores.dtype).removeprefix("torch."), len(scores) * scores.shape[2], elements)
     if attached.kernels is not None and not extra and (engine == "triton" or decision.measured is None):
+        if regions.current() is not None:  # kernels know none
+            return None
         result = attached.kernels.step(criterion, preds, batch)
         if result is not None:
             return result

@@ -17,6 +17,7 @@ from yolo_lossplug.sparse.assign import Assignment
 from yolo_lossplug.sparse.class_term import class_sum
 from yolo_lossplug.sparse.distance_term import distances, gather
 from yolo_lossplug.ultralytics_hook.attached import on_criterion
+from yolo_lossplug.ultralytics_hook.regions.loss import silenced_background
 
 
 class Targets(NamedTuple):
@@ -173,6 +174,7 @@ def class_term(criterion: Any, scores: Tensor, anchor: Tensor, labels: Tensor, s
     loss, smoothing = class_loss_of(criterion), getattr(criterion.bce, "smoothing", 0.0)
     if loss is None or not on_criterion(criterion).is_class_loss_pointwise:
         return dense_class_term(criterion, scores, anchor, labels, score)
+    silenced = silenced_background(criterion.stride, anchor, score)
     n_classes, n_anchors, score = scores.shape[1], scores.shape[2], score.to(scores.dtype)
     image, cell = anchor // n_anchors, anchor % n_anchors
     if smoothing:  # every class of an assigned anchor has a target
@@ -185,7 +187,8 @@ def class_term(criterion: Any, scores: Tensor, anchor: Tensor, labels: Tensor, s
         score = smooth.flatten()
     else:
         index = (image * n_classes + labels) * n_anchors + cell
-    return class_sum(scores, index, score, loss, background=loss.background, weights=criterion_class_weights(criterion))
+    weights = criterion_class_weights(criterion)
+    return class_sum(scores, index, score, loss, background=loss.background, weights=weights, silenced=silenced)
 
 
 def dense_class_term(criterion: Any, scores: Tensor, anchor: Tensor, labels: Tensor, score: Tensor) -> Tensor:

@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional
 
+from yolo_lossplug.selection.regions import Rules
 from yolo_lossplug.selection.select import Selection, select
 from yolo_lossplug.state import State
 from yolo_lossplug.ultralytics_hook.family import with_task
+from yolo_lossplug.ultralytics_hook.regions.data import rules_of_trainer
 from yolo_lossplug.ultralytics_hook.run import memory
 from yolo_lossplug.ultralytics_hook.run.finite import NanTracker
 from yolo_lossplug.ultralytics_hook.run.making import RUNS, selected
@@ -23,12 +25,14 @@ class Run:
 
     Attributes:
         selection: Selected losses; selected once, when its trainer has merged its arguments.
+        rules: What of its data is not taught, None where everything is.
         state: State of its losses, shared by the trained model, its EMA, and all branches.
         collector: Collector of its assignment report, None for a run without report.
         terms: Records which terms of its loss were NaN or infinite first.
     """
 
     selection: Selection
+    rules: Optional[Rules] = None
     state: State = field(default_factory=State)
     collector: Optional[Collector] = None
     terms: NanTracker = field(default_factory=NanTracker)
@@ -40,7 +44,7 @@ def begin(trainer: Any) -> Run:
     The trained model and its EMA have copies of the same arguments, and so the same folder.
     """
     args = vars(trainer.args)
-    run = trainer.lossplug = Run(selected(args))
+    run = trainer.lossplug = Run(selected(args), rules_of_trainer(trainer))
     if run.selection.is_active:
         memory.restore_state(run.state, trainer)
     if run.selection.report:
