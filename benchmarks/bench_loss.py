@@ -196,7 +196,7 @@ def measure(name, options):
         problems,
         n_pairs,
         seconds,
-        lambda one, sample: timing.timed_step(one, sample, options.amp).seconds,
+        lambda one, sample: timing.timed_step(one, sample, options.amp),
     )
     row.update(row_of(times), first_call_ms=[1e3 * t for t in first])
     if device == "cuda":

@@ -69,19 +69,16 @@ class _Finder:
             return None
         self._asking.add(question)
         try:
-            return self._ask(name, path, target)
+            for finder in self._later():
+                find_spec = getattr(finder, "find_spec", None)
+                spec = find_spec(name, path, target) if find_spec else None
+                if spec is not None:
+                    if hasattr(spec.loader, "exec_module"):
+                        spec.loader = _Loader(spec.loader)
+                    return spec
+            return None
         finally:
             self._asking.discard(question)
-
-    def _ask(self, name, path, target):
-        for finder in self._later():
-            find_spec = getattr(finder, "find_spec", None)
-            spec = find_spec(name, path, target) if find_spec else None
-            if spec is not None:
-                if hasattr(spec.loader, "exec_module"):
-                    spec.loader = _Loader(spec.loader)
-                return spec
-        return None
 
     def _later(self):
         """Return the finders behind this one: those before it have passed, or are asking right now."""

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Callable
+from typing import Any
 
 from yolo_lossplug.box_losses.mixture import FORMULA
 from yolo_lossplug.registry import BOX, CLASS, MODIFIER, OVERLAP, ROTATED, ROTATED_MODIFIER, SOFTMAX, Parameter, Spec
@@ -167,29 +167,19 @@ def _record(spec: Spec) -> dict[str, Any]:
 
 
 def markdown_table(head: str, rows: Iterable[Iterable[str]]) -> str:
-    """Return a Markdown table.
-
-    Args:
-        head: Titles of the columns, separated by `` | ``.
-        rows: The cells of every row; bars in them are escaped.
-    """
+    """Return a Markdown table with the titles of `head`, which `` | `` separates; bars in cells are escaped."""
     lines = [" | ".join(cell.replace("|", "\\|") for cell in row) for row in rows]
     rule = "|---" * (head.count("|") + 1)
     return "".join([f"| {head} |\n{rule}|\n", *(f"| {line} |\n" for line in lines)])
 
 
-def losses_markdown(link: Callable[[Spec, str], str] = lambda spec, name: name, groups: Sequence[str] = ()) -> str:
-    """Return the tables of losses for the documentation, one for each key and task.
-
-    Args:
-        link: Makes a link of a loss's name.
-        groups: Words of `GROUPS`; all losses if there are none.
-    """
+def losses_markdown(groups: Sequence[str] = ()) -> str:
+    """Return tables of losses, one for each key and task; all, or those of some words of `GROUPS`."""
     head = "name | formula | options = default in range | source | remark"
     return "\n".join(
-        f"### {title}\n\n{markdown_table(head, ([link(spec, cells[0]), *cells[1:]] for spec, cells in rows))}"
+        f"### {title}\n\n{markdown_table(head, map(_cells, specs))}"
         for _, title, kinds in SECTIONS
-        if (rows := [(spec, _cells(spec)) for spec in _of_kinds(kinds, groups)])
+        if (specs := _of_kinds(kinds, groups))
     )
 
 

@@ -166,7 +166,7 @@ def show_losses() -> None:
         print(json.dumps(catalogue.records(groups), indent=2))
     elif "--markdown" in words:
         keys = [] if groups else [catalogue.keys_markdown(), catalogue.options_markdown()]
-        print(catalogue.losses_markdown(groups=groups), *keys, sep="\n")
+        print(catalogue.losses_markdown(groups), *keys, sep="\n")
     else:
         print(terminal.fit(catalogue.listing(groups)))
 
@@ -188,6 +188,7 @@ def show_parts() -> None:
 def show_state() -> None:
     """Print the environment, and whether the plugin is active in plain Python and `yolo`; exit with 1 if it is not."""
     refuse_words("doctor", sys.argv[2:])
+    from yolo_lossplug import _autoload
     from yolo_lossplug.tools import installation
 
     try:
@@ -207,19 +208,6 @@ def show_state() -> None:
     show_lines(*installation.facts(), f"{'ultralytics':<15}{folder}", installation.owners_line(owners))
     show_lines(*installation.advice_on_owners(owners))
     show_lines(*installation.advice_on_keys(ultralytics.utils.DEFAULT_CFG_PATH))
-    _show_activity()
-
-
-def show_lines(*lines: str) -> None:
-    """Print lines as they fit the terminal."""
-    for line in lines:
-        print(terminal.fit(line))
-
-
-def _show_activity() -> None:
-    """Print whether the plugin is active in plain Python and `yolo`, and exit with 1 if it is not."""
-    from yolo_lossplug import _autoload
-
     if not yolo_lossplug.is_enabled():
         show_lines(f"not active: {_autoload.problem or 'switched off by YOLO_LOSSPLUG=0'}")
         raise SystemExit(1)
@@ -231,3 +219,9 @@ def _show_activity() -> None:
         )
         raise SystemExit(1)
     show_lines("active: `yolo` and Python know the keys of yolo-lossplug")
+
+
+def show_lines(*lines: str) -> None:
+    """Print lines as they fit the terminal."""
+    for line in lines:
+        print(terminal.fit(line))

@@ -15,8 +15,6 @@ from yolo_lossplug.selection.resolve import mixed
 from yolo_lossplug.selection.third_party import registry
 from yolo_lossplug.sparse.candidates import candidate_rows
 
-ABOUT_CANDIDATES = ("tal_topk", "tal_min_side")
-"""Keys whose explanation says how many candidates there are."""
 MEAN_CANDIDATES = (
     "Mean number of candidates, anchors whose centre lies in the object, at strides 8, 16 and 32, where a side below "
     "tal_min_side counts as that long (16 in Ultralytics 8.4.190):"
@@ -47,12 +45,11 @@ def explanation(name: str) -> str:
 
 def _described_losses(losses: Sequence[Sequence[Spec]]) -> list[str]:
     """Return the description of one loss, or of two and of their mixture."""
-    titles = ["-".join(spec.name for spec in specs) for specs in losses]
-    key = key_of(losses[0][-1].kind)
+    key, titles = key_of(losses[0][-1].kind), ["-".join(spec.name for spec in specs) for specs in losses]
+    parts = [[f"{key}={title}", *_described(specs)] for title, specs in zip(titles, losses)]
     if len(losses) == 1:
-        return [f"{key}={titles[0]}", *_described(losses[0])]
-    parts = (["", f"{key}={title}", *_described(specs)] for title, specs in zip(titles, losses))
-    return [f"{key}={'+'.join(titles)}", *_mixture(), *(line for part in parts for line in part)]
+        return parts[0]
+    return [f"{key}={'+'.join(titles)}", *_mixture(), *(line for part in parts for line in ("", *part))]
 
 
 def bibtex(name: str) -> str:
@@ -72,12 +69,10 @@ def bibtex_entries(specs: Iterable[Spec]) -> list[str]:
 
 
 def _mixture() -> list[str]:
-    """Return what is true of every mixture of two losses."""
     return [FORMULA, f"  {_explained(keys.MIX)}", f"  Note: {MIXTURE_NOTE}"]
 
 
 def _explained(p: Parameter) -> str:
-    """Return an option with its default, range and meaning."""
     return f"{with_range(p)}: {p.option.help}"
 
 
@@ -111,13 +106,11 @@ def _key(name: str) -> str:
     if owners := registry().owners(key):
         return f"{_explained(owners[0].parameters[key])}\n  belongs to {', '.join(belongs_to(key))}"
     lines = [f"{k}={default}: {meaning} ({values})" for k, default, values, meaning in common_keys() if k == key]
-    return "\n".join([*lines, candidates_text()] if lines and key in ABOUT_CANDIDATES else lines)
-
-
-def candidates_text() -> str:
-    """Return how many candidate anchors objects of some sizes have, for a terminal."""
-    lines = [f"  {size:<7}{host:>8}{raised:>8}" for size, host, raised in candidate_rows()]
-    return "\n".join([f"\n{MEAN_CANDIDATES}", f"  {'pixels':<7}{'16':>8}{'32':>8}", *lines, "", FEW_CANDIDATES])
+    if lines and key in ("tal_topk", "tal_min_side"):
+        lines += [f"\n{MEAN_CANDIDATES}", f"  {'pixels':<7}{'16':>8}{'32':>8}"]
+        lines += [f"  {size:<7}{host:>8}{raised:>8}" for size, host, raised in candidate_rows()]
+        lines += ["", FEW_CANDIDATES]
+    return "\n".join(lines)
 
 
 def _prefixes(name: str) -> list[Spec]:

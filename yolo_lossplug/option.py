@@ -40,15 +40,10 @@ class Option:
     @property
     def range(self) -> str:
         """The allowed interval in mathematical notation, e.g. ``(0.5, 1)`` or ``[0, ∞)``."""
-        low, high = "(-∞", "∞)"
-        if self.above is not None:
-            low = f"({self.above:g}"
-        elif self.at_least is not None:
-            low = f"[{self.at_least:g}"
-        if self.below is not None:
-            high = f"{self.below:g})"
-        elif self.at_most is not None:
-            high = f"{self.at_most:g}]"
+        low = "(-∞" if self.at_least is None else f"[{self.at_least:g}"
+        high = "∞)" if self.at_most is None else f"{self.at_most:g}]"
+        low = low if self.above is None else f"({self.above:g}"
+        high = high if self.below is None else f"{self.below:g})"
         return f"{low}, {high}"
 
     def contains(self, value: float) -> bool:
@@ -69,15 +64,11 @@ class Option:
         >>> Option("", above=0, at_most=1).samples()
         (0.0009765625, 0.1, 0.5, 0.9, 1.0)
         """
-        low, high = self._bounds
+        low = self.at_least if self.above is None else self.above
+        high = self.at_most if self.below is None else self.below
         first = NEAR if self.at_least is None else 0.0
         last = 1 - NEAR if self.at_most is None else 1.0
         return tuple(_between(low, high, position) for position in (first, *INNER_POSITIONS, last))
-
-    @property
-    def _bounds(self) -> tuple[Optional[float], Optional[float]]:
-        low = self.above if self.above is not None else self.at_least
-        return low, self.below if self.below is not None else self.at_most
 
 
 def _between(low: Optional[float], high: Optional[float], position: float) -> float:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 ARXIV = "https://arxiv.org/abs/"
@@ -51,22 +50,13 @@ class Paper:
         if not self.title:
             return ""
         kind = "article" if self.journal else "inproceedings" if self.booktitle else "misc"
-        lines = (f"  {name} = {{{value}}}," for name, value in self._fields() if value)
-        return "\n".join([f"@{kind}{{{self._key},", *lines, "}"])
-
-    @property
-    def _key(self) -> str:
         first_word = self.title.split(" ")[0].split("-")[0]
-        return f"{self.families[0]}{self.year}{first_word.rstrip(':')}".lower()
-
-    def _fields(self) -> Iterator[tuple[str, str]]:
-        yield "author", self.authors
-        yield "title", f"{{{self.title}}}"
-        for name in ("journal", "booktitle", "volume", "number", "pages"):
-            yield name, getattr(self, name)
-        yield "year", str(self.year)
-        yield "doi", self.doi
+        key = f"{self.families[0]}{self.year}{first_word.rstrip(':')}".lower()
+        fields = {"author": self.authors, "title": f"{{{self.title}}}"}
+        fields.update({name: getattr(self, name) for name in ("journal", "booktitle", "volume", "number", "pages")})
+        fields.update(year=str(self.year), doi=self.doi)
         if self.address.startswith(ARXIV):
-            yield "eprint", self.address.removeprefix(ARXIV)
-            yield "archivePrefix", "arXiv"
-        yield "url", self.address
+            fields.update(eprint=self.address.removeprefix(ARXIV), archivePrefix="arXiv")
+        fields["url"] = self.address
+        lines = (f"  {name} = {{{value}}}," for name, value in fields.items() if value)
+        return "\n".join([f"@{kind}{{{key},", *lines, "}"])

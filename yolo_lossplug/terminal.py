@@ -11,8 +11,6 @@ from collections.abc import Iterator, Sequence
 
 MIN_WIDTH = 40
 """Narrower terminals get lines of this width."""
-MIN_COLUMN = 10
-"""An explanation with less room goes on below its entry."""
 COLUMN = re.compile(r"^(\s*(?:[^\s].*?)?\s{2,})(?=\S)")
 """An entry and the gap before its explanation."""
 LABEL = re.compile(r"\s*\w+: ")
@@ -46,23 +44,14 @@ def fit_error(text: str) -> str:
     return fit(text) if sys.stderr.isatty() else text
 
 
-def _margin(line: str) -> int:
-    return len(line) - len(line.lstrip())
-
-
-def _start(line: str) -> int:
-    """Return the column of an explanation, that of the text where no entry is set apart."""
-    entry = COLUMN.match(line)
-    return entry.end() if entry else _margin(line)
-
-
 def _fit_line(line: str, columns: int) -> str:
     """Return a line with breaks between words, so that each part is as long as it may be."""
     if size(line) <= columns:
         return line
-    margin, start = _margin(line), _start(line)
+    margin, entry = len(line) - len(line.lstrip()), COLUMN.match(line)
+    start = entry.end() if entry else margin
     is_item = start == margin > 0 or LABEL.match(line)
-    has_room = columns - start >= MIN_COLUMN and not is_item
+    has_room = columns - start >= 10 and not is_item  # an explanation with less goes on below its entry
     cut, indent = (start, start) if has_room else (margin, margin + 4)
     first, *words = WORD.findall(line[cut:])
     parts = [line[:cut] + first]
@@ -120,9 +109,9 @@ def table(rows: Sequence[Sequence[str]], gap: int = 2, columns: int = 0, words_r
 
 
 def _aligned(column: Sequence[str], is_right: bool = False) -> list[str]:
-    """Return the cells of a column, all of one width."""
     widest = max(map(cells, column))
-    return [_padded(cell, widest, is_right) for cell in column]
+    spaces = [" " * (widest - cells(cell)) for cell in column]
+    return [space + cell if is_right else cell + space for cell, space in zip(column, spaces)]
 
 
 def _blocks(widths: Sequence[int], gap: int, room: int) -> Iterator[list[int]]:
@@ -139,8 +128,3 @@ def _blocks(widths: Sequence[int], gap: int, room: int) -> Iterator[list[int]]:
 
 def _is_number(cell: str) -> bool:
     return not cell.strip(" -–") or bool(re.match(r"^[+−-]?[\d.,]", cell.strip()))
-
-
-def _padded(cell: str, widest: int, is_right: bool) -> str:
-    space = " " * (widest - cells(cell))
-    return space + cell if is_right else cell + space

@@ -106,14 +106,11 @@ def keys() -> dict[str, Optional[str]]:
 def given_keys(args: Mapping[str, Any]) -> dict[str, Any]:
     """Return our keys that are set in arguments, with their values; arrays, tensors and series become lists."""
     values = {key: (_plain(args[key]), unset) for key, unset in keys().items() if key in args}
-    given = {key: value for key, (value, unset) in values.items() if not _is_unset(value, unset)}
+    # A table compares by element, and so only words are compared.
+    given = {k: value for k, (value, unset) in values.items() if value is not unset and str(value) != unset}
     if given.get(REPORT) is False:
         del given[REPORT]
     return given
-
-
-def _is_unset(value: Any, unset: Optional[str]) -> bool:
-    return value is unset or (isinstance(value, str) and value == unset)  # a table compares by element
 
 
 def _plain(value: Any) -> Any:
@@ -144,11 +141,6 @@ def refuse_none(key: str, value: Any) -> None:
     """Raise an error for a name that was typed as none, which parses to the unset value."""
     if key in NAMES and key not in CLAIMED and value is None:
         raise LossPlugError(how_to_get_stock(key, "none", NAMES[key]))
-
-
-def in_words(task: str) -> str:
-    """Return a task as messages name it."""
-    return "RT-DETR" if task == DETR else f"task={task}"
 
 
 def loss_kinds(task: str) -> dict[str, str]:

@@ -214,28 +214,19 @@ def _created(kind: str, name: str, options: Mapping[str, Any]) -> Loss:
 def bind(kind: str, name: str, options: Mapping[str, Any]) -> Loss:
     """Resolve a name into its parts and bind their options."""
     parts = mixed(kind, name)
-    if parts:
-        first, second = (_bind_single(kind, part, options) for part in parts)
-        return _mixture(first, second, options)
-    return _bind_single(kind, name, options)
-
-
-def _mixture(first: Loss, second: Loss, options: Mapping[str, Any]) -> Loss:
-    """Return a mixture of two losses of one kind; the shape and the gradient of each are checked."""
+    if not parts:
+        return _bind_single(kind, name, options)
+    first, second = (_bind_single(kind, part, options) for part in parts)
     share = MIX.check(given_keys(options).get(MIX.key, MIX.default))
     context = first.context | second.context
     function = partial(mixture.mixture_of, first=_as_part(first), second=_as_part(second), share=share)
-    return Loss(
-        f"{first.name}+{second.name}",
-        first.kind,
-        function,
-        {MIX.key: share, **first.options, **second.options},
-        context,
-        State().scoped("own") if "state" in context else None,
-    )
+    values = {MIX.key: share, **first.options, **second.options}
+    state = State().scoped("own") if "state" in context else None
+    return Loss(f"{first.name}+{second.name}", first.kind, function, values, context, state)
 
 
 def _as_part(loss: Loss) -> Part:
+    """Return a part of a mixture, whose shape and gradient are checked."""
     is_overlap = getattr(loss.function, "func", None) is algebra.overlap_loss_of
     wants = loss.context | {mixture.PAIR} if is_overlap else loss.context
     return Part(partial(_checked, loss.name, False, loss.function), wants)
@@ -263,7 +254,6 @@ def specs_of(kind: str, name: str) -> list[Spec]:
 
 
 def _assembled(specs: Sequence[Spec], given: Mapping[str, Any]) -> Callable[..., Tensor]:
-    """Return the function of a loss and its modifiers, with their options bound."""
     # The outermost is named first and acts last.
     base, *acting = (Part(partial(s.function, **s.bind(given)), s.context) for s in reversed(specs))
     if specs[-1].kind == OVERLAP:

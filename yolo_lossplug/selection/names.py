@@ -139,13 +139,7 @@ def suggest(word: str, known: Iterable[str]) -> str:
 
 
 def hint(word: str, known: Iterable[str], every: str) -> str:
-    """Return the nearest of some words, or the list of all where none is near, but each list only once.
-
-    Args:
-        word: The unknown word.
-        known: Candidates for a suggestion.
-        every: The whole list as text.
-    """
+    """Return the nearest of some words, or the list of all where none is near, but each list only once."""
     near = suggest(word, known)
     if near or every in _listed:
         return f"{near} `lossplug list` shows all"

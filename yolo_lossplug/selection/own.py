@@ -86,23 +86,15 @@ def load_module(source: str, asked: str) -> ModuleType:
 
 
 def _cached_module(path: Path) -> Optional[ModuleType]:
-    """Return the module that was loaded from a resolved path, None if there is none in `sys.modules`."""
+    """Return the module that was loaded or imported from a resolved path, None if there is none in `sys.modules`."""
     module = _modules.get(path)
     if module is None or sys.modules.get(module.__name__) is not module:
-        module = _imported_from(path)
+        files = ((m, Path(file)) for m in list(sys.modules.values()) if (file := getattr(m, "__file__", None)))
+        inode = path.stat().st_ino  # resolving a path is slow: only files with the same inode are resolved
+        module = next((m for m, file in files if _inode(file) == inode and file.resolve() == path), None)
     if module is not None:
         _modules[path] = module
     return module
-
-
-def _imported_from(path: Path) -> Optional[ModuleType]:
-    """Return the imported module of a file. Resolving a path is slow: only files with the same inode are resolved."""
-    inode = path.stat().st_ino
-    for module in list(sys.modules.values()):
-        file = getattr(module, "__file__", None)
-        if file and _inode(Path(file)) == inode and Path(file).resolve() == path:
-            return module
-    return None
 
 
 def _inode(file: Path) -> Optional[int]:

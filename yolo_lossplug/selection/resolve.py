@@ -40,10 +40,6 @@ def refuse_unknown_name(kind: str, name: str) -> None:
 def resolve_name(kind: str, name: str) -> tuple[Spec, list[Spec]]:
     """Return the spec of a name, and its modifiers, outermost first.
 
-    Args:
-        kind: ``BOX`` or ``CLASS``.
-        name: Name as the user writes it.
-
     Raises:
         LossPlugError: If there is no such loss, or the prefixes do not apply to it.
     """
@@ -184,25 +180,14 @@ def _of_another_task(kind: str, name: str) -> str:
 
 def _of_another_key(kind: str, name: str) -> str:
     """Return what a name means as a value of the other key, or as a prefix."""
-    meanings = [text for text in (_as_other_loss(kind, name), _as_prefix(kind, name)) if text]
-    return f"{names.key_of(kind)}={name} is unknown; {'; '.join(meanings)}." if meanings else ""
-
-
-def _as_other_loss(kind: str, name: str) -> str:
-    others = (CLASS, SOFTMAX) if names.key_of(kind) == "loss" else (BOX, ROTATED)
-    other = next((k for k in others if names.is_known(k, name)), None)
-    if other is None:
-        return ""
-    what = "class loss" if names.key_of(other) == "cls_loss" else "box loss"
-    return f"{name.strip().rstrip('-')} is a {what}: {names.key_of(other)}={canonical(other, name)}"
-
-
-def _as_prefix(kind: str, name: str) -> str:
-    m = next((m for m in names.modifiers_of(kind) if m.name == names.normalise(name)), None)
-    if m is None:
-        return ""
-    example = f"{m.name}-{(sorted(m.bases) or names.bases_of(kind))[0]}"
-    return f"'{m.name}-' is a prefix, e.g. {names.key_of(kind)}={example}"
+    key, meanings = names.key_of(kind), []
+    others, what = ((CLASS, SOFTMAX), "class loss") if key == "loss" else ((BOX, ROTATED), "box loss")
+    if other := next((k for k in others if names.is_known(k, name)), None):
+        meanings.append(f"{name.strip().rstrip('-')} is a {what}: {names.key_of(other)}={canonical(other, name)}")
+    if m := next((m for m in names.modifiers_of(kind) if m.name == names.normalise(name)), None):
+        base = (sorted(m.bases) or names.bases_of(kind))[0]
+        meanings.append(f"'{m.name}-' is a prefix, e.g. {key}={m.name}-{base}")
+    return f"{key}={name} is unknown; {'; '.join(meanings)}." if meanings else ""
 
 
 def either(words: Sequence[str]) -> str:

@@ -198,12 +198,7 @@ def refuse_unknown_names(given: Mapping[str, Any]) -> None:
 
 
 def class_weights(selection: Selection, count: int, names: Mapping[int, str]) -> Optional[list[float]]:
-    """Return the weight of each class of a model, None if none are selected.
-
-    Args:
-        selection: What to train with.
-        count: Number of classes.
-        names: Their names by index.
+    """Return the weight of each class of a model with this number of classes, None if none are selected.
 
     Raises:
         LossPlugError: If the number of weights is not that of the classes, or a class of that name does not exist.
@@ -260,9 +255,9 @@ def _no_use(task: str, key: str) -> str:
 
 
 def _refuse_unfit_engine(task: str, engine: str) -> None:
-    why = {"fast": keys.NO_FAST_ENGINE, "triton": keys.NO_KERNELS}.get(engine, {}).get(task)
-    if why:
-        raise LossPlugError(f"loss_engine={engine} cannot be used with {keys.in_words(task)}: {why}. Remove it.")
+    if why := {"fast": keys.NO_FAST_ENGINE, "triton": keys.NO_KERNELS}.get(engine, {}).get(task):
+        run = "RT-DETR" if task == DETR else f"task={task}"
+        raise LossPlugError(f"loss_engine={engine} cannot be used with {run}: {why}. Remove it.")
 
 
 def _refuse_other_options(given: Mapping[str, Any], box: Loss, cls: Loss) -> None:

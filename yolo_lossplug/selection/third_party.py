@@ -21,16 +21,10 @@ def registry() -> Registry:
     global _is_loaded
     if not _is_loaded:
         _is_loaded = True  # first, since a package that registers a loss may ask for others
-        load_third_party()
+        found = importlib.metadata.entry_points()
+        for entry in found.select(group=GROUP) if hasattr(found, "select") else found.get(GROUP, ()):
+            try:
+                entry.load()
+            except Exception as error:  # a third-party package must not break a training that does not use it
+                warnings.warn(f"yolo-lossplug: the losses of '{entry.value}' are not available: {error}", stacklevel=2)
     return REGISTRY
-
-
-def load_third_party() -> None:
-    """Load every entry point of the group ``yolo_lossplug.losses``."""
-    found = importlib.metadata.entry_points()
-    chosen = found.select(group=GROUP) if hasattr(found, "select") else found.get(GROUP, ())
-    for entry in chosen:
-        try:
-            entry.load()
-        except Exception as error:  # a third-party package must not break a training that does not use it
-            warnings.warn(f"yolo-lossplug: the losses of '{entry.value}' are not available: {error}", stacklevel=2)

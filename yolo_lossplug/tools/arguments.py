@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Container, Mapping, Sequence
 from typing import Any, NamedTuple, Optional
 
@@ -59,6 +60,12 @@ def merge(args: Mapping[str, Any], accepted: Container[str]) -> Arguments:
     return Arguments({**kept, **typed}, content, file, tuple(key for key in content if key in unused - typed.keys()))
 
 
+def command_line(command: str, args: Mapping[str, Any]) -> str:
+    """Return a command with its arguments, to paste into a shell."""
+    values = {key: ",".join(map(str, v)) if isinstance(v, (list, tuple)) else v for key, v in args.items()}
+    return " ".join([f"lossplug {command}", *(shlex.quote(f"{key}={value}") for key, value in values.items())])
+
+
 def split_list(value: Any) -> list[Any]:
     """Return the values of a key that takes several: words between commas, or the elements of a list.
 
@@ -89,30 +96,14 @@ def loss_keys(*others: str) -> frozenset[str]:
 
 
 def refuse_task(args: Mapping[str, Any], *others: str) -> None:
-    """Raise an error for a task without horizontal boxes.
-
-    Args:
-        args: The arguments.
-        others: Further tasks that are accepted.
-
-    Raises:
-        LossPlugError: If it is one.
-    """
+    """Raise an error for a task that is neither one with horizontal boxes nor one of some others."""
     accepted = ("detect", "segment", "pose", *others)
     if args.get("task") not in (None, *accepted):
         raise LossPlugError(f"task={args['task']} cannot be used here; remove it, or give {', '.join(accepted)}.")
 
 
 def refuse_keys_of_training(args: Mapping[str, Any], *others: str) -> None:
-    """Raise an error for a key of ours that changes a training run, but no loss of a single box.
-
-    Args:
-        args: The arguments.
-        others: Further keys without effect.
-
-    Raises:
-        LossPlugError: If there is one.
-    """
+    """Raise an error for a key of ours that changes a training run, but no loss of a single box, and some others."""
     without_effect = {*COMMON.difference(NAMES), *others}
     for key, value in given_keys(args).items():
         if key in without_effect:

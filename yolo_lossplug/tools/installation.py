@@ -22,7 +22,6 @@ from yolo_lossplug.selection.keys import CLAIMED, keys
 HOST = "ultralytics"
 HOOK_FILES = ("yolo_lossplug.start", "yolo_lossplug.pth") if sys.version_info >= (3, 15) else ("yolo_lossplug.pth",)
 """Files that this Python reads when it starts, the first there is."""
-WITHOUT_DEPENDENCIES = "pip install --no-deps yolo-lossplug"
 
 
 class Owner(NamedTuple):
@@ -37,10 +36,15 @@ class Owner(NamedTuple):
 
 def facts() -> list[str]:
     """Return interpreter, torch, device, Triton and start-up hook, a line each."""
-    hook = start_up_hook(site_folders())
+    user = [site.getusersitepackages()] if site.ENABLE_USER_SITE else []
+    hook = start_up_hook(map(Path, (*site.getsitepackages(), *user)))
+    device = default_device()
+    name = ""
+    if device.type == "cuda":
+        name = f" ({torch.cuda.get_device_name(device)}), {torch.cuda.device_count()} in all"
     rows = {
         "python": f"{platform.python_version()}, {sys.executable}",
-        "torch": f"{torch.__version__}, device {default_device_name()}",
+        "torch": f"{torch.__version__}, device {device}{name}",
         "triton": triton_state(),
         "start-up hook": str(hook or "none in the folders that this Python reads hooks from"),
     }
@@ -54,14 +58,6 @@ def default_device() -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def default_device_name() -> str:
-    """Return the default device in words."""
-    device = default_device()
-    if device.type != "cuda":
-        return str(device)
-    return f"{device} ({torch.cuda.get_device_name(device)}), {torch.cuda.device_count()} in all"
-
-
 def triton_state() -> str:
     """Return the release of Triton, and whether `loss_engine=triton` can run."""
     try:
@@ -70,12 +66,6 @@ def triton_state() -> str:
         version = ""
     missing = kernels.missing(default_device())
     return f"{version}loss_engine=triton " + (f"cannot run: {missing}" if missing else "can run")
-
-
-def site_folders() -> list[Path]:
-    """Return the folders whose start-up hooks Python reads."""
-    user = [site.getusersitepackages()] if site.ENABLE_USER_SITE else []
-    return [Path(folder) for folder in (*site.getsitepackages(), *user)]
 
 
 def start_up_hook(folders: Iterable[Path]) -> Optional[Path]:
@@ -105,17 +95,12 @@ def _has_host(distribution: metadata.Distribution, folder: Optional[Path]) -> bo
 
 
 def advice_on_owners(found: Sequence[Owner], is_importable: bool = True) -> list[str]:
-    """Return what is wrong with who has installed Ultralytics and the way out, a line each, empty if nothing is.
-
-    Args:
-        found: The distributions that have the package.
-        is_importable: Whether the package can be imported.
-    """
+    """Return what is wrong with who has installed Ultralytics and the way out, a line each, empty if nothing is."""
     if not found:
         return []
     kept, *rest = sorted(found, key=lambda owner: owner.name == HOST)
     reinstall = f"  pip install --force-reinstall --no-deps {kept.name}=={kept.version}"
-    later = [] if kept.name == HOST else [f"  {WITHOUT_DEPENDENCIES}, now and for every update"]
+    later = [] if kept.name == HOST else ["  pip install --no-deps yolo-lossplug, now and for every update"]
     if rest:
         return [
             f"{len(found)} distributions own the folder {HOST}: {', '.join(map(str, found))}. Each overwrites the "
@@ -132,21 +117,12 @@ def advice_on_owners(found: Sequence[Owner], is_importable: bool = True) -> list
 
 
 def advice_on_keys(defaults: Path) -> list[str]:
-    """Return which of our keys belong to Ultralytics itself, as those of a fork may; a line, or none.
-
-    Args:
-        defaults: The file of Ultralytics' own keys and their defaults.
-    """
-    taken = sorted(set(yaml.safe_load(defaults.read_text(encoding="utf-8"))) & own_keys())
+    """Return which of our keys are among Ultralytics' own in this file, as those of a fork may; a line, or none."""
+    own = {key for key in (*keys(), *CLAIMED) if not any(owner.is_user_defined for owner in REGISTRY.owners(key))}
+    taken = sorted(own.intersection(yaml.safe_load(defaults.read_text(encoding="utf-8"))))
     if not taken:
         return []
     return [
         f"This Ultralytics is a fork with keys of its own named {', '.join(taken)}: they mean what the fork makes of "
         f"them, and select nothing of yolo-lossplug."
     ]
-
-
-def own_keys() -> set[str]:
-    """Return the keys of this package, without those of losses that others have registered."""
-    known = {*keys(), *CLAIMED}
-    return {key for key in known if not any(owner.is_user_defined for owner in REGISTRY.owners(key))}

@@ -9,13 +9,11 @@ from typing import Any, Callable
 from yolo_lossplug.ultralytics_hook import patching
 from yolo_lossplug.ultralytics_hook.run import memory, runs
 
-WRAPPERS = ("module", "_orig_mod", "student_model")
-"""Attributes under which a model holds the one that is trained."""
-
 
 def save_model(stock: Callable[..., Any], trainer: Any, *args: Any, **kwargs: Any) -> Any:
     """Write a checkpoint without the criterion in it, and beside it what the losses remember."""
-    models = models_with_criterion(trainer.ema.ema)
+    ema = trainer.ema.ema
+    models = [m for m in (ema, getattr(ema, "student_model", None)) if m is not None and holds_criterion(m)]
     criteria = [model.criterion for model in models]
     for model in models:
         del model.criterion
@@ -37,12 +35,6 @@ def keep_criterion_out(trainer: Any) -> None:
         trainer.save_model = functools.partial(save_model, own, trainer)
 
 
-def models_with_criterion(model: Any) -> list[Any]:
-    """Return a model, and the student inside it if it distils, where either holds a criterion."""
-    candidates = (model, getattr(model, "student_model", None))
-    return [m for m in candidates if m is not None and holds_criterion(m)]
-
-
 def holds_criterion(model: Any) -> bool:
     """Return whether a model itself holds a criterion; that of RT-DETR is a module, and so a part of the model."""
     return any("criterion" in held for held in (vars(model), vars(model).get("_modules", {})))
@@ -51,7 +43,8 @@ def holds_criterion(model: Any) -> bool:
 def unwrapped(model: Any) -> Any:
     """Return the model inside a distributed or compiled one, or one that it is distilled into."""
     while model is not None and not holds_criterion(model):
-        inner = next((m for name in WRAPPERS if (m := getattr(model, name, None)) is not None), None)
+        holders = ("module", "_orig_mod", "student_model")
+        inner = next((m for name in holders if (m := getattr(model, name, None)) is not None), None)
         if inner is None:
             break
         model = inner

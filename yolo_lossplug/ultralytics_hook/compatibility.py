@@ -21,11 +21,7 @@ def is_untested(version: str) -> bool:
 
 
 def unsupported(version: str) -> str:
-    """Return why a release is not supported, empty if it is.
-
-    Args:
-        version: ``ultralytics.__version__``.
-    """
+    """Return why a release is not supported, empty if it is."""
     if FLOOR <= version_numbers(version) < CEILING:
         return ""
     return (

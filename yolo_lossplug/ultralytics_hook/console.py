@@ -32,10 +32,8 @@ def parse(words: Sequence[str]) -> dict[str, Any]:
     Raises:
         LossPlugError: If a word is none of these, or ``none`` is the name of a loss.
     """
-    from ultralytics.cfg import (  # not above: patches are applied at its import, and need us
-        merge_equals_args,
-        parse_key_value_pair,
-    )
+    # Not above: patches are applied at its import, and need us.
+    from ultralytics.cfg import merge_equals_args, parse_key_value_pair
 
     args: dict[str, Any] = {}
     for pair in _pairs(merge_equals_args(list(words))):

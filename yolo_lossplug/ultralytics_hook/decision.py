@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple, Optional
 
 
@@ -51,7 +51,9 @@ class Measured(NamedTuple):
             anchors: Anchors of all images.
             elements: Objects of all images × anchors of one.
         """
-        group = _nearest({best.anchors_class for best in self.engines if best.dtype == dtype}, size_class(anchors))
+        distances = {b.anchors_class: abs(b.anchors_class - size_class(anchors)) for b in self.engines if b[0] == dtype}
+        near = [group for group, distance in distances.items() if distance <= 1]
+        group = min(near, key=lambda known: (distances[known], known), default=None)
         by_size = {best.size_class: best.engine for best in self.engines if best[:2] == (dtype, group)}
         wanted = size_class(elements)
         if not by_size or not min(by_size) - 1 <= wanted <= max(by_size) + 1:
@@ -64,12 +66,6 @@ class Measured(NamedTuple):
         if len({*texts.values()}) == 1:
             return next(iter(texts.values()))
         return "; ".join(f"{dtype}, {short_number(4**size)} anchors: {text}" for (dtype, size), text in texts.items())
-
-
-def _nearest(classes: Iterable[int], size: int) -> Optional[int]:
-    """Return the size class nearest to a size, None if none is next to it."""
-    near = (known for known in classes if abs(known - size) <= 1)
-    return min(near, key=lambda known: (abs(known - size), known), default=None)
 
 
 def _by_size(engines: Sequence[Fastest]) -> str:

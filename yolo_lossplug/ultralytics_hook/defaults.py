@@ -33,11 +33,7 @@ def with_ours(stock: str) -> str:
 
 
 def section(columns: int = 120) -> str:
-    """Return our keys in YAML, all unset, with comments.
-
-    Args:
-        columns: Width that the comments are broken at.
-    """
+    """Return our keys in YAML, all unset, with comments that are broken at a width."""
     comments = catalogue.comments()
     entries = [
         _commented(f"{key}:{'' if unset is None else f' {unset}'} # {comments[key]}", columns)

@@ -9,9 +9,7 @@ from typing import Any, Callable, Optional
 
 import torch
 from torch import Tensor, nn
-from ultralytics.utils.loss import (
-    BboxLoss,
-)
+from ultralytics.utils.loss import BboxLoss
 
 from yolo_lossplug.selection.keys import STOCK_BOX
 from yolo_lossplug.selection.loss import Loss, create_box_loss
@@ -48,16 +46,8 @@ class PluggedBboxLoss(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Return the IoU and the DFL term, as the host's module does; boxes are in grid cells of their level."""
         # The host's CIoU of the detached boxes is discarded: simpler than a copy of its DFL for every release.
-        dfl = self.stock(
-            pred_dist,
-            pred_bboxes.detach(),
-            anchor_points,
-            target_bboxes,
-            target_scores,
-            target_scores_sum,
-            fg_mask,
-            *extra,
-        )[1]
+        others = anchor_points, target_bboxes, target_scores, target_scores_sum, fg_mask, *extra
+        dfl = self.stock(pred_dist, pred_bboxes.detach(), *others)[1]
         rows = fg_mask.nonzero(as_tuple=True)
         weight = target_scores[rows].sum(-1)
         per_box = self.loss(pred_bboxes[rows], target_bboxes[rows], **self.context(anchor_points, rows[1]))
@@ -114,13 +104,7 @@ class PluggedClassLoss(nn.Module):
 
 
 class PluggedSoftmaxLoss:
-    """The criterion of the classify task with another loss.
-
-    Args:
-        stock: The host's criterion.
-        selection: Selected losses.
-        weights: Weights of the classes (classes,), None for none.
-    """
+    """The criterion of the classify task with another loss, and weights of the classes (classes,), None for none."""
 
     def __init__(self, stock: Any, selection: Selection, weights: Optional[list[float]]) -> None:
         self.stock, self.lossplug, self.loss, self.weights = stock, selection, selection.cls, weights

@@ -36,11 +36,7 @@ def set_min_side(assigner: tal.TaskAlignedAssigner, side: float) -> None:
 
 
 def refuse_min_side(selection: Selection) -> None:
-    """Raise an error if a floor of a gt's side is selected, and the assigner of this release has none.
-
-    Raises:
-        LossPlugError: If so.
-    """
+    """Raise an error if a floor of a gt's side is selected, and the assigner of this release has none."""
     if selection.tal_min_side is not None:
         _refuse_min_side(selection.tal_min_side, selection.box.kind == ROTATED)
 

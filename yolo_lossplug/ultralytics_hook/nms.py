@@ -15,8 +15,6 @@ from yolo_lossplug.selection.keys import CLAIMED, NMS_OVERLAPS, choose
 from yolo_lossplug.ultralytics_hook.console import say
 
 STOCK = NMS_OVERLAPS[0]
-KEEP_ALL = 1.0
-"""A threshold that no IoU exceeds: the host filters and sorts, and keeps every box."""
 FOREIGN = ("ultralytics.models.rtdetr", "ultralytics.models.sam", "ultralytics.models.nas")
 NO_NMS = "an end-to-end head has no NMS"
 TASKS = ("detect", "segment", "pose")
@@ -50,7 +48,7 @@ def suppress(stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     if given.get("rotated"):
         raise LossPlugError("nms_iou=diou cannot be used with rotated boxes. Remove it.")
     threshold, limit = given["iou_thres"], given["max_det"]
-    given["iou_thres"], given["max_det"] = KEEP_ALL, given["max_nms"]
+    given["iou_thres"], given["max_det"] = 1.0, given["max_nms"]  # no IoU is above: the host filters and sorts alone
     result = stock(*bound.args, **bound.kwargs)
     images, indices = result if given.get("return_idxs") else (result, None)
     for i, rows in enumerate(images):
@@ -86,12 +84,7 @@ def check_overlap(model: Any, mode: str, given: dict[str, Any]) -> None:
 
 
 def check_training(model: Any, overlap: str, given: dict[str, Any]) -> None:
-    """Check the key before the first epoch, for the validations of a training.
-
-    Args:
-        model: The model that is trained, unwrapped.
-        overlap: Overlap that is selected.
-        given: Arguments of the trainer.
+    """Check the selected overlap before the first epoch, for the validations of a training of an unwrapped model.
 
     Raises:
         LossPlugError: If its validations call no NMS.

@@ -50,26 +50,26 @@ PATCHES = (
         around("typed.entrypoint"),
         "so that `yolo` prints our errors without a traceback",
     ),
-    Patch(
-        "ultralytics.cfg",
-        "_YOLO_CLI_COMMAND",
-        in_place("workers.replace_command"),
-        "tune() and train(data=[...]) start their runs with it, in a process that may not read start-up hooks",
-        is_optional=True,
-    ),
-    Patch(
-        "ultralytics.cfg",
-        "CLI_HELP_MSG",
-        made_by("defaults.with_ours"),
-        "so that `yolo help` tells of our keys",
-        is_optional=True,
-    ),
-    Patch(
-        "ultralytics.cfg",
-        "YAML",
-        made_by("defaults.printing"),
-        "`yolo cfg` prints the file of the defaults with it, in which our keys are not",
-        is_optional=True,
+    *(
+        Patch("ultralytics.cfg", attribute, change, reason, is_optional=True)
+        for attribute, change, reason in (
+            (
+                "_YOLO_CLI_COMMAND",
+                in_place("workers.replace_command"),
+                "tune() and train(data=[...]) start their runs with it, in a process that may not read start-up hooks",
+            ),
+            ("CLI_HELP_MSG", made_by("defaults.with_ours"), "so that `yolo help` tells of our keys"),
+            (
+                "YAML",
+                made_by("defaults.printing"),
+                "`yolo cfg` prints the file of the defaults with it, in which our keys are not",
+            ),
+            (
+                "copy_default_cfg",
+                around("defaults.copy_default_cfg"),
+                "`yolo copy-cfg` copies the file of the defaults, in which our keys are not",
+            ),
+        )
     ),
     Patch(
         "ultralytics.cfg",
@@ -77,13 +77,6 @@ PATCHES = (
         around("defaults.print_yaml"),
         "what `yolo cfg` prints with in releases without a class for YAML",
         ("yaml_file",),
-        is_optional=True,
-    ),
-    Patch(
-        "ultralytics.cfg",
-        "copy_default_cfg",
-        around("defaults.copy_default_cfg"),
-        "`yolo copy-cfg` copies the file of the defaults, in which our keys are not",
         is_optional=True,
     ),
     *(

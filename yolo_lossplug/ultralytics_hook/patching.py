@@ -80,20 +80,12 @@ def around(path: str, *first: Any) -> Change:
 
 def made_by(path: str) -> Change:
     """Return a change that puts what a function of the hook makes of a value in its place."""
-
-    def change(owner: Any, attribute: str) -> Undo:
-        return put(owner, attribute, function_of(path)(vars(owner)[attribute]))
-
-    return change
+    return lambda owner, attribute: put(owner, attribute, function_of(path)(vars(owner)[attribute]))
 
 
 def in_place(path: str) -> Change:
     """Return a change by a function of the hook that alters a value which others hold too, and returns its undo."""
-
-    def change(owner: Any, attribute: str) -> Undo:
-        return function_of(path)(vars(owner)[attribute])
-
-    return change
+    return lambda owner, attribute: function_of(path)(vars(owner)[attribute])
 
 
 def function_of(path: str) -> Callable[..., Any]:

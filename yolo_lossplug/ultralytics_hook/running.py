@@ -30,13 +30,7 @@ TOLERANCE = 1e-4
 
 
 def mismatches(criterion: Any, selection: Selection, role: str = "training") -> list[str]:
-    """Return where a criterion deviates from the selection: the key, the requested value and the one that runs.
-
-    Args:
-        criterion: Any criterion.
-        selection: What is selected.
-        role: Role of the criterion in the messages.
-    """
+    """Return where a criterion deviates from the selection: the key, the requested value and the one that runs."""
     if isinstance(criterion, PluggedSoftmaxLoss):
         is_same = criterion.lossplug == selection and criterion.loss == selection.cls
         return [] if is_same else [f"cls_loss={selection.cls} was requested, but {role} runs {criterion.loss}"]
@@ -134,13 +128,7 @@ def is_one_to_one(branch: str, leaf: Any) -> bool:
 
 
 def banner(selection: Selection, criterion: Any, mark: Mark = str) -> str:
-    """Return the line that says what a criterion runs; of an end-to-end head its one-to-many branch.
-
-    Args:
-        selection: What was asked for.
-        criterion: What runs.
-        mark: Applied to what differs from stock.
-    """
+    """Return the line that says what a criterion runs; `mark` is applied to what differs from stock."""
     return banner_line(selection, running_first(criterion), mark)
 
 
@@ -175,7 +163,6 @@ def banner_line(selection: Selection, actual: Mapping[str, Any], mark: Mark = st
 
 
 def _assignment(selection: Selection, actual: Mapping[str, Any], mark: Mark) -> str:
-    """Return in words how predictions get their objects."""
     if "tal_topk" not in actual:
         return "matcher host's"
     shown = ("topk", "alpha", "beta", *([] if selection.tal_min_side is None else ["min_side"]), "iou")
@@ -184,7 +171,6 @@ def _assignment(selection: Selection, actual: Mapping[str, Any], mark: Mark) -> 
 
 
 def _number(selection: Selection, actual: Mapping[str, Any], name: str, mark: Mark) -> str:
-    """Return a number of the assigner, or the name of its overlap, as the banner has it."""
     key = f"tal_{name}"
     default = NUMBERS[key].default if key in NUMBERS else NAMES[key]
     text = f"{name}={actual[key]:g}" if key == "tal_min_side" else f"{name}={actual[key]}"

@@ -34,9 +34,6 @@ def typed_pairs(lines: Sequence[str]) -> dict[str, str]:
 def refuse_typed_none(pairs: dict[str, str]) -> None:
     """Raise an error for `loss=none` on the command line, which would train stock without a word.
 
-    Args:
-        pairs: What is typed, see `typed_pairs`.
-
     Raises:
         LossPlugError: If a name is typed as none, unless all are: programs, as Ultralytics' tuner, give every key.
     """

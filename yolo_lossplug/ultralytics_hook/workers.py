@@ -7,7 +7,6 @@ import ast
 import importlib.util
 import inspect
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Callable
 
@@ -52,17 +51,12 @@ def header(selection: Selection) -> str:
         "import yolo_lossplug",
         "yolo_lossplug.enable()",
     ]
-    lines += [_import_of(spec) for spec in _registered(selection) if spec.is_user_defined]
-    return "\n".join(dict.fromkeys(lines)) + "\n"
-
-
-def _registered(selection: Selection) -> Iterator[Spec]:
-    """Yield the registered losses and prefixes that a run trains with; the arguments name what is in files."""
     for loss in (selection.box, selection.cls):
         for part in parts_of(loss.name):
-            if not is_user_defined(part) and is_known(loss.kind, part):
+            if not is_user_defined(part) and is_known(loss.kind, part):  # the arguments name what is in files
                 spec, modifiers = resolve_name(loss.kind, part)
-                yield from (*modifiers, spec)
+                lines += [_import_of(one) for one in (*modifiers, spec) if one.is_user_defined]
+    return "\n".join(dict.fromkeys(lines)) + "\n"
 
 
 def _import_of(spec: Spec) -> str:

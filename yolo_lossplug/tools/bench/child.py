@@ -26,10 +26,6 @@ STEP_MARK, PART_MARK = ".", "|"
 """What the progress file gets after every step, and after every part of a case."""
 PROGRESS, ERROR, LOG = ".progress", ".error.txt", ".log"
 """Endings of the files beside that of a job."""
-POLL_SECONDS = 0.1
-"""Between looks at a process."""
-KILL_SECONDS = 30
-"""To wait for the end of a process that was killed."""
 START_SECONDS = 120.0
 """That importing and building a model may take before the first step."""
 
@@ -151,7 +147,7 @@ def _watch(process: subprocess.Popen, progress: Path, limit: float, update: Call
     size, parts, heard, patience = 0, 0, time.monotonic(), max(limit, START_SECONDS)
     try:
         while process.poll() is None:
-            time.sleep(POLL_SECONDS)
+            time.sleep(0.1)
             marks = progress.read_text(encoding="utf-8")
             if len(marks) > size:
                 size, heard, patience = len(marks), time.monotonic(), limit
@@ -164,7 +160,7 @@ def _watch(process: subprocess.Popen, progress: Path, limit: float, update: Call
         if process.poll() is None:  # hangs, or Ctrl-C
             process.kill()
             with suppress(subprocess.TimeoutExpired):  # a driver may hold it for as long as it likes
-                process.wait(KILL_SECONDS)
+                process.wait(30)
     return False
 
 

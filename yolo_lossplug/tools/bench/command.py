@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import datetime
-import shlex
 import signal
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -18,7 +17,7 @@ from yolo_lossplug.files import read_json, write_json
 from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.selection.keys import flag_of
 from yolo_lossplug.selection.names import suggest
-from yolo_lossplug.tools.arguments import merge, split_list, whole_number
+from yolo_lossplug.tools.arguments import command_line, merge, split_list, whole_number
 from yolo_lossplug.tools.bench import child
 from yolo_lossplug.tools.bench.report import EngineResults, write_report
 from yolo_lossplug.tools.report import Report
@@ -108,10 +107,7 @@ def main(args: dict[str, Any]) -> None:
 
 
 def bench(args: Mapping[str, Any]) -> tuple[Path, EngineResults, Report]:
-    """Measure what has no result yet, and write report and record.
-
-    Args:
-        args: As the command takes them; see `HELP`.
+    """Measure what has no result yet, and write report and record; see `HELP` for the arguments.
 
     Returns:
         The folder, what was measured, and the report.
@@ -129,7 +125,7 @@ def bench(args: Mapping[str, Any]) -> tuple[Path, EngineResults, Report]:
     write_json(plan.folder / PLAN_FILE, plan.described)
     failed = _measure(plan, cases)
     by_work = [(work, child.read_results(cases, plan.engines, work)) for work in plan.works]
-    command = " ".join(["lossplug bench", *(shlex.quote(f"{k}={_typed(v)}") for k, v in args.items())])
+    command = command_line("bench", args)
     results = EngineResults(by_work, failed, plan.missing, plan.key, today, command, record.file())
     record.add(results.entries, plan.key, results.refused, today)
     measured = record.fastest_engines(plan.device, lambda name: True)
@@ -162,7 +158,6 @@ def is_fit(engine: str, work: Work) -> bool:
 
 
 def _plan(args: Mapping[str, Any]) -> BenchPlan:
-    """Return what is measured, if no argument is wrong."""
     values = _values(args)
     device = bench_cases.bench_device(values["device"])
     key, why = record.record_key(device), kernels.missing(device)
@@ -190,7 +185,6 @@ def _values(args: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _engines(words: Sequence[Any]) -> list[str]:
-    """Return the engines to measure beside the host's own."""
     names = [str(word).strip().lower() for word in words]
     for name in names:
         if name not in KNOWN_ENGINES:
@@ -200,7 +194,6 @@ def _engines(words: Sequence[Any]) -> list[str]:
 
 
 def _works(values: Mapping[str, Any], device_type: str, engines: Sequence[str]) -> list[Work]:
-    """Return the cases."""
     has_gpu = device_type == "cuda"
     base = _base(values, values["amp"] and has_gpu)
     means = [0] if base.data else _means(values, engines)
@@ -210,7 +203,6 @@ def _works(values: Mapping[str, Any], device_type: str, engines: Sequence[str]) 
 
 
 def _base(values: Mapping[str, Any], amp: bool) -> Work:
-    """Return a case with the model and the numbers of all, if none is wrong."""
     model, batch, imgsz, data, limit = (values[key] for key in ("model", "batch", "imgsz", "data", "limit"))
     if type(limit) not in (int, float) or not limit >= 1:
         raise LossPlugError(f"limit={limit} must be a number, at least 1.")
@@ -224,7 +216,6 @@ def _base(values: Mapping[str, Any], amp: bool) -> Work:
 
 
 def _means(values: Mapping[str, Any], engines: Sequence[str]) -> list[int]:
-    """Return the numbers of objects per image."""
     is_slow = TRITON in engines and kernels.is_interpreted()
     words = values["objects"] or (ALL_OBJECTS if values["all"] else OBJECTS[:1] if is_slow else OBJECTS)
     try:

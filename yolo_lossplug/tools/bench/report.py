@@ -112,9 +112,8 @@ def _timed(results: ByEngine, without: Collection[str] = ()) -> ByEngine:
 
 
 def _proof(result: Mapping[str, Any]) -> dict[str, Any]:
-    low, median, high = result["ratio"]
-    ms, faster = round(result["ours_ms"][1], 3), round(median, 3)
-    return {"ms": ms, "times_faster": faster, "quartiles": [round(low, 3), round(high, 3)]}
+    ms, (low, median, high) = round(result["ours_ms"][1], 3), (round(value, 3) for value in result["ratio"])
+    return {"ms": ms, "times_faster": median, "quartiles": [low, high]}
 
 
 def write_report(results: EngineResults, measured: Optional[Measured], folder: Path) -> Report:
@@ -164,7 +163,6 @@ def engines_report(
 
 
 def _verdict(results: EngineResults, measured: Optional[Measured]) -> str:
-    """Return what `auto` takes from now on."""
     if FAST in results.refused:
         return "`loss_engine=auto` takes Ultralytics' own step here, until a bench proves the fast engine."
     if not results.entries:
@@ -177,7 +175,6 @@ def _verdict(results: EngineResults, measured: Optional[Measured]) -> str:
 
 
 def _about(results: EngineResults) -> str:
-    """Return device and versions."""
     work, key = results.cases[0][0], results.key
     triton = f" · triton {key.triton}" if key.triton != "none" else ""
     kind = "float16 by autocast" if work.amp else "float32"

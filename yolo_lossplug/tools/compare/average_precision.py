@@ -14,9 +14,6 @@ import numpy as np
 from yolo_lossplug.boxes import LIMITS
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
-RECALLS = np.linspace(0, 1, 101)
-MAX_DETECTIONS = 100
-"""Of one class in one image, as in COCO's AP."""
 SMALL, MEDIUM = LIMITS
 AREAS = {"all": (0.0, 1e10), "small": (0.0, SMALL), "medium": (SMALL, MEDIUM), "large": (MEDIUM, 1e10)}
 """Ranges of areas in pixels, both ends included."""
@@ -42,15 +39,6 @@ class Image(NamedTuple):
     gt_areas: np.ndarray
 
 
-class _Matches(NamedTuple):
-    """Scores (d,), hits and false alarms (areas, thresholds, d) of one class, and its number of objects (areas,)."""
-
-    scores: np.ndarray
-    hits: np.ndarray
-    alarms: np.ndarray
-    objects: np.ndarray
-
-
 def of_found(found: Sequence[Mapping[str, Any]], names: Mapping[int, str]) -> dict[str, Optional[float]]:
     """Return AP by size and class of what a validation has found (`detections.Found`); empty for a task without boxes.
 
@@ -69,10 +57,6 @@ def size_of(found: Sequence[Mapping[str, Any]]) -> dict[str, int]:
 
 def by_size_and_class(images: Sequence[Image], names: Mapping[int, str]) -> dict[str, Optional[float]]:
     """Return AP of small, medium and large objects and of each class, averaged over the IoU 0.5 to 0.95.
-
-    Args:
-        images: All images.
-        names: Names of the classes.
 
     Returns:
         ``AP_small``, ``AP_medium``, ``AP_large`` and ``AP_<class>``, each in [0, 1]; None where there is no object.
@@ -98,9 +82,9 @@ def _of_class(images: Sequence[Image], cls: int) -> np.ndarray:
     parts = [part for image in images if (part := _matches(image, cls)) is not None]
     if not parts:
         return np.full((len(AREAS), len(THRESHOLDS)), np.nan)
-    scores, hits, alarms = (np.concatenate(values, -1) for values in list(zip(*parts))[:3])
-    order = np.argsort(-scores, kind="stable")
-    objects = np.sum([part.objects for part in parts], 0)
+    *per_detection, counts = zip(*parts)
+    scores, hits, alarms = (np.concatenate(values, -1) for values in per_detection)
+    order, objects = np.argsort(-scores, kind="stable"), np.sum(counts, 0)
     return np.stack([_average(hits[i][:, order], alarms[i][:, order], count) for i, count in enumerate(objects)])
 
 
@@ -112,20 +96,24 @@ def _average(hits: np.ndarray, alarms: np.ndarray, objects: int) -> np.ndarray:
     recall, precision = hits / objects, hits / (hits + alarms + np.spacing(1))
     envelope = np.maximum.accumulate(precision[:, ::-1], -1)[:, ::-1]
     padded = np.pad(envelope, ((0, 0), (0, 1)))  # a recall that is not reached has precision 0
-    return np.array([row[np.searchsorted(reached, RECALLS)].mean() for row, reached in zip(padded, recall)])
+    recalls = np.linspace(0, 1, 101)
+    return np.array([row[np.searchsorted(reached, recalls)].mean() for row, reached in zip(padded, recall)])
 
 
-def _matches(image: Image, cls: int) -> Optional[_Matches]:
-    """Return the matches of one class in an image; None if it has neither objects nor detections of it."""
+def _matches(image: Image, cls: int) -> Optional[tuple[np.ndarray, ...]]:
+    """Return scores (d,), hits and false alarms (areas, thresholds, d) of one class, and its objects (areas,).
+
+    None if the image has neither objects nor detections of it.
+    """
     of_class, objects = np.flatnonzero(image.classes == cls), np.flatnonzero(image.gt_classes == cls)
     if not len(of_class) and not len(objects):
         return None
-    kept = of_class[np.argsort(-image.scores[of_class], kind="stable")][:MAX_DETECTIONS]
+    kept = of_class[np.argsort(-image.scores[of_class], kind="stable")][:100]
     ignored = _outside(image.gt_areas[objects])
     matched, is_ignored = match(image.iou[np.ix_(kept, objects)], ignored)
     is_ignored |= ~matched & _outside(image.areas[kept])[:, None]
     hits, alarms = matched & ~is_ignored, ~matched & ~is_ignored
-    return _Matches(image.scores[kept], hits, alarms, (~ignored).sum(-1))
+    return image.scores[kept], hits, alarms, (~ignored).sum(-1)
 
 
 def _outside(areas: np.ndarray) -> np.ndarray:

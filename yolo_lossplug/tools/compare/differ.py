@@ -16,7 +16,6 @@ from yolo_lossplug.tools.compare.jobs import FINISHED, Job
 
 DETECTIONS = "detections.json"
 MATCH_IOU = 0.5
-MAX_IMAGES = 12
 MIN_SCORE = 0.01
 KIND_COLOURS = {"hits": "#56b4e9", "misses": "#f0e442", "alarms": "#ff6a00"}
 LINE_STYLES: dict[str, Any] = {"hits": "-", "misses": ":", "alarms": "--"}
@@ -76,7 +75,7 @@ def most_different(run: Mapping[str, Any], other: Mapping[str, Any]) -> list[str
 
     common = [file for file in run["images"] if file in other["images"]]
     distances = {file: distance(file) for file in common}
-    return [file for file in sorted(common, key=lambda file: -distances[file]) if distances[file]][:MAX_IMAGES]
+    return [file for file in sorted(common, key=lambda file: -distances[file]) if distances[file]][:12]
 
 
 class DetectionPair(NamedTuple):
@@ -113,11 +112,6 @@ def detection_pairs(jobs: Sequence[Job]) -> list[DetectionPair]:
 
 def draw_differing(pair: DetectionPair, baseline: str, directory: Path) -> Optional[Figure]:
     """Draw the images in which two runs differ most, and write what differs beside the picture; None if nothing does.
-
-    Args:
-        pair: The runs.
-        baseline: Name of the first arm.
-        directory: Folder of the comparison.
 
     Raises:
         OSError: If an image of the data is gone.

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Optional
 
 from yolo_lossplug.tools.compare import significance
@@ -96,5 +96,4 @@ def effect_of(arm: str, metric: str, pairs: Sequence[float], difference: Optiona
     if level is None or deviation is None or not verdict:
         return effect
     smallest = significance.smallest_shown(deviation, len(pairs), level)
-    needed = significance.seeds_needed(mean, deviation, level)
-    return Effect(arm, metric, mean, low, high, level, len(pairs), verdict, smallest, needed)
+    return replace(effect, smallest=smallest, needed=significance.seeds_needed(mean, deviation, level))

@@ -56,7 +56,8 @@ def order(names: Iterable[str]) -> list[str]:
         plain = name.removeprefix(TEST).removeprefix(METRICS)
         position = next((i for i, word in enumerate(ORDER) if plain.startswith(f"{word}(")), len(ORDER))
         mark = [*MARKS].index(name[-3:]) if name[-3:] in MARKS else 0
-        return name.startswith(TEST), is_of_class(name), mark, position
+        is_of_class = plain.startswith("AP_") and plain not in SIZES
+        return name.startswith(TEST), is_of_class, mark, position
 
     return sorted((name for name in names if is_metric(name)), key=rank)
 
@@ -69,12 +70,6 @@ def order_rows(rows: Iterable[Mapping[str, float]]) -> list[dict[str, float]]:
 def is_metric(name: str) -> bool:
     """Return whether a name is that of a metric, which is higher where a run is better."""
     return name.startswith((METRICS, TEST, "AP_"))
-
-
-def is_of_class(name: str) -> bool:
-    """Return whether a metric is that of one class."""
-    plain = name.removeprefix(TEST)
-    return plain.startswith("AP_") and plain not in SIZES
 
 
 def group_of(measure: str) -> str:

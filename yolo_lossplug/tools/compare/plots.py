@@ -23,11 +23,8 @@ Runs = Mapping[int, np.ndarray]
 DECIDED = {BETTER: ("#0072b2", ">"), WORSE: ("#d55e00", "<")}
 """Colour and marker of a difference that is more than noise; the marker points where the difference does."""
 UNDECIDED = ("#666666", "o")
-NOISE_BAND = "#e4e4e4"
 NAME_WIDTH = 30
 """Characters of an arm's name in a line."""
-MAX_BANDS = 4
-"""More bands would hide each other."""
 RAMP = 0.25
 """The share of epochs, from the first, that does not count for the limits of an axis: all arms rise steeply there."""
 
@@ -52,42 +49,36 @@ def draw_forest(effects: Sequence[Effect], baseline: str, noise: Optional[float]
     axis = axes[0, 0]
     axis.axvline(0, color="#000000", linewidth=1)
     if noise is not None:
-        axis.axvspan(-noise, noise, color=NOISE_BAND, linewidth=0, zorder=0)
+        axis.axvspan(-noise, noise, color="#e4e4e4", linewidth=0, zorder=0)
     for y, line, effect in zip(heights.cumsum(), lines, ranked):
-        _draw_effect(axis, y - 0.14, effect)
-        _write_effect(axis, y - 0.26, line, effect)
+        _draw_effect(axis, y - 0.14, line, effect)
     axis.set_ylim(heights.sum() + 0.05, 0)
     axis.set_xlim(*_around_zero(ranked, noise or 0.0))
     interval = ", with intervals" if any(effect.low is not None for effect in ranked) else ""
     axis.set_xlabel(f"difference of {label(ranked[0].metric)} from {baseline}{interval}", fontsize=9)
-    _style_forest(axis)
-    return figure
-
-
-def _style_forest(axis: Any) -> None:
     axis.set_yticks([])
     low, high = axis.get_xlim()
     axis.set_title("worse  ◂  ▸  better", fontsize=8, color="#444444", x=-low / (high - low))
     axis.tick_params(labelsize=9)
     axis.spines[["top", "right", "left"]].set_visible(False)
     axis.grid(axis="x", alpha=0.25)
+    return figure
 
 
-def _draw_effect(axis: Any, y: float, effect: Effect) -> None:
-    """Draw one difference: a filled arrow where it is decided, an open circle where not."""
+def _draw_effect(axis: Any, y: float, name: str, effect: Effect) -> None:
+    """Draw one difference: a filled arrow where it is decided, an open circle where not.
+
+    Name and numbers are above it, from edge to edge, so that a phone can show the plot.
+    """
     colour, marker = DECIDED.get(effect.verdict, UNDECIDED)
     if effect.low is not None:
         axis.plot([effect.low, effect.high], [y, y], color=colour, linewidth=2.2, solid_capstyle="butt")
     face = colour if effect.verdict in DECIDED else "#ffffff"
     axis.plot([effect.mean], [y], marker, color=colour, markerfacecolor=face, markersize=8, markeredgewidth=1.5)
-
-
-def _write_effect(axis: Any, y: float, name: str, effect: Effect) -> None:
-    """Write the name and the numbers of a difference above it, from edge to edge, so that a phone can show the plot."""
     place = {"transform": axis.get_yaxis_transform(), "va": "bottom", "fontsize": 9, "color": "#000000"}
     backdrop = {"facecolor": "#ffffff", "edgecolor": "none", "pad": 1}
-    axis.text(0, y, name, ha="left", fontweight="bold", bbox=backdrop, **place)
-    axis.text(1, y, effect.words.replace("-", "−"), ha="right", bbox=backdrop, **place)
+    axis.text(0, y - 0.12, name, ha="left", fontweight="bold", bbox=backdrop, **place)
+    axis.text(1, y - 0.12, effect.words.replace("-", "−"), ha="right", bbox=backdrop, **place)
 
 
 def _around_zero(effects: Sequence[Effect], noise: float) -> tuple[float, float]:
@@ -162,7 +153,7 @@ def _runs(histories: Histories, arm: str, name: str) -> Runs:
 
 def _draw_lines(axis: Any, runs: Mapping[str, Runs], styles: Mapping[str, Mapping[str, Any]], title: str) -> None:
     """Draw the mean of each arm's runs, as far as the shortest goes, with limits that let the differences show."""
-    has_bands = len(runs) <= MAX_BANDS
+    has_bands = len(runs) <= 4  # more would hide each other
     bands = [_draw_line(axis, of_arm, arm, styles[arm], has_bands) for arm, of_arm in runs.items() if of_arm]
     axis.set_title(title, fontsize=9, loc="left")
     axis.margins(x=0.02)

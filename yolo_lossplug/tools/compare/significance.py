@@ -123,10 +123,7 @@ def smallest_shown(deviation: float, seeds: int, level: float = LEVEL) -> float:
 @functools.cache
 def _smallest_effect(seeds: int, level: float) -> float:
     """Return the effect, as `statistical_power` takes it, that is shown with a probability of 0.8."""
-    high = 1.0
-    while statistical_power(high, seeds, level) < POWER:
-        high *= 2
-    return _bisect(lambda effect: statistical_power(effect, seeds, level) - POWER, 0.0, high)
+    return _root(lambda effect: statistical_power(effect, seeds, level) - POWER)
 
 
 def seeds_needed(mean: float, deviation: float, level: float = LEVEL) -> Optional[int]:
@@ -159,10 +156,7 @@ def t_quantile(probability: float, freedom: int) -> float:
         probability: In (0.5, 1).
         freedom: Degrees of freedom, at least 1.
     """
-    high = 2.0
-    while t_cdf(high, freedom) < probability:
-        high *= 2
-    return _bisect(lambda t: t_cdf(t, freedom) - probability, 0.0, high)
+    return _root(lambda t: t_cdf(t, freedom) - probability)
 
 
 def t_cdf(t: float, freedom: int) -> float:
@@ -201,8 +195,11 @@ def _normal_cdf(values: np.ndarray) -> np.ndarray:
     return np.array([math.erfc(-value / math.sqrt(2)) / 2 for value in values])
 
 
-def _bisect(function: Callable[[float], float], low: float, high: float) -> float:
-    """Return where an increasing function that is negative at low and not at high is 0."""
+def _root(function: Callable[[float], float]) -> float:
+    """Return where an increasing function that is negative at 0 is 0."""
+    low, high = 0.0, 2.0
+    while function(high) < 0:
+        high *= 2
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (middle, high) if function(middle) < 0 else (low, middle)

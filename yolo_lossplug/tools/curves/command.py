@@ -53,10 +53,7 @@ OTHER_TASKS = {"obb": ",".join(REGISTRY.names(ROTATED)), CLASSIFY: ",".join(REGI
 
 
 def main(args: Mapping[str, Any]) -> None:
-    """Draw curves and write them as a table.
-
-    Args:
-        args: Keys as `HELP` lists them.
+    """Draw curves and write them as a table; `HELP` lists the keys.
 
     Raises:
         LossPlugError: If a key or a value is wrong.
@@ -96,7 +93,6 @@ def _with_one_kind(given: Arguments, typed: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _sizes(value: Any, is_class: bool) -> tuple[float, ...]:
-    """Return the sides of the targets in pixels; class losses have none."""
     if value is None:
         return (SIDE,)
     if is_class:

@@ -34,9 +34,6 @@ TARGETS = (0.0, 0.5, 1.0)
 """Targets of class losses."""
 DISJOINT_WIDTH = 0.5
 """Length on the axis of a gap of one width, where 1 is the length of IoU 1 to 0."""
-MAX_PEAK = 2.5
-"""How far a line may reach beyond a usual one before the axis ends below its peak."""
-MIN_PEAK = 1e-6
 NORM = "‖gradient‖ · box side"
 Lines = Mapping[str, tuple[Tensor, Tensor]]
 """Loss (N,) and norm of its gradient (N,) by label."""
@@ -78,7 +75,7 @@ def draw_box_curves(chosen: Sequence[Arm], file: Path, sizes: Sequence[float] = 
     """
     losses = {label: arm.selection.box for label, arm in zip(labels(chosen), chosen)}
     if len(sizes) > 1:
-        return _draw_blocks([(shift_columns(losses, sizes), NORM)], file)
+        return _draw_blocks([([_shift_column(movement("shift", size), losses) for size in sizes], NORM)], file)
     (size,) = sizes
     blocks = [([_movement_column(way, losses) for way in movements(size)], NORM)]
     if all(loss.kind == ROTATED for loss in losses.values()):
@@ -86,18 +83,8 @@ def draw_box_curves(chosen: Sequence[Arm], file: Path, sizes: Sequence[float] = 
     return _draw_blocks(blocks, file, f"target of {size:g} px on the level of stride {STRIDE:g}")
 
 
-def shift_columns(losses: Mapping[str, Loss], sizes: Sequence[float]) -> list[Column]:
-    """Return a column for each size, of a box that is shifted off its target, by pixels in all columns alike."""
-    return [_shift_column(movement("shift", size), losses) for size in sizes]
-
-
 def draw_class_curves(chosen: Sequence[Arm], file: Path) -> Path:
-    """Draw class losses and their derivatives by the logit, one column for each target, and return the file.
-
-    Args:
-        chosen: What to draw.
-        file: PNG to write.
-    """
+    """Draw class losses and their derivatives by the logit, one column for each target, and return the file."""
     losses = {label: arm.selection.cls for label, arm in zip(labels(chosen, True), chosen)}
     return _draw_blocks([([_class_column(target, losses) for target in TARGETS], "gradient by the logit")], file)
 
@@ -113,13 +100,19 @@ def _class_column(target: float, losses: Mapping[str, Loss]) -> Column:
 def _movement_column(way: Movement, losses: Mapping[str, Loss]) -> Column:
     """Return a movement with an axis of IoU: 1 at 0, falling to the right, and to the left for smaller boxes."""
     lines = {label: curve(loss, way) for label, loss in losses.items()}
-    axis = {"shift": _shift_axis, "scale": _scale_axis, "aspect": _aspect_axis}[way.name]
-    label, x, ticks, disjoint = axis(way)
-    return Column(way.title, label, x, lines, way.iou == 1, ticks, disjoint)
+    title, x, ticks, disjoint = "IoU", 1 - way.iou, _quarters(MIN_CURVE_IOU), None
+    if way.name == "shift":
+        title, disjoint = "IoU, then gap in widths of the box", 1.0
+        x = x + DISJOINT_WIDTH * (way.positions - 1).clamp(min=0)
+        ticks = {**_quarters(0.0), **{1 + DISJOINT_WIDTH * gap: f"+{gap:g}" for gap in (0.5, 1.0)}}
+    elif way.name == "scale":
+        title = "IoU   (left: smaller box, right: larger box)"
+        x = torch.where(way.positions < 1, -1.0, 1.0) * x
+        ticks = {**ticks, **{-at: text for at, text in ticks.items()}}
+    return Column(way.title, title, x, lines, way.iou == 1, ticks, disjoint)
 
 
 def _shift_column(way: Movement, losses: Mapping[str, Loss]) -> Column:
-    """Return a shift with an axis of pixels."""
     lines = {label: curve(loss, way) for label, loss in losses.items()}
     title = f"{way.side:g} px, stride {STRIDE:g}"
     return Column(title, "shift along x (pixels)", way.positions * way.side, lines, way.iou == 1, {}, way.side)
@@ -132,36 +125,13 @@ def _turn_column(aspect: float, size: float, losses: Mapping[str, Loss]) -> Colu
     return Column(f"turn, {aspect:g}:1", "angle between the boxes", x, lines, x == 0, ticks, is_cut=True)
 
 
-def _shift_axis(way: Movement) -> tuple[str, Tensor, dict[float, str], Optional[float]]:
-    gap = (way.positions - 1).clamp(min=0)
-    ticks = {**_quarters(0.0), **{1 + DISJOINT_WIDTH * g: f"+{g:g}" for g in (0.5, 1.0)}}
-    return "IoU, then gap in widths of the box", 1 - way.iou + DISJOINT_WIDTH * gap, ticks, 1.0
-
-
-def _scale_axis(way: Movement) -> tuple[str, Tensor, dict[float, str], Optional[float]]:
-    side = torch.where(way.positions < 1, -1.0, 1.0)
-    ticks = _quarters(MIN_CURVE_IOU)
-    both = {**ticks, **{-x: text for x, text in ticks.items()}}
-    return "IoU   (left: smaller box, right: larger box)", side * (1 - way.iou), both, None
-
-
-def _aspect_axis(way: Movement) -> tuple[str, Tensor, dict[float, str], Optional[float]]:
-    return "IoU", 1 - way.iou, _quarters(MIN_CURVE_IOU), None
-
-
 def _quarters(lowest: float) -> dict[float, str]:
     """Return ticks for every quarter of IoU from 1 down to a lowest one."""
     return {1 - i / 4: f"{i / 4:g}" for i in range(4, -1, -1) if i / 4 >= lowest}
 
 
 def _draw_blocks(blocks: Sequence[tuple[Sequence[Column], str]], file: Path, title: str = "") -> Path:
-    """Draw rows of losses and below each one of their gradients, with one legend, and return the file.
-
-    Args:
-        blocks: Columns, and the name of their gradient, for each pair of rows.
-        file: Where to write.
-        title: Of the whole figure.
-    """
+    """Draw rows of losses, and below each one of their gradients of this name, with one legend, and return the file."""
     names, width = list(blocks[0][0][0].lines), max(len(columns) for columns, _ in blocks)
     legend = charts.legend_columns(names, 50 * width)
     height = 3.2 + 0.11 * max(0, -(-len(names) // legend) - 2)
@@ -192,7 +162,11 @@ def _draw_panel(axes: Any, column: Column, row: int) -> None:
     if column.ticks:
         axes.set_xticks(list(column.ticks), list(column.ticks.values()))
     if column.disjoint is not None:
-        _mark_disjoint(axes, column.disjoint, high)
+        axes.axvspan(column.disjoint, high, color="0.9", zorder=0, linewidth=0)
+        bottom, top = axes.get_ylim()
+        axes.set_ylim(bottom, top + 0.1 * (top - bottom))  # room for the words above every line
+        place = {"transform": axes.get_xaxis_transform(), "va": "top", "fontsize": 8}
+        axes.text(column.disjoint + 0.01, 0.98, "no overlap", **place)
     axes.grid(alpha=0.3)
 
 
@@ -200,7 +174,7 @@ def _cut_peaks(axes: Any, lines: Mapping[str, Tensor]) -> None:
     """End an axis where most lines end, if a few would flatten the rest, and name those with their extremes."""
     peaks = {name: float(line.nan_to_num().abs().max()) for name, line in lines.items()}
     usual = sorted(peaks.values())[(len(peaks) - 1) // 2]
-    cut = [name for name, peak in peaks.items() if peak > MAX_PEAK * usual > 0]
+    cut = [name for name, peak in peaks.items() if peak > 2.5 * usual > 0]
     if cut:
         kept = torch.cat([line.nan_to_num() for name, line in lines.items() if name not in cut])
         low, high = float(kept.min()), float(kept.max())
@@ -208,12 +182,5 @@ def _cut_peaks(axes: Any, lines: Mapping[str, Tensor]) -> None:
         far = [f"{name.partition('(')[0]}: to {float(lines[name][lines[name].abs().argmax()]):.3g}" for name in cut]
         x, side = (0.98, "right") if float(lines[cut[0]].abs().argmax()) * 2 < len(kept) else (0.02, "left")
         axes.text(x, 0.97, "\n".join(far), transform=axes.transAxes, va="top", ha=side, fontsize=8)
-    elif max(peaks.values()) < MIN_PEAK:
+    elif max(peaks.values()) < 1e-6:
         axes.set_ylim(-0.1, 1)  # all are 0, not what rounding draws
-
-
-def _mark_disjoint(axes: Any, start: float, end: float) -> None:
-    axes.axvspan(start, end, color="0.9", zorder=0, linewidth=0)
-    bottom, top = axes.get_ylim()
-    axes.set_ylim(bottom, top + 0.1 * (top - bottom))  # room for the words above every line
-    axes.text(start + 0.01, 0.98, "no overlap", transform=axes.get_xaxis_transform(), va="top", fontsize=8)

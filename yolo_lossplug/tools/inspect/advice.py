@@ -17,8 +17,6 @@ from yolo_lossplug.charts import read_table
 from yolo_lossplug.tools.inspect.findings import LONG, Facts
 from yolo_lossplug.tools.inspect.views import FEW, TINY
 
-SPECIAL = frozenset('"$`\\!')
-"""Characters that a shell reads between double quotes."""
 NO_REASON = "no reason to change the stock loss"
 
 
@@ -108,7 +106,7 @@ def _weights(facts: Facts) -> str:
     names = [name.replace("\\", "\\\\").replace("'", "\\'") for name in facts.rare[:4]]
     weights = ",".join(f"'{name}':2" for name in names)
     value = f"[{{'{names[0]}':1}},{{{weights}}}]"
-    is_plain = not SPECIAL.intersection("".join(facts.rare[:4]))
+    is_plain = not {*'"$`\\!'}.intersection("".join(facts.rare[:4]))  # what a shell reads between double quotes
     return f'cls_weights="{value}"' if is_plain else shlex.quote(f"cls_weights={value}")
 
 
@@ -119,7 +117,6 @@ def _word(key: str, value: str) -> str:
 
 
 def _compare(facts: Facts, keys: str) -> str:
-    """Return the line of a comparison."""
     imgsz = "" if "imgsz=" in keys else f" imgsz={facts.imgsz[0]}"
     return f"lossplug compare {_word('data', facts.data)} {_word('model', facts.model)}{imgsz} {keys}"
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import csv
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from yolo_lossplug.files import write_text
 from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.selection.keys import TASKS, keys, refuse_unknown
 from yolo_lossplug.selection.select import select
-from yolo_lossplug.tools.arguments import merge, split_list, whole_number
+from yolo_lossplug.tools.arguments import command_line, merge, split_list, whole_number
 from yolo_lossplug.tools.inspect.findings import Findings, InspectPlan
 from yolo_lossplug.tools.inspect.pictures import draw_pictures
 from yolo_lossplug.tools.inspect.report import classes_table, make_report
@@ -49,14 +48,10 @@ Augmentation, mosaic included, is left out.
 Example: lossplug inspect data=coco128.yaml imgsz=640,960\
 """
 OWN = ("data", "imgsz", "model", "split", "fraction", "task", "batch", "device", "seed", "project", "name")
-MAX_IMGSZ = 8192
 
 
 def main(args: Mapping[str, Any]) -> None:
-    """Inspect, write the results and print a summary.
-
-    Args:
-        args: Keys as `HELP` lists them.
+    """Inspect, write the results and print a summary; `HELP` lists the keys.
 
     Raises:
         LossPlugError: If a key or a value is wrong, or the data cannot be read.
@@ -96,7 +91,7 @@ def inspect_plan(args: Mapping[str, Any]) -> InspectPlan:
 
 def _sizes(value: Any) -> tuple[int, ...]:
     """Return the sizes of the input, multiples of 32, each once."""
-    sizes = [whole_number("imgsz", word, 32, MAX_IMGSZ) for word in split_list(value)]
+    sizes = [whole_number("imgsz", word, 32, 8192) for word in split_list(value)]
     rounded = {size: -(-size // 32) * 32 for size in sizes}
     for size, multiple in rounded.items():
         if size != multiple:
@@ -105,8 +100,7 @@ def _sizes(value: Any) -> tuple[int, ...]:
 
 
 def _check_fraction(value: Any) -> None:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or value <= 0 or (isinstance(value, float) and value > 1):
+    if type(value) not in (int, float) or value <= 0 or (isinstance(value, float) and value > 1):
         raise LossPlugError(
             f"fraction={value} must be above 0 and at most 1, or a number of images, e.g. fraction=0.1."
         )
@@ -119,12 +113,6 @@ def write_inspection(found: Findings) -> tuple[Report, Path]:
     charts.save_table([dict(zip(classes.header, row)) for row in classes.rows], directory / "classes.csv")
     with (directory / "objects.csv").open("w", newline="", encoding="utf-8") as target:
         csv.writer(target).writerows(object_rows(found.labels, found.views, found.strides))
-    report = make_report(found, draw_pictures(found, directory), _command(args))
+    report = make_report(found, draw_pictures(found, directory), command_line("inspect", args))
     write_text(directory / "summary.md", report.markdown())
     return report, report.write(directory / "report.html")
-
-
-def _command(args: dict[str, Any]) -> str:
-    """Return the command again."""
-    values = {key: ",".join(map(str, v)) if isinstance(v, (list, tuple)) else v for key, v in args.items()}
-    return " ".join(["lossplug inspect", *(shlex.quote(f"{key}={value}") for key, value in values.items())])

@@ -33,7 +33,6 @@ RARE = 20.0
 """Ratio to the largest class from which a class counts as rare."""
 SUFFIXES = {"segment": "-seg", "pose": "-pose", "obb": "-obb"}
 N_PICTURES = 6
-TIMED_IMAGES = 4
 HARMLESS = ("exact duplicates", f"{100 * numbers.FULL_IMAGE:.0f} % of the image")
 """Beginnings of faults that cost a training nothing, or may be right."""
 
@@ -220,7 +219,7 @@ class Findings:
     def _timed(self, need: Cost) -> Cost:
         """Return a cost with the time of a batch of a few images, one of which is about as crowded."""
         nearest = int(np.abs(self.counts - need.most).argmin())
-        others = np.random.default_rng(0).integers(0, len(self.counts), TIMED_IMAGES - 1).tolist()
+        others = np.random.default_rng(0).integers(0, len(self.counts), 3).tolist()
         rows = [np.flatnonzero(self.labels.image == image) for image in (nearest, *others)]
         index, first = np.concatenate(rows), self.views[0]
         low, high = np.split(first.boxes[index] / first.imgsz, 2, axis=1)

@@ -27,10 +27,8 @@ MAX_DOTS = 20_000
 """Candidates of an image that are drawn; of more, a random part is."""
 MAX_OBJECTS, MAX_CENTRES = 60, 500
 """Objects up to which an image is drawn as a whole, and objects that a part may be around."""
-SIDES_SHOWN = 6
-"""Median sides of the objects on either side of the middle of a part."""
-WIDTH, POINTS_PER_INCH = 4.2, 72
-"""Inches of an image in the grid, and points of the size of a dot in an inch."""
+WIDTH = 4.2
+"""Inches of an image in the grid."""
 
 
 class Panel(NamedTuple):
@@ -144,7 +142,6 @@ def _draw_strips(panel: Any, view: View, topk: int) -> None:
 
 
 def _panels(found: Findings) -> list[Panel]:
-    """Return the images of most interest that can be read."""
     view = found.views[0]
     scores = found.reasons(view)
     points, level = points_of(view.imgsz, found.strides)
@@ -172,7 +169,6 @@ def _objects(found: Findings, view: View, image: int) -> tuple[np.ndarray, np.nd
 
 
 def _title(reason: str, score: float, count: int) -> str:
-    """Return why an image is shown, and how many objects it has."""
     if reason == "smallest object":
         return f"smallest object: side of {1 / score:.1f}, {count} objects"
     if reason.startswith("objects"):
@@ -182,14 +178,27 @@ def _title(reason: str, score: float, count: int) -> str:
 
 
 def _draw_images(panels: Sequence[Panel], strides: Sequence[float], file: Path) -> Path:
-    """Draw images with their objects and anchors, six at most."""
     columns = min(3, len(panels))
     figure, axes = charts.figure(-(-len(panels) // columns), columns, WIDTH, WIDTH + 0.3)
     for axis in axes.flat:
         axis.axis("off")
     for axis, panel in zip(axes.flat, panels):
         _draw(axis, panel, strides[0])
-    handles = _legend(panels, strides)
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    def dot(size: float, colour: str, label: str, **style: Any) -> Any:
+        return Line2D([], [], linestyle="", markersize=size, color=colour, label=label, **{"marker": "o", **style})
+
+    is_assigned = any(len(panel.assigned) for panel in panels)
+    what = "an anchor" if is_assigned else "a candidate"
+    handles = [
+        *(dot(5, colour, f"stride {stride:g}") for colour, stride in zip(LEVEL_COLOURS, strides)),
+        dot(3, "#555555", "candidate"),
+        *([dot(6, "#bbbbbb", "assigned anchor", mec="black")] if is_assigned else []),
+        Patch(facecolor="none", edgecolor="black", linewidth=1.5, label=f"object with {what} (white)"),
+        dot(8, NO_SIGNAL, "object without (red)", marker="x", mew=2),
+    ]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9, handlelength=1.6)
     return charts.save(figure, file)
 
@@ -202,7 +211,7 @@ def window(panel: Panel) -> tuple[float, float, float, float]:
     left, top, right, bottom = panel.shown
     centres, extent = panel.corners.mean(1), max(right - left, bottom - top)
     side = float(np.median(np.ptp(panel.corners, axis=1).max(1)))
-    half = min(extent / 2, max(0.15 * extent, SIDES_SHOWN * side))
+    half = min(extent / 2, max(0.15 * extent, 6 * side))
     if half > extent / 3 and len(centres) <= MAX_OBJECTS:
         return panel.shown
     away = np.abs(centres[:, None] - centres[None, :MAX_CENTRES]).max(-1)
@@ -220,7 +229,7 @@ def _draw(axis: Any, panel: Panel, stride: float) -> None:
 
     left, top, right, bottom = window(panel)
     low, high = np.array([left, top]), np.array([right, bottom])
-    spacing = WIDTH * POINTS_PER_INCH / max(right - left, bottom - top) * stride
+    spacing = WIDTH * 72 / max(right - left, bottom - top) * stride  # in points
     axis.imshow(panel.image // 2 + 127)  # pale, so that dots are seen
     is_inside = _is_inside(panel.points, low, high)
     dots = np.unique(panel.candidates)
@@ -244,27 +253,8 @@ def _draw(axis: Any, panel: Panel, stride: float) -> None:
 
 
 def _is_inside(points: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """Return whether points (P, 2) are in a rectangle."""
     return np.asarray(np.logical_and(points >= low, points <= high).all(axis=1))
 
 
 def _colours(level: np.ndarray) -> list[str]:
     return [LEVEL_COLOURS[i % len(LEVEL_COLOURS)] for i in level.tolist()]
-
-
-def _legend(panels: Sequence[Panel], strides: Sequence[float]) -> list[Any]:
-    from matplotlib.lines import Line2D
-    from matplotlib.patches import Patch
-
-    def dot(size: float, colour: str, label: str, **style: Any) -> Any:
-        return Line2D([], [], linestyle="", markersize=size, color=colour, label=label, **{"marker": "o", **style})
-
-    is_assigned = any(len(panel.assigned) for panel in panels)
-    what = "an anchor" if is_assigned else "a candidate"
-    return [
-        *(dot(5, colour, f"stride {stride:g}") for colour, stride in zip(LEVEL_COLOURS, strides)),
-        dot(3, "#555555", "candidate"),
-        *([dot(6, "#bbbbbb", "assigned anchor", mec="black")] if is_assigned else []),
-        Patch(facecolor="none", edgecolor="black", linewidth=1.5, label=f"object with {what} (white)"),
-        dot(8, NO_SIGNAL, "object without (red)", marker="x", mew=2),
-    ]

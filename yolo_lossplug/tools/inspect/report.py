@@ -26,21 +26,19 @@ NOTE_ON_COSTS = (
 
 
 def make_report(found: Findings, pictures: Sequence[Picture], command: str) -> Report:
-    """Return the report.
-
-    Args:
-        found: What is known of the dataset.
-        pictures: Pictures of it.
-        command: The command that makes the report again.
-    """
+    """Return the report of a dataset with pictures, and the command that makes it again."""
     advice = advise(found.facts)
+    note = (
+        f"One forward of every image by {found.facts.model}, in batches of {found.plan.batch}, without augmentation, "
+        "and the assignment of a training step. Contested anchors are claimed by two objects or more."
+    )
     ratio = f"The largest class has {found.facts.imbalance:.4g} times as many objects as the smallest that has any."
     sections = [
         Section("", [Text(headline(found), is_brief=True)]),
         Section("Pictures", [*pictures]),
         Section("Size of objects", [sizes_table(found)]),
         Section("Candidates of objects", [candidates_table(found)]),
-        *([Section("Assignment", [Text(_note_on_assignment(found)), assignment_table(found)])] if found.model else []),
+        *([Section("Assignment", [Text(note), assignment_table(found)])] if found.model else []),
         Section("Crowding", [*_crowding_tables(found)]),
         Section("Labels", [*_faults(found)]),
         Section("Classes", [Text(ratio, is_brief=True), classes_table(found)]),
@@ -103,13 +101,6 @@ def candidates_table(found: Findings) -> Table:
     return Table((*header, *levels), rows, caption, columns=6)
 
 
-def _note_on_assignment(found: Findings) -> str:
-    return (
-        f"One forward of every image by {found.facts.model}, in batches of {found.plan.batch}, without augmentation, "
-        "and the assignment of a training step. Contested anchors are claimed by two objects or more."
-    )
-
-
 def assignment_table(found: Findings) -> Table:
     """Return what the model's assigner makes of the objects, by branch and size."""
     rows = []
@@ -124,13 +115,11 @@ def assignment_table(found: Findings) -> Table:
 
 
 def _means(objects: float, missing: float, positives: float, overlap: float) -> list[Any]:
-    """Return number of objects, share without an anchor, anchors for each, and their mean IoU."""
     per_object = [percent(missing / objects), f"{positives / objects:.2f}"] if objects else ["", ""]
     return [int(objects), *per_object, f"{overlap / positives:.3f}" if positives else ""]
 
 
 def _crowding_tables(found: Findings) -> Iterator[Table]:
-    """Yield how many objects images have, and how many pairs overlap."""
     median, high, *others = numbers.crowding(found.counts)
     header = ("median", "95 %", "maximum", "images without")
     yield Table(header, [[f"{median:g}", f"{high:.0f}", *others]], "Objects in an image", columns=4)

@@ -62,15 +62,11 @@ class BranchAssignment:
         of_image, of_selected = (np.asarray(mask.any(axis=0))[None] for mask in (seen.candidates, seen.wanted))
         self.kept[seen.image] = seen._replace(candidates=of_image, wanted=of_selected)  # all that pictures need
         if len(self.kept) > len(self.wanted) + 4 * KEPT:
-            self._forget()
-
-    def _forget(self) -> None:
-        """Keep the images that are wanted, and the first of each order."""
-        images = sorted(self.kept)
-        by_conflicts = sorted(images, key=lambda image: -self.conflicts[image])
-        by_missing = sorted(images, key=lambda image: -(self.kept[image].positives == 0).sum())
-        best = {*by_conflicts[:KEPT], *by_missing[:KEPT], *self.wanted}
-        self.kept = {image: self.kept[image] for image in images if image in best}
+            images = sorted(self.kept)
+            by_conflicts = sorted(images, key=lambda image: -self.conflicts[image])
+            by_missing = sorted(images, key=lambda image: -(self.kept[image].positives == 0).sum())
+            best = {*by_conflicts[:KEPT], *by_missing[:KEPT], *self.wanted}
+            self.kept = {image: self.kept[image] for image in images if image in best}
 
 
 @dataclass

@@ -131,13 +131,7 @@ def assigned(model: Model, args: dict[str, Any], imgsz: int, batch: int) -> Iter
 
 @torch.no_grad()
 def assign_batch(model: Model, batch: dict[str, Any], first: int = 0) -> list[AssignedObjects]:
-    """Return what the objects of a batch get, branch after branch, image after image.
-
-    Args:
-        model: The model.
-        batch: A batch of the host's dataset.
-        first: Index of its first image.
-    """
+    """Return what the objects of a batch of the host's dataset get, branch after branch, image after image."""
     on_device = moved(batch, model.device)
     on_device["img"] = on_device["img"].float() / 255
     seen: list[AssignedObjects] = []
@@ -187,16 +181,12 @@ class RecordingAssigner:
             rows = slice(i, i + 1)
             more = {key: _of_image(value, i, len(scores)) for key, value in extra.items()}
             inputs = (scores[rows], boxes[rows], points, cls[rows, :n], gts[rows, :n], mask[rows, :n])
-            outputs.append(self._assign(i, inputs, more))
+            with Listener(self.assigner) as heard:
+                outputs.append(self.assigner(*inputs, **more))
+            is_gt = mask[i, :n, 0].bool()
+            if is_gt.any():
+                self.seen.append(_objects(self.branch, self.first + i, inputs, outputs[-1], heard, is_gt))
         return tuple(torch.cat(part) for part in zip(*outputs))
-
-    def _assign(self, i: int, inputs: tuple[Tensor, ...], extra: dict[str, Any]) -> tuple[Tensor, ...]:
-        with Listener(self.assigner) as heard:
-            outputs: tuple[Tensor, ...] = self.assigner(*inputs, **extra)
-        is_gt = inputs[5][0, :, 0].bool()
-        if is_gt.any():
-            self.seen.append(_objects(self.branch, self.first + i, inputs, outputs, heard, is_gt))
-        return outputs
 
 
 def _of_image(value: Any, i: int, count: int) -> Any:
@@ -262,21 +252,21 @@ def _objects(
 def _with_rows(seen: list[AssignedObjects], batch: dict[str, Any], first: int) -> list[AssignedObjects]:
     """Return the objects with their indices in the labels: a criterion drops some, and keeps the order."""
     image = batch["batch_idx"].view(-1).long().cpu().numpy()
-    boxes = batch["bboxes"].float()
-    side = torch.tensor(batch["img"].shape[-2:], dtype=torch.float32, device=boxes.device)[[1, 0]]
-    centres = (boxes[:, :2] * side).cpu().numpy()
-    sizes = (boxes[:, 2:4] * side).cpu().numpy()
-    return [_with_row(one, centres[image == one.image - first], sizes[image == one.image - first]) for one in seen]
+    boxes, (height, width) = batch["bboxes"].float(), batch["img"].shape[-2:]
+    labelled = (boxes[:, :4] * boxes.new_tensor([width, height, width, height])).cpu().numpy()
+    return [_with_row(one, labelled[image == one.image - first]) for one in seen]
 
 
-def _with_row(one: AssignedObjects, centres: np.ndarray, sizes: np.ndarray) -> AssignedObjects:
-    if len(centres) == len(one.boxes):
+def _with_row(one: AssignedObjects, labelled: np.ndarray) -> AssignedObjects:
+    """Return the objects of an image with their indices in its labels: centre x, centre y, width, height (n, 4)."""
+    if len(labelled) == len(one.boxes):
         return one
+    low, high = one.boxes[:, :2], one.boxes[:, 2:4]
+    is_rotated = one.boxes.shape[1] == 5
+    targets = one.boxes[:, :4] if is_rotated else np.concatenate(((low + high) / 2, high - low), 1)
     row, rows = 0, []
-    for box in one.boxes:
-        wanted = (*box[:2], *box[2:4]) if len(box) == 5 else ((box[:2] + box[2:]) / 2, box[2:] - box[:2])
-        target = np.concatenate([np.atleast_1d(value) for value in wanted])
-        while row < len(centres) - 1 and np.abs(np.concatenate((centres[row], sizes[row])) - target).max() > 1e-2:
+    for target in targets:
+        while row < len(labelled) - 1 and np.abs(labelled[row] - target).max() > 1e-2:
             row += 1
         rows.append(row)
         row += 1

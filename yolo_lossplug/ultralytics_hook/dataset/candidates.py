@@ -22,18 +22,10 @@ from yolo_lossplug.ultralytics_hook.min_side import candidate_boxes, floor_of, r
 
 MAX_GTS, MAX_PAIRS = 100_000, 1_000_000
 """Gts, and pairs of rotated boxes and anchors, that are handled at once."""
-MIN_ROTATED = 2.0
-"""Side in pixels below which the host's criterion drops a rotated box."""
 
 
 def make_assigner(task: str, strides: Sequence[float], selection: Selection) -> Any:
-    """Return the host's assigner as the criterion of a one-to-many head makes it, with our numbers.
-
-    Args:
-        task: The task.
-        strides: Strides of the levels in pixels.
-        selection: Selected numbers.
-    """
+    """Return the host's assigner as the criterion of a one-to-many head makes it, with our numbers."""
     kind = tal.RotatedTaskAlignedAssigner if task == "obb" else tal.TaskAlignedAssigner
     takes_stride = "stride" in inspect.signature(kind.__init__).parameters
     stride = {"stride": [float(s) for s in strides]} if takes_stride else {}
@@ -129,7 +121,8 @@ def _rotated(boxes: Tensor, levels: tuple[Level, ...], assigner: Any) -> Tensor:
 
 def _rotated_pairs(boxes: Tensor, levels: tuple[Level, ...], assigner: Any) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Yield chunks of pairs: the first gt of the chunk, gts from there on (P,), and anchors (P,)."""
-    mask = (boxes.sum(1, keepdim=True) > 0) & (boxes[:, 2:4] >= MIN_ROTATED).all(1, keepdim=True)
+    # The host's criterion drops rotated boxes with a side below 2 pixels.
+    mask = (boxes.sum(1, keepdim=True) > 0) & (boxes[:, 2:4] >= 2.0).all(1, keepdim=True)
     threshold, side = rotated_floor_of(assigner)
     widened = boxes.clone()
     widened[:, 2:4] = torch.where((boxes[:, 2:4] < threshold) & mask, torch.tensor(side), boxes[:, 2:4])

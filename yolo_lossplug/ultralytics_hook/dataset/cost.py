@@ -52,14 +52,7 @@ class Cost(NamedTuple):
 
 
 def memory(images: int, most: int, anchors: int, candidates: float) -> Cost:
-    """Return the memory of a step.
-
-    Args:
-        images: Images in the batch.
-        most: Most objects in an image of it; stock pads all images to that.
-        anchors: Anchors of an image.
-        candidates: Candidates of all objects of the batch.
-    """
+    """Return the memory of a step with as many candidates of all objects of the batch; see `Cost`."""
     return Cost(images, most, anchors, images * most * anchors * DENSE_BYTES, int(candidates * PAIR_BYTES))
 
 
@@ -109,14 +102,13 @@ def _predictions(images: int, imgsz: int, strides: tuple[float, ...], n_classes:
 
 def _seconds(criterion: Any, preds: dict[str, Any], batch: dict[str, Any]) -> Optional[float]:
     """Return the shortest of a few steps after a first one; None if this release takes other predictions."""
-    best = None
-    for i in range(REPEATS + 1):
+    times = []
+    for _ in range(REPEATS + 1):
         start = time.perf_counter()
         try:
             loss = criterion(preds, batch)[0].sum()
         except (TypeError, KeyError, AttributeError, IndexError):  # heads before 8.4 return one tensor for each level
             return None
         torch.autograd.grad(loss, [preds["boxes"], preds["scores"]])
-        seconds = time.perf_counter() - start
-        best = seconds if i and (best is None or seconds < best) else best
-    return best
+        times.append(time.perf_counter() - start)
+    return min(times[1:])

@@ -54,29 +54,17 @@ def _found(pred: Any, batch: dict[str, Any], i: int, is_single: bool) -> Found:
     gts = gts * torch.tensor([width, height, width, height, 1.0])[: gts.shape[-1]]
     is_rotated = gts.shape[-1] == 5
     areas = boxes[:, 2] * boxes[:, 3] if is_rotated else (boxes[:, 2:4] - boxes[:, :2]).prod(-1)
-    gt_areas = gts[:, 2] * gts[:, 3]
+    gt_areas, gt_classes = gts[:, 2] * gts[:, 3], batch["cls"][of_image].view(-1)
     gts = gts if is_rotated else box_convert(gts, "cxcywh", "xyxy")
-    found = {
-        "boxes": boxes,
-        "scores": scores,
-        "classes": classes * (not is_single),
-        "areas": areas,
-        "gt_boxes": gts,
-        "gt_classes": batch["cls"][of_image].view(-1),
-        "gt_areas": gt_areas,
-        "iou": _iou(boxes, gts),
-    }
-    about = {"file": str(batch["im_file"][i]), "shape": [int(height), int(width)], "pad": _pad(batch, i)}
+    found = {"boxes": boxes, "scores": scores, "classes": classes * (not is_single), "areas": areas}
+    iou = torch.zeros(len(boxes), len(gts), dtype=torch.float64)
+    if len(boxes) and len(gts):
+        iou = batch_probiou(boxes, gts) if is_rotated else box_iou(boxes, gts)
+    found.update(gt_boxes=gts, gt_classes=gt_classes, gt_areas=gt_areas, iou=iou)
+    _, pad = batch["ratio_pad"][i]  # rectangular batches are padded on all sides; 0 where the image fills the input
+    sides = [float(side) for side in pad] if isinstance(pad, (tuple, list)) else [0.0, 0.0]
+    about = {"file": str(batch["im_file"][i]), "shape": [int(height), int(width)], "pad": sides}
     return {**about, **{name: value.numpy() for name, value in found.items()}}
-
-
-def _pad(batch: dict[str, Any], i: int) -> list[float]:
-    """Return the pixels left of and above an image in the network's input, which has as many on the other sides.
-
-    A validation with rectangular batches pads its images on all sides, so they cannot be computed from the shapes.
-    """
-    _, pad = batch["ratio_pad"][i]  # the gain, and the pad, which is 0 where the image fills the input
-    return [float(side) for side in pad] if isinstance(pad, (tuple, list)) else [0.0, 0.0]
 
 
 def _parts(pred: Any, coordinates: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -85,9 +73,3 @@ def _parts(pred: Any, coordinates: int) -> tuple[Tensor, Tensor, Tensor]:
         return pred["bboxes"], pred["conf"], pred["cls"]
     boxes = pred[:, :4] if coordinates == 4 else torch.cat((pred[:, :4], pred[:, -1:]), 1)
     return boxes, pred[:, 4], pred[:, 5]
-
-
-def _iou(boxes: Tensor, gts: Tensor) -> Tensor:
-    if not len(boxes) or not len(gts):
-        return torch.zeros(len(boxes), len(gts), dtype=torch.float64)
-    return box_iou(boxes, gts) if gts.shape[-1] == 4 else batch_probiou(boxes, gts)

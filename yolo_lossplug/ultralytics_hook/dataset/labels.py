@@ -8,6 +8,7 @@ import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
@@ -28,8 +29,6 @@ from yolo_lossplug.ultralytics_hook.host import dataset_of
 
 DUPLICATES = re.compile(r"(\d+) duplicate labels removed")
 IGNORED = re.compile(r"(?:WARNING[^/\w]*)?(?P<file>.*?): ignoring corrupt image/label: (?P<reason>.*)", re.DOTALL)
-OBB_COLUMNS = 4
-"""Corners of a rotated box."""
 
 
 class Labels(NamedTuple):
@@ -165,18 +164,8 @@ def dataset(data: dict[str, Any], path: Any, args: dict[str, Any], imgsz: int) -
     """
     task = args.get("task") or "detect"
     with explained(f"data={args['data']} cannot be read"):
-        return YOLODataset(
-            img_path=path,
-            imgsz=imgsz,
-            augment=False,
-            hyp=get_cfg(overrides={"task": task}),
-            rect=False,
-            batch_size=1,
-            fraction=args.get("fraction", 1.0),
-            data=data,
-            task=task,
-            prefix="",
-        )
+        about = {"hyp": get_cfg(overrides={"task": task}), "fraction": args.get("fraction", 1.0)}
+        return YOLODataset(img_path=path, imgsz=imgsz, augment=False, data=data, task=task, **about)
 
 
 def pixels_of(read: Labels, imgsz: int, image: int) -> Optional[np.ndarray]:
@@ -227,50 +216,41 @@ def _listening(said: list[str]) -> Iterator[None]:
 
 
 def _labels(host: YOLODataset, data: dict[str, Any], task: Optional[str], said: list[str], args: dict) -> Labels:
-    rows = host.labels
-    counts = [len(row["cls"]) for row in rows]
+    columns = ("im_file", "shape", "cls", "bboxes", "segments")
+    files, shapes, classes, boxes, outlines = zip(*([row[column] for column in columns] for row in host.labels))
+    counts = [*map(len, classes)]
     removed, ignored = _dropped(said)
     if not sum(counts):
-        raise LossPlugError(_unlabelled(rows, ignored, args))
-    polygons = [polygon for row in rows for polygon in row["segments"]]
-    task = _checked_task(task, polygons, sum(counts), args["data"])
+        lost = f"; {len(ignored)} images are left out: {ignored[0][2]}" if ignored else ""
+        raise LossPlugError(
+            f"data={args['data']} has no labels in {len(files)} images of split={args.get('split', 'train')}{lost}. "
+            f"Labels are expected in {Path(img2label_paths([files[0]])[0]).parent}."
+        )
+    polygons = [*chain(*outlines)]
+    task = task or _guess(polygons, sum(counts))
+    if task not in TASKS:
+        raise LossPlugError(f"task={task} has no boxes to inspect; give {', '.join(TASKS)}.")
+    if task == "obb" and len(polygons) != sum(counts):
+        raise LossPlugError(f"data={args['data']} has no rotated boxes for task=obb, which takes four corners a line.")
     return Labels(
-        [row["im_file"] for row in rows],
-        np.array([row["shape"] for row in rows], dtype=np.float64),
+        [*files],
+        np.array(shapes, dtype=np.float64),
         dict(data["names"]),
         task,
-        np.repeat(np.arange(len(rows)), counts),
-        np.concatenate([row["cls"].reshape(-1) for row in rows]).astype(np.int64),
-        np.concatenate([row["bboxes"].reshape(-1, 4) for row in rows]).astype(np.float32),
+        np.repeat(np.arange(len(files)), counts),
+        np.concatenate(classes).reshape(-1).astype(np.int64),
+        np.concatenate(boxes).reshape(-1, 4).astype(np.float32),
         polygons if task == "obb" else [],
         removed,
         ignored,
     )
 
 
-def _unlabelled(rows: list[dict[str, Any]], ignored: list[tuple[str, int, str]], args: dict[str, Any]) -> str:
-    lost = f"; {len(ignored)} images are left out: {ignored[0][2]}" if ignored else ""
-    return (
-        f"data={args['data']} has no labels in {len(rows)} images of split={args.get('split', 'train')}{lost}. "
-        f"Labels are expected in {Path(img2label_paths([rows[0]['im_file']])[0]).parent}."
-    )
-
-
-def _checked_task(task: Optional[str], polygons: list[np.ndarray], count: int, data: Any) -> str:
-    """Return a task that the labels of a number of objects are fit for, guessed from them if it is None."""
-    task = task or _guess(polygons, count)
-    if task not in TASKS:
-        raise LossPlugError(f"task={task} has no boxes to inspect; give {', '.join(TASKS)}.")
-    if task == "obb" and len(polygons) != count:
-        raise LossPlugError(f"data={data} has no rotated boxes for task=obb, which takes four corners a line.")
-    return task
-
-
 def _guess(polygons: list[np.ndarray], count: int) -> str:
     """Return the task of labels: outlines of four corners, one for each object, are rotated boxes."""
     if len(polygons) != count:
         return "detect"
-    return "obb" if all(len(polygon) == OBB_COLUMNS for polygon in polygons) else "segment"
+    return "obb" if all(len(polygon) == 4 for polygon in polygons) else "segment"
 
 
 def _dropped(said: list[str]) -> tuple[int, list[tuple[str, int, str]]]:
@@ -282,7 +262,6 @@ def _dropped(said: list[str]) -> tuple[int, list[tuple[str, int, str]]]:
 
 
 def _n_lines(image: str) -> int:
-    """Return how many objects the label file of an image has."""
     try:
         text = Path(img2label_paths([image])[0]).read_text(encoding="utf-8-sig", errors="replace")
     except OSError:

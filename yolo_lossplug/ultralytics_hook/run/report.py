@@ -88,16 +88,11 @@ class Collector:
         for branch, values in counted.items():
             texts = {key: _text(key, value) for key, value in values.items()}
             self.rows.append({"epoch": str(epoch), "branch": branch, **texts})
-            self.class_rows += self._rows_of_classes(epoch, branch)
-
-    def _rows_of_classes(self, epoch: int, branch: str) -> list[dict[str, str]]:
-        """Return the rows of the classes that had objects."""
-        rows = []
-        for i, (objects, unassigned) in enumerate(self.by_class.get(branch, [])):
-            if objects:
-                values = epoch, branch, i, self.names.get(i, str(i)), f"{objects:.0f}", f"{unassigned / objects:.6g}"
-                rows.append(dict(zip(CLASS_HEADER, map(str, values))))
-        return rows
+            for i, (objects, unassigned) in enumerate(self.by_class.get(branch, [])):
+                if objects:
+                    name, share = self.names.get(i, str(i)), f"{unassigned / objects:.6g}"
+                    cells = map(str, (epoch, branch, i, name, f"{objects:.0f}", share))
+                    self.class_rows.append(dict(zip(CLASS_HEADER, cells)))
 
     def write(self) -> None:
         """Write the tables, each atomically."""
@@ -174,23 +169,17 @@ def draw_report(trainer: Any) -> None:
     collector = collector_of(trainer)
     if collector is not None and collector.rows and trainer.args.plots:
         file = collector.file.with_name(PLOT)
-        plot(collector.rows, file, _heading(Path(trainer.save_dir).name, trainer.lossplug.selection))
+        selection: Selection = trainer.lossplug.selection
+        floor = "" if selection.tal_min_side is None else f" · tal_min_side={selection.tal_min_side:g}"
+        losses = f"box {selection.box} · class {selection.cls}{floor}"
+        plot(collector.rows, file, f"{Path(trainer.save_dir).name}: {losses}")
         trainer.on_plot(file)
 
 
-def _heading(run: str, selection: Selection) -> str:
-    """Return what a report is of: the run, its losses, and the floor of its sides if one is chosen."""
-    floor = "" if selection.tal_min_side is None else f" · tal_min_side={selection.tal_min_side:g}"
-    return f"{run}: box {selection.box} · class {selection.cls}{floor}"
-
-
 PERCENT = "%"
+UNASSIGNED = (*((f"unassigned_share_{size}", size) for size in SIZES), ("unassigned_share", "all"))
 PANELS = (
-    (
-        "Objects without any anchor",
-        PERCENT,
-        (*((f"unassigned_share_{size}", size) for size in SIZES), ("unassigned_share", "all")),
-    ),
+    ("Objects without any anchor", PERCENT, UNASSIGNED),
     ("Anchors per object, by its size", "anchors", tuple((f"positives_per_object_{size}", size) for size in SIZES)),
     ("Overlap with the object", "mean IoU", (("mean_iou", ""),)),
     ("Anchors that several objects select", PERCENT, (("conflict_share", ""),)),
@@ -199,13 +188,7 @@ PANELS = (
 
 
 def plot(rows: list[dict[str, str]], file: Path, heading: str = "") -> None:
-    """Draw a table, one line of panels for each branch.
-
-    Args:
-        rows: The table.
-        file: A PNG.
-        heading: Title of the whole picture.
-    """
+    """Draw a table as PNG, one line of panels for each branch."""
     from yolo_lossplug import charts  # matplotlib is not imported before the end of a training
 
     branches = list(dict.fromkeys(row["branch"] for row in rows))
@@ -240,5 +223,5 @@ def _plot_panel(panel: Any, rows: list[dict[str, str]], unit: str, lines: Sequen
 
 def _max_value(rows: list[dict[str, str]], keys: list[str]) -> float:
     """Return the maximum of the positive finite values in some columns, 1 if there is none."""
-    values = [float(row[key]) for row in rows for key in keys if row[key]]
-    return max((value for value in values if 0 < value < float("inf")), default=1.0)
+    values = (float(row[key] or "nan") for row in rows for key in keys)
+    return max((value for value in values if 0 < value < math.inf), default=1.0)

@@ -159,7 +159,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def _step_result(engine: str, work: Work, device: torch.device, reporter: Reporter) -> dict[str, Any]:
     model = model_of(work.model, work.data).to(device)
-    is_slow = has_interpreted_kernels(engine)
+    is_slow = engine == TRITON and kernels.is_interpreted()  # a test, whose times and memory say nothing
     problems = problems_of(work, model, device, 1 if is_slow else N_BATCHES)
     reporter.part()
     stock, ours = (timing.engine_criterion(model, name) for name in (REFERENCE, engine))
@@ -173,7 +173,7 @@ def _step_result(engine: str, work: Work, device: torch.device, reporter: Report
         (stock, ours),
         problems,
         *_effort(is_slow, is_spared, device),
-        lambda side, problem: timing.timed_step(side, problem, work.amp).seconds,
+        lambda side, problem: timing.timed_step(side, problem, work.amp),
         reporter.alive,
     )
     result = {**about, **timing.time_summary(times), "first_ms": [1e3 * value for value in first]}
@@ -185,7 +185,6 @@ def _step_result(engine: str, work: Work, device: torch.device, reporter: Report
 
 
 def _effort(is_slow: bool, is_spared: bool, device: torch.device) -> tuple[int, float]:
-    """Return the least number of pairs, and the least seconds for them."""
     if is_slow or is_spared:
         return (1 if is_slow else 2), 0.0
     return MIN_PAIRS, SECONDS[device.type]
@@ -204,7 +203,6 @@ def _first_mismatches(
 
 
 def _about(problems: Sequence[Problem], amp: bool) -> dict[str, Any]:
-    """Return the mean number of objects, the size and the type of batches."""
     n_images, _, n_anchors = problems[0].scores.shape
     objects = sum(problem.n_objects for problem in problems) / len(problems)
     return {
@@ -213,11 +211,6 @@ def _about(problems: Sequence[Problem], amp: bool) -> dict[str, Any]:
         "anchors": n_images * n_anchors,
         "dtype": str(timing.dtype_of(amp)).removeprefix("torch."),
     }
-
-
-def has_interpreted_kernels(engine: str) -> bool:
-    """Return whether an engine's kernels run in Triton's interpreter: a test, whose times and memory say nothing."""
-    return engine == TRITON and kernels.is_interpreted()
 
 
 def _on_gpu(sides: tuple[Any, Any], one: Problem, amp: bool) -> dict[str, Any]:

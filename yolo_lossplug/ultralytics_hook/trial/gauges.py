@@ -22,8 +22,6 @@ from yolo_lossplug.ultralytics_hook.trial.timing import autocast, dtype_of, pred
 
 BYTES_OF_STOCK = 17
 """Peak bytes of the host per element of (images, most objects, anchors), as measured in crowds."""
-MMAP_THRESHOLD = -3
-"""Parameter of `mallopt`: bytes from which a block is returned to the system when it is freed."""
 
 
 class OneImageAtATime(TaskAlignedAssigner):
@@ -64,48 +62,27 @@ def return_freed_blocks() -> None:
     """
     try:
         libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(MMAP_THRESHOLD, 65536)
+        libc.mallopt(-3, 65536)  # M_MMAP_THRESHOLD: bytes from which a block is returned when it is freed
         libc.malloc_trim(0)
     except (OSError, AttributeError):  # no glibc
         return
 
 
-class HostGauge:
-    """Resident memory of this process beyond that at the start. Linux."""
-
-    def __init__(self) -> None:
-        return_freed_blocks()
-        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # resets the high-water mark
-        self.start = self._read("VmRSS")
-
-    def _read(self, key: str) -> float:
-        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-        return int(next(line for line in lines if line.startswith(key)).split()[1]) / 1024
-
-    def now(self) -> float:
-        """Return the current memory."""
-        return self._read("VmRSS") - self.start
-
-    def peak(self) -> float:
-        """Return the peak memory."""
-        return self._read("VmHWM") - self.start
-
-
-class GPUGauge:
-    """Allocated memory of the GPU beyond that at the start."""
-
-    def __init__(self) -> None:
+def _reset_peak(is_gpu: bool) -> None:
+    if is_gpu:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
-        self.start = torch.cuda.memory_allocated()
+    else:
+        return_freed_blocks()
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
-    def now(self) -> float:
-        """Return the current memory."""
-        return (torch.cuda.memory_allocated() - self.start) / 2**20
 
-    def peak(self) -> float:
-        """Return the peak memory."""
-        return (torch.cuda.max_memory_allocated() - self.start) / 2**20
+def _memory_now(is_gpu: bool) -> tuple[float, float]:
+    """Return allocated memory of the GPU, or resident memory of this process (Linux), and its peak."""
+    if is_gpu:
+        return torch.cuda.memory_allocated() / 2**20, torch.cuda.max_memory_allocated() / 2**20
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines())
+    return int(status["VmRSS"].split()[0]) / 1024, int(status["VmHWM"].split()[0]) / 1024
 
 
 def memory_of(criterion: Any, problem: Problem, amp: bool = False) -> Optional[dict[str, float]]:
@@ -115,17 +92,19 @@ def memory_of(criterion: Any, problem: Problem, amp: bool = False) -> Optional[d
     """
     preds, leaves = preds_of(criterion, problem, amp)
     gc.collect()
+    is_gpu = problem.scores.is_cuda
     try:
-        gauge = GPUGauge() if problem.scores.is_cuda else HostGauge()
+        _reset_peak(is_gpu)
+        start, _ = _memory_now(is_gpu)
         with autocast(problem.scores.device, amp):
             loss, _ = criterion(preds, problem.batch)
-        forward, kept = gauge.peak(), gauge.now()
+        kept, forward = _memory_now(is_gpu)
         loss.sum().backward()
-        step = gauge.peak()
+        _, step = _memory_now(is_gpu)
     except (FileNotFoundError, PermissionError):
         return None
     gradients = sum(x.grad.numel() * x.grad.element_size() for x in leaves if x.grad is not None) / 2**20
-    return {"forward": forward, "kept": kept, "step": step, "gradients": gradients}
+    return {"forward": forward - start, "kept": kept - start, "step": step - start, "gradients": gradients}
 
 
 def on_gpu(criterion: Any, problem: Problem, amp: bool) -> dict[str, float]:
@@ -142,7 +121,6 @@ def on_gpu(criterion: Any, problem: Problem, amp: bool) -> dict[str, float]:
 
 
 def _syncs(criterion: Any, problem: Problem, amp: bool) -> int:
-    """Return how often the host waits for the GPU in a step."""
     before = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -155,13 +133,7 @@ def _syncs(criterion: Any, problem: Problem, amp: bool) -> int:
 
 
 def class_kernel_rates(losses: Iterable[Any], shape: tuple[int, int, int], amp: bool) -> dict[str, dict[str, float]]:
-    """Return by class loss the TB/s of a copy, and of forward and backward of its kernel as a share of that.
-
-    Args:
-        losses: Class losses with a kernel.
-        shape: Shape of the logits (b, classes, A).
-        amp: Whether in half precision.
-    """
+    """Return by class loss the TB/s of a copy of logits (b, classes, A), and forward and backward as shares of that."""
     from yolo_lossplug.kernels.class_term import ClassTargets, class_gradient, class_sums
 
     n_images, n_classes, n_anchors = shape

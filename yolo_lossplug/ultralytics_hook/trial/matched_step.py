@@ -46,11 +46,6 @@ def summed(criterion: Any, one: Any) -> dict[str, Tensor]:
     return {term: sum((v for k, v in losses.items() if k.startswith(NAMES[term])), zero) for term in TERMS}
 
 
-def matched_terms(criterion: Any, one: Any) -> dict[str, tuple[float, ...]]:
-    """Return the terms of a step by branch, as `one_step.terms` does."""
-    return {"main": tuple(value.item() for value in summed(criterion, one).values())}
-
-
 def matched_grad_norms(criterion: Any, one: Any) -> dict[str, tuple[float, ...]]:
     """Return the L2 norm of the gradient of each term by the head's outputs, by branch."""
     outputs = [tensor for tensor in one.preds[:4] if tensor.requires_grad]
@@ -82,16 +77,12 @@ def _formula_of(name: str, criterion: Any, one: Any, args: tuple[Any, ...]) -> d
     """Return the terms that one call of a method gives."""
     values = [*map(doubled, args)]
     hosts = getattr(detr.stock_class(criterion), name)(criterion, *values)
-    found = {_term_of(key): value for key, value in hosts.items()}
+    found = {term: value for key, value in hosts.items() for term in TERMS if key.startswith(NAMES[term])}
     if "box" in found and one.selection.chooses(one.selection.box) and len(values[1]):
         found["box"] = _box_formula(criterion, one, *values[:2])
     if "class" in found and one.selection.chooses(one.selection.cls) and not _is_hosts_class(criterion, args[3]):
         found["class"] = _class_formula(criterion, one, *values[:4])
     return found
-
-
-def _term_of(key: str) -> str:
-    return next((term for term, name in NAMES.items() if key.startswith(name)), "")
 
 
 def doubled(value: Any) -> Any:

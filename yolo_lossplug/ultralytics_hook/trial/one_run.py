@@ -23,7 +23,6 @@ from yolo_lossplug.ultralytics_hook.dataset.detections import DetectionCollector
 from yolo_lossplug.ultralytics_hook.family import guess_model
 from yolo_lossplug.ultralytics_hook.host import dataset_of, images_of, load_model
 
-MAP75 = "metrics/mAP75"
 TEST = "test"
 """The split beside ``val`` on which the best checkpoint can be measured."""
 OF_TRAINING = ("mode", "cfg", "resume", "val", "plots", "project", "name", "exist_ok", "save_dir")
@@ -34,9 +33,6 @@ PARTS = {"box": "B", "seg": "M", "pose": "P"}
 
 def check_arguments(args: dict[str, Any]) -> str:
     """Check the arguments of a training without loading data or model, and return its task.
-
-    Args:
-        args: As `yolo train` takes them.
 
     Raises:
         LossPlugError: If one is unknown or wrong.
@@ -110,7 +106,11 @@ def train(args: dict[str, Any]) -> dict[str, Any]:
     metrics = model.metrics  # None after a multi-GPU training, which runs in workers
     if metrics is None:
         metrics = model.val(**{**_evaluated_with(args), "device": None}, plots=False)
-    images = recorder.images
+    images, test = recorder.images, None
+    if is_tested:
+        same = _evaluated_with(args)
+        tested = model.val(**same, split=TEST, plots=False, project=str(folder), name=TEST, exist_ok=True)
+        test = {"metrics": measured_metrics(tested), "images": recorder.images}
     return {
         "metrics": measured_metrics(metrics),
         "losses": {key: value for key, value in last.items() if key.endswith("_loss")},
@@ -122,7 +122,7 @@ def train(args: dict[str, Any]) -> dict[str, Any]:
         "gains": {key: getattr(model.trainer.args, key) for key in ("box", "cls", "dfl")},
         "names": dict(model.names),
         "images": images,
-        "test": _tested(model, args, folder, recorder) if is_tested else None,
+        "test": test,
     }
 
 
@@ -142,13 +142,6 @@ def train_size(trainer: Any) -> dict[str, int]:
     return images if labels is None else {**images, "objects": sum(len(one["cls"]) for one in labels)}
 
 
-def _tested(model: Any, args: dict[str, Any], folder: Path, recorder: DetectionCollector) -> dict[str, Any]:
-    """Return what the best checkpoint reaches on the test split."""
-    same = _evaluated_with(args)
-    metrics = model.val(**same, split=TEST, plots=False, project=str(folder), name=TEST, exist_ok=True)
-    return {"metrics": measured_metrics(metrics), "images": recorder.images}
-
-
 def _evaluated_with(args: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a validation has of the arguments of a training: all but keys of losses, and where results go."""
     dropped = {*keys(), *OF_TRAINING} - {"nms_iou"}
@@ -160,7 +153,7 @@ def measured_metrics(metrics: Any) -> dict[str, float]:
     numbers = {key: float(value) for key, value in metrics.results_dict.items() if key.startswith("metrics/")}
     for part, mark in PARTS.items():
         if f"metrics/mAP50({mark})" in numbers:
-            numbers[f"{MAP75}({mark})"] = float(getattr(metrics, part).map75)
+            numbers[f"metrics/mAP75({mark})"] = float(getattr(metrics, part).map75)
     return numbers
 
 

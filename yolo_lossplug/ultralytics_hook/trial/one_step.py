@@ -109,7 +109,7 @@ def terms(criterion: Any, one: Trial) -> dict[str, tuple[float, ...]]:
     if one.selection.task == CLASSIFY:
         return {"main": (float(criterion(one.preds, one.batch)[0].detach()),)}
     if one.selection.task == DETR:
-        return matched_step.matched_terms(criterion, one)
+        return {"main": tuple(value.item() for value in matched_step.summed(criterion, one).values())}
     seen: dict[str, tuple[float, ...]] = {}
     for branch, leaf in branches(criterion):
         name = _recorded_method(leaf)
@@ -214,8 +214,7 @@ def recording(method: Any, branch: str, seen: dict[str, tuple[float, ...]]) -> A
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         result = method(*args, **kwargs)
         items = result[1].values() if isinstance(result[1], dict) else result[1]
-        box, cls, dfl = [item.item() for item in items][:3]
-        seen[branch] = (box, cls, dfl)
+        seen[branch] = tuple([item.item() for item in items][:3])
         return result
 
     return wrapped

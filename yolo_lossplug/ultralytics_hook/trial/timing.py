@@ -10,7 +10,7 @@ import contextlib
 import statistics
 import time
 from collections.abc import Sequence
-from typing import Any, Callable, NamedTuple, Optional
+from typing import Any, Callable, Optional
 from unittest import mock
 
 import torch
@@ -29,22 +29,6 @@ from yolo_lossplug.ultralytics_hook.trial.problems import Problem
 MAX_PAIRS = 60
 HALF_TOLERANCE, HALF_GRAD_TOLERANCE = 1e-4, 5e-3
 """As those of `parity`, in half precision, to which gradients themselves are rounded."""
-STEADY = 0.3
-"""Quartiles of the ratio this far apart, relative to its median, are still called steady."""
-
-
-class StepResult(NamedTuple):
-    """What a step gives.
-
-    Attributes:
-        loss: The loss.
-        grads: Gradients of every output of the head, None where the loss does not depend on it.
-        seconds: What it took.
-    """
-
-    loss: Tensor
-    grads: tuple[Optional[Tensor], ...]
-    seconds: float
 
 
 class Reading(Derived):
@@ -105,26 +89,22 @@ def preds_of(criterion: Any, problem: Problem, amp: bool) -> tuple[Any, tuple[Te
     return made[names[0]][0] if names == ["main"] else {name: preds for name, (preds, _) in made.items()}, leaves
 
 
-def timed_step(criterion: Any, problem: Problem, amp: bool = False) -> StepResult:
-    """Take a step of a criterion; each branch of an end-to-end head has outputs of its own."""
-    (preds, leaves), device = preds_of(criterion, problem, amp), problem.scores.device
+def timed_step(criterion: Any, problem: Problem, amp: bool) -> float:
+    """Take a step of a criterion, and return its seconds; each branch of an end-to-end head has outputs of its own."""
+    preds, device = preds_of(criterion, problem, amp)[0], problem.scores.device
     synchronise(device)
     start = time.perf_counter()
     with autocast(device, amp):
         loss, _ = criterion(preds, problem.batch)
     loss.sum().backward()
     synchronise(device)
-    return StepResult(loss.detach(), tuple(x.grad for x in leaves), time.perf_counter() - start)
+    return time.perf_counter() - start
 
 
 def engine_mismatches(stock: Any, ours: Any, problem: Problem, amp: bool = False) -> list[str]:
     """Return where an engine deviates from the host on a batch: assignments, loss and gradients to the head's outputs.
 
-    Args:
-        stock: Criterion of the host.
-        ours: One of the same kind with an engine in it; it is told to return its assignment from now on.
-        problem: The batch.
-        amp: Whether in half precision.
+    Ours is a criterion of the same kind with the engine in it, which is told to return its assignment from now on.
     """
     texts = []
     for (branch, one), (_, other) in zip(branches(stock), branches(ours)):
@@ -149,7 +129,11 @@ def gpu_ties() -> Any:
 
 def _branch_differences(one: Any, other: Any, problem: Problem, amp: bool) -> list[str]:
     (assigned, loss, grads), (our_assigned, our_loss, our_grads) = (_taken(leaf, problem, amp) for leaf in (one, other))
-    texts = _assignment_differences(assigned, our_assigned) if assigned is not None else []
+    texts = []
+    if assigned is not None:
+        (foreground, slot), (our_foreground, our_slot) = assigned[:2], our_assigned[:2]
+        n = int((foreground != our_foreground).sum()) + int((slot != our_slot)[foreground & our_foreground].sum())
+        texts += [f"assignment of {n} anchors, where {int(foreground.sum())} are positive"] if n else []
     rtol, grad_rtol = (HALF_TOLERANCE, HALF_GRAD_TOLERANCE) if amp else (TOLERANCE, GRAD_TOLERANCE)
     if not torch.allclose(our_loss, loss, rtol=rtol, atol=1e-6):
         texts.append(f"loss {_listed(our_loss)} instead of {_listed(loss)}")
@@ -161,7 +145,6 @@ def _branch_differences(one: Any, other: Any, problem: Problem, amp: bool) -> li
 
 
 def _taken(leaf: Any, problem: Problem, amp: bool) -> tuple[Any, Tensor, tuple[Optional[Tensor], ...]]:
-    """Return assigned targets, terms of the loss, and gradients of a step of one branch."""
     preds, inputs = inputs_of(problem, amp)
     assigned = None
     with autocast(problem.scores.device, amp):
@@ -171,13 +154,6 @@ def _taken(leaf: Any, problem: Problem, amp: bool) -> tuple[Any, Tensor, tuple[O
             loss, _ = leaf.loss(preds, problem.batch)
     grads = torch.autograd.grad(loss.sum(), tuple(inputs.values()), allow_unused=True)
     return assigned, loss.detach().float(), grads
-
-
-def _assignment_differences(expected: Sequence[Tensor], actual: Sequence[Tensor]) -> list[str]:
-    foreground, slot, our_foreground, our_slot = *expected[:2], *actual[:2]
-    is_both = foreground & our_foreground
-    n = int((foreground != our_foreground).sum()) + int((slot != our_slot)[is_both].sum())
-    return [f"assignment of {n} anchors, where {int(foreground.sum())} are positive"] if n else []
 
 
 def _listed(values: Tensor) -> str:
@@ -238,7 +214,7 @@ def time_summary(times: tuple[Sequence[float], Sequence[float]]) -> dict[str, An
     """Return milliseconds of both sides with quartiles, and the ratio of the pairs, all as quartiles."""
     stock, ours = ([1e3 * value for value in quartiles(side)] for side in times)
     ratio = quartiles([one / other for one, other in zip(*times)])
-    is_steady = ratio[2] - ratio[0] <= STEADY * ratio[1]
+    is_steady = ratio[2] - ratio[0] <= 0.3 * ratio[1]
     return {"stock_ms": stock, "ours_ms": ours, "ratio": ratio, "pairs": len(times[0]), "is_steady": is_steady}
 
 
