@@ -94,8 +94,11 @@ def step(criterion, preds, data, n_steps=1):
 
 def with_agreeing_engines(made, preds, data, engines, n_steps=1, rtol=1e-5, grad_rtol=1e-4, **keys):
     """Assert that two engines give the same loss, items and gradients; return the criterion of the second."""
-    criteria = [with_keys(made, loss_engine=name, **keys) for name in engines]
-    (expected, expected_items, grads), (loss, items, others) = (step(c, preds, data, n_steps) for c in criteria)
+    runs = []
+    for name in engines:
+        criterion = with_keys(made, loss_engine=name, **keys)
+        runs.append(step(criterion, preds, data, n_steps))
+    (expected, expected_items, grads), (loss, items, others) = runs
     torch.testing.assert_close(loss, expected, rtol=rtol, atol=1e-6)
     assert list(items) == list(expected_items)
     for grad, other in zip(grads, others):
@@ -104,7 +107,7 @@ def with_agreeing_engines(made, preds, data, engines, n_steps=1, rtol=1e-5, grad
             continue
         assert other.dtype == grad.dtype
         assert (other.float() - grad.float()).norm() <= grad_rtol * grad.float().norm()
-    return criteria[1]
+    return criterion
 
 
 def is_plugged(criterion, selection):
