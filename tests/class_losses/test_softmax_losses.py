@@ -105,6 +105,7 @@ def test_stock_stays_stock_and_mistakes_are_named():
     assert torch.equal(by_name, by_list)
 
 
+@pytest.mark.slow
 def test_a_classifier_trains(tmp_path):
     rng = np.random.default_rng(0)
     for split in ("train", "val"):

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from tests.checks import choices
+from tests.runs import slow
 from yolo_lossplug import create_class_loss
 from yolo_lossplug.kernels.class_term import ClassTargets, class_gradient, class_sums
 from yolo_lossplug.registry import CLASS, REGISTRY
@@ -71,13 +72,13 @@ def test_smoothing_and_weights(name, kernel_device):
     compared(create_class_loss(name), problem(kernel_device), smoothing=0.1, weights=weights)
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 3), (2, 1, 1100), (1, 21, 300), (1, 80, 33)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 1, 3), (2, 1, 1100), slow((1, 21, 300)), slow((1, 80, 33))], ids=str)
 def test_shapes(shape, kernel_device):
     for name in ("bce", "qfl"):
         compared(create_class_loss(name), problem(kernel_device, shape))
 
 
-@pytest.mark.parametrize("logit", [-11.5, -30.0, -3.0])
+@pytest.mark.parametrize("logit", [-11.5, slow(-30.0), slow(-3.0)])
 def test_small_losses_add_up(logit, kernel_device):
     """A new head has equal logits far below 0, whose losses are small each and large in sum."""
     logits = torch.full((1, 16, 1000), logit, device=kernel_device)

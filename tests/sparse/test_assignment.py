@@ -10,6 +10,7 @@ from ultralytics.utils.tal import PoseTaskAlignedAssigner, RotatedTaskAlignedAss
 from ultralytics.utils.tal import TaskAlignedAssigner as StockAssigner
 
 from tests.problems import FAMILIES, N_CLASSES, STRIDES, points, problem
+from tests.runs import slow
 from yolo_lossplug import TaskAlignedAssigner, create_box_loss
 from yolo_lossplug.sparse import assign as assignment
 from yolo_lossplug.sparse import topk
@@ -122,7 +123,7 @@ def test_other_overlaps(iou, sparse_runs):
     assert sparse_runs
 
 
-@pytest.mark.parametrize("family", ["crowded", "equal", "zero_metrics", "near_first", "holes"])
+@pytest.mark.parametrize("family", [slow("crowded"), "equal", "zero_metrics", "near_first", "holes"])
 def test_many_pairs_are_processed_in_chunks(family, sparse_runs, monkeypatch):
     seen = []
     enumerate_pairs = assignment.enumerate_pairs
