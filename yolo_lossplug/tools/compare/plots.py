@@ -116,7 +116,6 @@ def draw_curves(histories: Histories, arms: Sequence[str]) -> Optional[Figure]:
         if has_pairs:
             row[1].axhline(0, color="#000000", linewidth=1)
             _draw_lines(row[1], paired_differences(runs, arms[0]), drawn, f"{label(name)}: difference from {arms[0]}")
-    figure.supxlabel("epoch", fontsize=10)
     if len(drawn) > 1:
         charts.legend_below(figure, axes[0, 0], columns)
     return figure
@@ -156,6 +155,7 @@ def _draw_lines(axis: Any, runs: Mapping[str, Runs], styles: Mapping[str, Mappin
     has_bands = len(runs) <= 4  # more would hide each other
     bands = [_draw_line(axis, of_arm, arm, styles[arm], has_bands) for arm, of_arm in runs.items() if of_arm]
     axis.set_title(title, fontsize=9, loc="left")
+    axis.set_xlabel("epoch")
     axis.margins(x=0.02)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, nbins=6))
     axis.grid(alpha=0.3)
