@@ -87,7 +87,7 @@ def guess_model(custom: dict[str, Any]) -> tuple[str, str]:
 def prompted_trainer(trainer: type) -> str:
     """Return the family with text prompts that a trainer belongs to, empty for none."""
     modules = (f"{cls.__module__}." for cls in trainer.__mro__)
-    return next((family for one in modules for m, family in PROMPTED_TRAINERS.items() if one.startswith(f"{m}.")), "")
+    return next((family for name in modules for m, family in PROMPTED_TRAINERS.items() if name.startswith(f"{m}.")), "")
 
 
 def refuse_per_class(args: Mapping[str, Any], family: str) -> None:

@@ -101,9 +101,9 @@ def announce(trainer: Any) -> None:
             say(share.silence_in_words(run.rules, trainer.train_loader.dataset))
         return
     model = unwrapped(trainer.model)
-    for one in (model, getattr(trainer.ema, "ema", None)):
-        if one is not None and not hasattr(one, "args"):  # the trainer of classify does not hand them on
-            one.args = trainer.args
+    for module in (model, getattr(trainer.ema, "ema", None)):
+        if module is not None and not hasattr(module, "args"):  # the trainer of classify does not hand them on
+            module.args = trainer.args
     if yolo_lossplug.is_enabled():
         wrap_model_class(type(model))
     if "nc" in trainer.data:  # a wrong name or number is reported before the first batch

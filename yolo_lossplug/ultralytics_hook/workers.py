@@ -55,7 +55,7 @@ def header(selection: Selection) -> str:
         for part in parts_of(loss.name):
             if not is_user_defined(part) and is_known(loss.kind, part):  # the arguments name what is in files
                 spec, modifiers = resolve_name(loss.kind, part)
-                lines += [_import_of(one) for one in (*modifiers, spec) if one.is_user_defined]
+                lines += [_import_of(owner) for owner in (*modifiers, spec) if owner.is_user_defined]
     return "\n".join(dict.fromkeys(lines)) + "\n"
 
 

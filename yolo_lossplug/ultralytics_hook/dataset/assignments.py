@@ -254,20 +254,20 @@ def _with_rows(seen: list[AssignedObjects], batch: dict[str, Any], first: int) -
     image = batch["batch_idx"].view(-1).long().cpu().numpy()
     boxes, (height, width) = batch["bboxes"].float(), batch["img"].shape[-2:]
     labelled = (boxes[:, :4] * boxes.new_tensor([width, height, width, height])).cpu().numpy()
-    return [_with_row(one, labelled[image == one.image - first]) for one in seen]
+    return [_with_row(objects, labelled[image == objects.image - first]) for objects in seen]
 
 
-def _with_row(one: AssignedObjects, labelled: np.ndarray) -> AssignedObjects:
+def _with_row(objects: AssignedObjects, labelled: np.ndarray) -> AssignedObjects:
     """Return the objects of an image with their indices in its labels: centre x, centre y, width, height (n, 4)."""
-    if len(labelled) == len(one.boxes):
-        return one
-    low, high = one.boxes[:, :2], one.boxes[:, 2:4]
-    is_rotated = one.boxes.shape[1] == 5
-    targets = one.boxes[:, :4] if is_rotated else np.concatenate(((low + high) / 2, high - low), 1)
+    if len(labelled) == len(objects.boxes):
+        return objects
+    low, high = objects.boxes[:, :2], objects.boxes[:, 2:4]
+    is_rotated = objects.boxes.shape[1] == 5
+    targets = objects.boxes[:, :4] if is_rotated else np.concatenate(((low + high) / 2, high - low), 1)
     row, rows = 0, []
     for target in targets:
         while row < len(labelled) - 1 and np.abs(labelled[row] - target).max() > 1e-2:
             row += 1
         rows.append(row)
         row += 1
-    return one._replace(row=np.array(rows))
+    return objects._replace(row=np.array(rows))

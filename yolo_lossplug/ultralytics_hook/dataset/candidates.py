@@ -67,7 +67,7 @@ def overlap_of(boxes: np.ndarray) -> Callable[[np.ndarray, np.ndarray], np.ndarr
         boxes: Boxes (G, 4), x1 y1 x2 y2, whose overlap is IoU, or (G, 5), x y w h and an angle, as of `overlaps`.
     """
     rows = torch.from_numpy(boxes)
-    return lambda one, other: overlaps(rows[one], rows[other]).numpy()
+    return lambda first, second: overlaps(rows[first], rows[second]).numpy()
 
 
 def count_candidates(boxes: np.ndarray, imgsz: int, strides: Sequence[float], assigner: Any) -> np.ndarray:
@@ -139,8 +139,8 @@ def _is_inside(points: Tensor, corners: Tensor) -> Tensor:
     """Return whether points (P, 2) are in rectangles (P, 4, 2), edges included, by the host's operations."""
     first, second, last = corners[:, 0], corners[:, 1], corners[:, 3]
     along, across, offset = second - first, last - first, points - first
-    one, other = (offset * along).sum(-1), (offset * across).sum(-1)
-    return (one >= 0) & (one <= (along * along).sum(-1)) & (other >= 0) & (other <= (across * across).sum(-1))
+    ahead, aside = (offset * along).sum(-1), (offset * across).sum(-1)
+    return (ahead >= 0) & (ahead <= (along * along).sum(-1)) & (aside >= 0) & (aside <= (across * across).sum(-1))
 
 
 def _chunks(count: Tensor) -> Iterator[slice]:

@@ -97,7 +97,7 @@ def parity_errors(
             actual = _step(criterion, inputs, shapes, batch)
         except Exception as error:
             raise EngineFailed(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
-        errors.append([relative_error(one, other) for one, other in zip(expected, actual)])
+        errors.append([relative_error(*pair) for pair in zip(expected, actual)])
     return max(error[0] for error in errors), max(max(error[1:]) for error in errors)
 
 

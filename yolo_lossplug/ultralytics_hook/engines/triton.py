@@ -228,8 +228,8 @@ def types_of(alpha: float, scores: Tensor) -> Types:
 
 @functools.cache
 def _types_of(device: torch.device, dtype: torch.dtype, autocast: Optional[torch.dtype], alpha: float) -> Types:
-    one = torch.ones(1, 1, dtype=dtype, device=device)
-    return Types(one.softmax(1).matmul(one[0]).dtype, one.pow(alpha).dtype)
+    ones = torch.ones(1, 1, dtype=dtype, device=device)
+    return Types(ones.softmax(1).matmul(ones[0]).dtype, ones.pow(alpha).dtype)
 
 
 def box_config_of(criterion: Any, types: Types) -> BoxTermConfig:

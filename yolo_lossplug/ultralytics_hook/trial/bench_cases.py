@@ -213,35 +213,36 @@ def _about(problems: Sequence[Problem], amp: bool) -> dict[str, Any]:
     }
 
 
-def _on_gpu(sides: tuple[Any, Any], one: Problem, amp: bool) -> dict[str, Any]:
+def _on_gpu(sides: tuple[Any, Any], problem: Problem, amp: bool) -> dict[str, Any]:
     """Return memory, and launches and synchronisations, of both sides; without these where the profiler fails."""
     found: dict[str, Any] = {}
     for name, criterion in zip(("stock", "ours"), sides):
-        found[f"{name}_mib"] = gauges.memory_of(criterion, one, amp)
+        found[f"{name}_mib"] = gauges.memory_of(criterion, problem, amp)
         try:
-            found[f"{name}_gpu"] = gauges.on_gpu(criterion, one, amp)
+            found[f"{name}_gpu"] = gauges.on_gpu(criterion, problem, amp)
         except (RuntimeError, AttributeError) as error:  # of the profiler, which not every machine allows
-            timing.synchronise(one.scores.device)  # raises again, if it was the engine's
+            timing.synchronise(problem.scores.device)  # raises again, if it was the engine's
             found["no_profile"] = " ".join(str(error).split())[:200]
     return found
 
 
 def _memory(engine: str, work: Work, device: torch.device) -> dict[str, Any]:
     model = model_of(work.model, work.data).to(device)
-    one = problems_of(work, model, device, n=1)[0]
+    problem = problems_of(work, model, device, n=1)[0]
     small = drawn_problem(ObjectSpec(1), 0, device, head_of(model, work.imgsz))
     sides = [timing.engine_criterion(model, name) for name in (REFERENCE, engine)]
-    gauges.spare_memory(sides[0], one)
+    gauges.spare_memory(sides[0], problem)
     for side in sides:  # what is made once and kept is no part of a step
         timing.timed_step(side, small, work.amp)
-    return {f"{name}_mib": gauges.memory_of(side, one, work.amp) for name, side in zip(("stock", "ours"), sides)}
+    return {f"{name}_mib": gauges.memory_of(side, problem, work.amp) for name, side in zip(("stock", "ours"), sides)}
 
 
 def _training_result(engine: str, work: Work, device: torch.device, reporter: Reporter) -> dict[str, Any]:
     torch.manual_seed(0)
     model = model_of(work.model, work.data).to(device)
     shape = (work.batch, 3, work.imgsz, work.imgsz)
-    batches = [{"img": torch.rand(shape, device=device), **one.batch} for one in problems_of(work, model, device, n=2)]
+    problems = problems_of(work, model, device, n=2)
+    batches = [{"img": torch.rand(shape, device=device), **problem.batch} for problem in problems]
     reporter.part()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
     sides = timing.engine_criterion(model, REFERENCE), timing.engine_criterion(model, engine)

@@ -33,23 +33,23 @@ def predict(model: Any, batch: dict[str, Any]) -> Any:
     return model.predict(images, batch=targets)
 
 
-def summed(criterion: Any, one: Any) -> dict[str, Tensor]:
+def summed(criterion: Any, trial: Any) -> dict[str, Tensor]:
     """Return the terms of a step, with their gains."""
     losses: dict[str, Tensor] = {}
     handle = criterion.register_forward_hook(lambda module, args, output: losses.update(output))
-    one.model.criterion = criterion
+    trial.model.criterion = criterion
     try:
-        one.model.loss(one.batch, one.preds)
+        trial.model.loss(trial.batch, trial.preds)
     finally:
         handle.remove()
-    zero = one.preds[0].new_zeros(())
+    zero = trial.preds[0].new_zeros(())
     return {term: sum((v for k, v in losses.items() if k.startswith(NAMES[term])), zero) for term in TERMS}
 
 
-def matched_grad_norms(criterion: Any, one: Any) -> dict[str, tuple[float, ...]]:
+def matched_grad_norms(criterion: Any, trial: Any) -> dict[str, tuple[float, ...]]:
     """Return the L2 norm of the gradient of each term by the head's outputs, by branch."""
-    outputs = [tensor for tensor in one.preds[:4] if tensor.requires_grad]
-    return {"main": tuple(grad_norm(value, outputs) for value in summed(criterion, one).values())}
+    outputs = [tensor for tensor in trial.preds[:4] if tensor.requires_grad]
+    return {"main": tuple(grad_norm(value, outputs) for value in summed(criterion, trial).values())}
 
 
 def grad_norm(value: Tensor, outputs: list[Tensor]) -> float:
@@ -60,28 +60,28 @@ def grad_norm(value: Tensor, outputs: list[Tensor]) -> float:
     return float(sum(grad.double().square().sum() for grad in grads if grad is not None)) ** 0.5
 
 
-def formula(criterion: Any, one: Any) -> dict[str, tuple[float, ...]]:
+def formula(criterion: Any, trial: Any) -> dict[str, tuple[float, ...]]:
     """Return the terms of a step in float64, from the inputs of the criterion's methods and the formulas themselves.
 
     Of the criterion it uses the gains, and its host's own methods where a term has no key of ours.
     """
     with recorded(criterion) as calls:
-        summed(criterion, one)
-    height, width = one.batch["img"].shape[2:]
+        summed(criterion, trial)
+    height, width = trial.batch["img"].shape[2:]
     with detr.input_size(height, width):
-        rows = [_formula_of(name, criterion, one, args) for name, args in calls]
+        rows = [_formula_of(name, criterion, trial, args) for name, args in calls]
     return {"main": tuple(float(sum(row[term] for row in rows if term in row)) for term in TERMS)}
 
 
-def _formula_of(name: str, criterion: Any, one: Any, args: tuple[Any, ...]) -> dict[str, Any]:
+def _formula_of(name: str, criterion: Any, trial: Any, args: tuple[Any, ...]) -> dict[str, Any]:
     """Return the terms that one call of a method gives."""
     values = [*map(doubled, args)]
     hosts = getattr(detr.stock_class(criterion), name)(criterion, *values)
     found = {term: value for key, value in hosts.items() for term in TERMS if key.startswith(NAMES[term])}
-    if "box" in found and one.selection.chooses(one.selection.box) and len(values[1]):
-        found["box"] = _box_formula(criterion, one, *values[:2])
-    if "class" in found and one.selection.chooses(one.selection.cls) and not _is_hosts_class(criterion, args[3]):
-        found["class"] = _class_formula(criterion, one, *values[:4])
+    if "box" in found and trial.selection.chooses(trial.selection.box) and len(values[1]):
+        found["box"] = _box_formula(criterion, trial, *values[:2])
+    if "class" in found and trial.selection.chooses(trial.selection.cls) and not _is_hosts_class(criterion, args[3]):
+        found["class"] = _class_formula(criterion, trial, *values[:4])
     return found
 
 
@@ -95,25 +95,27 @@ def _is_hosts_class(criterion: Any, n_objects: Any) -> bool:
     return not n_objects and "cls_loss" in on_criterion(criterion).terms.same
 
 
-def _box_formula(criterion: Any, one: Any, pred: Tensor, target: Tensor) -> Tensor:
-    loss, scale = one.selection.box.within(State().scoped("formula")), detr.DetrLosses().scale_of(pred)
+def _box_formula(criterion: Any, trial: Any, pred: Tensor, target: Tensor) -> Tensor:
+    loss, scale = trial.selection.box.within(State().scoped("formula")), detr.DetrLosses().scale_of(pred)
     pairs = loss(*(detr.pixel_corners(boxes, scale) for boxes in (pred, target)), **detr.context(loss))
     return pairs.sum() / len(target) * criterion.loss_gain["giou"]
 
 
-def _class_formula(criterion: Any, one: Any, logits: Tensor, classes: Tensor, scores: Tensor, n_objects: Any) -> Tensor:
+def _class_formula(
+    criterion: Any, trial: Any, logits: Tensor, classes: Tensor, scores: Tensor, n_objects: Any
+) -> Tensor:
     targets, is_matched = detr.soft_targets(classes, scores, criterion.nc), (classes < criterion.nc).unsqueeze(-1)
-    elements = class_formula(one, one.selection.cls, logits, targets, is_matched)
+    elements = class_formula(trial, trial.selection.cls, logits, targets, is_matched)
     return elements.sum() / max(n_objects, 1) * criterion.loss_gain["class"]
 
 
-def class_formula(one: Any, loss: Any, logits: Tensor, targets: Tensor, is_assigned: Tensor) -> Tensor:
+def class_formula(trial: Any, loss: Any, logits: Tensor, targets: Tensor, is_assigned: Tensor) -> Tensor:
     """Return a class loss of each element, with label smoothing of assigned targets and class weights of a run."""
-    smoothing = one.selection.cls_smoothing
+    smoothing = trial.selection.cls_smoothing
     if smoothing:
         targets = torch.where(is_assigned, targets * (1 - smoothing) + smoothing / 2, targets)
     elements = loss(logits, targets)
-    weights = class_weights(one.selection, logits.shape[-1], class_names(one.model))
+    weights = class_weights(trial.selection, logits.shape[-1], class_names(trial.model))
     return elements if weights is None else elements * elements.new_tensor(weights)
 
 

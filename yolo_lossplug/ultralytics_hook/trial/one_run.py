@@ -139,7 +139,7 @@ def train_size(trainer: Any) -> dict[str, int]:
     dataset = getattr(getattr(trainer, "train_loader", None), "dataset", None)
     images = {} if dataset is None else {"images": len(dataset)}
     labels = getattr(dataset, "labels", None)
-    return images if labels is None else {**images, "objects": sum(len(one["cls"]) for one in labels)}
+    return images if labels is None else {**images, "objects": sum(len(label["cls"]) for label in labels)}
 
 
 def _evaluated_with(args: Mapping[str, Any]) -> dict[str, Any]:

@@ -93,29 +93,29 @@ def trial(args: dict[str, Any]) -> Trial:
     return Trial(model, batch, preds, cfg, selection)
 
 
-def criterion_of(one: Trial, is_stock: bool = False, **changes: Any) -> Any:
+def criterion_of(trial: Trial, is_stock: bool = False, **changes: Any) -> Any:
     """Return the criterion of the model, with changed arguments, or without our keys."""
-    values = {**vars(one.args), **changes}
+    values = {**vars(trial.args), **changes}
     ours = keys() if is_stock else ()
-    one.model.args = type(one.args)(**{key: value for key, value in values.items() if key not in ours})
-    return one.model.init_criterion()
+    trial.model.args = type(trial.args)(**{key: value for key, value in values.items() if key not in ours})
+    return trial.model.init_criterion()
 
 
-def terms(criterion: Any, one: Trial) -> dict[str, tuple[float, ...]]:
+def terms(criterion: Any, trial: Trial) -> dict[str, tuple[float, ...]]:
     """Return the terms of one step with their gains, by branch: box, class and DFL, or class alone of classify.
 
     They are read from the host's method that returns them, or else computed from the outputs of the members.
     """
-    if one.selection.task == CLASSIFY:
-        return {"main": (float(criterion(one.preds, one.batch)[0].detach()),)}
-    if one.selection.task == DETR:
-        return {"main": tuple(value.item() for value in matched_step.summed(criterion, one).values())}
+    if trial.selection.task == CLASSIFY:
+        return {"main": (float(criterion(trial.preds, trial.batch)[0].detach()),)}
+    if trial.selection.task == DETR:
+        return {"main": tuple(value.item() for value in matched_step.summed(criterion, trial).values())}
     seen: dict[str, tuple[float, ...]] = {}
     for branch, leaf in branches(criterion):
         name = _recorded_method(leaf)
         if hasattr(leaf, name):
             setattr(leaf, name, recording(getattr(leaf, name), branch, seen))
-    members = seen_in(criterion, one)
+    members = seen_in(criterion, trial)
     for branch, leaf in branches(criterion):
         vars(leaf).pop(_recorded_method(leaf), None)
         if branch not in seen:
@@ -130,7 +130,7 @@ def _recorded_method(leaf: Any) -> str:
     return "loss" if isinstance(leaf, v8OBBLoss) else METHOD
 
 
-def seen_in(criterion: Any, one: Trial) -> dict[str, Seen]:
+def seen_in(criterion: Any, trial: Trial) -> dict[str, Seen]:
     """Take one step, and return inputs and outputs of the members, by branch; empty in the fast engine."""
     seen: dict[str, dict[str, Any]] = {branch: {} for branch, _ in branches(criterion)}
     handles = []
@@ -138,14 +138,14 @@ def seen_in(criterion: Any, one: Trial) -> dict[str, Seen]:
         for name, module in (("box", leaf.bbox_loss), ("cls", leaf.bce)):
             handles.append(module.register_forward_hook(functools.partial(record_call, seen[branch], name)))
     try:
-        criterion(one.preds, one.batch)
+        criterion(trial.preds, trial.batch)
     finally:
         for handle in handles:
             handle.remove()
     return {branch: Seen(**recorded) for branch, recorded in seen.items() if len(recorded) == len(Seen._fields)}
 
 
-def formula_terms(leaf: Any, inputs: Seen, one: Trial) -> tuple[float, ...]:
+def formula_terms(leaf: Any, inputs: Seen, trial: Trial) -> tuple[float, ...]:
     """Return the terms of one branch, evaluated in float64 by the formulas themselves.
 
     Of the criterion it uses only the gains, and the host's own module for the DFL term, which has no key of ours.
@@ -155,21 +155,21 @@ def formula_terms(leaf: Any, inputs: Seen, one: Trial) -> tuple[float, ...]:
     stock = stock_bbox_loss(leaf.bbox_loss)
     context = {} if leaf.bbox_loss is stock else leaf.bbox_loss.context(points, rows[1])
     scope = State().scoped("formula")  # a new state, as in the criterion
-    box = one.selection.box.within(scope)(pred[rows], target[rows], **context)
+    box = trial.selection.box.within(scope)(pred[rows], target[rows], **context)
     dfl = stock(pred_dist, pred, points, target, scores, total, foreground, *extra)[1]
     logits, targets = (value.double() for value in inputs.cls)
     is_assigned = targets.amax(-1, keepdim=True) > 0
-    elements = matched_step.class_formula(one, one.selection.cls.within(scope), logits, targets, is_assigned)
+    elements = matched_step.class_formula(trial, trial.selection.cls.within(scope), logits, targets, is_assigned)
     return _with_gains(leaf, (box * scores[rows].sum(-1)).sum() / total, _class_term(leaf, elements, inputs), dfl)
 
 
-def softmax_formula(one: Trial) -> tuple[float, ...]:
+def softmax_formula(trial: Trial) -> tuple[float, ...]:
     """Return the loss of the classify task, evaluated in float64 by the formula itself."""
-    preds = one.preds[1] if isinstance(one.preds, (list, tuple)) else one.preds
-    logits, labels, smoothing = preds.double(), one.batch["cls"].long(), one.selection.cls_smoothing
+    preds = trial.preds[1] if isinstance(trial.preds, (list, tuple)) else trial.preds
+    logits, labels, smoothing = preds.double(), trial.batch["cls"].long(), trial.selection.cls_smoothing
     count = logits.shape[-1]
-    elements = one.selection.cls(logits, torch.eye(count).double()[labels] * (1 - smoothing) + smoothing / count)
-    weights = class_weights(one.selection, count, class_names(one.model))
+    elements = trial.selection.cls(logits, torch.eye(count).double()[labels] * (1 - smoothing) + smoothing / count)
+    weights = class_weights(trial.selection, count, class_names(trial.model))
     if weights is None:
         return (elements.sum(-1).mean().item(),)
     table = torch.tensor(weights, dtype=torch.float64)
@@ -248,9 +248,9 @@ GAINS = {"box": "box", "class": "cls", "dfl": "dfl"}
 """Ultralytics' keys of the gains, by term."""
 
 
-def names_of_terms(one: Trial) -> tuple[str, ...]:
+def names_of_terms(trial: Trial) -> tuple[str, ...]:
     """Return the names of the terms of a step."""
-    return {CLASSIFY: ("class",), DETR: matched_step.TERMS}.get(one.selection.task, TERMS)
+    return {CLASSIFY: ("class",), DETR: matched_step.TERMS}.get(trial.selection.task, TERMS)
 
 
 def default_gains() -> dict[str, float]:
@@ -258,21 +258,21 @@ def default_gains() -> dict[str, float]:
     return {key: float(DEFAULT_CFG_DICT[key]) for key in GAINS.values()}
 
 
-def grad_norms(criterion: Any, one: Trial) -> dict[str, tuple[float, ...]]:
+def grad_norms(criterion: Any, trial: Trial) -> dict[str, tuple[float, ...]]:
     """Return the L2 norm of the gradient of each term by the head's outputs, gains included, by branch.
 
     A branch in which no anchor is assigned is left out by releases that do not call their box loss then.
 
     Args:
         criterion: A criterion that takes the host's own step; the fast engine does not call the members it is seen in.
-        one: The step.
+        trial: The step.
     """
-    if one.selection.task == DETR:
-        return matched_step.matched_grad_norms(criterion, one)
-    outputs = head_outputs(one.preds)
-    if one.selection.task == CLASSIFY:
-        return {"main": (matched_step.grad_norm(criterion(one.preds, one.batch)[0], outputs),)}
-    members, norms = seen_in(criterion, one), {}
+    if trial.selection.task == DETR:
+        return matched_step.matched_grad_norms(criterion, trial)
+    outputs = head_outputs(trial.preds)
+    if trial.selection.task == CLASSIFY:
+        return {"main": (matched_step.grad_norm(criterion(trial.preds, trial.batch)[0], outputs),)}
+    members, norms = seen_in(criterion, trial), {}
     for branch, leaf in branches(criterion):
         if branch not in members:
             continue

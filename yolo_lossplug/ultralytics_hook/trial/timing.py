@@ -107,12 +107,12 @@ def engine_mismatches(stock: Any, ours: Any, problem: Problem, amp: bool = False
     Ours is a criterion of the same kind with the engine in it, which is told to return its assignment from now on.
     """
     texts = []
-    for (branch, one), (_, other) in zip(branches(stock), branches(ours)):
-        derive(Reading, other)
+    for (branch, stock_leaf), (_, our_leaf) in zip(branches(stock), branches(ours)):
+        derive(Reading, our_leaf)
         where = "" if branch == "main" else f" ({branch})"
-        is_interpreted = on_criterion(other).kernels is not None and not problem.scores.is_cuda
+        is_interpreted = on_criterion(our_leaf).kernels is not None and not problem.scores.is_cuda
         with gpu_ties() if is_interpreted else contextlib.nullcontext():
-            texts += [f"{text}{where}" for text in _branch_differences(one, other, problem, amp)]
+            texts += [f"{text}{where}" for text in _branch_differences((stock_leaf, our_leaf), problem, amp)]
     return texts
 
 
@@ -127,8 +127,8 @@ def gpu_ties() -> Any:
     return mock.patch.object(torch, "topk", topk)
 
 
-def _branch_differences(one: Any, other: Any, problem: Problem, amp: bool) -> list[str]:
-    (assigned, loss, grads), (our_assigned, our_loss, our_grads) = (_taken(leaf, problem, amp) for leaf in (one, other))
+def _branch_differences(leaves: tuple[Any, Any], problem: Problem, amp: bool) -> list[str]:
+    (assigned, loss, grads), (our_assigned, our_loss, our_grads) = (_taken(leaf, problem, amp) for leaf in leaves)
     texts = []
     if assigned is not None:
         (foreground, slot), (our_foreground, our_slot) = assigned[:2], our_assigned[:2]
@@ -213,7 +213,7 @@ def quartiles(values: Sequence[float]) -> list[float]:
 def time_summary(times: tuple[Sequence[float], Sequence[float]]) -> dict[str, Any]:
     """Return milliseconds of both sides with quartiles, and the ratio of the pairs, all as quartiles."""
     stock, ours = ([1e3 * value for value in quartiles(side)] for side in times)
-    ratio = quartiles([one / other for one, other in zip(*times)])
+    ratio = quartiles([theirs / ours for theirs, ours in zip(*times)])
     is_steady = ratio[2] - ratio[0] <= 0.3 * ratio[1]
     return {"stock_ms": stock, "ours_ms": ours, "ratio": ratio, "pairs": len(times[0]), "is_steady": is_steady}
 
