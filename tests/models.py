@@ -75,7 +75,7 @@ def evaluate(criterion, preds, batch):
     return loss, items if isinstance(items, dict) else dict(enumerate(items.tolist()))
 
 
-LEAVES = ("angle", "boxes", "mask_coefficient", "scores")
+LEAVES = ("angle", "boxes", "kpts", "mask_coefficient", "proto", "scores")
 """Outputs of a head that a loss has gradients of."""
 
 
@@ -84,7 +84,7 @@ def step(criterion, preds, data, n_steps=1):
     preds = copy.copy(preds) if "boxes" in preds else {key: copy.copy(value) for key, value in preds.items()}
     leaves = []
     for branch in [preds[key] for key in ("one2many", "one2one") if key in preds] or [preds]:
-        for key in filter(branch.__contains__, LEAVES):
+        for key in (key for key in LEAVES if isinstance(branch.get(key), torch.Tensor)):
             branch[key] = branch[key].detach().requires_grad_()
             leaves.append(branch[key])
     for _ in range(n_steps):

@@ -10,11 +10,11 @@ from ultralytics.utils.loss import v8SegmentationLoss
 
 from tests.sparse.test_terms import Sizes
 from yolo_lossplug.sparse import mask_term
+from yolo_lossplug.ultralytics_hook.derived import derive
 from yolo_lossplug.ultralytics_hook.engines.masks import (
     TAKES_OVERLAP,
     MaskMixin,
     can_have_masks,
-    install_masks,
     mask_errors,
 )
 
@@ -30,8 +30,7 @@ def criteria(overlap):
     model = SimpleNamespace(parameters=lambda: iter((torch.zeros(1),)), args=gains, model=[head])
     pair = v8SegmentationLoss(model), v8SegmentationLoss(model)
     assert can_have_masks(pair[1])
-    install_masks(pair[1])
-    assert isinstance(pair[1], MaskMixin)
+    derive(MaskMixin, pair[1])
     return pair
 
 

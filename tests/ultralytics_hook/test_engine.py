@@ -18,10 +18,10 @@ from yolo_lossplug.registry import REGISTRY, ROTATED
 from yolo_lossplug.selection.loss import list_box_losses, list_class_losses
 from yolo_lossplug.selection.select import select
 from yolo_lossplug.ultralytics_hook.criterion import plug
-from yolo_lossplug.ultralytics_hook.engines import choice, fast, parity
+from yolo_lossplug.ultralytics_hook.engines import choice, fast, keypoints, parity
 from yolo_lossplug.ultralytics_hook.engines.fast import FastMixin
 from yolo_lossplug.ultralytics_hook.engines.install import remove_fast_step
-from yolo_lossplug.ultralytics_hook.engines.masks import MaskMixin
+from yolo_lossplug.ultralytics_hook.engines.parts import running_part
 from yolo_lossplug.ultralytics_hook.running import branch_criteria
 
 MODELS = ["yolov8n", "yolo11n", "yolov10n", "yolo26n", "yolov8n-seg", "yolo26n-seg", "yolov8n-pose", "yolo26n-pose"]
@@ -202,11 +202,21 @@ def test_engines_by_name(step_inputs):
     assert isinstance(with_keys(made, tal_topk=9), FastMixin)
 
 
+def test_the_trial_of_keypoints_sees_a_host_that_has_changed(monkeypatch):
+    assert max(keypoints.keypoint_errors.__wrapped__("cpu")) < 1e-6
+    stock = keypoints.KeypointLoss.forward
+    monkeypatch.setattr(keypoints.KeypointLoss, "forward", lambda self, p, *args: stock(self, p, *args) * len(p))
+    monkeypatch.setattr(keypoints, "gather", lambda rows, anchor: rows[0].T[anchor % rows.shape[2]])
+    assert max(keypoints.keypoint_errors.__wrapped__("cpu")) > 1e-2
+
+
 def test_every_kind_of_criterion_stays_what_it_is():
     for name in MODELS:
         made = model(name)
         for leaf in branch_criteria(with_keys(made, loss_engine="fast")):
-            assert isinstance(leaf, MaskMixin) == ("-seg" in name)
+            part = "masks" if "-seg" in name else "keypoints" if name == "yolov8n-pose" else ""
+            assert running_part(leaf) == part == leaf.lossplug.decision.part
+            assert str(leaf.lossplug.decision) == (f"fast, {part} included" if part else "fast")
             remove_fast_step(leaf)
             kind = next((kind for suffix, kind in KINDS.items() if suffix in name), v8DetectionLoss)
             assert isinstance(leaf, kind) and type(leaf).__module__ == v8DetectionLoss.__module__

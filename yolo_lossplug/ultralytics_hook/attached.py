@@ -43,6 +43,7 @@ class OnCriterion:
         decision: Which engine takes its steps.
         is_class_loss_pointwise: Whether its class loss may be evaluated on parts.
         kernels: Kernels that take its steps, None for tensor functions.
+        points: Anchor centres (A, 2) of the current step, for keypoints.
         anchors: Cached anchors of the last step, with their cache key.
         terms: Losses on matched queries of RT-DETR.
     """
@@ -52,6 +53,7 @@ class OnCriterion:
     decision: Decision = field(default_factory=lambda: Decision("reference"))
     is_class_loss_pointwise: bool = True
     kernels: Optional[Any] = None
+    points: Any = None
     anchors: Optional[tuple[tuple, Any]] = None
     terms: Any = None
 

@@ -97,7 +97,7 @@ class Decision(NamedTuple):
         is_lazy: Whether steps are left to the host where the host is faster.
         measured: What a record says, which goes before `is_lazy`; None without a record.
         is_unmeasured: Whether `lossplug bench` may find a faster one.
-        has_masks: Whether masks of segment models are drawn inside boxes only, whichever engine takes the rest.
+        part: ``masks`` or ``keypoints`` if these are computed where needed only, whichever engine takes the rest.
     """
 
     name: str
@@ -105,18 +105,18 @@ class Decision(NamedTuple):
     is_lazy: bool = False
     measured: Optional[Measured] = None
     is_unmeasured: bool = False
-    has_masks: bool = False
+    part: str = ""
 
     def engine_at(self, dtype: str, anchors: int, elements: int) -> str:
         """Return the engine that a record names for a step, empty without one; see `Measured.engine`."""
         return "" if self.measured is None else self.measured.engine(dtype, anchors, elements)
 
     def __str__(self) -> str:
-        masks = f", masks {'fast' if self.name == 'reference' else 'included'}" if self.has_masks else ""
-        return f"{self._step()}{masks}"
+        part = f", {self.part} {'fast' if self.name == 'reference' else 'included'}" if self.part else ""
+        return f"{self._step()}{part}"
 
     def _step(self) -> str:
-        """Return the engine in words, without the masks."""
+        """Return the engine in words, without the part."""
         unmeasured = "fast in crowds, else reference" if self.is_lazy else "fast"
         if self.measured is not None:
             others = "" if str(self.measured) == unmeasured else f", other sizes {unmeasured}"

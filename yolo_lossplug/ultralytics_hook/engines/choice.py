@@ -22,7 +22,6 @@ from yolo_lossplug.ultralytics_hook.derived import layers
 from yolo_lossplug.ultralytics_hook.engines import record
 from yolo_lossplug.ultralytics_hook.engines.fast import FastMixin
 from yolo_lossplug.ultralytics_hook.engines.install import install_fast_step, remove_fast_step
-from yolo_lossplug.ultralytics_hook.engines.masks import MaskMixin, can_have_masks, install_masks, mask_errors
 from yolo_lossplug.ultralytics_hook.engines.parity import (
     CELLS,
     METHOD,
@@ -31,6 +30,7 @@ from yolo_lossplug.ultralytics_hook.engines.parity import (
     self_test,
     tolerance_error,
 )
+from yolo_lossplug.ultralytics_hook.engines.parts import install_part, proven_part, running_part
 from yolo_lossplug.ultralytics_hook.engines.record import FAST, REFERENCE
 
 AUTO, TRITON = "auto", "triton"
@@ -53,19 +53,13 @@ def decide_engine(engine: str, criterion: Any) -> Decision:
     if engine == REFERENCE:
         return Decision(REFERENCE)
     decision = _step_decision(engine, criterion)
-    return decision._replace(has_masks=_has_masks(criterion, decision))
-
-
-def _has_masks(criterion: Any, decision: Decision) -> bool:
-    """Return whether masks are drawn inside boxes; on a GPU where the engine was asked for by name, as unmeasured."""
+    # On a GPU only where the engine was asked for by name: of masks and keypoints nothing is measured there.
     is_wanted = criterion.device.type in FAST_DEVICE_TYPES or not (decision.is_lazy or decision.measured)
-    if not is_wanted or not can_have_masks(criterion):
-        return False
-    return tolerance_error(*mask_errors(str(criterion.device))) is None
+    return decision._replace(part=proven_part(criterion) if is_wanted else "")
 
 
 def _step_decision(engine: str, criterion: Any) -> Decision:
-    """Return which engine takes the steps of a criterion, masks left aside."""
+    """Return which engine takes the steps of a criterion, masks and keypoints left aside."""
     device = criterion.device
     why = why_not_fast(criterion) or (why_no_kernels_for(criterion) if engine == TRITON else None)
     if engine in (FAST, TRITON) and why:
@@ -102,8 +96,7 @@ def install_engine(criterion: Any, decision: Decision) -> None:
         install_fast_step(criterion, decision.is_lazy)
     if decision.name == TRITON:
         use_kernels(criterion)
-    if decision.has_masks:
-        install_masks(criterion)
+    install_part(criterion, decision.part)
     on_criterion(criterion).decision = decision
 
 
@@ -112,7 +105,7 @@ def running_engine(criterion: Any) -> Union[Decision, str]:
     decision = on_criterion(criterion).decision
     if isinstance(criterion, FastMixin) != (decision.name != REFERENCE):
         return REFERENCE
-    return decision._replace(has_masks=isinstance(criterion, MaskMixin))
+    return decision._replace(part=running_part(criterion))
 
 
 def why_no_kernels(engine: str, device: Any) -> Optional[str]:

@@ -128,11 +128,6 @@ def can_have_masks(criterion: Any) -> bool:
     )
 
 
-def install_masks(criterion: Any) -> None:
-    """Make a segment criterion draw masks inside boxes only."""
-    derive(MaskMixin, criterion)
-
-
 @functools.cache
 @torch.inference_mode(False)  # the first step may be a validation step
 @torch.enable_grad()
@@ -158,7 +153,7 @@ def mask_errors(device: str) -> tuple[float, float]:
         for is_ours in (False, True):
             leaves = [tensor.to(device).requires_grad_() for tensor in inputs]
             if is_ours:
-                install_masks(criterion)
+                derive(MaskMixin, criterion)
             with torch.autocast(torch.device(device).type, enabled=False):
                 extra = (overlap,) if TAKES_OVERLAP else ()
                 size = torch.tensor([96.0, 128.0], device=device)

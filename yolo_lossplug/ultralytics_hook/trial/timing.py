@@ -21,8 +21,8 @@ from yolo_lossplug.ultralytics_hook.attached import on_criterion
 from yolo_lossplug.ultralytics_hook.derived import Derived, derive
 from yolo_lossplug.ultralytics_hook.engines.choice import REFERENCE, TRITON, use_kernels
 from yolo_lossplug.ultralytics_hook.engines.install import install_fast_step
-from yolo_lossplug.ultralytics_hook.engines.masks import can_have_masks, install_masks
 from yolo_lossplug.ultralytics_hook.engines.parity import GRAD_TOLERANCE, TOLERANCE
+from yolo_lossplug.ultralytics_hook.engines.parts import install_part, proven_part
 from yolo_lossplug.ultralytics_hook.running import branches
 from yolo_lossplug.ultralytics_hook.trial.problems import Problem
 
@@ -43,8 +43,7 @@ def set_engine(leaf: Any, engine: str) -> None:
     """Make a criterion of the host take every step of an engine, and raise where the engine cannot."""
     if engine != REFERENCE:
         install_fast_step(leaf, is_lazy=False)
-        if can_have_masks(leaf):
-            install_masks(leaf)
+        install_part(leaf, proven_part(leaf))
     if engine == TRITON:
         use_kernels(leaf, is_trial=True)
 
