@@ -132,7 +132,6 @@ def _lines_of(spec: Spec) -> list[str]:
 
 
 def _mark(spec: Spec) -> str:
-    """Return the sign of a loss that takes prefixes."""
     return " ∘" if spec.kind == OVERLAP else ""
 
 
@@ -184,7 +183,6 @@ def losses_markdown(groups: Sequence[str] = ()) -> str:
 
 
 def _cells(spec: Spec) -> tuple[str, str, str, str, str]:
-    """Return name, formula, options, source and remark of a loss."""
     options = "<br>".join(f"`{p.key}` = {p.default} in {p.option.range}" for p in spec.parameters.values())
     source = f"[{spec.year}]({spec.paper.address})" if spec.paper else ""
     return f"`{shown(spec)}`{_mark(spec)}", spec.formula, options, source, spec.note

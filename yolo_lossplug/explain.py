@@ -44,7 +44,6 @@ def explanation(name: str) -> str:
 
 
 def _described_losses(losses: Sequence[Sequence[Spec]]) -> list[str]:
-    """Return the description of one loss, or of two and of their mixture."""
     key, titles = key_of(losses[0][-1].kind), ["-".join(spec.name for spec in specs) for specs in losses]
     parts = [[f"{key}={title}", *_described(specs)] for title, specs in zip(titles, losses)]
     if len(losses) == 1:

@@ -233,7 +233,6 @@ def _as_part(loss: Loss) -> Part:
 
 
 def _bind_single(kind: str, name: str, options: Mapping[str, Any]) -> Loss:
-    """Return a loss that is not a mixture."""
     *modifiers, spec = specs = specs_of(kind, name)
     given = given_keys(options)
     values = {key: value for part in specs for key, value in part.bind(given).items()}

@@ -128,7 +128,6 @@ class Selection:
         return {key: value for key, value in values.items() if key in used}
 
     def _used(self, every: Set[str]) -> Set[str]:
-        """Return which keys the task depends on."""
         if self.task == CLASSIFY:
             return keys.CLASSIFY_KEYS | self.cls.options.keys()
         if self.box.kind == ROTATED:  # the overlap of its assigner is the host's
@@ -261,7 +260,6 @@ def _refuse_unfit_engine(task: str, engine: str) -> None:
 
 
 def _refuse_other_options(given: Mapping[str, Any], box: Loss, cls: Loss) -> None:
-    """Raise an error for an option of a loss that is not chosen."""
     for key, value in given.items():
         if key not in COMMON and key not in box.options and key not in cls.options:
             raise LossPlugError(keys.no_effect(key, value, box.name, cls.name))

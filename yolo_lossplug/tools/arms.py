@@ -132,7 +132,6 @@ def values_by_key(chosen: Sequence[Arm]) -> dict[str, str]:
 def _combinations(
     names: Mapping[str, Sequence[Any]], options: Mapping[str, Sequence[Any]], task: Optional[str]
 ) -> Iterator[dict[str, Any]]:
-    """Yield the keys of each combination: names of losses, and the options that belong to these."""
     for pair in product(*names.values()):
         named = {key: name for key, name in zip(names, pair) if name is not None}
         losses = select({**named, "task": task})

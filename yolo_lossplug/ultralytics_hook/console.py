@@ -47,7 +47,6 @@ def parse(words: Sequence[str]) -> dict[str, Any]:
 
 
 def _pairs(words: Sequence[str]) -> list[str]:
-    """Return words as pairs of a key and a value, or as single keys."""
     pairs: list[str] = []
     for word in words:
         if word.startswith("--"):

@@ -69,7 +69,6 @@ class Measured(NamedTuple):
 
 
 def _by_size(engines: Sequence[Fastest]) -> str:
-    """Return engines in words, each with the size from which on it is taken."""
     changes = [now for before, now in zip(engines, engines[1:]) if now.engine != before.engine]
     return ", ".join(
         [engines[0].engine, *(f"{best.engine} from {short_number(4**best.size_class)} elements" for best in changes)]

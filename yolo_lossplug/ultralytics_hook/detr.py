@@ -92,7 +92,7 @@ class DetrLosses:
     """
 
     box: Optional[Loss] = None
-    others: Optional[Loss] = None
+    others: Any = None
     cls: Optional[PluggedClassLoss] = None
     same: dict[str, tuple[str, Loss]] = field(default_factory=dict)
     has_l1: bool = False
@@ -106,12 +106,6 @@ class DetrLosses:
         if regions is None or self.boxes is None:
             return None
         return regions.queries(self.boxes) & is_unmatched.unsqueeze(-1)
-
-    def next_box(self) -> Loss:
-        """Return the box loss of the next decoder layer."""
-        loss, self.is_last = (self.box if self.is_last else self.others), False
-        assert loss is not None
-        return loss
 
     def scale_of(self, boxes: Tensor) -> Tensor:
         """Return what makes pixels of normalised boxes (4,), and half of their width and height.
@@ -170,7 +164,7 @@ class DetrMixin(Derived, DETRLoss):
             losses = super()._get_loss_bbox(pred_bboxes, gt_bboxes, postfix)
         if terms.box is None:
             return losses
-        loss = terms.next_box()
+        loss, terms.is_last = (terms.box if terms.is_last else terms.others), False
         if loss.state is not None or len(gt_bboxes):  # every rank has the state, also one without objects
             pairs = loss(*(pixel_corners(b, terms.scale_of(b)) for b in (pred_bboxes, gt_bboxes)), **context(loss))
         if len(gt_bboxes):
@@ -219,12 +213,6 @@ def context(loss: Loss) -> dict[str, Any]:
 def plug_detr(criterion: DETRLoss, selection: Selection, scope: Scope, weights: Optional[list[float]]) -> None:
     """Put the selected losses into a criterion, in place.
 
-    Args:
-        criterion: A criterion of RT-DETR.
-        selection: Selected losses.
-        scope: State of the run's losses.
-        weights: Weights of the classes, None for none.
-
     Raises:
         LossPlugError: If this release has another criterion.
     """
@@ -237,7 +225,8 @@ def plug_detr(criterion: DETRLoss, selection: Selection, scope: Scope, weights: 
         if is_hosts(criterion, "_get_loss_bbox"):
             terms.box, terms.same["loss"] = None, (hosts_box(criterion), selection.box)
         else:
-            terms.has_l1 = has_l1(criterion)
+            stock = stock_class(criterion)
+            terms.has_l1 = _computes_l1(stock, stock._get_loss_bbox)
             terms.box = selection.box.within(scope)
             terms.others = selection.box.within(Reader(scope.state, scope.name))
     if selection.chooses(selection.cls):
@@ -332,19 +321,13 @@ def is_hosts(criterion: DETRLoss, method: str) -> bool:
         inputs[0].requires_grad_()
         functions = getattr(type(criterion), method), getattr(stock_class(criterion), method)
         values = [sum(function(criterion, *inputs).values()) for function in functions]
-        ours, hosts = (torch.cat((v.reshape(1), *(g.flatten() for g in _grad(v, inputs[0])))) for v in values)
+        ours, hosts = (torch.cat((v.reshape(1), torch.autograd.grad(v, inputs[0])[0].flatten())) for v in values)
     return bool((ours - hosts).abs().max() <= TOLERANCE * hosts.abs().max())
-
-
-def has_l1(criterion: DETRLoss) -> bool:
-    """Return whether the box method of a criterion's host computes `l1_term`, a GIoU term, and nothing else."""
-    stock = stock_class(criterion)
-    return _computes_l1(stock, stock._get_loss_bbox)
 
 
 @functools.lru_cache(maxsize=8)
 def _computes_l1(stock: Any, method: Any) -> bool:
-    """Return what `has_l1` does for a class; `method`, its own or replaced, is part of the key."""
+    """Return whether the box method of a criterion computes `l1_term`, a GIoU term, and nothing else."""
     trial = stock(nc=2)
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
         pred, target = _box_inputs(torch.Generator().manual_seed(0))
@@ -352,12 +335,8 @@ def _computes_l1(stock: Any, method: Any) -> bool:
         if hosts.keys() != {"loss_bbox_x", "loss_giou_x"}:
             return False
         values = hosts["loss_bbox_x"], l1_term(pred, target, trial.loss_gain["bbox"])
-        (hosts_grad,), (our_grad,) = (_grad(value, pred) for value in values)
+        hosts_grad, our_grad = (torch.autograd.grad(value, pred)[0] for value in values)
     return torch.equal(*values) and torch.equal(hosts_grad, our_grad)
-
-
-def _grad(value: Tensor, leaf: Tensor) -> tuple[Tensor, ...]:
-    return torch.autograd.grad(value, [leaf])
 
 
 def _box_inputs(rng: torch.Generator) -> tuple[Any, ...]:

@@ -21,10 +21,6 @@ PROMPTED_STEMS = {"-world": "YOLO-World", "yoloe": "YOLOE"}
 """What Ultralytics looks for in a file name, and the family with text prompts that it takes the model for."""
 PROMPTED_TRAINERS = {"ultralytics.models.yolo.world": "YOLO-World", "ultralytics.models.yolo.yoloe": "YOLOE"}
 """Modules of the trainers of these families."""
-VISUAL = "YOLOEVPTrainer"
-"""The trainer of visual prompts."""
-PER_CLASS = ("cls_weights", "lossplug_report", "ignore", "annotated")
-"""Keys that tell classes apart."""
 
 
 def is_rtdetr(owner: type) -> bool:
@@ -63,25 +59,22 @@ def with_guessed_task(args: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**args, "task": DETR} if is_detect and is_named_rtdetr(args.get("model")) else args
 
 
-def prompted_by_name(model: Any) -> str:
-    """Return the family with text prompts that Ultralytics takes a file for by its name, empty for none."""
-    stem = Path(model).stem.lower() if isinstance(model, (str, Path)) else ""
-    return next((name for part, name in PROMPTED_STEMS.items() if part in stem), "")
-
-
 def guess_model(custom: dict[str, Any]) -> tuple[str, str]:
     """Return the task, and the family if it is one with text prompts, as far as arguments and file name tell."""
     from ultralytics.cfg import TASK2MODEL
 
-    custom = dict(with_guessed_task(custom))
-    model = custom.get("model")
-    stem = Path(model).stem.lower() if isinstance(model, (str, Path)) else ""
-    family = prompted_by_name(model)
+    args, model = with_guessed_task(custom), custom.get("model")
+    file = Path(model if isinstance(model, (str, Path)) else "")
+    stem = file.stem.lower()
     suffixes = {Path(name).stem.partition("-")[2]: task for task, name in TASK2MODEL.items()}
-    if isinstance(model, (str, Path)) and Path(model).suffix == ".pt" and Path(model).is_file():
+    if file.suffix == ".pt" and file.is_file():
         suffixes = {}  # the checkpoint knows its task, whatever its name
     guessed = next((task for suffix, task in suffixes.items() if suffix and stem.endswith(f"-{suffix}")), "detect")
-    return custom.get("task") or guessed, family
+    return args.get("task") or guessed, _family_of(stem)
+
+
+def _family_of(stem: str) -> str:
+    return next((name for part, name in PROMPTED_STEMS.items() if part in stem), "")
 
 
 def prompted_trainer(trainer: type) -> str:
@@ -91,16 +84,8 @@ def prompted_trainer(trainer: type) -> str:
 
 
 def refuse_per_class(args: Mapping[str, Any], family: str) -> None:
-    """Refuse keys that tell classes apart where channels are prompts.
-
-    Args:
-        args: Arguments of the run.
-        family: A family with text prompts, empty for another one.
-
-    Raises:
-        LossPlugError: If one of these keys is set.
-    """
-    for key in PER_CLASS:
+    """Raise an error for a key that tells classes apart in a family with text prompts, empty for another one."""
+    for key in ("cls_weights", "lossplug_report", "ignore", "annotated"):
         if family and args.get(key):
             raise LossPlugError(
                 f"{key}={args[key]} cannot be used with {family}: its channels are text prompts, which differ "
@@ -109,12 +94,8 @@ def refuse_per_class(args: Mapping[str, Any], family: str) -> None:
 
 
 def refuse_visual_prompts(trainer: type, given: Iterable[str]) -> None:
-    """Refuse our keys with visual prompts.
-
-    Raises:
-        LossPlugError: If a trainer is, or inherits, that of visual prompts.
-    """
-    if any(cls.__name__ == VISUAL for cls in trainer.__mro__):
+    """Raise an error for our keys if a trainer is, or inherits, that of visual prompts."""
+    if any(cls.__name__ == "YOLOEVPTrainer" for cls in trainer.__mro__):
         raise LossPlugError(
             f"{', '.join(sorted(given))} cannot be used with {trainer.__name__}: YOLOE trains the class term alone on "
             f"visual prompts, with a criterion of its own. Remove it."

@@ -60,7 +60,6 @@ def header(selection: Selection) -> str:
 
 
 def _import_of(spec: Spec) -> str:
-    """Return the line that registers a loss in another process."""
     function = spec.function
     module = function.__module__
     if module != "__main__" and importlib.util.find_spec(module):

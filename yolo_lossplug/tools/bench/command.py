@@ -133,7 +133,6 @@ def bench(args: Mapping[str, Any]) -> tuple[Path, EngineResults, Report]:
 
 
 def _measure(plan: BenchPlan, cases: Path) -> dict[str, str]:
-    """Measure each engine in a process of its own, and return those that failed, with the reasons."""
     works, failed = {name: [work for work in plan.works if is_fit(name, work)] for name in plan.engines}, {}
     try:
         with closing(progress(sum(map(_parts, works.values())), "bench")) as bar:

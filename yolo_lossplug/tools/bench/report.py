@@ -107,7 +107,6 @@ class EngineResults:
 
 
 def _timed(results: ByEngine, without: Collection[str] = ()) -> ByEngine:
-    """Return the results with times: those of engines that were identical to stock, but for some."""
     return {name: result for name, result in results.items() if "ratio" in result and name not in without}
 
 
@@ -203,13 +202,11 @@ def _sides(by_name: ByEngine) -> list[tuple[str, str, Mapping[str, Any]]]:
 
 
 def _rows(results: EngineResults, kind: str) -> list[list[str]]:
-    """Return a row of stock and one of each engine for every case of a kind."""
     cases = [(_case_name(work), by_name) for work, by_name in results.cases if work.kind == kind]
     return [[case, *_cells(*side)] for case, by_name in cases for side in _sides(by_name)]
 
 
 def _case_name(work: Work) -> str:
-    """Return a case in words: images and objects per image, after the model of a training step."""
     objects = "data" if work.data else "xView" if work.objects == XVIEW else f"{work.objects:g}"
     return f"{Path(work.model).stem} {work.batch} × {objects}" if work.kind == TRAIN else f"{work.batch} × {objects}"
 

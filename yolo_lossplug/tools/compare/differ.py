@@ -149,7 +149,6 @@ def _draw(files: Sequence[str], runs: Sequence[Mapping[str, Any]], names: Sequen
 
 
 def _show(axis: Any, picture: Any, found: Mapping[str, Any]) -> None:
-    """Show a picture as the network saw it, scaled and padded, with its boxes."""
     from matplotlib.patches import Rectangle
 
     (height, width), (x, y) = found["shape"], found["pad"]

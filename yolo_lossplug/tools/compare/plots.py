@@ -138,7 +138,6 @@ def paired_differences(runs: Mapping[str, Runs], first: str) -> dict[str, Runs]:
 
 
 def _less(run: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Return the differences of two runs, as far as the shorter one goes."""
     length = min(len(run), len(other))
     return run[:length] - other[:length]
 

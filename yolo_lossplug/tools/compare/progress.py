@@ -32,7 +32,6 @@ class Progress:
         return " · ".join([head, *self._value(job), *self._left()])
 
     def _value(self, job: Job) -> list[str]:
-        """Return the metric of a run, nothing if it has none."""
         result = job.read() if job.state == FINISHED else None
         if result is None:
             return []

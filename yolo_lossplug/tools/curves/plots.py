@@ -86,15 +86,12 @@ def draw_box_curves(chosen: Sequence[Arm], file: Path, sizes: Sequence[float] = 
 def draw_class_curves(chosen: Sequence[Arm], file: Path) -> Path:
     """Draw class losses and their derivatives by the logit, one column for each target, and return the file."""
     losses = {label: arm.selection.cls for label, arm in zip(labels(chosen, True), chosen)}
-    return _draw_blocks([([_class_column(target, losses) for target in TARGETS], "gradient by the logit")], file)
-
-
-def _class_column(target: float, losses: Mapping[str, Loss]) -> Column:
-    x = probabilities()
-    lines = {label: measure_class(loss, x, target) for label, loss in losses.items()}
-    return Column(
-        f"target {target:g}", "predicted probability", x, lines, torch.zeros_like(x, dtype=torch.bool), {}, is_cut=True
-    )
+    x, columns = probabilities(), []
+    kinks = torch.zeros_like(x, dtype=torch.bool)
+    for target in TARGETS:
+        lines = {label: measure_class(loss, x, target) for label, loss in losses.items()}
+        columns.append(Column(f"target {target:g}", "predicted probability", x, lines, kinks, {}, is_cut=True))
+    return _draw_blocks([(columns, "gradient by the logit")], file)
 
 
 def _movement_column(way: Movement, losses: Mapping[str, Loss]) -> Column:

@@ -79,7 +79,6 @@ def draw_pictures(found: Findings, directory: Path) -> list[Picture]:
 
 
 def _draw_sizes(found: Findings, file: Path) -> Path:
-    """Draw a histogram of the sides of objects at each imgsz, with the strides."""
     edges = 2.0 ** np.arange(0, 11.01, 0.25)
     figure, axes = charts.figure(len(found.views), 1, 7.5, 2.5)
     for panel, view in zip(axes[:, 0], found.views):

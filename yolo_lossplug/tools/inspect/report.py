@@ -133,7 +133,6 @@ def _crowding_tables(found: Findings) -> Iterator[Table]:
 
 
 def _faults(found: Findings) -> Iterator[Block]:
-    """Yield the faults of the labels, and examples of what the loader leaves out."""
     rows = [[count, kind] for kind, count in found.faults.items() if count]
     yield Table(("count", "fault of labels"), rows, columns=2) if rows else Text("Labels: no faults.", is_brief=True)
     first = [f"{Path(file).name} ({count} objects): {why}" for file, count, why in found.labels.ignored[:3]]

@@ -145,7 +145,6 @@ def object_rows(labels: Labels, views: Sequence[View], strides: Sequence[float])
 
 
 def _columns(branch: Optional[BranchAssignment], count: int) -> list[list[Any]]:
-    """Return positives, best IoU and score, empty where there is none."""
     if branch is None:
         return [[""] * count] * 3
     numbers = (np.round(values, 4).astype(object) for values in (branch.best_iou, branch.score))

@@ -104,14 +104,12 @@ class Collector:
 
 
 def _text(key: str, value: Optional[float]) -> str:
-    """Return a value as the table has it: counts are whole."""
     if value is None:
         return ""
     return f"{value:.0f}" if key.startswith("objects") or key == "conflicts" else f"{value:.6g}"
 
 
 def _read(file: Path, header: Sequence[str]) -> list[dict[str, str]]:
-    """Return the valid rows of a table."""
     with file.open(newline="", encoding="utf-8") as source:
         rows = [{key: row.get(key) or "" for key in header} for row in csv.DictReader(source)]
     return [row for row in rows if row["epoch"].isdigit()]

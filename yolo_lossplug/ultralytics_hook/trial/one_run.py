@@ -168,7 +168,6 @@ def history(folder: Path) -> list[dict[str, float]]:
 
 
 def _numbers_of(row: Mapping[str, Any]) -> dict[str, float]:
-    """Return a row of a table as numbers; an empty one where it is cut or damaged."""
     try:
         return {key.strip(): float(value) for key, value in row.items()}
     except (AttributeError, TypeError, ValueError):

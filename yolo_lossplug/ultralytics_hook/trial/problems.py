@@ -13,8 +13,6 @@ from torch import Tensor
 
 from yolo_lossplug.ultralytics_hook.host import moved
 
-MAX_PREDICTED = 1500
-"""Maximum number of objects of an image that predictions fit."""
 CHUNK = 256
 """Objects that are laid over the anchors at once."""
 XVIEW = -75357
@@ -94,11 +92,6 @@ class Problem(NamedTuple):
         return int(torch.bincount(self.batch["batch_idx"].long().cpu()).max()) if self.n_objects else 0
 
 
-def median_side(mean: float) -> float:
-    """Return the median side, in pixels of 640, that objects have where there are so many: 72 for 7, 13 for 1,000."""
-    return 72 * (7 / max(1.0, abs(mean))) ** 0.345
-
-
 def drawn_problem(
     objects: ObjectSpec,
     seed: int,
@@ -116,7 +109,12 @@ def object_counts(objects: ObjectSpec, rng: torch.Generator) -> Tensor:
     if mean == 0 or objects.is_exact:
         return torch.full((batch,), int(mean))
     if mean == XVIEW:
-        return _xview(batch, rng)
+        total = -XVIEW * batch // 128
+        n = (torch.rand(batch, generator=rng).pow(2.5) * 1900).long() + 1
+        n[0] = min(4967, total)
+        n[1:] = (n[1:] * ((total - n[0]) / n[1:].sum())).long()
+        n[-1] += total - n.sum()
+        return n
     geometric = torch.rand(batch, generator=rng).log() / math.log(1 - 1 / abs(max(mean, 7)))
     n = geometric.ceil().clamp(1, 1.3 * max(mean, 100)).long()
     if mean < 0:
@@ -126,21 +124,11 @@ def object_counts(objects: ObjectSpec, rng: torch.Generator) -> Tensor:
     return n
 
 
-def _xview(batch: int, rng: torch.Generator) -> Tensor:
-    """Return the numbers of a batch like that of xView, with as many images as there are."""
-    total = -XVIEW * batch // 128
-    n = (torch.rand(batch, generator=rng).pow(2.5) * 1900).long() + 1
-    n[0] = min(4967, total)
-    n[1:] = (n[1:] * ((total - n[0]) / n[1:].sum())).long()
-    n[-1] += total - n.sum()
-    return n
-
-
 def _drawn(objects: ObjectSpec, rng: torch.Generator, head: Head) -> dict[str, Any]:
-    """Return the labels of drawn objects."""
     n = object_counts(objects, rng)
     total, imgsz = int(n.sum()), head.imgsz
-    median = (objects.side or median_side(objects.mean)) * imgsz / 640
+    by_mean = 72 * (7 / max(1.0, abs(objects.mean))) ** 0.345  # 72 for 7 objects, 13 for 1,000
+    median = (objects.side or by_mean) * imgsz / 640
     side = torch.randn(total, 1, generator=rng).mul(0.5).exp() * abs(median)
     size = (side * torch.randn(total, 2, generator=rng).mul(0.25).exp()).clamp(max=0.95 * imgsz)
     if median >= imgsz:
@@ -185,7 +173,7 @@ def predicted(
     image = batch["batch_idx"].cpu()
     for i in range(n_images if kind == "trained" else 0):
         rows = (image == i).nonzero().squeeze(1)
-        rows = rows[torch.randperm(len(rows), generator=rng)[:MAX_PREDICTED]]
+        rows = rows[torch.randperm(len(rows), generator=rng)[:1500]]
         owner = owning_boxes(points.to(device), corners[rows].to(device)).cpu()
         index = ((owner >= 0) & (torch.rand(len(points), generator=rng) < 0.7)).nonzero().squeeze(1)
         mine = rows[owner[index]]
