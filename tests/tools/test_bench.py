@@ -16,7 +16,7 @@ from yolo_lossplug.tools.bench import child
 from yolo_lossplug.tools.bench import command as bench
 from yolo_lossplug.tools.bench.report import EngineResults, engines_report
 from yolo_lossplug.ultralytics_hook.engines import fast, record
-from yolo_lossplug.ultralytics_hook.trial import bench_cases, gauges, problems, timing
+from yolo_lossplug.ultralytics_hook.trial import bench_cases, gauges, problems, task_outputs, timing
 from yolo_lossplug.ultralytics_hook.trial.bench_cases import CLASS_KERNELS, STEP, TRAIN, Work
 
 TINY = {"imgsz": 64, "batch": 2, "device": "cpu"}
@@ -277,7 +277,11 @@ def test_tables_of_a_gpu():
         ({"limit": -1}, "limit=-1 must be a number, at least 1"),
         ({"device": "0,1"}, "names several: bench measures on one"),
         ({"device": "17"}, "device=17 is not available"),
-        ({"model": "yolov8n-seg.yaml"}, "is of task=segment: bench measures the steps of detect"),
+        ({"model": "yolov8n-cls.yaml"}, "is of task=classify; bench measures those of detect, segment, pose, obb"),
+        ({"model": "yolov8n-seg.yaml", "task": "obb"}, "is of task=segment, not of task=obb. Remove one"),
+        ({"task": "classify"}, "task=classify cannot be measured: bench takes detect, segment, pose, obb"),
+        ({"task": "obb", "engines": "triton"}, "engines=triton"),
+        ({"model": "yolo26n-pose.yaml"}, "has keypoint terms that read other outputs"),
         ({"model": "nowhere.yaml"}, "model=nowhere.yaml cannot be used: "),
         ({"data": "nowhere.yaml"}, "data=nowhere.yaml"),
     ],
@@ -287,6 +291,32 @@ def test_a_mistake_is_named_before_anything_is_measured(keys, message, tmp_path)
     with pytest.raises(LossPlugError, match=re.escape(message)):
         bench.bench({"device": "cpu", "project": str(tmp_path / "runs"), **keys})
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("task", ["segment", "pose", "obb"])
+def test_steps_of_other_tasks_are_proven_and_timed_without_a_record(task, in_process, tmp_path):
+    folder, results, report = bench.bench(
+        {**TINY, "task": task, "objects": 3, "project": str(tmp_path), "name": "made"}
+    )
+    assert in_process == [("fast", "2x3")] and not results.entries and not results.disqualified
+    made = read_case(folder)
+    assert made["task"] == task and made["ratio"][1] > 0 and "stays what it was" in report.markdown()
+
+
+def read_case(folder):
+    """Return the only result of a bench."""
+    (case,) = json.loads((folder / "results.json").read_text())["cases"]
+    return case["engines"]["fast"]
+
+
+@pytest.mark.parametrize("task", ["segment", "pose", "obb"])
+def test_a_step_of_another_task_that_is_off_is_found_out(task, monkeypatch):
+    model = bench_cases.model_of(bench_cases.TASK_MODELS[task])
+    one = task_outputs.drawn_task_problem(task, problems.ObjectSpec(2, 5), 0, head=bench_cases.head_of(model, 128))
+    stock, ours = (timing.engine_criterion(model, name) for name in ("reference", "fast"))
+    assert timing.engine_mismatches(stock, ours, one) == []
+    ours.hyp = type(ours.hyp)(**{**vars(ours.hyp), "box": 7.6})
+    assert "loss" in timing.engine_mismatches(stock, ours, one)[0]
 
 
 @pytest.mark.parametrize(("key", "remedy"), [("objekts", "Did you mean 'objects'?"), ("loss", "Remove it.")])

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Callable, TextIO
 
 from yolo_lossplug.files import read_json, write_json
-from yolo_lossplug.ultralytics_hook.trial import bench_cases
+from yolo_lossplug.ultralytics_hook.trial import bench_cases, gauges
 from yolo_lossplug.ultralytics_hook.trial.bench_cases import Reporter, Work
 
 OUT_OF_MEMORY = "out of memory"
@@ -111,7 +111,7 @@ def run_job(file: Path) -> int:
         return 130
     except BaseException as error:
         words = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        why = OUT_OF_MEMORY if bench_cases.is_out_of_memory(error) else words
+        why = OUT_OF_MEMORY if gauges.is_out_of_memory(error) else words
         why += _unfinished_case(file.parent, engine, works)
         file.with_suffix(ERROR).write_text(f"{why}\n\n{traceback.format_exc()}", encoding="utf-8")
         return 1

@@ -25,7 +25,7 @@ from yolo_lossplug.ultralytics_hook.console import new_folder, progress, say
 from yolo_lossplug.ultralytics_hook.engines import record
 from yolo_lossplug.ultralytics_hook.engines.choice import FAST, REFERENCE, TRITON
 from yolo_lossplug.ultralytics_hook.trial import bench_cases
-from yolo_lossplug.ultralytics_hook.trial.bench_cases import CLASS_KERNELS, PARTS, STEP, TRAIN, Work
+from yolo_lossplug.ultralytics_hook.trial.bench_cases import CLASS_KERNELS, PARTS, STEP, TASK_MODELS, TRAIN, Work
 from yolo_lossplug.ultralytics_hook.trial.problems import XVIEW
 
 HELP = """\
@@ -39,6 +39,8 @@ the size of a step. Each engine runs in a process of its own, so that one that
 crashes or hangs is disqualified and the others continue.
   model=yolov8n.yaml batch=16 imgsz=640 amp=True device=
                      as for `yolo train`; on a CPU there is no half precision
+  task=segment       masks as well; also pose, obb: their batches are drawn, and
+                     the record, which is of detect, stays what it is
   objects=7,30,300   objects per image of synthetic batches; predictions are
                      drawn around them. Kernels in Triton's interpreter
                      (TRITON_INTERPRET=1) take minutes for many: default 7 there
@@ -60,7 +62,7 @@ Example: lossplug bench batch=16 objects=7,300\
 KNOWN_ENGINES = (REFERENCE, FAST, TRITON)
 OBJECTS, ALL_OBJECTS, TRAIN_OBJECTS = (7, 30, 300), (7, 30, 100, 300, 1000), (7, 300)
 ALL_MODELS = ("yolov8n.yaml", "yolov8s.yaml")
-TRAINING_DEFAULTS = {"model": None, "batch": 16, "imgsz": 640, "amp": True, "device": None, "data": None}
+TRAINING_DEFAULTS = {"model": None, "task": None, "batch": 16, "imgsz": 640, "amp": True, "device": None, "data": None}
 OWN_DEFAULTS = {"objects": None, "engines": None, "train_step": False, "all": False, "limit": 240}
 DEFAULTS = {**TRAINING_DEFAULTS, **OWN_DEFAULTS, "name": None, "project": None}
 """Keys with their defaults; those of None are derived, or Ultralytics'."""
@@ -117,8 +119,9 @@ def bench(args: Mapping[str, Any]) -> tuple[Path, EngineResults, Report]:
         KeyboardInterrupt: After Ctrl-C; cases that are finished stay.
     """
     plan, today = _plan(args), datetime.date.today().isoformat()
-    for model in dict.fromkeys(work.model for work in plan.works):
-        bench_cases.model_of(model, plan.works[0].data)  # raises an error if its steps cannot be measured
+    for name in dict.fromkeys(work.model for work in plan.works):
+        model = bench_cases.model_of(name, plan.works[0].data)  # raises an error if its steps cannot be measured
+        _refuse_other_task(name, model.task, args.get("task"), plan.engines)
     record.add((), plan.key, {}, today)  # a record that cannot be written is said now, not after minutes
     cases = plan.folder / "cases"
     cases.mkdir(parents=True, exist_ok=True)
@@ -147,6 +150,14 @@ def _measure(plan: BenchPlan, cases: Path) -> dict[str, str]:
     return {name: why for name, why in failed.items() if why}
 
 
+def _refuse_other_task(name: str, task: str, asked: Any, engines: Sequence[str]) -> None:
+    """Raise an error if a model is not of the task that is asked for, or if its task has no kernels."""
+    if asked is not None and asked != task:
+        raise LossPlugError(f"model={name} is of task={task}, not of task={asked}. Remove one of the two.")
+    if TRITON in engines and task != "detect":
+        raise LossPlugError(f"engines={TRITON} takes the steps of detect, not those of task={task}. Give engines=fast.")
+
+
 def _parts(works: Sequence[Work]) -> int:
     return sum(PARTS[work.kind] for work in works)
 
@@ -160,7 +171,8 @@ def _plan(args: Mapping[str, Any]) -> BenchPlan:
     values = _values(args)
     device = bench_cases.bench_device(values["device"])
     key, why = record.record_key(device), kernels.missing(device)
-    asked = _engines(values["engines"] or ([FAST] if why or kernels.is_interpreted() else [FAST, TRITON]))
+    has_kernels = not why and not kernels.is_interpreted() and (values["task"] or "detect") == "detect"
+    asked = _engines(values["engines"] or ([FAST, TRITON] if has_kernels else [FAST]))
     works = _works(values, device.type, asked)
     described = {"works": [work._asdict() for work in works], "engines": asked, "here": key._asdict()}
     folder = _folder(values["name"], values["project"], described)
@@ -197,7 +209,7 @@ def _works(values: Mapping[str, Any], device_type: str, engines: Sequence[str]) 
     base = _base(values, values["amp"] and has_gpu)
     means = [0] if base.data else _means(values, engines)
     if values["all"]:
-        return _all_works(base, means, [base.model] if values["model"] else ALL_MODELS, has_gpu)
+        return _all_works(base, means, [base.model] if values["model"] or values["task"] else ALL_MODELS, has_gpu)
     return [_case(base, mean, kind=kind) for kind in (STEP, TRAIN)[: 1 + values["train_step"]] for mean in means]
 
 
@@ -211,7 +223,10 @@ def _base(values: Mapping[str, Any], amp: bool) -> Work:
         raise LossPlugError(
             f"objects={_typed(values['objects'])} has no effect with data=, which has its own. Remove one."
         )
-    return Work("", STEP, str(model or ALL_MODELS[0]), batch, imgsz, 0, data, amp)
+    task = values["task"] or "detect"
+    if task not in TASK_MODELS:
+        raise LossPlugError(f"task={task} cannot be measured: bench takes {', '.join(TASK_MODELS)}.")
+    return Work("", STEP, str(model or TASK_MODELS[task]), batch, imgsz, 0, data, amp)
 
 
 def _means(values: Mapping[str, Any], engines: Sequence[str]) -> list[int]:

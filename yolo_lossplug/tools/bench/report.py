@@ -103,7 +103,14 @@ class EngineResults:
             }
             for work, proven in steps
             for result in [*proven.values()][:1]
+            if result.get("task", "detect") == "detect"
         ]
+
+    @property
+    def has_other_task(self) -> bool:
+        """Whether steps are not those of detect, of which the record is."""
+        found = (result.get("task", "detect") for _, results in self.cases for result in results.values())
+        return any(task != "detect" for task in found)
 
 
 def _timed(results: ByEngine, without: Collection[str] = ()) -> ByEngine:
@@ -164,6 +171,8 @@ def engines_report(
 def _verdict(results: EngineResults, measured: Optional[Measured]) -> str:
     if FAST in results.refused:
         return "`loss_engine=auto` takes Ultralytics' own step here, until a bench proves the fast engine."
+    if results.has_other_task:
+        return "`loss_engine=auto` stays what it was: fast on a CPU; on a GPU the record, which is of detect, decides."
     if not results.entries:
         return "No engine is proven on this machine: `loss_engine=auto` stays what it was."
     if not measured:

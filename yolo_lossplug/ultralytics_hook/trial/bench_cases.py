@@ -16,11 +16,13 @@ from yolo_lossplug.selection.keys import keys
 from yolo_lossplug.selection.loss import create_class_loss
 from yolo_lossplug.ultralytics_hook import host
 from yolo_lossplug.ultralytics_hook.engines.choice import REFERENCE, TRITON
+from yolo_lossplug.ultralytics_hook.engines.keypoints import can_have_keypoints
 from yolo_lossplug.ultralytics_hook.engines.parity import METHOD
 from yolo_lossplug.ultralytics_hook.family import refuse_rtdetr
 from yolo_lossplug.ultralytics_hook.running import branches
 from yolo_lossplug.ultralytics_hook.trial import gauges, timing
-from yolo_lossplug.ultralytics_hook.trial.problems import Head, ObjectSpec, Problem, drawn_problem, predicted
+from yolo_lossplug.ultralytics_hook.trial.problems import Head, ObjectSpec, Problem, predicted
+from yolo_lossplug.ultralytics_hook.trial.task_outputs import drawn_task_problem
 
 STEP, TRAIN, CLASS_KERNELS = "step", "train", "class-kernels"
 N_BATCHES = 3
@@ -28,6 +30,9 @@ N_BATCHES = 3
 MIN_PAIRS, MIN_TRAIN_PAIRS = 5, 3
 SECONDS = {"cpu": 10.0, "cuda": 3.0}
 """Least time for the pairs of a case, by type of device."""
+TASK_SUFFIXES = {"detect": "", "segment": "-seg", "pose": "-pose", "obb": "-obb"}
+TASK_MODELS = {task: f"yolov8n{suffix}.yaml" for task, suffix in TASK_SUFFIXES.items()}
+"""Tasks that are measured, each with the model that is taken unless another is named."""
 CLASS_LOSSES = ("bce", "focal", "qfl", "varifocal")
 PARTS = {STEP: 4, TRAIN: 2, CLASS_KERNELS: 1}
 """Parts of a case that are reported when they are done."""
@@ -76,25 +81,27 @@ class Reporter(NamedTuple):
 
 
 def model_of(name: str, data: Optional[str] = None) -> Any:
-    """Return a model of the detect task with the classes of a dataset, ready to make the host's criterion.
+    """Return a model with the classes of a dataset, ready to make the host's criterion.
 
     Raises:
-        LossPlugError: If it cannot be loaded, or is none of that task.
+        LossPlugError: If it cannot be loaded, or no engine takes its steps.
     """
     refuse_rtdetr(name, None, OTHER_MODEL)
     made = host.load_model(name)
     refuse_rtdetr(name, made.model, OTHER_MODEL)
-    if made.task != "detect":
-        raise LossPlugError(
-            f"model={name} is of task={made.task}: bench measures the steps of detect, which are parts of others."
-        )
-    cfg = get_cfg(overrides={"mode": "train", "task": "detect", "data": data})
+    if made.task not in TASK_MODELS:
+        raise LossPlugError(f"model={name} is of task={made.task}; bench measures those of {', '.join(TASK_MODELS)}.")
+    if made.task != "detect" and data:
+        raise LossPlugError(f"data={data} has no effect with task={made.task}, whose batches are drawn; remove it.")
+    cfg = get_cfg(overrides={"mode": "train", "task": made.task, "data": data})
     model = host.network_of(made, cfg, host.dataset_of({"data": data}) if data else None)
     for key in keys():
         vars(model.args).pop(key, None)
     leaves = [leaf for _, leaf in branches(model.init_criterion())]
     if not leaves or not hasattr(v8DetectionLoss, METHOD):
         raise LossPlugError(f"model={name}: this release of Ultralytics has no step of it that an engine replaces.")
+    if made.task == "pose" and not all(map(can_have_keypoints, leaves)):
+        raise LossPlugError(f"model={name} has keypoint terms that read other outputs than bench draws; take another.")
     return model.train()
 
 
@@ -140,21 +147,15 @@ def _result(engine: str, work: Work, device: torch.device, reporter: Reporter) -
     try:
         return take(engine, work, device, reporter)
     except Exception as error:
-        if not is_out_of_memory(error) or engine == REFERENCE or work.kind == CLASS_KERNELS:
+        if not gauges.is_out_of_memory(error) or engine == REFERENCE or work.kind == CLASS_KERNELS:
             raise
         error.__traceback__ = None  # it holds tensors
         try:
             take(REFERENCE, work, device, reporter)
         except Exception as other:
-            if is_out_of_memory(other):
+            if gauges.is_out_of_memory(other):
                 return {"skipped": "the host's own step is out of memory"}
         raise
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that memory is used up."""
-    text = str(error).lower()
-    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
 
 
 def _step_result(engine: str, work: Work, device: torch.device, reporter: Reporter) -> dict[str, Any]:
@@ -164,7 +165,7 @@ def _step_result(engine: str, work: Work, device: torch.device, reporter: Report
     reporter.part()
     stock, ours = (timing.engine_criterion(model, name) for name in (REFERENCE, engine))
     is_spared = gauges.spare_memory(stock, max(problems, key=lambda problem: problem.most_objects))
-    about = {**_about(problems, work.amp), "baseline": "one image at a time" if is_spared else ""}
+    about = {**_about(problems, work.amp), "task": model.task, "baseline": "one image at a time" if is_spared else ""}
     differs = _first_mismatches(stock, engine, model, problems[:1] if is_spared else problems, work.amp, reporter)
     reporter.part()
     if differs:
@@ -229,7 +230,7 @@ def _on_gpu(sides: tuple[Any, Any], problem: Problem, amp: bool) -> dict[str, An
 def _memory(engine: str, work: Work, device: torch.device) -> dict[str, Any]:
     model = model_of(work.model, work.data).to(device)
     problem = problems_of(work, model, device, n=1)[0]
-    small = drawn_problem(ObjectSpec(1), 0, device, head_of(model, work.imgsz))
+    small = drawn_task_problem(model.task, ObjectSpec(1), 0, device, head_of(model, work.imgsz))
     sides = [timing.engine_criterion(model, name) for name in (REFERENCE, engine)]
     gauges.spare_memory(sides[0], problem)
     for side in sides:  # what is made once and kept is no part of a step
@@ -275,7 +276,8 @@ def problems_of(work: Work, model: Any, device: torch.device, n: int = N_BATCHES
     """Return the batches of a case."""
     head = head_of(model, work.imgsz)
     if work.data is None:
-        return [drawn_problem(ObjectSpec(work.batch, work.objects), seed, device, head) for seed in range(n)]
+        spec = ObjectSpec(work.batch, work.objects)
+        return [drawn_task_problem(model.task, spec, seed, device, head) for seed in range(n)]
     rng = torch.Generator().manual_seed(0)
     return [predicted(batch, len(batch["img"]), rng, device, head) for batch in real_batches(work, n)]
 

@@ -55,6 +55,12 @@ def available_memory() -> float:
         return math.inf
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory is used up."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
+
+
 def return_freed_blocks() -> None:
     """Return freed blocks to the system, now and as soon as others are freed, which makes this process slower.
 
