@@ -204,8 +204,8 @@ def _earlier_args(directory: Path) -> Optional[dict[str, Any]]:
     plan = jobs.read_mapping(directory / PLAN).get("args")
     if isinstance(plan, dict):
         return jobs.comparable(plan)
-    files = [file for file in (directory / "runs").glob("*.json") if not file.name.endswith(".result.json")]
-    runs = [args for file in files if isinstance(args := jobs.read_mapping(file).get("args"), dict)]
+    files = (directory / "runs").glob("*.json")
+    runs = [args for args in (jobs.read_mapping(file).get("args") for file in files) if isinstance(args, dict)]
     if not runs:
         return None
     ours = {*keys(), "seed"}

@@ -11,7 +11,7 @@ from typing import Any, Optional
 
 from yolo_lossplug.terminal import printable
 from yolo_lossplug.tools.compare import measures, significance
-from yolo_lossplug.tools.compare.effects import Effect, Spread, effect_of
+from yolo_lossplug.tools.compare.effects import Effect, Spread, effect_of, ranked_effects
 from yolo_lossplug.tools.compare.jobs import FAILED, FINISHED, Job
 from yolo_lossplug.tools.compare.measures import Results, label
 from yolo_lossplug.tools.compare.significance import BETTER, MIN_SEEDS, NO_VERDICT, NOISE, WORSE
@@ -175,12 +175,12 @@ class Comparison:
     @cached_property
     def verdicts(self) -> list[str]:
         """The conclusion, a sentence for each verdict, the decided ones first and the best of them first of all."""
-        shown_effects = sorted((e for e in self.effects if e.mean is not None), key=lambda effect: -(effect.mean or 0))
-        if self.nothing or not shown_effects:
+        ranked = ranked_effects(self.effects)
+        if self.nothing or not ranked:
             return [self.nothing or "Only one loss has run, and there is nothing to compare it with."]
-        sentences = [self._decided(effect) for effect in shown_effects if effect.verdict in (BETTER, WORSE)]
+        sentences = [self._decided(effect) for effect in ranked if effect.verdict in (BETTER, WORSE)]
         for verdict, words in UNDECIDED.items():
-            names = [self._named(effect) for effect in shown_effects if effect.verdict == verdict]
+            names = [self._named(effect) for effect in ranked if effect.verdict == verdict]
             sentences += [f"{words}: {', '.join(names)}."] if names else []
         return sentences
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Optional
 
@@ -77,6 +77,11 @@ class Effect:
         if self.smallest is None:
             return None
         return f"more than {significance.MAX_SEEDS}" if self.needed is None else str(self.needed)
+
+
+def ranked_effects(effects: Iterable[Effect]) -> list[Effect]:
+    """Return the effects that have a difference, the best first."""
+    return sorted((effect for effect in effects if effect.mean is not None), key=lambda effect: -(effect.mean or 0.0))
 
 
 def effect_of(arm: str, metric: str, pairs: Sequence[float], difference: Optional[Difference]) -> Effect:

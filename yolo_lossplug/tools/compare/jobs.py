@@ -125,6 +125,14 @@ class Job:
         self.state = RUNNING
         return [sys.executable, "-m", "yolo_lossplug.tools.compare.train_one", str(self.file)]
 
+    def begin(self, device: Any) -> Optional[list[str]]:
+        """Return the command that runs it, as `prepare`; None where it fails before it runs."""
+        try:
+            return self.prepare(device)
+        except LossPlugError as error:
+            self.fail(error)
+            return None
+
     def finish(self, status: Optional[int] = None) -> None:
         """Set the state after the run has ended with an exit status, None for one that was interrupted."""
         self.state = FINISHED if self.read() else WAITING if status is None else FAILED
@@ -167,11 +175,7 @@ def run_local(jobs: Sequence[Job], devices: Sequence[Any], report: Callable[[Job
         while waiting or running:
             while waiting and free:
                 job = waiting.pop(0)
-                try:
-                    command = job.prepare(free[0])
-                except LossPlugError as error:
-                    job.fail(error)
-                else:
+                if command := job.begin(free[0]):
                     running.append((job, free.pop(0), start_process(command, job.log)))
                 report(job)
             time.sleep(POLL)
@@ -226,11 +230,7 @@ def _run_tasks(ray: Any, jobs: Sequence[Job], on_cpu: bool, report: Callable[[Jo
         while waiting or pending:
             while waiting and len(pending) < slots:
                 job = waiting.pop(0)
-                try:
-                    command = job.prepare("cpu" if on_cpu else 0)  # Ray shows a task one GPU, which is its first
-                except LossPlugError as error:
-                    job.fail(error)
-                else:
+                if command := job.begin("cpu" if on_cpu else 0):  # Ray shows a task one GPU, which is its first
                     pending[task.remote(command, str(job.log), str(Path.cwd()))] = job
                 report(job)
             if not pending:

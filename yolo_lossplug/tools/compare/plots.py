@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from yolo_lossplug import charts
-from yolo_lossplug.tools.compare.effects import Effect
+from yolo_lossplug.tools.compare.effects import Effect, ranked_effects
 from yolo_lossplug.tools.compare.measures import label
 from yolo_lossplug.tools.compare.significance import BETTER, WORSE
 
@@ -40,7 +40,7 @@ def draw_forest(effects: Sequence[Effect], baseline: str, noise: Optional[float]
     Returns:
         The figure; None if there is nothing to draw.
     """
-    ranked = sorted((effect for effect in effects if effect.mean is not None), key=lambda effect: -(effect.mean or 0))
+    ranked = ranked_effects(effects)
     if not ranked:
         return None
     lines = [fill(effect.arm, NAME_WIDTH) for effect in ranked]
