@@ -87,18 +87,12 @@ def test_verify_prints_what_the_page_shows():
     assert re.sub(r"\S*\d\S*", "#", printed).split() == re.sub(r"\S*\d\S*", "#", shown).split()
 
 
-def test_tables_hold_every_key():
+def test_tables_hold_every_key_and_defaults_are_what_a_run_takes():
     assert {row[0] for row in cells(keys_markdown()) + cells(options_markdown())} == set(keys())
-
-
-def test_defaults_are_what_a_run_takes():
     for key, default, *_ in cells(keys_markdown()):
         value = None if default == "none" else yaml.safe_load(default)
         other = {"cls_loss": "qfl"} if key == "loss" else {"loss": "iou"}  # a run without any key is a stock run
         assert select({**other, key: value}) == select(other), key
-
-
-def test_the_table_of_candidates_is_that_of_the_function():
     page = (ROOT / "docs" / "keys.md").read_text(encoding="utf-8")
     assert "\n".join(f"| {' | '.join(row)} |" for row in candidates.candidate_rows()) in page
 
@@ -177,9 +171,6 @@ def test_formulas_become_maths(made):
         assert re.findall(r"```math\n(.*)\n```", maths(spec)) == list(spec.latex)
         shown = [formula(line) for line in spec.latex]
         assert all(markup.count("<math") == 1 and "\\" not in markup for markup in shown), spec.name
-
-
-def test_a_loss_without_latex_shows_its_formula(made):
     spec = spec_of(BOX, "plain", lambda pred, target: (pred - target).abs().mean(-1), formula="mean |p − t| < ∞")
     assert made("families").maths(spec) == "```text\nmean |p − t| < ∞\n```"
 
@@ -196,17 +187,13 @@ def test_commands_of_pages_of_losses_are_accepted(made):
             assert select({**keys_, "task": task}).given == set(keys_), spec.name
 
 
-def test_names_are_sorted_and_every_loss_is_on_one_page(made):
+def test_names_are_sorted_and_every_loss_is_on_one_page_with_advice(made):
     families = made("families")
     shown = [spec for specs in families.families().values() for spec in specs]
     assert len(shown) == len(set(map(id, shown))) == sum(not spec.is_user_defined for spec in REGISTRY)
     for title in families.GROUPS:
         first = [families.names(s) for s in families.families().values() if families.group(s[0]) == title]
         assert first == sorted(first), title
-
-
-def test_advice_is_about_losses(made):
-    families = made("families")
     advice = families.advice()
     known = {(families.group(spec), families.shown(spec)) for spec in REGISTRY}
     assert len(advice) > 40 and set(advice) <= known

@@ -144,14 +144,11 @@ assert not failures, failures
     assert "LOADED ONCE" in imported(host, tmp_path, arrange, code)
 
 
-def test_a_hook_behind_all_others(host, tmp_path):
+def test_a_hook_behind_all_others_or_one_that_wraps_ours(host, tmp_path):
     """It is not asked for what others find, and is no hindrance."""
     arrange = "sys.meta_path[:] = [own, *stock, finders.pop('asking')]"
     assert "LOADED ONCE" in imported(host, tmp_path, arrange)
-
-
-def test_a_hook_that_wraps_ours(host, tmp_path):
-    """Something that stands in our place and hands on what it is asked."""
+    # Something that stands in our place and hands on what it is asked.
     arrange = """
 class Wrapper:
     def find_spec(self, *args):

@@ -63,7 +63,7 @@ def test_figures_of_speed_are_those_measured(file, least):
     assert all(row in results for row in rows)
 
 
-def test_links_lead_somewhere():
+def test_links_and_commands_lead_somewhere():
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
         for target in re.findall(r"\]\(([^)]+)\)", re.sub(r"```.*?```", "", text, flags=re.DOTALL)):
@@ -73,9 +73,6 @@ def test_links_lead_somewhere():
             assert (page.parent / file).exists(), f"{page.name}: {target}"
             there = (page.parent / file).read_text(encoding="utf-8") if anchor and file else text
             assert not anchor or anchor in map(heading, there.splitlines()), f"{page.name}: {target}"
-
-
-def test_files_that_commands_name_are_there():
     for page in PAGES:
         for file in re.findall(r"\b(?:configs|examples)/[\w./-]+\.(?:yaml|py)", page.read_text(encoding="utf-8")):
             assert (ROOT / file).is_file(), f"{page.name}: {file}"

@@ -24,36 +24,26 @@ def test_lines_fit_and_words_stay(columns):
 
 
 def test_lines_go_on_below_their_column():
+    """And an interval is not broken."""
     first, second, *_ = terminal.fit("  key=1   a word and another one", 20).splitlines()
     assert first == "  key=1   a word and" and second == "          another"
-
-
-def test_indented_lines_are_told_apart_where_they_go_on():
     lines = terminal.fit("  one line that is long\n  and another of them", 16).splitlines()
     assert lines == ["  one line that", "      is long", "  and another of", "      them"]
-
-
-def test_an_entry_too_wide_for_two_columns_goes_on_below_its_indent():
     first, second = terminal.fit("  a-very-long-entry-that-leaves-no-room   explained", 44).splitlines()
     assert first.startswith("  a-very") and second == "      explained"
+    lines = terminal.fit("  [0, 1)   an interval is not broken, that of an exponent in [0, ∞)", 65).splitlines()
+    assert len(lines) == 2 and lines[1].strip() == "[0, ∞)"
 
 
-@pytest.mark.parametrize(("value", "columns"), [("100", 100), ("12", terminal.MIN_WIDTH), (None, 80)])
-def test_the_width_is_that_of_the_terminal(monkeypatch, value, columns):
-    monkeypatch.delenv("COLUMNS", raising=False)
-    if value:
-        monkeypatch.setenv("COLUMNS", value)
-    assert terminal.width() == columns
+def test_the_width_is_that_of_the_terminal(monkeypatch):
+    for value, columns in (("100", 100), ("12", terminal.MIN_WIDTH), (None, 80)):
+        monkeypatch.setenv("COLUMNS", value) if value else monkeypatch.delenv("COLUMNS")
+        assert terminal.width() == columns
 
 
 def test_wide_characters_count_twice():
     assert terminal.cells("损失") == 4 and terminal.cells("a\u0301") == 1
     assert len(terminal.table([["a", "b"], ["损失", "1"]])[0]) == 7
-
-
-def test_an_interval_is_not_broken():
-    lines = terminal.fit("  [0, 1)   an interval is not broken, that of an exponent in [0, ∞)", 65).splitlines()
-    assert len(lines) == 2 and lines[1].strip() == "[0, ∞)"
 
 
 def test_lines_behind_a_pipe_are_measured_in_bytes(monkeypatch):

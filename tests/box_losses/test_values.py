@@ -158,7 +158,7 @@ def test_neutral_options_change_nothing():
         torch.testing.assert_close(create_box_loss(f"focal-{name}", focal_gamma=0.0)(pred, target), base)
 
 
-def test_the_trade_off_of_ciou_is_detached():
+def test_the_trade_off_of_ciou_and_the_weight_of_focal_are_detached():
     pred, target = random_pairs()
     v = 4 / math.pi**2 * (aspect(target) - aspect(pred.requires_grad_())).square()
     (slope,) = torch.autograd.grad(v.sum(), pred)
@@ -166,19 +166,16 @@ def test_the_trade_off_of_ciou_is_detached():
     _, found = value_and_gradient("ciou", {}, pred.detach(), target)
     alpha = v / (create_box_loss("iou")(pred, target) + v)
     torch.testing.assert_close(found, distance + alpha.detach().unsqueeze(-1) * slope)
-
-
-def aspect(boxes):
-    return torch.atan((boxes[:, 2] - boxes[:, 0]) / (boxes[:, 3] - boxes[:, 1]))
-
-
-def test_the_weight_of_focal_is_detached():
     pred, target = random_pairs()
     plain, gradient = value_and_gradient("eiou", {}, pred, target)
     _, weighted = value_and_gradient("focal-eiou", {}, pred, target)
     iou = 1 - create_box_loss("iou")(pred, target)
     torch.testing.assert_close(weighted, gradient * iou.sqrt().unsqueeze(-1))
     assert plain.min() >= 0
+
+
+def aspect(boxes):
+    return torch.atan((boxes[:, 2] - boxes[:, 0]) / (boxes[:, 3] - boxes[:, 1]))
 
 
 def test_every_loss_has_an_oracle():

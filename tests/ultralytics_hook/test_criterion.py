@@ -174,9 +174,6 @@ def test_smoothing_moves_the_targets_of_assigned_anchors_only(v8):
     assigned = foreground & (scores.amax(-1) > 0)
     torch.testing.assert_close(seen[0][assigned], scores[assigned] * 0.8 + 0.1)
     assert torch.equal(seen[0][~assigned], scores[~assigned])
-
-
-def test_smoothing_equals_the_numbers_of_others():
     golden = json.loads((ROOT / "tests" / "golden" / "cls_losses.json").read_text(encoding="utf-8"))
     entry = next(entry for entry in golden["losses"] if entry["name"] == "bce_label_smoothing_0.1")
     logits = torch.tensor(golden["logit"], dtype=torch.float64).view(1, -1, 1).expand(-1, -1, 2)
@@ -411,7 +408,7 @@ def test_huge_boxes_in_half_precision(v8):
     assert pred.grad.isfinite().all() and math.isfinite(box.item())
 
 
-def test_a_criterion_can_be_copied_and_plugged_again(v8):
+def test_a_criterion_can_be_copied_and_plugged_again_and_is_looked_into(v8):
     made, preds, given = v8
     criterion = with_keys(made, loss="eiou", cls_loss="qfl", tal_iou="giou", tal_topk=5)
     expected = losses(criterion, preds, given)
@@ -420,9 +417,6 @@ def test_a_criterion_can_be_copied_and_plugged_again(v8):
     assert criterion.assigner.topk == 8
     assert type(criterion.bbox_loss.stock) is BboxLoss
     assert is_plugged(criterion, select({"loss": "siou", "tal_topk": 8})) is False, "cls_loss and tal_iou are still set"
-
-
-def test_is_plugged_looks_at_what_runs(v8):
     chosen = {"loss": "eiou", "cls_loss": "qfl", "tal_topk": 5, "tal_iou": "giou", "cls_smoothing": 0.1}
     selection = select(chosen)
     for damage in (

@@ -329,9 +329,16 @@ def test_what_is_refused_before_data_and_model(keys, message, tmp_path):
     assert not list(tmp_path.iterdir()), "a run was begun"
 
 
-def test_class_weights_are_counted():
+def test_class_weights_and_another_host_are_refused(monkeypatch):
     with pytest.raises(LossPlugError, match="has 2 values for 3 classes"):
         criterion(cls_loss="bce", cls_weights=[1, 2])
+
+    def moved(self, boxes):
+        return {}
+
+    monkeypatch.setattr("ultralytics.models.utils.loss.DETRLoss._get_loss_bbox", moved)
+    with pytest.raises(LossPlugError, match="RT-DETR cannot be trained with another loss: this release"):
+        criterion(loss="eiou")
 
 
 HOSTS = f"VarifocalLoss(alpha={ALPHA:g}, gamma={GAMMA:g})"
@@ -382,15 +389,6 @@ def test_a_criterion_with_losses_can_be_copied_and_pickled():
     for other in (copy.deepcopy(made), pickle.loads(pickle.dumps(made))):
         found, _ = evaluate(other)
         assert all(torch.equal(found[key], expected[key]) for key in expected)
-
-
-def test_another_host_is_refused(monkeypatch):
-    def moved(self, boxes):
-        return {}
-
-    monkeypatch.setattr("ultralytics.models.utils.loss.DETRLoss._get_loss_bbox", moved)
-    with pytest.raises(LossPlugError, match="RT-DETR cannot be trained with another loss: this release"):
-        criterion(loss="eiou")
 
 
 @pytest.mark.parametrize(

@@ -200,6 +200,10 @@ def test_engines_by_name(step_inputs):
     assert type(with_keys(made, loss="ciou", tal_topk=10)) is v8DetectionLoss
     assert isinstance(with_keys(made, loss="ciou", loss_engine="auto"), FastMixin)
     assert isinstance(with_keys(made, tal_topk=9), FastMixin)
+    criterion, selection = with_keys(step_inputs[0], loss="eiou"), select({"loss": "eiou"})
+    assert is_plugged(criterion, selection)
+    remove_fast_step(criterion)
+    assert not is_plugged(criterion, selection)
 
 
 def test_the_trial_of_keypoints_sees_a_host_that_has_changed(monkeypatch):
@@ -331,13 +335,6 @@ def test_a_release_without_the_step(monkeypatch, step_inputs):
     assert described("auto", head, "cpu") == ("reference (this release of Ultralytics has no step to replace)")
     assert described("auto", head, "mps") == "reference (it is not tested on mps)"
     assert described("reference", head, "cpu") == "reference"
-
-
-def test_a_step_that_was_taken_away_stops_the_run(step_inputs):
-    criterion, selection = with_keys(step_inputs[0], loss="eiou"), select({"loss": "eiou"})
-    assert is_plugged(criterion, selection)
-    remove_fast_step(criterion)
-    assert not is_plugged(criterion, selection)
 
 
 def test_a_gpu_takes_the_dense_form_where_it_is_small(step_inputs, monkeypatch):

@@ -80,10 +80,14 @@ def test_a_resumed_run_remembers_number_for_number(data, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_nothing_is_written_for_losses_that_remember_nothing(data, tmp_path):
+def test_nothing_is_written_for_losses_that_remember_nothing_and_the_epoch_is_handed_on(data, tmp_path):
     trainer = train(data=data, project=str(tmp_path), loss="eiou")
     assert not (trainer.wdir / "lossplug.pt").exists()
     assert runs.find(vars(trainer.args)) is None, "the run is over, and its state is still held"
+    seen = []
+    callbacks = [("on_train_batch_end", lambda t: seen.append(t.model.criterion.bbox_loss.loss.state.progress))]
+    train(data=data, project=str(tmp_path), loss="uiou", epochs=4, callbacks=callbacks, val=False)
+    assert sorted(set(seen)) == [0.0, 0.25, 0.5, 0.75]
 
 
 @pytest.mark.slow
@@ -159,6 +163,8 @@ def test_a_file_is_complete_or_not_there(tmp_path, monkeypatch):
     again = State()
     again.load(tmp_path / "lossplug.pt")
     assert again.tensors == {"main.x.mean": torch.tensor(0.25)} and again.epoch == 4
+    assert State().progress == 0.0
+    assert types.SimpleNamespace(**vars(State())).epochs == 0
 
 
 RANKS = """
@@ -197,16 +203,3 @@ def test_ranks_agree(tmp_path):
     done = python(code, "--nproc_per_node=2", "--master_port=29611", script, cwd=tmp_path)
     assert "SAME True" in done.stdout
     assert "own.iou_loss.mean" in done.stdout and "own.shares" in done.stdout and "own.target" in done.stdout
-
-
-@pytest.mark.slow
-def test_the_epoch_reaches_the_loss_that_wants_it(data, tmp_path):
-    seen = []
-    callbacks = [("on_train_batch_end", lambda t: seen.append(t.model.criterion.bbox_loss.loss.state.progress))]
-    train(data=data, project=str(tmp_path), loss="uiou", epochs=4, callbacks=callbacks, val=False)
-    assert sorted(set(seen)) == [0.0, 0.25, 0.5, 0.75]
-
-
-def test_progress_without_a_run():
-    assert State().progress == 0.0
-    assert types.SimpleNamespace(**vars(State())).epochs == 0

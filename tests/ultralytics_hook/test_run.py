@@ -106,16 +106,12 @@ def test_the_banner_reads_the_criterion_that_runs(cls, data, tmp_path):
 
 
 @pytest.mark.slow
-def test_what_cannot_be_looked_into_is_refused_by_the_keys_that_were_given(data, tmp_path):
-    with pytest.raises(LossPlugError, match=r"^loss cannot be used with function, which has no box"):
-        train(trainer=trainer_of(OwnClosure), data=data, project=str(tmp_path), loss="eiou")
-
-
-@pytest.mark.slow
-def test_the_guard_names_what_differs(data, tmp_path):
+def test_the_guard_names_what_differs_and_keys_that_cannot_be_looked_for(data, tmp_path):
     callbacks = [("on_train_batch_end", lambda trainer: setattr(trainer.model.criterion.assigner, "topk", 5))]
     with pytest.raises(LossPlugError, match=r"tal_topk=7 was requested, but training runs tal_topk=5\. The run is"):
         train(data=data, project=str(tmp_path), loss="eiou", tal_topk=7, epochs=2, callbacks=callbacks)
+    with pytest.raises(LossPlugError, match=r"^loss cannot be used with function, which has no box"):
+        train(trainer=trainer_of(OwnClosure), data=data, project=str(tmp_path), loss="eiou")
 
 
 REPORT, TAL = "lossplug_report.csv", "assigner tal(topk=10, alpha=0.5, beta=6.0, iou=ciou)"
