@@ -50,8 +50,8 @@ def merge(args: Mapping[str, Any], accepted: Container[str]) -> Arguments:
     Raises:
         LossPlugError: If the file cannot be read, or a user-defined loss not be loaded.
     """
-    file = args.get("cfg")
-    typed = {key: value for key, value in args.items() if key != "cfg"}
+    typed = dict(args)
+    file = typed.pop("cfg", None)
     content = {} if file is None else read_cfg(file)
     load_user_losses({**content, **typed})
     known = training_keys()

@@ -77,12 +77,12 @@ def arms(args: Mapping[str, Any], task: Optional[str] = None, recipe: Optional[M
     recipe = recipe or {}
     names = {key: _values(key, args.get(key)) or [None] for key in NAMES}
     options = {key: _values(key, value) for key, value in given_keys(args).items() if key not in names}
-    found: dict[str, Arm] = {}
+    found, used = dict[str, Arm](), set[str]()
     for keys in _combinations(names, options, task):
         selection = select({**keys, "task": task})
         name = _name(selection, keys, {**names, **options}, recipe)
         found.setdefault(name, Arm(name, keys, selection))
-    used = {key for arm in found.values() for key in arm.keys}
+        used.update(keys)
     _refuse_unused([key for key in options if key not in used], args, recipe, names)
     return list(found.values())
 

@@ -111,7 +111,7 @@ def draw_curves(histories: Histories, arms: Sequence[str]) -> Optional[Figure]:
     columns = charts.legend_columns(list(drawn), 80)
     figure, axes = charts.figure(len(names), 1 + has_pairs, 3.8, 2.3 + 0.21 * (len(drawn) / columns - 1) / len(names))
     for row, name in zip(axes, names):
-        runs = {arm: _runs(histories, arm, name) for arm in drawn}
+        runs = _runs(histories, list(drawn), name)
         _draw_lines(row[0], runs, drawn, label(name))
         if has_pairs:
             row[1].axhline(0, color="#000000", linewidth=1)
@@ -142,11 +142,14 @@ def _less(run: np.ndarray, other: np.ndarray) -> np.ndarray:
     return run[:length] - other[:length]
 
 
-def _runs(histories: Histories, arm: str, name: str) -> Runs:
-    """Return the values of a metric after every epoch, by seed; seeds without any are left out."""
-    of_arm = {seed: rows for (name_of_arm, seed), rows in histories.items() if name_of_arm == arm}
-    runs = {seed: np.array([row[name] for row in rows if name in row]) for seed, rows in of_arm.items()}
-    return {seed: run for seed, run in runs.items() if len(run)}
+def _runs(histories: Histories, arms: Sequence[str], name: str) -> dict[str, Runs]:
+    """Return the values of a metric after every epoch, by arm and seed; seeds without any are left out."""
+    runs: dict[str, dict[int, np.ndarray]] = {arm: {} for arm in arms}
+    for (arm, seed), rows in histories.items():
+        values = [row[name] for row in rows if name in row]
+        if arm in runs and values:
+            runs[arm][seed] = np.array(values)
+    return {**runs}
 
 
 def _draw_lines(axis: Any, runs: Mapping[str, Runs], styles: Mapping[str, Mapping[str, Any]], title: str) -> None:

@@ -85,12 +85,12 @@ def holm(problems: Mapping[str, Sequence[float]]) -> dict[str, Difference]:
     """
     decided = {name: decide(values) for name, values in problems.items()}
     left = [name for name, difference in decided.items() if difference.level is not None]
-    shown = left
-    while shown and left:
-        level = 1 - (1 - LEVEL) / len(left)
+    n_tried = 0
+    while left and len(left) != n_tried:
+        n_tried = len(left)
+        level = 1 - (1 - LEVEL) / n_tried
         decided.update({name: decide(problems[name], level) for name in left})
-        shown = [name for name in left if decided[name].verdict != NOISE]
-        left = [name for name in left if name not in shown]
+        left = [name for name in left if decided[name].verdict == NOISE]
     return decided
 
 
