@@ -16,11 +16,13 @@ from tests.ultralytics_hook.test_dataset import random_lines, write_data
 from yolo_lossplug import LossPlugError
 from yolo_lossplug.boxes import SIZES
 from yolo_lossplug.tools.inspect import command as inspect
+from yolo_lossplug.tools.inspect import findings as inspect_findings
 from yolo_lossplug.tools.inspect import report as inspect_report
-from yolo_lossplug.tools.inspect.advice import advise, percent
+from yolo_lossplug.tools.inspect.advice import advise
 from yolo_lossplug.tools.inspect.command import inspect_plan, write_inspection
 from yolo_lossplug.tools.inspect.findings import Findings
 from yolo_lossplug.tools.inspect.pictures import NO_SIGNAL, Panel, window
+from yolo_lossplug.tools.inspect.rules import percent
 from yolo_lossplug.ultralytics_hook.engines.parity import METHOD
 
 
@@ -114,6 +116,21 @@ def test_numbers_of_the_assigner_count(data):
     args = {"data": data, "model": "yolov8n.yaml", "imgsz": 64}
     few, many = (findings(**args, tal_topk=topk) for topk in (2, 10))
     assert few.topk == 2 and few.views[0].main.positives.max() <= 2 < many.views[0].main.positives.max()
+
+
+@pytest.mark.parametrize("task", ["detect", "obb"])
+def test_what_other_numbers_would_change_is_what_they_change(task, monkeypatch):
+    monkeypatch.setattr(inspect_findings, "CONTESTED", 0.0)  # so that another imgsz is tried
+    model = {"detect": "yolov8n.yaml", "obb": "yolov8n-obb.yaml"}[task]
+    args = {"data": dataset(f"inspect-{task}", task=task), "model": model, "tal_topk": 6}
+    tried = findings(**args, imgsz=64).facts.tried
+    assert [str(one) for one in tried[:2]] == ["tal_topk=12", "tal_topk=3"] and str(tried[-1]) == "imgsz=96"
+    for one in tried:
+        facts = findings(**{**args, "imgsz": 64, one.key: one.value}).facts
+        assert one.after == pytest.approx((facts.without, facts.conflicts)) and one.before == tried[0].before
+    assert len({one.after for one in tried}) > 1
+    *_, of_views = findings(**args, imgsz="64,96").facts.tried
+    assert of_views.images == 0 < tried[-1].images and of_views.after == pytest.approx(tried[-1].after)
 
 
 def test_objects_without_a_signal_are_outlined_in_red(tmp_path):

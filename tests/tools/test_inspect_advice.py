@@ -9,8 +9,9 @@ import sys
 import pytest
 
 from yolo_lossplug.tools.compare.command import plan_of
-from yolo_lossplug.tools.inspect.advice import NO_REASON, RULES, advise, percent
-from yolo_lossplug.tools.inspect.findings import Facts
+from yolo_lossplug.tools.inspect.advice import NO_REASON, advise
+from yolo_lossplug.tools.inspect.facts import Facts, Shares, Tried
+from yolo_lossplug.tools.inspect.rules import RULES, percent
 from yolo_lossplug.ultralytics_hook.console import parse
 
 PLAIN = {
@@ -23,6 +24,9 @@ PLAIN = {
     "few_p2": (0.0,),
     "none": (0.0,),
 }
+NOW = Shares(0.12, 0.2)
+MORE = [Tried("tal_topk", 10, 20, NOW, Shares(0.13, 0.24)), Tried("tal_topk", 10, 5, NOW, Shares(0.11, 0.09))]
+SIDE = Tried("tal_min_side", 16.0, 32.0, NOW, Shares(0.04, 0.3))
 MADE = {
     "faults": {"faults": {"side below 1 pixel": 30, "images that the loader leaves out": 1}},
     "no candidates": {"none": (0.031,)},
@@ -32,13 +36,13 @@ MADE = {
     "rare classes": {"rare": ("it's", "car"), "rare_share": 0.004, "imbalance": 130.0},
     "overlapping objects": {"crowded": 0.05},
     "elongated objects": {"long": 0.3},
-    "objects without an anchor": {"without": 0.12, "without_small": 0.3, "conflicts": 0.0},
-    "contested anchors": {"without": 0.0, "conflicts": 0.2},
+    "objects without an anchor": {"without": 0.12, "without_small": 0.3, "conflicts": 0.0, "tried": [*MORE, SIDE]},
+    "contested anchors": {"without": 0.0, "conflicts": 0.2, "tried": MORE},
     "memory": {"dense_bytes": 3 * 2**30},
 }
 
 
-EVERY = {"none": (0.1, 0.1), "without": 0.12, "conflicts": 0.2}
+EVERY = {"none": (0.1, 0.1), "without": 0.12, "conflicts": 0.2, "tried": [*MORE, SIDE]}
 """Values that several cases set."""
 
 
@@ -75,7 +79,7 @@ def test_plain_data_has_no_reason():
     (advice,) = advise(Facts(**PLAIN))
     assert advice.text == NO_REASON == "no reason to change the stock loss"
     (advice,) = advise(Facts(**PLAIN, without=0.0, without_small=None, conflicts=0.0))
-    assert advice.command == "lossplug compare data=my.yaml model=yolov8n.yaml imgsz=640 seeds=3"
+    assert advice.command == "lossplug compare data=my.yaml model=yolov8n.yaml imgsz=640 loss=ciou seeds=3"
 
 
 @pytest.mark.parametrize("name", MADE)
@@ -91,12 +95,13 @@ def test_each_rule_speaks_alone(name):
 def test_commands_are_those_that_compare_takes(name):
     """As a shell splits them, and Ultralytics parses the words."""
     (advice,) = advise(Facts(**{**PLAIN, **MADE.get(name, {})}))
-    words = shlex.split(advice.command)
-    assert words[:2] == ["lossplug", "compare"]
-    plan = plan_of(parse(words[2:]))
-    assert plan.seeds == (0, 1, 2) and plan.args["data"] == "my.yaml"
-    is_noise = name in ("none", "faults", "no candidates", "few candidates", "small in one scale only")
-    assert len(plan.arms) == (1 if is_noise else 2), name
+    is_noise = name in ("none", "faults", "no candidates", "few candidates", "small in one scale only", "memory")
+    for line in advice.command.splitlines():
+        words = shlex.split(line)
+        assert words[:2] == ["lossplug", "compare"] and any(word.startswith("loss=") for word in words)
+        plan = plan_of(parse(words[2:]))
+        assert plan.seeds == (0, 1, 2) and plan.args["data"] == "my.yaml"
+        assert len(plan.arms) == (1 if is_noise else 2), name
 
 
 @pytest.mark.parametrize("name", ["it's $HOME", 'a "b"', "`c`", "back\\slash", "a b!"])
@@ -116,7 +121,7 @@ def test_texts_have_their_numbers():
     assert few.text.startswith(
         "31 % of objects have fewer than 4 candidates at imgsz 640, 6 % at 960, and 2 % at 640 with a P2 head: a larger"
     )
-    assert "imgsz=960" in few.command and "imgsz=640" not in few.command
+    assert [line.split()[4] for line in few.command.splitlines()] == ["imgsz=640", "imgsz=960"]
     rare = advise(Facts(**{**PLAIN, **MADE["rare classes"]}))[0]
     assert rare.text.startswith("classes it's, car have 0.4 % of objects, the largest class 130 times")
     alone = advise(Facts(**{**PLAIN, "rare": ["car"], "rare_share": 0.004}))[0]
@@ -126,19 +131,51 @@ def test_texts_have_their_numbers():
     assert tiny.command.endswith(" imgsz=640 loss=ciou,nwd nwd_constant=13 seeds=3")
 
 
+def every(**more):
+    return Facts(**{**PLAIN, **{key: value for made in MADE.values() for key, value in made.items()}, **EVERY, **more})
+
+
 def test_rotated_boxes_get_no_keys_of_horizontal_ones():
-    every = {**{key: value for made in MADE.values() for key, value in made.items()}, **EVERY}
-    facts = {**PLAIN, **every, "task": "obb", "model": "yolov8n-obb.yaml"}
-    given = advise(Facts(**facts))
-    assert {advice.name for advice in given} == {rule.name for rule in RULES if rule.is_for_rotated}
-    for advice in given:
-        plan_of(parse(shlex.split(advice.command)[2:]))
+    facts = every(task="obb", model="yolov8n-obb.yaml")
+    for advice in advise(facts):
+        assert all(rule.is_for_rotated for rule in RULES if rule.name == advice.name)
+        for line in advice.command.splitlines():
+            plan_of(parse(shlex.split(line)[2:]))
 
 
-def test_the_first_advice_is_that_of_labels_and_size():
-    every = {**{key: value for made in MADE.values() for key, value in made.items()}, **EVERY}
-    names = [advice.name for advice in advise(Facts(**{**PLAIN, **every}))]
-    assert names == list(MADE)
+def test_the_first_advice_is_that_of_labels_and_size_and_each_key_has_one():
+    given = {advice.name: advice for advice in advise(every())}
+    joined = {"few candidates": "no candidates", "elongated objects": "tiny objects"}
+    assert list(given) == [name for name in MADE if name not in joined]
+    assert "have no candidate" in given["no candidates"].text and "fewer than 4" in given["no candidates"].text
+    assert "loss=ciou,nwd,eiou nwd_constant=" in given["tiny objects"].command
+
+
+def test_numbers_of_the_assigner_are_advised_by_what_they_change():
+    missed, contested = (
+        given for given in advise(every()) if given.name in ("objects without an anchor", "contested anchors")
+    )
+    assert (
+        "30 % of the small ones; it would be 13 % with tal_topk=20, 11 % with tal_topk=5, 4 % with tal_min_side=32: "
+        "compare tal_min_side before losses" in missed.text
+    )
+    assert "tal_min_side=16,32" in missed.command
+    assert "24 % with tal_topk=20, 9 % with tal_topk=5" in contested.text and "tal_topk=10,5" in contested.command
+    size = Tried("imgsz", 640, 960, Shares(0.1, 0.2), Shares(0.02, 0.1), 100)
+    (missed,) = advise(Facts(**PLAIN, without=0.12, conflicts=0.0, tried=[*MORE, size]))
+    assert "2 % with imgsz=960 (of 10 %, in 100 images): compare imgsz before losses" in missed.text
+    assert [line.split()[4] for line in missed.command.splitlines()] == ["imgsz=640", "imgsz=960"]
+    fewer = Tried("tal_topk", 10, 20, NOW, Shares(0.08, 0.22))
+    missed, contested = advise(Facts(**PLAIN, without=0.12, conflicts=0.2, tried=[fewer, MORE[1]]))
+    assert "tal_topk=10,20" in missed.command
+    assert contested.text.endswith("9 % with tal_topk=5: compare tal_topk=20 first") and not contested.command
+
+
+def test_nothing_is_compared_that_changes_nothing():
+    same = [Tried("tal_topk", 20, 40, NOW, Shares(0.115, 0.195))]
+    missed, contested = advise(Facts(**PLAIN, without=0.12, conflicts=0.2, tried=same))
+    for advice in (missed, contested):
+        assert advice.text.endswith("with tal_topk=40: none of these lowers it by a point") and not advice.command
 
 
 def test_end_to_end_heads_have_no_nms():

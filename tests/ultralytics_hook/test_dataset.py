@@ -325,8 +325,8 @@ def test_rows_of_objects_that_a_criterion_drops():
 def test_a_view_adds_up_what_batches_get(data, monkeypatch):
     batches, assigned = [], assignments.assigned
 
-    def counted(*args):
-        for seen in assigned(*args):
+    def counted(*args, **keys):
+        for seen in assigned(*args, **keys):
             batches.append(seen)
             yield seen
 

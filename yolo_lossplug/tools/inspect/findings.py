@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""All that `lossplug inspect` finds out about a dataset, and the facts that its advice goes by."""
+"""All that `lossplug inspect` finds out about a dataset."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Optional
@@ -16,23 +16,23 @@ import torch
 from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.selection.select import select
 from yolo_lossplug.tools.inspect import counts as numbers
+from yolo_lossplug.tools.inspect.facts import CONTESTED, LONG, MISSED, RARE, Facts, Shares, Tried, larger
 from yolo_lossplug.tools.inspect.views import BranchAssignment, View
 from yolo_lossplug.ultralytics_hook.console import progress
 from yolo_lossplug.ultralytics_hook.dataset import assignments, cost
 from yolo_lossplug.ultralytics_hook.dataset.assignments import Model
 from yolo_lossplug.ultralytics_hook.dataset.candidates import count_candidates, make_assigner, overlap_of
+from yolo_lossplug.ultralytics_hook.dataset.changes import Outcome
 from yolo_lossplug.ultralytics_hook.dataset.cost import Cost
 from yolo_lossplug.ultralytics_hook.dataset.labels import Labels, described
 from yolo_lossplug.ultralytics_hook.dataset.labels import read as read_labels
 
 STRIDES, P2 = (8.0, 16.0, 32.0), 4.0
 """Strides of most models, used without model=, and the stride of a P2 head."""
-LONG = 4.0
-"""Ratio of the sides from which an object counts as elongated."""
-RARE = 20.0
-"""Ratio to the largest class from which a class counts as rare."""
 SUFFIXES = {"segment": "-seg", "pose": "-pose", "obb": "-obb"}
 N_PICTURES = 6
+MAX_TRIED = 100
+"""Images that another imgsz is tried on."""
 HARMLESS = ("exact duplicates", f"{100 * numbers.FULL_IMAGE:.0f} % of the image")
 """Beginnings of faults that cost a training nothing, or may be right."""
 
@@ -52,59 +52,6 @@ class InspectPlan:
     imgsz: tuple[int, ...]
     batch: int
     numbers: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What the rules of the advice read. Shares are of objects, in [0, 1]; those by imgsz have one for each imgsz.
-
-    Attributes:
-        data: Dataset as the user has named it.
-        model: Model for the comparisons.
-        task: The task.
-        imgsz: The sizes of the input that were inspected.
-        n_objects: Number of objects.
-        few: Share with fewer than `FEW` candidates.
-        few_p2: The same with a level of stride 4 in addition.
-        none: Share without any candidate.
-        tiny: Share with a side (root of the area) below `TINY` pixels of the input.
-        small_input: Share of small objects in pixels of the input.
-        small_original: The same in pixels of the image.
-        long: Share with sides in a ratio of `LONG` or more.
-        crowded: Share in a pair of one class that overlaps above 0.7.
-        rare: Names of classes with objects, but fewer than 1/`RARE` of the largest.
-        rare_share: Share of objects of these classes.
-        imbalance: Objects of the largest class over those of the smallest.
-        faults: Labels with faults that a training suffers from, and images that the loader leaves out, by kind.
-        dense_bytes: Memory of stock's assigner in a typical batch.
-        without: Share without an anchor in the assignment of the model; None without a model.
-        without_small: The same of small objects.
-        conflicts: Share of selected anchors that two objects select; None without a model.
-        end_to_end: Whether the model has a branch without NMS.
-    """
-
-    data: str
-    model: str
-    task: str
-    imgsz: tuple[int, ...]
-    n_objects: int
-    few: tuple[float, ...]
-    few_p2: tuple[float, ...]
-    none: tuple[float, ...]
-    tiny: tuple[float, ...] = (0.0,)
-    small_input: tuple[float, ...] = (0.0,)
-    small_original: float = 0.0
-    long: float = 0.0
-    crowded: float = 0.0
-    rare: Sequence[str] = ()
-    rare_share: float = 0.0
-    imbalance: float = 1.0
-    faults: Mapping[str, int] = field(default_factory=dict)
-    dense_bytes: int = 0
-    without: Optional[float] = None
-    without_small: Optional[float] = None
-    conflicts: Optional[float] = None
-    end_to_end: bool = False
 
 
 class Findings:
@@ -169,13 +116,14 @@ class Findings:
         if self.model:
             chosen = [image for image, _ in numbers.telling(self.reasons(views[0]), N_PICTURES)]
             for view in views:
-                self._assign(view, self.model, chosen)
+                self._assign(view, self.model, chosen, is_changed=view is views[0])
         return views
 
-    def _assign(self, view: View, model: Model, chosen: list[int]) -> None:
+    def _assign(self, view: View, model: Model, chosen: list[int], is_changed: bool) -> None:
         """Add what the model's assigner gives to the objects to a view; chosen images are kept for pictures."""
-        with closing(progress(len(self.counts), f"assignment at {view.imgsz}")) as bar:
-            for batch in assignments.assigned(model, self.plan.args, view.imgsz, self.plan.batch):
+        args, imgsz, batch_size = self.plan.args, view.imgsz, self.plan.batch
+        with closing(progress(len(self.counts), f"assignment at {imgsz}")) as bar:
+            for batch in assignments.assigned(model, args, imgsz, batch_size, is_changed=is_changed):
                 for seen in batch:
                     view.assigned.setdefault(seen.branch, BranchAssignment(self.labels, chosen)).add(seen)
                 bar.update(self.plan.batch)
@@ -265,11 +213,40 @@ class Findings:
             return {}
         missing, is_small = first.main.positives == 0, numbers.sizes_of(first.areas) == 0
         return {
-            "without": numbers.share(missing),
+            "without": first.main.shares.without,
             "without_small": numbers.share(missing[is_small]) if is_small.any() else None,
-            "conflicts": first.main.conflict_share,
+            "conflicts": first.main.shares.conflicts,
+            "tried": [*self._tried(first, first.main)],
             "end_to_end": len(first.assigned) > 1,
         }
+
+    def _tried(self, first: View, main: BranchAssignment) -> Iterator[Tried]:
+        """Yield how the shares of the first view change with other numbers of the assigner, or a larger imgsz."""
+        now, count = main.shares, len(main.positives)
+        for (key, value), outcome in main.others.items():
+            after = Shares(1 - outcome.covered / count, outcome.conflict_share)
+            yield Tried(key, self.topk if key == "tal_topk" else value / 2, value, now, after)
+        for view in self.views:
+            if view.imgsz > first.imgsz and view.main is not None:
+                yield Tried("imgsz", first.imgsz, view.imgsz, now, view.main.shares)
+        if self.model and len(self.views) == 1 and (now.without >= MISSED or now.conflicts >= CONTESTED):
+            yield self._larger(self.model, first, main)
+
+    def _larger(self, model: Model, first: View, main: BranchAssignment) -> Tried:
+        """Try an imgsz half as large again on some of the images."""
+        n, imgsz = len(self.counts), larger(first.imgsz)
+        images = np.unique(np.linspace(0, n - 1, min(n, MAX_TRIED)).astype(int))
+        objects = np.isin(self.labels.image, images)
+        total = Outcome(0, 0, 0)
+        with closing(progress(len(images), f"assignment at {imgsz}")) as bar:
+            for batch in assignments.assigned(model, self.plan.args, imgsz, self.plan.batch, images.tolist()):
+                for seen in batch:
+                    total = total.plus(seen.outcome) if seen.branch == first.main_name else total
+                bar.update(self.plan.batch)
+        conflicts = main.conflicts[images].sum() / max(1, main.selected[images].sum())
+        before = Shares(numbers.share(main.positives[objects] == 0), float(conflicts))
+        after = Shares(1 - total.covered / max(1, int(objects.sum())), total.conflict_share)
+        return Tried("imgsz", first.imgsz, imgsz, before, after, len(images))
 
     def reasons(self, view: View) -> dict[str, np.ndarray]:
         """Return why an image may be worth a look: a score of each image (n,) by reason, 0 or less for none."""

@@ -12,8 +12,9 @@ import numpy as np
 
 from yolo_lossplug.boxes import SIZES
 from yolo_lossplug.tools.inspect import counts as numbers
-from yolo_lossplug.tools.inspect.advice import Advice, advise, percent
+from yolo_lossplug.tools.inspect.advice import Advice, advise
 from yolo_lossplug.tools.inspect.findings import Findings
+from yolo_lossplug.tools.inspect.rules import percent
 from yolo_lossplug.tools.inspect.views import FEW
 from yolo_lossplug.tools.report import Block, Code, Picture, Report, Section, Table, Text
 from yolo_lossplug.ultralytics_hook.console import VERSION
@@ -68,8 +69,8 @@ def main_point(advice: Sequence[Advice]) -> str:
 
 
 def _advised(piece: Advice) -> tuple[Block, ...]:
-    text, command = Text(_sentence(piece.text), is_brief=True), Code(piece.command, is_brief=True)
-    return text, command, Text(f"Source: {piece.source}.")
+    command = [Code(piece.command, is_brief=True)] if piece.command else []
+    return Text(_sentence(piece.text), is_brief=True), *command, Text(f"Source: {piece.source}.")
 
 
 def _sentence(text: str) -> str:
@@ -108,7 +109,7 @@ def assignment_table(found: Findings) -> Table:
         for name, branch in view.assigned.items():
             sums = view.sums(branch)
             for size, values in zip((*SIZES, "all"), (*sums.tolist(), sums.sum(0).tolist())):
-                contested = percent(branch.conflict_share) if size == "all" else ""
+                contested = percent(branch.shares.conflicts) if size == "all" else ""
                 rows.append([view.imgsz, name, size, *_means(*values), contested])
     header = ("imgsz", "branch", "size", "objects", "no anchor", "anchors each", "mean IoU", "contested")
     return Table(header, rows, "Anchors that the assigner gives to objects", columns=8)

@@ -12,7 +12,9 @@ import numpy as np
 
 from yolo_lossplug.boxes import SIZES
 from yolo_lossplug.tools.inspect.counts import share, size_shares, sizes_of
+from yolo_lossplug.tools.inspect.facts import Shares
 from yolo_lossplug.ultralytics_hook.dataset.assignments import AssignedObjects
+from yolo_lossplug.ultralytics_hook.dataset.changes import Change, Outcome
 from yolo_lossplug.ultralytics_hook.dataset.labels import Labels
 
 FEW = 4
@@ -32,7 +34,8 @@ class BranchAssignment:
         score: Score (G,) of the object's class there; NaN without one.
         overlap: Sum (G,) of the IoU of the assigned anchors' predictions.
         conflicts: How many selected anchors two or more objects select, in each image (n,).
-        selected: Selected anchors of all images, before conflicts are resolved.
+        selected: How many anchors objects select in each image (n,), before conflicts are resolved.
+        others: What all objects get with other numbers of the assigner.
         kept: Images for pictures, by index.
 
     Args:
@@ -43,22 +46,24 @@ class BranchAssignment:
     def __init__(self, labels: Labels, wanted: Sequence[int]) -> None:
         n, count = len(labels.files), len(labels.cls)
         self.wanted, self.first = wanted, np.searchsorted(labels.image, np.arange(n))
-        self.positives, self.conflicts = np.zeros(count, np.int64), np.zeros(n, np.int64)
+        self.positives = np.zeros(count, np.int64)
+        self.conflicts, self.selected = np.zeros(n, np.int64), np.zeros(n, np.int64)
         self.best_iou, self.score, self.overlap = (np.full(count, value) for value in (np.nan, np.nan, 0.0))
-        self.selected, self.kept = 0, dict[int, AssignedObjects]()
+        self.others, self.kept = dict[Change, Outcome](), dict[int, AssignedObjects]()
 
     @property
-    def conflict_share(self) -> float:
-        """Share of selected anchors that two objects or more select."""
-        return float(self.conflicts.sum() / self.selected) if self.selected else 0.0
+    def shares(self) -> Shares:
+        """Share of objects without an anchor, and of selected anchors that two objects or more select."""
+        return Shares(share(self.positives == 0), float(self.conflicts.sum() / max(1, self.selected.sum())))
 
     def add(self, seen: AssignedObjects) -> None:
         """Add the objects of one image."""
         rows = self.first[seen.image] + seen.row
         self.positives[rows], self.overlap[rows] = seen.positives, seen.overlap
         self.best_iou[rows], self.score[rows] = seen.best_iou, seen.score
-        self.conflicts[seen.image] = seen.conflicts
-        self.selected += int(seen.wanted.any(0).sum())
+        _, self.conflicts[seen.image], self.selected[seen.image] = seen.outcome
+        for change, outcome in seen.others.items():
+            self.others[change] = self.others.get(change, Outcome(0, 0, 0)).plus(outcome)
         of_image, of_selected = (np.asarray(mask.any(axis=0))[None] for mask in (seen.candidates, seen.wanted))
         self.kept[seen.image] = seen._replace(candidates=of_image, wanted=of_selected)  # all that pictures need
         if len(self.kept) > len(self.wanted) + 4 * KEPT:
@@ -117,7 +122,12 @@ class View:
     @property
     def main(self) -> Optional[BranchAssignment]:
         """The assignment of the branch with most anchors; None without a model."""
-        return max(self.assigned.values(), key=lambda branch: branch.positives.sum(), default=None)
+        return self.assigned.get(self.main_name)
+
+    @property
+    def main_name(self) -> str:
+        """Name of the branch with most anchors; empty without a model."""
+        return max(self.assigned, key=lambda name: self.assigned[name].positives.sum(), default="")
 
     def sums(self, branch: BranchAssignment) -> np.ndarray:
         """Return sums by size (sizes, 4): objects, those without an anchor, anchors, and their overlap."""

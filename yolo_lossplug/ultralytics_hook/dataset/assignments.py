@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple, Optional
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from yolo_lossplug.selection.keys import TASKS
 from yolo_lossplug.ultralytics_hook.console import explained
 from yolo_lossplug.ultralytics_hook.counts import overlaps
 from yolo_lossplug.ultralytics_hook.dataset import labels
+from yolo_lossplug.ultralytics_hook.dataset.changes import Change, Listener, Outcome, changed_assigners, outcomes
 from yolo_lossplug.ultralytics_hook.family import refuse_rtdetr
 from yolo_lossplug.ultralytics_hook.host import device_of, load_model, moved, network_of
 from yolo_lossplug.ultralytics_hook.running import branches, is_one_to_one
@@ -63,6 +65,7 @@ class AssignedObjects(NamedTuple):
         best_iou: IoU (n,) of the best candidate's predicted box; NaN without a candidate.
         score: Score (n,) of the object's class there; NaN without a candidate.
         overlap: Sum (n,) of the IoU of the assigned anchors' boxes.
+        others: What they get with other numbers of the assigner.
     """
 
     branch: str
@@ -75,6 +78,7 @@ class AssignedObjects(NamedTuple):
     best_iou: np.ndarray
     score: np.ndarray
     overlap: np.ndarray
+    others: Mapping[Change, Outcome] = MappingProxyType({})
 
     @property
     def positives(self) -> np.ndarray:
@@ -85,6 +89,11 @@ class AssignedObjects(NamedTuple):
     def conflicts(self) -> int:
         """Number of anchors that two or more objects select."""
         return int((self.wanted.sum(0) > 1).sum())
+
+    @property
+    def outcome(self) -> Outcome:
+        """How many objects get an anchor, and the anchors that they select."""
+        return Outcome(int((self.positives > 0).sum()), self.conflicts, int(self.wanted.any(0).sum()))
 
 
 def load(args: dict[str, Any], data: dict[str, Any]) -> Model:
@@ -111,7 +120,14 @@ def load(args: dict[str, Any], data: dict[str, Any]) -> Model:
         return Model(host, host.init_criterion(), device, tuple(float(s) for s in host.stride))
 
 
-def assigned(model: Model, args: dict[str, Any], imgsz: int, batch: int) -> Iterator[list[AssignedObjects]]:
+def assigned(
+    model: Model,
+    args: dict[str, Any],
+    imgsz: int,
+    batch: int,
+    images: Optional[Sequence[int]] = None,
+    is_changed: bool = False,
+) -> Iterator[list[AssignedObjects]]:
     """Yield what the objects of one batch after another get, as a training step without augmentation assigns it.
 
     Batch normalisation is that of training, over the images of a batch.
@@ -121,25 +137,39 @@ def assigned(model: Model, args: dict[str, Any], imgsz: int, batch: int) -> Iter
         args: ``data``, ``split`` and ``fraction``.
         imgsz: Side of the network's input in pixels.
         batch: Images in a batch.
+        images: Images by index; None for all. The objects have their positions in this list.
+        is_changed: Whether other numbers of the assigner are tried, in the branch with most anchors.
     """
     data, path = labels.described(args)
     host = labels.dataset(data, path, {**args, "task": model.task}, imgsz)
-    for first in range(0, len(host), batch):
-        rows = range(first, min(first + batch, len(host)))
-        yield assign_batch(model, host.collate_fn([host[i] for i in rows]), first)
+    images = range(len(host)) if images is None else images
+    others = changed_assigners(model.assigner()) if is_changed else {}
+    for first in range(0, len(images), batch):
+        rows = images[first : first + batch]
+        yield assign_batch(model, host.collate_fn([host[i] for i in rows]), first, others)
 
 
 @torch.no_grad()
-def assign_batch(model: Model, batch: dict[str, Any], first: int = 0) -> list[AssignedObjects]:
-    """Return what the objects of a batch of the host's dataset get, branch after branch, image after image."""
+def assign_batch(
+    model: Model, batch: dict[str, Any], first: int = 0, others: Mapping[Change, Any] = MappingProxyType({})
+) -> list[AssignedObjects]:
+    """Return what the objects of a batch of the host's dataset get, branch after branch, image after image.
+
+    Args:
+        model: The model.
+        batch: The batch.
+        first: Index of its first image.
+        others: Copies of the model's assigner with other numbers, which are tried as well.
+    """
     on_device = moved(batch, model.device)
     on_device["img"] = on_device["img"].float() / 255
     seen: list[AssignedObjects] = []
     leaves = list(branches(model.criterion))
-    assigners = [leaf.assigner for _, leaf in leaves]
+    assigners, main = [leaf.assigner for _, leaf in leaves], model.assigner()
     try:
         for branch, leaf in leaves:
-            leaf.assigner = RecordingAssigner(leaf.assigner, branch, first, seen)
+            tried = others if leaf.assigner is main else {}
+            leaf.assigner = RecordingAssigner(leaf.assigner, branch, first, seen, tried)
         model.criterion(model.host(on_device["img"]), on_device)
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
@@ -161,10 +191,18 @@ class RecordingAssigner:
         branch: Name of its branch.
         first: Index of the first image.
         seen: Receives the objects of each image that has any.
+        others: Assigners that are tried on the same inputs.
     """
 
-    def __init__(self, assigner: Any, branch: str, first: int, seen: list[AssignedObjects]) -> None:
-        self.assigner, self.branch, self.first, self.seen = assigner, branch, first, seen
+    def __init__(
+        self,
+        assigner: Any,
+        branch: str,
+        first: int,
+        seen: list[AssignedObjects],
+        others: Mapping[Change, Any] = MappingProxyType({}),
+    ) -> None:
+        self.assigner, self.branch, self.first, self.seen, self.others = assigner, branch, first, seen, others
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.assigner, name)
@@ -185,49 +223,14 @@ class RecordingAssigner:
                 outputs.append(self.assigner(*inputs, **more))
             is_gt = mask[i, :n, 0].bool()
             if is_gt.any():
-                self.seen.append(_objects(self.branch, self.first + i, inputs, outputs[-1], heard, is_gt))
+                objects = _objects(self.branch, self.first + i, inputs, outputs[-1], heard, is_gt)
+                self.seen.append(objects._replace(others=outcomes(self.others, inputs, more, is_gt)))
         return tuple(torch.cat(part) for part in zip(*outputs))
 
 
 def _of_image(value: Any, i: int, count: int) -> Any:
     """Return the part of an image of a batch-first tensor; one number for each anchor stays."""
     return value[i : i + 1] if isinstance(value, Tensor) and value.dim() > 1 and len(value) == count else value
-
-
-class Listener:
-    """What two methods of an assigner answer while this is open.
-
-    Attributes:
-        candidates: Candidates (n, A).
-        wanted: Selected anchors (n, A), before conflicts are resolved.
-        anchor: Best candidate (n,) of each object.
-    """
-
-    METHODS = ("select_candidates_in_gts", "get_pos_mask")
-
-    def __init__(self, assigner: Any) -> None:
-        self.assigner = assigner
-
-    def __enter__(self) -> Listener:
-        inside, chosen = (getattr(self.assigner, name) for name in self.METHODS)
-
-        def select_candidates_in_gts(*args: Any, **kwargs: Any) -> Tensor:
-            mask: Tensor = inside(*args, **kwargs)
-            self.candidates = mask[0].bool()
-            return mask
-
-        def get_pos_mask(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor, Tensor]:
-            mask, metric, overlap = chosen(*args, **kwargs)
-            self.wanted, self.anchor = mask[0].bool(), overlap[0].argmax(-1)
-            return mask, metric, overlap
-
-        for method in (select_candidates_in_gts, get_pos_mask):
-            object.__setattr__(self.assigner, method.__name__, method)
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        for name in self.METHODS:
-            object.__delattr__(self.assigner, name)
 
 
 def _objects(
@@ -243,10 +246,13 @@ def _objects(
     has_candidate = heard.candidates.any(-1)
     best, score = (value.masked_fill(~has_candidate, torch.nan) for value in (best, score))
     columns = (gts, heard.candidates, heard.wanted, best, score, total)
-    rows, candidates, wanted, *numbers = (column[is_gt].cpu().numpy() for column in columns)
+    parts = [column[is_gt].cpu().numpy() for column in columns]
     rank = is_gt.long().cumsum(0) - 1
     owner = torch.where(slot >= 0, rank[slot.clamp(min=0)], -1).cpu().numpy()
-    return AssignedObjects(branch, image, np.arange(len(rows)), rows, candidates, wanted, owner, *numbers)
+    rows, candidates, wanted, nearest, confidence, overlaps_of = parts
+    return AssignedObjects(
+        branch, image, np.arange(len(rows)), rows, candidates, wanted, owner, nearest, confidence, overlaps_of
+    )
 
 
 def _with_rows(seen: list[AssignedObjects], batch: dict[str, Any], first: int) -> list[AssignedObjects]:

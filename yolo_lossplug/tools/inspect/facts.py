@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""The facts that the advice of `lossplug inspect` goes by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Optional
+
+LONG = 4.0
+"""Ratio of the sides from which an object counts as elongated."""
+RARE = 20.0
+"""Ratio to the largest class from which a class counts as rare."""
+MISSED, CONTESTED = 0.05, 0.15
+"""Share of objects without an anchor, and of anchors that two objects select, from which other numbers are advised."""
+
+
+class Shares(NamedTuple):
+    """Shares of an assignment: of objects without an anchor, and of selected anchors that two objects select."""
+
+    without: float
+    conflicts: float
+
+
+class Tried(NamedTuple):
+    """What changes if one key of a run does.
+
+    Attributes:
+        key: The key.
+        now: Its value in the run that was inspected.
+        value: Another one.
+        before: Shares of the run that was inspected.
+        after: Shares with the other value.
+        images: On how many images it was tried; 0 for all.
+    """
+
+    key: str
+    now: float
+    value: float
+    before: Shares
+    after: Shares
+    images: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.key}={self.value:g}"
+
+
+def larger(imgsz: int) -> int:
+    """Return half as much again, as a multiple of 32.
+
+    >>> larger(640), larger(96)
+    (960, 160)
+    """
+    return -(-imgsz * 3 // 2 // 32) * 32
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the rules of the advice read. Shares are of objects, in [0, 1]; those by imgsz have one for each imgsz.
+
+    Attributes:
+        data: Dataset as the user has named it.
+        model: Model for the comparisons.
+        task: The task.
+        imgsz: The sizes of the input that were inspected.
+        n_objects: Number of objects.
+        few: Share with fewer than `FEW` candidates.
+        few_p2: The same with a level of stride 4 in addition.
+        none: Share without any candidate.
+        tiny: Share with a side (root of the area) below `TINY` pixels of the input.
+        small_input: Share of small objects in pixels of the input.
+        small_original: The same in pixels of the image.
+        long: Share with sides in a ratio of `LONG` or more.
+        crowded: Share in a pair of one class that overlaps above 0.7.
+        rare: Names of classes with objects, but fewer than 1/`RARE` of the largest.
+        rare_share: Share of objects of these classes.
+        imbalance: Objects of the largest class over those of the smallest.
+        faults: Labels with faults that a training suffers from, and images that the loader leaves out, by kind.
+        dense_bytes: Memory of stock's assigner in a typical batch.
+        without: Share without an anchor in the assignment of the model; None without a model.
+        without_small: The same of small objects.
+        conflicts: Share of selected anchors that two objects select; None without a model.
+        tried: How these two shares change with other numbers of the assigner, or another imgsz.
+        end_to_end: Whether the model has a branch without NMS.
+    """
+
+    data: str
+    model: str
+    task: str
+    imgsz: tuple[int, ...]
+    n_objects: int
+    few: tuple[float, ...]
+    few_p2: tuple[float, ...]
+    none: tuple[float, ...]
+    tiny: tuple[float, ...] = (0.0,)
+    small_input: tuple[float, ...] = (0.0,)
+    small_original: float = 0.0
+    long: float = 0.0
+    crowded: float = 0.0
+    rare: Sequence[str] = ()
+    rare_share: float = 0.0
+    imbalance: float = 1.0
+    faults: Mapping[str, int] = field(default_factory=dict)
+    dense_bytes: int = 0
+    without: Optional[float] = None
+    without_small: Optional[float] = None
+    conflicts: Optional[float] = None
+    tried: Sequence[Tried] = ()
+    end_to_end: bool = False

@@ -1,0 +1,282 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""The rules of the advice of `lossplug inspect`, in one table: thresholds, sources and what to compare.
+
+A rule names what is worth comparing first. None promises a gain; what came of it on synthetic data is in measured.csv.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Callable, NamedTuple, Optional
+
+from yolo_lossplug.charts import read_table
+from yolo_lossplug.tools.inspect.facts import CONTESTED, LONG, MISSED, Facts, Tried, larger
+from yolo_lossplug.tools.inspect.views import FEW, TINY
+
+POINT = 0.01
+"""By how much a share must fall to count as lower: what the shown numbers tell apart."""
+Keys = dict[str, Any]
+"""Keys of a comparison: a tuple holds the values that are compared; each imgsz has a comparison of its own."""
+
+
+class Rule(NamedTuple):
+    """A rule.
+
+    Attributes:
+        name: Its name.
+        threshold: Value from which it applies.
+        value: Takes facts, and returns the value; None where the rule does not apply.
+        text: Takes facts, and returns the advice.
+        keys: Takes facts, and returns the keys of the comparison; None where there is nothing to compare.
+        source: Where rule and threshold come from.
+        measured: Key and dataset of the row of measured.csv that stands for it, if there is one.
+        is_for_rotated: Whether its keys can be used with rotated boxes.
+    """
+
+    name: str
+    threshold: float
+    value: Callable[[Facts], Optional[float]]
+    text: Callable[[Facts], str]
+    keys: Callable[[Facts], Optional[Keys]]
+    source: str
+    measured: Optional[tuple[str, str]] = None
+    is_for_rotated: bool = True
+
+    def applies(self, facts: Facts) -> bool:
+        """Return whether the threshold is reached, for a task with which the keys can be used."""
+        value = self.value(facts)
+        is_usable = self.is_for_rotated or facts.task != "obb"
+        return is_usable and value is not None and value >= self.threshold
+
+    def varied(self, facts: Facts) -> str:
+        """Return the key whose values are compared, or the rule's name."""
+        return next((key for key, value in (self.keys(facts) or {}).items() if isinstance(value, tuple)), self.name)
+
+    def sources(self) -> Iterator[str]:
+        """Yield where the rule comes from, and what was measured of it."""
+        yield self.source
+        if self.measured and self.measured in _measurements():
+            yield _measurements()[self.measured]
+
+
+@functools.cache
+def _measurements() -> dict[tuple[str, str], str]:
+    """Return what measured.csv says of comparisons with the stock loss, by key and dataset."""
+    said = "{key} on synthetic data, {seeds} seeds: {verdict}, {mean} {metric} (docs/problems.md)"
+    rows = read_table(Path(__file__).with_name("measured.csv"))
+    return {(row["key"], row["dataset"]): said.format_map(row) for row in rows}
+
+
+def percent(value: float) -> str:
+    """Return a share as text, with a digit below 1 %.
+
+    >>> percent(0.314), percent(0.0042), percent(0.0)
+    ('31 %', '0.4 %', '0 %')
+    """
+    if 0 < value < 0.001:
+        return "below 0.1 %"
+    return f"{100 * value:.1f} %" if 0 < value < 0.00995 else f"{100 * value:.0f} %"
+
+
+def _at_sizes(facts: Facts, values: Sequence[float]) -> str:
+    """Return shares after the first, which begins the sentence: `` at imgsz 640, 6 % at 960``."""
+    others = (f", {percent(value)} at {size}" for value, size in zip(values[1:], facts.imgsz[1:]))
+    return f" at imgsz {facts.imgsz[0]}{''.join(others)}"
+
+
+def _keys(text: str) -> Keys:
+    """Return the keys of a comparison as a command line has them."""
+    pairs = (word.split("=") for word in text.split())
+    return {key: tuple(value.split(",")) if "," in value else value for key, value in pairs}
+
+
+def _sizes(facts: Facts) -> Keys:
+    """Return the inspected sizes, or the one and half as much again, as keys of a comparison."""
+    return {"imgsz": facts.imgsz if len(facts.imgsz) > 1 else (*facts.imgsz, larger(facts.imgsz[0]))}
+
+
+def _rare(facts: Facts) -> str:
+    names, is_one = facts.rare, len(facts.rare) == 1
+    listed = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    return f"class {listed} has" if is_one else f"classes {listed} have"
+
+
+def _weights(facts: Facts) -> tuple[dict[str, int], ...]:
+    """Return no weights, and moderate ones for rare classes."""
+    return {facts.rare[0]: 1}, dict.fromkeys(facts.rare[:4], 2)
+
+
+def _best(tried: Sequence[Tried], share: str) -> Optional[Tried]:
+    """Return what lowers a share the most, None if nothing does by a point."""
+    falls = {one: getattr(one.before, share) - getattr(one.after, share) for one in tried}
+    best = max(falls, key=lambda one: falls[one], default=None)
+    return best if best and falls[best] >= POINT else None
+
+
+def _reaching(facts: Facts) -> Optional[Tried]:
+    """Return what leaves the fewest objects without an anchor; None if they are few, or nothing helps."""
+    has_missed = facts.without is not None and facts.without >= MISSED
+    return _best(facts.tried, "without") if has_missed else None
+
+
+def _parting(facts: Facts) -> Optional[Tried]:
+    """Return what leaves the fewest contested anchors, but for another value of a key that is advised already."""
+    first = _reaching(facts)
+    return _best([one for one in facts.tried if first is None or one == first or one.key != first.key], "conflicts")
+
+
+def _comparison(best: Optional[Tried]) -> Optional[Keys]:
+    return None if best is None else _keys(f"{best.key}={best.now:g},{best.value:g}")
+
+
+def _outcomes(facts: Facts, share: str, best: Optional[Tried]) -> str:
+    """Return in words what was tried on these labels, with both numbers."""
+    said = []
+    for one in facts.tried:
+        of_part = f" (of {percent(getattr(one.before, share))}, in {one.images} images)" if one.images else ""
+        said.append(f"{percent(getattr(one.after, share))} with {one}{of_part}")
+    if not said:
+        return ""
+    if best:
+        verdict = f"compare {best.key} before losses"
+    else:  # lower with another value of a key that is advised already, or with none
+        other = _best(facts.tried, share)
+        verdict = f"compare {_reaching(facts)} first" if other else "none of these lowers it by a point"
+    return f"; it would be {', '.join(said)}: {verdict}"
+
+
+RULES = (
+    Rule(
+        "faults",
+        0.005,
+        lambda f: sum(f.faults.values()) / f.n_objects,
+        lambda f: (
+            f"faults in the labels: {', '.join(f'{count} {kind}' for kind, count in f.faults.items() if count)}. "
+            "Correct them first; the noise between seeds of the stock loss tells later whether that changed anything"
+        ),
+        lambda f: {},
+        "a label fault costs more than losses differ (Northcutt et al. 2021, arXiv 2103.14749)",
+    ),
+    Rule(
+        "no candidates",
+        0.005,
+        lambda f: f.none[0],
+        lambda f: (
+            f"{percent(f.none[0])} of objects have no candidate{_at_sizes(f, f.none)}, so no loss reaches them: "
+            "a larger imgsz or a P2 head comes before any loss"
+        ),
+        _sizes,
+        "anchors inside the box are the only candidates of TAL (Feng et al. 2021, arXiv 2108.07755)",
+    ),
+    Rule(
+        "few candidates",
+        0.1,
+        lambda f: f.few[0],
+        lambda f: (
+            f"{percent(f.few[0])} of objects have fewer than {FEW} candidates{_at_sizes(f, f.few)}, and "
+            f"{percent(f.few_p2[0])} at {f.imgsz[0]} with a P2 head: a larger imgsz or a P2 head comes before any loss"
+        ),
+        _sizes,
+        "few positives on small objects are what limits them (NWD, Wang et al. 2021, arXiv 2110.13389)",
+    ),
+    Rule(
+        "small in one scale only",
+        0.3,
+        lambda f: abs(f.small_original - f.small_input[0]),
+        lambda f: (
+            f"{percent(f.small_original)} of objects are small in pixels of their image, {percent(f.small_input[0])}"
+            f"{_at_sizes(f, f.small_input)}: compare at the imgsz that you deploy with, and read AP by size there"
+        ),
+        lambda f: {},
+        "COCO's limits are pixels of the image; the assigner sees pixels of the input",
+    ),
+    Rule(
+        "tiny objects",
+        0.2,
+        lambda f: f.tiny[0],
+        lambda f: (
+            f"{percent(f.tiny[0])} of objects have a side below {TINY:.0f} pixels{_at_sizes(f, f.tiny)}. For these, "
+            "IoU drops to 0 within a few pixels of error, so compare a loss that falls off more slowly"
+        ),
+        lambda f: _keys(f"loss=ciou,nwd nwd_constant={0.8 * TINY:.0f}"),
+        "Wang et al. 2021, arXiv 2110.13389",
+        ("loss=nwd", "shapes-tiny.yaml"),
+        is_for_rotated=False,
+    ),
+    Rule(
+        "rare classes",
+        1,
+        lambda f: len(f.rare),
+        lambda f: (
+            f"{_rare(f)} {percent(f.rare_share)} of objects, the largest class {f.imbalance:.0f} times as many as the "
+            "smallest: compare cls_weights, and read the AP of these classes"
+        ),
+        lambda f: {"cls_weights": _weights(f)},
+        "Cui et al. 2019, arXiv 1901.05555, whose mildest imbalance is 10 to 20",
+        ("cls_weights=[1,1,2.5]", "shapes-rare.yaml"),
+    ),
+    Rule(
+        "overlapping objects",
+        0.02,
+        lambda f: None if f.end_to_end else f.crowded,
+        lambda f: (
+            f"{percent(f.crowded)} of objects overlap one of their class above 0.7, where NMS with its default "
+            "keeps only one of the two even if the model finds both"
+        ),
+        lambda f: _keys("nms_iou=iou,diou"),
+        "Zheng et al. 2020, arXiv 1911.08287 (DIoU-NMS); Bodla et al. 2017, arXiv 1704.04503",
+        ("nms_iou=diou", "shapes-crowds.yaml"),
+        is_for_rotated=False,
+    ),
+    Rule(
+        "elongated objects",
+        0.2,
+        lambda f: f.long,
+        lambda f: (
+            f"{percent(f.long)} of objects are at least {LONG:.0f} times as long as wide, where CIoU's term for the "
+            "aspect ratio says little about width and height"
+        ),
+        lambda f: _keys("loss=ciou,eiou"),
+        "Zhang et al. 2022, arXiv 2101.08158",
+        ("loss=eiou", "shapes-thin.yaml"),
+        is_for_rotated=False,
+    ),
+    Rule(
+        "objects without an anchor",
+        MISSED,
+        lambda f: f.without,
+        lambda f: (
+            f"{percent(f.without or 0)} of objects get no anchor from this model and assigner"
+            + ("" if f.without_small is None else f", {percent(f.without_small)} of the small ones")
+            + _outcomes(f, "without", _reaching(f))
+        ),
+        lambda f: _comparison(_reaching(f)),
+        "19 % of small objects without an anchor in VisDrone (YOLO-Master, pull request 280)",
+    ),
+    Rule(
+        "contested anchors",
+        CONTESTED,
+        lambda f: f.conflicts,
+        lambda f: (
+            f"{percent(f.conflicts or 0)} of selected anchors are claimed by two objects or more"
+            + _outcomes(f, "conflicts", _parting(f))
+        ),
+        lambda f: _comparison(_parting(f)),
+        "each goes only to the object with the larger overlap (Feng et al. 2021, arXiv 2108.07755)",
+        ("tal_topk=7", "shapes-crowds.yaml"),
+    ),
+    Rule(
+        "memory",
+        2.0**31,
+        lambda f: None if f.task == "obb" else f.dense_bytes,
+        lambda f: (
+            f"stock's assigner needs {f.dense_bytes / 2**30:.1f} GB or more for a batch of this crowding; the "
+            "fast engine assigns the same without it"
+        ),
+        lambda f: _keys("loss_engine=fast"),
+        "docs/performance.md, measured",
+        is_for_rotated=False,
+    ),
+)
