@@ -68,7 +68,8 @@ class KeypointMixin(Derived):
 def can_have_keypoints(criterion: object) -> bool:
     """Return whether a criterion is a pose one with the host's keypoint terms, which take the positives alone."""
     stock = layers(type(criterion))[0]
-    if not issubclass(stock, v8PoseLoss) or any(getattr(stock, s) is not getattr(v8PoseLoss, s, None) for s in SEAMS):
+    hosts = [getattr(v8PoseLoss, name, None) for name in SEAMS]  # None before the release that has them all
+    if not issubclass(stock, v8PoseLoss) or None in hosts or [getattr(stock, name) for name in SEAMS] != hosts:
         return False
     return tuple(inspect.signature(v8PoseLoss.calculate_keypoints_loss).parameters)[1:] == PARAMETERS
 

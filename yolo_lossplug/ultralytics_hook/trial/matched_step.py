@@ -17,6 +17,8 @@ from yolo_lossplug.ultralytics_hook.attached import on_criterion
 from yolo_lossplug.ultralytics_hook.criterion import class_names
 
 TERMS = ("box", "class", "l1")
+METHODS = ("_get_loss_class", "_get_loss_bbox")
+"""Methods of the host whose calls give all terms."""
 NAMES = {"box": "loss_giou", "class": "loss_class", "l1": "loss_bbox"}
 """How the host's names of the terms begin."""
 
@@ -131,10 +133,10 @@ def recorded(criterion: Any) -> Iterator[list[tuple[str, tuple[Any, ...]]]]:
 
         return wrapped
 
-    for name in detr.SEAMS:
+    for name in METHODS:
         setattr(criterion, name, around(name, getattr(criterion, name)))
     try:
         yield calls
     finally:
-        for name in detr.SEAMS:
+        for name in METHODS:
             delattr(criterion, name)
