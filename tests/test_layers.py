@@ -12,7 +12,20 @@ from yolo_lossplug.registry import REGISTRY
 
 PACKAGE = Path(yolo_lossplug.__file__).parent
 LAYERS = [
-    {"boxes", "files", "forms", "shapes", "state", "option", "signature", "paper", "charts", "terminal", "_autoload"},
+    {
+        "boxes",
+        "files",
+        "forms",
+        "shapes",
+        "state",
+        "option",
+        "partly",
+        "signature",
+        "paper",
+        "charts",
+        "terminal",
+        "_autoload",
+    },
     {"registry"},
     {"box_losses", "class_losses", "nms", "regions", "sparse", "kernels"},
     {"selection"},

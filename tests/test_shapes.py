@@ -247,3 +247,34 @@ def test_dataset_file(name):
     assert found["nc"] == 3
     assert len(list(Path(found["train"]).iterdir())) == 96
     assert len(list(Path(found["val"]).iterdir())) == (64 if is_scene else 32)
+
+
+def test_data_that_are_labelled_in_part(tmp_path):
+    """Halves know some classes alone; a region stands for the objects of a quarter; validation knows all."""
+    from yolo_lossplug.partly import KNOWN, REGION, write_partly
+
+    parts = write_partly(tmp_path / "parts", "parts", images=12, size=96, validation=4)
+    whole = {file.stem: np.loadtxt(file, ndmin=2) for file in (parts / "labels" / "train").iterdir()}
+    seen = {}
+    for half, classes in zip(("first", "second"), KNOWN):
+        for file in (parts / half / "labels").iterdir():
+            seen[file.stem] = np.loadtxt(file, ndmin=2).reshape(-1, 5)
+            expected = whole[file.stem][np.isin(whole[file.stem][:, 0], classes)]
+            assert (
+                np.array_equal(seen[file.stem], expected) and (parts / half / "images" / f"{file.stem}.png").is_file()
+            )
+    assert seen.keys() == whole.keys()
+    ignored = write_partly(tmp_path / "ignored", "ignored", images=12, size=96, validation=4)
+    regions = 0
+    for file in (ignored / "ignored" / "labels").iterdir():
+        rows = np.loadtxt(file, ndmin=2).reshape(-1, 5)
+        before, region = whole[file.stem], rows[rows[:, 0] == REGION]
+        kept = {tuple(row) for row in rows[rows[:, 0] != REGION].tolist()}
+        hidden = np.array([row for row in before.tolist() if tuple(row) not in kept]).reshape(-1, 5)
+        assert len(region) == bool(len(hidden)) and len(kept) + len(hidden) == len(before)
+        if len(hidden):
+            low, high = (f(hidden[:, 1:3] + s * hidden[:, 3:] / 2, 0) for f, s in ((np.min, -1), (np.max, 1)))
+            drawn = np.concatenate((region[0, 1:3] - region[0, 3:] / 2, region[0, 1:3] + region[0, 3:] / 2))
+            assert np.allclose(drawn, [*low, *high], atol=2e-6)
+        regions += len(region)
+    assert regions > 3 and write_partly(ignored, "ignored") == ignored

@@ -73,6 +73,10 @@ def common_keys() -> list[tuple[str, str, str, str]]:
     }
     weights = "list of one number per class, or mapping from names to numbers"
     report = "write what the assigner does, by epoch, to lossplug_report.csv and a plot"
+    regions = "class, list of classes, or mapping from classes to the classes that their boxes silence, or all"
+    ignored = "classes whose boxes are regions: what is inside is neither object nor background"
+    entries = "list with one list of classes for each entry of train:, or mapping from splits to such lists"
+    annotated = "classes that each entry of the data annotates; the others are unknown there"
     rows = [
         *((key, default, *names[key]) for key, default in keys.NAMES.items()),
         *(
@@ -81,6 +85,8 @@ def common_keys() -> list[tuple[str, str, str, str]]:
         ),
         (keys.WEIGHTS, "none", weights, "weight of each class"),
         (keys.REPORT, "False", "True, False", report),
+        (keys.IGNORE, "the data's, or none", regions, ignored),
+        (keys.ANNOTATED, "the data's, or all", entries, annotated),
     ]
     return [row for row in rows if row[0] not in keys.CLAIMED]
 

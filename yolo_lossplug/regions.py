@@ -7,7 +7,7 @@ A region is a quadrilateral with a kind; a table says which classes the regions 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Optional
 
 import numpy as np
 import torch
@@ -145,13 +145,16 @@ def rotated_share_inside(boxes: Tensor, corners: Tensor) -> Tensor:
     return ((cross >= 0).all(-1) | (cross <= 0).all(-1)).float().mean(1)
 
 
-def lies_in_region(boxes: Tensor, regions: ImageRegions, size: tuple[float, float]) -> Tensor:
-    """Return whether boxes lie in a region that silences a class, with more than half of their area.
+def lies_in_region(
+    boxes: Tensor, regions: ImageRegions, size: tuple[float, float], shown: Optional[Sequence[float]] = None
+) -> Tensor:
+    """Return whether boxes lie in a region that silences a class, with more than half of their area in the image.
 
     Args:
         boxes: Boxes (N, 4), x1 y1 x2 y2 in the units of `size`, or corners (N, 4, 2) of rotated ones.
         regions: Regions of their image.
         size: Height and width of the image.
+        shown: Left, top, right and bottom of what is no padding; None for no padding.
 
     Returns:
         (N, classes), bool.
@@ -159,8 +162,10 @@ def lies_in_region(boxes: Tensor, regions: ImageRegions, size: tuple[float, floa
     corners = torch.from_numpy(regions.corners)
     is_box = boxes.ndim == BOX_DIMENSIONS and is_upright(corners)
     if boxes.ndim == BOX_DIMENSIONS and not is_box:
-        boxes = boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].view(-1, 4, 2)
-    share = share_inside if is_box else rotated_share_inside
-    is_inside = share(boxes, corners.to(boxes) * boxes.new_tensor([size[1], size[0]])) > MIN_SHARE
+        boxes = boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2)
+    limit = boxes.new_tensor([size[1], size[0]])
+    low, high = boxes.new_tensor((0, 0, size[1], size[0]) if shown is None else shown).split(2)
+    boxes = torch.minimum(torch.maximum(boxes, low.repeat(2)), high.repeat(2)) if is_box else boxes.clamp(low, high)
+    is_inside = (share_inside if is_box else rotated_share_inside)(boxes, corners.to(boxes) * limit) > MIN_SHARE
     table = torch.from_numpy(regions.table[regions.kind]).to(boxes.device)
     return (is_inside.unsqueeze(-1) & table).any(1)

@@ -38,6 +38,19 @@ TESTS = {
     },
     "nn.tasks.*.init_criterion": "test_criterion.py::test_every_head_runs_it",
     "nn.tasks.RTDETRDetectionModel.loss": "test_detr.py::test_the_size_of_the_input_comes_from_the_batch",
+    "nn.tasks.BaseModel.loss": "test_regions_run.py::test_a_training_leaves_regions_out",
+    "data.dataset.YOLODataset.__init__": "test_regions_data.py::test_regions_leave_the_labels_of_every_task[detect]",
+    "data.dataset.YOLODataset.update_labels_info": "test_regions_data.py::test_regions_leave_the_labels_of_every_task",
+    "data.dataset.YOLODataset.build_transforms": "test_regions_run.py::test_regions_outlive_mosaic[yolov8n.yaml]",
+    "models.rtdetr.val.RTDETRDataset.build_transforms": "test_regions_run.py::test_regions_outlive_mosaic",
+    **{
+        f"models.yolo.{module}.update_metrics": f"test_regions_run.py::test_detections_in_regions_do_not_count[{name}]"
+        for module, name in (
+            ("detect.val.DetectionValidator", "yolov8n"),
+            ("segment.val.SegmentationValidator", "yolov8n-seg"),
+            ("pose.val.PoseValidator", "yolov8n-pose"),
+        )
+    },
     "engine.trainer.get_cfg": "test_training.py::test_the_choice_is_recorded",
     "engine.trainer.BaseTrainer.check_resume": "test_config.py::test_tasks_and_families_that_cannot_use_it",
     "engine.trainer.BaseTrainer.__init__": "test_training.py::test_banner",

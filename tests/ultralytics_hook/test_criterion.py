@@ -53,8 +53,8 @@ COMMON = {
     ],
 }
 """Keys of no loss in particular, with values that are not the default."""
-# Engines give the same loss; suppression is no part of it; a report changes nothing.
-WITHOUT_EFFECT = {"loss_engine", "nms_iou", "lossplug_report"}
+# Engines give the same loss; suppression is no part of it; a report changes nothing; regions are those of a batch.
+WITHOUT_EFFECT = {"loss_engine", "nms_iou", "lossplug_report", "ignore", "annotated"}
 
 
 def with_option(spec):

@@ -29,14 +29,14 @@ def rows_of(task, rng):
     return lines
 
 
-def folders(path, task="detect", ignored=()):
+def folders(path, task="detect", ignored=(), heights=(48, 56)):
     """Write two folders of 4 plain images, and return the description of the data: red ones know class 0 alone."""
     rng = np.random.default_rng(0)
     for name, colour in (("red", RED), ("green", GREEN)):
         for kind in ("images", "labels"):
             (path / name / kind).mkdir(parents=True)
         for i in range(4):
-            image = np.full((48 + 8 * (i % 2), 64, 3), colour, np.uint8)
+            image = np.full((heights[i % 2], 64, 3), colour, np.uint8)
             cv2.imwrite(str(path / name / "images" / f"{i}.png"), image)
             lines = rows_of(task, rng) if i else []  # one without any object
             (path / name / "labels" / f"{i}.txt").write_text("\n".join([*lines, *ignored]))

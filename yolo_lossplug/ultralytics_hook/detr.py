@@ -33,11 +33,12 @@ from yolo_lossplug.ultralytics_hook.members import PluggedClassLoss
 from yolo_lossplug.ultralytics_hook.regions.loss import current
 
 SEAMS = {
-    "_get_loss": ("self", "pred_bboxes"),
     "_get_loss_class": ("self", "pred_scores", "targets", "gt_scores", "num_gts", "postfix"),
     "_get_loss_bbox": ("self", "pred_bboxes", "gt_bboxes", "postfix"),
 }
 """Methods of the host's criterion that are overridden, and their parameters."""
+SEAM_OF_BOXES = {"_get_loss": ("self", "pred_bboxes")}
+"""The one that gets the boxes whose class loss is computed."""
 MIN_TARGET = torch.finfo(torch.float32).tiny
 """Target of a matched query whose IoU is 0: class losses tell matched queries by a target above 0."""
 LOWEST_LOGIT = -1e4
@@ -137,7 +138,7 @@ class DetrMixin(Derived, DETRLoss):
         return super().forward(*args, **kwargs)
 
     def _get_loss(self, pred_bboxes: Tensor, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        on_criterion(self).terms.boxes = pred_bboxes
+        on_criterion(self).terms.boxes = pred_bboxes.detach() if current() else None
         return super()._get_loss(pred_bboxes, *args, **kwargs)
 
     def _get_loss_class(
@@ -252,7 +253,7 @@ def check_methods(stock: type) -> None:
     Raises:
         LossPlugError: If this release has them otherwise.
     """
-    for name, parameters in SEAMS.items():
+    for name, parameters in {**SEAMS, **SEAM_OF_BOXES}.items():
         try:
             patching.check_parameters(f"{stock.__name__}.{name}", getattr(stock, name, None), parameters)
         except patching.SeamMoved as error:

@@ -83,7 +83,7 @@ class PluggedClassLoss(nn.Module):
 
     def forward(self, pred: Tensor, target: Tensor) -> Tensor:
         """Return the loss of each element; `pred` are logits (b, anchors, classes), `target` their soft targets."""
-        silenced = None if self.loss.state is None else self.lossplug and self.lossplug(pred, target)
+        silenced = None if getattr(self.loss, "state", None) is None else self.lossplug and self.lossplug(pred, target)
         if self.smoothing:
             # Only assigned anchors: smoothing the other 8,000 negatives of every class would dominate the sum.
             assigned = target.amax(-1, keepdim=True) > 0

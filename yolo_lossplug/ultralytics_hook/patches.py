@@ -16,13 +16,9 @@ DEFAULTS_REASON = (
     "merges the defaults into a model's or a checkpoint's arguments: with our keys among them, every stock checkpoint "
     "would carry them"
 )
-FIRST_SEEN = "a dataset gets its description and the arguments of the run, before it loads labels"
-NOT_YET_MOVED = (
-    "gets a copy of an image's labels before they are augmented: regions are marked, and that of its folder added"
-)
-AUGMENTS = (
-    "builds the augmentation, again when mosaic ends: it keeps regions, which leave the labels before its last step"
-)
+FIRST_SEEN = "gets its description and the arguments of the run, before it loads labels"
+MARKED = "gets a copy of labels that are not yet augmented: regions are marked, that of the folder is added"
+AUGMENTS = "builds the augmentation, again without mosaic: it keeps regions, which leave the labels at its end"
 PATCHES = (
     Patch(
         "ultralytics.utils",
@@ -157,7 +153,7 @@ PATCHES = (
             f"ultralytics.{module}",
             f"{owner}.{method}",
             around(f"regions.data.{function}"),
-            reason,
+            f"{owner} {reason}",
             parameters,
             is_optional=module != "data.dataset",
         )
@@ -169,7 +165,7 @@ PATCHES = (
                 "update_labels_info",
                 "update_labels_info",
                 ("self", "label"),
-                NOT_YET_MOVED,
+                MARKED,
             ),
             ("data.dataset", "YOLODataset", "build_transforms", "build_transforms", ("self", "hyp"), AUGMENTS),
             ("models.rtdetr.val", "RTDETRDataset", "build_transforms", "build_transforms", ("self", "hyp"), AUGMENTS),
@@ -180,7 +176,7 @@ PATCHES = (
             f"ultralytics.models.yolo.{task}.val",
             f"{owner}Validator.update_metrics",
             around("regions.validation.update_metrics"),
-            "counts detections; those that regions make neither right nor wrong are left out before",
+            f"{owner}Validator counts detections; those that regions make neither right nor wrong are left out before",
             ("self", "preds", "batch"),
             is_optional=task != "detect",
         )

@@ -8,7 +8,7 @@ detections that `save_json` and `save_txt` write.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Callable
+from typing import Any, Callable, Optional
 
 import torch
 from torch import Tensor
@@ -40,17 +40,30 @@ def judged(validator: Any, pred: Any, batch: Mapping[str, Any], image: int) -> T
         return torch.ones(len(cls), dtype=torch.bool, device=cls.device)
     height, width = batch["img"].shape[2:]
     is_mine = (batch["batch_idx"] == image).to(cls.device)
-    gt_boxes, gt_cls = batch["bboxes"].to(boxes)[is_mine], batch["cls"].to(cls)[is_mine].view(-1)
+    gt_boxes, gt_cls = batch["bboxes"].to(boxes)[is_mine], batch["cls"].to(cls)[is_mine].flatten()
     gt_boxes = torch.cat((gt_boxes[:, :4] * boxes.new_tensor([width, height, width, height]), gt_boxes[:, 4:]), 1)
     is_rotated = gt_boxes.shape[1] > COLUMNS["conf"]
     if is_rotated and boxes.shape[1] == COLUMNS["conf"]:
         boxes = torch.cat((boxes, pred[:, -1:]), 1)
     where = xywhr2xyxyxyxy(boxes) if is_rotated else boxes
-    in_region = lies_in_region(where, regions, (height, width)).gather(1, cls.long().view(-1, 1)).view(-1)
+    in_region = (
+        lies_in_region(where, regions, (height, width), shown_part_of(batch, image))
+        .gather(1, cls.long().reshape(-1, 1))
+        .flatten()
+    )
     if not len(gt_cls) or not in_region.any():
         return ~in_region
     iou = batch_probiou(gt_boxes, boxes) if is_rotated else box_iou(xywh2xyxy(gt_boxes), boxes)
     return ~in_region | validator.match_predictions(cls, gt_cls, iou)[:, 0].to(cls.device)
+
+
+def shown_part_of(batch: Mapping[str, Any], image: int) -> Optional[tuple[float, float, float, float]]:
+    """Return left, top, right and bottom of an image in the network's input, None where the host does not say."""
+    if "ratio_pad" not in batch or "ori_shape" not in batch:
+        return None
+    (gain_y, gain_x), (left, top) = batch["ratio_pad"][image]
+    height, width = batch["ori_shape"][image]
+    return left, top, left + width * gain_x, top + height * gain_y
 
 
 def column(pred: Any, name: str) -> Tensor:
