@@ -203,7 +203,7 @@ def test_seams_are_listed():
     seams = values(loss="eiou")[0]["seams"]
     assert len(seams["found"]) + len(seams["absent"]) == len(PATCHES) + len(SEAMS)
     assert "ultralytics.nn.tasks.*.init_criterion" in seams["found"]
-    moved = ("non_max_suppression", "_YOLO_CLI", "Multi", "cfg.YAML", "cfg.yaml_print")
+    moved = ("non_max_suppression", "_YOLO_CLI", "Multi", "cfg.YAML", "cfg.yaml_print", "transforms", "update_metrics")
     assert all(any(part in name for part in moved) for name in seams["absent"])
 
 

@@ -239,7 +239,7 @@ def _report(about: Mapping[str, Any], rows: Sequence[Row]) -> str:
 
 
 def _header(about: Mapping[str, Any]) -> str:
-    found, absent = about["seams"]["found"], ", ".join(about["seams"]["absent"])
+    found, absent = about["seams"]["found"], ", ".join(".".join(n.split(".")[-2:]) for n in about["seams"]["absent"])
     return (
         f"yolo-lossplug {about['yolo_lossplug']} · ultralytics {about['ultralytics']} · torch {about['torch']} · "
         f"Python {about['python']} · {about['device']} · {about['model']}\n{about['runs']}\n"
