@@ -85,8 +85,8 @@ def common_keys() -> list[tuple[str, str, str, str]]:
         ),
         (keys.WEIGHTS, "none", weights, "weight of each class"),
         (keys.REPORT, "False", "True, False", report),
-        (keys.IGNORE, "the data's, or none", regions, ignored),
-        (keys.ANNOTATED, "the data's, or all", entries, annotated),
+        (keys.IGNORE, "none", regions, ignored),
+        (keys.ANNOTATED, "none", entries, annotated),
     ]
     return [row for row in rows if row[0] not in keys.CLAIMED]
 

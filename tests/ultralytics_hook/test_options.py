@@ -94,6 +94,8 @@ def test_a_student_of_distillation(data, tmp_path):
 
 COMPILED = """
 import sys
+from ultralytics import YOLO
+
 model = YOLO("yolov8n.yaml")
 model.train(**eval(sys.argv[1]))
 print("CRITERION", model.trainer.model.criterion.bbox_loss.loss.name)

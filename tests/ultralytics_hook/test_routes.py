@@ -204,7 +204,7 @@ def test_own_loss_on_the_command_line(data, tmp_path):
 EXAMPLES = {
     "train": ["ciou: mAP50", "focal-eiou: mAP50"],
     "own_loss": ["box log-cosh(log_cosh_scale=2.0)"],
-    "compare seeds=1": ["2 of 2 runs finished", "(1 seed: no interval), **within noise**"],
+    "compare seeds=1": ["2 of 2 runs finished", "## Metrics", "| `eiou` |"],
     "tune iterations=2": ["box focal-eiou(focal_gamma=0.5)", "2/2 iterations complete", "Best fitness"],
     "tune iterations=2 use_ray=True": ["box focal-eiou(focal_gamma=", "focal_gamma=", "box="],
 }

@@ -12,7 +12,6 @@ from yolo_lossplug.selection.regions import Rules
 from yolo_lossplug.selection.select import Selection, select
 from yolo_lossplug.state import State
 from yolo_lossplug.ultralytics_hook.family import with_task
-from yolo_lossplug.ultralytics_hook.regions.data import rules_of_trainer
 from yolo_lossplug.ultralytics_hook.run import memory
 from yolo_lossplug.ultralytics_hook.run.finite import NanTracker
 from yolo_lossplug.ultralytics_hook.run.making import RUNS, selected
@@ -44,6 +43,8 @@ def begin(trainer: Any) -> Run:
     The trained model and its EMA have copies of the same arguments, and so the same folder.
     """
     args = vars(trainer.args)
+    from yolo_lossplug.ultralytics_hook.regions.data import rules_of_trainer  # not above: it needs the whole package
+
     run = trainer.lossplug = Run(selected(args), rules_of_trainer(trainer))
     if run.selection.is_active:
         memory.restore_state(run.state, trainer)
