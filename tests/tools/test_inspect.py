@@ -68,6 +68,7 @@ def test_what_is_written_of_labels_alone(data, tmp_path, capsys):
     text = (folder / "summary.md").read_text(encoding="utf-8")
     for heading in ("Worth a comparison", "Size of objects", "Candidates of objects", "Crowding", "Labels", "Classes"):
         assert f"## {heading}" in text
+    assert "About " in text and found.facts.pace.seconds > 0 and found.facts.pace.images == len(found.labels.files)
     assert f"{n:,} objects" in text and "lossplug compare data=" in text and "(sizes.png)" in text
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert page.count("data:image/png") == 3 and "Need of the loss step" in page and "http-equiv" in page

@@ -9,8 +9,8 @@ import sys
 import pytest
 
 from yolo_lossplug.tools.compare.command import plan_of
-from yolo_lossplug.tools.inspect.advice import NO_REASON, advise
-from yolo_lossplug.tools.inspect.facts import Facts, Shares, Tried
+from yolo_lossplug.tools.inspect.advice import NO_REASON, advise, write_weights
+from yolo_lossplug.tools.inspect.facts import Facts, Pace, Shares, Tried
 from yolo_lossplug.tools.inspect.rules import RULES, percent
 from yolo_lossplug.ultralytics_hook.console import parse
 
@@ -42,7 +42,7 @@ MADE = {
 }
 
 
-EVERY = {"none": (0.1, 0.1), "without": 0.12, "conflicts": 0.2, "tried": [*MORE, SIDE]}
+EVERY = {"mean_side": (10.0, 15.0), "none": (0.1, 0.1), "without": 0.12, "conflicts": 0.2, "tried": [*MORE, SIDE]}
 """Values that several cases set."""
 
 
@@ -79,7 +79,7 @@ def test_plain_data_has_no_reason():
     (advice,) = advise(Facts(**PLAIN))
     assert advice.text == NO_REASON == "no reason to change the stock loss"
     (advice,) = advise(Facts(**PLAIN, without=0.0, without_small=None, conflicts=0.0))
-    assert advice.command == "lossplug compare data=my.yaml model=yolov8n.yaml imgsz=640 loss=ciou seeds=3"
+    assert advice.command == "lossplug compare data=my.yaml model=yolov8n.yaml imgsz=640 epochs=100 loss=ciou seeds=3"
 
 
 @pytest.mark.parametrize("name", MADE)
@@ -127,8 +127,6 @@ def test_texts_have_their_numbers():
     alone = advise(Facts(**{**PLAIN, "rare": ["car"], "rare_share": 0.004}))[0]
     assert alone.text.startswith("class car has 0.4 % of objects")
     assert "imgsz=960" in advise(Facts(**{**PLAIN, "none": (0.01,)}))[0].command
-    tiny = advise(Facts(**{**PLAIN, **MADE["tiny objects"]}))[0]
-    assert tiny.command.endswith(" imgsz=640 loss=ciou,nwd nwd_constant=13 seeds=3")
 
 
 def every(**more):
@@ -169,6 +167,35 @@ def test_numbers_of_the_assigner_are_advised_by_what_they_change():
     missed, contested = advise(Facts(**PLAIN, without=0.12, conflicts=0.2, tried=[fewer, MORE[1]]))
     assert "tal_topk=10,20" in missed.command
     assert contested.text.endswith("9 % with tal_topk=5: compare tal_topk=20 first") and not contested.command
+
+
+def test_commands_keep_what_was_inspected():
+    pace = Pace(1e-6, 1000, "this CPU")
+    sizes = {"imgsz": (640, 960), "tiny": (0.4, 0.1), "mean_side": (21.25, 31.875)}
+    kept = {"kept": {"fraction": 0.5, "tal_topk": 20}, "model": "mine/best.pt", "pace": pace}
+    (tiny,) = advise(Facts(**{**PLAIN, **sizes, **kept}))
+    start = "lossplug compare data=my.yaml model=mine/best.pt imgsz={} epochs=100 fraction=0.5 tal_topk=20 "
+    ends = ("loss=ciou,nwd nwd_constant=21.2 seeds=3", "loss=ciou,nwd nwd_constant=31.9 seeds=3")
+    assert tiny.command.splitlines() == [f"{start.format(size)}{end}" for size, end in zip((640, 960), ends)]
+    hours = (640**2 + 960**2) * 1e-6 * 1000 * 100 * 6 / 3600
+    assert tiny.estimate.startswith(f"About {hours:,.0f} h on this CPU: 12 runs, 100 epochs, 1,000 images")
+    (change,) = advise(
+        Facts(**{**PLAIN, **kept, "without": 0.12, "conflicts": 0.0, "tried": [MORE[1]._replace(now=20)]})
+    )
+    assert "tal_topk=20,5" in change.command and "tal_topk=20 " not in change.command
+
+
+def test_the_weights_of_many_classes_are_in_a_file(tmp_path):
+    rare = [f"class {i}: 'x'" for i in range(7)]
+    facts = Facts(**{**PLAIN, "rare": rare, "rare_share": 0.01})
+    write_weights(facts, tmp_path)
+    (advice,) = advise(facts, tmp_path)
+    assert "and 3 more" in advice.text
+    for command in (advice.command, advise(facts)[0].command):
+        plan = plan_of(parse(shlex.split(command)[2:]))
+        assert [arm.keys["cls_weights"] for arm in plan.arms] == [{rare[0]: 1}, dict.fromkeys(rare, 2)]
+    (few,) = advise(Facts(**{**PLAIN, **MADE["rare classes"]}), tmp_path)
+    assert "cfg=" not in few.command and "it\\'s':2,'car':2" in few.command
 
 
 def test_nothing_is_compared_that_changes_nothing():

@@ -4,24 +4,30 @@
 from __future__ import annotations
 
 import functools
+import math
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple, Optional
 
-from yolo_lossplug.tools.inspect.facts import Facts
-from yolo_lossplug.tools.inspect.rules import RULES, Keys, Rule
+from yolo_lossplug.files import write_json
+from yolo_lossplug.selection.keys import WEIGHTS
+from yolo_lossplug.tools.inspect.facts import EPOCHS, SEEDS, Facts
+from yolo_lossplug.tools.inspect.rules import MAX_NAMES, RULES, SIDE, Keys, Rule, weights_of
 
+WEIGHTS_FILE = f"{WEIGHTS}.yaml"
 NO_REASON = "no reason to change the stock loss"
 
 
 class Advice(NamedTuple):
-    """One piece of advice: its rule, what was seen and what comes first, commands to paste, and the source."""
+    """One piece of advice: its rule, what was seen and what comes first, commands, the source, and what these take."""
 
     name: str
     text: str
     command: str
     source: str
+    estimate: str = ""
 
 
 def _word(key: str, value: Any) -> str:
@@ -42,27 +48,36 @@ def _word_of_mappings(key: str, values: Sequence[Mapping[str, Any]]) -> str:
     return f'{key}="[{text}]"' if is_plain else shlex.quote(f"{key}=[{text}]")
 
 
-def advise(facts: Facts) -> list[Advice]:
+def advise(facts: Facts, folder: Optional[Path] = None) -> list[Advice]:
     """Return the advice of all rules that apply, in the order of the table; one line if none does.
 
     Rules that compare values of the same key give one piece of advice.
+
+    Args:
+        facts: The facts.
+        folder: Where `write_weights` writes; None for commands with all that they need.
     """
     groups: dict[str, list[Rule]] = {}
     for rule in RULES:
         if rule.applies(facts):
             groups.setdefault(rule.varied(facts), []).append(rule)
-    given = [_advice(facts, rules) for rules in groups.values()]
-    return given or [Advice("none", NO_REASON, _compare(facts, {}), "no threshold of this table is reached")]
+    given = [_advice(facts, rules, folder) for rules in groups.values()]
+    if given:
+        return given
+    command, estimate = _compare(facts, {}, folder)
+    return [Advice("none", NO_REASON, command, "no threshold of this table is reached", estimate)]
 
 
-def _advice(facts: Facts, rules: Sequence[Rule]) -> Advice:
+def _advice(facts: Facts, rules: Sequence[Rule], folder: Optional[Path]) -> Advice:
     """Return one piece of advice of rules that compare values of the same key."""
     texts = [rule.text(facts) for rule in rules]
     text = ". ".join([texts[0], *(f"{other[:1].upper()}{other[1:]}" for other in texts[1:])])
     found = [rule.keys(facts) for rule in rules]
-    command = "" if found == [None] else _compare(facts, functools.reduce(_joined, filter(None, found), {}))
-    sources = dict.fromkeys(source for rule in rules for source in rule.sources())
-    return Advice(rules[0].name, text, command, "; ".join(sources))
+    sources = "; ".join(dict.fromkeys(source for rule in rules for source in rule.sources()))
+    if found == [None]:
+        return Advice(rules[0].name, text, "", sources)
+    command, estimate = _compare(facts, functools.reduce(_joined, filter(None, found), {}), folder)
+    return Advice(rules[0].name, text, command, sources, estimate)
 
 
 def _joined(keys: Keys, others: Keys) -> Keys:
@@ -72,10 +87,32 @@ def _joined(keys: Keys, others: Keys) -> Keys:
     return {**keys, **others, **values}
 
 
-def _compare(facts: Facts, keys: Keys) -> str:
-    """Return the lines of comparisons, one for each imgsz."""
-    about = {"data": facts.data, "model": facts.model}
-    others = {"loss": "probiou" if facts.task == "obb" else "ciou", **keys, "seeds": 3}
-    sizes = others.pop("imgsz", facts.imgsz)
-    lines = [{**about, "imgsz": size, **others} for size in sizes]
-    return "\n".join(" ".join(["lossplug compare", *(_word(*pair) for pair in line.items())]) for line in lines)
+def _compare(facts: Facts, keys: Keys, folder: Optional[Path]) -> tuple[str, str]:
+    """Return the lines of comparisons, one for each imgsz, and in words what they take."""
+    keys = {"epochs": EPOCHS, **facts.kept, "loss": "probiou" if facts.task == "obb" else "ciou", **keys}
+    sizes, runs = (
+        [*map(int, keys.pop("imgsz", facts.imgsz))],
+        SEEDS * math.prod(len(v) for v in keys.values() if _is_varied(v)),
+    )
+    if folder and WEIGHTS in keys and len(facts.rare) > MAX_NAMES:
+        del keys[WEIGHTS]
+        keys["cfg"] = folder / WEIGHTS_FILE
+    sides = dict(zip(facts.imgsz, facts.mean_side))
+    lines = []
+    for imgsz in sizes:
+        about = {"data": facts.data, "model": facts.model, "imgsz": imgsz, **keys, "seeds": SEEDS}
+        words = (
+            _word(key, f"{max(0.1, sides[imgsz]):.1f}" if value == SIDE else value) for key, value in about.items()
+        )
+        lines.append(" ".join(["lossplug compare", *words]))
+    return "\n".join(lines), facts.pace.hours(sizes, runs) if facts.pace else ""
+
+
+def _is_varied(value: Any) -> bool:
+    return isinstance(value, tuple)
+
+
+def write_weights(facts: Facts, folder: Path) -> None:
+    """Write the weights of many rare classes, which no command line has room for, into a folder."""
+    if len(facts.rare) > MAX_NAMES:
+        write_json(folder / WEIGHTS_FILE, {WEIGHTS: weights_of(facts)})

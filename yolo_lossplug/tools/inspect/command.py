@@ -14,6 +14,7 @@ from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.selection.keys import TASKS, keys, refuse_unknown
 from yolo_lossplug.selection.select import select
 from yolo_lossplug.tools.arguments import command_line, merge, split_list, whole_number
+from yolo_lossplug.tools.inspect.advice import write_weights
 from yolo_lossplug.tools.inspect.findings import Findings, InspectPlan
 from yolo_lossplug.tools.inspect.pictures import draw_pictures
 from yolo_lossplug.tools.inspect.report import classes_table, make_report
@@ -113,6 +114,7 @@ def write_inspection(found: Findings) -> tuple[Report, Path]:
     charts.save_table([dict(zip(classes.header, row)) for row in classes.rows], directory / "classes.csv")
     with (directory / "objects.csv").open("w", newline="", encoding="utf-8") as target:
         csv.writer(target).writerows(object_rows(found.labels, found.views, found.strides))
-    report = make_report(found, draw_pictures(found, directory), command_line("inspect", args))
+    write_weights(found.facts, directory)
+    report = make_report(found, draw_pictures(found, directory), command_line("inspect", args), directory)
     write_text(directory / "summary.md", report.markdown())
     return report, report.write(directory / "report.html")

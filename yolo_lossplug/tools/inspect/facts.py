@@ -5,12 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Optional
+from typing import Any, NamedTuple, Optional
 
 LONG = 4.0
 """Ratio of the sides from which an object counts as elongated."""
 RARE = 20.0
 """Ratio to the largest class from which a class counts as rare."""
+EPOCHS, SEEDS = 100, 3
+"""Of the comparisons that are advised."""
 MISSED, CONTESTED = 0.05, 0.15
 """Share of objects without an anchor, and of anchors that two objects select, from which other numbers are advised."""
 
@@ -43,6 +45,29 @@ class Tried(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.key}={self.value:g}"
+
+
+class Pace(NamedTuple):
+    """How fast a model trains.
+
+    Attributes:
+        seconds: Seconds of an image, forward and backward, for each pixel.
+        images: Images of an epoch.
+        device: Name of the device.
+    """
+
+    seconds: float
+    images: int
+    device: str
+
+    def hours(self, sizes: Sequence[int], runs: int) -> str:
+        """Return in words what some runs take at each imgsz."""
+        hours = sum(size * size for size in sizes) * self.seconds * self.images * EPOCHS * runs / 3600
+        shown = f"{60 * hours:.0f} min" if hours < 1 else f"{hours:.1f} h" if hours < 10 else f"{hours:,.0f} h"
+        return (
+            f"About {shown} on {self.device}: {runs * len(sizes)} runs, {EPOCHS} epochs, {self.images:,} images, by "
+            "the time of a step measured here; loading and validation come on top."
+        )
 
 
 def larger(imgsz: int) -> int:
@@ -82,6 +107,9 @@ class Facts:
         conflicts: Share of selected anchors that two objects select; None without a model.
         tried: How these two shares change with other numbers of the assigner, or another imgsz.
         end_to_end: Whether the model has a branch without NMS.
+        mean_side: Mean side (root of the area) in pixels of the input.
+        kept: What a comparison takes over from the inspection: numbers of the assigner, and more.
+        pace: How fast the model trains here; None if that is not known.
     """
 
     data: str
@@ -107,3 +135,6 @@ class Facts:
     conflicts: Optional[float] = None
     tried: Sequence[Tried] = ()
     end_to_end: bool = False
+    mean_side: tuple[float, ...] = (0.0,)
+    kept: Mapping[str, Any] = field(default_factory=dict)
+    pace: Optional[Pace] = None

@@ -16,6 +16,7 @@ import torch
 from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.selection.select import select
 from yolo_lossplug.tools.inspect import counts as numbers
+from yolo_lossplug.tools.inspect.duration import pace
 from yolo_lossplug.tools.inspect.facts import CONTESTED, LONG, MISSED, RARE, Facts, Shares, Tried, larger
 from yolo_lossplug.tools.inspect.views import BranchAssignment, View
 from yolo_lossplug.ultralytics_hook.console import progress
@@ -30,6 +31,8 @@ from yolo_lossplug.ultralytics_hook.dataset.labels import read as read_labels
 STRIDES, P2 = (8.0, 16.0, 32.0), 4.0
 """Strides of most models, used without model=, and the stride of a P2 head."""
 SUFFIXES = {"segment": "-seg", "pose": "-pose", "obb": "-obb"}
+KEPT = ("fraction", "batch", "device")
+"""Arguments beside data, model, imgsz and numbers of the assigner that a comparison takes over."""
 N_PICTURES = 6
 MAX_TRIED = 100
 """Images that another imgsz is tried on."""
@@ -188,10 +191,12 @@ class Findings:
         objects, shares = self.classes[0], [view.shares for view in self.views]
         by_imgsz: dict[str, Any] = {key: tuple(of_view[key] for of_view in shares) for key in shares[0]}
         rare = numbers.rare_classes(objects, RARE)
-        data = Path(str(self.plan.args["data"]))
+        args, data = self.plan.args, Path(str(self.plan.args["data"]))
+        model = str(args.get("model") or f"yolov8n{SUFFIXES.get(self.labels.task, '')}.yaml")
+        of_run = {key: value for key, value in args.items() if key in ("data", "batch", "device")}
         return Facts(
-            data=str(self.plan.args["data"]) if data.is_file() else data.name,
-            model=str(self.plan.args.get("model") or f"yolov8n{SUFFIXES.get(self.labels.task, '')}.yaml"),
+            data=str(args["data"]) if data.is_file() else data.name,
+            model=model,
             task=self.labels.task,
             imgsz=self.plan.imgsz,
             n_objects=len(self.labels.cls),
@@ -204,6 +209,8 @@ class Findings:
             imbalance=numbers.imbalance(objects),
             faults={kind: count for kind, count in self.faults.items() if count and not kind.startswith(HARMLESS)},
             dense_bytes=self.costs[0].dense,
+            kept={**{key: args[key] for key in KEPT if key in args}, **self.plan.numbers},
+            pace=pace({**of_run, "model": model}, self.plan.imgsz[0], len(self.counts)),
             **self._facts_of_assignment(),
         )
 

@@ -26,9 +26,9 @@ NOTE_ON_COSTS = (
 )
 
 
-def make_report(found: Findings, pictures: Sequence[Picture], command: str) -> Report:
+def make_report(found: Findings, pictures: Sequence[Picture], command: str, folder: Path) -> Report:
     """Return the report of a dataset with pictures, and the command that makes it again."""
-    advice = advise(found.facts)
+    advice = advise(found.facts, folder)
     note = (
         f"One forward of every image by {found.facts.model}, in batches of {found.plan.batch}, without augmentation, "
         "and the assignment of a training step. Contested anchors are claimed by two objects or more."
@@ -70,7 +70,8 @@ def main_point(advice: Sequence[Advice]) -> str:
 
 def _advised(piece: Advice) -> tuple[Block, ...]:
     command = [Code(piece.command, is_brief=True)] if piece.command else []
-    return Text(_sentence(piece.text), is_brief=True), *command, Text(f"Source: {piece.source}.")
+    estimate = [Text(piece.estimate, is_brief=True)] if piece.estimate else []
+    return Text(_sentence(piece.text), is_brief=True), *command, *estimate, Text(f"Source: {piece.source}.")
 
 
 def _sentence(text: str) -> str:

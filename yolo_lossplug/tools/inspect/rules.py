@@ -12,11 +12,16 @@ from pathlib import Path
 from typing import Any, Callable, NamedTuple, Optional
 
 from yolo_lossplug.charts import read_table
+from yolo_lossplug.selection.keys import WEIGHTS
 from yolo_lossplug.tools.inspect.facts import CONTESTED, LONG, MISSED, Facts, Tried, larger
 from yolo_lossplug.tools.inspect.views import FEW, TINY
 
 POINT = 0.01
 """By how much a share must fall to count as lower: what the shown numbers tell apart."""
+MAX_NAMES = 4
+"""Names of classes that a line shows."""
+SIDE = "MEAN_SIDE"
+"""In place of a value: the mean side of the objects in pixels of the input."""
 Keys = dict[str, Any]
 """Keys of a comparison: a tuple holds the values that are compared; each imgsz has a comparison of its own."""
 
@@ -99,18 +104,18 @@ def _sizes(facts: Facts) -> Keys:
 
 def _rare(facts: Facts) -> str:
     names, is_one = facts.rare, len(facts.rare) == 1
-    listed = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    listed = ", ".join(names[:MAX_NAMES]) + (f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else "")
     return f"class {listed} has" if is_one else f"classes {listed} have"
 
 
-def _weights(facts: Facts) -> tuple[dict[str, int], ...]:
-    """Return no weights, and moderate ones for rare classes."""
-    return {facts.rare[0]: 1}, dict.fromkeys(facts.rare[:4], 2)
+def weights_of(facts: Facts) -> tuple[dict[str, int], ...]:
+    """Return no weights, and moderate ones for all rare classes."""
+    return {facts.rare[0]: 1}, dict.fromkeys(facts.rare, 2)
 
 
 def _best(tried: Sequence[Tried], share: str) -> Optional[Tried]:
     """Return what lowers a share the most, None if nothing does by a point."""
-    falls = {one: getattr(one.before, share) - getattr(one.after, share) for one in tried}
+    falls = {one: round(getattr(one.before, share) - getattr(one.after, share), 9) for one in tried}
     best = max(falls, key=lambda one: falls[one], default=None)
     return best if best and falls[best] >= POINT else None
 
@@ -200,7 +205,7 @@ RULES = (
             f"{percent(f.tiny[0])} of objects have a side below {TINY:.0f} pixels{_at_sizes(f, f.tiny)}. For these, "
             "IoU drops to 0 within a few pixels of error, so compare a loss that falls off more slowly"
         ),
-        lambda f: _keys(f"loss=ciou,nwd nwd_constant={0.8 * TINY:.0f}"),
+        lambda f: _keys(f"loss=ciou,nwd nwd_constant={SIDE}"),
         "Wang et al. 2021, arXiv 2110.13389",
         ("loss=nwd", "shapes-tiny.yaml"),
         is_for_rotated=False,
@@ -213,7 +218,7 @@ RULES = (
             f"{_rare(f)} {percent(f.rare_share)} of objects, the largest class {f.imbalance:.0f} times as many as the "
             "smallest: compare cls_weights, and read the AP of these classes"
         ),
-        lambda f: {"cls_weights": _weights(f)},
+        lambda f: {WEIGHTS: weights_of(f)},
         "Cui et al. 2019, arXiv 1901.05555, whose mildest imbalance is 10 to 20",
         ("cls_weights=[1,1,2.5]", "shapes-rare.yaml"),
     ),

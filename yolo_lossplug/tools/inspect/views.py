@@ -117,6 +117,7 @@ class View:
             "none": share(self.total == 0),
             "tiny": share(self.sides < TINY),
             "small_input": size_shares(self.areas)[0],
+            "mean_side": float(self.sides.mean()) if len(self.areas) else 0.0,
         }
 
     @property
