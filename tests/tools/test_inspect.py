@@ -179,7 +179,7 @@ def test_what_is_printed_fits_a_terminal(data, tmp_path, capsys):
     for line in summary.splitlines():
         line = re.sub(r"\x1b\[[0-9;]*m", "", line)
         assert len(line) <= 80 or line.startswith(("lossplug compare", "LossPlug: report in"))
-    assert "Candidates of objects" in said and "contested" in said
+    assert "Candidates of objects" in said and "contested" in said and "random weights" in said
     assert (tmp_path / "run" / "report.html").is_file()
     inspect.main({"data": data, "imgsz": 64, "project": str(tmp_path), "name": "run"})
     assert len(list(tmp_path.glob("run*"))) == 2

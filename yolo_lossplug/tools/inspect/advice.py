@@ -14,19 +14,29 @@ from typing import Any, NamedTuple, Optional
 from yolo_lossplug.files import write_json
 from yolo_lossplug.selection.keys import WEIGHTS
 from yolo_lossplug.tools.inspect.facts import EPOCHS, SEEDS, Facts
-from yolo_lossplug.tools.inspect.rules import MAX_NAMES, RULES, SIDE, Keys, Rule, weights_of
+from yolo_lossplug.tools.inspect.rules import MAX_NAMES, RULES, SIDE, Keys, Rule, measurements, weights_of
 
 WEIGHTS_FILE = f"{WEIGHTS}.yaml"
 NO_REASON = "no reason to change the stock loss"
 
 
 class Advice(NamedTuple):
-    """One piece of advice: its rule, what was seen and what comes first, commands, the source, and what these take."""
+    """One piece of advice.
+
+    Attributes:
+        name: Name of its rule.
+        text: What was seen, and what comes first.
+        source: Where that comes from.
+        measured: What came of it on synthetic data, empty where it was not measured.
+        command: Commands to paste, empty where there is nothing to compare.
+        estimate: In words how long these take.
+    """
 
     name: str
     text: str
-    command: str
     source: str
+    measured: str = ""
+    command: str = ""
     estimate: str = ""
 
 
@@ -62,22 +72,19 @@ def advise(facts: Facts, folder: Optional[Path] = None) -> list[Advice]:
         if rule.applies(facts):
             groups.setdefault(rule.varied(facts), []).append(rule)
     given = [_advice(facts, rules, folder) for rules in groups.values()]
-    if given:
-        return given
-    command, estimate = _compare(facts, {}, folder)
-    return [Advice("none", NO_REASON, command, "no threshold of this table is reached", estimate)]
+    none = Advice("none", NO_REASON, "no threshold of this table is reached")
+    return given or [none._replace(**_compare(facts, {}, folder))]
 
 
 def _advice(facts: Facts, rules: Sequence[Rule], folder: Optional[Path]) -> Advice:
     """Return one piece of advice of rules that compare values of the same key."""
     texts = [rule.text(facts) for rule in rules]
     text = ". ".join([texts[0], *(f"{other[:1].upper()}{other[1:]}" for other in texts[1:])])
-    found = [rule.keys(facts) for rule in rules]
-    sources = "; ".join(dict.fromkeys(source for rule in rules for source in rule.sources()))
-    if found == [None]:
-        return Advice(rules[0].name, text, "", sources)
-    command, estimate = _compare(facts, functools.reduce(_joined, filter(None, found), {}), folder)
-    return Advice(rules[0].name, text, command, sources, estimate)
+    sources = "; ".join(dict.fromkeys(rule.source for rule in rules))
+    measured = " ".join(dict.fromkeys(measurements(*rule.measured) for rule in rules if rule.measured))
+    found = [keys for rule in rules if (keys := rule.keys(facts)) is not None]
+    commands = _compare(facts, functools.reduce(_joined, found, {}), folder) if found else {}
+    return Advice(rules[0].name, text, sources, measured, **commands)
 
 
 def _joined(keys: Keys, others: Keys) -> Keys:
@@ -87,8 +94,8 @@ def _joined(keys: Keys, others: Keys) -> Keys:
     return {**keys, **others, **values}
 
 
-def _compare(facts: Facts, keys: Keys, folder: Optional[Path]) -> tuple[str, str]:
-    """Return the lines of comparisons, one for each imgsz, and in words what they take."""
+def _compare(facts: Facts, keys: Keys, folder: Optional[Path]) -> dict[str, str]:
+    """Return the command, a line for each imgsz, and the estimate of a piece of advice."""
     keys = {"epochs": EPOCHS, **facts.kept, "loss": "probiou" if facts.task == "obb" else "ciou", **keys}
     sizes, runs = (
         [*map(int, keys.pop("imgsz", facts.imgsz))],
@@ -105,7 +112,7 @@ def _compare(facts: Facts, keys: Keys, folder: Optional[Path]) -> tuple[str, str
             _word(key, f"{max(0.1, sides[imgsz]):.1f}" if value == SIDE else value) for key, value in about.items()
         )
         lines.append(" ".join(["lossplug compare", *words]))
-    return "\n".join(lines), facts.pace.hours(sizes, runs) if facts.pace else ""
+    return {"command": "\n".join(lines), "estimate": facts.pace.hours(sizes, runs) if facts.pace else ""}
 
 
 def _is_varied(value: Any) -> bool:

@@ -107,6 +107,7 @@ class Facts:
         conflicts: Share of selected anchors that two objects select; None without a model.
         tried: How these two shares change with other numbers of the assigner, or another imgsz.
         end_to_end: Whether the model has a branch without NMS.
+        is_untrained: Whether the model has random weights.
         mean_side: Mean side (root of the area) in pixels of the input.
         kept: What a comparison takes over from the inspection: numbers of the assigner, and more.
         pace: How fast the model trains here; None if that is not known.
@@ -135,6 +136,7 @@ class Facts:
     conflicts: Optional[float] = None
     tried: Sequence[Tried] = ()
     end_to_end: bool = False
+    is_untrained: bool = False
     mean_side: tuple[float, ...] = (0.0,)
     kept: Mapping[str, Any] = field(default_factory=dict)
     pace: Optional[Pace] = None

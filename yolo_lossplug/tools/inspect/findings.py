@@ -76,6 +76,11 @@ class Findings:
         args = self.plan.args
         return assignments.load(args, described(args)[0]) if args.get("model") else None
 
+    @property
+    def is_untrained(self) -> bool:
+        """Whether the model has random weights."""
+        return self.model is not None and not self.model.is_trained
+
     @cached_property
     def labels(self) -> Labels:
         """The labels."""
@@ -225,6 +230,7 @@ class Findings:
             "conflicts": first.main.shares.conflicts,
             "tried": [*self._tried(first, first.main)],
             "end_to_end": len(first.assigned) > 1,
+            "is_untrained": self.is_untrained,
         }
 
     def _tried(self, first: View, main: BranchAssignment) -> Iterator[Tried]:

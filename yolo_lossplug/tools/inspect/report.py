@@ -31,7 +31,7 @@ def make_report(found: Findings, pictures: Sequence[Picture], command: str, fold
     advice = advise(found.facts, folder)
     note = (
         f"One forward of every image by {found.facts.model}, in batches of {found.plan.batch}, without augmentation, "
-        "and the assignment of a training step. Contested anchors are claimed by two objects or more."
+        f"and the assignment of a training step{_weights_of(found)}. Contested anchors are claimed by two objects."
     )
     ratio = f"The largest class has {found.facts.imbalance:.4g} times as many objects as the smallest that has any."
     sections = [
@@ -44,10 +44,14 @@ def make_report(found: Findings, pictures: Sequence[Picture], command: str, fold
         Section("Labels", [*_faults(found)]),
         Section("Classes", [Text(ratio, is_brief=True), classes_table(found)]),
         Section("Need of the loss step", [Text(NOTE_ON_COSTS), costs_table(found)]),
-        Section("Worth a comparison", [block for piece in advice for block in _advised(piece)]),
+        Section("Worth a comparison", [block for piece in advice for block in advised(piece)]),
     ]
     footer = [f"{date.today().isoformat()}, ultralytics {VERSION}"]
     return Report(f"{found.facts.data}, inspected", "", command, [main_point(advice)], sections, footer)
+
+
+def _weights_of(found: Findings) -> str:
+    return ", from the random weights of an untrained model" if found.is_untrained else ""
 
 
 def headline(found: Findings) -> str:
@@ -65,13 +69,20 @@ def main_point(advice: Sequence[Advice]) -> str:
         return f"No threshold is reached: {advice[0].text}."
     more = len(advice) - 1
     rest = f" {more} more {'comparison is' if more == 1 else 'comparisons are'} worth running." if more else ""
-    return _sentence(advice[0].text) + rest
+    measured = f" {advice[0].measured}" if "worse" in advice[0].measured else ""
+    return f"{_sentence(advice[0].text)}{measured}{rest}"
 
 
-def _advised(piece: Advice) -> tuple[Block, ...]:
-    command = [Code(piece.command, is_brief=True)] if piece.command else []
-    estimate = [Text(piece.estimate, is_brief=True)] if piece.estimate else []
-    return Text(_sentence(piece.text), is_brief=True), *command, *estimate, Text(f"Source: {piece.source}.")
+def advised(piece: Advice) -> Iterator[Block]:
+    """Yield what a terminal shows of a piece of advice too, what was measured of it included, and its source."""
+    yield Text(_sentence(piece.text), is_brief=True)
+    if piece.measured:
+        yield Text(piece.measured, is_brief=True)
+    if piece.command:
+        yield Code(piece.command, is_brief=True)
+    if piece.estimate:
+        yield Text(piece.estimate, is_brief=True)
+    yield Text(f"Source: {piece.source}.")
 
 
 def _sentence(text: str) -> str:
@@ -113,7 +124,7 @@ def assignment_table(found: Findings) -> Table:
                 contested = percent(branch.shares.conflicts) if size == "all" else ""
                 rows.append([view.imgsz, name, size, *_means(*values), contested])
     header = ("imgsz", "branch", "size", "objects", "no anchor", "anchors each", "mean IoU", "contested")
-    return Table(header, rows, "Anchors that the assigner gives to objects", columns=8)
+    return Table(header, rows, f"Anchors that the assigner gives to objects{_weights_of(found)}", columns=8)
 
 
 def _means(objects: float, missing: float, positives: float, overlap: float) -> list[Any]:
@@ -158,7 +169,7 @@ def classes_table(found: Findings) -> Table:
         for i in np.argsort(-objects, kind="stable").tolist()
     ]
     header = ("class", "name", "objects", "images", "share", *masks)
-    return Table(header, rows, f"Last columns at imgsz {first.imgsz}")
+    return Table(header, rows, f"Last columns at imgsz {first.imgsz}{_weights_of(found)}")
 
 
 def costs_table(found: Findings) -> Table:

@@ -7,7 +7,7 @@ A rule names what is worth comparing first. None promises a gain; what came of i
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Callable, NamedTuple, Optional
 
@@ -36,7 +36,7 @@ class Rule(NamedTuple):
         text: Takes facts, and returns the advice.
         keys: Takes facts, and returns the keys of the comparison; None where there is nothing to compare.
         source: Where rule and threshold come from.
-        measured: Key and dataset of the row of measured.csv that stands for it, if there is one.
+        measured: Beginning of the keys, and dataset, of the rows of measured.csv that belong to it, if there are any.
         is_for_rotated: Whether its keys can be used with rotated boxes.
     """
 
@@ -59,19 +59,24 @@ class Rule(NamedTuple):
         """Return the key whose values are compared, or the rule's name."""
         return next((key for key, value in (self.keys(facts) or {}).items() if isinstance(value, tuple)), self.name)
 
-    def sources(self) -> Iterator[str]:
-        """Yield where the rule comes from, and what was measured of it."""
-        yield self.source
-        if self.measured and self.measured in _measurements():
-            yield _measurements()[self.measured]
-
 
 @functools.cache
-def _measurements() -> dict[tuple[str, str], str]:
-    """Return what measured.csv says of comparisons with the stock loss, by key and dataset."""
-    said = "{key} on synthetic data, {seeds} seeds: {verdict}, {mean} {metric} (docs/problems.md)"
+def measurements(key: str, dataset: str) -> str:
+    """Return what came of comparisons with the stock loss on synthetic data.
+
+    Args:
+        key: What their keys begin with.
+        dataset: The dataset; empty for all.
+    """
     rows = read_table(Path(__file__).with_name("measured.csv"))
-    return {(row["key"], row["dataset"]): said.format_map(row) for row in rows}
+    found = [row for row in rows if row["key"].startswith(key) and dataset in ("", row["dataset"])]
+    said = []
+    for verdict in ("better", "worse", "within noise"):
+        mine = [row for row in found if row["verdict"] == verdict]
+        shown = (row["key"] + f" ({row['mean']})" * (verdict != "within noise") for row in mine)
+        said += [f"{verdict}: {', '.join(shown)}"] if mine else []
+    about = f"Measured on synthetic data, {found[0]['seeds']} seeds, {found[0]['metric']} against stock"
+    return f"{about}: {'; '.join(said)} (docs/problems.md)."
 
 
 def percent(value: float) -> str:
@@ -111,6 +116,10 @@ def _rare(facts: Facts) -> str:
 def weights_of(facts: Facts) -> tuple[dict[str, int], ...]:
     """Return no weights, and moderate ones for all rare classes."""
     return {facts.rare[0]: 1}, dict.fromkeys(facts.rare, 2)
+
+
+def _predictor(facts: Facts) -> str:
+    return "the random weights of an untrained model" if facts.is_untrained else "this model"
 
 
 def _best(tried: Sequence[Tried], share: str) -> Optional[Tried]:
@@ -202,12 +211,13 @@ RULES = (
         0.2,
         lambda f: f.tiny[0],
         lambda f: (
-            f"{percent(f.tiny[0])} of objects have a side below {TINY:.0f} pixels{_at_sizes(f, f.tiny)}. For these, "
-            "IoU drops to 0 within a few pixels of error, so compare a loss that falls off more slowly"
+            f"{percent(f.tiny[0])} of objects have a side below {TINY:.0f} pixels{_at_sizes(f, f.tiny)}. A few pixels "
+            "of error take all of their IoU; ciou has a gradient even there, of its terms for distance and aspect "
+            "ratio alone: compare a loss that measures distance and size there"
         ),
         lambda f: _keys(f"loss=ciou,nwd nwd_constant={SIDE}"),
         "Wang et al. 2021, arXiv 2110.13389",
-        ("loss=nwd", "shapes-tiny.yaml"),
+        ("", "shapes-tiny.yaml"),
         is_for_rotated=False,
     ),
     Rule(
@@ -220,7 +230,7 @@ RULES = (
         ),
         lambda f: {WEIGHTS: weights_of(f)},
         "Cui et al. 2019, arXiv 1901.05555, whose mildest imbalance is 10 to 20",
-        ("cls_weights=[1,1,2.5]", "shapes-rare.yaml"),
+        ("", "shapes-rare.yaml"),
     ),
     Rule(
         "overlapping objects",
@@ -232,7 +242,7 @@ RULES = (
         ),
         lambda f: _keys("nms_iou=iou,diou"),
         "Zheng et al. 2020, arXiv 1911.08287 (DIoU-NMS); Bodla et al. 2017, arXiv 1704.04503",
-        ("nms_iou=diou", "shapes-crowds.yaml"),
+        ("nms_iou", "shapes-crowds.yaml"),
         is_for_rotated=False,
     ),
     Rule(
@@ -240,12 +250,12 @@ RULES = (
         0.2,
         lambda f: f.long,
         lambda f: (
-            f"{percent(f.long)} of objects are at least {LONG:.0f} times as long as wide, where CIoU's term for the "
-            "aspect ratio says little about width and height"
+            f"{percent(f.long)} of objects are at least {LONG:.0f} times as long as wide. Beside IoU, ciou measures "
+            "width and height by their ratio alone: compare a loss with a term for each side"
         ),
         lambda f: _keys("loss=ciou,eiou"),
         "Zhang et al. 2022, arXiv 2101.08158",
-        ("loss=eiou", "shapes-thin.yaml"),
+        ("", "shapes-thin.yaml"),
         is_for_rotated=False,
     ),
     Rule(
@@ -253,24 +263,25 @@ RULES = (
         MISSED,
         lambda f: f.without,
         lambda f: (
-            f"{percent(f.without or 0)} of objects get no anchor from this model and assigner"
+            f"{percent(f.without or 0)} of objects get no anchor from {_predictor(f)} and this assigner"
             + ("" if f.without_small is None else f", {percent(f.without_small)} of the small ones")
             + _outcomes(f, "without", _reaching(f))
         ),
         lambda f: _comparison(_reaching(f)),
         "19 % of small objects without an anchor in VisDrone (YOLO-Master, pull request 280)",
+        ("tal_", ""),
     ),
     Rule(
         "contested anchors",
         CONTESTED,
         lambda f: f.conflicts,
         lambda f: (
-            f"{percent(f.conflicts or 0)} of selected anchors are claimed by two objects or more"
-            + _outcomes(f, "conflicts", _parting(f))
+            f"{percent(f.conflicts or 0)} of the anchors that {_predictor(f)} and this assigner select are claimed by "
+            "two objects or more" + _outcomes(f, "conflicts", _parting(f))
         ),
         lambda f: _comparison(_parting(f)),
         "each goes only to the object with the larger overlap (Feng et al. 2021, arXiv 2108.07755)",
-        ("tal_topk=7", "shapes-crowds.yaml"),
+        ("tal_", ""),
     ),
     Rule(
         "memory",

@@ -34,12 +34,14 @@ class Model(NamedTuple):
         criterion: The criterion, with the keys of the run, in the host's own engine.
         device: Its device.
         strides: Strides of its levels.
+        is_trained: Whether it is a checkpoint, or else has random weights.
     """
 
     host: Any
     criterion: Any
     device: torch.device
     strides: tuple[float, ...]
+    is_trained: bool
 
     @property
     def task(self) -> str:
@@ -117,7 +119,7 @@ def load(args: dict[str, Any], data: dict[str, Any]) -> Model:
     cfg = get_cfg(overrides={**keys, "mode": "train", "task": made.task, "loss_engine": "reference"})
     host = network_of(made, cfg, data).to(device).train()
     with explained(f"model={args['model']} cannot be used"):
-        return Model(host, host.init_criterion(), device, tuple(float(s) for s in host.stride))
+        return Model(host, host.init_criterion(), device, tuple(float(s) for s in host.stride), bool(made.ckpt))
 
 
 def assigned(
