@@ -36,7 +36,8 @@ LAYERS = [
 ]
 HOOK = "yolo_lossplug.ultralytics_hook."
 HOOK_LAYERS = [
-    {"compatibility", "console", "counts", "decision", "derived", "family", "members", "min_side", "patching"},
+    {"originals", "patching"},
+    {"compatibility", "console", "counts", "decision", "derived", "family", "members", "min_side"},
     {"attached", "defaults", "nms", "patches", "recipes", "regions", "rotated", "typed"},
     {"assigner", "detr"},
     {"run"},

@@ -125,23 +125,29 @@ def is_installed():
 
 
 def _apply(module):
-    global problem
     if not is_installed():
         return
     try:
         from yolo_lossplug.ultralytics_hook import compatibility, patches
 
-        problem = compatibility.unsupported(sys.modules["ultralytics"].__version__)
-        if not problem:
+        reason = compatibility.unsupported(sys.modules["ultralytics"].__version__)
+        if not reason:
             patches.apply(module)
     except Exception as error:  # plain Ultralytics must go on working whatever has happened here
-        problem = _words(error)
-    if problem:
-        try:
-            uninstall()
-        except Exception as error:
-            problem = f"{problem}; undoing it failed: {_words(error)}"
+        reason = error
+    if reason:
+        give_up(reason)
         sys.modules.pop("yolo_lossplug", None)  # so that the next `import yolo_lossplug` runs, and says why
+
+
+def give_up(reason):
+    """Undo every change, and keep the reason, words or an error, as `problem`."""
+    global problem
+    problem = reason if isinstance(reason, str) else _words(reason)
+    try:
+        uninstall()
+    except Exception as error:
+        problem = f"{problem}; undoing it failed: {_words(error)}"
 
 
 def _words(error):

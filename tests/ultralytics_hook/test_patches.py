@@ -5,7 +5,9 @@ import functools
 import importlib
 import inspect
 import json
+import os
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -169,14 +171,68 @@ def test_what_adds_the_keys_imports_nothing_of_the_host(tmp_path):
 
 
 def test_a_wrapper_of_another_plugin_keeps_the_seam():
+    expected = ("self", "cfg", "overrides")
+
     def theirs(self, *args, **kwargs):
         return None
 
-    patching.check_parameters("theirs", theirs, ("self", "cfg", "overrides"))
-    patching.check_parameters("theirs", lambda self, cfg, *rest: None, ("self", "cfg", "overrides"))
-    for other in (lambda self, *, cfg: None, lambda self, config, *rest: None, lambda self: None, None):
+    def hosts(self, config, overrides):
+        return None
+
+    hosts.__module__ = "ultralytics.engine.trainer"
+    for function in (theirs, lambda self, cfg, *rest: None, lambda me, config, given: None, type("C", (), {})):
+        patching.check_parameters("theirs", function, expected)
+    for other in (hosts, lambda self, *, cfg: None, lambda self: None, None):
         with pytest.raises(patching.SeamMoved):
-            patching.check_parameters("other", other, ("self", "cfg", "overrides"))
+            patching.check_parameters("other", other, expected)
+
+
+def test_what_a_class_holds_is_bound_as_python_binds_it():
+    class Owner:
+        plain = functools.partial(lambda *args: args)
+        method = functools.partialmethod(lambda *args: args, 1)
+        static = staticmethod(lambda *args: args)
+
+    one = Owner()
+    for name in ("plain", "method", "static"):
+        assert patching.as_function(Owner, vars(Owner)[name])(one, 2) == getattr(one, name)(2)
+
+
+@pytest.fixture
+def unusable(enabled):
+    """A function with a change of ours that cannot be imported."""
+    module = types.ModuleType("host")
+    module.function = lambda value: value
+    undo = patching.around("no_such_module.function")(module, "function")
+    yield module.function
+    undo()
+
+
+def test_a_hook_that_cannot_be_imported_leaves_a_run_alone(unusable, enabled):
+    with Log() as log:
+        assert unusable(3) == 3
+    (line,) = log.lines
+    assert "not active, this run is one of plain Ultralytics: unexpected ModuleNotFoundError" in line
+    assert not enabled.is_enabled() and "ModuleNotFoundError" in _autoload.problem
+
+
+def test_a_class_is_found_whatever_stands_in_its_place(monkeypatch):
+    from ultralytics.utils import loss, tal
+
+    for module, name in ((loss, "v8DetectionLoss"), (loss, "v8ClassificationLoss"), (tal, "TaskAlignedAssigner")):
+        stock = getattr(module, name)
+        for other in (lambda *args, **kwargs: None, type("Mine", (stock,), {})):
+            monkeypatch.setattr(module, name, other)
+            assert patching.look_up(module, name) is stock
+        monkeypatch.setattr(module, name, stock)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="each change has a process of its own")
+def test_trainings_under_changes_of_third_parties(data, tmp_path):
+    code = "import sys; from tests.ultralytics_hook import others; others.main(*sys.argv[1:])"
+    done = python(code, data, tmp_path, cwd=ROOT, env=ABSENT)
+    assert json.loads(done.stdout.splitlines()[-1]) == [], done.stdout[-9000:]
 
 
 def test_the_script_of_a_worker_enables_us():

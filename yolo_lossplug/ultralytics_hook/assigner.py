@@ -9,13 +9,13 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from ultralytics.utils import tal
 
 from yolo_lossplug.selection.loss import Loss, assigner_overlap
 from yolo_lossplug.selection.select import select
 from yolo_lossplug.sparse.assign import Assignment, Measure, assign_pairs
 from yolo_lossplug.sparse.grid import Level, levels_of_shapes, points_of_levels, shapes_of_points
 from yolo_lossplug.sparse.topk import Gts, is_exact
+from yolo_lossplug.ultralytics_hook import originals
 from yolo_lossplug.ultralytics_hook.attached import on_assigner
 from yolo_lossplug.ultralytics_hook.derived import Derived, derive, layers
 from yolo_lossplug.ultralytics_hook.min_side import candidate_boxes, floor_of
@@ -53,7 +53,7 @@ class OverlapMixin(Derived):
         return selected[..., :n_anchors]
 
 
-class TaskAlignedAssigner(OverlapMixin, tal.TaskAlignedAssigner):
+class TaskAlignedAssigner(OverlapMixin, originals.TaskAlignedAssigner):
     """Ultralytics' task-aligned assigner, on the anchors inside gt boxes only: same results, less time and memory.
 
     Falls back to the host's own form where that is faster (tiny problems) and where its result depends on more than the
@@ -138,14 +138,14 @@ class TaskAlignedAssigner(OverlapMixin, tal.TaskAlignedAssigner):
         return None
 
 
-def set_overlap(assigner: tal.TaskAlignedAssigner, loss: Optional[Loss]) -> None:
+def set_overlap(assigner: originals.TaskAlignedAssigner, loss: Optional[Loss]) -> None:
     """Make an assigner measure overlap as 1 minus a loss, None for the host's own; what else it overrides stays."""
     derive(OverlapMixin, assigner)
     attached = on_assigner(assigner)
     attached.overlap_loss, attached.overlap = loss, None if loss is None else assigner_overlap(loss)
 
 
-def set_topk(assigner: tal.TaskAlignedAssigner, topk: int) -> None:
+def set_topk(assigner: originals.TaskAlignedAssigner, topk: int) -> None:
     """Set how many anchors an assigner selects for an object at most; all where an image has fewer."""
     derive(OverlapMixin, assigner)
     assigner.topk = topk
@@ -187,13 +187,13 @@ def is_sparse(assigner: Any, dtypes: set[torch.dtype], points: Tensor) -> bool:
 
 def is_rotated(assigner: Any) -> bool:
     """Return whether an assigner is that of rotated boxes."""
-    return isinstance(assigner, tal.RotatedTaskAlignedAssigner)
+    return isinstance(assigner, originals.RotatedTaskAlignedAssigner)
 
 
 def has_own_hooks(assigner: Any) -> bool:
     """Return whether an assigner overrides what makes the host's assignment what it is, otherwise than we do."""
     cls = layers(type(assigner))[0]  # a derived class hides what that overrides
-    stock = tal.RotatedTaskAlignedAssigner if is_rotated(assigner) else tal.TaskAlignedAssigner
+    stock = originals.RotatedTaskAlignedAssigner if is_rotated(assigner) else originals.TaskAlignedAssigner
     return any(getattr(cls, name, None) is not getattr(stock, name, None) for name in HOOKS) or any(
         getattr(cls, name) not in (getattr(stock, name), getattr(ours, name)) for name, ours in OURS.items()
     )

@@ -8,26 +8,16 @@ have changed many times. So the members are replaced, and no method of the crite
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Mapping
 from typing import Any, Callable, Optional
 
 import torch
 from torch import nn
-from ultralytics.models.utils.loss import DETRLoss
-from ultralytics.utils import DEFAULT_CFG_DICT, IterableSimpleNamespace, tal
-from ultralytics.utils.loss import (
-    BboxLoss,
-    v8ClassificationLoss,
-    v8DetectionLoss,
-    v8OBBLoss,
-    v8PoseLoss,
-    v8SegmentationLoss,
-)
+from ultralytics.utils import DEFAULT_CFG_DICT, IterableSimpleNamespace
 
 from yolo_lossplug.regions import KEY
 from yolo_lossplug.registry import ROTATED, SOFTMAX, LossPlugError
-from yolo_lossplug.selection.keys import CLASSIFY, DETR, STOCK_BOX, refuse_unknown
+from yolo_lossplug.selection.keys import CLASSIFY, DETR, NUMBERS, STOCK_BOX, refuse_unknown
 from yolo_lossplug.selection.select import Selection, class_weights, select
 from yolo_lossplug.state import Scope, State
 from yolo_lossplug.ultralytics_hook import detr
@@ -36,6 +26,16 @@ from yolo_lossplug.ultralytics_hook.attached import on_assigner, on_criterion
 from yolo_lossplug.ultralytics_hook.engines import choice, terms
 from yolo_lossplug.ultralytics_hook.members import PluggedBboxLoss, PluggedClassLoss, PluggedSoftmaxLoss
 from yolo_lossplug.ultralytics_hook.min_side import set_min_side
+from yolo_lossplug.ultralytics_hook.originals import (
+    BboxLoss,
+    DETRLoss,
+    RotatedTaskAlignedAssigner,
+    v8ClassificationLoss,
+    v8DetectionLoss,
+    v8OBBLoss,
+    v8PoseLoss,
+    v8SegmentationLoss,
+)
 from yolo_lossplug.ultralytics_hook.regions.loss import regions_of, silence
 from yolo_lossplug.ultralytics_hook.run import runs
 from yolo_lossplug.ultralytics_hook.run.report import Collector
@@ -49,8 +49,6 @@ from yolo_lossplug.ultralytics_hook.running import (
     is_one_to_one,
     running,
 )
-
-STOCK_TOPK = inspect.signature(v8DetectionLoss.__init__).parameters["tal_topk"].default
 
 
 class PluggedCriterion:
@@ -72,7 +70,7 @@ class PluggedCriterion:
         if kwargs.get("tal_topk2") is not None:  # a one-to-one head, which keeps the host's values
             host = {key: kwargs.pop(key) for key in ("tal_topk", "tal_topk2") if key in kwargs}
             branch = ONE_TO_ONE
-        elif kwargs.get("tal_topk") == STOCK_TOPK:  # the host's compound criteria pass their default explicitly
+        elif kwargs.get("tal_topk") == NUMBERS["tal_topk"].default:  # compound criteria of the host name their default
             del kwargs["tal_topk"]
         of_model = arguments(model)
         selection = select({**of_model, "task": self.task, **kwargs})
@@ -222,7 +220,7 @@ def _plug_leaf(leaf: Any, branch: str, selection: Selection, scope: Scope, names
         selection = selection if selection.task == DETR else _of_task(selection, DETR)
         detr.plug_detr(leaf, selection, scope, class_weights(selection, leaf.nc, names))
         return
-    is_rotated = isinstance(leaf.assigner, tal.RotatedTaskAlignedAssigner)
+    is_rotated = isinstance(leaf.assigner, RotatedTaskAlignedAssigner)
     if is_rotated != (selection.box.kind == ROTATED):
         selection = _of_task(selection, "obb" if is_rotated else "detect")
     attached = on_criterion(leaf)

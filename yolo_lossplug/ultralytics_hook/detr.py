@@ -8,7 +8,6 @@ matcher, and the division by the number of objects stay the host's.
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -18,7 +17,6 @@ from typing import Any, Callable, Optional
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from ultralytics.models.utils.loss import DETRLoss
 
 from yolo_lossplug.boxes import as_float
 from yolo_lossplug.registry import BOX, LossPlugError
@@ -30,6 +28,7 @@ from yolo_lossplug.ultralytics_hook import patching
 from yolo_lossplug.ultralytics_hook.attached import on_criterion
 from yolo_lossplug.ultralytics_hook.derived import Derived, derive
 from yolo_lossplug.ultralytics_hook.members import PluggedClassLoss
+from yolo_lossplug.ultralytics_hook.originals import DETRLoss
 from yolo_lossplug.ultralytics_hook.regions.loss import current
 
 SEAMS = {
@@ -288,7 +287,7 @@ def hosts_class(criterion: DETRLoss) -> str:
     module = (criterion.vfl or criterion.fl) if criterion.fl else None
     if module is None:
         return "BCE"
-    parameters = inspect.signature(type(module).forward).parameters.values()
+    parameters = patching.parameters_of(type(module).forward)
     defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
     numbers = {name: getattr(module, name, defaults.get(name)) for name in ("alpha", "gamma")}
     described = ", ".join(f"{name}={float(number):g}" for name, number in numbers.items() if number is not None)

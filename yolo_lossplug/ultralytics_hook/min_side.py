@@ -13,11 +13,11 @@ from typing import Any, Callable
 import torch
 import ultralytics
 from torch import Tensor
-from ultralytics.utils import tal
 from ultralytics.utils.ops import xywh2xyxy, xyxy2xywh
 
 from yolo_lossplug.registry import ROTATED, LossPlugError
 from yolo_lossplug.selection.select import Selection
+from yolo_lossplug.ultralytics_hook.originals import RotatedTaskAlignedAssigner, TaskAlignedAssigner
 
 CENTRE = 512.0
 """Centre of boxes that are measured, in points of a diagonal that are one pixel apart."""
@@ -25,13 +25,13 @@ MEASURED_BELOW = 1.5
 """Pixels below a side with which a rotated box has fewer of these points than with that side."""
 
 
-def set_min_side(assigner: tal.TaskAlignedAssigner, side: float) -> None:
+def set_min_side(assigner: TaskAlignedAssigner, side: float) -> None:
     """Set the floor of a gt's side in pixels when candidates are chosen.
 
     Raises:
         LossPlugError: If this release has no such floor.
     """
-    _refuse_min_side(side, isinstance(assigner, tal.RotatedTaskAlignedAssigner))
+    _refuse_min_side(side, isinstance(assigner, RotatedTaskAlignedAssigner))
     assigner.stride_val = side
 
 
@@ -42,7 +42,7 @@ def refuse_min_side(selection: Selection) -> None:
 
 
 def _refuse_min_side(side: float, is_rotated: bool) -> None:
-    cls = tal.RotatedTaskAlignedAssigner if is_rotated else tal.TaskAlignedAssigner
+    cls = RotatedTaskAlignedAssigner if is_rotated else TaskAlignedAssigner
     if not has_floor(cls.select_candidates_in_gts, is_rotated):
         raise LossPlugError(
             f"tal_min_side={side:g} cannot be used with ultralytics {ultralytics.__version__}: its {cls.__name__} has "

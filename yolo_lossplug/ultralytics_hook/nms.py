@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import inspect
 from contextvars import ContextVar
 from typing import Any, Callable
 
@@ -15,6 +14,12 @@ from yolo_lossplug.selection.keys import CLAIMED, NMS_OVERLAPS, choose
 from yolo_lossplug.ultralytics_hook.console import say
 
 STOCK = NMS_OVERLAPS[0]
+KEEP_ALL = 1.0
+"""A threshold that no IoU exceeds: the host filters and sorts, and suppresses nothing."""
+LEADING = ("prediction", "conf_thres", "iou_thres", "classes", "agnostic")
+"""Parameters of the host's NMS that it gives by position."""
+DEFAULTS = {"iou_thres": 0.45, "agnostic": False, "max_det": 300, "max_nms": 30000, "max_wh": 7680}
+"""Its defaults, which are not read from it: somebody may have put a function without a signature there."""
 FOREIGN = ("ultralytics.models.rtdetr", "ultralytics.models.sam", "ultralytics.models.nas")
 NO_NMS = "an end-to-end head has no NMS"
 TASKS = ("detect", "segment", "pose")
@@ -39,21 +44,19 @@ def suppress(stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """
     if _overlap.get() == STOCK:
         return stock(*args, **kwargs)
-    bound = inspect.signature(stock).bind(*args, **kwargs)
-    bound.apply_defaults()
-    given = bound.arguments
+    given = {**DEFAULTS, **dict(zip(LEADING, args)), **kwargs}
     prediction = given["prediction"][0] if isinstance(given["prediction"], (list, tuple)) else given["prediction"]
     if given.get("end2end") or prediction.shape[-1] == 6:
         raise LossPlugError(f"nms_iou=diou has no effect here: {NO_NMS}. Remove it.")
     if given.get("rotated"):
         raise LossPlugError("nms_iou=diou cannot be used with rotated boxes. Remove it.")
-    threshold, limit = given["iou_thres"], given["max_det"]
-    given["iou_thres"], given["max_det"] = 1.0, given["max_nms"]  # no IoU is above: the host filters and sorts alone
-    result = stock(*bound.args, **bound.kwargs)
+    at = LEADING.index("iou_thres")
+    kept_all = {"max_det": given["max_nms"]} if len(args) > at else {"max_det": given["max_nms"], "iou_thres": KEEP_ALL}
+    result = stock(*args[:at], *(KEEP_ALL for _ in args[at : at + 1]), *args[at + 1 :], **{**kwargs, **kept_all})
     images, indices = result if given.get("return_idxs") else (result, None)
     for i, rows in enumerate(images):
         apart = rows[:, :4] + rows[:, 5:6] * (0 if given["agnostic"] else given["max_wh"])
-        kept = diou_nms(apart, rows[:, 4], threshold)[:limit]
+        kept = diou_nms(apart, rows[:, 4], given["iou_thres"])[: given["max_det"]]
         images[i] = rows[kept]
         if indices is not None:
             indices[i] = indices[i][kept]

@@ -277,7 +277,11 @@ def apply(module: ModuleType) -> None:
         if patch.module == name:
             for owner, attribute in patching.targets(module, patch):
                 patching.check_parameters(f"{name}.{patch.attribute}", vars(owner)[attribute], patch.parameters)
-                patching.apply_change(patch.change, owner, attribute)
+                try:
+                    patching.apply_change(patch.change, owner, attribute)
+                except Exception:  # somebody has put something of another kind there
+                    if not patch.is_optional:
+                        raise
 
 
 def revert() -> None:

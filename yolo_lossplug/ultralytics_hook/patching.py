@@ -9,16 +9,19 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
-import itertools
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from types import ModuleType
 from typing import Any, Callable
+
+from yolo_lossplug import _autoload
 
 Undo = Callable[[], None]
 Change = Callable[[Any, str], Undo]
 
-HOOK = "yolo_lossplug.ultralytics_hook"
+HOST, HOOK = "ultralytics", "yolo_lossplug.ultralytics_hook"
 MARK = "__lossplug__"
 """Attribute of the functions that we put in."""
 
@@ -58,13 +61,18 @@ def around(path: str, *first: Any) -> Change:
     """
 
     def change(owner: Any, attribute: str) -> Undo:
-        stock, is_live = vars(owner)[attribute], True
+        stock, is_live = as_function(owner, vars(owner)[attribute]), True
 
         @functools.wraps(stock)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
             if not is_live:  # somebody holds on to it, or has put another wrapper over it
                 return stock(*args, **kwargs)
-            return function_of(path)(stock, *first, *args, **kwargs)
+            try:
+                function = function_of(path)
+            except Exception as error:  # what others have made of the host: a run without our keys must go on
+                leave_alone(error)
+                return stock(*args, **kwargs)
+            return function(stock, *first, *args, **kwargs)
 
         def undo() -> None:
             nonlocal is_live
@@ -76,6 +84,26 @@ def around(path: str, *first: Any) -> Change:
         return undo
 
     return change
+
+
+def as_function(owner: Any, held: Any) -> Callable[..., Any]:
+    """Return what a class or a module holds as a function, whose first argument is the object that Python binds."""
+    if not inspect.isclass(owner) or inspect.isfunction(held):
+        return held
+    get = getattr(type(held), "__get__", None)
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return (get(held, self, type(self)) if get else held)(*args, **kwargs)
+
+    return functools.update_wrapper(call, held)
+
+
+def leave_alone(error: Exception) -> None:
+    """Undo everything, since the plugin cannot be used with this host, and say why."""
+    _autoload.give_up(error)
+    sys.modules["ultralytics.utils"].LOGGER.warning(
+        f"LossPlug: not active, this run is one of plain Ultralytics: {_autoload.problem}."
+    )
 
 
 def made_by(path: str) -> Change:
@@ -125,24 +153,33 @@ def is_ours(function: Any) -> bool:
     return hasattr(function, MARK)
 
 
-def check_parameters(name: str, function: Any, expected: Sequence[str]) -> None:
-    """Check the leading parameters of a function, if any are expected; ``*args`` stands for all that are left.
+def parameters_of(function: Any) -> list[inspect.Parameter]:
+    """Return the parameters of a function; none of one without a signature."""
+    try:
+        return [*inspect.signature(function).parameters.values()]
+    except (TypeError, ValueError):
+        return []
 
-    Another plugin's wrapper takes ``*args`` and hands them on.
+
+def check_parameters(name: str, function: Any, expected: Sequence[str]) -> None:
+    """Check the leading parameters of a function, if any are expected.
+
+    What others have put in its place may name them as it likes, may take ``*args`` and hand them on, or may have no
+    signature; it is refused where it cannot be called with them.
 
     Raises:
         SeamMoved: If it has others, or is not there.
     """
     if not expected:
         return
-    if not callable(function):
+    if not callable(function) and not hasattr(function, "__get__"):
         raise SeamMoved(f"{MOVED}: {name} is gone")
-    parameters = inspect.signature(function).parameters.values()
-    named = list(itertools.takewhile(lambda p: p.kind is not p.VAR_POSITIONAL, parameters))
-    count = len(expected) if len(named) == len(parameters) else min(len(named), len(expected))
-    actual = tuple(p.name for p in named[:count])
-    if actual != tuple(expected[:count]):
-        raise SeamMoved(f"{MOVED}: {name} takes ({', '.join(actual)}, …) where ({', '.join(expected)}, …) was expected")
+    parameters = parameters_of(function)
+    named = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)][: len(expected)]
+    takes_all = len(named) == len(expected) or not parameters or any(p.kind is p.VAR_POSITIONAL for p in parameters)
+    is_of_host = str(getattr(function, "__module__", "")).partition(".")[0] == HOST
+    if not takes_all or (is_of_host and named != [*expected[: len(named)]]):
+        raise SeamMoved(f"{MOVED}: {name} takes ({', '.join(named)}, …) where ({', '.join(expected)}, …) was expected")
 
 
 MOVED = "this release of Ultralytics has changed what the plugin relies on"
@@ -171,8 +208,27 @@ def owners_of(module: ModuleType, name: str) -> list[Any]:
 def look_up(owner: Any, path: str) -> Any:
     """Return the attribute of a dotted path, the owner itself for an empty one, None if there is none."""
     for name in path.split(".") if path else ():
-        owner = getattr(owner, name, None)
+        owner = original(owner, name)
     return owner
+
+
+def original(owner: Any, name: str) -> Any:
+    """Return an attribute, None if there is none; a class of a module as the module defines it.
+
+    Somebody may have put a subclass there, or a function that makes one.
+    """
+    held = getattr(owner, name, None)
+    if held is None or not inspect.ismodule(owner):
+        return held
+    classes = chain(held.__mro__ if inspect.isclass(held) else (), _subclasses(object))
+    return next((cls for cls in classes if (cls.__module__, cls.__name__) == (owner.__name__, name)), held)
+
+
+def _subclasses(cls: type) -> Iterator[type]:
+    subclasses: list[type] = type.__subclasses__(cls)
+    for subclass in subclasses:
+        yield subclass
+        yield from _subclasses(subclass)
 
 
 def exists(module: str, attribute: str) -> bool:

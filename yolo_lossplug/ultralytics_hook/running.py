@@ -8,9 +8,6 @@ from typing import Any, Callable
 
 import ultralytics
 from torch import nn
-from ultralytics.models.utils.loss import DETRLoss
-from ultralytics.utils import tal
-from ultralytics.utils.loss import BboxLoss, RotatedBboxLoss, v8DetectionLoss
 
 from yolo_lossplug.selection.keys import CLASSIFY, NAMES, NUMBERS, STOCK_BOX, STOCK_CLASS, STOCK_ROTATED
 from yolo_lossplug.selection.select import Selection
@@ -19,6 +16,13 @@ from yolo_lossplug.ultralytics_hook.assigner import topk2_of
 from yolo_lossplug.ultralytics_hook.attached import on_assigner, on_criterion
 from yolo_lossplug.ultralytics_hook.engines import choice, terms
 from yolo_lossplug.ultralytics_hook.members import PluggedSoftmaxLoss, box_loss_error
+from yolo_lossplug.ultralytics_hook.originals import (
+    BboxLoss,
+    DETRLoss,
+    RotatedBboxLoss,
+    RotatedTaskAlignedAssigner,
+    v8DetectionLoss,
+)
 from yolo_lossplug.ultralytics_hook.run.report import FILE
 
 Mark = Callable[[str], str]
@@ -67,7 +71,7 @@ def running(leaf: Any) -> dict[str, Any]:
     if isinstance(leaf, DETRLoss):
         return detr.running_detr(leaf)
     assigner, overlap = leaf.assigner, on_assigner(leaf.assigner).overlap_loss
-    rotated = isinstance(assigner, tal.RotatedTaskAlignedAssigner)
+    rotated = isinstance(assigner, RotatedTaskAlignedAssigner)
     return {
         "loss": getattr(leaf.bbox_loss, "loss", None) or _stock_name(leaf.bbox_loss),
         "cls_loss": getattr(leaf.bce, "loss", None)

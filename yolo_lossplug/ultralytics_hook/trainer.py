@@ -243,13 +243,15 @@ def join(trainer: Any) -> None:
 
 def init_criterion(stock: Callable[..., Any], model: Any) -> Any:
     """Return the criterion that a model makes, with our losses in it."""
-    args, names = with_task(arguments(model), type(model)), class_names(model)
+    args = with_task(arguments(model), type(model))
+    if not given_keys(args):
+        return stock(model)
     run = runs.find(args)
     if run is None:  # by hand, or after training
-        return plug(stock(model), select(args), names=names)
+        return plug(stock(model), select(args), names=class_names(model))
     is_settled = run.selection.resolved() == given_keys(args)  # a callback may have changed the arguments: see `guard`
     selection = run.selection if is_settled else select(args)
-    return plug(stock(model), selection, run.state, names, run.collector)
+    return plug(stock(model), selection, run.state, class_names(model), run.collector)
 
 
 def _warn_of_ignored(overrides: dict[str, Any], selection: Selection) -> None:

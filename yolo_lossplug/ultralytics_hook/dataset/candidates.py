@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-import inspect
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any, Callable
 
@@ -27,9 +27,11 @@ MAX_GTS, MAX_PAIRS = 100_000, 1_000_000
 def make_assigner(task: str, strides: Sequence[float], selection: Selection) -> Any:
     """Return the host's assigner as the criterion of a one-to-many head makes it, with our numbers."""
     kind = tal.RotatedTaskAlignedAssigner if task == "obb" else tal.TaskAlignedAssigner
-    takes_stride = "stride" in inspect.signature(kind.__init__).parameters
-    stride = {"stride": [float(s) for s in strides]} if takes_stride else {}
-    assigner = kind(topk=10, num_classes=1, alpha=0.5, beta=6.0, **stride)
+    make = functools.partial(kind, topk=10, num_classes=1, alpha=0.5, beta=6.0)
+    try:
+        assigner = make(stride=[float(s) for s in strides])
+    except TypeError:  # older releases do not take strides
+        assigner = make()
     set_assigner_options(assigner, selection)
     return assigner
 

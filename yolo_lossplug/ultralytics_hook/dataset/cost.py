@@ -10,11 +10,11 @@ from typing import Any, NamedTuple, Optional
 import torch
 from torch import nn
 from ultralytics.utils import DEFAULT_CFG_DICT, IterableSimpleNamespace
-from ultralytics.utils.loss import v8DetectionLoss
 
 from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.selection.select import select
 from yolo_lossplug.ultralytics_hook.criterion import plug
+from yolo_lossplug.ultralytics_hook.originals import v8DetectionLoss
 
 DENSE_BYTES = 13
 """Bytes of stock's assigner for each (image, object, anchor): metric, overlap and mask in float32, and one byte of a

@@ -11,7 +11,6 @@ import math
 from typing import Any, Optional, Union
 
 import torch
-from ultralytics.utils.loss import v8DetectionLoss, v8OBBLoss
 
 from yolo_lossplug import kernels
 from yolo_lossplug.registry import LossPlugError
@@ -32,6 +31,7 @@ from yolo_lossplug.ultralytics_hook.engines.parity import (
 )
 from yolo_lossplug.ultralytics_hook.engines.parts import install_part, proven_part, running_part
 from yolo_lossplug.ultralytics_hook.engines.record import FAST, REFERENCE
+from yolo_lossplug.ultralytics_hook.originals import v8DetectionLoss, v8OBBLoss
 
 AUTO, TRITON = "auto", "triton"
 FAST_DEVICE_TYPES = frozenset({"cpu"})

@@ -12,7 +12,6 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 from ultralytics.utils import tal
-from ultralytics.utils.loss import v8DetectionLoss
 
 from yolo_lossplug.sparse.assign import Assignment, Measure
 from yolo_lossplug.sparse.distance_term import bin_probabilities
@@ -36,6 +35,7 @@ from yolo_lossplug.ultralytics_hook.engines.terms import (
     class_term,
     has_exact_bins,
 )
+from yolo_lossplug.ultralytics_hook.originals import v8DetectionLoss
 from yolo_lossplug.ultralytics_hook.regions import loss as regions
 from yolo_lossplug.ultralytics_hook.run.watch import meter_of, take_claims
 

@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-from ultralytics.utils.loss import v8DetectionLoss, v8OBBLoss
-
 from yolo_lossplug.ultralytics_hook.attached import on_criterion
 from yolo_lossplug.ultralytics_hook.decision import Decision
 from yolo_lossplug.ultralytics_hook.derived import derive, layers
 from yolo_lossplug.ultralytics_hook.engines.fast import FastMixin
 from yolo_lossplug.ultralytics_hook.engines.obb import RotatedFastMixin
 from yolo_lossplug.ultralytics_hook.engines.terms import class_loss_of, is_class_loss_pointwise
+from yolo_lossplug.ultralytics_hook.originals import v8DetectionLoss, v8OBBLoss
 
 
 def install_fast_step(criterion: v8DetectionLoss, is_lazy: bool) -> None:

@@ -4,17 +4,17 @@
 from __future__ import annotations
 
 import functools
-import inspect
 
 import torch
 from torch import Tensor, nn
-from ultralytics.utils.loss import KeypointLoss, v8PoseLoss
 
 from yolo_lossplug.sparse.distance_term import gather
+from yolo_lossplug.ultralytics_hook import patching
 from yolo_lossplug.ultralytics_hook.attached import on_criterion
 from yolo_lossplug.ultralytics_hook.derived import Derived, derive, layers
 from yolo_lossplug.ultralytics_hook.engines.fast import uncompiled
 from yolo_lossplug.ultralytics_hook.engines.parity import relative_error
+from yolo_lossplug.ultralytics_hook.originals import KeypointLoss, v8PoseLoss
 
 SEAMS = ("loss", "kpts_decode", "calculate_keypoints_loss")
 """Methods that make the host's keypoint terms what they are."""
@@ -71,7 +71,8 @@ def can_have_keypoints(criterion: object) -> bool:
     hosts = [getattr(v8PoseLoss, name, None) for name in SEAMS]  # None before the release that has them all
     if not issubclass(stock, v8PoseLoss) or None in hosts or [getattr(stock, name) for name in SEAMS] != hosts:
         return False
-    return tuple(inspect.signature(v8PoseLoss.calculate_keypoints_loss).parameters)[1:] == PARAMETERS
+    parameters = patching.parameters_of(v8PoseLoss.calculate_keypoints_loss)
+    return tuple(parameter.name for parameter in parameters[1:]) == PARAMETERS
 
 
 @functools.cache

@@ -4,25 +4,23 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from typing import Any
 
 import torch
 from torch import Tensor
 from ultralytics.utils import loss as host_loss
-from ultralytics.utils.loss import v8SegmentationLoss
 from ultralytics.utils.ops import xyxy2xywh
 
 from yolo_lossplug.sparse.distance_term import gather
 from yolo_lossplug.sparse.mask_term import MaskedObjects, mask_sum
+from yolo_lossplug.ultralytics_hook import patching
 from yolo_lossplug.ultralytics_hook.derived import Derived, derive, layers
 from yolo_lossplug.ultralytics_hook.engines.fast import uncompiled
 from yolo_lossplug.ultralytics_hook.engines.parity import relative_error
+from yolo_lossplug.ultralytics_hook.originals import v8SegmentationLoss
 
 SEAMS = ("calculate_segmentation_loss", "single_mask_loss")
 """Methods that make the host's mask term what it is."""
-TAKES_OVERLAP = "overlap" in inspect.signature(v8SegmentationLoss.calculate_segmentation_loss).parameters
-"""Whether the host's method is told if masks may overlap, as in releases before 8.4."""
 
 
 class MaskMixin(Derived):
@@ -134,7 +132,8 @@ def can_have_masks(criterion: Any) -> bool:
 def mask_errors(device: str) -> tuple[float, float]:
     """Return the maximum relative error of the mask term, and of its gradients in norm, on random problems."""
     rng = torch.Generator().manual_seed(0)
-    errors = []
+    stock, errors = patching.parameters_of(v8SegmentationLoss.calculate_segmentation_loss), []
+    takes_overlap = any(parameter.name == "overlap" for parameter in stock)  # in releases before 8.4
     for overlap, n in ((True, 3), (False, 3), (True, 30)):
         criterion = v8SegmentationLoss.__new__(v8SegmentationLoss)
         criterion.overlap = overlap
@@ -155,7 +154,7 @@ def mask_errors(device: str) -> tuple[float, float]:
             if is_ours:
                 derive(MaskMixin, criterion)
             with torch.autocast(torch.device(device).type, enabled=False):
-                extra = (overlap,) if TAKES_OVERLAP else ()
+                extra = (overlap,) if takes_overlap else ()
                 size = torch.tensor([96.0, 128.0], device=device)
                 loss = criterion.calculate_segmentation_loss(*fixed, *leaves, size, *extra)
             results.append((loss.detach(), *torch.autograd.grad(loss, leaves)))

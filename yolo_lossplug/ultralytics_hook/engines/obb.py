@@ -7,7 +7,6 @@ from typing import Any, Optional
 
 import torch
 from torch import Tensor
-from ultralytics.utils.loss import v8OBBLoss
 
 from yolo_lossplug.sparse.assign import Assignment
 from yolo_lossplug.sparse.distance_term import gather
@@ -23,6 +22,7 @@ from yolo_lossplug.ultralytics_hook.engines.fast import (
     uncompiled,
 )
 from yolo_lossplug.ultralytics_hook.engines.terms import Anchors, Targets, class_term, hosts_box_terms
+from yolo_lossplug.ultralytics_hook.originals import v8OBBLoss
 
 RESIZED = "resized_shape"
 """What a batch says of the size of its images; some releases read it there, others from the head's outputs."""

@@ -12,9 +12,9 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 from ultralytics.utils import IterableSimpleNamespace
-from ultralytics.utils.loss import v8DetectionLoss, v8OBBLoss
 
 from yolo_lossplug.ultralytics_hook.engines.install import install_fast_step
+from yolo_lossplug.ultralytics_hook.originals import v8DetectionLoss, v8OBBLoss
 
 METHOD = "get_assigned_targets_and_loss"
 

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple, Optional
 import torch
 from torch import Tensor, nn
 from ultralytics.utils import tal
-from ultralytics.utils.loss import BboxLoss, v8DetectionLoss
 from ultralytics.utils.metrics import bbox_iou
 
 from yolo_lossplug.selection.keys import STOCK_CLASS
@@ -17,6 +16,7 @@ from yolo_lossplug.sparse.assign import Assignment
 from yolo_lossplug.sparse.class_term import class_sum
 from yolo_lossplug.sparse.distance_term import distances, gather
 from yolo_lossplug.ultralytics_hook.attached import on_criterion
+from yolo_lossplug.ultralytics_hook.originals import BboxLoss, v8DetectionLoss
 from yolo_lossplug.ultralytics_hook.regions.loss import silenced_background
 
 

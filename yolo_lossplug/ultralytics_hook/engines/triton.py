@@ -12,7 +12,6 @@ from typing import Any, NamedTuple, Optional
 
 import torch
 from torch import Tensor
-from ultralytics.utils.loss import BboxLoss, v8DetectionLoss
 
 from yolo_lossplug.forms import BoxKernel, BoxKind, ClassKernel
 from yolo_lossplug.kernels.assignment import AnchorGts, AssignerConfig, assign_rows
@@ -28,6 +27,7 @@ from yolo_lossplug.ultralytics_hook.console import warn_once
 from yolo_lossplug.ultralytics_hook.counts import Meter
 from yolo_lossplug.ultralytics_hook.engines import fast, terms
 from yolo_lossplug.ultralytics_hook.min_side import floor_of
+from yolo_lossplug.ultralytics_hook.originals import BboxLoss, v8DetectionLoss
 from yolo_lossplug.ultralytics_hook.run.watch import meter_of
 
 MAX_DECODED = 2**24

@@ -8,7 +8,6 @@ from typing import Any, Callable, NamedTuple, Optional
 
 import torch
 from ultralytics.cfg import get_cfg
-from ultralytics.utils.loss import v8DetectionLoss
 
 from yolo_lossplug import kernels
 from yolo_lossplug.registry import LossPlugError
@@ -19,6 +18,7 @@ from yolo_lossplug.ultralytics_hook.engines.choice import REFERENCE, TRITON
 from yolo_lossplug.ultralytics_hook.engines.keypoints import can_have_keypoints
 from yolo_lossplug.ultralytics_hook.engines.parity import METHOD
 from yolo_lossplug.ultralytics_hook.family import refuse_rtdetr
+from yolo_lossplug.ultralytics_hook.originals import v8DetectionLoss
 from yolo_lossplug.ultralytics_hook.running import branches
 from yolo_lossplug.ultralytics_hook.trial import gauges, timing
 from yolo_lossplug.ultralytics_hook.trial.problems import Head, ObjectSpec, Problem, predicted

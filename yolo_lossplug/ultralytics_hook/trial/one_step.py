@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from ultralytics.cfg import get_cfg
 from ultralytics.utils import DEFAULT_CFG_DICT
-from ultralytics.utils.loss import v8OBBLoss
 
 from yolo_lossplug import shapes
 from yolo_lossplug.registry import LossPlugError
@@ -23,6 +22,7 @@ from yolo_lossplug.ultralytics_hook.engines.parity import METHOD
 from yolo_lossplug.ultralytics_hook.engines.terms import stock_bbox_loss
 from yolo_lossplug.ultralytics_hook.family import with_task
 from yolo_lossplug.ultralytics_hook.host import dataset_of, device_of, load_model, moved, network_of
+from yolo_lossplug.ultralytics_hook.originals import v8OBBLoss
 from yolo_lossplug.ultralytics_hook.running import branches
 from yolo_lossplug.ultralytics_hook.trial import matched_step, one_run
 

@@ -15,7 +15,6 @@ from unittest import mock
 
 import torch
 from torch import Tensor
-from ultralytics.utils.loss import v8OBBLoss
 
 from yolo_lossplug.ultralytics_hook.attached import on_criterion
 from yolo_lossplug.ultralytics_hook.derived import Derived, derive
@@ -23,6 +22,7 @@ from yolo_lossplug.ultralytics_hook.engines.choice import REFERENCE, TRITON, use
 from yolo_lossplug.ultralytics_hook.engines.install import install_fast_step
 from yolo_lossplug.ultralytics_hook.engines.parity import GRAD_TOLERANCE, TOLERANCE
 from yolo_lossplug.ultralytics_hook.engines.parts import install_part, proven_part
+from yolo_lossplug.ultralytics_hook.originals import v8OBBLoss
 from yolo_lossplug.ultralytics_hook.running import branches
 from yolo_lossplug.ultralytics_hook.trial.problems import Problem
 
