@@ -40,7 +40,7 @@ def test_explain_resolves_a_name_into_its_parts():
         "inner-: u → IoU of both boxes scaled by r",
         "inner_ratio=0.7 in (0, ∞)",
         "eiou: 1 − IoU + ρ²/c² + (w − W)²/cw² + (h − H)²/ch²",
-        "Zhang and Ren and Zhang and Jia and Wang and Tan: Focal and Efficient IOU Loss",
+        "Zhang, Ren, Zhang et al.: Focal and Efficient IOU Loss",
         "Note: Boxes that do not overlap their target get loss 0 and gradient 0.",
     ):
         assert part in text
@@ -97,6 +97,8 @@ def papers():
 def test_every_citation_is_complete():
     for paper in papers():
         assert all(", " in author for author in paper.authors.split(" and ")), "a given name is missing"
+        listed = ", ".join(paper.families[:3]) + " et al." * (len(paper.families) > 3)
+        assert paper.citation.startswith(f"{listed}: {paper.title}. ")
         assert paper.title and paper.venue and 2010 < paper.year < 2030
         assert not paper.journal or (paper.volume and paper.pages and paper.doi)
         assert paper.journal or paper.booktitle or (paper.address.startswith(ARXIV) and paper.venue == "arXiv")
@@ -193,6 +195,9 @@ def test_a_misspelt_command_and_a_reader_who_has_gone(tmp_path):
         assert done.returncode == 1 and message in done.stdout and "Traceback" not in done.stdout
     done = run([*command, "verfy"], tmp_path, check=False)
     assert done.returncode == 1 and "Did you mean 'verify'" in done.stdout and "Traceback" not in done.stdout
+    for words, message in ((["frobnicate"], "'frobnicate' is unknown."), (["train", "epcohs=3"], "mean 'epochs'?")):
+        done = run([*command, *words], tmp_path, check=False)
+        assert done.returncode == 1 and message in done.stdout.splitlines()[0] and "Traceback" not in done.stdout
     done = run(["bash", "-c", f"{sys.executable} -m yolo_lossplug list | head -1"], tmp_path)
     assert done.stdout.startswith("box: loss=NAME")
     (tmp_path / "ended.py").write_text(ENDED, encoding="utf-8")

@@ -37,12 +37,12 @@ LAYERS = [
 HOOK = "yolo_lossplug.ultralytics_hook."
 HOOK_LAYERS = [
     {"originals", "patching"},
-    {"compatibility", "console", "counts", "decision", "derived", "family", "members", "min_side"},
-    {"attached", "defaults", "nms", "patches", "recipes", "regions", "rotated", "typed"},
+    {"compatibility", "console", "counts", "decision", "derived", "family", "members", "min_side", "typed"},
+    {"attached", "defaults", "nms", "patches", "recipes", "regions", "rotated"},
     {"assigner", "detr"},
     {"run"},
     {"engines"},
-    {"checkpoints", "config", "running", "workers"},
+    {"checkpoints", "config", "running", "unknown", "workers"},
     {"criterion", "tuning"},
     {"host", "trainer"},
     {"dataset"},

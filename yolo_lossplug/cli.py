@@ -112,9 +112,9 @@ def run() -> None:
     elif close := get_close_matches(command, (*own, *TOOLS), 1, 0.75):
         fail(f"'{command}' is not a command. Did you mean '{close[0]}'? lossplug --help lists them.")
     else:
-        from ultralytics.cfg import entrypoint
+        from yolo_lossplug.ultralytics_hook import typed
 
-        entrypoint()
+        typed.run_as_lossplug()
 
 
 def is_help(words: Sequence[str]) -> bool:

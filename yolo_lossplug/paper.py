@@ -42,7 +42,8 @@ class Paper:
         """One line: family names, title, venue, year, address; the address alone without a title."""
         if not self.title:
             return self.address
-        return f"{' and '.join(self.families)}: {self.title}. {self.venue} {self.year}. {self.address}"
+        names = ", ".join(self.families[:3]) + (" et al." if len(self.families) > 3 else "")
+        return f"{names}: {self.title}. {self.venue} {self.year}. {self.address}"
 
     @property
     def bibtex(self) -> str:

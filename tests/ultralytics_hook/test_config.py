@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Keys in the host's configuration: known, checked in time, and absent from stock runs."""
 
+import re
 import subprocess
 from typing import Annotated
 
@@ -10,13 +11,14 @@ from ultralytics.cfg import get_cfg
 from ultralytics.utils import DEFAULT_CFG, DEFAULT_CFG_DICT
 from ultralytics.utils.tal import RotatedTaskAlignedAssigner, TaskAlignedAssigner
 
-from tests.runs import ROOT, TINY, yolo
+from tests.runs import ROOT, TINY, Log, yolo
 from yolo_lossplug import LossPlugError, Option, box_loss
 from yolo_lossplug.registry import BOX
 from yolo_lossplug.selection.keys import keys
 from yolo_lossplug.selection.own import load_own
 from yolo_lossplug.ultralytics_hook import console, min_side, nms, typed
 from yolo_lossplug.ultralytics_hook.family import guess_model
+from yolo_lossplug.ultralytics_hook.run.making import RUNS
 
 NOWHERE = "no-such-dataset.yaml"
 """A run that reaches its dataset fails with another error than ours."""
@@ -76,6 +78,16 @@ def test_tasks_and_families_that_cannot_use_it(tmp_path):
     assert not list(tmp_path.iterdir()), "a run was begun"
 
 
+def test_weights_of_classes_are_checked_before_a_model_is_built(data, tmp_path):
+    from ultralytics.models.yolo.detect import DetectionTrainer
+
+    for weights, message in (([1, 2], "has 2 values for 3 classes"), ({"disk": 2}, "the data has no class 'disk'")):
+        overrides = {**TINY, "data": data, "model": "some.yaml", "project": str(tmp_path), "cls_weights": weights}
+        with pytest.raises(LossPlugError, match=message):
+            DetectionTrainer(overrides=overrides)
+    assert not RUNS, "a run was begun"
+
+
 def test_a_sequence_of_datasets_is_checked_before_the_first(tmp_path):
     with pytest.raises(LossPlugError, match="loss=eiuo is unknown"):
         YOLO("yolov8n.yaml").train(data=[NOWHERE, NOWHERE], project=str(tmp_path), loss="eiuo")
@@ -86,8 +98,34 @@ def test_an_unknown_loss_is_reported_before_its_unknown_options():
         get_cfg(overrides={"loss": "scaled-l1", "l1_scale": 2.0})
     with pytest.raises(LossPlugError, match="loss=mine.py lacks the function in that file: loss=mine.py:function"):
         get_cfg(overrides={"loss": "mine.py"})
-    with pytest.raises(SyntaxError, match=r"'focal_gama' is not a valid YOLO argument.*focal_gamma"):
-        get_cfg(overrides={"loss": "focal-eiou", "focal_gama": 1.0})
+
+
+WORDS = {
+    "los=eiou": "los=eiou is unknown. Did you mean 'loss'?",
+    "loss=nwd nwd_constnat=3": "nwd_constnat=3 is unknown. Did you mean 'nwd_constant'?",
+    "loss": "'loss' has no value: write loss=VALUE.",
+    "loss=": "loss= has no value; write loss=VALUE, or the key into a file, and cfg=FILE.",
+    "loss=[ciou": "'loss=[ciou' has an unmatched '[' or ']' bracket. Close it, or write the key into a file",
+    "cls_weights={'a[b':2}": "'cls_weights={'a[b':2}' has an unmatched '[' or ']' bracket. Close it, or write the key",
+}
+
+
+def test_a_word_that_means_one_of_our_keys_is_one_line():
+    for words, message in WORDS.items():
+        with Log() as log, pytest.raises(SystemExit) as stopped:
+            cfg.entrypoint(f"yolo train model=yolov8n.yaml data={NOWHERE} {words}")
+        assert " ".join(str(stopped.value).split()).startswith(f"LossPlug: {message}") and not log.lines
+        if "unknown" in message:
+            with pytest.raises(LossPlugError, match=re.escape(message)):
+                get_cfg(overrides=dict(word.split("=") for word in words.split()))
+        elif "=" in words:
+            with pytest.raises(LossPlugError):
+                console.parse([words])
+    with pytest.raises(SyntaxError, match=r"'epcohs' is not a valid YOLO argument.*epochs"):
+        get_cfg(overrides={"loss": "focal-eiou", "epcohs": 1.0})
+    older = {"loss=[ciou": ""}  # older releases evaluate it, and check the whole word
+    with pytest.raises(LossPlugError, match=r"loss=\[ciou cannot be read: close its brackets and quotation marks"):
+        cfg.check_dict_alignment({**DEFAULT_CFG_DICT, "train": None}, older, SyntaxError())
 
 
 def test_an_option_named_like_a_key_of_the_host_is_refused(enabled):
@@ -185,7 +223,7 @@ def test_an_unset_option_of_a_users_loss_is_handed_to_nobody(registered, own, da
         enabled.enable()
     name = "scaled" if registered else own
     assert get_cfg(overrides={"loss": name, "own_scale": 2.0}).own_scale == 2.0
-    with pytest.raises(SyntaxError, match="'own_scal' is not a valid YOLO argument.*own_scale"):
+    with pytest.raises(LossPlugError, match="own_scal=2.0 is unknown. Did you mean 'own_scale'?"):
         get_cfg(overrides={"loss": name, "own_scal": 2.0})
     assert not {"own_scale"} & (vars(get_cfg()).keys() | vars(DEFAULT_CFG).keys() | DEFAULT_CFG_DICT.keys())
     tune(1, {"box": (4.0, 12.0)}, tmp_path, data=data)

@@ -198,7 +198,7 @@ def test_own_loss_on_the_command_line(data, tmp_path):
     done = yolo(*words[:-1], "log_cosh_scale=-3", cwd=tmp_path, data=data, check=False)
     assert "log_cosh_scale=-3 is out of range; it must be in (0, ∞)" in done.stdout
     done = yolo(*words[:-1], "log_cosh_scal=3", cwd=tmp_path, data=data, check=False)
-    assert "'log_cosh_scal' is not a valid YOLO argument" in done.stdout and "log_cosh_scale" in done.stdout
+    assert "LossPlug: log_cosh_scal=3 is unknown. Did you mean 'log_cosh_scale'?" in done.stdout
 
 
 EXAMPLES = {

@@ -20,6 +20,7 @@ from yolo_lossplug.ultralytics_hook import typed
 from yolo_lossplug.ultralytics_hook.family import guess_model, refuse_per_class, with_guessed_task
 from yolo_lossplug.ultralytics_hook.patching import Undo
 from yolo_lossplug.ultralytics_hook.run.making import is_making, is_settled
+from yolo_lossplug.ultralytics_hook.unknown import point_to_ours
 
 TRAINING = "train"
 USED = {"val": ("nms_iou", IGNORE, ANNOTATED), "predict": ("nms_iou",), "track": ("nms_iou",)}
@@ -211,39 +212,6 @@ def say_claimed(options: Collection[str] = ()) -> None:
 def without_keys(stock: dict[str, Any]) -> dict[str, Any]:
     """Return defaults without our keys."""
     return {key: value for key, value in stock.items() if key not in keys()}
-
-
-def point_to_ours(base: dict[str, Any], custom: dict[str, Any]) -> None:
-    """Name the key of ours for a key of older YOLOs that this release has dropped, or has never had.
-
-    Args:
-        base: Keys that Ultralytics knows.
-        custom: What the user gave.
-
-    Raises:
-        LossPlugError: If Ultralytics would refuse the key.
-    """
-    for key, value in custom.items():
-        hint = "" if key in base else instead_of(key, value)
-        if not hint:
-            continue
-        if not _is_dropped(key):
-            raise LossPlugError(f"{key}={value} is unknown.{hint}.")
-        if value and (custom.get("mode") or TRAINING) == TRAINING:
-            from yolo_lossplug.ultralytics_hook.console import warn_once
-
-            warn_once(f"{key}={value} has no effect in this release of Ultralytics.{hint}.")
-
-
-def _is_dropped(key: str) -> bool:
-    """Return whether Ultralytics drops a key with a warning, as it does with keys of its past."""
-    from ultralytics import cfg
-
-    from yolo_lossplug.ultralytics_hook.console import quiet
-
-    handle = getattr(cfg, "_handle_deprecation", dict)
-    with quiet():
-        return key not in handle({key: 0.0})
 
 
 # Wrappers around functions of the host.

@@ -18,6 +18,7 @@ from ultralytics.utils.files import increment_path
 
 from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.selection.keys import keys, refuse_none
+from yolo_lossplug.ultralytics_hook import typed
 
 VERSION = ultralytics.__version__
 PREFIX = colorstr("LossPlug: ")
@@ -33,14 +34,16 @@ def parse(words: Sequence[str]) -> dict[str, Any]:
         LossPlugError: If a word is none of these, or ``none`` is the name of a loss.
     """
     # Not above: patches are applied at its import, and need us.
-    from ultralytics.cfg import merge_equals_args, parse_key_value_pair
+    from ultralytics.cfg import parse_key_value_pair
 
     args: dict[str, Any] = {}
-    for pair in _pairs(merge_equals_args(list(words))):
+    for pair in _pairs(typed.merged_words(words)):
         try:
             key, value = parse_key_value_pair(pair if "=" in pair else f"{pair}=True")
         except AssertionError as error:
             raise LossPlugError(f"'{pair}' has no value: write key=value, as for `yolo`.") from error
+        except (SyntaxError, ValueError, NameError) as error:  # of older releases, which evaluate it
+            raise LossPlugError(f"'{pair}' cannot be read: {error}.") from error
         refuse_none(key, value)
         args[key] = value
     return args

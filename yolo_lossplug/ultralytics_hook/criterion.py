@@ -129,8 +129,12 @@ def arguments(model: Any) -> dict[str, Any]:
 
 def class_names(model: Any) -> dict[int, str]:
     """Return the names of a model's classes by index."""
-    names = getattr(model, "names", None) or {}
-    return {int(i): str(name) for i, name in (names.items() if isinstance(names, dict) else enumerate(names))}
+    return by_index(getattr(model, "names", None))
+
+
+def by_index(names: Any) -> dict[int, str]:
+    """Return names of classes, in order or by index, by index; none for None."""
+    return {int(i): str(n) for i, n in (names.items() if isinstance(names, dict) else enumerate(names or ()))}
 
 
 def plug(

@@ -15,7 +15,7 @@ from yolo_lossplug.selection.select import Selection, class_weights, select
 from yolo_lossplug.ultralytics_hook import compatibility, nms, patching
 from yolo_lossplug.ultralytics_hook.checkpoints import keep_criterion_out, unwrapped
 from yolo_lossplug.ultralytics_hook.console import bold, say, warn
-from yolo_lossplug.ultralytics_hook.criterion import arguments, class_names, plug
+from yolo_lossplug.ultralytics_hook.criterion import arguments, by_index, class_names, plug
 from yolo_lossplug.ultralytics_hook.engines import choice
 from yolo_lossplug.ultralytics_hook.family import (
     prompted_trainer,
@@ -106,8 +106,6 @@ def announce(trainer: Any) -> None:
             module.args = trainer.args
     if yolo_lossplug.is_enabled():
         wrap_model_class(type(model))
-    if "nc" in trainer.data:  # a wrong name or number is reported before the first batch
-        class_weights(selection, trainer.data["nc"], class_names(model))
     nms.check_training(model, selection.nms_iou, vars(trainer.args))
     if RANK in {-1, 0}:
         warn_of_release(ultralytics.__version__)
@@ -226,7 +224,19 @@ def make(stock: Callable[..., None], trainer: Any, *args: Any, **kwargs: Any) ->
     """Make a trainer, with a run and our callbacks."""
     with making.making(type(trainer)):
         stock(trainer, *args, **kwargs)
+        check_classes(trainer)
         join(trainer)
+
+
+def check_classes(trainer: Any) -> None:
+    """Check class weights against the classes of the data of a new trainer, before its model is built.
+
+    Raises:
+        LossPlugError: If there are more or fewer, or a name is that of no class.
+    """
+    data = getattr(trainer, "data", None)
+    if isinstance(data, dict) and "nc" in data:
+        class_weights(making.selected(vars(trainer.args)), data["nc"], by_index(data.get("names")))
 
 
 def join(trainer: Any) -> None:

@@ -13,9 +13,28 @@ from typing import Any, Callable
 
 from yolo_lossplug import terminal
 from yolo_lossplug.registry import LossPlugError
-from yolo_lossplug.selection.keys import NAMES, refuse_none
+from yolo_lossplug.selection.keys import NAMES, keys, refuse_none
 
 _words: ContextVar[frozenset[str]] = ContextVar("words", default=frozenset())
+
+
+_is_lossplug: ContextVar[bool] = ContextVar("is_lossplug", default=False)
+
+
+def run_as_lossplug() -> None:
+    """Run the command line of Ultralytics for `lossplug`."""
+    from ultralytics.cfg import entrypoint
+
+    token = _is_lossplug.set(True)
+    try:
+        entrypoint()
+    finally:
+        _is_lossplug.reset(token)
+
+
+def is_lossplug() -> bool:
+    """Return whether the command line that runs is that of `lossplug`."""
+    return _is_lossplug.get()
 
 
 def words() -> frozenset[str]:
@@ -24,11 +43,31 @@ def words() -> frozenset[str]:
 
 
 def typed_pairs(lines: Sequence[str]) -> dict[str, str]:
-    """Return what is typed as `key=value` on command lines, those of this process if there are none."""
+    """Return what is typed as `key=value` on command lines, those of this process if there are none.
+
+    Raises:
+        LossPlugError: If brackets are open, or a key of ours has no value.
+    """
+    words = merged_words(" ".join(lines).split() or sys.argv[1:])
+    for word in words:
+        if word in keys():
+            raise LossPlugError(f"'{word}' has no value: write {word}=VALUE.")
+    return dict(word.lstrip("-").split("=", 1) for word in words if "=" in word)
+
+
+def merged_words(words: Sequence[str]) -> list[str]:
+    """Return words with what belongs together as one, as Ultralytics merges them.
+
+    Raises:
+        LossPlugError: If brackets are open.
+    """
     from ultralytics.cfg import merge_equals_args
 
-    words = merge_equals_args(" ".join(lines).split() or sys.argv[1:])
-    return dict(word.lstrip("-").split("=", 1) for word in words if "=" in word)
+    try:
+        merged: list[str] = merge_equals_args(list(words))
+    except SyntaxError as error:
+        raise LossPlugError(f"{error} Close it, or write the key into a file, and give cfg=FILE.") from error
+    return merged
 
 
 def refuse_typed_none(pairs: dict[str, str]) -> None:
@@ -44,9 +83,10 @@ def refuse_typed_none(pairs: dict[str, str]) -> None:
 
 def entrypoint(stock: Callable[..., None], *args: Any, **kwargs: Any) -> None:
     """Run the command line; a mistake of the user is one line."""
-    pairs = typed_pairs((*args, *kwargs.values()))
-    token = _words.set(frozenset(pairs))
+    token = _words.set(frozenset())
     try:
+        pairs = typed_pairs((*args, *kwargs.values()))
+        _words.set(frozenset(pairs))
         refuse_typed_none(pairs)
         stock(*args, **kwargs)
     except LossPlugError as error:
