@@ -39,12 +39,18 @@ def later(loss, inputs):
 
 
 def every_option_shows(create, name, inputs):
-    """Assert that each option changes the loss somewhere in its range."""
+    """Assert that each option changes the loss or its gradient somewhere in its range."""
+
+    def shown(loss):
+        leaf = inputs[0].clone().requires_grad_()
+        value = later(loss, (leaf, *inputs[1:]))
+        return torch.cat((value.detach().flatten(), *(g.flatten() for g in torch.autograd.grad(value.sum(), [leaf]))))
+
     plain = create(name)
-    expected = later(plain, inputs)
+    expected = shown(plain)
     for key in plain.options:
         values = (options[key] for options in choices(plain) if list(options) == [key])
-        assert any(not torch.equal(later(create(name, **{key: v}), inputs), expected) for v in values), key
+        assert any(not torch.equal(shown(create(name, **{key: v})), expected) for v in values), key
 
 
 def near_pairs(seed):

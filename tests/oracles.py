@@ -367,8 +367,9 @@ def qfl(s, y, cls_qfl_beta=2.0):
 
 
 @of(CLASS, "varifocal")
-def varifocal(s, y, cls_vfl_gamma=2.0, cls_vfl_alpha=0.75):
-    return (y if y > 0 else cls_vfl_alpha * sigmoid(s) ** cls_vfl_gamma) * bce(s, y)
+def varifocal(s, y, cls_vfl_gamma=2.0, cls_vfl_alpha=0.75, cls_vfl_detach=0):
+    weight = cls_vfl_alpha * sigmoid(s) ** cls_vfl_gamma
+    return (y if y > 0 else sg(weight) if cls_vfl_detach else weight) * bce(s, y)
 
 
 @of(CLASS, "mal")

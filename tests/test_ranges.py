@@ -77,7 +77,7 @@ def test_finite_over_the_whole_range(spec, key):
             found.sum().backward()
             assert found.isfinite().all() and inputs.grad.isfinite().all(), f"loss={name} {key}={value}"
             tried += 1
-        assert tried > 3, name
+        assert tried > 3 or (spec.parameters[key].type is int and tried == 2), name  # a switch has two values
 
 
 def test_every_option_is_among_them():

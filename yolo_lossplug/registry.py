@@ -60,7 +60,7 @@ class Spec:
     stage: int = 0
     increasing: tuple[str, ...] = ()
     background: Optional[Callable[..., Background]] = None
-    kernel: Optional[Callable[..., Union[BoxKernel, ClassKernel]]] = None
+    kernel: Optional[Callable[..., Union[BoxKernel, ClassKernel, None]]] = None
     aliases: tuple[str, ...] = ()
 
     @property

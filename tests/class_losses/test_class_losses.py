@@ -51,6 +51,24 @@ def test_equals_the_numbers_of_others(entry_name):
     torch.testing.assert_close(logits.grad[exact], expected_gradient[exact], rtol=1e-9, atol=1e-12)
 
 
+def test_varifocal_holds_the_weight_of_negatives_constant_on_request():
+    """As RT-DETR's authors do: the value stays, and the gradient of a negative is up to 1 + γ times smaller."""
+    logits = torch.tensor([-9.0, -2, 0.5, 3, 20, -1, 2], dtype=torch.float64, requires_grad=True)
+    targets = torch.tensor([0, 0, 0, 0, 0, 0.3, 0.9], dtype=torch.float64)
+    (plain, slope), (value, found) = (
+        (loss.detach(), *torch.autograd.grad(loss.sum(), logits))
+        for loss in (create_class_loss("varifocal", cls_vfl_detach=i)(logits, targets) for i in (0, 1))
+    )
+    weight = torch.where(targets > 0, targets, 0.75 * logits.detach().sigmoid() ** 2)
+    published = torch.nn.functional.binary_cross_entropy_with_logits(logits, targets, weight=weight, reduction="none")
+    torch.testing.assert_close(value, published.detach(), rtol=1e-12, atol=0)
+    torch.testing.assert_close(found, *torch.autograd.grad(published.sum(), logits), rtol=1e-12, atol=0)
+    assert torch.equal(value, plain) and torch.equal(found[5:], slope[5:])
+    ratio = slope[:5] / found[:5]
+    assert ratio[0].item() == pytest.approx(3, rel=1e-3) and ratio[4].item() == pytest.approx(1, rel=1e-3)
+    assert (ratio.diff() < 0).all()
+
+
 def test_mal_equals_values_computed_by_others():
     scores = torch.tensor([0.25, 0.125, 0.5], dtype=torch.float64)
     targets = torch.tensor([0.25, 0.25, 0], dtype=torch.float64)

@@ -181,6 +181,7 @@ def test_our_giou_and_varifocal_have_the_numbers_of_the_host():
     """Without the host's own staying, value and gradient are its: the seam, targets and sums are right."""
     made = criterion(**STOCK)
     assert made.lossplug.terms.box is None and made.lossplug.terms.cls is None
+    assert criterion(**STOCK, cls_vfl_detach=1).lossplug.terms.cls is not None, "it has other gradients"
     other = criterion(**{**STOCK, "loss": "eiou", "cls_vfl_alpha": ALPHA + 0.01})
     terms = other.lossplug.terms
     terms.box = terms.others = create_box_loss("giou")
@@ -342,7 +343,7 @@ def test_class_weights_and_another_host_are_refused(monkeypatch):
 
 
 HOSTS = f"VarifocalLoss(alpha={ALPHA:g}, gamma={GAMMA:g})"
-VARIFOCAL = f"varifocal(cls_vfl_gamma={GAMMA}, cls_vfl_alpha={ALPHA})"
+VARIFOCAL = f"varifocal(cls_vfl_gamma={GAMMA}, cls_vfl_alpha={ALPHA}, cls_vfl_detach=0)"
 
 
 @pytest.mark.parametrize(
