@@ -108,6 +108,14 @@ def test_options_are_those_of_the_losses_they_belong_to():
             assert str(resolved[key]) == default, asked
 
 
+def test_what_others_have_found_is_cited():
+    """A sentence that appeals to the results of others links to them."""
+    appeal = re.compile(r"\b(?:public|published) (?:comparison|run|result|experiment)s\b|\b(?:it is|well) known that\b")
+    for page in (*DOCS.rglob("*.md"), ROOT / "README.md"):
+        for paragraph in page.read_text(encoding="utf-8").split("\n\n"):
+            assert not appeal.search(paragraph.replace("\n", " ")) or "](http" in paragraph, (page, paragraph)
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     """The folder of the site, and the text of its pages by file."""
