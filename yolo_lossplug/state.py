@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Optional
 
@@ -58,19 +59,45 @@ class State:
                 usable = (total[1] > 0) & mean.isfinite()
                 self.tensors[key] = torch.where(usable, (1 - total[2]) * old + total[2] * mean, old)
 
-    def save(self, file: Path) -> None:
-        """Write the tensors, if there are any; the file is complete or not there."""
+    def save(self, file: Path, losses: Sequence[str] = ()) -> None:
+        """Write the tensors with the names of the losses they belong to; the file is complete or as it was.
+
+        Without tensors a file that is there, which another run has left, is removed.
+        """
         if not self.tensors:
+            with suppress(OSError):
+                file.unlink()
             return
         saved = io.BytesIO()
-        content = {"epoch": self.epoch, "tensors": {key: value.cpu() for key, value in self.tensors.items()}}
-        torch.save(content, saved)
+        tensors = {key: value.cpu() for key, value in self.tensors.items()}
+        torch.save({"epoch": self.epoch, "losses": [*losses], "tensors": tensors}, saved)
         write_bytes(file, saved.getvalue())
 
-    def load(self, file: Path) -> None:
-        """Read what `save` has written."""
-        content: Mapping[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-        self.tensors, self.epoch = dict(content["tensors"]), int(content["epoch"])
+    def load(self, file: Path, losses: Sequence[str] = (), shapes: Optional[Mapping[str, torch.Size]] = None) -> None:
+        """Read what `save` has written.
+
+        Args:
+            file: The file.
+            losses: Names of the losses that the tensors must belong to.
+            shapes: What these losses remember, by key below the part of a criterion; None where nobody knows.
+
+        Raises:
+            ValueError: If it holds something else; the state stays as it was.
+        """
+        try:
+            content = torch.load(file, map_location="cpu", weights_only=True)
+            epoch, of, tensors = int(content["epoch"]), [*content["losses"]], dict(content["tensors"])
+            found = {str(key).partition(".")[2]: tensor.shape for key, tensor in tensors.items()}
+            is_finite = bool(tensors) and all(bool(tensor.isfinite().all()) for tensor in tensors.values())
+        except Exception as error:  # whatever the file holds
+            raise ValueError("it is damaged, or another file") from error
+        if of != [*losses]:
+            raise ValueError(f"it belongs to {' and '.join(map(str, of))}, not to {' and '.join(losses)}")
+        if not is_finite:
+            raise ValueError("it holds numbers that are not finite, or none")
+        if shapes is not None and not found.items() <= shapes.items():
+            raise ValueError(f"its numbers are not those that {' and '.join(losses)} keeps")
+        self.tensors, self.epoch = tensors, epoch
 
 
 MEAN = ".mean"

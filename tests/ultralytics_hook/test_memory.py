@@ -2,6 +2,8 @@
 """What losses remember: through a run, a checkpoint, a resume, and on several ranks."""
 
 import contextlib
+import io
+import pickle
 import types
 from pathlib import Path
 
@@ -11,8 +13,9 @@ from ultralytics import YOLO
 
 from tests.runs import STILL, TINY, Log, python, results, train
 from yolo_lossplug import create_box_loss, create_class_loss
+from yolo_lossplug.selection.select import select
 from yolo_lossplug.state import State
-from yolo_lossplug.ultralytics_hook.run import runs
+from yolo_lossplug.ultralytics_hook.run import memory, runs
 
 CHOICE = {"loss": "wiou-v3", "cls_loss": "ema-slide", "wiou_momentum": 0.3}
 PLAIN = {"hsv_h": 0, "hsv_s": 0, "hsv_v": 0, "degrees": 0, "translate": 0, "scale": 0, "fliplr": 0, "erasing": 0}
@@ -163,8 +166,64 @@ def test_a_file_is_complete_or_not_there(tmp_path, monkeypatch):
     again = State()
     again.load(tmp_path / "lossplug.pt")
     assert again.tensors == {"main.x.mean": torch.tensor(0.25)} and again.epoch == 4
+    State().save(tmp_path / "lossplug.pt")
+    assert not list(tmp_path.iterdir()), "a run without state leaves that of an earlier one"
     assert State().progress == 0.0
     assert types.SimpleNamespace(**vars(State())).epochs == 0
+
+
+def damaged(file):
+    """Yield what becomes of the file of a state, and a word of what is said then."""
+    whole, content = file.read_bytes(), torch.load(file, weights_only=True)
+
+    def saved(**other):
+        written = io.BytesIO()
+        torch.save({**content, **other}, written)
+        return written.getvalue()
+
+    for data in (whole[:100], whole[:-50], b"", b"text", b"[" * 10**5, pickle.dumps([1, 2], 2), saved(tensors=[1, 2])):
+        yield data, "it is damaged, or another file"
+    yield saved(losses=["wiou-v2"]), "it belongs to wiou-v2, not to wiou-v3 and ghm"
+    wrong = {key: torch.zeros(3, 7) for key in content["tensors"]}
+    yield saved(tensors=wrong), "its numbers are not those that wiou-v3 and ghm keeps"
+    for tensors in ({key: value * torch.nan for key, value in content["tensors"].items()}, {}):
+        yield saved(tensors=tensors), "it holds numbers that are not finite, or none"
+    yield None, "is missing beside the checkpoint"
+
+
+def test_a_damaged_state_is_a_new_one(tmp_path):
+    selection = select({"loss": "wiou-v3", "cls_loss": "ghm"})
+    file = tmp_path / "lossplug.pt"
+    trainer = types.SimpleNamespace(resume=True, args=types.SimpleNamespace(resume=tmp_path / "last.pt"), save_dir="no")
+    state = State()
+    for branch in ("one2many", "one2one"):
+        for loss, shape in ((selection.box, (0, 4)), (selection.cls, (1, 4, 2))):
+            loss.within(state.scoped(branch))(torch.rand(shape, requires_grad=True), torch.rand(shape))
+    state.save(file, ["wiou-v3", "ghm"])
+    again = State()
+    with Log() as log:
+        memory.restore_state(again, selection, trainer)
+    assert again.tensors.keys() == state.tensors.keys() and not log.lines
+    for data, words in damaged(file):
+        file.unlink(missing_ok=True)
+        if data is not None:
+            file.write_bytes(data)
+        again = State()
+        with Log() as log:
+            memory.restore_state(again, selection, trainer)
+        (line,) = log.lines
+        assert not again.tensors and words in line and str(tmp_path if data is not None else "lossplug.pt") in line
+    with Log() as log:
+        memory.restore_state(State(), select({"loss": "uiou", "cls_loss": "qfl"}), trainer)
+    assert not log.lines, "neither remembers anything"
+
+
+@pytest.mark.slow
+def test_a_folder_that_is_used_again_keeps_no_state_of_another_run(data, tmp_path):
+    keys = {"data": data, "project": str(tmp_path), "name": "run", "exist_ok": True}
+    for loss in ("wiou-v3", "eiou", "wiou-v3", None):
+        trainer = train(**keys, loss=loss)
+        assert (trainer.wdir / "lossplug.pt").exists() is (loss == "wiou-v3")
 
 
 RANKS = """

@@ -23,8 +23,7 @@ def save_model(stock: Callable[..., Any], trainer: Any, *args: Any, **kwargs: An
         for model, criterion in zip(models, criteria):
             model.criterion = criterion
     run = runs.of(trainer)
-    if run.selection.is_active:
-        memory.save_state(run.state, trainer)
+    memory.save_state(run.state, run.selection, trainer)
     return saved
 
 

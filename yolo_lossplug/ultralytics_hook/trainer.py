@@ -173,7 +173,7 @@ def check_memory(trainer: Any) -> None:
     """Callback before training: what the losses remember is that of the checkpoint, or they start anew."""
     run = runs.of(trainer)
     if run.selection.is_active:
-        memory.check_state(run.state, trainer, any(loss.state for loss in (run.selection.box, run.selection.cls)))
+        memory.check_epoch(run.state, trainer)
 
 
 def start_epoch(trainer: Any) -> None:

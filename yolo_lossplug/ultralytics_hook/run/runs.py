@@ -47,7 +47,7 @@ def begin(trainer: Any) -> Run:
 
     run = trainer.lossplug = Run(selected(args), rules_of_trainer(trainer))
     if run.selection.is_active:
-        memory.restore_state(run.state, trainer)
+        memory.restore_state(run.state, run.selection, trainer)
     if run.selection.report:
         run.collector = Collector(Path(trainer.save_dir) / FILE, bool(trainer.resume))
     RUNS[str(args.get("save_dir"))] = run
