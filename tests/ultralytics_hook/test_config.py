@@ -16,6 +16,7 @@ from yolo_lossplug import LossPlugError, Option, box_loss
 from yolo_lossplug.registry import BOX
 from yolo_lossplug.selection.keys import keys
 from yolo_lossplug.selection.own import load_own
+from yolo_lossplug.tools.arguments import merge
 from yolo_lossplug.ultralytics_hook import console, min_side, nms, typed
 from yolo_lossplug.ultralytics_hook.family import guess_model
 from yolo_lossplug.ultralytics_hook.run.making import RUNS
@@ -370,6 +371,33 @@ def test_a_file_of_a_training_serves_other_modes(mode, nms_iou, recorded, reache
     assert keys_.get("nms_iou") == nms_iou
     (line,) = said
     assert "loss=focal-eiou, focal_gamma=0.4" in line and ("nms_iou=diou" in line) is (nms_iou is None)
+
+
+@pytest.mark.parametrize("is_gone", [False, True], ids=["there", "gone"])
+def test_a_users_loss_is_loaded_by_a_training_alone(is_gone, own, tmp_path, reached, monkeypatch):
+    """The file of a training names it; it is code, and other modes have no use for it."""
+    said, recorded = [], tmp_path / "args.yaml"
+    monkeypatch.setattr(console, "say", said.append)
+    recorded.write_text(f"mode: train\nloss: {own}\nown_scale: 2.0\nimgsz: 64\n")
+    if is_gone:
+        (tmp_path / "own.py").unlink()
+    for mode in ("val", "predict", "export"):
+        with pytest.raises(Reached):
+            cfg.entrypoint(f"yolo {mode} model=yolov8n.yaml cfg={recorded}")
+    assert [given["imgsz"] for given in reached] == [64] * 3 and not {"loss", "own_scale"} & reached[0].keys()
+    assert len(said) == 3 and all(f"loss={own}, own_scale=2.0" in line for line in said)
+    with pytest.raises(SystemExit, match="LossPlug: loss=.* has no effect with mode=val: it is a key of training"):
+        cfg.entrypoint(f"yolo val model=yolov8n.yaml loss={own}")
+    assert merge({"cfg": str(recorded), "data": "x"}, {"data", "imgsz"}) == (
+        {"imgsz": 64, "data": "x"},
+        {"mode": "train", "loss": own, "own_scale": 2.0, "imgsz": 64},
+        str(recorded),
+        ("mode", "loss", "own_scale"),
+    )
+    assert not (tmp_path / "loaded").exists(), "it was executed"
+    if not is_gone:
+        assert merge({"cfg": str(recorded)}, {"loss", "own_scale"}).values == {"loss": own, "own_scale": 2.0}
+        assert (tmp_path / "loaded").exists()
 
 
 def test_what_is_typed_beside_a_file_is_refused_at_once(recorded):

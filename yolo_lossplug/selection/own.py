@@ -8,11 +8,13 @@ import importlib.metadata
 import importlib.util
 import sys
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Optional
+from typing import Any, Optional
 
 from yolo_lossplug.registry import REGISTRY, LossPlugError, Spec, spec_of
+from yolo_lossplug.selection.keys import CLAIMED
 from yolo_lossplug.selection.names import is_user_defined, key_of, parts_of, suggest
 from yolo_lossplug.selection.resolve import unknown
 
@@ -41,6 +43,11 @@ def load_own(reference: str, kind: str) -> Spec:
     spec = spec_of(kind, reference, function)
     REGISTRY.add(spec)
     return spec
+
+
+def names_reference(args: Mapping[str, Any]) -> bool:
+    """Return whether arguments name a user-defined loss in a file or module, which is not loaded."""
+    return any(":" in str(args.get(key)) for key in ("loss", "cls_loss") if key not in CLAIMED)
 
 
 def load_references(name: str, kind: str) -> list[Spec]:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Optional
 
 from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.selection.keys import COMMON, given_keys, keys
+from yolo_lossplug.selection.own import names_reference
 from yolo_lossplug.tools.arms import NAMES, Arm, load_user_losses
 from yolo_lossplug.ultralytics_hook.console import read_cfg, say, training_keys
 
@@ -38,10 +39,12 @@ class Arguments(NamedTuple):
 
 
 def merge(args: Mapping[str, Any], accepted: Container[str]) -> Arguments:
-    """Return the arguments of a command with those of the file that cfg= names; user-defined losses are loaded.
+    """Return the arguments of a command with those of the file that cfg= names.
 
     A key of the command line is checked by the command. A training key of the file that the command does not take is
     left out, so that one recipe serves training and all commands; a key that nobody knows stays, and is refused.
+    User-defined losses are loaded where the command takes losses; elsewhere, a key of the file that nobody knows is
+    taken for an option of one.
 
     Args:
         args: Arguments as the user has given them.
@@ -53,8 +56,10 @@ def merge(args: Mapping[str, Any], accepted: Container[str]) -> Arguments:
     typed = dict(args)
     file = typed.pop("cfg", None)
     content = {} if file is None else read_cfg(file)
-    load_user_losses({**content, **typed})
-    known = training_keys()
+    takes_losses = any(key in accepted for key in NAMES)
+    if takes_losses:
+        load_user_losses({**content, **typed})
+    known = training_keys() if takes_losses or not names_reference(content) else content
     unused = {key for key in content if key in known and key not in accepted}
     kept = {key: value for key, value in content.items() if key not in unused}
     return Arguments({**kept, **typed}, content, file, tuple(key for key in content if key in unused - typed.keys()))

@@ -13,14 +13,14 @@ from typing import Any, Callable
 from yolo_lossplug.registry import BOX, CLASS, REGISTRY, LossPlugError
 from yolo_lossplug.selection.keys import CLAIMED, COMMON, MIX, given_keys, instead_of, keys
 from yolo_lossplug.selection.names import suggest
-from yolo_lossplug.selection.own import load_references
+from yolo_lossplug.selection.own import load_references, names_reference
 from yolo_lossplug.selection.regions import ANNOTATED, IGNORE
 from yolo_lossplug.selection.select import Selection, refuse_unknown_names, select
 from yolo_lossplug.ultralytics_hook import typed
 from yolo_lossplug.ultralytics_hook.family import guess_model, refuse_per_class, with_guessed_task
 from yolo_lossplug.ultralytics_hook.patching import Undo
 from yolo_lossplug.ultralytics_hook.run.making import is_making, is_settled
-from yolo_lossplug.ultralytics_hook.unknown import point_to_ours
+from yolo_lossplug.ultralytics_hook.unknown import ALLOWED, point_to_ours
 
 TRAINING = "train"
 USED = {"val": ("nms_iou", IGNORE, ANNOTATED), "predict": ("nms_iou",), "track": ("nms_iou",)}
@@ -28,7 +28,7 @@ USED = {"val": ("nms_iou", IGNORE, ANNOTATED), "predict": ("nms_iou",), "track":
 
 
 def register_own(custom: dict[str, Any]) -> None:
-    """Load the user-defined losses that the arguments name, so that the key check knows their options.
+    """Load the user-defined losses that the arguments of a training name, so that the key check knows their options.
 
     Args:
         custom: What the user gave.
@@ -36,7 +36,9 @@ def register_own(custom: dict[str, Any]) -> None:
     Raises:
         LossPlugError: If one cannot be loaded.
     """
-    if _is_new_training(custom):
+    if (custom.get("mode") or TRAINING) != TRAINING:
+        return  # no other mode has a use for them
+    if not custom.get("resume"):
         refuse_unknown_names(custom)  # first, or the host would complain about an option of a loss that nobody knows
     for key, kind in (("loss", BOX), ("cls_loss", CLASS)):
         name = custom.get(key)
@@ -54,18 +56,13 @@ def check_given(base: dict[str, Any], custom: dict[str, Any]) -> None:
 
     Args:
         base: The defaults.
-        custom: What the user gave; keys from a file that have no effect in this mode are left out.
+        custom: What the user gave.
 
     Raises:
         LossPlugError: If a value is wrong, or has no effect in this mode or on this model.
     """
     given = given_keys(custom)
     if not given:
-        return
-    mode = str(custom.get("mode") or base.get("mode"))
-    if mode != TRAINING:
-        drop_keys_of_file(mode, custom)
-        refuse_training_keys(mode, custom)
         return
     if custom.get("resume"):
         return  # the checkpoint decides; the trainer says so
@@ -124,19 +121,25 @@ def keys_without_effect(mode: str, given: dict[str, Any]) -> dict[str, Any]:
     return {key: ours[key] for key in given if key in ours and key not in used}
 
 
-def drop_keys_of_file(mode: str, custom: dict[str, Any]) -> None:
+def drop_keys_of_file(mode: str, base: Collection[str], custom: dict[str, Any]) -> None:
     """Leave out, in place, keys without effect that come from the file that `cfg=` names, and say so.
 
-    Such a file is that of a training, `args.yaml`; what is typed is refused, since it is meant.
+    Such a file is that of a training, `args.yaml`; what is typed is refused, since it is meant. If it names a
+    user-defined loss, what nobody knows are options of it: it is not loaded.
 
     Args:
         mode: The mode, another than training.
+        base: What Ultralytics knows.
         custom: What the command line and the file give.
     """
     words = typed.words()
     if "cfg" not in words:
         return
-    dropped = {key: value for key, value in keys_without_effect(mode, custom).items() if key not in words}
+    useless = keys_without_effect(mode, custom)
+    if names_reference(custom):
+        known = {*base, *keys(), *ALLOWED}
+        useless.update({key: value for key, value in custom.items() if key not in known})
+    dropped = {key: value for key, value in useless.items() if key not in words}
     for key in dropped:
         del custom[key]
     if dropped:
@@ -221,10 +224,14 @@ def check_dict_alignment(
     stock: Callable[..., None], base: dict[str, Any], custom: dict[str, Any], *args: Any, **kwargs: Any
 ) -> None:
     """Check what was typed, names before values, as soon as the command line has read it."""
+    mode = str(custom.get("mode") or base.get("mode")) if TRAINING in base else None  # names of modes: typed
+    if mode not in (None, TRAINING):
+        drop_keys_of_file(mode, base, custom)
+        refuse_training_keys(mode, custom)
     register_own(custom)
     point_to_ours(base, custom)
     stock({**keys(), **base}, custom, *args, **kwargs)
-    if TRAINING in base:  # only the command line adds the names of modes to the keys
+    if mode == TRAINING:
         check_given(base, custom)
 
 
