@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import stat
 from pathlib import Path
 from typing import Any, Callable, Optional
 from uuid import uuid4
@@ -40,7 +41,12 @@ def read_json(file: Path) -> Any:
     """Return the value in a file.
 
     Raises:
-        OSError: If the file cannot be read.
+        OSError: If the file cannot be read, or is none, as a pipe, which would be waited for.
         ValueError: If it does not hold JSON.
     """
-    return json.loads(file.read_text(encoding="utf-8"))
+    if not stat.S_ISREG(file.stat().st_mode):
+        raise OSError(f"{file} is not a regular file")
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error

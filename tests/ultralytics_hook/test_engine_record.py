@@ -2,6 +2,7 @@
 """What was measured decides which engine `auto` takes: where it holds, and what two writers leave of it."""
 
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -110,18 +111,49 @@ def test_a_disqualified_engine_is_not_taken_until_it_is_proven_again():
     assert measured().engines == (("float32", 8, 9, "triton"),) and record.disqualified_engines(CPU) == {}
 
 
-PARTLY_READABLE = ('{"entries": [{"device": 1}, 7]}', '{"disqualified": ["fast", 1]}', '{"adopted": ["cpu", null]}')
-"""The last one has what `bench adopt=True` wrote in an earlier version, damaged."""
+WITHOUT_QUARTILES = json.dumps({"entries": [entry(fast={**FASTER, "quartiles": []})]})
+ADOPTED = '{"adopted": ["cpu", null]}'
+"""What `bench adopt=True` wrote in an earlier version, damaged."""
+PARTLY_READABLE = ('{"entries": [{"device": 1}, 7]}', '{"disqualified": ["fast", 1]}', ADOPTED, WITHOUT_QUARTILES)
+DAMAGED = (b"{", b"[]", b'{"entries": 3}', b"[" * 200_000, b"\x80\xff", b"", *map(str.encode, PARTLY_READABLE))
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"entries": 3}', *PARTLY_READABLE], ids=str)
-def test_a_file_that_is_no_record_does_no_harm(text):
-    record.file().write_text(text)
+@pytest.mark.parametrize("content", DAMAGED, ids=lambda content: repr(content[:40]))
+def test_a_file_that_is_no_record_does_no_harm(content):
+    record.file().write_bytes(content)
     with Log() as log:
         assert measured() is None and not record.disqualified_engines(CPU)
-    assert ("is ignored" in log.text) == (text not in PARTLY_READABLE)
+    assert ("is ignored" in log.text) == (content.decode(errors="replace") not in PARTLY_READABLE)
     add(entry(fast=FASTER))
     assert measured().engine("float32", 4**8, 4**9) == "fast"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes have no names here")
+def test_a_pipe_or_a_folder_in_its_place_does_no_harm():
+    for make in (os.mkfifo, os.mkdir):
+        make(record.file())
+        with Log() as log:
+            assert measured() is None and not record.disqualified_engines(CPU)
+        assert "is not a regular file. Delete it" in log.text
+        (os.rmdir if record.file().is_dir() else os.unlink)(record.file())
+        record.warn_once.cache_clear()
+
+
+def test_whatever_stands_in_an_entry_does_no_harm():
+    """Each value of an entry in turn is something else."""
+    others = (None, [], {}, "", "x", -1, 2**70, 1e308, float("nan"), [[]], {"x": []})
+    for path in (("device",), ("measured",), ("dtype",), ("size_class",), ("engines",), ("engines", "fast"),
+                 ("engines", "fast", "quartiles"), ("engines", "fast", "times_faster")):  # fmt: skip
+        for other in others:
+            changed = entry(fast=FASTER)
+            place = changed
+            for key in path[:-1]:
+                place[key] = dict(place[key])
+                place = place[key]
+            place[path[-1]] = other
+            record.file().write_text(json.dumps({"entries": [changed], "disqualified": [changed]}))
+            assert measured() is None or len(measured().engines) == 1
+            assert len(record.disqualified_engines(CPU)) <= 1
 
 
 def write_some(begin):

@@ -208,14 +208,14 @@ def _is_entry(entry: Any) -> bool:
     """Return whether an entry, which a user may have edited, can be read."""
     try:
         engines = entry["engines"].values()
-        numbers = [(proof["times_faster"], *proof["quartiles"]) for proof in engines]
+        numbers = [(proof["times_faster"], proof["quartiles"][0], *proof["quartiles"]) for proof in engines]
         sizes = entry["anchors_class"], entry["size_class"]
         return (
             all(isinstance(n, (int, float)) for row in numbers for n in row)
             and all(isinstance(size, int) and 0 <= size < 64 for size in sizes)
             and all(isinstance(text, str) for text in (*_key_of(entry), entry["dtype"], entry["measured"]))
         )
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
         return False
 
 
