@@ -25,6 +25,7 @@ WATCHED = (
     "ultralytics.utils.ops",
     "ultralytics.models.yolo.detect.predict",
     "ultralytics.models.yolo.detect.val",
+    "ultralytics.models.yolo.detect.train",
     "ultralytics.models.yolo.segment.val",
     "ultralytics.models.yolo.pose.val",
     "ultralytics.models.rtdetr.val",

@@ -148,7 +148,17 @@ def rotated_share_inside(boxes: Tensor, corners: Tensor) -> Tensor:
 def lies_in_region(
     boxes: Tensor, regions: ImageRegions, size: tuple[float, float], shown: Optional[Sequence[float]] = None
 ) -> Tensor:
-    """Return whether boxes lie in a region that silences a class, with more than half of their area in the image.
+    """Return whether more than half of the area of boxes lies in a region that silences a class (N, classes), bool.
+
+    Arguments are those of `share_by_class`.
+    """
+    return share_by_class(boxes, regions, size, shown) > MIN_SHARE
+
+
+def share_by_class(
+    boxes: Tensor, regions: ImageRegions, size: tuple[float, float], shown: Optional[Sequence[float]] = None
+) -> Tensor:
+    """Return the largest share of the area of boxes, as far as it is in the image, in a region that silences a class.
 
     Args:
         boxes: Boxes (N, 4), x1 y1 x2 y2 in the units of `size`, or corners (N, 4, 2) of rotated ones.
@@ -157,7 +167,7 @@ def lies_in_region(
         shown: Left, top, right and bottom of what is no padding; None for no padding.
 
     Returns:
-        (N, classes), bool.
+        (N, classes), in [0, 1].
     """
     corners = torch.from_numpy(regions.corners)
     is_box = boxes.ndim == BOX_DIMENSIONS and is_upright(corners)
@@ -166,6 +176,7 @@ def lies_in_region(
     limit = boxes.new_tensor([size[1], size[0]])
     low, high = boxes.new_tensor((0, 0, size[1], size[0]) if shown is None else shown).split(2)
     boxes = torch.minimum(torch.maximum(boxes, low.repeat(2)), high.repeat(2)) if is_box else boxes.clamp(low, high)
-    is_inside = (share_inside if is_box else rotated_share_inside)(boxes, corners.to(boxes) * limit) > MIN_SHARE
-    table = torch.from_numpy(regions.table[regions.kind]).to(boxes.device)
-    return (is_inside.unsqueeze(-1) & table).any(1)
+    shares = (share_inside if is_box else rotated_share_inside)(boxes, corners.to(boxes) * limit)
+    table = torch.from_numpy(regions.table[regions.kind]).to(shares)
+    none = shares.new_zeros(len(boxes), 1, table.shape[1])  # of an image without regions
+    return torch.cat((none, shares.unsqueeze(-1) * table), 1).amax(1)

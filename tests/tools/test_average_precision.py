@@ -56,12 +56,16 @@ def ours(images, names=NAMES):
     )
 
 
-def pycocotools(images, names=NAMES):
-    """AP (classes, areas, thresholds), NaN where there is no object."""
+def pycocotools(images, names=NAMES, crowds=()):
+    """AP (classes, areas, thresholds), NaN where there is no object; `crowds` are image, class and box."""
     objects = [
         {"image_id": i, "category_id": int(c), "bbox": list(b), "area": float(b[2] * b[3]), "iscrowd": 0}
         for i, (_, _, _, gts, classes) in enumerate(images)
         for b, c in zip(gts, classes)
+    ]
+    objects += [
+        {"image_id": i, "category_id": c, "bbox": list(b), "area": float(b[2] * b[3]), "iscrowd": 1}
+        for i, c, b in crowds
     ]
     found = [
         {"image_id": i, "category_id": int(c), "bbox": list(b), "score": float(s)}
@@ -89,6 +93,27 @@ def test_it_is_cocos(seed):
     if not sum(len(boxes) for boxes, *_ in images):
         pytest.fail("the problem has no detection")
     np.testing.assert_allclose(ours(images), pycocotools(images), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_regions_are_cocos_crowds(seed):
+    """A detection without an object is ignored at the IoU up to which it lies in a crowd of its class."""
+    images, rng = problem(seed), np.random.default_rng(seed)
+    found, crowds = [], []
+    for i, (boxes, scores, classes, gts, gt_classes) in enumerate(images):
+        shares = np.zeros(len(boxes))
+        for _ in range(3):
+            cls, crowd = int(rng.integers(2)), np.concatenate([rng.uniform(0, 200, 2), rng.uniform(50, 250, 2)])
+            crowds.append((i, cls, crowd))
+            low = np.maximum(boxes[:, :2], crowd[:2])
+            high = np.minimum(boxes[:, :2] + boxes[:, 2:], crowd[:2] + crowd[2:])
+            share = (high - low).clip(0).prod(1) / boxes[:, 2:].prod(1)
+            shares = np.maximum(shares, np.where(classes == cls, share, 0))
+        iou = iou_of(boxes, gts)
+        found.append(Image(scores, classes, boxes[:, 2:].prod(1), iou, gt_classes, gts[:, 2:].prod(1), shares))
+    table = average_precision.precision_table(found, sorted(NAMES))
+    assert np.nansum(table - ours(images)) > 0.01
+    np.testing.assert_allclose(table, pycocotools(images, crowds=crowds), rtol=0, atol=1e-6)
 
 
 def labels(folder):

@@ -51,6 +51,10 @@ TESTS = {
             ("pose.val.PoseValidator", "yolov8n-pose"),
         )
     },
+    **{
+        f"models.yolo.detect.{name}": "test_regions_run.py::test_regions_are_hatched"
+        for name in ("train.DetectionTrainer.plot_training_samples", "val.DetectionValidator.plot_val_samples")
+    },
     "engine.trainer.get_cfg": "test_training.py::test_the_choice_is_recorded",
     "engine.trainer.BaseTrainer.check_resume": "test_config.py::test_tasks_and_families_that_cannot_use_it",
     "engine.trainer.BaseTrainer.__init__": "test_training.py::test_banner",

@@ -186,6 +186,19 @@ PATCHES = (
             ("pose", "Pose"),
         )  # where two are, the second finds nothing to leave out
     ),
+    *(
+        Patch(
+            f"ultralytics.models.yolo.detect.{module}",
+            attribute,
+            around("regions.plots.plot_hatched"),
+            f"{attribute.partition('.')[0]} plots batches, with their regions hatched",
+            ("self", "batch", "ni"),
+        )
+        for module, attribute in (
+            ("train", "DetectionTrainer.plot_training_samples"),
+            ("val", "DetectionValidator.plot_val_samples"),
+        )
+    ),
     Patch(
         "ultralytics.engine.trainer",
         "get_cfg",

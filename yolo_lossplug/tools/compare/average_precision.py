@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Average precision by size and class, as COCO defines it: 101 points, IoU 0.5 to 0.95, objects of other sizes ignored.
 
+A detection without an object is ignored too where its share in a region of its class reaches the IoU, as in a crowd.
 Detections are the 100 of highest score of each class and image. Areas are those of boxes in the network's input.
 """
 
@@ -29,6 +30,7 @@ class Image(NamedTuple):
         iou: IoU of detections and objects (d, g).
         gt_classes: Classes of the objects (g,).
         gt_areas: Areas of the objects in pixels (g,).
+        in_regions: Share of the area of each detection that lies in a region of its class (d,); None for no regions.
     """
 
     scores: np.ndarray
@@ -37,6 +39,7 @@ class Image(NamedTuple):
     iou: np.ndarray
     gt_classes: np.ndarray
     gt_areas: np.ndarray
+    in_regions: Optional[np.ndarray] = None
 
 
 def of_found(found: Sequence[Mapping[str, Any]], names: Mapping[int, str]) -> dict[str, Optional[float]]:
@@ -44,7 +47,7 @@ def of_found(found: Sequence[Mapping[str, Any]], names: Mapping[int, str]) -> di
 
     Boxes of segments and poses count, rotated ones by their own area.
     """
-    images = [Image(*(image[field] for field in Image._fields)) for image in found]
+    images = [Image(**{field: image[field] for field in Image._fields if field in image}) for image in found]
     return by_size_and_class(images, names) if images else {}
 
 
@@ -112,6 +115,8 @@ def _matches(image: Image, cls: int) -> Optional[tuple[np.ndarray, ...]]:
     ignored = _outside(image.gt_areas[objects])
     matched, is_ignored = match(image.iou[np.ix_(kept, objects)], ignored)
     is_ignored |= ~matched & _outside(image.areas[kept])[:, None]
+    if image.in_regions is not None:  # as COCO treats crowds, at each threshold
+        is_ignored |= ~matched & (image.in_regions[kept] >= THRESHOLDS[:, None])
     hits, alarms = matched & ~is_ignored, ~matched & ~is_ignored
     return image.scores[kept], hits, alarms, (~ignored).sum(-1)
 

@@ -106,6 +106,7 @@ class Facts:
         without_small: The same of small objects.
         conflicts: Share of selected anchors that two objects select; None without a model.
         tried: How these two shares change with other numbers of the assigner, or another imgsz.
+        unused: Names of classes that are called as regions are in other datasets, and whose boxes are objects here.
         end_to_end: Whether the model has a branch without NMS.
         is_untrained: Whether the model has random weights.
         mean_side: Mean side (root of the area) in pixels of the input.
@@ -135,6 +136,7 @@ class Facts:
     without_small: Optional[float] = None
     conflicts: Optional[float] = None
     tried: Sequence[Tried] = ()
+    unused: Sequence[str] = ()
     end_to_end: bool = False
     is_untrained: bool = False
     mean_side: tuple[float, ...] = (0.0,)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from yolo_lossplug.registry import LossPlugError
+from yolo_lossplug.selection.regions import looks_like_region
 from yolo_lossplug.selection.select import select
 from yolo_lossplug.tools.inspect import counts as numbers
 from yolo_lossplug.tools.inspect.duration import pace
@@ -209,6 +210,11 @@ class Findings:
             small_original=numbers.size_shares(self.labels.sides.prod(1))[0],
             long=numbers.share(numbers.elongated(self.labels.sides) >= LONG),
             crowded=numbers.share(self.pairs.is_crowded),
+            unused=[
+                name
+                for cls, name in self.labels.names.items()
+                if looks_like_region(name) and (self.labels.cls == cls).any()
+            ],
             rare=[self.labels.names.get(int(i), str(i)) for i in rare],
             rare_share=float(objects[rare].sum() / objects.sum()),
             imbalance=numbers.imbalance(objects),

@@ -146,6 +146,10 @@ def _crowding_tables(found: Findings) -> Iterator[Table]:
 
 
 def _faults(found: Findings) -> Iterator[Block]:
+    silenced = found.labels.silenced
+    if len(silenced):
+        shares = ", ".join(f"{found.labels.names[cls]} {percent(share)}" for cls, share in enumerate(silenced))
+        yield Text(f"Regions: {percent(silenced.mean())} of the anchors are silenced ({shares}).", is_brief=True)
     rows = [[count, kind] for kind, count in found.faults.items() if count]
     yield Table(("count", "fault of labels"), rows, columns=2) if rows else Text("Labels: no faults.", is_brief=True)
     first = [f"{Path(file).name} ({count} objects): {why}" for file, count, why in found.labels.ignored[:3]]

@@ -174,6 +174,18 @@ RULES = (
         "a label fault costs more than losses differ (Northcutt et al. 2021, arXiv 2103.14749)",
     ),
     Rule(
+        "regions",
+        1,
+        lambda f: len(f.unused),
+        lambda f: (
+            f"{len(f.unused)} of the classes ({', '.join(f.unused)}) called like boxes of what shall not be taught "
+            f"{'is' if len(f.unused) == 1 else 'are'} taught as objects; if that is wrong, write "
+            f"ignore: [{', '.join(f.unused)}] into the data's YAML"
+        ),
+        lambda f: None,
+        "classes of this name in VisDrone, KITTI and CrowdHuman are regions; see docs/regions.md",
+    ),
+    Rule(
         "no candidates",
         0.005,
         lambda f: f.none[0],

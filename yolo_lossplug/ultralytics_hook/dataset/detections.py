@@ -10,10 +10,14 @@ from torch import Tensor
 from torchvision.ops import box_convert, box_iou
 from ultralytics.utils.metrics import batch_probiou
 
+from yolo_lossplug.regions import KEY
+from yolo_lossplug.ultralytics_hook.regions.validation import shares_in_regions
+
 Found = dict[str, Any]
 """One image: ``file``, ``shape`` (height, width), ``pad`` (left, top) around the image; of detections ``boxes``
 (d, 4 or 5), ``scores``, ``classes``, ``areas``; of objects ``gt_boxes`` (g, 4 or 5), ``gt_classes``, ``gt_areas``;
-``iou`` (d, g). Boxes are corners in pixels of the network's input, or centre, width, height and angle, whose IoU is
+``iou`` (d, g), and, if the data have regions, ``in_regions`` (d,).
+Boxes are corners in pixels of the network's input, or centre, width, height and angle, whose IoU is
 ProbIoU as in Ultralytics' own."""
 
 
@@ -61,6 +65,8 @@ def _found(pred: Any, batch: dict[str, Any], i: int, is_single: bool) -> Found:
     if len(boxes) and len(gts):
         iou = batch_probiou(boxes, gts) if is_rotated else box_iou(boxes, gts)
     found.update(gt_boxes=gts, gt_classes=gt_classes, gt_areas=gt_areas, iou=iou)
+    if KEY in batch:
+        found["in_regions"] = shares_in_regions(boxes, classes, batch, i)
     _, pad = batch["ratio_pad"][i]  # rectangular batches are padded on all sides; 0 where the image fills the input
     sides = [float(side) for side in pad] if isinstance(pad, (tuple, list)) else [0.0, 0.0]
     about = {"file": str(batch["im_file"][i]), "shape": [int(height), int(width)], "pad": sides}

@@ -22,13 +22,18 @@ from ultralytics.utils import LOGGER
 from ultralytics.utils.instance import Instances
 from ultralytics.utils.patches import imread
 
+from yolo_lossplug.regions import KEY
 from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.selection.keys import TASKS
 from yolo_lossplug.ultralytics_hook.console import explained
 from yolo_lossplug.ultralytics_hook.host import dataset_of
+from yolo_lossplug.ultralytics_hook.regions.share import silenced_share
 
 DUPLICATES = re.compile(r"(\d+) duplicate labels removed")
 IGNORED = re.compile(r"(?:WARNING[^/\w]*)?(?P<file>.*?): ignoring corrupt image/label: (?P<reason>.*)", re.DOTALL)
+
+
+NOTHING = np.zeros(0)
 
 
 class Labels(NamedTuple):
@@ -45,6 +50,7 @@ class Labels(NamedTuple):
         polygons: Outline (k, 2) of each rotated object as shares of the image; empty for other tasks.
         removed: Duplicates that the loader has removed.
         ignored: Images that the loader leaves out: file, objects in its label file, reason.
+        silenced: Share of the anchors that regions silence, by class (classes,); empty without regions.
     """
 
     files: list[str]
@@ -57,6 +63,7 @@ class Labels(NamedTuple):
     polygons: list[np.ndarray]
     removed: int
     ignored: list[tuple[str, int, str]]
+    silenced: np.ndarray = NOTHING
 
     @property
     def sides(self) -> np.ndarray:
@@ -217,7 +224,7 @@ def _listening(said: list[str]) -> Iterator[None]:
 
 def _labels(host: YOLODataset, data: dict[str, Any], task: Optional[str], said: list[str], args: dict) -> Labels:
     columns = ("im_file", "shape", "cls", "bboxes", "segments")
-    files, shapes, classes, boxes, outlines = zip(*([row[column] for column in columns] for row in host.labels))
+    files, shapes, classes, boxes, outlines = zip(*([row[column] for column in columns] for row in _objects(host)))
     counts = [*map(len, classes)]
     removed, ignored = _dropped(said)
     if not sum(counts):
@@ -243,7 +250,20 @@ def _labels(host: YOLODataset, data: dict[str, Any], task: Optional[str], said: 
         polygons if task == "obb" else [],
         removed,
         ignored,
+        silenced_share(host) if hasattr(host, KEY) else NOTHING,
     )
+
+
+def _objects(host: YOLODataset) -> list[dict[str, Any]]:
+    """Return the labels of a dataset without its regions."""
+    if not hasattr(host, KEY):
+        return host.labels
+    rows = []
+    for row in host.labels:
+        kept = ~np.isin(row["cls"].reshape(-1), list(host.lossplug.rules.kinds))
+        outlines = [one for one, is_kept in zip(row["segments"], kept) if is_kept]
+        rows.append({**row, "cls": row["cls"][kept], "bboxes": row["bboxes"][kept], "segments": outlines})
+    return rows
 
 
 def _guess(polygons: list[np.ndarray], count: int) -> str:

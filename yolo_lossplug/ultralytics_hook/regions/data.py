@@ -188,6 +188,17 @@ class KeepInAffine(Derived):
         kept = super().box_candidates(box1, box2, *args, **kwargs)  # type: ignore[misc]
         return kept | (self.lossplug & (box2[2] > box2[0]) & (box2[3] > box2[1]))
 
+    def apply_segments(self, segments: np.ndarray, M: np.ndarray, *args: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Return boxes (n, 4) and outlines (n, k, 2), of regions also where no point of the outline is in the image."""
+        drawn = segments[self.lossplug]
+        boxes, moved = super().apply_segments(segments, M, *args)  # type: ignore[misc]
+        if len(drawn):
+            points = np.concatenate((drawn, np.ones_like(drawn[..., :1])), -1) @ M.T
+            points = points[..., :2] / points[..., 2:]
+            moved[self.lossplug] = points
+            boxes[self.lossplug] = np.concatenate((points.min(1), points.max(1)), 1)
+        return boxes, moved
+
 
 class KeepInCutMix(Derived):
     """A cut out of another image that takes along what it has of regions, however little."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from ultralytics.utils.metrics import batch_probiou, box_iou
 from ultralytics.utils.ops import xywh2xyxy, xywhr2xyxyxyxy
 
-from yolo_lossplug.regions import KEY, ImageRegions, lies_in_region
+from yolo_lossplug.regions import KEY, MIN_SHARE, ImageRegions, share_by_class
 
 COLUMNS: dict[str, Any] = {"bboxes": slice(0, 4), "conf": 4, "cls": 5}
 """Columns of detections in releases where they are a table; rotated ones have the angle last."""
@@ -45,16 +45,26 @@ def judged(validator: Any, pred: Any, batch: Mapping[str, Any], image: int) -> T
     is_rotated = gt_boxes.shape[1] > COLUMNS["conf"]
     if is_rotated and boxes.shape[1] == COLUMNS["conf"]:
         boxes = torch.cat((boxes, pred[:, -1:]), 1)
-    where = xywhr2xyxyxyxy(boxes) if is_rotated else boxes
-    in_region = (
-        lies_in_region(where, regions, (height, width), shown_part_of(batch, image))
-        .gather(1, cls.long().reshape(-1, 1))
-        .flatten()
-    )
+    in_region = shares_in_regions(boxes, cls, batch, image) > MIN_SHARE
     if not len(gt_cls) or not in_region.any():
         return ~in_region
     iou = batch_probiou(gt_boxes, boxes) if is_rotated else box_iou(xywh2xyxy(gt_boxes), boxes)
     return ~in_region | validator.match_predictions(cls, gt_cls, iou)[:, 0].to(cls.device)
+
+
+def shares_in_regions(boxes: Tensor, cls: Tensor, batch: Mapping[str, Any], image: int) -> Tensor:
+    """Return the largest share of the area of each detection (n,) that lies in a region of its class.
+
+    Args:
+        boxes: Corners (n, 4) in pixels of the network's input, or centre, width, height and angle (n, 5).
+        cls: Classes (n,).
+        batch: The batch.
+        image: Index of the image.
+    """
+    where = xywhr2xyxyxyxy(boxes) if boxes.shape[1] > COLUMNS["conf"] else boxes
+    height, width = batch["img"].shape[2:]
+    shares = share_by_class(where, batch[KEY][image], (height, width), shown_part_of(batch, image))
+    return shares.gather(1, cls.long().reshape(-1, 1)).flatten()
 
 
 def shown_part_of(batch: Mapping[str, Any], image: int) -> Optional[tuple[float, float, float, float]]:
