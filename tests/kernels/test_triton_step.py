@@ -155,7 +155,7 @@ def test_the_report_counts_the_same(step_inputs):
         step(criterion, preds, data)
         sums.append(meter.parts)
     torch.testing.assert_close(sums[0], sums[1], rtol=1e-5, atol=1e-5)
-    assert all(part.any() for part in sums[0]) and meter.has_claims
+    assert all(part.any() for part in sums[0][:3]) and meter.has_claims
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Regions in trainings and validations of the host."""
 
+import csv
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -39,7 +40,7 @@ def test_a_training_leaves_regions_out(tmp_path):
         ("key", None),
     ):
         data = described(tmp_path, **({"ignore": given} if given else {}))
-        keys = {} if given else {"ignore": "{crowd: all}"}
+        keys = {} if given else {"ignore": "{crowd: all}", "lossplug_report": True}
         torch.manual_seed(0)
         with Log() as log:
             trainer = train(data=data, project=str(tmp_path / "runs"), name=name, val=False, **STILL, **keys)
@@ -48,6 +49,9 @@ def test_a_training_leaves_regions_out(tmp_path):
         assert f"{share} % of anchors silenced" in log.text
         found[name] = results(trainer.save_dir)[0]["train/cls_loss"]
         assert getattr(trainer.args, "ignore", None) == ({"crowd": "all"} if not given else None)
+    with (Path(trainer.save_dir) / "lossplug_report.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert 0.5 < float(row["silenced_share"]) <= 1, "all but what the augmentation pads"
     assert found["all"] == found["key"] < 0.8 * found["crowd"]
 
 

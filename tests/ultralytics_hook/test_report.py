@@ -70,14 +70,15 @@ def test_sums_and_classes_by_hand():
         **dict(zip((f"objects{size}" for size in PARTS), (5, 2, 2, 1))),
         **dict(zip((f"unassigned_share{size}" for size in PARTS), (2 / 5, 0.5, 0.5, 0.0))),
         **dict(zip((f"positives_per_object{size}" for size in PARTS), (4 / 5, 1.0, 0.5, 1.0))),
-        **{"mean_iou": 1.875 / 4, "conflicts": None, "conflict_share": None},
+        **{"mean_iou": 1.875 / 4, "conflicts": None, "conflict_share": None, "silenced_share": None},
     }
     counted = column_values(found.tolist(), [8.0, 2.0])
     assert (counted["conflicts"], counted["conflict_share"]) == (2.0, 0.25)
+    assert column_values(found.tolist(), None, [40.0, 10.0])["silenced_share"] == 0.25
     values = column_values(no_sums(torch.device("cpu")).tolist())
     by_size = {f"{key}{size}" for key in ("positives_per_object", "unassigned_share") for size in PARTS}
     without = {key for key, value in values.items() if value is None}
-    assert without == {*by_size, "mean_iou", "conflicts", "conflict_share"}
+    assert without == {*by_size, "mean_iou", "conflicts", "conflict_share", "silenced_share"}
     assert [value for value in values.values() if value is not None] == [0] * 4
     classes = torch.zeros(3, 2)
     labels, is_gt = torch.tensor([0.0, 2, 2, 0, 1]), torch.tensor([True, True, True, True, False])

@@ -64,13 +64,14 @@ def tally_classes(classes: Tensor, labels: Tensor, is_gt: Tensor, slot: Tensor, 
 
 
 def column_values(
-    sums: Sequence[Sequence[float]], claims: Optional[Sequence[float]] = None
+    sums: Sequence[Sequence[float]], claims: Optional[Sequence[float]] = None, silenced: Sequence[float] = (0.0, 0.0)
 ) -> dict[str, Optional[float]]:
     """Return the reported values; a ratio is None where its denominator is 0.
 
     Args:
         sums: Sums (sizes, sums) of `tally`.
         claims: Anchors that were selected, and those selected by two gts or more; None if they were not counted.
+        silenced: Anchors of all classes, and those in regions of theirs.
     """
     objects, unassigned, positives, overlap = (sum(column) for column in zip(*sums))
     values = {
@@ -86,6 +87,7 @@ def column_values(
         values[f"unassigned_share_{size}"] = _ratio(unassigned, objects)
     values["conflicts"] = claims[1] if claims else None
     values["conflict_share"] = _ratio(claims[1], claims[0]) if claims else None
+    values["silenced_share"] = _ratio(silenced[1], silenced[0])
     return values
 
 
@@ -110,6 +112,7 @@ class Meter:
         sums: The sums (sizes, sums) of `tally`.
         claims: Anchors that were selected, and those selected by two gts or more (2,).
         classes: Gts, and those without any anchor, of each class (classes, 2).
+        silenced: Anchors of all classes, and those in regions of theirs, in data with regions (2,).
         is_used: Whether the branch has run at all.
         has_claims: Whether all of its steps have counted claims.
     """
@@ -118,6 +121,7 @@ class Meter:
         self.sums, self.is_used, self.has_claims = no_sums(device), False, True
         self.claims = torch.zeros(2, dtype=precision(device), device=device)
         self.classes = torch.zeros(n_classes, 2, dtype=precision(device), device=device)
+        self.silenced = torch.zeros(2, dtype=precision(device), device=device)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Meter:
         return self  # copies of a criterion, such as the EMA's, belong to the same run
@@ -125,7 +129,7 @@ class Meter:
     @property
     def parts(self) -> tuple[Tensor, ...]:
         """All sums."""
-        return self.sums, self.claims, self.classes
+        return self.sums, self.claims, self.classes, self.silenced
 
     def add(
         self,

@@ -39,7 +39,7 @@ from yolo_lossplug.ultralytics_hook.originals import (
 from yolo_lossplug.ultralytics_hook.regions.loss import regions_of, silence
 from yolo_lossplug.ultralytics_hook.run import runs
 from yolo_lossplug.ultralytics_hook.run.report import Collector
-from yolo_lossplug.ultralytics_hook.run.watch import watch
+from yolo_lossplug.ultralytics_hook.run.watch import meter_of, watch
 from yolo_lossplug.ultralytics_hook.running import (
     ONE_TO_ONE,
     branch_criteria,
@@ -210,7 +210,11 @@ def with_regions(stock: Callable[..., Any], model: Any, batch: Any, *args: Any, 
     if getattr(model, "criterion", None) is None:
         model.criterion = model.init_criterion()
     leave_out_regions(model.criterion)
-    with regions_of(batch):
+    with regions_of(batch) as regions:
+        for leaf in branch_criteria(model.criterion) if torch.is_grad_enabled() else ():
+            meter = meter_of(getattr(leaf, "assigner", None))
+            if meter is not None and regions is not None:
+                meter.silenced += regions.count(leaf.stride, meter.silenced)
         return stock(model, batch, *args, **kwargs)
 
 

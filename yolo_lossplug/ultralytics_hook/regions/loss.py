@@ -39,6 +39,11 @@ class BatchRegions:
             self._cells[key] = silenced_cells(self.images, self.size, shapes, device)
         return self._cells[key]
 
+    def count(self, strides: Any, like: Tensor) -> Tensor:
+        """Return the number of anchors of all classes, and of those that are silenced (2,), of the type of a tensor."""
+        cells = self.cells(tuple(float(stride) for stride in strides), like.device)
+        return torch.stack((torch.full_like(like[0], cells.numel()), cells.sum().to(like.dtype)))
+
     def queries(self, boxes: Tensor) -> Tensor:
         """Return which classes are silenced at queries (b, queries, classes) from their boxes (b, queries, 4), xywh."""
         boxes = boxes.detach().float()
@@ -56,13 +61,13 @@ def current() -> Optional[BatchRegions]:
 
 
 @contextmanager
-def regions_of(batch: Mapping[str, Any]) -> Iterator[None]:
-    """Let criteria know the regions of a batch."""
-    images = batch.get(KEY)
-    has_any = images is not None and any(len(one.kind) for one in images)
-    token = _current.set(BatchRegions(tuple(images), tuple(batch["img"].shape[2:])) if images and has_any else None)
+def regions_of(batch: Mapping[str, Any]) -> Iterator[Optional[BatchRegions]]:
+    """Let criteria know the regions of a batch, if it has any."""
+    images = batch.get(KEY) or ()
+    regions = BatchRegions(tuple(images), tuple(batch["img"].shape[2:])) if images else None
+    token = _current.set(regions if any(len(one.kind) for one in images) else None)
     try:
-        yield
+        yield regions
     finally:
         _current.reset(token)
 

@@ -74,10 +74,12 @@ class Collector:
             if not meter.is_used:
                 continue
             flat = reduce(torch.cat([part.flatten() for part in meter.parts]))
-            sums, claims, classes = (
+            sums, claims, classes, silenced = (
                 part.view_as(like) for part, like in zip(flat.split([p.numel() for p in meter.parts]), meter.parts)
             )
-            counts[branch] = column_values(sums.tolist(), claims.tolist() if meter.has_claims else None)
+            counts[branch] = column_values(
+                sums.tolist(), claims.tolist() if meter.has_claims else None, silenced.tolist()
+            )
             self.by_class[branch] = classes.tolist()
         return counts
 
