@@ -107,6 +107,7 @@ def test_what_is_written_with_a_model(model, task, branches, tmp_path):
         assert [int(row["positives"]) for row in mine] == assigned.positives.tolist() and assigned.positives.sum() > 0
         assert all(0 <= float(row["score"] or 0) <= 1 and float(row["best_iou"] or 0) <= 1.001 for row in mine)
         assert all(int(row["positives"]) <= int(row["candidates"]) for row in mine)
+    assert all(bool(need.fast) == bool(need.stock) == hasattr(v8DetectionLoss, METHOD) for need in found.costs)
     table = inspect_report.assignment_table(found)
     assert [row[2] for row in table.rows] == [*SIZES, "all"] * len(branches)
     assert "Assignment" in (folder / "summary.md").read_text(encoding="utf-8")

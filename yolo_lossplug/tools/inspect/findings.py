@@ -171,7 +171,7 @@ class Findings:
             cost.memory(images, numbers.typical_maximum(self.counts, images), anchors, per_image.mean() * images),
             cost.memory(images, int(self.counts.max()), anchors, float(per_image[crowded].sum())),
         ]
-        return needs if self.labels.task == "obb" else [self._timed(need) for need in needs]
+        return [self._timed(need) for need in needs]
 
     def _timed(self, need: Cost) -> Cost:
         """Return a cost with the time of a batch of a few images, one of which is about as crowded."""
@@ -179,11 +179,14 @@ class Findings:
         others = np.random.default_rng(0).integers(0, len(self.counts), 3).tolist()
         rows = [np.flatnonzero(self.labels.image == image) for image in (nearest, *others)]
         index, first = np.concatenate(rows), self.views[0]
-        low, high = np.split(first.boxes[index] / first.imgsz, 2, axis=1)
+        boxes, is_rotated = first.boxes[index], self.labels.task == "obb"
+        low, high = np.split(boxes[:, :4] / first.imgsz, 2, axis=1)
+        shares = (low, high, boxes[:, 4:]) if is_rotated else ((low + high) / 2, high - low)
         batch = {
             "batch_idx": torch.arange(len(rows)).repeat_interleave(torch.tensor([*map(len, rows)])).float(),
             "cls": torch.from_numpy(self.labels.cls[index]).float().unsqueeze(1),
-            "bboxes": torch.from_numpy(np.concatenate(((low + high) / 2, high - low), 1)),
+            "bboxes": torch.from_numpy(np.concatenate(shares, 1)),
+            "resized_shape": [[first.imgsz, first.imgsz]] * len(rows),
         }
         return cost.timed(need, batch, len(rows), first.imgsz, self.strides, len(self.classes[0]))
 

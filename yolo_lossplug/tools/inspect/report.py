@@ -22,7 +22,8 @@ from yolo_lossplug.ultralytics_hook.console import VERSION
 NOTE_ON_COSTS = (
     "Memory is estimated from shapes: stock has 13 bytes or more for each (image, object, anchor), the fast engine 56 "
     "for each candidate; both on top of predictions and gradients. Time is that of one loss step, forward and "
-    "backward, measured on this machine's CPU; large steps are not timed. Mosaic joins the objects of four images."
+    "backward, measured on this machine's CPU; without masks and "
+    "keypoints; large steps are not timed. Mosaic joins the objects of four images."
 )
 
 
@@ -181,8 +182,7 @@ def costs_table(found: Findings) -> Table:
     rows = []
     for name, need in zip(("typical", "most crowded"), found.costs):
         times = [f"{need.timed} images: {1000 * s:.0f} ms" if s else "not timed" for s in (need.stock, need.fast)]
-        fast = "none for obb" if found.labels.task == "obb" else _bytes(need.sparse)
-        rows.append([name, need.images, need.most, _bytes(need.dense), fast, *times])
+        rows.append([name, need.images, need.most, _bytes(need.dense), _bytes(need.sparse), *times])
     header = ("batch", "images", "most objects", "memory of stock", "memory of fast", "time of stock", "time of fast")
     return Table(header, rows, f"One step at imgsz {found.views[0].imgsz}")
 

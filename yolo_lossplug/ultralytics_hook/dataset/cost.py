@@ -14,7 +14,7 @@ from ultralytics.utils import DEFAULT_CFG_DICT, IterableSimpleNamespace
 from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.selection.select import select
 from yolo_lossplug.ultralytics_hook.criterion import plug
-from yolo_lossplug.ultralytics_hook.originals import v8DetectionLoss
+from yolo_lossplug.ultralytics_hook.originals import v8DetectionLoss, v8OBBLoss
 
 DENSE_BYTES = 13
 """Bytes of stock's assigner for each (image, object, anchor): metric, overlap and mask in float32, and one byte of a
@@ -63,7 +63,8 @@ def timed(
 
     Args:
         cost: What is known so far.
-        batch: ``batch_idx`` (G,), ``cls`` (G, 1) and ``bboxes`` (G, 4) of a few images; G may be 0.
+        batch: ``batch_idx`` (G,), ``cls`` (G, 1) and ``bboxes`` (G, 4), or rotated ones (G, 5), of a few images; G may
+            be 0.
         images: How many these are; the last ones may be without objects.
         imgsz: Side of the input in pixels.
         strides: Strides of the levels.
@@ -72,21 +73,22 @@ def timed(
     most = int(torch.bincount(batch["batch_idx"].long(), minlength=images).max())
     if images * max(most, n_classes) * cost.anchors > MAX_TIMED:
         return cost
-    preds = _predictions(images, imgsz, strides, n_classes)
+    preds, is_rotated = _predictions(images, imgsz, strides, n_classes), batch["bboxes"].shape[1] == 5
     try:
-        criteria = [_criterion(strides, n_classes, engine) for engine in ("reference", "fast")]
+        criteria = [_criterion(strides, n_classes, engine, is_rotated) for engine in ("reference", "fast")]
     except LossPlugError:  # this release has no step that the fast engine could replace
         return cost
     stock, fast = (_seconds(criterion, preds, batch) for criterion in criteria)
     return cost._replace(timed=images, stock=stock, fast=fast)
 
 
-def _criterion(strides: tuple[float, ...], n_classes: int, engine: str) -> Any:
+def _criterion(strides: tuple[float, ...], n_classes: int, engine: str, is_rotated: bool) -> Any:
     head = SimpleNamespace(stride=torch.tensor(strides), nc=n_classes, reg_max=REG_MAX)
     model = SimpleNamespace(
         args=IterableSimpleNamespace(**DEFAULT_CFG_DICT), model=[head], parameters=nn.Linear(1, 1).parameters
     )
-    return plug(v8DetectionLoss(model), select({"loss_engine": engine}))
+    kind, task = (v8OBBLoss, "obb") if is_rotated else (v8DetectionLoss, "detect")
+    return plug(kind(model), select({"loss_engine": engine, "task": task}))
 
 
 def _predictions(images: int, imgsz: int, strides: tuple[float, ...], n_classes: int) -> dict[str, Any]:
@@ -96,6 +98,7 @@ def _predictions(images: int, imgsz: int, strides: tuple[float, ...], n_classes:
     return {
         "boxes": torch.randn(images, 4 * REG_MAX, anchors, generator=rng).requires_grad_(),
         "scores": (torch.randn(images, n_classes, anchors, generator=rng) - 4).requires_grad_(),
+        "angle": torch.zeros(images, 1, anchors, requires_grad=True),
         "feats": [torch.zeros(images, 1, side, side) for side in sides],
     }
 
