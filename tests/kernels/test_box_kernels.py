@@ -17,7 +17,7 @@ from yolo_lossplug.kernels.box_maths import STOCK_CIOU, pair_loss, pair_overlap
 from yolo_lossplug.kernels.box_term import box_gradient, box_sums, positive_slots
 from yolo_lossplug.kernels.decoding import NO_LOSS, BoxTermConfig, decode
 from yolo_lossplug.kernels.gt_rows import KernelAnchors
-from yolo_lossplug.kernels.rounding import EXACT
+from yolo_lossplug.kernels.launching import launch
 from yolo_lossplug.registry import OVERLAP, REGISTRY
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of masked elements, in the interpreter
@@ -45,7 +45,7 @@ def evaluated(kind, theta, pred, target):
     """Return loss (N,), gradient (N, 4) and overlap (N,) of a formula."""
     out = torch.empty(len(pred), 6, device=pred.device)
     block = triton.next_power_of_2(len(pred))
-    _evaluate[(1,)](pred, target, out, len(pred), KIND=kind, THETA=theta, BLOCK=block, **EXACT)
+    launch(_evaluate, (1,), (pred, target, out, len(pred)), {"KIND": kind, "THETA": theta, "BLOCK": block})
     return out[:, 0], out[:, 1:5], out[:, 5]
 
 
@@ -156,7 +156,7 @@ def test_terms_of_ultralytics(n_bins, kernel_device):
     expected = scene.terms(x, n_bins)
     (grad,) = torch.autograd.grad(2 * expected[0] + 3 * expected[1], x)
     config = BoxTermConfig(STOCK_CIOU.value, 0.0, n_bins)
-    grid = decode(scene.outputs, scene.anchors, config)
+    grid = decode(scene.outputs, scene.anchors, config, scene.head.proj)
     torch.testing.assert_close(grid.view(2, -1, 4), scene.decoded(scene.outputs), rtol=1e-5, atol=1e-5)
     args = (scene.outputs, scene.boxes, scene.assigned, grid, scene.anchors, config)
     for sums, one in zip(box_sums(*args), expected):
@@ -169,10 +169,10 @@ def test_terms_of_ultralytics(n_bins, kernel_device):
 @pytest.mark.parametrize("n_bins", [16, 1])
 def test_roundings_of_ultralytics(n_bins, dtype, kernel_device):
     scene = Scene(kernel_device, n_bins, dtype)
-    grid = decode(scene.outputs, scene.anchors, BoxTermConfig(STOCK_CIOU.value, 0.0, n_bins, True))
+    grid = decode(scene.outputs, scene.anchors, BoxTermConfig(STOCK_CIOU.value, 0.0, n_bins), scene.head.proj)
     expected = scene.decoded(scene.outputs).float().flatten(0, 1)
     is_equal = grid == expected
-    assert is_equal.float().mean() > 0.98  # the order of summation differs, which may change a rounding
+    assert is_equal.float().mean() > 0.995  # the product is torch's own, of shares whose exponentials round otherwise
     torch.testing.assert_close(grid, expected, rtol=torch.finfo(dtype).eps, atol=torch.finfo(dtype).eps)
 
 
@@ -180,7 +180,7 @@ def test_a_loss_evaluated_outside_the_kernels(kernel_device):
     """Its boxes are listed by slot, each anchor once, and its gradients return to the outputs."""
     scene = Scene(kernel_device)
     config = BoxTermConfig(STOCK_CIOU.value, 0.0, 16)
-    grid = decode(scene.outputs, scene.anchors, config)
+    grid = decode(scene.outputs, scene.anchors, config, scene.head.proj)
     predicted, targets, scores, strides = positive_slots(scene.assigned, scene.boxes, grid, scene.anchors)
     n = int(scene.is_positive.sum())
     assert int((scores > 0).sum()) == n < len(scores) == 100

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Steps of the kernels against those of the fast engine, and when the kernels do not run."""
 
+import contextlib
 import re
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from tests.models import batch, predicted, step, with_agreeing_engines, with_key
 from tests.parts import with_part
 from tests.runs import ROOT, Log, results, slow, train
 from yolo_lossplug import LossPlugError, box_loss, create_box_loss, kernels
+from yolo_lossplug.kernels import launching
 from yolo_lossplug.selection.select import select
 from yolo_lossplug.ultralytics_hook import config, console, trainer
 from yolo_lossplug.ultralytics_hook.assigner import set_overlap
@@ -25,6 +27,7 @@ from yolo_lossplug.ultralytics_hook.decision import size_class
 from yolo_lossplug.ultralytics_hook.engines import choice, record, triton
 from yolo_lossplug.ultralytics_hook.run.watch import watch
 from yolo_lossplug.ultralytics_hook.running import branch_criteria
+from yolo_lossplug.ultralytics_hook.trial.timing import gpu_ties
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of masked elements, in the interpreter
 on_gpu = pytest.mark.skipif(kernels.is_interpreted(), reason="only a GPU can be waited for")
@@ -129,6 +132,14 @@ def test_outputs_for_further_terms(step_inputs):
     for some in (data, batch("yolov8n", empty=True, device=preds["scores"].device)):
         one, other = (answered(with_keys(made, loss_engine=name), preds, some) for name in ("fast", "triton"))
         assert all(torch.equal(a, b) for a, b in zip(one, other))
+
+
+def test_bench_hears_of_each_kernel(step_inputs, monkeypatch):
+    seen = []
+    monkeypatch.setattr(launching, "launched", {})
+    monkeypatch.setattr(launching, "listeners", [lambda: seen.append(1)])
+    run(*step_inputs, "triton", loss="eiou")
+    assert len(seen) >= 10
 
 
 def test_a_loss_across_boxes_gets_the_positives_only(step_inputs, registry):
@@ -238,8 +249,9 @@ def test_the_number_of_cached_image_sizes_is_limited(step_inputs, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.trial
 def test_the_trial_detects_errors(kernel_device, monkeypatch):
-    trouble = choice.kernel_trouble.__wrapped__
-    assert trouble(kernel_device, 4, (8.0, 16.0)) is None
+    trouble, setting = choice.kernel_trouble.__wrapped__, choice.Setting(kernel_device, 4, (8.0, 16.0), 4, (4, 5))
+    with gpu_ties() if kernel_device == "cpu" else contextlib.nullcontext():
+        assert trouble(setting) is None
     stock = v8DetectionLoss.get_assigned_targets_and_loss
 
     def other(self, preds, batch, **kwargs):
@@ -247,10 +259,14 @@ def test_the_trial_detects_errors(kernel_device, monkeypatch):
         return first, loss * torch.tensor([1.0, 1.001, 1.0], device=loss.device), items
 
     monkeypatch.setattr(v8DetectionLoss, "get_assigned_targets_and_loss", other)
-    assert trouble(kernel_device, 4, (8.0, 16.0)).startswith("its loss would differ by")
+    assert "they differ from the host: loss " in trouble(setting)
     monkeypatch.undo()
     monkeypatch.setattr(triton, "assign_rows", lambda *args: 1 / 0)
-    assert trouble(kernel_device, 4, (8.0, 16.0)) == "the kernels fail (ZeroDivisionError: division by zero)"
+    assert trouble(setting) == "the kernels fail (ZeroDivisionError: division by zero)"
+    criterion = SimpleNamespace(device="cuda", reg_max=16, stride=[8, 16, 32], nc=7)
+    criterion.hyp = SimpleNamespace(imgsz=640, amp=True)
+    monkeypatch.setattr(choice.kernels, "is_interpreted", lambda: False)
+    assert choice.setting_of(criterion)[3:] == (7, (20, 20), torch.float16)  # what the run will launch
 
 
 def test_kernels_that_fail_leave_the_run_to_others(step_inputs, monkeypatch):

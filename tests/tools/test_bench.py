@@ -249,6 +249,8 @@ def test_tables_of_a_gpu():
             "pairs": 5,
         },
         **{"stock_ms": [1.0, 2.0, 3.0], "ours_ms": [0.5, 1.0, 1.5], "ratio": [1.5, 2.0, 2.5]},
+        "latency": {"stock_ms": [3.0, 4.0, 5.0], "ours_ms": [2.0, 3.0, 4.0]},
+        "exchanged": 2,
         **{"stock_gpu": gpu, "ours_gpu": {**gpu, "launches": 11, "syncs": 0}, "stock_mib": None, "ours_mib": None},
     }
     rates = {"rates": {"bce": {"copy": 2.5, "forward": 0.8, "backward": 0.75}}}
@@ -256,9 +258,10 @@ def test_tables_of_a_gpu():
     results = EngineResults(cases, {}, {}, record.record_key(CPU), "2026-01-02", "lossplug bench", record.file())
     said = engines_report(results).terminal()
     rows = [" ".join(line.split()) for line in said.splitlines()]
-    for row in ("16 × 7 stock 1.00 500 7", "16 × 7 triton 1.00 11 0", "bce 2.50 80 % 75 %"):
+    for row in ("16 × 7 stock 4.00 1.00 500 7", "16 × 7 triton 3.00 1.00 11 0", "bce 2.50 80 % 75 %"):
         assert row in rows
     assert "quartiles more than 30 % apart" in said
+    assert "16x7: triton exchanged 2 anchors of equal metric, up to rounding." in said
 
 
 @pytest.mark.parametrize(
@@ -382,6 +385,23 @@ def test_the_order_of_steps_is_fair():
     seen = []
     _, times = timing.alternate(("a", "b"), [0, 1, 2], 4, 0, lambda side, _: seen.append(side) or 1.0)
     assert "".join(seen) == "ab" + "abbaabba" and times == ([1.0] * 4, [1.0] * 4)
+
+
+def test_steps_are_warmed_up_and_queued(monkeypatch):
+    seen = []
+    _, times = timing.alternate(("a", "b"), [0], 1, 0, lambda side, _: seen.append(side) or 1.0, warm_up=0.01)
+    assert len(seen) > 4 and times == ([1.0], [1.0])
+    model = bench_cases.model_of("yolov8n.yaml")
+    one = problems.drawn_problem(problems.ObjectSpec(1, 3), 0, head=problems.Head(imgsz=64))
+    criterion, taken = timing.engine_criterion(model, "reference"), []
+
+    def counted(preds, batch):
+        taken.append(preds["scores"].grad)
+        return criterion(preds, batch)
+
+    monkeypatch.setattr(timing, "branches", lambda criterion: [("main", criterion)])
+    assert timing.queued_seconds(counted, one, n=3) > 0
+    assert taken == [None] * 3  # as after `zero_grad`
 
 
 def test_the_host_goes_image_by_image_where_its_tensors_do_not_fit(monkeypatch):

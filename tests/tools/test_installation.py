@@ -13,6 +13,7 @@ from tests.runs import python, run
 from yolo_lossplug import Option, class_loss
 from yolo_lossplug.tools import installation
 from yolo_lossplug.tools.installation import Owner, advice_on_keys, advice_on_owners, owners
+from yolo_lossplug.ultralytics_hook.engines import choice
 
 STOCK = Owner("ultralytics", "8.4.190")
 HEADLESS = Owner("ultralytics-opencv-headless", "8.4.142")
@@ -94,6 +95,17 @@ def test_facts():
     text = "\n".join(installation.facts())
     for word in (sys.executable, torch.__version__, str(installation.default_device()), "loss_engine=triton can"):
         assert word in text
+
+
+@pytest.mark.parametrize("trouble", [None, "the kernels fail (no compiler)"])
+def test_kernels_are_tried_on_a_gpu(trouble, monkeypatch):
+    asked = []
+    monkeypatch.setattr(installation, "default_device", lambda: torch.device("cuda", 0))
+    monkeypatch.setattr(installation.kernels, "missing", lambda device: None)
+    monkeypatch.setattr(choice, "kernel_trouble", lambda setting: asked.append(setting) or trouble)
+    said = f"cannot run: {trouble}" if trouble else "can run: its kernels compile"
+    assert installation.triton_state().endswith(f"loss_engine=triton {said}")
+    assert asked[0].device == "cuda:0" and asked[0].dtype == torch.float16
 
 
 def test_facts_without_triton(monkeypatch):

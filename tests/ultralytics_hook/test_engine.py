@@ -18,7 +18,7 @@ from yolo_lossplug.registry import REGISTRY, ROTATED
 from yolo_lossplug.selection.loss import list_box_losses, list_class_losses
 from yolo_lossplug.selection.select import select
 from yolo_lossplug.ultralytics_hook.criterion import plug
-from yolo_lossplug.ultralytics_hook.engines import choice, fast, keypoints, parity
+from yolo_lossplug.ultralytics_hook.engines import agreement, choice, fast, keypoints, parity
 from yolo_lossplug.ultralytics_hook.engines.fast import FastMixin
 from yolo_lossplug.ultralytics_hook.engines.install import remove_fast_step
 from yolo_lossplug.ultralytics_hook.engines.parts import running_part
@@ -304,7 +304,7 @@ def test_the_self_test_sees_a_host_that_has_changed(monkeypatch):
 
     monkeypatch.setattr(v8DetectionLoss, "get_assigned_targets_and_loss", other)
     error, grad_error = parity.self_test.__wrapped__("cpu", 16, strides)
-    assert error > parity.TOLERANCE and grad_error > parity.GRAD_TOLERANCE
+    assert error > agreement.TOLERANCE and grad_error > agreement.GRAD_TOLERANCE
     monkeypatch.undo()
     monkeypatch.setattr(fast, "fast_step", lambda *args: 1 / 0)
     assert parity.self_test.__wrapped__("cpu", 1, strides) == (float("inf"), float("inf"))

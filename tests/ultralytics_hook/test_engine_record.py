@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """What was measured decides which engine `auto` takes: where it holds, and what two writers leave of it."""
 
+import importlib.metadata
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -66,6 +67,17 @@ def test_entries_of_another_device_or_version_are_ignored(field):
     assert measured() is None
     record.add([], record.record_key(CPU)._replace(**{field: "other"}), {"fast": "it hangs"}, DAY)
     assert record.disqualified_engines(CPU) == {}
+
+
+def test_other_distributions_bring_triton(monkeypatch):
+    def version(name):
+        if name == "triton-windows":
+            return "3.6.0"
+        raise importlib.metadata.PackageNotFoundError
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    assert record._triton_version.__wrapped__() == "3.6.0"
 
 
 def test_interpreted_kernels_are_another_version(monkeypatch):

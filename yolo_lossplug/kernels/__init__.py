@@ -3,7 +3,8 @@
 
 This module does not import Triton; those below do, and are imported only where `missing` returns None:
 
-1. `rounding`: elementary functions as PyTorch's CUDA kernels round them.
+0. `launching`: launches, most of which leave out Triton's Python.
+1. `rounding`: elementary functions.
 2. `box_maths`: overlaps and box losses with their gradients.
 3. `gt_rows`, `decoding`: gts with their candidates, and predicted boxes.
 4. `assignment`: the task-aligned assignment.
@@ -38,7 +39,7 @@ def missing(device: torch.device) -> Optional[str]:
         if device.type != "cuda":
             return f"the kernels need a GPU, and the device is {device.type}"
         if torch.version.hip:
-            return "the kernels are written for NVIDIA GPUs"
+            return "its kernels compile for AMD GPUs, but nobody has run or measured them there yet"
     return reason
 
 

@@ -25,19 +25,21 @@ from yolo_lossplug.kernels.gt_rows import (
     N_HEADER,
     GtRows,
     KernelAnchors,
+    aligned,
     anchor_of,
     is_candidate,
     metric_at,
     n_candidates,
     overlap_at,
 )
-from yolo_lossplug.kernels.rounding import EXACT, MAX_INT32, bits_of
+from yolo_lossplug.kernels.launching import launch
+from yolo_lossplug.kernels.rounding import MAX_INT32, bits_of
 
-MIN_KEY, MAX_KEY = tl.constexpr(-1), tl.constexpr(2**63 - 1)
-ANCHORS_PER_ITERATION = 256
-"""Candidates or anchors per program and iteration."""
+MIN_KEY, MAX_KEY = tl.constexpr(-(2**62)), tl.constexpr(2**63 - 1)
+CANDIDATES_PER_ITERATION, ANCHORS_PER_PROGRAM = 128, 256
+"""Candidates of a gt per iteration, one for each thread of its program, and anchors per program."""
 # Triton specialises kernels for integers that are 1 or divisible by 16; `do_not_specialize` avoids a recompilation when
-# a batch has such a number of gts.
+# a batch has such a number of gts, or images such a number of anchors.
 
 
 class AssignerConfig(NamedTuple):
@@ -98,34 +100,34 @@ def assign_rows(gts: GtRows, scores: Tensor, grid: Tensor, anchors: KernelAnchor
     """
     n_images, n_classes, n_anchors = scores.shape
     n, total, device = len(gts.boxes), n_images * n_anchors, scores.device
-    counts = torch.zeros(2 * total + 2 * n, dtype=torch.int32, device=device)
-    claims, chosen, largest = counts[:total], counts[total : 2 * total], counts[2 * total :]
+    step = aligned(total)
+    counts = torch.zeros(2 * step + 2 * n, dtype=torch.int32, device=device)
+    claims, chosen, largest = counts[:total], counts[step : step + total], counts[2 * step :]
     slots = torch.empty(n * config.topk, dtype=torch.int32, device=device)
-    row, label = (torch.empty(total, dtype=torch.int32, device=device) for _ in range(2))
-    metric, overlaps, score = torch.empty(3, total, device=device)
+    row, label = torch.empty(2, step, dtype=torch.int32, device=device)[:, :total]
+    metric, overlaps, score = torch.empty(3, step, device=device)[:, :total]
     is_kept = torch.zeros(total if config.topk2 != config.topk else 0, dtype=torch.int8, device=device)
     winners = torch.zeros(total, dtype=torch.int64, device=device)
-    blocks = triton.cdiv(total, ANCHORS_PER_ITERATION)
+    blocks = triton.cdiv(total, ANCHORS_PER_PROGRAM)
     sums = torch.empty(blocks, device=device)
-    sizes = {"LEVELS": len(anchors.levels), "BLOCK": ANCHORS_PER_ITERATION}
+    of_gts = {"LEVELS": len(anchors.levels), "BLOCK": CANDIDATES_PER_ITERATION}
+    of_anchors = {**of_gts, "BLOCK": ANCHORS_PER_PROGRAM}
     sources = (gts.info, gts.boxes, anchors.levels, anchors.strides, scores, grid)
     overlap_of = {"OVERLAP": config.overlap, "THETA": config.theta}
     measure = {"ALPHA": config.alpha, "BETA": config.beta, "ROUND_POWER": config.is_power_rounded, **overlap_of}
     width = {"K": config.topk, "WIDTH": triton.next_power_of_2(config.topk)}
     if n:
-        _select[(n,)](*sources, claims, chosen, slots, n, n_classes, n_anchors, **width, **measure, **sizes, **EXACT)
-        _contest[(n,)](*sources, claims, winners, n_anchors, **overlap_of, **sizes, **EXACT)
-    _resolve[(blocks,)](
-        *sources, gts.first, claims, chosen, winners, largest, row, metric, overlaps, n, n_classes, n_anchors,
-        total, K=config.topk, KEEP=len(is_kept) > 0, **measure, **sizes, **EXACT,
-    )  # fmt: skip
+        selecting = (*sources, claims, chosen, slots, n, n_classes, n_anchors)
+        launch(_select, (n,), selecting, {**width, **measure, **of_gts})
+        launch(_contest, (n,), (*sources, claims, winners, n_anchors), {**overlap_of, **of_gts})
+    found = (gts.first, claims, chosen, winners, largest, row, metric, overlaps)
+    keeping = {"K": config.topk, "KEEP": len(is_kept) > 0, **measure, **of_anchors}
+    launch(_resolve, (blocks,), (*sources, *found, n, n_classes, n_anchors, total), keeping)
     if len(is_kept) and n:
-        again = {"K": config.topk2, "WIDTH": triton.next_power_of_2(config.topk2)}
-        _keep[(n,)](gts.info, anchors.levels, row, metric, overlaps, largest, is_kept, n, n_anchors, **again, **sizes)
-    _normalise[(blocks,)](
-        gts.info, row, metric, largest, is_kept, label, score, sums, n, config.eps, total,
-        KEEP=len(is_kept) > 0, **sizes, **EXACT,
-    )  # fmt: skip
+        again = {"K": config.topk2, "WIDTH": triton.next_power_of_2(config.topk2), **of_gts}
+        launch(_keep, (n,), (gts.info, anchors.levels, row, metric, overlaps, largest, is_kept, n, n_anchors), again)
+    made = (gts.info, row, metric, largest, is_kept, label, score, sums, n, config.eps, total)
+    launch(_normalise, (blocks,), made, {"KEEP": len(is_kept) > 0, **of_anchors})
     return AnchorGts(row, label, score, sums, slots, chosen, claims)
 
 
@@ -152,7 +154,7 @@ def _insert(best, key):
     return best
 
 
-@triton.jit(do_not_specialize=["n"])
+@triton.jit(do_not_specialize=["n", "n_classes", "n_anchors"])
 def _select(
     info_ptr, box_ptr, level_ptr, stride_ptr, score_ptr, grid_ptr, claim_ptr, chosen_ptr, slot_ptr,
     n, n_classes, n_anchors, K: tl.constexpr, WIDTH: tl.constexpr, ALPHA: tl.constexpr, BETA: tl.constexpr,
@@ -165,19 +167,19 @@ def _select(
     x2, y2 = tl.load(box_ptr + row * 4 + 2), tl.load(box_ptr + row * 4 + 3)
     lane = tl.arange(0, WIDTH)
     is_lane, infos = lane < K, info + tl.zeros_like(lane)
-    is_near = is_candidate(lane, infos, level_ptr, is_lane, LEVELS)
-    near = overlap_at(x1, y1, x2, y2, image, lane, is_near, stride_ptr, score_ptr, grid_ptr, n_anchors, OVERLAP, THETA)
-    near = metric_at(image, label, lane, is_near, near, score_ptr, n_classes, n_anchors, ALPHA, BETA, ROUND_POWER)
-    best = tl.where(is_lane, _key(tl.where(is_near, near, 0.0), lane), MAX_KEY)  # the first k anchors, zeros included
+    best = tl.where(is_lane, -1 - lane.to(tl.int64), MAX_KEY)  # none yet, each a key of its own
     count = n_candidates(info, LEVELS)
     for start in range(0, count, BLOCK):
         index = start + tl.arange(0, BLOCK)
         mask = index < count
         anchor = anchor_of(tl.where(mask, index, 0), info, level_ptr, LEVELS)
-        mask = mask & (anchor >= K)
         u = overlap_at(x1, y1, x2, y2, image, anchor, mask, stride_ptr, score_ptr, grid_ptr, n_anchors, OVERLAP, THETA)
         value = metric_at(image, label, anchor, mask, u, score_ptr, n_classes, n_anchors, ALPHA, BETA, ROUND_POWER)
         best = _insert(best, tl.where(mask & (bits_of(value) > 0), _key(value, anchor), MIN_KEY))
+    # Zeros fill up, from the first anchors that are not among the best already.
+    taken = tl.where(is_lane & (best > 0), _reversed(best & 0xFFFFFFFF), -1)
+    is_taken = tl.max((taken[:, None] == lane[None, :]).to(tl.int32), 0) > 0
+    best = _insert(best, tl.where(is_lane & (is_taken == 0), _key(tl.zeros([WIDTH], tl.float32), lane), MIN_KEY))
     selected = tl.where(is_lane, _reversed(best & 0xFFFFFFFF), 0).to(tl.int32)
     is_selected = is_lane & ((best >> 32 > 0) | is_candidate(selected, infos, level_ptr, is_lane, LEVELS))
     selected += image * n_anchors
@@ -186,7 +188,7 @@ def _select(
     tl.atomic_max(chosen_ptr + selected, n * K - (row * K + lane), mask=is_selected, sem="relaxed")
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_anchors"])
 def _contest(
     info_ptr, box_ptr, level_ptr, stride_ptr, score_ptr, grid_ptr, claim_ptr, winner_ptr, n_anchors,
     OVERLAP: tl.constexpr, THETA: tl.constexpr, LEVELS: tl.constexpr, BLOCK: tl.constexpr,
@@ -208,7 +210,7 @@ def _contest(
             tl.atomic_max(winner_ptr + image * n_anchors + anchor, _key(overlaps, row), mask=mask, sem="relaxed")
 
 
-@triton.jit(do_not_specialize=["n", "total"])
+@triton.jit(do_not_specialize=["n", "n_classes", "n_anchors", "total"])
 def _resolve(
     info_ptr, box_ptr, level_ptr, stride_ptr, score_ptr, grid_ptr, first_ptr, claim_ptr, chosen_ptr, winner_ptr,
     largest_ptr, row_ptr, metric_ptr, overlap_ptr, n, n_classes, n_anchors, total, K: tl.constexpr, KEEP: tl.constexpr,
@@ -246,7 +248,7 @@ def _resolve(
     tl.store(row_ptr + index, owner, mask=is_valid)
 
 
-@triton.jit(do_not_specialize=["n"])
+@triton.jit(do_not_specialize=["n", "n_anchors"])
 def _keep(
     info_ptr, level_ptr, row_ptr, metric_ptr, overlap_ptr, largest_ptr, kept_ptr, n, n_anchors,
     K: tl.constexpr, WIDTH: tl.constexpr, LEVELS: tl.constexpr, BLOCK: tl.constexpr,

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """The box and distance terms of the positives, with their gradient."""
 
-from typing import NamedTuple, Optional
+from typing import Any, NamedTuple, Optional
 
 import torch
 import triton
@@ -11,8 +11,9 @@ from torch import Tensor
 from yolo_lossplug.kernels.assignment import AnchorGts
 from yolo_lossplug.kernels.box_maths import pair_loss
 from yolo_lossplug.kernels.decoding import ANCHORS_PER_PROGRAM, BoxTermConfig, launch_sizes, logits_of
-from yolo_lossplug.kernels.gt_rows import KernelAnchors
-from yolo_lossplug.kernels.rounding import EXACT, rounded
+from yolo_lossplug.kernels.gt_rows import KernelAnchors, aligned
+from yolo_lossplug.kernels.launching import launch
+from yolo_lossplug.kernels.rounding import rounded
 from yolo_lossplug.sparse.huge_pages import empty_like
 
 
@@ -31,11 +32,10 @@ def box_sums(
     """
     n_images, _, n_anchors = outputs.shape
     programs = (triton.cdiv(n_anchors, ANCHORS_PER_PROGRAM), n_images)
-    box, dfl = torch.empty(2, programs[0] * programs[1], device=outputs.device)
-    _forward[programs](
-        outputs, boxes, assigned.row, assigned.score, grid, anchors.points, anchors.strides, anchors.scale, box, dfl,
-        n_anchors, KIND=config.kind, THETA=config.theta, **launch_sizes(config), **EXACT,
-    )  # fmt: skip
+    n_sums = programs[0] * programs[1]
+    box, dfl = torch.empty(2, aligned(n_sums), device=outputs.device)[:, :n_sums]
+    sources = (outputs, boxes, assigned.row, assigned.score, grid, anchors.points, anchors.strides, anchors.scale)
+    launch(_forward, programs, (*sources, box, dfl, n_anchors), _constants(config))
     return box, dfl
 
 
@@ -56,12 +56,15 @@ def box_gradient(
     """
     n_images, _, n_anchors = outputs.shape
     gradient = empty_like(outputs)
-    _backward[(triton.cdiv(n_anchors, ANCHORS_PER_PROGRAM), n_images)](
-        outputs, boxes, assigned.row, assigned.score, grid, anchors.points, anchors.strides, anchors.scale, gradient,
-        *scales, assigned.chosen, assigned.score if box_grad is None else box_grad, len(assigned.slots), n_anchors,
-        KIND=config.kind, THETA=config.theta, **launch_sizes(config), **EXACT,
-    )  # fmt: skip
+    sources = (outputs, boxes, assigned.row, assigned.score, grid, anchors.points, anchors.strides, anchors.scale)
+    by_slot = assigned.chosen, assigned.score if box_grad is None else box_grad, len(assigned.slots)
+    programs = (triton.cdiv(n_anchors, ANCHORS_PER_PROGRAM), n_images)
+    launch(_backward, programs, (*sources, gradient, *scales, *by_slot, n_anchors), _constants(config))
     return gradient
+
+
+def _constants(config: BoxTermConfig) -> dict[str, Any]:
+    return {"KIND": config.kind, "THETA": config.theta, **launch_sizes(config)}
 
 
 class Slots(NamedTuple):
@@ -85,10 +88,8 @@ def positive_slots(assigned: AnchorGts, boxes: Tensor, grid: Tensor, anchors: Ke
     n, block = len(assigned.slots), 4 * ANCHORS_PER_PROGRAM
     slots = Slots(*(torch.empty(shape, device=grid.device) for shape in ((n, 4), (n, 4), (n,), (n, 1))))
     if n:
-        _list[(triton.cdiv(n, block),)](
-            assigned.slots, assigned.chosen, assigned.row, assigned.score, boxes, grid, anchors.strides, *slots,
-            n, len(anchors.strides), BLOCK=block, **EXACT,
-        )  # fmt: skip
+        sources = (assigned.slots, assigned.chosen, assigned.row, assigned.score, boxes, grid, anchors.strides)
+        launch(_list, (triton.cdiv(n, block),), (*sources, *slots, n, len(anchors.strides)), {"BLOCK": block})
     return slots
 
 
@@ -133,7 +134,7 @@ def _scaled(distance, stride, size, output_ptr):
     return rounded(tl.div_rn(rounded(distance * stride, output_ptr), size), output_ptr)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_anchors"])  # with wide loads a thread has eight pairs of boxes, and spills
 def _forward(
     output_ptr, box_ptr, row_ptr, score_ptr, grid_ptr, point_ptr, stride_ptr, scale_ptr, box_sum_ptr, dfl_sum_ptr,
     n_anchors, KIND: tl.constexpr, THETA: tl.constexpr, BINS: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
@@ -170,7 +171,7 @@ def _forward(
     tl.store(dfl_sum_ptr + program, distribution)
 
 
-@triton.jit(do_not_specialize=["n_slots"])
+@triton.jit(do_not_specialize=["n_slots", "n_anchors"])
 def _backward(
     output_ptr, box_ptr, row_ptr, score_ptr, grid_ptr, point_ptr, stride_ptr, scale_ptr, out_ptr, box_scale_ptr,
     dfl_scale_ptr, chosen_ptr, box_grad_ptr, n_slots, n_anchors, KIND: tl.constexpr, THETA: tl.constexpr,
@@ -224,7 +225,7 @@ def _backward(
             tl.store(begin + (side * BINS + bins)[:, None] * n_anchors + anchor[None, :], zero, mask=inside)
 
 
-@triton.jit(do_not_specialize=["n"])
+@triton.jit(do_not_specialize=["n", "n_anchors"])
 def _list(
     slot_ptr, chosen_ptr, row_ptr, score_ptr, box_ptr, grid_ptr, stride_ptr, predicted_ptr, target_ptr, weight_ptr,
     out_stride_ptr, n, n_anchors, BLOCK: tl.constexpr,

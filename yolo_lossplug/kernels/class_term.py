@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from yolo_lossplug.forms import ClassKernel, ClassKind
+from yolo_lossplug.kernels.launching import launch
 from yolo_lossplug.kernels.rounding import GUARD, fast_exp, fast_power, fast_reciprocal, log1p, log1p_of_any, rounded
 from yolo_lossplug.sparse.huge_pages import empty_like
 
@@ -22,6 +23,8 @@ PADDING = tl.constexpr(-60000.0)
 """A logit whose loss at target 0 is 0, in half precision too."""
 ELEMENTS_PER_PROGRAM, CLASSES_PER_PROGRAM = 4096, 16
 """Elements and classes per program: all are loaded before the first is used, which hides the latency of memory."""
+WARPS = 8
+"""Per program: with four a thread has 32 elements, and more registers than fit."""
 
 
 class ClassTargets(NamedTuple):
@@ -44,7 +47,7 @@ def class_sums(logits: Tensor, targets: ClassTargets, kernel: ClassKernel) -> Te
     """Return partial sums of w·L(x, y), float32, of contiguous logits x (b, classes, A)."""
     grid, arguments, options = _launch(logits, targets, kernel)
     sums = torch.empty(grid[0] * grid[1] * grid[2], device=logits.device)
-    _forward[grid](logits, *arguments, sums, **options)
+    launch(_forward, grid, (logits, *arguments, sums), options, is_exact=False, num_warps=WARPS)
     return sums
 
 
@@ -52,7 +55,7 @@ def class_gradient(logits: Tensor, targets: ClassTargets, kernel: ClassKernel, s
     """Return the gradient of Σ w·L with respect to the logits, multiplied by a scale ()."""
     grid, arguments, options = _launch(logits, targets, kernel)
     gradient = empty_like(logits)
-    _backward[grid](logits, *arguments, scale, gradient, **options)
+    launch(_backward, grid, (logits, *arguments, scale, gradient), options, is_exact=False, num_warps=WARPS)
     return gradient
 
 
@@ -161,7 +164,7 @@ def _targets(label, score, classes, smoothing, logit_ptr, SMOOTH: tl.constexpr):
     return y
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_classes"])
 def _forward(
     logit_ptr, label_ptr, score_ptr, weight_ptr, smoothing, n_classes, n_anchors, sum_ptr, KIND: tl.constexpr,
     GAMMA: tl.constexpr, ALPHA: tl.constexpr, SMOOTH: tl.constexpr, WEIGHTED: tl.constexpr, BLOCK: tl.constexpr,
@@ -198,7 +201,7 @@ def _forward(
     tl.store(sum_ptr + program, total)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_classes"])
 def _backward(
     logit_ptr, label_ptr, score_ptr, weight_ptr, smoothing, n_classes, n_anchors, scale_ptr, out_ptr,
     KIND: tl.constexpr, GAMMA: tl.constexpr, ALPHA: tl.constexpr, SMOOTH: tl.constexpr, WEIGHTED: tl.constexpr,

@@ -9,9 +9,10 @@ import triton.language as tl
 from torch import Tensor
 
 from yolo_lossplug.kernels.gt_rows import KernelAnchors
-from yolo_lossplug.kernels.rounding import EXACT, exp, rounded
+from yolo_lossplug.kernels.launching import launch
+from yolo_lossplug.kernels.rounding import exp, rounded
 
-ANCHORS_PER_PROGRAM = 64
+ANCHORS_PER_PROGRAM, CORNERS_PER_PROGRAM = 64, 256
 NO_LOSS = -1
 """Kind of a box loss that is evaluated outside the kernels."""
 
@@ -23,22 +24,34 @@ class BoxTermConfig(NamedTuple):
         kind: Kind of box loss, one of `BoxKind`, or `NO_LOSS`.
         theta: Exponent of the shape cost of SIoU.
         n_bins: Bins of the distribution of distances; with 1 the head predicts distances, and the second term is L1.
-        is_rounded: Whether Ultralytics rounds probabilities and distances to the dtype of the outputs when it decodes.
     """
 
     kind: int
     theta: float
     n_bins: int
-    is_rounded: bool = False
 
 
-def decode(outputs: Tensor, anchors: KernelAnchors, config: BoxTermConfig) -> Tensor:
-    """Return the predicted boxes (b·A, 4), x1 y1 x2 y2 in cells, float32, of outputs (b, 4·R, A), contiguous."""
+def decode(outputs: Tensor, anchors: KernelAnchors, config: BoxTermConfig, bins: Tensor) -> Tensor:
+    """Return the predicted boxes (b·A, 4), x1 y1 x2 y2 in cells, float32.
+
+    The product of probabilities and bins is torch's: no other order of additions gives the bits of its library.
+
+    Args:
+        outputs: Outputs of the head (b, 4·R, A), contiguous.
+        anchors: The anchors.
+        config: Settings of the terms.
+        bins: The values 0 to R − 1 (R,).
+    """
     n_images, _, n_anchors = outputs.shape
     grid = torch.empty(n_images * n_anchors, 4, device=outputs.device)
-    _decode[(triton.cdiv(n_anchors, ANCHORS_PER_PROGRAM), n_images)](
-        outputs, anchors.points, grid, n_anchors, ROUND=config.is_rounded, **launch_sizes(config), **EXACT
-    )
+    programs, distances = (triton.cdiv(n_anchors, ANCHORS_PER_PROGRAM), n_images), outputs
+    if config.n_bins > 1:
+        shares = torch.empty(n_images, n_anchors, 4, config.n_bins, dtype=outputs.dtype, device=outputs.device)
+        launch(_probabilities, programs, (outputs, shares, n_anchors), launch_sizes(config))
+        distances = shares.matmul(bins.type(shares.dtype))
+    constants = {"IS_HEAD": config.n_bins == 1, "BLOCK": CORNERS_PER_PROGRAM}
+    programs = (triton.cdiv(n_anchors, CORNERS_PER_PROGRAM), n_images)
+    launch(_corners, programs, (distances, anchors.points, grid, n_anchors), constants)
     return grid
 
 
@@ -71,35 +84,31 @@ def _butterfly(x, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
     return tl.sum(x, 0)
 
 
-@triton.jit
-def _distance(
-    output_ptr, image, side, anchor, mask, n_anchors, BINS: tl.constexpr, WIDTH: tl.constexpr,
-    ROUND: tl.constexpr, BLOCK: tl.constexpr,
+@triton.jit(do_not_specialize=["n_anchors"])
+def _probabilities(
+    output_ptr, share_ptr, n_anchors, BINS: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """Predicted distances, in cells, from anchors to a side of their boxes."""
-    x = logits_of(output_ptr, image, side, anchor, mask, n_anchors, BINS, WIDTH)
-    if BINS == 1:
-        distance = tl.sum(x, 0)
-    else:
+    """Softmax of the bins of each side, with the operations of `torch.softmax`, rounded to the dtype of the outputs."""
+    image, anchor = tl.program_id(1), tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask, bins = anchor < n_anchors, tl.arange(0, WIDTH)
+    first = share_ptr + (image.to(tl.int64) * n_anchors + anchor) * 4 * BINS
+    inside = (bins < BINS)[:, None] & mask[None, :]
+    for side in tl.static_range(4):
+        x = logits_of(output_ptr, image, side, anchor, mask, n_anchors, BINS, WIDTH)
         e = exp(x - tl.max(x, 0)[None, :])
         p = tl.div_rn(e, tl.broadcast_to(_butterfly(e, WIDTH, BLOCK)[None, :], [WIDTH, BLOCK]))
-        if ROUND:
-            p = rounded(p, output_ptr)
-        distance = _butterfly(p * tl.arange(0, WIDTH).to(tl.float32)[:, None], WIDTH, BLOCK)
-        if ROUND:
-            distance = rounded(distance, output_ptr)
-    return distance
+        tl.store(first[None, :] + side * BINS + bins[:, None], rounded(p, output_ptr), mask=inside)
 
 
-@triton.jit
-def _decode(
-    output_ptr, point_ptr, grid_ptr, n_anchors, BINS: tl.constexpr, WIDTH: tl.constexpr,
-    ROUND: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+@triton.jit(do_not_specialize=["n_anchors"])
+def _corners(distance_ptr, point_ptr, grid_ptr, n_anchors, IS_HEAD: tl.constexpr, BLOCK: tl.constexpr):
+    """Corners of boxes; distances are (b, 4, A) as the head has them, else (b, A, 4)."""
     image, anchor = tl.program_id(1), tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = anchor < n_anchors
+    index = (image * n_anchors + anchor) * 4
     for side in tl.static_range(4):
-        distance = _distance(output_ptr, image, side, anchor, mask, n_anchors, BINS, WIDTH, ROUND, BLOCK)
+        source = (image * 4 + side) * n_anchors + anchor if IS_HEAD else index + side
+        distance = tl.load(distance_ptr + source, mask=mask, other=0.0).to(tl.float32)
         point = tl.load(point_ptr + anchor * 2 + side % 2, mask=mask, other=0.0)
         edge = point - distance if side < 2 else point + distance
-        tl.store(grid_ptr + (image * n_anchors + anchor) * 4 + side, rounded(edge, output_ptr), mask=mask)
+        tl.store(grid_ptr + index + side, rounded(edge, distance_ptr), mask=mask)

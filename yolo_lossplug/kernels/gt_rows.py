@@ -12,7 +12,8 @@ import triton.language as tl
 from torch import Tensor
 
 from yolo_lossplug.kernels.box_maths import pair_overlap
-from yolo_lossplug.kernels.rounding import EXACT, MAX_INT32, exact_power, rounded, sigmoid
+from yolo_lossplug.kernels.launching import launch
+from yolo_lossplug.kernels.rounding import MAX_INT32, exact_power, rounded, sigmoid
 
 N_HEADER = tl.constexpr(2)
 """Columns of `GtRows.info` before the rectangles: image and class."""
@@ -75,14 +76,18 @@ def describe_gts(
         torch.zeros(shape[0], dtype=torch.int32, device=boxes.device),
     )
     if n:
-        _describe[(n,)](
-            image, label, boxes, anchors.centres, anchors.levels, anchors.scale, *gts, n, *shape, *floor,
-            LEVELS=n_levels, WIDEN=floor[0] > 0, BLOCK=128, num_warps=1, **EXACT,
-        )  # fmt: skip
+        sources = (image, label, boxes, anchors.centres, anchors.levels, anchors.scale)
+        constants = {"LEVELS": n_levels, "WIDEN": floor[0] > 0, "BLOCK": 128}
+        launch(_describe, (n,), (*sources, *gts, n, *shape, *floor), constants, num_warps=1)
     return gts
 
 
-@triton.jit(do_not_specialize=["n", "n_images"])
+def aligned(n: int) -> int:
+    """Return the next number of elements after which 16 bytes of elements of four begin."""
+    return -(-n // 4) * 4
+
+
+@triton.jit(do_not_specialize=["n", "n_images", "n_classes"])
 def _describe(
     image_ptr, label_ptr, box_ptr, centre_ptr, level_ptr, scale_ptr, info_ptr, out_ptr, first_ptr, n, n_images,
     n_classes, threshold, size, LEVELS: tl.constexpr, WIDEN: tl.constexpr, BLOCK: tl.constexpr,

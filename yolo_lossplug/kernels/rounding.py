@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Elementary functions of float32, rounded as PyTorch's CUDA kernels round them.
+"""Elementary functions of float32.
 
-The assignment compares metrics, which must therefore equal those of Ultralytics bit for bit. Each operation is the one
-that PyTorch uses: division and square root rounded to nearest, CUDA's exponential, power and arctangent, and no fused
-multiply-add where kernels are launched with `EXACT`. One difference remains: Triton links CUDA's functions with
-denormals flushed to zero, PyTorch does not, so that powers of overlaps below 1e-38 count as 0 here. Triton's
-interpreter lacks these functions; there they are evaluated in float64.
+The assignment compares metrics, which therefore must differ from those of Ultralytics by rounding only. Operations have
+the order that PyTorch's have; division and square root are rounded to nearest, and exact launches fuse no
+multiplication with an addition. Power and arctangent are those of the library that Triton brings, which is of another
+release than PyTorch's: they differ from PyTorch's in the last place for many arguments, metrics by a few millionths,
+and some releases flush numbers below 1e-38 to 0, which PyTorch does not. An assignment therefore is Ultralytics' own up
+to ties within that rounding, as `engines.ties` states them. Triton's interpreter lacks these functions; there they are
+evaluated in float64.
 """
 
 import triton
@@ -15,8 +17,6 @@ from triton.language.extra import libdevice
 from yolo_lossplug.boxes import EPS
 from yolo_lossplug.kernels import is_interpreted
 
-EXACT = {"enable_fp_fusion": False}
-"""Launch options of kernels whose results are compared bit for bit."""
 INTERPRETED = tl.constexpr(is_interpreted())
 GUARD = tl.constexpr(EPS)
 """Smallest denominator, and base of a power below 1."""
@@ -87,18 +87,13 @@ def rounded(x, like):
 @triton.jit
 def fast_exp(x):
     """e^x with an error of a few ulp, by one instruction for 2^x."""
-    x = x * LOG2_E
-    if INTERPRETED:
-        return tl.exp2(x)
-    return tl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
+    return tl.exp2(x * LOG2_E)
 
 
 @triton.jit
 def fast_reciprocal(x):
-    """1/x with an error of a few ulp, by one instruction."""
-    if INTERPRETED:
-        return 1.0 / x
-    return tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
+    """1/x with an error of a few ulp."""
+    return 1.0 / x
 
 
 @triton.jit

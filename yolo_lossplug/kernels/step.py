@@ -14,8 +14,10 @@ from yolo_lossplug.kernels.box_term import box_gradient, box_sums
 from yolo_lossplug.kernels.class_term import ClassTargets, class_gradient, class_sums
 from yolo_lossplug.kernels.decoding import BoxTermConfig
 from yolo_lossplug.kernels.gt_rows import KernelAnchors
+from yolo_lossplug.kernels.launching import launch
 
-SUMS_PER_ITERATION = 1024
+SUMS_PER_ITERATION = 8192
+"""Of the one program that adds partial sums up: those of large batches in some rounds."""
 
 
 class StepInputs(NamedTuple):
@@ -70,7 +72,8 @@ class _Losses(torch.autograd.Function):
         terms, factors = (torch.empty(3, device=scores.device) for _ in range(2))
         sums = step.assigned.sums
         lengths = map(len, (sums, box, cls, dfl))
-        _finish[(1,)](sums, box, cls, dfl, terms, factors, *lengths, *step.gains, BLOCK=SUMS_PER_ITERATION)
+        arguments = (sums, box, cls, dfl, terms, factors, *lengths, *step.gains)
+        launch(_finish, (1,), arguments, {"BLOCK": SUMS_PER_ITERATION}, is_exact=False, num_warps=16)
         ctx.save_for_backward(outputs, scores, factors)
         ctx.step = step
         ctx.mark_non_differentiable(factors)

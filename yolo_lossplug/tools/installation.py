@@ -59,13 +59,25 @@ def default_device() -> torch.device:
 
 
 def triton_state() -> str:
-    """Return the release of Triton, and whether `loss_engine=triton` can run."""
+    """Return the release of Triton, and whether `loss_engine=triton` can run; on a GPU that is tried, in a minute."""
     try:
         version = f"{importlib.import_module('triton').__version__}, "
     except Exception:  # one that is broken raises anything, which `missing` tells
         version = ""
-    missing = kernels.missing(default_device())
-    return f"{version}loss_engine=triton " + (f"cannot run: {missing}" if missing else "can run")
+    device, can = default_device(), "can run"
+    missing = kernels.missing(device)
+    if missing is None and device.type == "cuda":
+        missing, can = _trouble_on(device), "can run: its kernels compile"
+    return f"{version}loss_engine=triton " + (f"cannot run: {missing}" if missing else can)
+
+
+def _trouble_on(device: torch.device) -> Optional[str]:
+    """Return what is wrong with the kernels on a GPU, where they are compiled and compared with the host's step."""
+    try:
+        choice = importlib.import_module("yolo_lossplug.ultralytics_hook.engines.choice")
+        return choice.kernel_trouble(choice.Setting(str(device), 16, (8.0, 16.0, 32.0), 80, (20, 20), torch.float16))
+    except Exception as error:  # an Ultralytics that is broken raises anything
+        return f"the trial fails ({type(error).__name__}: {error})"
 
 
 def start_up_hook(folders: Iterable[Path]) -> Optional[Path]:

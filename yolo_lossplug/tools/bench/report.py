@@ -27,7 +27,7 @@ from yolo_lossplug.ultralytics_hook.trial.problems import XVIEW
 
 UNSTEADY = "(!)"
 HEAD = ("images × objects", "engine", "ms", "25-75 %", "× stock", "25-75 %", "MiB")
-GPU_HEAD = ("images × objects", "engine", "GPU ms", "launches", "waits")
+GPU_HEAD = ("images × objects", "engine", "ms alone", "GPU ms", "launches", "waits")
 RATES_HEAD = ("cls_loss", "copy TB/s", "forward", "backward")
 STEP_NOTE = (
     "Medians with quartiles; × stock: how many times as fast as stock, of both in turn on the same batches, in one "
@@ -150,7 +150,11 @@ def engines_report(
         for caption, head, rows in (
             ("A step of the loss, forward and backward to the head's outputs:", HEAD, _rows(results, STEP)),
             ("A whole training step:", HEAD[:-1], train_rows),
-            ("What a step does on the GPU:", GPU_HEAD, _gpu_rows(results)),
+            (
+                "What a step does on the GPU, and what it takes from its start to its end if none is queued:",
+                GPU_HEAD,
+                _gpu_rows(results),
+            ),
             ("Bandwidth of the class kernels, as a share of a copy's:", RATES_HEAD, _rates_rows(results)),
         )
         if rows
@@ -200,6 +204,11 @@ def _remarks(results: EngineResults) -> list[str]:
     if "interpreted" in results.key.triton and any(TRITON in by_name for _, by_name in results.cases):
         lines.append("Kernels ran in Triton's interpreter: that they are identical counts, their times do not.")
     for work, by_name in results.cases:
+        for name, result in by_name.items():
+            if result.get("exchanged"):
+                lines.append(
+                    f"{work.name}: {name} exchanged {result['exchanged']} anchors of equal metric, up to rounding."
+                )
         lines += dict.fromkeys(f"{work.name} is skipped: {r['skipped']}." for r in by_name.values() if "skipped" in r)
     return lines
 
@@ -250,11 +259,15 @@ def _ratio(value: float) -> str:
 
 def _gpu_rows(results: EngineResults) -> list[list[Any]]:
     return [
-        [_case_name(work), name, _ms(gpu["device_ms"]), gpu["launches"], gpu["syncs"]]
+        [_case_name(work), name, _ms(result.get("latency", result)[f"{side}_ms"][1]), *_on_device(gpu)]
         for work, by_name in results.cases
         for name, side, result in _sides(by_name)
         if (gpu := result.get(f"{side}_gpu"))
     ]
+
+
+def _on_device(gpu: Mapping[str, Any]) -> list[Any]:
+    return [_ms(gpu["device_ms"]), gpu["launches"], gpu["syncs"]]
 
 
 def _rates_rows(results: EngineResults) -> list[list[str]]:

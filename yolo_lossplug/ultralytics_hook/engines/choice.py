@@ -19,16 +19,10 @@ from yolo_lossplug.ultralytics_hook.console import warn_once
 from yolo_lossplug.ultralytics_hook.decision import Decision
 from yolo_lossplug.ultralytics_hook.derived import layers
 from yolo_lossplug.ultralytics_hook.engines import record
+from yolo_lossplug.ultralytics_hook.engines.agreement import tolerance_error
 from yolo_lossplug.ultralytics_hook.engines.fast import FastMixin
 from yolo_lossplug.ultralytics_hook.engines.install import install_fast_step, remove_fast_step
-from yolo_lossplug.ultralytics_hook.engines.parity import (
-    CELLS,
-    METHOD,
-    EngineFailed,
-    parity_errors,
-    self_test,
-    tolerance_error,
-)
+from yolo_lossplug.ultralytics_hook.engines.parity import METHOD, EngineFailed, Setting, parity_agreement, self_test
 from yolo_lossplug.ultralytics_hook.engines.parts import install_part, proven_part, running_part
 from yolo_lossplug.ultralytics_hook.engines.record import FAST, REFERENCE
 from yolo_lossplug.ultralytics_hook.originals import v8DetectionLoss, v8OBBLoss
@@ -143,7 +137,7 @@ def use_kernels(criterion: Any, is_trial: bool = False) -> None:
 
 def _requested(engine: str, criterion: Any) -> str:
     """Return an engine that was requested; if its kernels fail, warn once and return the fast one."""
-    trouble = kernel_trouble(str(criterion.device), *head_key(criterion)) if engine == TRITON else None
+    trouble = kernel_trouble(setting_of(criterion)) if engine == TRITON else None
     if trouble:
         warn_once(f"loss_engine=triton: {trouble}; the run continues without kernels.")
     return FAST if trouble else engine
@@ -153,11 +147,11 @@ def _can_run(criterion: Any, engine: str) -> bool:
     """Return whether an engine of a record runs here and now; that the fast one does is known."""
     if engine != TRITON:
         return engine == FAST
-    return not kernels.missing(criterion.device) and not kernel_trouble(str(criterion.device), *head_key(criterion))
+    return not kernels.missing(criterion.device) and not kernel_trouble(setting_of(criterion))
 
 
 @functools.cache
-def kernel_trouble(device: str, reg_max: int, strides: tuple[float, ...]) -> Optional[str]:
+def kernel_trouble(setting: Setting) -> Optional[str]:
     """Return what is wrong with the kernels on a device, None if they match the host's own step."""
 
     def prepare(criterion: Any) -> None:
@@ -165,10 +159,21 @@ def kernel_trouble(device: str, reg_max: int, strides: tuple[float, ...]) -> Opt
         use_kernels(criterion, is_trial=True)
 
     try:
-        errors = parity_errors(device, reg_max, strides, prepare, 4 if kernels.is_interpreted() else CELLS)
+        differs = parity_agreement(setting, prepare).differs
     except EngineFailed as error:  # no compiler, an unsupported GPU, or any other reason
         return f"the kernels fail ({error})"
-    return tolerance_error(*errors)
+    return f"they differ from the host: {differs[0]}" if differs else None
+
+
+def setting_of(criterion: Any) -> Setting:
+    """Return what the steps of a criterion will look like, so that the kernels tried are those that will run."""
+    (reg_max, strides), n_classes = head_key(criterion), int(criterion.nc)
+    device, hyp = str(criterion.device), criterion.hyp
+    if kernels.is_interpreted():
+        return Setting(device, reg_max, strides, min(n_classes, 4), (4, 5))
+    side = max(1, round(int(getattr(hyp, "imgsz", None) or 640) / max(strides)))
+    dtype = torch.float16 if getattr(hyp, "amp", False) else torch.float32
+    return Setting(device, reg_max, strides, n_classes, (side, side), dtype)
 
 
 def head_key(criterion: Any) -> tuple[int, tuple[float, ...]]:

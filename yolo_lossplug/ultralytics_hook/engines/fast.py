@@ -112,10 +112,11 @@ def is_left_to_host(decision: Decision, engine: str, batch: dict[str, Any], scor
         batch: The batch.
         scores: Logits (b, classes, A).
     """
-    is_hosts = engine == "reference" or (not engine and decision.is_lazy and scores.is_cuda)
-    # Its memory and time depend on the most objects in an image, of which a record says nothing.
-    limit = max(DENSE_ON_GPU, 4 * len(batch["batch_idx"]) * scores.shape[2]) if engine else DENSE_ON_GPU
-    return is_hosts and dense_size(batch, len(scores), scores.shape[2]) < limit
+    elements = len(batch["batch_idx"]) * scores.shape[2]
+    if scores.is_cuda:  # how many objects the fullest image has, the GPU would have to be asked
+        return engine == "reference" or (not engine and decision.is_lazy and elements < DENSE_ON_GPU)
+    # Memory and time of the host depend on the fullest image, of which a record says nothing.
+    return engine == "reference" and dense_size(batch, len(scores), scores.shape[2]) < max(DENSE_ON_GPU, 4 * elements)
 
 
 def count_positives(assigner: Any, decoder: Decoder, targets: Targets, assigned: Assignment) -> None:
@@ -145,9 +146,7 @@ def dense_size(batch: dict[str, Any], n_images: int, n_anchors: int) -> int:
     """Return the number of elements of (images, gts, anchors) of a batch, or an upper bound if even that is small."""
     image = batch["batch_idx"].view(-1)
     bound = len(image) * n_images * n_anchors
-    if bound < DENSE_ON_GPU:  # whichever images the gts are in, without a GPU sync
-        return bound
-    return int(torch.bincount(image.long()).max()) * n_images * n_anchors
+    return bound if bound < DENSE_ON_GPU else int(torch.bincount(image.long()).max()) * n_images * n_anchors
 
 
 def targets_of(criterion: Any, batch: dict[str, Any], n_images: int, imgsz: Tensor) -> Targets:

@@ -12,8 +12,8 @@ from yolo_lossplug.sparse.distance_term import gather
 from yolo_lossplug.ultralytics_hook import patching
 from yolo_lossplug.ultralytics_hook.attached import on_criterion
 from yolo_lossplug.ultralytics_hook.derived import Derived, derive, layers
+from yolo_lossplug.ultralytics_hook.engines.agreement import relative_error
 from yolo_lossplug.ultralytics_hook.engines.fast import uncompiled
-from yolo_lossplug.ultralytics_hook.engines.parity import relative_error
 from yolo_lossplug.ultralytics_hook.originals import KeypointLoss, v8PoseLoss
 
 SEAMS = ("loss", "kpts_decode", "calculate_keypoints_loss")

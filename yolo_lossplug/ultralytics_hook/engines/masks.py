@@ -15,8 +15,8 @@ from yolo_lossplug.sparse.distance_term import gather
 from yolo_lossplug.sparse.mask_term import MaskedObjects, mask_sum
 from yolo_lossplug.ultralytics_hook import patching
 from yolo_lossplug.ultralytics_hook.derived import Derived, derive, layers
+from yolo_lossplug.ultralytics_hook.engines.agreement import relative_error
 from yolo_lossplug.ultralytics_hook.engines.fast import uncompiled
-from yolo_lossplug.ultralytics_hook.engines.parity import relative_error
 from yolo_lossplug.ultralytics_hook.originals import v8SegmentationLoss
 
 SEAMS = ("calculate_segmentation_loss", "single_mask_loss")

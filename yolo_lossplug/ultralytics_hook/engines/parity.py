@@ -3,34 +3,63 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
-from typing import Any, Optional
+from typing import Any, NamedTuple, Optional
 
 import torch
 from torch import Tensor
 from ultralytics.utils import IterableSimpleNamespace
 
+from yolo_lossplug.ultralytics_hook.engines.agreement import Agreement, Inputs, compared_steps, relative_error
 from yolo_lossplug.ultralytics_hook.engines.install import install_fast_step
 from yolo_lossplug.ultralytics_hook.originals import v8DetectionLoss, v8OBBLoss
 
 METHOD = "get_assigned_targets_and_loss"
 
-N_CLASSES = 4
 CELLS = 10
 """Size of the images on which engines are compared, in cells of the coarsest level."""
 
-TOLERANCE, GRAD_TOLERANCE = 1e-5, 1e-4
-"""Maximum relative error of the loss, and of its gradients in norm, with which an engine may run."""
+
+class Setting(NamedTuple):
+    """What steps on random problems look like.
+
+    Attributes:
+        device: The device.
+        reg_max: Bins of the distance distribution; 1 for none.
+        strides: Strides of the levels in pixels.
+        n_classes: Number of classes.
+        size: Height and width of the images in cells of the coarsest level.
+        dtype: Type of the head's outputs; a half one is that of autocast.
+    """
+
+    device: str
+    reg_max: int
+    strides: tuple[float, ...]
+    n_classes: int = 4
+    size: tuple[int, int] = (CELLS, round(1.2 * CELLS))
+    dtype: torch.dtype = torch.float32
 
 
-def tolerance_error(error: float, grad_error: float) -> Optional[str]:
-    """Return which errors are beyond the tolerances, None if none is."""
-    if error <= TOLERANCE and grad_error <= GRAD_TOLERANCE:
-        return None
-    return f"its loss would differ by {error:.0e} and its gradients by {grad_error:.0e} from those of the host"
+class StepPair(NamedTuple):
+    """Two equal criteria of the host and a problem for them.
+
+    Attributes:
+        one: The first criterion.
+        other: The second.
+        inputs: Makes the outputs of the head, and the leaves among them.
+        batch: The batch.
+        context: Makes the context of a step, that of autocast.
+    """
+
+    one: Any
+    other: Any
+    inputs: Inputs
+    batch: dict[str, Any]
+    context: Callable[[], Any]
 
 
 class EngineFailed(Exception):
@@ -47,7 +76,7 @@ def self_test(
         install_fast_step(criterion, is_lazy=False)
 
     try:
-        return parity_errors(device, reg_max, strides, prepare, kind=kind)
+        return parity_errors(Setting(device, reg_max, strides), prepare, kind)
     except EngineFailed:
         return math.inf, math.inf
 
@@ -55,21 +84,13 @@ def self_test(
 @torch.inference_mode(False)  # the first step may be a validation step
 @torch.enable_grad()
 def parity_errors(
-    device: str,
-    reg_max: int,
-    strides: tuple[float, ...],
-    prepare: Callable[[Any], None],
-    cells: int = CELLS,
-    kind: type = v8DetectionLoss,
+    setting: Setting, prepare: Callable[[Any], None], kind: type = v8DetectionLoss
 ) -> tuple[float, float]:
     """Take steps of an engine on random problems, and compare them with the steps of the host.
 
     Args:
-        device: Device to compare on.
-        reg_max: Bins of the distance distribution; 1 for none.
-        strides: Strides of the levels in pixels.
+        setting: What the problems look like.
         prepare: Makes a criterion of the host take the engine's steps.
-        cells: Size of the images in cells of the coarsest level; a crowded image has four times as many gts.
         kind: The host's criterion.
 
     Returns:
@@ -78,35 +99,81 @@ def parity_errors(
     Raises:
         EngineFailed: If the engine fails.
     """
-    rng = torch.Generator().manual_seed(0)
-    head = SimpleNamespace(stride=torch.tensor(strides, device=device), nc=N_CLASSES, reg_max=reg_max)
-    gains = IterableSimpleNamespace(box=7.5, cls=0.5, dfl=1.5, angle=1.0, overlap_mask=True)
-    parameter = torch.zeros(1, device=device)
-    model = SimpleNamespace(parameters=lambda: iter((parameter,)), args=gains, model=[head])
-    size = cells * max(strides), round(1.2 * cells) * max(strides)
-    shapes = [(round(size[0] / stride), round(size[1] / stride)) for stride in strides]
     errors = []
-    for topk, n in ((10, 5), (7, 4 * cells), (10, 0)):
-        criterion = kind(model, topk, **({"tal_topk2": 1} if topk == 7 else {}))
-        inputs, batch = _problem(rng, sum(h * w for h, w in shapes), reg_max, n)
-        if kind is v8OBBLoss:
-            _rotate(rng, inputs, batch, size)
-        expected = _step(criterion, inputs, shapes, batch)
-        try:
-            prepare(criterion)
-            actual = _step(criterion, inputs, shapes, batch)
-        except Exception as error:
-            raise EngineFailed(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
-        errors.append([relative_error(*pair) for pair in zip(expected, actual)])
+    for trial in trials(setting, kind):
+        expected = _step(trial.one, trial)
+        with failing_engine():
+            prepare(trial.other)
+            actual = _step(trial.other, trial)
+        errors.append([relative_error(one, other) for one, other in zip(expected, actual)])
     return max(error[0] for error in errors), max(max(error[1:]) for error in errors)
 
 
-def _problem(rng: torch.Generator, n_anchors: int, reg_max: int, n: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+@torch.inference_mode(False)
+@torch.enable_grad()
+def parity_agreement(setting: Setting, prepare: Callable[[Any], None]) -> Agreement:
+    """Compare steps of an engine with those of the host, assignments too, up to ties; see `parity_errors`."""
+    found = []
+    for trial in trials(setting, v8DetectionLoss):
+        with failing_engine():
+            prepare(trial.other)
+            found.append(compared_steps(*trial))
+    return Agreement([text for one in found for text in one.differs], sum(one.n_exchanged for one in found))
+
+
+@contextlib.contextmanager
+def failing_engine() -> Iterator[None]:
+    """Return a context in which every error is one of the engine."""
+    try:
+        yield
+    except Exception as error:
+        raise EngineFailed(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
+
+
+def trials(setting: Setting, kind: type) -> Iterator[StepPair]:
+    """Return random problems: a few gts, many with the settings of a one-to-one head, and none.
+
+    A crowded image has about four times as many gts as the side of the images in cells.
+    """
+    device, strides = setting.device, setting.strides
+    rng = torch.Generator().manual_seed(0)
+    head = SimpleNamespace(stride=torch.tensor(strides, device=device), nc=setting.n_classes, reg_max=setting.reg_max)
+    gains = IterableSimpleNamespace(box=7.5, cls=0.5, dfl=1.5, angle=1.0, overlap_mask=True)
+    parameter = torch.zeros(1, device=device)
+    model = SimpleNamespace(parameters=lambda: iter((parameter,)), args=gains, model=[head])
+    size = setting.size[0] * max(strides), setting.size[1] * max(strides)
+    shapes = [(round(size[0] / stride), round(size[1] / stride)) for stride in strides]
+    for topk, n in ((10, 5), (7, 4 * setting.size[0]), (10, 0)):
+        one, other = (kind(model, topk, **({"tal_topk2": 1} if topk == 7 else {})) for _ in range(2))
+        tensors, batch = _problem(rng, sum(h * w for h, w in shapes), setting, n)
+        if kind is v8OBBLoss:
+            _rotate(rng, tensors, batch, size)
+        yield StepPair(one, other, functools.partial(_inputs, tensors, shapes, setting), batch, _context(setting))
+
+
+def _context(setting: Setting) -> Callable[[], Any]:
+    kind, is_half = torch.device(setting.device).type, setting.dtype != torch.float32
+    return functools.partial(torch.autocast, kind, setting.dtype if is_half else None, enabled=is_half)
+
+
+def _inputs(
+    tensors: dict[str, Tensor], shapes: list[tuple[int, int]], setting: Setting
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return predictions as a criterion reads them, and the outputs of the head among them, as new leaves."""
+    leaves = {name: x.to(setting.device, setting.dtype).requires_grad_() for name, x in tensors.items()}
+    feats = [leaves["boxes"].new_zeros(2, 1, h, w) for h, w in shapes]
+    return {**leaves, "feats": feats}, leaves
+
+
+def _problem(
+    rng: torch.Generator, n_anchors: int, setting: Setting, n: int
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return outputs of a head for two images, and their labels with n gts each."""
-    boxes, scores = (torch.randn(2, rows, n_anchors, generator=rng) for rows in (4 * reg_max, N_CLASSES))
+    reg_max = setting.reg_max
+    boxes, scores = (torch.randn(2, rows, n_anchors, generator=rng) for rows in (4 * reg_max, setting.n_classes))
     batch = {
         "batch_idx": torch.arange(2 * n) // max(1, n),
-        "cls": torch.randint(N_CLASSES, (2 * n, 1), generator=rng),
+        "cls": torch.randint(setting.n_classes, (2 * n, 1), generator=rng),
         "bboxes": torch.rand(2 * n, 4, generator=rng) * 0.3 + torch.tensor([0.3, 0.3, 0.02, 0.02]),
     }
     return {"boxes": boxes.abs() if reg_max == 1 else boxes, "scores": scores - 3}, batch
@@ -121,19 +188,9 @@ def _rotate(rng: torch.Generator, inputs: dict[str, Tensor], batch: dict[str, An
     inputs["angle"] = (torch.rand(2, 1, inputs["boxes"].shape[2], generator=rng) - 0.25) * math.pi
 
 
-def _step(
-    criterion: Any, inputs: dict[str, Tensor], shapes: list[tuple[int, int]], batch: dict[str, Any]
-) -> tuple[Tensor, ...]:
+def _step(criterion: Any, trial: StepPair) -> tuple[Optional[Tensor], ...]:
     """Return the loss of a step of a criterion, and its gradients by the outputs of the head."""
-    leaves = {name: tensor.to(criterion.device).requires_grad_() for name, tensor in inputs.items()}
-    feats = [leaves["boxes"].new_zeros(2, 1, h, w) for h, w in shapes]
-    with torch.autocast(criterion.device.type, enabled=False):
-        loss = criterion.loss({**leaves, "feats": feats}, batch)[0]
+    preds, leaves = trial.inputs()
+    with trial.context():
+        loss = criterion.loss(preds, trial.batch)[0]
     return loss.detach(), *torch.autograd.grad(loss.sum(), tuple(leaves.values()), allow_unused=True)
-
-
-def relative_error(expected: Optional[Tensor], actual: Optional[Tensor]) -> float:
-    """Return the relative error of a tensor in norm; None is a gradient of 0."""
-    if expected is None or actual is None:  # the host's loss may not depend on the boxes where there is no gt
-        return 0.0 if actual is None else float(actual.norm())
-    return float((actual - expected).norm() / expected.norm().clamp(min=1e-9))

@@ -6,9 +6,9 @@ from __future__ import annotations
 from typing import Any, Callable, NamedTuple
 
 from yolo_lossplug.ultralytics_hook.derived import derive
+from yolo_lossplug.ultralytics_hook.engines.agreement import tolerance_error
 from yolo_lossplug.ultralytics_hook.engines.keypoints import KeypointMixin, can_have_keypoints, keypoint_errors
 from yolo_lossplug.ultralytics_hook.engines.masks import MaskMixin, can_have_masks, mask_errors
-from yolo_lossplug.ultralytics_hook.engines.parity import tolerance_error
 
 
 class TaskPart(NamedTuple):

@@ -8,6 +8,7 @@ is proven for the size at hand. Delete the file to forget; an entry of other ver
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
 import platform
@@ -33,6 +34,8 @@ LOCK_SECONDS = 30
 """To wait for another process that writes the file."""
 LISTS = ("disqualified", "entries")
 """Lists in a file; what else it holds, as that of an earlier version may, is kept and ignored."""
+TRITON_NAMES = ("triton", "triton-windows", "pytorch-triton", "pytorch-triton-rocm")
+"""Distributions that bring Triton."""
 REFERENCE, FAST = "reference", "fast"
 
 
@@ -76,11 +79,11 @@ def device_name(device: torch.device) -> str:
 
 @functools.cache
 def _triton_version() -> str:
-    try:
-        version = importlib.metadata.version("triton")  # importing Triton takes much longer
-    except importlib.metadata.PackageNotFoundError:
-        return "none"
-    return f"{version}, interpreted" if kernels.is_interpreted() else version
+    for name in TRITON_NAMES:  # importing Triton takes much longer
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            version = importlib.metadata.version(name)
+            return f"{version}, interpreted" if kernels.is_interpreted() else version
+    return "none"
 
 
 def file() -> Path:

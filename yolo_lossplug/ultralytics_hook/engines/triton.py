@@ -236,10 +236,9 @@ def box_config_of(criterion: Any, types: Types) -> BoxTermConfig:
     """Return the box term of a criterion as the kernels take it."""
     module = criterion.bbox_loss
     n_bins = int(criterion.reg_max) if criterion.use_dfl else 1
-    is_rounded = types.product != torch.float32
     is_host = module is terms.stock_bbox_loss(module)
     kernel = BoxKernel(BoxKind.STOCK) if is_host else module.loss.kernel or BoxKernel(NO_LOSS)
-    return BoxTermConfig(kernel.kind, kernel.theta, n_bins, is_rounded)
+    return BoxTermConfig(kernel.kind, kernel.theta, n_bins)
 
 
 def assigner_config_of(assigner: Any, types: Types) -> AssignerConfig:
@@ -283,7 +282,7 @@ def class_sum_of(criterion: Any, scores: Tensor, assigned: AnchorGts) -> Tensor:
 def decoded(criterion: Any, outputs: Tensor, cached: CachedAnchors, box_config: BoxTermConfig, types: Types) -> Tensor:
     """Return predicted boxes (b·A, 4) in cells as the host decodes them, by the kernel if that gives the same bits."""
     if is_decoded_exactly(criterion, outputs, cached, box_config, types):
-        return decode(outputs, cached.anchors, box_config)
+        return decode(outputs, cached.anchors, box_config, criterion.proj)
     size = max(1, MAX_DECODED // outputs[0].numel())
     parts = (
         criterion.bbox_decode(cached.host.points, chunk.permute(0, 2, 1).contiguous()) for chunk in outputs.split(size)
@@ -304,7 +303,9 @@ def is_decoded_exactly(
         shape = (min(len(outputs), MAX_COMPARED), *outputs.shape[1:])
         sample = (torch.randn(shape, generator=rng, device=outputs.device) * 3).to(outputs.dtype)
         expected = criterion.bbox_decode(cached.host.points, sample.permute(0, 2, 1).contiguous())
-        _exact[key] = torch.equal(expected.float().flatten(0, 1), decode(sample, cached.anchors, box_config))
+        _exact[key] = torch.equal(
+            expected.float().flatten(0, 1), decode(sample, cached.anchors, box_config, criterion.proj)
+        )
     return _exact[key]
 
 

@@ -14,6 +14,7 @@ from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.selection.keys import keys
 from yolo_lossplug.selection.loss import create_class_loss
 from yolo_lossplug.ultralytics_hook import host
+from yolo_lossplug.ultralytics_hook.engines.agreement import Agreement
 from yolo_lossplug.ultralytics_hook.engines.choice import REFERENCE, TRITON
 from yolo_lossplug.ultralytics_hook.engines.keypoints import can_have_keypoints
 from yolo_lossplug.ultralytics_hook.engines.parity import METHOD
@@ -30,6 +31,8 @@ N_BATCHES = 3
 MIN_PAIRS, MIN_TRAIN_PAIRS = 5, 3
 SECONDS = {"cpu": 10.0, "cuda": 3.0}
 """Least time for the pairs of a case, by type of device."""
+WARM_UP = {"cpu": 0.0, "cuda": 2.0}
+"""Seconds of steps before a case is timed: clocks of a GPU rise with load."""
 TASK_SUFFIXES = {"detect": "", "segment": "-seg", "pose": "-pose", "obb": "-obb"}
 TASK_MODELS = {task: f"yolov8n{suffix}.yaml" for task, suffix in TASK_SUFFIXES.items()}
 """Tasks that are measured, each with the model that is taken unless another is named."""
@@ -124,6 +127,10 @@ def bench_device(name: Any) -> torch.device:
 def measure_engine(engine: str, works: Sequence[Work], device: torch.device, reporter: Reporter) -> None:
     """Measure an engine in all cases, until it differs in one; memory of a CPU last, since that slows the process."""
     timing.set_deterministic()
+    if engine == TRITON:
+        from yolo_lossplug.kernels import launching
+
+        launching.listeners.append(reporter.alive)  # compiling them all may take longer than a step may
     cases = []
     for work in works:
         result = reporter.earlier(work)
@@ -166,19 +173,25 @@ def _step_result(engine: str, work: Work, device: torch.device, reporter: Report
     stock, ours = (timing.engine_criterion(model, name) for name in (REFERENCE, engine))
     is_spared = gauges.spare_memory(stock, max(problems, key=lambda problem: problem.most_objects))
     about = {**_about(problems, work.amp), "task": model.task, "baseline": "one image at a time" if is_spared else ""}
-    differs = _first_mismatches(stock, engine, model, problems[:1] if is_spared else problems, work.amp, reporter)
+    found = _agreement(stock, engine, model, problems[:1] if is_spared else problems, work.amp, reporter)
     reporter.part()
-    if differs:
-        return {**about, "differs": differs}
-    first, times = timing.alternate(
-        (stock, ours),
-        problems,
-        *_effort(is_slow, is_spared, device),
-        lambda side, problem: timing.timed_step(side, problem, work.amp),
-        reporter.alive,
-    )
+    about["exchanged"] = found.n_exchanged
+    if found.differs:
+        return {**about, "differs": found.differs}
+    effort = _effort(is_slow, is_spared, device)
+
+    def latency(side: Any, problem: Problem) -> float:
+        return timing.timed_step(side, problem, work.amp)
+
+    def throughput(side: Any, problem: Problem) -> float:
+        return timing.queued_seconds(side, problem, work.amp)
+
+    first, times = timing.alternate((stock, ours), problems, *effort, latency, reporter.alive, WARM_UP[device.type])
     result = {**about, **timing.time_summary(times), "first_ms": [1e3 * value for value in first]}
-    if device.type == "cuda":
+    if device.type == "cuda":  # a training queues steps: `auto` goes by that
+        result["latency"] = timing.time_summary(times)
+        _, times = timing.alternate((stock, ours), problems, *effort, throughput, reporter.alive)
+        result.update(timing.time_summary(times))
         result.update(_on_gpu((stock, ours), problems[0], work.amp))
         reporter.part()
     reporter.part()
@@ -191,16 +204,18 @@ def _effort(is_slow: bool, is_spared: bool, device: torch.device) -> tuple[int, 
     return MIN_PAIRS, SECONDS[device.type]
 
 
-def _first_mismatches(
+def _agreement(
     stock: Any, engine: str, model: Any, problems: Sequence[Problem], amp: bool, reporter: Reporter
-) -> list[str]:
-    """Return where an engine deviates in the first of some batches in which it does."""
+) -> Agreement:
+    """Return where an engine deviates in the first of some batches in which it does, and all anchors in ties."""
+    n_exchanged = 0
     for problem in problems:
-        differs = timing.engine_mismatches(stock, timing.engine_criterion(model, engine), problem, amp)
+        found = timing.engine_agreement(stock, timing.engine_criterion(model, engine), problem, amp)
         reporter.alive()
-        if differs:
-            return differs
-    return []
+        n_exchanged += found.n_exchanged
+        if found.differs:
+            return Agreement(found.differs, n_exchanged)
+    return Agreement([], n_exchanged)
 
 
 def _about(problems: Sequence[Problem], amp: bool) -> dict[str, Any]:

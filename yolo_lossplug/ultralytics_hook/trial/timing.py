@@ -10,33 +10,25 @@ import contextlib
 import statistics
 import time
 from collections.abc import Sequence
-from typing import Any, Callable, Optional
+from functools import partial
+from typing import Any, Callable
 from unittest import mock
 
 import torch
 from torch import Tensor
 
 from yolo_lossplug.ultralytics_hook.attached import on_criterion
-from yolo_lossplug.ultralytics_hook.derived import Derived, derive
+from yolo_lossplug.ultralytics_hook.engines.agreement import Agreement, compared_steps
 from yolo_lossplug.ultralytics_hook.engines.choice import REFERENCE, TRITON, use_kernels
 from yolo_lossplug.ultralytics_hook.engines.install import install_fast_step
-from yolo_lossplug.ultralytics_hook.engines.parity import GRAD_TOLERANCE, TOLERANCE
 from yolo_lossplug.ultralytics_hook.engines.parts import install_part, proven_part
 from yolo_lossplug.ultralytics_hook.originals import v8OBBLoss
 from yolo_lossplug.ultralytics_hook.running import branches
 from yolo_lossplug.ultralytics_hook.trial.problems import Problem
 
 MAX_PAIRS = 60
-HALF_TOLERANCE, HALF_GRAD_TOLERANCE = 1e-4, 5e-3
-"""As those of `parity`, in half precision, to which gradients themselves are rounded."""
-
-
-class Reading(Derived):
-    """A criterion that says that it reads the assignment, which engines leave out where nothing does."""
-
-    def loss(self, preds: Any, batch: Any) -> Any:
-        """Return what the host's method returns."""
-        return super().loss(preds, batch)  # type: ignore[misc]
+QUEUED = 10
+"""Steps between two events of a GPU."""
 
 
 def set_engine(leaf: Any, engine: str) -> None:
@@ -100,19 +92,46 @@ def timed_step(criterion: Any, problem: Problem, amp: bool) -> float:
     return time.perf_counter() - start
 
 
-def engine_mismatches(stock: Any, ours: Any, problem: Problem, amp: bool = False) -> list[str]:
+def queued_seconds(criterion: Any, problem: Problem, amp: bool = False, n: int = QUEUED) -> float:
+    """Return the seconds of a step among some that are queued without waiting for the GPU, as in a training."""
+    (preds, leaves), device = preds_of(criterion, problem, amp), problem.scores.device
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(2)] if device.type == "cuda" else []
+    synchronise(device)
+    start = time.perf_counter()
+    for event in events[:1]:
+        event.record()
+    for _ in range(n):
+        with autocast(device, amp):
+            loss, _ = criterion(preds, problem.batch)
+        loss.sum().backward()
+        for leaf in leaves:
+            leaf.grad = None
+    for event in events[1:]:
+        event.record()
+    synchronise(device)
+    return (events[0].elapsed_time(events[1]) / 1e3 if events else time.perf_counter() - start) / n
+
+
+def engine_agreement(stock: Any, ours: Any, problem: Problem, amp: bool = False) -> Agreement:
     """Return where an engine deviates from the host on a batch: assignments, loss and gradients to the head's outputs.
 
     Ours is a criterion of the same kind with the engine in it, which is told to return its assignment from now on.
     """
-    texts = []
-    for (branch, stock_leaf), (_, our_leaf) in zip(branches(stock), branches(ours)):
-        derive(Reading, our_leaf)
+    texts, n_exchanged = [], 0
+    inputs, context = partial(inputs_of, problem, amp), partial(autocast, problem.scores.device, amp)
+    for (branch, one), (_, other) in zip(branches(stock), branches(ours)):
         where = "" if branch == "main" else f" ({branch})"
-        is_interpreted = on_criterion(our_leaf).kernels is not None and not problem.scores.is_cuda
+        is_interpreted = on_criterion(other).kernels is not None and not problem.scores.is_cuda
         with gpu_ties() if is_interpreted else contextlib.nullcontext():
-            texts += [f"{text}{where}" for text in _branch_differences((stock_leaf, our_leaf), problem, amp)]
-    return texts
+            found = compared_steps(one, other, inputs, problem.batch, context)
+        texts += [f"{text}{where}" for text in found.differs]
+        n_exchanged += found.n_exchanged
+    return Agreement(texts, n_exchanged)
+
+
+def engine_mismatches(stock: Any, ours: Any, problem: Problem, amp: bool = False) -> list[str]:
+    """Return where an engine deviates from the host on a batch; see `engine_agreement`."""
+    return engine_agreement(stock, ours, problem, amp).differs
 
 
 def gpu_ties() -> Any:
@@ -126,47 +145,6 @@ def gpu_ties() -> Any:
     return mock.patch.object(torch, "topk", topk)
 
 
-def _branch_differences(leaves: tuple[Any, Any], problem: Problem, amp: bool) -> list[str]:
-    (assigned, loss, grads), (our_assigned, our_loss, our_grads) = (_taken(leaf, problem, amp) for leaf in leaves)
-    texts = []
-    if assigned is not None:
-        (foreground, slot), (our_foreground, our_slot) = assigned[:2], our_assigned[:2]
-        n = int((foreground != our_foreground).sum()) + int((slot != our_slot)[foreground & our_foreground].sum())
-        texts += [f"assignment of {n} anchors, where {int(foreground.sum())} are positive"] if n else []
-    rtol, grad_rtol = (HALF_TOLERANCE, HALF_GRAD_TOLERANCE) if amp else (TOLERANCE, GRAD_TOLERANCE)
-    if not torch.allclose(our_loss, loss, rtol=rtol, atol=1e-6):
-        texts.append(f"loss {_listed(our_loss)} instead of {_listed(loss)}")
-    for name, grad, our_grad in zip(("boxes", "scores", *problem.more), grads, our_grads):
-        error = _relative_error(grad, our_grad)
-        if not error <= grad_rtol:
-            texts.append(f"gradients of {name} by {error:.1e} of their norm")
-    return texts
-
-
-def _taken(leaf: Any, problem: Problem, amp: bool) -> tuple[Any, Tensor, tuple[Optional[Tensor], ...]]:
-    preds, inputs = inputs_of(problem, amp)
-    assigned = None
-    with autocast(problem.scores.device, amp):
-        if not isinstance(leaf, v8OBBLoss):  # whose assignment shows in the gradients alone
-            assigned, loss, _ = leaf.get_assigned_targets_and_loss(preds, problem.batch)
-        if problem.more:
-            loss, _ = leaf.loss(preds, problem.batch)
-    grads = torch.autograd.grad(loss.sum(), tuple(inputs.values()), allow_unused=True)
-    return assigned, loss.detach().float(), grads
-
-
-def _listed(values: Tensor) -> str:
-    return " ".join(f"{value:.6g}" for value in values.tolist())
-
-
-def _relative_error(expected: Optional[Tensor], actual: Optional[Tensor]) -> float:
-    """Return the norm of a difference relative to that of what is expected; no gradient is a gradient of zero."""
-    if expected is None or actual is None:
-        other = actual if expected is None else expected
-        return 0.0 if other is None or not other.any() else float("inf")
-    return float((actual.float() - expected.float()).norm() / expected.float().norm().clamp(min=1e-9))
-
-
 def alternate(
     sides: tuple[Any, Any],
     problems: Sequence[Any],
@@ -174,6 +152,7 @@ def alternate(
     seconds: float,
     take: Callable[[Any, Any], float],
     tick: Callable[[], None] = lambda: None,
+    warm_up: float = 0.0,
 ) -> tuple[list[float], tuple[list[float], list[float]]]:
     """Take steps of two sides in turn, in the order ABBA.
 
@@ -184,6 +163,7 @@ def alternate(
         seconds: Minimum time, if that is not `MAX_PAIRS` pairs.
         take: Takes a step of a side, and returns its seconds.
         tick: Called after each step.
+        warm_up: Seconds of steps before the first that counts, until the clocks of a GPU have risen.
 
     Returns:
         Seconds of one first step of each side, and of all others by side.
@@ -195,6 +175,10 @@ def alternate(
         return result
 
     first = [timed(side, problems[0]) for side in sides]
+    begin = time.perf_counter()
+    while time.perf_counter() - begin < warm_up:
+        for side in sides:
+            timed(side, problems[0])
     times: tuple[list[float], list[float]] = ([], [])
     begin = time.perf_counter()
     while len(times[0]) < n_pairs or (time.perf_counter() - begin < seconds and len(times[0]) < MAX_PAIRS):

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Two assignments may differ in ties that were made, and in nothing else."""
+
+import pytest
+import torch
+from ultralytics.utils.tal import TaskAlignedAssigner
+
+from yolo_lossplug.ultralytics_hook.engines.ties import AssignerInputs, Exchanged, assigned_as, exchanged_anchors
+
+N_ANCHORS, TOPK = 12, 3
+
+
+class Problem:
+    """An image with two gts over all anchors; those from 2 on predict the first one, all alike but for their scores."""
+
+    def __init__(self, scores):
+        points = torch.stack((torch.linspace(20, 40, N_ANCHORS), torch.full((N_ANCHORS,), 30.0)), 1)
+        gts = torch.tensor([[[0.0, 0, 60, 60], [0, 0, 60, 62]]])
+        boxes = torch.tensor([[2.0, 2, 58, 57]]).expand(1, N_ANCHORS, -1).clone()
+        boxes[:, :2] = torch.tensor([0.0, 0, 60, 61])  # as near to one as to the other
+        made = torch.zeros(1, N_ANCHORS, 2)
+        made[0, :, 0] = torch.tensor(scores)
+        self.inputs = AssignerInputs(made, boxes, points, torch.tensor([[[0], [1]]]), gts, torch.ones(1, 2, 1))
+        self.assigner = TaskAlignedAssigner(topk=TOPK, num_classes=2, alpha=0.5, beta=6.0)
+        self.assigner.bs, self.assigner.n_max_boxes = 1, 2
+
+    def judged(self, expected, actual):
+        return exchanged_anchors(self.assigner, self.inputs, sides(expected), sides(actual))
+
+
+def sides(gts):
+    """Return foreground and gt indices of anchors with gts, None for none."""
+    gts = torch.tensor([[-1 if gt is None else gt for gt in gts] + [-1] * (N_ANCHORS - len(gts))])
+    return gts >= 0, gts.clamp(min=0)
+
+
+@pytest.fixture
+def case():
+    """Anchors 3 and 4 tie, 5 is a little less, 6 much less."""
+    scores = [0.0, 0, 0.5, 0.25, 0.25 * (1 + 1e-6), 0.25 * (1 - 1e-4), 0.1, 0, 0, 0, 0, 0]
+    return Problem(scores)
+
+
+def test_equal_assignments(case):
+    assert case.judged([None, None, 0, 0], [None, None, 0, 0]) == Exchanged(0, 0)
+
+
+def test_metrics_that_tie(case):
+    assert case.judged([None, None, 0, 0, None], [None, None, 0, None, 0]) == Exchanged(2, 0)
+
+
+@pytest.mark.parametrize("other", [5, 6])
+def test_metrics_that_do_not_tie(case, other):
+    actual = [None] * 10
+    actual[other] = 0
+    assert case.judged([None, None, None, 0], actual) == Exchanged(0, 2)
+
+
+def test_nothing_takes_the_place(case):
+    assert case.judged([None, None, 0, 0], [None, None, 0, None]) == Exchanged(0, 1)
+
+
+def test_metrics_that_one_side_flushes_to_zero(case):
+    case.inputs.scores.zero_()
+    assert case.judged([0, None, 0], [0, None, None]) == Exchanged(1, 0)
+
+
+def test_contests(case):
+    exact, near = case.inputs.boxes.clone(), case.inputs.boxes
+    near[0, 0] = torch.tensor([0.0, 0, 60, 60])  # one's own box
+    assert case.judged([0], [1]) == Exchanged(0, 1)
+    case.inputs.gts[0, 1] = case.inputs.gts[0, 0] + torch.tensor([0, 0, 0, 1e-5])
+    near.copy_(exact)
+    assert case.judged([None, None, 0], [None, None, 1]) == Exchanged(1, 0)
+
+
+def test_the_host_scores_what_it_is_given(case):
+    expected = case.assigner(*case.inputs)
+    given = sides([None, None, 0, None, 0])
+    with assigned_as(case.assigner, given):
+        actual = case.assigner(*case.inputs)
+    assert torch.equal(actual[3], given[0]) and torch.equal(actual[4][given[0]], given[1][given[0]])
+    assert actual[2][0, 4, 0] > 0 and not torch.equal(actual[3], expected[3])
+    assert torch.equal(case.assigner(*case.inputs)[3], expected[3])
