@@ -22,7 +22,7 @@ IS_DIRECT = (
 )
 
 EXACT_REGISTERS = 96
-"""Of a thread of exact kernels. They need at most 80, but the assembler for some GPUs takes 64 or less and spills."""
+"""Of a thread of exact kernels, the most. Without a bound the assembler takes 48 or 64 for some, and spills one."""
 
 
 class Launched(NamedTuple):
