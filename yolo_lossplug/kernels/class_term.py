@@ -21,10 +21,10 @@ BCE, FOCAL = tl.constexpr(ClassKind.BCE), tl.constexpr(ClassKind.FOCAL)
 QUALITY, VARIFOCAL = tl.constexpr(ClassKind.QUALITY), tl.constexpr(ClassKind.VARIFOCAL)
 PADDING = tl.constexpr(-60000.0)
 """A logit whose loss at target 0 is 0, in half precision too."""
-ELEMENTS_PER_PROGRAM, CLASSES_PER_PROGRAM = 4096, 16
+ELEMENTS_PER_PROGRAM, CLASSES_PER_PROGRAM = 2048, 16
 """Elements and classes per program: all are loaded before the first is used, which hides the latency of memory."""
 WARPS = 8
-"""Per program: with four a thread has 32 elements, and more registers than fit."""
+"""Per program: a thread has 8 elements; with 16 or more, focal losses take more registers than fit."""
 
 
 class ClassTargets(NamedTuple):

@@ -171,7 +171,8 @@ def setting_of(criterion: Any) -> Setting:
     device, hyp = str(criterion.device), criterion.hyp
     if kernels.is_interpreted():
         return Setting(device, reg_max, strides, min(n_classes, 4), (4, 5))
-    side = max(1, round(int(getattr(hyp, "imgsz", None) or 640) / max(strides)))
+    imgsz = getattr(hyp, "imgsz", None) or 640
+    side = max(1, round((max(imgsz) if isinstance(imgsz, (list, tuple)) else int(imgsz)) / max(strides)))
     dtype = torch.float16 if getattr(hyp, "amp", False) else torch.float32
     return Setting(device, reg_max, strides, n_classes, (side, side), dtype)
 
