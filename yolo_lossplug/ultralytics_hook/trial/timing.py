@@ -22,7 +22,6 @@ from yolo_lossplug.ultralytics_hook.engines.agreement import Agreement, compared
 from yolo_lossplug.ultralytics_hook.engines.choice import REFERENCE, TRITON, use_kernels
 from yolo_lossplug.ultralytics_hook.engines.install import install_fast_step
 from yolo_lossplug.ultralytics_hook.engines.parts import install_part, proven_part
-from yolo_lossplug.ultralytics_hook.originals import v8OBBLoss
 from yolo_lossplug.ultralytics_hook.running import branches
 from yolo_lossplug.ultralytics_hook.trial.problems import Problem
 
