@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """The mask term inside boxes against Ultralytics' own, which draws every mask over the whole plane."""
 
+import inspect
 from types import SimpleNamespace
 
 import pytest
@@ -11,13 +12,10 @@ from ultralytics.utils.loss import v8SegmentationLoss
 from tests.sparse.test_terms import Sizes
 from yolo_lossplug.sparse import mask_term
 from yolo_lossplug.ultralytics_hook.derived import derive
-from yolo_lossplug.ultralytics_hook.engines.masks import (
-    TAKES_OVERLAP,
-    MaskMixin,
-    can_have_masks,
-    mask_errors,
-)
+from yolo_lossplug.ultralytics_hook.engines.masks import MaskMixin, can_have_masks, mask_errors
 
+TAKES_OVERLAP = "overlap" in inspect.signature(v8SegmentationLoss.calculate_segmentation_loss).parameters
+"""Whether Ultralytics' method is told if masks may overlap, as in releases before 8.4."""
 SIZE = (128.0, 192.0)
 """Height and width of the images in pixels; prototypes are a quarter of that."""
 N_ANCHORS = 700

@@ -25,7 +25,7 @@ from yolo_lossplug.ultralytics_hook import attached, config, console, members
 from yolo_lossplug.ultralytics_hook import trainer as hook
 from yolo_lossplug.ultralytics_hook.checkpoints import save_model
 from yolo_lossplug.ultralytics_hook.criterion import plug
-from yolo_lossplug.ultralytics_hook.run import making, memory, runs
+from yolo_lossplug.ultralytics_hook.run import making, runs
 from yolo_lossplug.ultralytics_hook.running import banner, branch_criteria, mismatches, running
 
 select = selection.select
@@ -269,12 +269,6 @@ def test_what_is_ignored_or_missing_on_resume_is_said_once():
     assert asked == [{"lr0": 0.1}]
     assert log.text.count("ignored") == 1
     assert "loss=giou is ignored: a resumed run goes on with loss=eiou. Start a new run to change it." in log.text
-    trainer = types.SimpleNamespace(resume=True, start_epoch=1, epochs=3)
-    with Log() as log:
-        memory.check_state(runs.Run(select({"loss": "wiou-v3"})).state, trainer, keeps_state=True)
-        memory.check_state(runs.Run(select({"loss": "eiou"})).state, trainer, keeps_state=False)
-    (line,) = log.lines
-    assert "lossplug.pt is missing beside the checkpoint" in line
 
 
 def test_a_criterion_by_hand_needs_no_arguments_of_a_training():
