@@ -33,7 +33,8 @@ def test_a_recipe_is_found_from_any_folder():
 def test_a_dataset_is_found_from_any_folder(name):
     found = utils.check_det_dataset(f"{name}.yaml")
     assert Path(found["yaml_file"]).name == f"{name}.yaml"
-    assert len(list(Path(found["train"]).iterdir())) == 96
+    folders = found["train"] if isinstance(found["train"], list) else [found["train"]]
+    assert sum(len(list(Path(folder).iterdir())) for folder in folders) == 96
 
 
 def test_a_file_of_the_working_folder_or_of_ultralytics_goes_first(tmp_path, monkeypatch):
