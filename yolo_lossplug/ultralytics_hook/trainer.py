@@ -17,12 +17,7 @@ from yolo_lossplug.ultralytics_hook.checkpoints import keep_criterion_out, unwra
 from yolo_lossplug.ultralytics_hook.console import bold, say, warn
 from yolo_lossplug.ultralytics_hook.criterion import arguments, by_index, class_names, plug
 from yolo_lossplug.ultralytics_hook.engines import choice
-from yolo_lossplug.ultralytics_hook.family import (
-    prompted_trainer,
-    refuse_per_class,
-    refuse_visual_prompts,
-    with_task,
-)
+from yolo_lossplug.ultralytics_hook.family import prompted_trainer, refuse_per_class, refuse_visual_prompts, with_task
 from yolo_lossplug.ultralytics_hook.members import box_loss_error
 from yolo_lossplug.ultralytics_hook.min_side import refuse_min_side
 from yolo_lossplug.ultralytics_hook.regions import share

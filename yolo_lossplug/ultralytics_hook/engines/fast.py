@@ -28,13 +28,7 @@ from yolo_lossplug.ultralytics_hook.assigner import (
 from yolo_lossplug.ultralytics_hook.attached import on_criterion
 from yolo_lossplug.ultralytics_hook.decision import Decision
 from yolo_lossplug.ultralytics_hook.derived import Derived
-from yolo_lossplug.ultralytics_hook.engines.terms import (
-    Anchors,
-    Targets,
-    box_terms,
-    class_term,
-    has_exact_bins,
-)
+from yolo_lossplug.ultralytics_hook.engines.terms import Anchors, Targets, box_terms, class_term, has_exact_bins
 from yolo_lossplug.ultralytics_hook.originals import v8DetectionLoss
 from yolo_lossplug.ultralytics_hook.regions import loss as regions
 from yolo_lossplug.ultralytics_hook.run.watch import meter_of, take_claims
