@@ -15,11 +15,6 @@ def version_numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", version)[:3])
 
 
-def is_untested(version: str) -> bool:
-    """Return whether a release is newer than those that the tests were run with."""
-    return version_numbers(version) > TESTED
-
-
 def unsupported(version: str) -> str:
     """Return why a release is not supported, empty if it is."""
     if FLOOR <= version_numbers(version) < CEILING:

@@ -28,14 +28,7 @@ USED = {"val": ("nms_iou", IGNORE, ANNOTATED), "predict": ("nms_iou",), "track":
 
 
 def register_own(custom: dict[str, Any]) -> None:
-    """Load the user-defined losses that the arguments of a training name, so that the key check knows their options.
-
-    Args:
-        custom: What the user gave.
-
-    Raises:
-        LossPlugError: If one cannot be loaded.
-    """
+    """Load the user-defined losses that the arguments of a training name, so that the key check knows their options."""
     if (custom.get("mode") or TRAINING) != TRAINING:
         return  # no other mode has a use for them
     if not custom.get("resume"):
@@ -46,26 +39,14 @@ def register_own(custom: dict[str, Any]) -> None:
             load_references(name, kind)
 
 
-def _is_new_training(args: dict[str, Any]) -> bool:
-    """Return whether arguments are those of a training that does not resume another."""
-    return (args.get("mode") or TRAINING) == TRAINING and not args.get("resume")
-
-
 def check_given(base: dict[str, Any], custom: dict[str, Any]) -> None:
     """Check what the user gave on the command line, before the model is built or downloaded.
-
-    Args:
-        base: The defaults.
-        custom: What the user gave.
 
     Raises:
         LossPlugError: If a value is wrong, or has no effect in this mode or on this model.
     """
-    given = given_keys(custom)
-    if not given:
+    if custom.get("resume") or not given_keys(custom):  # of a resumed run the checkpoint decides; the trainer says so
         return
-    if custom.get("resume"):
-        return  # the checkpoint decides; the trainer says so
     task, family = guess_model(custom)
     refuse_per_class(custom, family)
     selection = select({**base, **custom, "task": task})
@@ -102,13 +83,9 @@ def refuse_training_keys(mode: str, given: dict[str, Any]) -> None:
     useless = keys_without_effect(mode, given)
     if not useless:
         return
-    training = [key for key in useless if key != "nms_iou"]
-    many = len(useless) > 1
-    why = []
-    if training:
-        why.append(f"{'they are keys' if len(training) > 1 else 'it is a key'} of training")
-    if "nms_iou" in useless:
-        why.append("an exported model has its own NMS, or none")
+    many, n_training = len(useless) > 1, len(useless.keys() - {"nms_iou"})
+    why = [f"{'they are keys' if n_training > 1 else 'it is a key'} of training"] if n_training else []
+    why += ["an exported model has its own NMS, or none"] if "nms_iou" in useless else []
     raise LossPlugError(
         f"{_listed(useless)} {'have' if many else 'has'} no effect with mode={mode}: {', and '.join(why)}. "
         f"Remove {'them' if many else 'it'}."
@@ -126,11 +103,6 @@ def drop_keys_of_file(mode: str, base: Collection[str], custom: dict[str, Any]) 
 
     Such a file is that of a training, `args.yaml`; what is typed is refused, since it is meant. If it names a
     user-defined loss, what nobody knows are options of it: it is not loaded.
-
-    Args:
-        mode: The mode, another than training.
-        base: What Ultralytics knows.
-        custom: What the command line and the file give.
     """
     words = typed.words()
     if "cfg" not in words:
@@ -139,9 +111,7 @@ def drop_keys_of_file(mode: str, base: Collection[str], custom: dict[str, Any]) 
     if names_reference(custom):
         known = {*base, *keys(), *ALLOWED}
         useless.update({key: value for key, value in custom.items() if key not in known})
-    dropped = {key: value for key, value in useless.items() if key not in words}
-    for key in dropped:
-        del custom[key]
+    dropped = {key: custom.pop(key) for key in useless if key not in words}
     if dropped:
         from yolo_lossplug.ultralytics_hook.console import say
 
@@ -158,7 +128,7 @@ def check_merged(cfg: dict[str, Any]) -> None:
     Raises:
         LossPlugError: If a value is wrong or has no effect.
     """
-    if _is_new_training(cfg):
+    if (cfg.get("mode") or TRAINING) == TRAINING and not cfg.get("resume"):
         _refuse_unfit_release(select(with_guessed_task(cfg)))
 
 
@@ -177,34 +147,31 @@ def add_keys(defaults: dict[str, Any]) -> Undo:
     unset, to processes that have not loaded the loss. A key that Ultralytics has itself, as a fork may, keeps its
     meaning, and is no key of ours.
     """
-    namespace = sys.modules["ultralytics.utils"].DEFAULT_CFG
-    CLAIMED.update(key for key in defaults if key in COMMON or key == MIX.key)
-    options = {key for key in REGISTRY.parameters() if key in defaults}
+    CLAIMED.update({*COMMON, MIX.key} & defaults.keys())
+    options = REGISTRY.parameters().keys() & defaults.keys()
     REGISTRY.reserve(defaults)
     if CLAIMED or options:
         say_claimed(options)
 
     ours = {key for spec in REGISTRY if not spec.is_user_defined for key in spec.parameters}
-    added = {key: value for key, value in keys().items() if key in ours or key not in REGISTRY.parameters()}
-    for holder in (defaults, vars(namespace)):
+    foreign = REGISTRY.parameters().keys() - ours
+    added = {key: value for key, value in keys().items() if key not in foreign}
+    holders = defaults, vars(sys.modules["ultralytics.utils"].DEFAULT_CFG)
+    for holder in holders:
         holder.update({**added, **holder})
 
     def undo() -> None:
         REGISTRY.reserve(())
-        for key in added:
-            defaults.pop(key, None)
-            vars(namespace).pop(key, None)
+        for holder in holders:
+            for key in added:
+                holder.pop(key, None)
         CLAIMED.clear()
 
     return undo
 
 
-def say_claimed(options: Collection[str] = ()) -> None:
-    """Say which keys this Ultralytics has itself.
-
-    Args:
-        options: Those of them that are options of losses, which are left out with them.
-    """
+def say_claimed(options: Collection[str]) -> None:
+    """Say which keys this Ultralytics has itself, options of losses among them, which are left out with them."""
     names = ", ".join(sorted({*CLAIMED, *options}))
     sys.modules["ultralytics.utils"].LOGGER.warning(
         f"LossPlug: this Ultralytics has keys of its own named {names}; they keep its meaning, and those of "

@@ -39,8 +39,7 @@ def section(columns: int = 120) -> str:
         _commented(f"{key}:{'' if unset is None else f' {unset}'} # {comments[key]}", columns)
         for key, unset in sorted(keys().items(), key=lambda item: list(comments).index(item[0]))
     ]
-    title = "# yolo-lossplug "
-    return "\n".join([f"{title:-<{columns}}", _commented(f"# {ABOUT}", columns), *entries, ""])
+    return "\n".join([f"{'# yolo-lossplug ':-<{columns}}", _commented(f"# {ABOUT}", columns), *entries, ""])
 
 
 def _commented(text: str, columns: int) -> str:

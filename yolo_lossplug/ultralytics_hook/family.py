@@ -36,13 +36,7 @@ def is_named_rtdetr(model: Any) -> bool:
 def refuse_rtdetr(model: Any, host: Any, what: str) -> None:
     """Raise an error for RT-DETR where anchors are what counts.
 
-    Args:
-        model: Model as the user has named it.
-        host: The model that was loaded; None before.
-        what: What cannot be done with it, and the remedy.
-
-    Raises:
-        LossPlugError: If the model is one of RT-DETR.
+    `model` is as the user has named it, `host` the one that was loaded, None before; `what` says the remedy.
     """
     if is_rtdetr(type(host)) or (host is None and is_named_rtdetr(model)):
         raise LossPlugError(f"model={model} is RT-DETR, which matches queries and assigns no anchors: {what}.")
@@ -70,11 +64,8 @@ def guess_model(custom: dict[str, Any]) -> tuple[str, str]:
     if file.suffix == ".pt" and file.is_file():
         suffixes = {}  # the checkpoint knows its task, whatever its name
     guessed = next((task for suffix, task in suffixes.items() if suffix and stem.endswith(f"-{suffix}")), "detect")
-    return args.get("task") or guessed, _family_of(stem)
-
-
-def _family_of(stem: str) -> str:
-    return next((name for part, name in PROMPTED_STEMS.items() if part in stem), "")
+    family = next((name for part, name in PROMPTED_STEMS.items() if part in stem), "")
+    return args.get("task") or guessed, family
 
 
 def prompted_trainer(trainer: type) -> str:

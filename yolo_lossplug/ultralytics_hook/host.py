@@ -37,18 +37,13 @@ def device_of(value: Any) -> torch.device:
         LossPlugError: If it is not there.
     """
     try:
-        device: torch.device = select_device("" if value is None else value, verbose=False)
+        return select_device("" if value is None else value, verbose=False)
     except Exception as error:
         raise LossPlugError(f"device={value} is not available here; give cpu, or the index of a GPU.") from error
-    return device
 
 
 def dataset_of(args: Mapping[str, Any], task: Optional[str] = None) -> dict[str, Any]:
-    """Return the description of a dataset.
-
-    Args:
-        args: As `yolo train` takes them.
-        task: The task; None where it is not known, but has boxes.
+    """Return the description of a dataset, from arguments of `yolo train`; without a task of one with boxes.
 
     Raises:
         LossPlugError: If there is no such data.
@@ -79,10 +74,7 @@ def load_model(name: Any, task: Any = None) -> Any:
 def network_of(model: Any, cfg: Any, data: Optional[Mapping[str, Any]]) -> Any:
     """Return the network that a trainer starts from: for the classes, channels and keypoints of a dataset.
 
-    Args:
-        model: A model that was loaded; without data its own network is taken.
-        cfg: Merged arguments of a training.
-        data: Description of the dataset; None for no data.
+    Without the description of one it is the loaded model's own.
 
     Raises:
         LossPlugError: If the model cannot be built for it.
@@ -113,11 +105,6 @@ def images_of(cfg: Any, data: dict[str, Any], split: str, batch: int = 1) -> Any
 
 def batches_of(cfg: Any, data: dict[str, Any], count: int) -> list[dict[str, Any]]:
     """Return the first batches of a training, shuffled and augmented; the same in every process.
-
-    Args:
-        cfg: Merged arguments of the training.
-        data: Description of the dataset.
-        count: Number of batches.
 
     Raises:
         LossPlugError: If the data cannot be read.

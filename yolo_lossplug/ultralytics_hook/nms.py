@@ -51,11 +51,15 @@ def suppress(stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     if given.get("rotated"):
         raise LossPlugError("nms_iou=diou cannot be used with rotated boxes. Remove it.")
     at = LEADING.index("iou_thres")
-    kept_all = {"max_det": given["max_nms"]} if len(args) > at else {"max_det": given["max_nms"], "iou_thres": KEEP_ALL}
-    result = stock(*args[:at], *(KEEP_ALL for _ in args[at : at + 1]), *args[at + 1 :], **{**kwargs, **kept_all})
+    kwargs = {**kwargs, "max_det": given["max_nms"]}
+    if len(args) > at:
+        args = (*args[:at], KEEP_ALL, *args[at + 1 :])
+    else:
+        kwargs["iou_thres"] = KEEP_ALL
+    result = stock(*args, **kwargs)
     images, indices = result if given.get("return_idxs") else (result, None)
     for i, rows in enumerate(images):
-        apart = rows[:, :4] + rows[:, 5:6] * (0 if given["agnostic"] else given["max_wh"])
+        apart = rows[:, :4] + rows[:, 5:6] * (given["max_wh"] * (not given["agnostic"]))
         kept = diou_nms(apart, rows[:, 4], given["iou_thres"])[: given["max_det"]]
         images[i] = rows[kept]
         if indices is not None:
@@ -97,11 +101,9 @@ def check_training(model: Any, overlap: str, given: dict[str, Any]) -> None:
 
 
 def has_nms(model: Any, given: dict[str, Any]) -> bool:
-    """Return whether the host calls NMS on what a model predicts with these arguments.
+    """Return whether the host calls NMS on what a model predicts with these arguments, else with its defaults.
 
-    Args:
-        model: A model of the host, or the name of an exported one, whose head is unknown before it is loaded.
-        given: Arguments of the run; those that are missing have the host's defaults.
+    The model may be the name of an exported one, whose head is unknown before it is loaded.
     """
     head = (getattr(model, "model", None) or [None])[-1]
     if getattr(head, "one2one_cv2", None) is None and not getattr(head, "end2end", False):

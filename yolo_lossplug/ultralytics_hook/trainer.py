@@ -31,13 +31,7 @@ def get_cfg(stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 
 def settle(args: Any) -> Any:
-    """Write the resolved choice into a trainer's arguments, and take our keys out of those of a stock run.
-
-    Args:
-        args: Merged arguments of a trainer, or those of the checkpoint that it resumes.
-
-    Returns:
-        The arguments.
+    """Write the resolved choice into a trainer's arguments, in place, and take our keys out of those of a stock run.
 
     Raises:
         LossPlugError: If the choice is wrong.
@@ -60,11 +54,7 @@ def check_resume(stock: Callable[..., None], trainer: Any, overrides: dict[str, 
 
 
 def check_trainer(trainer: Any, overrides: dict[str, Any]) -> None:
-    """Check what a new trainer trains with.
-
-    Args:
-        trainer: A trainer whose arguments are final.
-        overrides: What the user gave.
+    """Check what a new trainer, whose arguments are final, trains with.
 
     Raises:
         LossPlugError: If it cannot be used with this trainer.
@@ -99,8 +89,7 @@ def announce(trainer: Any) -> None:
     for module in (model, getattr(trainer.ema, "ema", None)):
         if module is not None and not hasattr(module, "args"):  # the trainer of classify does not hand them on
             module.args = trainer.args
-    if yolo_lossplug.is_enabled():
-        wrap_model_class(type(model))
+    wrap_model_class(type(model))
     nms.check_training(model, selection.nms_iou, vars(trainer.args))
     if RANK in {-1, 0}:
         warn_of_release(ultralytics.__version__)
@@ -113,7 +102,7 @@ def announce(trainer: Any) -> None:
 
 def wrap_model_class(cls: type) -> None:
     """Wrap `init_criterion` where a model class that somebody has written outside Ultralytics overrides it."""
-    for owner in cls.__mro__:
+    for owner in cls.__mro__ if yolo_lossplug.is_enabled() else ():
         if "init_criterion" in vars(owner) and not patching.is_ours(vars(owner)["init_criterion"]):
             patching.apply_change(patching.around("trainer.init_criterion"), owner, "init_criterion")
 
@@ -127,7 +116,7 @@ def warn_of_release(version: str) -> None:
     Raises:
         LossPlugError: If it does not.
     """
-    if version in _warned or not compatibility.is_untested(version):
+    if version in _warned or compatibility.version_numbers(version) <= compatibility.TESTED:
         return
     error, newest = box_loss_error(), ".".join(map(str, compatibility.TESTED))
     if not error < TOLERANCE:

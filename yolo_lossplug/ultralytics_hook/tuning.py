@@ -23,10 +23,7 @@ def check_tuner(stock: Callable[..., None], tuner: Any, *args: Any, **kwargs: An
 
 
 def settle_space(tuner: Any) -> None:
-    """Give the keys that a tuner varies the values they start from: it cannot vary what is not given.
-
-    Args:
-        tuner: A new tuner of Ultralytics.
+    """Give the keys that a new tuner varies the values they start from: it cannot vary what is not given.
 
     Raises:
         LossPlugError: If a key has no effect with the losses that are chosen, takes a name, or takes integers where
@@ -83,14 +80,7 @@ def integer_bounds(key: str, low: float, high: float) -> tuple[int, int]:
 def with_integers(
     stock: Callable[..., dict[str, Any]], integers: dict[str, tuple[int, int]], *args: Any, **kwargs: Any
 ) -> dict[str, Any]:
-    """Return the values that a tuner's method returns, with integers for the keys that take them, as the host rounds.
-
-    Args:
-        stock: The method of the tuner.
-        integers: Bounds of these keys.
-        *args: Its arguments.
-        **kwargs: Its keyword arguments.
-    """
+    """Return the values that a tuner's method returns, with integers within bounds for the keys that take them."""
     values = stock(*args, **kwargs)
     rounded = {key: min(max(round(values[key]), low), high) for key, (low, high) in integers.items()}
     return {**values, **rounded}

@@ -16,8 +16,6 @@ from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.selection.keys import NAMES, keys, refuse_none
 
 _words: ContextVar[frozenset[str]] = ContextVar("words", default=frozenset())
-
-
 _is_lossplug: ContextVar[bool] = ContextVar("is_lossplug", default=False)
 
 
@@ -64,10 +62,9 @@ def merged_words(words: Sequence[str]) -> list[str]:
     from ultralytics.cfg import merge_equals_args
 
     try:
-        merged: list[str] = merge_equals_args(list(words))
+        return merge_equals_args(list(words))
     except SyntaxError as error:
         raise LossPlugError(f"{error} Close it, or write the key into a file, and give cfg=FILE.") from error
-    return merged
 
 
 def refuse_typed_none(pairs: dict[str, str]) -> None:

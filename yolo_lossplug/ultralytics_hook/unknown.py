@@ -22,10 +22,6 @@ ALLOWED = ("augmentations", "save_dir")
 def point_to_ours(base: Mapping[str, Any], custom: Mapping[str, Any]) -> None:
     """Name the key of ours that was meant, by a key of older YOLOs or a misspelt one; the host names its own.
 
-    Args:
-        base: Keys that Ultralytics knows, and on the command line its other words.
-        custom: What the user gave.
-
     Raises:
         LossPlugError: If Ultralytics would refuse the key; as `lossplug`, if it would refuse any.
     """

@@ -32,10 +32,8 @@ def replace_command(command: list[str]) -> Undo:
 
 def generate_ddp_file(stock: Callable[[Any], str], trainer: Any) -> str:
     """Write the script that workers start from, with what they need to know of us before everything else."""
-    first = header(runs.of(trainer).selection)
-    path = stock(trainer)
-    script = Path(path)
-    script.write_text(first + script.read_text(encoding="utf-8"), encoding="utf-8")
+    first, path = header(runs.of(trainer).selection), stock(trainer)
+    Path(path).write_text(first + Path(path).read_text(encoding="utf-8"), encoding="utf-8")
     return path
 
 
