@@ -7,7 +7,6 @@ have changed many times. So the members are replaced, and no method of the crite
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from typing import Any, Callable, Optional
 
@@ -89,14 +88,11 @@ class WithGains:
     def __init__(self, model: Any) -> None:
         args = getattr(model, "args", None)
         is_whole = not isinstance(args, dict) and all(hasattr(args, gain) for gain in ("box", "cls", "dfl"))
-        self.model_, self.args = model, args if is_whole else IterableSimpleNamespace(**_with_defaults(model))
+        given = {key: value for key, value in arguments(model).items() if value is not None}
+        self.model_, self.args = model, args if is_whole else IterableSimpleNamespace(**{**DEFAULT_CFG_DICT, **given})
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.model_, name)
-
-
-def _with_defaults(model: Any) -> dict[str, Any]:
-    return {**DEFAULT_CFG_DICT, **{key: value for key, value in arguments(model).items() if value is not None}}
 
 
 class DetectionLoss(PluggedCriterion, v8DetectionLoss):
@@ -164,7 +160,9 @@ def plug(
     if not selection.is_active:
         return criterion
     if isinstance(criterion, v8ClassificationLoss):
-        return _softmax_loss(criterion, selection, names or {})
+        selection = selection if selection.cls.kind == SOFTMAX else _of_task(selection, CLASSIFY)
+        weights = class_weights(selection, max(names or {}, default=-1) + 1, names or {})
+        return PluggedSoftmaxLoss(criterion, selection, weights)
     leaves = list(branches(criterion, branch))
     if not leaves:
         raise LossPlugError(
@@ -177,11 +175,6 @@ def plug(
         if selection.report:
             watch(leaf.assigner, collector.meter(branch, leaf.device, leaf.nc, names) if collector else None)
     return criterion
-
-
-def _softmax_loss(stock: Any, selection: Selection, names: Mapping[int, str]) -> PluggedSoftmaxLoss:
-    selection = selection if selection.cls.kind == SOFTMAX else _of_task(selection, CLASSIFY)
-    return PluggedSoftmaxLoss(stock, selection, class_weights(selection, max(names, default=-1) + 1, names))
 
 
 def leave_out_regions(criterion: Any) -> None:
@@ -218,9 +211,10 @@ def with_regions(stock: Callable[..., Any], model: Any, batch: Any, *args: Any, 
         return stock(model, batch, *args, **kwargs)
 
 
-def with_input_size_and_regions(stock: Callable[..., Any], model: Any, *args: Any, **kwargs: Any) -> Any:
-    """Compute the loss of a batch of RT-DETR, whose images may have regions."""
-    return detr.with_input_size(functools.partial(with_regions, stock), model, *args, **kwargs)
+def with_input_size_and_regions(stock: Callable[..., Any], model: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
+    """Compute the loss of a batch of RT-DETR, whose images have the size of the network input, and may have regions."""
+    with detr.input_size(*batch["img"].shape[2:]):
+        return with_regions(stock, model, batch, *args, **kwargs)
 
 
 def _plug_leaf(leaf: Any, branch: str, selection: Selection, scope: Scope, names: Mapping[int, str]) -> None:
@@ -232,7 +226,8 @@ def _plug_leaf(leaf: Any, branch: str, selection: Selection, scope: Scope, names
     if is_rotated != (selection.box.kind == ROTATED):
         selection = _of_task(selection, "obb" if is_rotated else "detect")
     attached = on_criterion(leaf)
-    if not selection.has_stock_box_loss or _is_forks(leaf, selection):
+    is_stock = type(leaf.bbox_loss) is BboxLoss  # that of a fork may compute another loss than `ciou`
+    if not selection.has_stock_box_loss or (selection.box.name == STOCK_BOX and is_stock and not is_host_ciou()):
         stock = terms.stock_bbox_loss(leaf.bbox_loss)
         leaf.bbox_loss = PluggedBboxLoss(stock, selection.box.within(scope), leaf.stride)
     if not selection.has_stock_class_loss:
@@ -257,11 +252,6 @@ def _stock_members(leaf: v8DetectionLoss, selection: Selection) -> dict[str, Any
     return stock
 
 
-def _is_forks(leaf: v8DetectionLoss, selection: Selection) -> bool:
-    """Whether `ciou` is selected, and the host's own box loss, as that of a fork may, computes another one."""
-    return selection.box.name == STOCK_BOX and type(leaf.bbox_loss) is BboxLoss and not is_host_ciou()
-
-
 def _install_class_loss(leaf: v8DetectionLoss, selection: Selection, scope: Scope, names: Mapping[int, str]) -> None:
     if not isinstance(leaf.bce, PluggedClassLoss) and not terms.has_stock_bce(leaf):
         keys = [key for key in ("cls_loss", "cls_smoothing", "cls_weights") if key in selection.given]
@@ -281,9 +271,8 @@ def _install_class_loss(leaf: v8DetectionLoss, selection: Selection, scope: Scop
 
 def set_assigner_options(assigner: Any, selection: Selection) -> None:
     """Set those numbers of an assigner that the user has chosen; a criterion's own stay otherwise."""
-    for key, attribute in (("tal_alpha", "alpha"), ("tal_beta", "beta")):
-        if key in selection.chosen:
-            setattr(assigner, attribute, getattr(selection, key))
+    for key in selection.chosen & {"tal_alpha", "tal_beta"}:
+        setattr(assigner, key.partition("_")[2], getattr(selection, key))
     if "tal_topk" in selection.chosen:
         set_topk(assigner, selection.tal_topk)
     if selection.tal_min_side is not None:

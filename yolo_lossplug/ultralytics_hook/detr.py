@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, Callable, Optional
+from typing import Any, Optional
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +25,7 @@ from yolo_lossplug.selection.loss import Loss, bind
 from yolo_lossplug.selection.select import Selection
 from yolo_lossplug.state import Scope, State
 from yolo_lossplug.ultralytics_hook import patching
-from yolo_lossplug.ultralytics_hook.attached import on_criterion
+from yolo_lossplug.ultralytics_hook.attached import OnCriterion, on_criterion
 from yolo_lossplug.ultralytics_hook.derived import Derived, derive
 from yolo_lossplug.ultralytics_hook.members import PluggedClassLoss
 from yolo_lossplug.ultralytics_hook.originals import DETRLoss
@@ -34,10 +34,9 @@ from yolo_lossplug.ultralytics_hook.regions.loss import current
 SEAMS = {
     "_get_loss_class": ("self", "pred_scores", "targets", "gt_scores", "num_gts", "postfix"),
     "_get_loss_bbox": ("self", "pred_bboxes", "gt_bboxes", "postfix"),
+    "_get_loss": ("self", "pred_bboxes"),
 }
 """Methods of the host's criterion that are overridden, and their parameters."""
-SEAM_OF_BOXES = {"_get_loss": ("self", "pred_bboxes")}
-"""The one that gets the boxes whose class loss is computed."""
 MIN_TARGET = torch.finfo(torch.float32).tiny
 """Target of a matched query whose IoU is 0: class losses tell matched queries by a target above 0."""
 LOWEST_LOGIT = -1e4
@@ -56,12 +55,6 @@ def input_size(height: int, width: int) -> Iterator[None]:
         yield
     finally:
         _input_size.reset(token)
-
-
-def with_input_size(stock: Callable[..., Any], model: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
-    """Compute the loss of a batch; its images have the size of the network input."""
-    with input_size(*batch["img"].shape[2:]):
-        return stock(model, batch, *args, **kwargs)
 
 
 class Reader(Scope):
@@ -113,18 +106,15 @@ class DetrLosses:
         Raises:
             LossPlugError: If the size of the network input is unknown.
         """
-        size = _input_size.get()
+        size, dtype = _input_size.get(), torch.promote_types(boxes.dtype, torch.float32)
         if size is None:
             raise LossPlugError(
                 "the size of the network input is unknown: call model.loss(batch), as training does, and not the "
                 "criterion of RT-DETR."
             )
-        dtype = torch.promote_types(boxes.dtype, torch.float32)
-        key = (size, boxes.device, dtype)
+        key, (height, width) = (size, boxes.device, dtype), size
         if self.scale is None or self.scale[0] != key:
-            height, width = size
-            sides = (width, height, width / 2, height / 2)
-            self.scale = key, torch.tensor(sides, dtype=dtype, device=boxes.device)
+            self.scale = key, torch.tensor((width, height, width / 2, height / 2), dtype=dtype, device=boxes.device)
         return self.scale[1]
 
 
@@ -173,15 +163,9 @@ class DetrMixin(Derived, DETRLoss):
 
 
 def soft_targets(targets: Tensor, gt_scores: Tensor, n_classes: int) -> Tensor:
-    """Return the targets of queries: the IoU at the class of its object where a query is matched, else 0.
+    """Return targets (b, queries, classes): the IoU, at least `MIN_TARGET`, at the class of a query's object, else 0.
 
-    Args:
-        targets: Classes (b, queries) of their objects, `n_classes` where there is none.
-        gt_scores: IoU (b, queries) with them.
-        n_classes: Number of classes.
-
-    Returns:
-        (b, queries, classes), at least `MIN_TARGET` where a query is matched.
+    `targets` are the classes (b, queries) of the objects, `n_classes` where there is none; `gt_scores` the IoU.
     """
     table = gt_scores.new_zeros((*targets.shape, n_classes + 1))
     table.scatter_(2, targets.unsqueeze(-1), gt_scores.clamp(MIN_TARGET, 1).unsqueeze(-1))
@@ -216,10 +200,8 @@ def plug_detr(criterion: DETRLoss, selection: Selection, scope: Scope, weights: 
     Raises:
         LossPlugError: If this release has another criterion.
     """
-    check_methods(type(criterion))
-    derive(DetrMixin, criterion)
-    attached = on_criterion(criterion)
-    terms = attached.terms = DetrLosses()
+    attached = _prepared(criterion)
+    terms = attached.terms
     if selection.chooses(selection.box):
         terms.box = terms.others = selection.box.within(State().scoped("trial"))
         if is_hosts(criterion, "_get_loss_bbox"):
@@ -239,24 +221,22 @@ def plug_detr(criterion: DETRLoss, selection: Selection, scope: Scope, weights: 
 
 def leave_out_regions_detr(criterion: DETRLoss) -> None:
     """Make a criterion leave out what regions silence; its losses stay."""
-    if isinstance(criterion, DetrMixin):
-        return
-    check_methods(type(criterion))
-    derive(DetrMixin, criterion)
-    on_criterion(criterion).terms = DetrLosses()
+    if not isinstance(criterion, DetrMixin):
+        _prepared(criterion)
 
 
-def check_methods(stock: type) -> None:
-    """Check the methods that are overridden.
-
-    Raises:
-        LossPlugError: If this release has them otherwise.
-    """
-    for name, parameters in {**SEAMS, **SEAM_OF_BOXES}.items():
+def _prepared(criterion: DETRLoss) -> OnCriterion:
+    """Return our attributes of a criterion whose methods are overridden from now on, if this release has those."""
+    stock = type(criterion)
+    for name, parameters in SEAMS.items():
         try:
             patching.check_parameters(f"{stock.__name__}.{name}", getattr(stock, name, None), parameters)
         except patching.SeamMoved as error:
             raise LossPlugError(f"RT-DETR cannot be trained with another loss: {error}. Remove the keys.") from error
+    derive(DetrMixin, criterion)
+    attached = on_criterion(criterion)
+    attached.terms = DetrLosses()
+    return attached
 
 
 def running_detr(criterion: DETRLoss) -> dict[str, Any]:
@@ -287,10 +267,9 @@ def hosts_class(criterion: DETRLoss) -> str:
     module = (criterion.vfl or criterion.fl) if criterion.fl else None
     if module is None:
         return "BCE"
-    parameters = patching.parameters_of(type(module).forward)
-    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
-    numbers = {name: getattr(module, name, defaults.get(name)) for name in ("alpha", "gamma")}
-    described = ", ".join(f"{name}={float(number):g}" for name, number in numbers.items() if number is not None)
+    defaults = {p.name: p.default for p in patching.parameters_of(type(module).forward) if p.default is not p.empty}
+    numbers = ((name, getattr(module, name, defaults.get(name))) for name in ("alpha", "gamma"))
+    described = ", ".join(f"{name}={float(number):g}" for name, number in numbers if number is not None)
     return f"{type(module).__name__}({described})"
 
 
@@ -341,9 +320,8 @@ def _computes_l1(stock: Any, method: Any) -> bool:
 
 def _box_inputs(rng: torch.Generator) -> tuple[Any, ...]:
     """Return predicted and target boxes (64, 4), some of which do not overlap."""
-    spread = torch.tensor([0.4, 0.4, 0.3, 0.3])
-    pred, target = (torch.rand(64, 4, generator=rng) * spread + torch.tensor([0.3, 0.3, 0.1, 0.1]) for _ in range(2))
-    return pred, target
+    low, spread = torch.tensor([[0.3, 0.3, 0.1, 0.1], [0.4, 0.4, 0.3, 0.3]])
+    return tuple(torch.rand(64, 4, generator=rng) * spread + low for _ in range(2))
 
 
 def _class_inputs(rng: torch.Generator, n_classes: int) -> tuple[Any, ...]:
