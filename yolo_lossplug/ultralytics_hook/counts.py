@@ -36,43 +36,31 @@ def tally(areas: Tensor, is_gt: Tensor, slot: Tensor, is_positive: Tensor, overl
         is_positive: Whether an anchor has a gt (P,), after conflicts are resolved.
         overlap: Overlap of an anchor's predicted box with its gt (P,).
     """
-    dtype, n_slots = precision(areas.device), len(areas)
-    is_taken = torch.zeros(n_slots + 1, dtype=torch.bool, device=areas.device)
-    is_taken.index_fill_(0, slot.masked_fill(~is_positive, n_slots), True)  # the last slot takes the negatives
+    dtype, is_unassigned = precision(areas.device), _is_unassigned(is_gt, slot, is_positive)
     size = (areas >= LIMITS[0]).long() + (areas >= LIMITS[1]).long()
     each = torch.arange(len(SIZES), device=areas.device).unsqueeze(1)
     gts, positives = is_gt & (size == each), is_positive & (size[slot] == each)
-    counts = [mask.sum(1).to(dtype) for mask in (gts, gts & ~is_taken[:-1], positives)]
+    counts = [mask.sum(1).to(dtype) for mask in (gts, gts & is_unassigned, positives)]
     overlaps = overlap.to(dtype).masked_fill(~positives, 0).sum(1)  # no product: the overlap may be NaN
     return torch.stack((*counts, overlaps), 1)
 
 
-def tally_classes(classes: Tensor, labels: Tensor, is_gt: Tensor, slot: Tensor, is_positive: Tensor) -> None:
-    """Add to the gts, and to those of them without any anchor, of each class (classes, 2), without a GPU sync.
+def _is_unassigned(is_gt: Tensor, slot: Tensor, is_positive: Tensor) -> Tensor:
+    is_taken = torch.zeros(len(is_gt) + 1, dtype=torch.bool, device=is_gt.device)
+    is_taken.index_fill_(0, slot.masked_fill(~is_positive, len(is_gt)), True)  # the last slot takes the negatives
+    return is_gt & ~is_taken[:-1]
 
-    Args:
-        classes: The sums.
-        labels: Class of each slot (G,).
-        is_gt: Whether a slot holds a gt (G,).
-        slot: Slot (P,) of the gt of each anchor.
-        is_positive: Whether an anchor has a gt (P,).
-    """
-    is_taken = torch.zeros(len(labels) + 1, dtype=torch.bool, device=labels.device)
-    is_taken.index_fill_(0, slot.masked_fill(~is_positive, len(labels)), True)
-    values = torch.stack((is_gt, is_gt & ~is_taken[:-1]), 1).to(classes.dtype)
+
+def tally_classes(classes: Tensor, labels: Tensor, is_gt: Tensor, slot: Tensor, is_positive: Tensor) -> None:
+    """Add to the gts, and to those of them without any anchor, of each class (classes, 2); arguments as of `tally`."""
+    values = torch.stack((is_gt, _is_unassigned(is_gt, slot, is_positive)), 1).to(classes.dtype)
     classes.index_add_(0, labels.long().clamp(0, len(classes) - 1), values)
 
 
 def column_values(
     sums: Sequence[Sequence[float]], claims: Optional[Sequence[float]] = None, silenced: Sequence[float] = (0.0, 0.0)
 ) -> dict[str, Optional[float]]:
-    """Return the reported values; a ratio is None where its denominator is 0.
-
-    Args:
-        sums: Sums (sizes, sums) of `tally`.
-        claims: Anchors that were selected, and those selected by two gts or more; None if they were not counted.
-        silenced: Anchors of all classes, and those in regions of theirs.
-    """
+    """Return the reported values of a `Meter`; a ratio is None where its denominator is 0."""
     objects, unassigned, positives, overlap = (sum(column) for column in zip(*sums))
     values = {
         "objects": objects,
@@ -106,7 +94,7 @@ class Meter:
 
     Args:
         device: Device of the sums.
-        n_classes: Number of classes; 0 counts no classes.
+        n_classes: Number of classes; 0 counts none.
 
     Attributes:
         sums: The sums (sizes, sums) of `tally`.

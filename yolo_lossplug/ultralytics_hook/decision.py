@@ -17,13 +17,9 @@ def size_class(number: int) -> int:
 
 
 class Fastest(NamedTuple):
-    """The fastest proven engine for steps of a size.
+    """The fastest proven engine for steps of a size: size classes are of all anchors, and of elements.
 
-    Attributes:
-        dtype: Type of the scores, as ``float32``.
-        anchors_class: Size class of the anchors of all images.
-        size_class: Size class of the elements, objects of all images × anchors of one.
-        engine: Its name.
+    Elements are the objects of all images × the anchors of one.
     """
 
     dtype: str
@@ -33,24 +29,13 @@ class Fastest(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """What was measured on a device.
-
-    Attributes:
-        date: When, the newest.
-        engines: The fastest engines, sorted.
-    """
+    """What was measured on a device, last on that date: the fastest engines, sorted."""
 
     date: str
     engines: tuple[Fastest, ...]
 
     def engine(self, dtype: str, anchors: int, elements: int) -> str:
-        """Return the fastest engine for a size; empty if that is not within a class of one that was measured.
-
-        Args:
-            dtype: Type of the scores.
-            anchors: Anchors of all images.
-            elements: Objects of all images × anchors of one.
-        """
+        """Return the fastest engine for a size; empty if that is not within a class of one that was measured."""
         distances = {b.anchors_class: abs(b.anchors_class - size_class(anchors)) for b in self.engines if b[0] == dtype}
         near = [group for group, distance in distances.items() if distance <= 1]
         group = min(near, key=lambda known: (distances[known], known), default=None)
@@ -112,14 +97,9 @@ class Decision(NamedTuple):
 
     def __str__(self) -> str:
         part = f", {self.part} {'fast' if self.name == 'reference' else 'included'}" if self.part else ""
-        return f"{self._step()}{part}"
-
-    def _step(self) -> str:
-        """Return the engine in words, without the part."""
         unmeasured = "fast in crowds, else reference" if self.is_lazy else "fast"
         if self.measured is not None:
             others = "" if str(self.measured) == unmeasured else f", other sizes {unmeasured}"
-            return f"{self.measured} (bench {self.measured.date}){others}"
-        if self.name == "fast":
-            return unmeasured
-        return f"{self.name} ({self.why})" if self.why else self.name
+            return f"{self.measured} (bench {self.measured.date}){others}{part}"
+        step = f"{self.name} ({self.why})" if self.why else self.name
+        return f"{unmeasured if self.name == 'fast' else step}{part}"

@@ -71,8 +71,8 @@ def floor_of(assigner: Any) -> tuple[float, float]:
 @functools.lru_cache(maxsize=16)
 def _floor_of(select_candidates: Callable[..., Tensor], strides: tuple[float, ...], size: float) -> tuple[float, float]:
     settings = SimpleNamespace(stride=list(strides), stride_val=size)
-    counts = {stride: _n_inside(select_candidates, settings, stride - 1) for stride in strides[:2]}
-    return max(((stride, float(count)) for stride, count in counts.items() if count >= stride), default=(0.0, 0.0))
+    counts = ((stride, float(_n_inside(select_candidates, settings, stride - 1))) for stride in strides[:2])
+    return max((pair for pair in counts if pair[1] >= pair[0]), default=(0.0, 0.0))
 
 
 def rotated_floor_of(assigner: Any) -> tuple[float, float]:

@@ -21,13 +21,7 @@ by itself, or in older releases both together."""
 
 
 def rotated_candidates(assigner: Any, boxes: Tensor, points: Tensor) -> tuple[Tensor, Inside]:
-    """Return bounds (G, 4), x1 y1 x2 y2, of the candidates of rotated boxes, and the test of anchors in there.
-
-    Args:
-        assigner: An assigner of rotated boxes.
-        boxes: Boxes (G, 5), centre, width, height in pixels, angle.
-        points: Anchor centres (A, 2) in pixels.
-    """
+    """Return bounds (G, 4), x1 y1 x2 y2, of the candidates of boxes (G, 5), and the test of anchors in there."""
     select, strides = type(assigner).select_candidates_in_gts, list(getattr(assigner, "stride", ()))[:2]
     is_floored, shape = has_floor(select, is_rotated=True), pair_shape(assigner)
     floor = float(assigner.stride_val if is_floored else max(strides, default=0.0))

@@ -24,6 +24,8 @@ from yolo_lossplug.ultralytics_hook.running import branches, is_one_to_one
 
 WITHOUT = "inspect the data without model="
 """What to do about a model whose assignment cannot be inspected."""
+NONE: Mapping[Change, Any] = MappingProxyType({})
+"""No other assigners."""
 
 
 class Model(NamedTuple):
@@ -80,7 +82,7 @@ class AssignedObjects(NamedTuple):
     best_iou: np.ndarray
     score: np.ndarray
     overlap: np.ndarray
-    others: Mapping[Change, Outcome] = MappingProxyType({})
+    others: Mapping[Change, Outcome] = NONE
 
     @property
     def positives(self) -> np.ndarray:
@@ -153,15 +155,11 @@ def assigned(
 
 @torch.no_grad()
 def assign_batch(
-    model: Model, batch: dict[str, Any], first: int = 0, others: Mapping[Change, Any] = MappingProxyType({})
+    model: Model, batch: dict[str, Any], first: int = 0, others: Mapping[Change, Any] = NONE
 ) -> list[AssignedObjects]:
-    """Return what the objects of a batch of the host's dataset get, branch after branch, image after image.
+    """Return what the objects of a batch get, branch after branch, image after image; `first` is its first image.
 
-    Args:
-        model: The model.
-        batch: The batch.
-        first: Index of its first image.
-        others: Copies of the model's assigner with other numbers, which are tried as well.
+    Other assigners, copies of the model's with other numbers, are tried as well.
     """
     on_device = moved(batch, model.device)
     on_device["img"] = on_device["img"].float() / 255
@@ -197,12 +195,7 @@ class RecordingAssigner:
     """
 
     def __init__(
-        self,
-        assigner: Any,
-        branch: str,
-        first: int,
-        seen: list[AssignedObjects],
-        others: Mapping[Change, Any] = MappingProxyType({}),
+        self, assigner: Any, branch: str, first: int, seen: list[AssignedObjects], others: Mapping[Change, Any] = NONE
     ) -> None:
         self.assigner, self.branch, self.first, self.seen, self.others = assigner, branch, first, seen, others
 

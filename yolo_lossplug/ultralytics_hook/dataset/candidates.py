@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import Any, Callable
 
 import numpy as np
@@ -38,13 +39,10 @@ def make_assigner(task: str, strides: Sequence[float], selection: Selection) -> 
 
 def levels_of(imgsz: int, strides: Sequence[float]) -> tuple[Level, ...]:
     """Return the levels of anchors of a square input."""
-    levels, offset = [], 0
-    for stride in strides:
-        side = int(imgsz // stride)
-        centres = (torch.arange(side, dtype=torch.float32) + 0.5) * float(stride)
-        levels.append(Level(centres, centres, offset))
-        offset += side * side
-    return tuple(levels)
+    sides = [int(imgsz // stride) for stride in strides]
+    centres = [(torch.arange(side) + 0.5) * float(stride) for side, stride in zip(sides, strides)]
+    offsets = accumulate((side * side for side in sides), initial=0)
+    return tuple(Level(x, x, offset) for x, offset in zip(centres, offsets))
 
 
 def points_of(imgsz: int, strides: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:

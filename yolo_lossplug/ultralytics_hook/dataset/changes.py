@@ -19,13 +19,7 @@ Change = tuple[str, float]
 
 
 class Outcome(NamedTuple):
-    """What objects get.
-
-    Attributes:
-        covered: Objects with an anchor.
-        conflicts: Anchors that two or more objects select.
-        selected: Anchors that objects select.
-    """
+    """Objects with an anchor, anchors that two or more objects select, and all that objects select."""
 
     covered: int
     conflicts: int
@@ -59,7 +53,7 @@ class Listener:
         inside, chosen = (getattr(self.assigner, name) for name in self.METHODS)
 
         def select_candidates_in_gts(*args: Any, **kwargs: Any) -> Tensor:
-            mask: Tensor = inside(*args, **kwargs)
+            mask = inside(*args, **kwargs)
             self.candidates = mask[0].bool()
             return mask
 
@@ -96,14 +90,7 @@ def changed_assigners(assigner: Any) -> dict[Change, Any]:
 def outcomes(
     others: Mapping[Change, Any], inputs: tuple[Tensor, ...], extra: Mapping[str, Any], is_gt: Tensor
 ) -> dict[Change, Outcome]:
-    """Return what the objects of one image get from some assigners.
-
-    Args:
-        others: The assigners by what they have changed.
-        inputs: Arguments of the host's assigners, of one image.
-        extra: Keyword arguments of the same.
-        is_gt: Which slots hold a gt (n,).
-    """
+    """Return what the objects of one image get from assigners with these arguments; `is_gt` are the slots with one."""
     found = {}
     for change, assigner in others.items():
         with Listener(assigner) as heard:

@@ -37,12 +37,7 @@ def is_making() -> bool:
 
 
 def selected(args: Mapping[str, Any], is_final: bool = False) -> Selection:
-    """Return the selection of the trainer under construction.
-
-    Args:
-        args: Its arguments.
-        is_final: Whether they have just been merged, so that nothing selected before counts.
-    """
+    """Return the selection of the trainer under construction; final arguments are merged: none before them counts."""
     made = _made.get()
     if made and not is_final:
         return made[-1]

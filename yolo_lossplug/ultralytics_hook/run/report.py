@@ -119,8 +119,7 @@ def _read(file: Path, header: Sequence[str]) -> list[dict[str, str]]:
 
 def collector_of(trainer: Any) -> Optional[Collector]:
     """Return the collector of a trainer's run, None for a run without report."""
-    collector: Optional[Collector] = getattr(getattr(trainer, ATTRIBUTE, None), "collector", None)
-    return collector
+    return getattr(getattr(trainer, ATTRIBUTE, None), "collector", None)
 
 
 def clear_counts(trainer: Any) -> None:

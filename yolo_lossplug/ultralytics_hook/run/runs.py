@@ -56,7 +56,7 @@ def begin(trainer: Any) -> Run:
 
 def of(trainer: Any) -> Run:
     """Return the run of a trainer."""
-    run: Optional[Run] = getattr(trainer, "lossplug", None)
+    run = getattr(trainer, "lossplug", None)
     return Run(select(with_task(vars(trainer.args), type(trainer)))) if run is None else run
 
 
