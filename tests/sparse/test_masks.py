@@ -19,6 +19,7 @@ TAKES_OVERLAP = "overlap" in inspect.signature(v8SegmentationLoss.calculate_segm
 SIZE = (128.0, 192.0)
 """Height and width of the images in pixels; prototypes are a quarter of that."""
 N_ANCHORS = 700
+TAKES_OVERLAP = "overlap" in inspect.signature(v8SegmentationLoss.calculate_segmentation_loss).parameters
 
 
 def criteria(overlap):
@@ -134,14 +135,8 @@ def test_the_trial_sees_a_host_that_has_changed(monkeypatch):
 def test_gradients_in_half_and_twice():
     args = problem("ordinary")
     coefficients, prototypes = (args[6][:, :20].flatten(0, 1).detach(), args[5].detach())
-    objects = mask_term.MaskedObjects(
-        torch.tensor([20, 40]),
-        torch.tensor([0, 2]),
-        torch.tensor([[3, 4, 20, 30], [0, 0, 48, 32]]),
-        torch.tensor([0, 2]),
-        torch.tensor([1, 2]),
-        torch.tensor([0.5, 2.0]),
-    )
+    rectangles = [[3, 4, 20, 30], [0, 0, 48, 32]]
+    objects = mask_term.MaskedObjects(*map(torch.tensor, ([20, 40], [0, 2], rectangles, [0, 2], [1, 2], [0.5, 2.0])))
     found = {}
     for dtype in (torch.float32, torch.bfloat16):
         inputs = [tensor.to(dtype).requires_grad_() for tensor in (coefficients, prototypes)]
