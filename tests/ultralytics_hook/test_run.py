@@ -259,7 +259,7 @@ def test_a_run_that_was_copied_goes_on_with_what_its_losses_remember(data, tmp_p
     assert seen[0] and "is missing beside the checkpoint" not in log.text
 
 
-def test_what_is_ignored_or_missing_on_resume_is_said_once():
+def test_what_is_ignored_on_resume_is_said_once():
     """By us, with the value that stays; the host is asked about its own keys."""
     recorded = select({"loss": "eiou", "tal_topk": 7}).resolved()
     trainer = types.SimpleNamespace(args=types.SimpleNamespace(resume="last.pt", device="cpu", **recorded))
