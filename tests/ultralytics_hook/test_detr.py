@@ -16,12 +16,10 @@ from ultralytics import RTDETR, YOLO
 from ultralytics.models.rtdetr.train import RTDETRTrainer
 from ultralytics.models.utils import loss as host_loss
 from ultralytics.models.utils.loss import RTDETRDetectionLoss
-from ultralytics.utils.loss import v8DetectionLoss
 
 from tests import oracles
 from tests.checks import class_oracle
-from tests.models import model as other_model
-from tests.runs import STILL, TINY, Log, interrupt, results, train, yolo
+from tests.runs import STILL, TINY, Log, interrupt, results, train
 from yolo_lossplug import LossPlugError, create_box_loss
 from yolo_lossplug.registry import CLASS, REGISTRY
 from yolo_lossplug.selection.keys import DETR
@@ -50,10 +48,13 @@ def selected(**keys):
     return select({**keys, "task": DETR})
 
 
+def host():
+    return RTDETRDetectionLoss(nc=N_CLASSES, use_vfl=True)
+
+
 def criterion(state=None, **keys):
     """Return a criterion of the host with the losses that keys select."""
-    names = {i: f"class{i}" for i in range(N_CLASSES)}
-    return plug(RTDETRDetectionLoss(nc=N_CLASSES, use_vfl=True), selected(**keys), state, names)
+    return plug(host(), selected(**keys), state, {i: f"class{i}" for i in range(N_CLASSES)})
 
 
 @functools.cache
@@ -133,7 +134,7 @@ MIXTURES = ["ciou+nwd", "inner-ciou+nwd", "eiou+l1"]
 def test_box_losses_are_the_formula_in_every_layer(name):
     """Those that the host has as well included: then its own stays."""
     losses, calls = evaluate(criterion(loss=name))
-    stock, _ = evaluate(RTDETRDetectionLoss(nc=N_CLASSES, use_vfl=True))
+    stock, _ = evaluate(host())
     assert len(calls) == 2 * 2 * LAYERS, "layers and denoising"
     assert total(losses, "loss_giou") == pytest.approx(box_formula(name, calls, (640, 640)), rel=2e-4)
     for key, value in losses.items():
@@ -161,20 +162,15 @@ def test_a_matched_query_without_overlap_is_a_positive():
     assert value == pytest.approx(negatives.item()), "its weight is its IoU, 0, as published"
 
 
-@pytest.mark.parametrize("empty", [False, True], ids=["objects", "no object"])
-def test_the_host_is_equalled_to_the_last_digit(empty):
-    named, _ = evaluate(criterion(**STOCK), empty)
-    stock, _ = evaluate(RTDETRDetectionLoss(nc=N_CLASSES, use_vfl=True), empty)
-    assert named.keys() == stock.keys() and all(torch.equal(named[key], stock[key]) for key in stock)
-
-
-@pytest.mark.parametrize("keys", [STOCK, {"loss": "eiou", "cls_loss": "bce"}], ids=str)
-def test_a_batch_without_objects_has_a_gradient_and_no_box_loss(keys):
-    losses, _ = evaluate(criterion(**keys), empty=True)
-    assert total(losses, "loss_giou") == 0 and total(losses, "loss_class") > 0
-    leaf = problem(True)["preds"][1]
-    (grad,) = torch.autograd.grad(sum(losses.values()), [leaf])
-    assert grad.isfinite().all() and grad.abs().sum() > 0
+def test_the_host_is_equalled_to_the_last_digit_and_a_batch_without_objects_has_no_box_loss():
+    for empty in (False, True):
+        named, stock = (evaluate(made, empty)[0] for made in (criterion(**STOCK), host()))
+        assert named.keys() == stock.keys() and all(torch.equal(named[key], stock[key]) for key in stock)
+    for keys in (STOCK, {"loss": "eiou", "cls_loss": "bce"}):
+        losses, _ = evaluate(criterion(**keys), empty=True)
+        assert total(losses, "loss_giou") == 0 and total(losses, "loss_class") > 0
+        (grad,) = torch.autograd.grad(sum(losses.values()), [problem(True)["preds"][1]])
+        assert grad.isfinite().all() and grad.abs().sum() > 0
 
 
 def test_our_giou_and_varifocal_have_the_numbers_of_the_host():
@@ -220,27 +216,23 @@ def test_the_hosts_giou_is_not_computed_to_be_discarded(monkeypatch):
     assert calls == [None] * 2 * LAYERS, "the targets of classes only"
 
 
-def twice_the_l1(self, pred_bboxes, gt_bboxes, postfix=""):
-    losses = ORIGINAL(self, pred_bboxes, gt_bboxes, postfix)
-    return {**losses, f"loss_bbox{postfix}": losses[f"loss_bbox{postfix}"] * 2}
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda losses, postfix: {**losses, f"loss_bbox{postfix}": losses[f"loss_bbox{postfix}"] * 2},
+        lambda losses, postfix: {**losses, f"loss_angle{postfix}": losses[f"loss_bbox{postfix}"]},
+    ],
+    ids=["twice the L1", "another term"],
+)
+def test_a_host_with_another_l1_term_keeps_it(change, monkeypatch):
+    def method(self, pred_bboxes, gt_bboxes, postfix="", stock=host_loss.DETRLoss._get_loss_bbox):
+        return change(stock(self, pred_bboxes, gt_bboxes, postfix), postfix)
 
-
-def another_term(self, pred_bboxes, gt_bboxes, postfix=""):
-    return {**ORIGINAL(self, pred_bboxes, gt_bboxes, postfix), f"loss_angle{postfix}": pred_bboxes.sum()}
-
-
-ORIGINAL = host_loss.DETRLoss._get_loss_bbox
-
-
-@pytest.mark.parametrize("method", [twice_the_l1, another_term])
-def test_a_host_with_another_l1_term_keeps_it(method, monkeypatch):
     monkeypatch.setattr(host_loss.DETRLoss, "_get_loss_bbox", method)
-    made = criterion(loss="eiou")
+    made, boxes = criterion(loss="eiou"), problem(False)["batch"]["bboxes"]
     assert not made.lossplug.terms.has_l1
-    boxes = problem(False)["batch"]["bboxes"]
     with detr.input_size(640, 640):
-        ours = made._get_loss_bbox(boxes * 1.1, boxes)
-    hosts = method(RTDETRDetectionLoss(nc=N_CLASSES, use_vfl=True), boxes * 1.1, boxes)
+        ours, hosts = made._get_loss_bbox(boxes * 1.1, boxes), method(host(), boxes * 1.1, boxes)
     assert ours.keys() == hosts.keys()
     assert all(torch.equal(ours[key], hosts[key]) for key in hosts.keys() - {"loss_giou"})
 
@@ -372,12 +364,11 @@ def test_what_is_recorded_selects_the_same_again():
 
 
 def test_the_guard_reads_the_criterion():
-    keys = {"loss": "eiou", "cls_loss": "varifocal", "cls_vfl_alpha": ALPHA, "cls_vfl_gamma": GAMMA}
+    keys = {**STOCK, "loss": "eiou"}
     made, selection = criterion(**keys), selected(**keys)
     assert mismatches(made, selection) == []
     assert mismatches(made, selected(loss="giou"))
-    stock = RTDETRDetectionLoss(nc=N_CLASSES, use_vfl=True)
-    (said,) = mismatches(stock, selection)
+    (said,) = mismatches(host(), selection)
     assert said.startswith("loss=eiou cls_loss=varifocal") and "training runs RTDETRDetectionLoss" in said
     made.vfl = None  # the host's own, which was the selected one
     (said,) = mismatches(made, selection)
@@ -392,25 +383,16 @@ def test_a_criterion_with_losses_can_be_copied_and_pickled():
         assert all(torch.equal(found[key], expected[key]) for key in expected)
 
 
-@pytest.mark.parametrize(
-    "keys",
-    [
+def test_verify(monkeypatch):
+    for keys in (
         {"loss": "inner-eiou", "cls_loss": "qfl", "cls_smoothing": 0.1},
         {"loss": "wise-eiou", "cls_weights": [0.5, 1, 2], "cls_loss": "focal"},
         STOCK,
-    ],
-    ids=str,
-)
-def test_verify(keys):
-    about, rows = verify.verify({"model": MODEL, "imgsz": 64, "batch": 2, **keys})
-    assert [row.term for row in rows] == ["box", "class", "l1"] and all(row.error < 1e-5 for row in rows)
-    assert "matcher host's" in about["runs"] and rows[0].scale.key is None and rows[0].scale.grad_ratio > 0
-    (box, cls, l1) = rows
-    assert l1.ours == l1.stock
-    assert (box.ours == box.stock) is (keys is STOCK) and (cls.ours == cls.stock) is (keys is STOCK)
-
-
-def test_verify_finds_another_loss_out(monkeypatch):
+    ):
+        about, rows = verify.verify({"model": MODEL, "imgsz": 64, "batch": 2, **keys})
+        assert [row.term for row in rows] == ["box", "class", "l1"] and all(row.error < 1e-5 for row in rows)
+        assert "matcher host's" in about["runs"] and rows[0].scale.key is None and rows[0].scale.grad_ratio > 0
+        assert [row.ours == row.stock for row in rows] == [keys is STOCK, keys is STOCK, True]
     monkeypatch.setattr(detr, "per_object", lambda elements, n: elements.mean())
     rows = verify.verify({"model": MODEL, "imgsz": 64, "batch": 2, "cls_loss": "qfl"})[1]
     assert [row.agrees for row in rows] == [True, False, True]
@@ -420,14 +402,12 @@ KEYS = {"loss": "inner-eiou", "cls_loss": "qfl"}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [RTDETR, YOLO])
-def test_a_training(kind, data, tmp_path):
-    if kind is YOLO and Version(ultralytics.__version__) < Version("8.4"):
-        pytest.skip("older releases build another model of this class")
-    seen = []
+def test_a_training(data, tmp_path):
+    """Of a model by the class of all, where a release builds this one by it."""
+    is_old, seen = Version(ultralytics.__version__) < Version("8.4"), []
     watch = [("on_train_batch_end", lambda t: seen.append((running(t.model.criterion), t.model.criterion)))]
     with Log() as log:
-        model = kind(MODEL, **({"task": "detect"} if kind is YOLO else {}))
+        model = RTDETR(MODEL) if is_old else YOLO(MODEL, task="detect")
         made = train(model, callbacks=watch, data=data, project=str(tmp_path), epochs=2, **KEYS)
     assert "box inner-eiou(inner_ratio=0.7) · class qfl(cls_qfl_beta=2.0) · matcher host's" in log.text
     assert str(seen[-1][0]["loss"]) == "inner-eiou(inner_ratio=0.7)"
@@ -490,20 +470,11 @@ def test_resume_brings_the_choice_back(data, tmp_path):
 @pytest.mark.slow
 def test_a_replaced_criterion_stops_the_run(data, tmp_path):
     def replace(trainer):
-        trainer.model.criterion = RTDETRDetectionLoss(nc=3, use_vfl=True)
+        trainer.model.criterion = host()
 
+    callbacks = [("on_train_batch_start", replace)]
     with pytest.raises(LossPlugError, match="loss=eiou .* was requested, but training runs RTDETRDetectionLoss"):
-        callbacks = [("on_train_batch_start", replace)]
         train(RTDETR(MODEL), callbacks=callbacks, data=data, project=str(tmp_path), loss="eiou")
-
-
-@pytest.mark.slow
-def test_command_line(data, tmp_path):
-    for words, code in ([], 0), (["tal_topk=3"], 1):
-        done = yolo("train", f"model={MODEL}", "loss=eiou", *words, cwd=tmp_path, data=data, check=False, **TINY)
-        assert done.returncode == code, done.stdout[-4000:]
-        assert ("box eiou" in done.stdout) is (code == 0)
-        assert ("tal_topk=3 has no effect with RT-DETR" in done.stdout) is (code == 1)
 
 
 def test_compare_takes_it(data):
@@ -511,10 +482,6 @@ def test_compare_takes_it(data):
     assert [arm.name for arm in arms] == ["giou", "eiou"]
     with pytest.raises(LossPlugError, match="tal_topk=3 has no effect with RT-DETR"):
         compare.plan_of({"model": MODEL, "data": data, "loss": "giou,eiou", "tal_topk": 3})
-
-
-def test_other_models_are_not_taken_for_it():
-    assert isinstance(other_model("yolov8n").init_criterion(), v8DetectionLoss)
 
 
 def test_tools_of_anchors_refuse_it(tmp_path):

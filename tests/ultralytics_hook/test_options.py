@@ -20,39 +20,25 @@ from yolo_lossplug.ultralytics_hook.run import runs
 
 pytestmark = pytest.mark.slow
 CHOICE = {"loss": "inner-eiou", "cls_loss": "qfl"}
+SCALES = 0.5 if version_numbers(ultralytics.__version__) >= (8, 4, 0) else True
 OPTIONS = {
-    "freeze": {"freeze": 10},
-    "single_cls": {"single_cls": True},
-    "rect": {"rect": True},
-    "fraction": {"fraction": 0.5},
-    "close_mosaic": {"mosaic": 1.0, "close_mosaic": 1, "epochs": 2},
-    "mixup": {"mosaic": 1.0, "mixup": 1.0},
-    "accumulate": {"nbs": 16, "warmup_epochs": 0.0},
-    "cos_lr": {"cos_lr": True, "epochs": 2},
-    "dropped_val": {"val": False},
-    "cache": {"cache": "ram"},
-    "workers": {"workers": 1},
-    "multi_scale": {"multi_scale": 0.5},
+    "model": {"freeze": 10, "single_cls": True, "cos_lr": True, "nbs": 16, "warmup_epochs": 0.0, "val": False},
+    "batches": {"rect": True, "cache": "ram"},
+    "augmentation": {"mosaic": 1.0, "mixup": 1.0, "close_mosaic": 1, "epochs": 2, "fraction": 0.5},
+    "scales": {"multi_scale": SCALES, "workers": 1},
 }
 
 
-def option(name):
-    """Return an option as this release of Ultralytics takes it."""
-    if name == "multi_scale" and version_numbers(ultralytics.__version__) < (8, 4, 0):
-        return {"multi_scale": True}
-    return OPTIONS[name]
-
-
-@pytest.mark.parametrize("name", OPTIONS)
-def test_an_option_of_the_host(name, data, tmp_path):
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_options_of_the_host(options, data, tmp_path):
     seen = []
     watch = [("on_train_batch_end", lambda trainer: seen.append(trainer.model.criterion))]
     with Log() as log:
-        trainer = train(data=data, project=str(tmp_path), callbacks=watch, **{**CHOICE, **option(name)})
+        trainer = train(data=data, project=str(tmp_path), callbacks=watch, **{**CHOICE, **options})
     assert "box inner-eiou(inner_ratio=0.7) · class qfl" in log.text
     assert seen and all(is_plugged(criterion, runs.of(trainer).selection) for criterion in seen)
     rows = results(trainer.save_dir)
-    assert len(rows) == option(name).get("epochs", 1) and 0 < rows[-1]["train/box_loss"] < 1e4
+    assert len(rows) == options.get("epochs", 1) and 0 < rows[-1]["train/box_loss"] < 1e4
 
 
 def test_two_trainers_alive_at_once(data, tmp_path):
