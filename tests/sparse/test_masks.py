@@ -19,7 +19,6 @@ TAKES_OVERLAP = "overlap" in inspect.signature(v8SegmentationLoss.calculate_segm
 SIZE = (128.0, 192.0)
 """Height and width of the images in pixels; prototypes are a quarter of that."""
 N_ANCHORS = 700
-TAKES_OVERLAP = "overlap" in inspect.signature(v8SegmentationLoss.calculate_segmentation_loss).parameters
 
 
 def criteria(overlap):
