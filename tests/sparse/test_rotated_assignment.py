@@ -51,6 +51,8 @@ def sparse(assigner, inputs):
         return hook.metric_of(assigner, score, gt_of[row], box)
 
     assignment = hook.sparse_assignment(assigner, gts, measure, levels, gt_boxes, mask)
+    if assignment is None:  # metrics that are not finite: the host takes the step
+        return None
     return hook.dense_outputs(assignment, labels, gt_boxes, scores.shape)
 
 
@@ -61,8 +63,9 @@ def test_random_problems(family, monkeypatch):
         monkeypatch.setattr(assign, "MIN_PAIRS", 2**16 if seed % 2 else 50)
         monkeypatch.setattr(assign, "PAIRS_PER_ANCHOR", 2 if seed % 2 else 0)
         assigner, inputs = assigner_of(**SETTINGS[seed % 3]), rotated(family, seed)
-        expected = assigner(*(tensor.clone() for tensor in inputs))
-        for one, other in zip(expected, sparse(assigner, inputs)):
+        expected, actual = assigner(*(tensor.clone() for tensor in inputs)), sparse(assigner, inputs)
+        assert actual is not None or family == "negative"
+        for one, other in zip(expected, actual or expected):
             torch.testing.assert_close(other.to(one.dtype), one, rtol=2e-6 if one is expected[2] else 0, atol=0)
         n_positives += int(expected[3].sum())
     assert (n_positives > N_PROBLEMS) == (family != "no_objects")

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """The fast engine against the reference: every model, loss and key, and when it does not run."""
 
+import copy
 import math
 from types import SimpleNamespace
 from typing import Annotated
@@ -10,7 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from ultralytics.utils.loss import v8DetectionLoss, v8OBBLoss, v8PoseLoss, v8SegmentationLoss
 
-from tests.models import is_plugged, model, predicted, step, with_agreeing_engines, with_keys
+from tests.models import batch, is_plugged, model, predicted, step, with_agreeing_engines, with_keys
 from tests.parts import with_part
 from tests.runs import Log, results, train
 from yolo_lossplug import LossPlugError, Option, class_loss, create_class_loss
@@ -364,3 +365,23 @@ def test_both_engines_train_to_the_same_results(data, tmp_path):
         rows.append(results(trainer.save_dir))
     for one, other in zip(*rows):
         assert other == pytest.approx(one, rel=1e-3, abs=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["yolov8n", "yolov8n-seg", "yolov8n-obb", "yolov8n-pose"])
+def test_a_training_has_the_curve_of_stock(name):
+    curves, data = [], batch(name, size=160)
+    for engine in ("reference", "fast"):
+        made = copy.deepcopy(model(name))
+        criterion = with_keys(made, loss_engine=engine)
+        optimizer = torch.optim.SGD(made.parameters(), lr=1e-4, momentum=0.9)
+        curve = []
+        for _ in range(20):
+            loss = criterion(made(data["img"]), data)[0].sum()
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(made.parameters(), 10.0)  # as the host's trainer
+            optimizer.step()
+            curve.append(loss.item())
+        curves.append(curve)
+    assert curves[1] == pytest.approx(curves[0], rel=1e-3) and curves[0][-1] < curves[0][0]
