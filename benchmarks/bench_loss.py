@@ -186,7 +186,7 @@ def measure(name, options):
     is_spared = gauges.spare_memory(stock, max(problems, key=lambda one: one.most_objects))
     row = {"case": name, "batch": case.objects.batch, "objects": problems[0].n_objects}
     row["baseline"] = "stock, one image at a time" if is_spared else "reference" if case.loss else "stock"
-    different = timing.engine_mismatches(stock, make("ours", case, device), problems[0], options.amp)
+    different = timing.engine_agreement(stock, make("ours", case, device), problems[0], options.amp).differs
     if different:
         return {**row, "differs": different}
     ours = make("ours", case, device)

@@ -319,9 +319,9 @@ def test_a_step_of_another_task_that_is_off_is_found_out(task, monkeypatch):
     model = bench_cases.model_of(bench_cases.TASK_MODELS[task])
     one = task_outputs.drawn_task_problem(task, problems.ObjectSpec(2, 5), 0, head=bench_cases.head_of(model, 128))
     stock, ours = (timing.engine_criterion(model, name) for name in ("reference", "fast"))
-    assert timing.engine_mismatches(stock, ours, one) == []
+    assert timing.engine_agreement(stock, ours, one).differs == []
     ours.hyp = type(ours.hyp)(**{**vars(ours.hyp), "box": 7.6})
-    assert "loss" in timing.engine_mismatches(stock, ours, one)[0]
+    assert "loss" in timing.engine_agreement(stock, ours, one).differs[0]
 
 
 @pytest.mark.parametrize(("key", "remedy"), [("objekts", "Did you mean 'objects'?"), ("loss", "Remove it.")])
@@ -414,7 +414,7 @@ def test_the_host_goes_image_by_image_where_its_tensors_do_not_fit(monkeypatch):
     assert not gauges.spare_memory(spared, one)
     monkeypatch.setattr(gauges, "available_memory", lambda: 1000.0)
     assert gauges.spare_memory(spared, one) and type(spared.assigner) is gauges.OneImageAtATime
-    assert timing.engine_mismatches(stock, spared, one) == []
+    assert timing.engine_agreement(stock, spared, one).differs == []
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux says it")

@@ -21,8 +21,7 @@ from yolo_lossplug.selection.select import select
 from yolo_lossplug.ultralytics_hook.criterion import plug
 from yolo_lossplug.ultralytics_hook.engines import agreement, choice, fast, keypoints, parity
 from yolo_lossplug.ultralytics_hook.engines.fast import FastMixin
-from yolo_lossplug.ultralytics_hook.engines.install import remove_fast_step
-from yolo_lossplug.ultralytics_hook.engines.parts import running_part
+from yolo_lossplug.ultralytics_hook.engines.install import remove_fast_step, running_part
 from yolo_lossplug.ultralytics_hook.running import branch_criteria
 
 MODELS = ["yolov8n", "yolo11n", "yolov10n", "yolo26n", "yolov8n-seg", "yolo26n-seg", "yolov8n-pose", "yolo26n-pose"]

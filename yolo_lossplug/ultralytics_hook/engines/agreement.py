@@ -27,12 +27,7 @@ Inputs = Callable[[], tuple[dict[str, Any], dict[str, Tensor]]]
 
 
 class Agreement(NamedTuple):
-    """A comparison of steps.
-
-    Attributes:
-        differs: Where an engine deviates, in words; empty if it does not.
-        n_exchanged: Number of anchors that are exchanged in ties.
-    """
+    """Where steps of an engine deviate, in words, and how many anchors are exchanged in ties."""
 
     differs: list[str]
     n_exchanged: int = 0
@@ -62,14 +57,9 @@ def tolerance_error(error: float, grad_error: float) -> Optional[str]:
 
 
 def compared_steps(one: Any, other: Any, inputs: Inputs, batch: dict[str, Any], context: Any = None) -> Agreement:
-    """Return whether two criteria agree on a batch.
+    """Return whether a criterion of the host and one with an engine in it agree on a batch.
 
-    Args:
-        one: Criterion of the host.
-        other: One of the same kind with an engine in it; it is told to return its assignment from now on.
-        inputs: Makes the predictions.
-        batch: The batch.
-        context: Makes the context of a step, as that of autocast.
+    The latter is told to return its assignment from now on. `context` makes the context of a step, as of autocast.
     """
     context = context or contextlib.nullcontext
     derive(Reading, other)

@@ -21,9 +21,14 @@ from yolo_lossplug.ultralytics_hook.derived import layers
 from yolo_lossplug.ultralytics_hook.engines import record
 from yolo_lossplug.ultralytics_hook.engines.agreement import tolerance_error
 from yolo_lossplug.ultralytics_hook.engines.fast import FastMixin
-from yolo_lossplug.ultralytics_hook.engines.install import install_fast_step, remove_fast_step
+from yolo_lossplug.ultralytics_hook.engines.install import (
+    install_fast_step,
+    install_part,
+    proven_part,
+    remove_fast_step,
+    running_part,
+)
 from yolo_lossplug.ultralytics_hook.engines.parity import METHOD, EngineFailed, Setting, parity_agreement, self_test
-from yolo_lossplug.ultralytics_hook.engines.parts import install_part, proven_part, running_part
 from yolo_lossplug.ultralytics_hook.engines.record import FAST, REFERENCE
 from yolo_lossplug.ultralytics_hook.originals import v8DetectionLoss, v8OBBLoss
 
@@ -36,10 +41,6 @@ ADVICE = "lossplug bench measures faster engines here"
 
 def decide_engine(engine: str, criterion: Any) -> Decision:
     """Return which engine takes the steps of a criterion; called once, when the losses are installed.
-
-    Args:
-        engine: ``auto``, ``fast``, ``triton`` or ``reference``, as requested.
-        criterion: The criterion.
 
     Raises:
         LossPlugError: If ``fast`` or ``triton`` is requested and cannot run.
@@ -54,21 +55,20 @@ def decide_engine(engine: str, criterion: Any) -> Decision:
 
 def _step_decision(engine: str, criterion: Any) -> Decision:
     """Return which engine takes the steps of a criterion, masks and keypoints left aside."""
-    device = criterion.device
-    why = why_not_fast(criterion) or (why_no_kernels_for(criterion) if engine == TRITON else None)
+    why = why_not_fast(criterion)
+    if engine == TRITON and not why:
+        why = "boxes are rotated" if isinstance(criterion, v8OBBLoss) else kernels.missing(criterion.device)
     if engine in (FAST, TRITON) and why:
         raise LossPlugError(_refusal(engine, why))
     if why:
         return Decision(REFERENCE, why)
-    is_lazy = engine != FAST and device.type not in FAST_DEVICE_TYPES
+    is_lazy = engine != FAST and criterion.device.type not in FAST_DEVICE_TYPES
     if engine == AUTO:
         return _recorded(criterion, is_lazy)
-    return Decision(_requested(engine, criterion), is_lazy=is_lazy)
-
-
-def why_no_kernels_for(criterion: Any) -> Optional[str]:
-    """Return why kernels cannot take the steps of a criterion, None if they can."""
-    return "boxes are rotated" if isinstance(criterion, v8OBBLoss) else kernels.missing(criterion.device)
+    trouble = kernel_trouble(setting_of(criterion)) if engine == TRITON else None
+    if trouble:
+        warn_once(f"loss_engine=triton: {trouble}; the run continues without kernels.")
+    return Decision(FAST if trouble else engine, is_lazy=is_lazy)
 
 
 def _recorded(criterion: Any, is_lazy: bool) -> Decision:
@@ -103,15 +103,8 @@ def running_engine(criterion: Any) -> Union[Decision, str]:
 
 
 def why_no_kernels(engine: str, device: Any) -> Optional[str]:
-    """Return why a run that requests kernels cannot use them, before a model is built; None if it may.
-
-    Args:
-        engine: The requested engine.
-        device: The device as the user names it, None for the one that Ultralytics chooses.
-    """
-    if engine != TRITON:
-        return None
-    why = kernels.missing(torch.device(device_type(device)))
+    """Return why a run that requests kernels cannot use them, before a model is built; None if it may."""
+    why = kernels.missing(torch.device(device_type(device))) if engine == TRITON else None
     return _refusal(engine, why) if why else None
 
 
@@ -133,14 +126,6 @@ def use_kernels(criterion: Any, is_trial: bool = False) -> None:
     from yolo_lossplug.ultralytics_hook.engines.triton import TritonKernels
 
     on_criterion(criterion).kernels = TritonKernels(criterion, is_trial)
-
-
-def _requested(engine: str, criterion: Any) -> str:
-    """Return an engine that was requested; if its kernels fail, warn once and return the fast one."""
-    trouble = kernel_trouble(setting_of(criterion)) if engine == TRITON else None
-    if trouble:
-        warn_once(f"loss_engine=triton: {trouble}; the run continues without kernels.")
-    return FAST if trouble else engine
 
 
 def _can_run(criterion: Any, engine: str) -> bool:
@@ -183,10 +168,7 @@ def head_key(criterion: Any) -> tuple[int, tuple[float, ...]]:
 
 
 def why_not_fast(criterion: Any) -> Optional[str]:
-    """Return why the fast engine cannot take the steps of a criterion, None if it can.
-
-    The engine takes some steps on random problems and is compared with the host's own step.
-    """
+    """Return why the fast engine cannot take the steps of a criterion, tried on random problems; None if it can."""
     device = criterion.device
     if device.type not in ("cpu", "cuda"):
         return f"it is not tested on {device.type}"

@@ -35,8 +35,6 @@ from yolo_lossplug.ultralytics_hook.run.watch import meter_of, take_claims
 
 MAX_DECODED = 2**16
 """Maximum number of anchors per call of the host's decoder."""
-
-
 uncompiled = getattr(getattr(torch, "compiler", None), "disable", lambda function: function)
 """Shapes depend on values here, so `torch.compile` would only break the graph; torch before 2.1 has none."""
 
@@ -61,11 +59,8 @@ def fast_step(
 ) -> Optional[tuple]:
     """Return what the host's step returns, None where the host should take the step.
 
-    Args:
-        criterion: The criterion.
-        preds: Outputs of the head: ``boxes`` (b, 4·R, A), ``scores`` (b, classes, A), ``feats``.
-        batch: The batch.
-        extra: Keyword arguments that the criterion passes to its own assigner.
+    `preds` are outputs of the head: ``boxes`` (b, 4·R, A), ``scores`` (b, classes, A), ``feats``. The criterion passes
+    `extra` to its own assigner.
     """
     attached, boxes, scores = on_criterion(criterion), preds["boxes"], preds["scores"]
     decision, elements = attached.decision, len(batch["batch_idx"]) * scores.shape[2]
@@ -90,7 +85,7 @@ def fast_step(
     cls = class_term(criterion, scores, assigned.anchor, labels, assigned.score) / total
     box, dfl = box_terms(criterion, boxes, targets, anchors, assigned, total, decoder.bins_of(assigned.anchor))
     gains = criterion.hyp
-    loss = torch.stack([term.float() for term in (box * gains.box, cls * gains.cls, dfl * gains.dfl)])
+    loss = torch.stack([*map(Tensor.float, (box * gains.box, cls * gains.cls, dfl * gains.dfl))])
     count_positives(criterion.assigner, decoder, targets, assigned)
     names = getattr(criterion, "loss_names", None)
     items = loss.detach() if names is None else dict(zip(names, loss.detach()))
@@ -100,11 +95,7 @@ def fast_step(
 def is_left_to_host(decision: Decision, engine: str, batch: dict[str, Any], scores: Tensor) -> bool:
     """Return whether the host takes a step: it is faster there, and its dense tensors are small.
 
-    Args:
-        decision: Which engine takes the steps of the criterion.
-        engine: The engine that a record names for this step, empty without one.
-        batch: The batch.
-        scores: Logits (b, classes, A).
+    `engine` is the one that a record names for this step, empty without one.
     """
     elements = len(batch["batch_idx"]) * scores.shape[2]
     if scores.is_cuda:  # how many objects the fullest image has, the GPU would have to be asked
@@ -179,13 +170,7 @@ def assigned_by(
 
 
 class Decoder:
-    """Boxes that anchors predict, decoded on first use.
-
-    Args:
-        criterion: The criterion.
-        boxes: Outputs of the head (b, 4·R, A).
-        anchors: The anchors.
-        dtype: Type of the boxes.
+    """Boxes, of a type, that anchors predict by outputs of the head (b, 4·R, A), decoded on first use.
 
     Attributes:
         decoded: Boxes (b·A, 4) in pixels; after an assignment those of all assigned anchors are among the decoded.
@@ -247,8 +232,7 @@ class Decoder:
 
 def lazy_measure(criterion: Any, decoder: Decoder, scores: Tensor, targets: Targets, gts: Gts) -> Measure:
     """Return a function that measures pairs, and decodes the boxes of their anchors."""
-    n_anchors, logits = scores.shape[2], scores.detach().flatten()
-    slot, begin = gts.slot, gts.begin
+    n_anchors, logits, slot, begin = scores.shape[2], scores.detach().flatten(), gts.slot, gts.begin
     gt_boxes = targets.boxes.flatten(0, 1)[slot]
     first = (gts.image * scores.shape[1] + targets.labels.flatten().long()[slot]) * n_anchors
 

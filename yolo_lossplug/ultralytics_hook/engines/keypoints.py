@@ -42,13 +42,8 @@ class KeypointMixin(Derived):
     ) -> tuple[Tensor, Tensor]:
         """Return the location and the visibility term, as the host's method does.
 
-        Args:
-            masks: Which anchors are positive (b, A).
-            target_gt_idx: Gt slots (b, A) of the anchors.
-            keypoints: Gt keypoints (b, n, K, 3) in pixels.
-            stride_tensor: Pixels per cell (A, 1).
-            target_bboxes: Gt boxes (b, A, 4) of the anchors in pixels.
-            pred_kpts: Outputs of the head (b, A, K, d).
+        Positives are `masks` (b, A), with gt slots (b, A) and boxes (b, A, 4) in pixels. Keypoints are those of gts
+        (b, n, K, 3) in pixels, and predicted are outputs of the head (b, A, K, d).
         """
         anchor = masks.flatten().nonzero().squeeze(1)
         image, cell = anchor // masks.shape[1], anchor % masks.shape[1]

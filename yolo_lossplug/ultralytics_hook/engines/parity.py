@@ -19,7 +19,6 @@ from yolo_lossplug.ultralytics_hook.engines.install import install_fast_step
 from yolo_lossplug.ultralytics_hook.originals import v8DetectionLoss, v8OBBLoss
 
 METHOD = "get_assigned_targets_and_loss"
-
 CELLS = 10
 """Size of the images on which engines are compared, in cells of the coarsest level."""
 
@@ -45,15 +44,7 @@ class Setting(NamedTuple):
 
 
 class StepPair(NamedTuple):
-    """Two equal criteria of the host and a problem for them.
-
-    Attributes:
-        one: The first criterion.
-        other: The second.
-        inputs: Makes the outputs of the head, and the leaves among them.
-        batch: The batch.
-        context: Makes the context of a step, that of autocast.
-    """
+    """Two equal criteria of the host and a problem for them; see `compared_steps`."""
 
     one: Any
     other: Any
@@ -86,15 +77,9 @@ def self_test(
 def parity_errors(
     setting: Setting, prepare: Callable[[Any], None], kind: type = v8DetectionLoss
 ) -> tuple[float, float]:
-    """Take steps of an engine on random problems, and compare them with the steps of the host.
+    """Return the maximum relative error of an engine's loss on random problems, and of its gradients in norm.
 
-    Args:
-        setting: What the problems look like.
-        prepare: Makes a criterion of the host take the engine's steps.
-        kind: The host's criterion.
-
-    Returns:
-        Maximum relative error of the loss, and of its gradients in norm.
+    `prepare` makes a criterion of the host take the engine's steps.
 
     Raises:
         EngineFailed: If the engine fails.
@@ -143,17 +128,15 @@ def trials(setting: Setting, kind: type) -> Iterator[StepPair]:
     model = SimpleNamespace(parameters=lambda: iter((parameter,)), args=gains, model=[head])
     size = setting.size[0] * max(strides), setting.size[1] * max(strides)
     shapes = [(round(size[0] / stride), round(size[1] / stride)) for stride in strides]
+    is_half = setting.dtype != torch.float32
+    dtype = setting.dtype if is_half else None
+    context = functools.partial(torch.autocast, torch.device(device).type, dtype, enabled=is_half)
     for topk, n in ((10, 5), (7, 4 * setting.size[0]), (10, 0)):
         one, other = (kind(model, topk, **({"tal_topk2": 1} if topk == 7 else {})) for _ in range(2))
         tensors, batch = _problem(rng, sum(h * w for h, w in shapes), setting, n)
         if kind is v8OBBLoss:
             _rotate(rng, tensors, batch, size)
-        yield StepPair(one, other, functools.partial(_inputs, tensors, shapes, setting), batch, _context(setting))
-
-
-def _context(setting: Setting) -> Callable[[], Any]:
-    kind, is_half = torch.device(setting.device).type, setting.dtype != torch.float32
-    return functools.partial(torch.autocast, kind, setting.dtype if is_half else None, enabled=is_half)
+        yield StepPair(one, other, functools.partial(_inputs, tensors, shapes, setting), batch, context)
 
 
 def _inputs(

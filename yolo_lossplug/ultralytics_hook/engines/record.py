@@ -51,16 +51,8 @@ class Key(NamedTuple):
 
 def record_key(device: torch.device) -> Key:
     """Return where entries of this device and of the installed versions hold."""
-    return Key(device_name(device), **_versions())
-
-
-def _versions() -> dict[str, str]:
-    return {
-        "torch": torch.__version__,
-        "triton": _triton_version(),
-        "ultralytics": ultralytics.__version__,
-        "yolo_lossplug": yolo_lossplug.__version__,
-    }
+    versions = torch.__version__, _triton_version(), ultralytics.__version__, yolo_lossplug.__version__
+    return Key(device_name(device), *versions)
 
 
 @functools.cache
@@ -94,9 +86,7 @@ def file() -> Path:
 def fastest_engines(device: torch.device, can_run: Callable[[str], bool]) -> Optional[Measured]:
     """Return the fastest proven engines on a device, by type and size class; None if nothing was measured there.
 
-    Args:
-        device: The device.
-        can_run: Whether an engine can run here, asked only of one that would be the fastest.
+    Only of one that would be the fastest it is asked whether it can run here.
     """
     key, refused = record_key(device), disqualified_engines(device)
     found = {_identity(entry): entry for entry in (*_shipped_entries(), *_entries(file())) if _key_of(entry) == key}
@@ -111,12 +101,8 @@ def fastest_engines(device: torch.device, can_run: Callable[[str], bool]) -> Opt
 def fastest(engines: Mapping[str, Any], can_run: Callable[[str], bool] = lambda name: True) -> str:
     """Return the engine to take, by its results in one case: one that was faster in three of four pairs, or the host's.
 
-    Args:
-        engines: By name ``times_faster`` (median of the pairs) and ``quartiles`` of these.
-        can_run: Whether an engine can run here.
-
-    Returns:
-        The name; empty if none was faster, but the one for all devices was not measured.
+    Results are by name ``times_faster`` (median of the pairs) and ``quartiles`` of these. The name is empty if none was
+    faster, but the engine for all devices was not measured.
     """
     won = {name: proof["times_faster"] for name, proof in engines.items() if proof["quartiles"][0] > 1}
     ranked = sorted(won, key=lambda name: -won[name])
@@ -134,11 +120,7 @@ def disqualified_engines(device: torch.device) -> dict[str, str]:
 def add(entries: Iterable[Mapping[str, Any]], key: Key, refused: Mapping[str, str], since: str) -> None:
     """Add entries to the file; in one of the same device, versions, type and size class, engines are replaced.
 
-    Args:
-        entries: The entries.
-        key: Where they hold.
-        refused: Engines that are disqualified there, with the reasons; one in `entries` no longer is.
-        since: The day.
+    Engines that are refused are disqualified since that day, with the reasons; one in the entries no longer is.
 
     Raises:
         LossPlugError: If the file cannot be written, or another process does not finish writing.
@@ -151,9 +133,7 @@ def add(entries: Iterable[Mapping[str, Any]], key: Key, refused: Mapping[str, st
         for entry in new:
             earlier = known.get(_identity(entry), {"engines": {}})
             known[_identity(entry)] = {**entry, "engines": {**earlier["engines"], **entry["engines"]}}
-        record["entries"] = list(known.values())
-        where = key._asdict()
-        before = record["disqualified"]
+        record["entries"], before, where = list(known.values()), record["disqualified"], key._asdict()
         others = [e for e in before if e.get("engine") not in settled or not where.items() <= e.items()]
         now = [{**where, "engine": name, "why": why, "since": since} for name, why in refused.items()]
         record["disqualified"] = [*others, *now]

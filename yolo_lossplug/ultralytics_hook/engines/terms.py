@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Optional
+import functools
+from typing import Any, Callable, NamedTuple, Optional
 
 import torch
 from torch import Tensor, nn
@@ -131,30 +132,13 @@ def hosts_box_terms(
 ) -> tuple[Tensor, Tensor]:
     """Return the box and the DFL (or L1) term from the host's own module, with the rounding of its autocast.
 
-    Args:
-        criterion: The criterion.
-        rows: Outputs of the head (n, 4·R) at the n positives.
-        predicted: Boxes (1, n, 4) that they predict, rotated ones (1, n, 5), in cells.
-        gt_boxes: Boxes (n, 4) or (n, 5) of their gts, in cells.
-        points: Their centres (n, 2) in cells.
-        strides: Pixels per cell (n, 1).
-        imgsz: Height and width of the network input in pixels (2,).
-        weight: Their scores (n,).
-        total: Sum of the scores ().
+    `rows` are outputs of the head (n, 4·R) at the n positives, `predicted` the boxes (1, n, 4 or 5) of these in cells,
+    `points` their centres, and `gt_boxes` the boxes (n, 4 or 5) of their gts, in cells too.
     """
     module, stock = criterion.bbox_loss, stock_bbox_loss(criterion.bbox_loss)
     foreground = torch.ones(1, len(rows), dtype=torch.bool, device=rows.device)
-    box, dfl = stock(
-        rows.unsqueeze(0),
-        predicted if module is stock else predicted.detach(),
-        points,
-        gt_boxes.unsqueeze(0),
-        weight.view(1, -1, 1),
-        total,
-        foreground,
-        imgsz,
-        strides,
-    )
+    boxes = predicted if module is stock else predicted.detach(), points, gt_boxes.unsqueeze(0)
+    box, dfl = stock(rows.unsqueeze(0), *boxes, weight.view(1, -1, 1), total, foreground, imgsz, strides)
     if module is not stock:
         per_box = module.loss(predicted[0], gt_boxes, stride=strides, imgsz=imgsz)
         box = (per_box * weight).sum() / total
@@ -162,14 +146,9 @@ def hosts_box_terms(
 
 
 def class_term(criterion: Any, scores: Tensor, anchor: Tensor, labels: Tensor, score: Tensor) -> Tensor:
-    """Return the sum of the class loss, before the gain.
+    """Return the sum of the class loss of logits (b, classes, A), before the gain.
 
-    Args:
-        criterion: The criterion.
-        scores: Logits (b, classes, A).
-        anchor: Anchors (n,) among those of all images, unique.
-        labels: Their classes (n,).
-        score: The targets of these (n,).
+    Anchors (n,) are unique ones among those of all images; of these are the classes `labels`, whose target is `score`.
     """
     loss, smoothing = class_loss_of(criterion), getattr(criterion.bce, "smoothing", 0.0)
     if loss is None or not on_criterion(criterion).is_class_loss_pointwise:
@@ -207,16 +186,21 @@ def criterion_weights(criterion: Any) -> Optional[Tensor]:
 
 def is_class_loss_pointwise(loss: Loss) -> bool:
     """Return whether every element of a class loss depends on nothing but its logit and target; tested on parts."""
-    if loss.state is not None:
-        return False
     x, y = torch.linspace(-6, 6, 24), torch.linspace(-0.7, 1, 24).clamp(min=0)
+    whole = functools.partial(loss, x.view(2, 3, 4), y.view(2, 3, 4))
+    return is_pointwise(loss, lambda i: loss(x[i], y[i]), whole)
+
+
+def is_pointwise(loss: Loss, part: Callable[[Any], Tensor], whole: Optional[Callable[[], Tensor]] = None) -> bool:
+    """Return whether a loss has no state, and is the same of a whole batch of 24 and of parts, which have an index."""
     order = torch.arange(24).flip(0)
     try:
-        whole = loss(x.view(2, 3, 4), y.view(2, 3, 4)).flatten()
-        parts = torch.cat([loss(a, b) for a, b in zip(x[order].split(5), y[order].split(5))])
-    except Exception:  # a user-defined loss that needs the shape of the batch
+        if loss.state is not None:
+            return False
+        expected = whole().flatten() if whole else part(slice(None))
+        return torch.allclose(expected[order], torch.cat([part(i) for i in order.split(5)]), rtol=1e-5, atol=1e-7)
+    except Exception:  # a user-defined loss that needs the whole batch, or its shape
         return False
-    return torch.allclose(whole[order], parts, rtol=1e-5, atol=1e-7)
 
 
 def criterion_class_weights(criterion: Any) -> Optional[Tensor]:

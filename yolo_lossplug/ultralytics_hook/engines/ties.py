@@ -25,28 +25,14 @@ MAX_EXCHANGED = 1000
 
 
 class Exchanged(NamedTuple):
-    """Differences between two assignments.
-
-    Attributes:
-        tied: Number of anchors that are exchanged in ties.
-        wrong: Number of anchors that differ otherwise.
-    """
+    """Numbers of anchors that two assignments exchange in ties, and of those that differ otherwise."""
 
     tied: int
     wrong: int
 
 
 class AssignerInputs(NamedTuple):
-    """What the host's assigner is called with.
-
-    Attributes:
-        scores: Scores (b, A, classes).
-        boxes: Predicted boxes (b, A, 4) in pixels.
-        points: Centres (A, 2) of the anchors in pixels.
-        labels: Classes (b, n, 1) of the gts.
-        gts: Their boxes (b, n, 4) in pixels.
-        mask: Which are gts (b, n, 1).
-    """
+    """What the host's assigner is called with: scores, boxes (b, A, ...) and centres (A, 2) of anchors, and the gts."""
 
     scores: Tensor
     boxes: Tensor
@@ -59,14 +45,7 @@ class AssignerInputs(NamedTuple):
 def exchanged_anchors(
     assigner: Any, inputs: AssignerInputs, expected: Sequence[Tensor], actual: Sequence[Tensor]
 ) -> Exchanged:
-    """Return how many anchors differ.
-
-    Args:
-        assigner: The host's.
-        inputs: What it was called with.
-        expected: Its foreground (b, A) and gt indices (b, A).
-        actual: Those of an engine.
-    """
+    """Return how many anchors differ between foreground and gt indices (b, A) of the host's assigner and an engine."""
     one, other = (torch.where(foreground, slot.long(), -1) for foreground, slot in (expected[:2], actual[:2]))
     differs = one != other
     total, wrong = int(differs.sum()), 0

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """A criterion's step by Triton kernels, with the fast engine as its oracle.
 
-Where every loss has a kernel, a step does not synchronise with the GPU.
-Gts stay in the order of the batch, whichever image they belong to, so that no count has to be read from the GPU.
+Where every loss has a kernel, a step does not synchronise with the GPU: gts stay in the order of the batch, whichever
+image they belong to, so that no count has to be read from it.
 """
 
 from __future__ import annotations
 
 import functools
+from itertools import accumulate
 from typing import Any, NamedTuple, Optional
 
 import torch
@@ -24,7 +25,6 @@ from yolo_lossplug.selection.loss import Loss
 from yolo_lossplug.ultralytics_hook.assigner import has_own_hooks, topk2_of
 from yolo_lossplug.ultralytics_hook.attached import on_assigner, on_criterion
 from yolo_lossplug.ultralytics_hook.console import warn_once
-from yolo_lossplug.ultralytics_hook.counts import Meter
 from yolo_lossplug.ultralytics_hook.engines import fast, terms
 from yolo_lossplug.ultralytics_hook.min_side import floor_of
 from yolo_lossplug.ultralytics_hook.originals import BboxLoss, v8DetectionLoss
@@ -39,24 +39,14 @@ MAX_SIZES = 64
 
 
 class Types(NamedTuple):
-    """Where the host leaves float32, which autocast decides.
-
-    Attributes:
-        product: Type of the product of a softmax of the head's outputs with the bins.
-        power: Type of the power of a score.
-    """
+    """Types, which autocast decides, of the product of a softmax with the bins, and of the power of a score."""
 
     product: torch.dtype
     power: torch.dtype
 
 
 class CachedAnchors(NamedTuple):
-    """Anchors of an image size.
-
-    Attributes:
-        host: As the host has them.
-        anchors: As the kernels read them.
-    """
+    """Anchors of an image size, as the host has them, and as the kernels read them."""
 
     host: terms.Anchors
     anchors: KernelAnchors
@@ -65,9 +55,7 @@ class CachedAnchors(NamedTuple):
 class TritonKernels:
     """Kernels for the steps of one criterion, and what they cache of it.
 
-    Args:
-        criterion: The criterion.
-        is_trial: Whether to raise where the run would otherwise continue without kernels.
+    In a trial they raise where a run would continue without kernels.
     """
 
     def __init__(self, criterion: Any, is_trial: bool = False) -> None:
@@ -78,13 +66,7 @@ class TritonKernels:
         self.is_box_loss_pointwise = loss is not None and is_box_loss_pointwise(loss)
 
     def step(self, criterion: Any, preds: dict[str, Tensor], batch: dict[str, Any]) -> Optional[tuple]:
-        """Return what the host's step returns, None where the kernels do not compute that.
-
-        Args:
-            criterion: The criterion.
-            preds: Outputs of the head: ``boxes`` (b, 4·R, A), ``scores`` (b, classes, A), ``feats``.
-            batch: The batch.
-        """
+        """Return what the host's step returns, None where the kernels do not compute that; see `fast.fast_step`."""
         types = types_of(criterion.assigner.alpha, preds["scores"])
         why = why_no_kernel(criterion, preds, types)
         if why and not self.is_trial:
@@ -117,16 +99,19 @@ class TritonKernels:
         targets, formula = class_terms_of(criterion, assigned)
         gains = float(criterion.hyp.box), float(criterion.hyp.cls), float(criterion.hyp.dfl)
         step = StepInputs(gts.boxes, assigned, grid, anchors, box_config, targets, formula, gains)
+        with_grad = torch.is_grad_enabled() and outputs.requires_grad
         if box_config.kind == NO_LOSS:
-            step = self._with_box_loss(criterion, step, cached, needs_grad(outputs))
-        if needs_grad(outputs):
+            step = self._with_box_loss(criterion, step, cached, with_grad)
+        if with_grad:
             self._rehearse(outputs, scores, step)
         loss, factors = step_losses(outputs, scores, step)
         if formula is None:
             loss = torch.stack((loss[0], class_sum_of(criterion, scores, assigned) * factors[1], loss[2]))
         meter = meter_of(assigner)
         if meter is not None:
-            count_assigned(meter, gts, label, assigned, grid * anchors.strides.repeat(len(scores)).unsqueeze(1))
+            rows, slot, is_positive = gts.boxes.unsqueeze(0), assigned.row.clamp(min=0).long(), assigned.row >= 0
+            is_gt, pred_boxes = rows.sum(2, keepdim=True) > 0, grid * anchors.strides.repeat(len(scores)).unsqueeze(1)
+            meter.add(rows, is_gt, slot, is_positive, pred_boxes, label.view(1, -1, 1), assigned.claims)
         names = getattr(criterion, "loss_names", None)
         items = loss.detach() if names is None else dict(zip(names, loss.detach()))
         return kernel_assignment_outputs(criterion, image.view(-1), gts, assigned, cached), loss, items
@@ -139,20 +124,16 @@ class TritonKernels:
             if len(self.cached) >= MAX_SIZES:
                 self.cached.clear()
             host = fast.anchors_of(criterion, feats, dtype)
-            levels, first = [], 0
-            for height, width in shapes:
-                levels.append((first, height, width))
-                first += height * width
-            self.cached[key] = CachedAnchors(
-                host,
-                KernelAnchors(
-                    (host.points * host.strides).float().contiguous(),
-                    host.points.float().contiguous(),
-                    host.strides.float().flatten(),
-                    torch.tensor(levels, dtype=torch.int32, device=feats[0].device),
-                    host.imgsz.float().flip(0),
-                ),
+            first = accumulate((height * width for height, width in shapes), initial=0)
+            levels = [(start, *shape) for start, shape in zip(first, shapes)]
+            anchors = KernelAnchors(
+                (host.points * host.strides).float().contiguous(),
+                host.points.float().contiguous(),
+                host.strides.float().flatten(),
+                torch.tensor(levels, dtype=torch.int32, device=feats[0].device),
+                host.imgsz.float().flip(0),
             )
+            self.cached[key] = CachedAnchors(host, anchors)
         return self.cached[key]
 
     def _with_box_loss(self, criterion: Any, step: StepInputs, cached: CachedAnchors, with_grad: bool) -> StepInputs:
@@ -185,9 +166,8 @@ class TritonKernels:
         if key in self.rehearsed:
             return
         n = scores.shape[2]
-        assigned = step.assigned._replace(
-            **{field: getattr(step.assigned, field)[:n] for field in ("row", "label", "score", "chosen")}
-        )
+        cut = {field: getattr(step.assigned, field)[:n] for field in ("row", "label", "score", "chosen")}
+        assigned = step.assigned._replace(**cut)
         first = step._replace(assigned=assigned, targets=targets._replace(label=assigned.label, score=assigned.score))
         inputs = outputs[:1].detach().requires_grad_(), scores[:1].detach().requires_grad_()
         torch.autograd.grad(step_losses(*inputs, first)[0].sum(), inputs, allow_unused=True)
@@ -205,18 +185,12 @@ def why_no_kernel(criterion: Any, preds: dict[str, Tensor], types: Types) -> Opt
             return f"{type(criterion).__name__} overrides {method}"
     if type(terms.stock_bbox_loss(criterion.bbox_loss)) is not BboxLoss:
         return f"the box loss {type(criterion.bbox_loss).__name__} is not Ultralytics' own"
-    if scores.dtype not in (torch.float32, torch.float16, torch.bfloat16) or not (
-        boxes.dtype == scores.dtype == types.product
-    ):
+    is_known = scores.dtype in (torch.float32, torch.float16, torch.bfloat16)
+    if not (is_known and boxes.dtype == scores.dtype == types.product):
         return f"boxes are {boxes.dtype}, scores {scores.dtype}, and decoded as {types.product}"
     if max(assigner.topk, topk2_of(assigner)) > scores.shape[2]:
         return f"an image has only {scores.shape[2]} anchors"
     return None
-
-
-def needs_grad(outputs: Tensor) -> bool:
-    """Return whether gradients are needed."""
-    return torch.is_grad_enabled() and outputs.requires_grad
 
 
 def types_of(alpha: float, scores: Tensor) -> Types:
@@ -235,39 +209,26 @@ def _types_of(device: torch.device, dtype: torch.dtype, autocast: Optional[torch
 def box_config_of(criterion: Any, types: Types) -> BoxTermConfig:
     """Return the box term of a criterion as the kernels take it."""
     module = criterion.bbox_loss
-    n_bins = int(criterion.reg_max) if criterion.use_dfl else 1
     is_host = module is terms.stock_bbox_loss(module)
     kernel = BoxKernel(BoxKind.STOCK) if is_host else module.loss.kernel or BoxKernel(NO_LOSS)
-    return BoxTermConfig(kernel.kind, kernel.theta, n_bins)
+    return BoxTermConfig(kernel.kind, kernel.theta, int(criterion.reg_max) if criterion.use_dfl else 1)
 
 
 def assigner_config_of(assigner: Any, types: Types) -> AssignerConfig:
     """Return the settings of an assigner as the kernels take them."""
     loss = on_assigner(assigner).overlap_loss
     overlap = BoxKernel(BoxKind.STOCK) if loss is None else loss.kernel
+    numbers = float(assigner.alpha), float(assigner.beta), float(assigner.eps)
     assert isinstance(overlap, BoxKernel)  # each of those that `tal_iou` takes has one
-    return AssignerConfig(
-        int(assigner.topk),
-        int(topk2_of(assigner)),
-        float(assigner.alpha),
-        float(assigner.beta),
-        float(assigner.eps),
-        overlap.kind,
-        overlap.theta,
-        types.power != torch.float32,
-    )
+    return AssignerConfig(int(assigner.topk), int(topk2_of(assigner)), *numbers, *overlap, types.power != torch.float32)
 
 
 def class_terms_of(criterion: Any, assigned: AnchorGts) -> tuple[ClassTargets, Optional[ClassKernel]]:
     """Return targets and formula of a criterion's class term; None for a loss without a kernel."""
     loss, module = terms.class_loss_of(criterion), criterion.bce
-    weights = terms.criterion_class_weights(criterion)
-    targets = ClassTargets(
-        assigned.label,
-        assigned.score,
-        float(getattr(module, "smoothing", 0.0)),
-        None if weights is None else weights.float().contiguous(),
-    )
+    weights, smoothing = terms.criterion_class_weights(criterion), float(getattr(module, "smoothing", 0.0))
+    weights = None if weights is None else weights.float().contiguous()
+    targets = ClassTargets(assigned.label, assigned.score, smoothing, weights)
     return targets, loss.kernel if loss is not None and isinstance(loss.kernel, ClassKernel) else None
 
 
@@ -283,11 +244,13 @@ def decoded(criterion: Any, outputs: Tensor, cached: CachedAnchors, box_config: 
     """Return predicted boxes (b·A, 4) in cells as the host decodes them, by the kernel if that gives the same bits."""
     if is_decoded_exactly(criterion, outputs, cached, box_config, types):
         return decode(outputs, cached.anchors, box_config, criterion.proj)
-    size = max(1, MAX_DECODED // outputs[0].numel())
-    parts = (
-        criterion.bbox_decode(cached.host.points, chunk.permute(0, 2, 1).contiguous()) for chunk in outputs.split(size)
-    )
-    return torch.cat([part.float().flatten(0, 1) for part in parts])
+    chunks = outputs.split(max(1, MAX_DECODED // outputs[0].numel()))
+    return torch.cat([_decoded_by_host(criterion, chunk, cached) for chunk in chunks])
+
+
+def _decoded_by_host(criterion: Any, outputs: Tensor, cached: CachedAnchors) -> Tensor:
+    boxes = criterion.bbox_decode(cached.host.points, outputs.permute(0, 2, 1).contiguous())
+    return boxes.float().flatten(0, 1)
 
 
 _exact: dict[tuple, bool] = {}
@@ -302,36 +265,18 @@ def is_decoded_exactly(
         rng = torch.Generator(outputs.device).manual_seed(0)
         shape = (min(len(outputs), MAX_COMPARED), *outputs.shape[1:])
         sample = (torch.randn(shape, generator=rng, device=outputs.device) * 3).to(outputs.dtype)
-        expected = criterion.bbox_decode(cached.host.points, sample.permute(0, 2, 1).contiguous())
-        _exact[key] = torch.equal(
-            expected.float().flatten(0, 1), decode(sample, cached.anchors, box_config, criterion.proj)
-        )
+        ours = decode(sample, cached.anchors, box_config, criterion.proj)
+        _exact[key] = torch.equal(_decoded_by_host(criterion, sample, cached), ours)
     return _exact[key]
 
 
 def is_box_loss_pointwise(loss: Loss) -> bool:
     """Return whether the loss of a pair depends on nothing but that pair; tested on parts of a batch."""
-    if loss.state is not None:
-        return False
     rng = torch.Generator().manual_seed(0)
     corners = torch.rand(2, 24, 2, generator=rng) * 8
     pred, target = (torch.cat((c, c + 1 + torch.rand(24, 2, generator=rng) * 4), -1) for c in corners)
     stride, imgsz = torch.full((24, 1), 8.0), torch.tensor([64.0, 96.0])
-    order = torch.arange(24).flip(0)
-    try:
-        whole = loss(pred, target, stride=stride, imgsz=imgsz)
-        parts = [loss(pred[i], target[i], stride=stride[i], imgsz=imgsz) for i in order.split(5)]
-    except Exception:  # a user-defined loss that needs the whole batch
-        return False
-    return torch.allclose(whole[order], torch.cat(parts), rtol=1e-5, atol=1e-7)
-
-
-def count_assigned(meter: Meter, gts: GtRows, label: Tensor, assigned: AnchorGts, pred_boxes: Tensor) -> None:
-    """Count what was assigned, for the report; `pred_boxes` are the boxes (b·A, 4) of all anchors in pixels."""
-    boxes = gts.boxes.unsqueeze(0)
-    is_gt = boxes.sum(2, keepdim=True) > 0
-    slot, is_positive = assigned.row.clamp(min=0).long(), assigned.row >= 0
-    meter.add(boxes, is_gt, slot, is_positive, pred_boxes, label.view(1, -1, 1), assigned.claims)
+    return terms.is_pointwise(loss, lambda i: loss(pred[i], target[i], stride=stride[i], imgsz=imgsz))
 
 
 def kernel_assignment_outputs(
@@ -342,19 +287,13 @@ def kernel_assignment_outputs(
         return (None,) * 5
     n, n_images = len(gts.boxes), len(gts.first)
     row = assigned.row.view(n_images, -1).long()
-    foreground = row >= 0
+    foreground, host = row >= 0, cached.host[:2]
     if not n:
-        return (
-            foreground,
-            row.clamp(min=0),
-            gts.boxes.new_zeros(*row.shape, 4),
-            cached.host.points,
-            cached.host.strides,
-        )
+        return foreground, row.clamp(min=0), gts.boxes.new_zeros(*row.shape, 4), *host
     # The host numbers the gts of an image in their order; anchors without a gt have the index of the first.
     order = image.long().argsort(stable=True)
     rank = torch.empty_like(order).scatter_(0, order, torch.arange(n, device=order.device))
     first = (n - gts.first.long()).clamp(max=n - 1).unsqueeze(1)
     slot = torch.where(foreground, rank[row.clamp(min=0)] - rank[first], 0)
     boxes = gts.boxes[torch.where(foreground, row, first)] * (gts.first > 0).view(-1, 1, 1)
-    return foreground, slot, boxes, cached.host.points, cached.host.strides
+    return foreground, slot, boxes, *host

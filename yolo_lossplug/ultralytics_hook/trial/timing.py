@@ -20,9 +20,8 @@ from torch import Tensor
 from yolo_lossplug.ultralytics_hook.attached import on_criterion
 from yolo_lossplug.ultralytics_hook.engines.agreement import Agreement, compared_steps
 from yolo_lossplug.ultralytics_hook.engines.choice import REFERENCE, TRITON, use_kernels
-from yolo_lossplug.ultralytics_hook.engines.install import install_fast_step
-from yolo_lossplug.ultralytics_hook.engines.parts import install_part, proven_part
-from yolo_lossplug.ultralytics_hook.running import branches
+from yolo_lossplug.ultralytics_hook.engines.install import install_fast_step, install_part, proven_part
+from yolo_lossplug.ultralytics_hook.running import branch_criteria, branches
 from yolo_lossplug.ultralytics_hook.trial.problems import Problem
 
 MAX_PAIRS = 60
@@ -30,20 +29,14 @@ QUEUED = 10
 """Steps between two events of a GPU."""
 
 
-def set_engine(leaf: Any, engine: str) -> None:
-    """Make a criterion of the host take every step of an engine, and raise where the engine cannot."""
-    if engine != REFERENCE:
+def engine_criterion(model: Any, engine: str) -> Any:
+    """Return a criterion of a model without keys of ours, whose every step an engine takes, and raises if it cannot."""
+    criterion = model.init_criterion()
+    for leaf in branch_criteria(criterion) if engine != REFERENCE else ():
         install_fast_step(leaf, is_lazy=False)
         install_part(leaf, proven_part(leaf))
-    if engine == TRITON:
-        use_kernels(leaf, is_trial=True)
-
-
-def engine_criterion(model: Any, engine: str) -> Any:
-    """Return a criterion of a model without keys of ours, whose steps an engine takes."""
-    criterion = model.init_criterion()
-    for _, leaf in branches(criterion):
-        set_engine(leaf, engine)
+        if engine == TRITON:
+            use_kernels(leaf, is_trial=True)
     return criterion
 
 
@@ -112,10 +105,7 @@ def queued_seconds(criterion: Any, problem: Problem, amp: bool = False, n: int =
 
 
 def engine_agreement(stock: Any, ours: Any, problem: Problem, amp: bool = False) -> Agreement:
-    """Return where an engine deviates from the host on a batch: assignments, loss and gradients to the head's outputs.
-
-    Ours is a criterion of the same kind with the engine in it, which is told to return its assignment from now on.
-    """
+    """Return where a criterion with an engine deviates from the host's on a batch; see `compared_steps`."""
     texts, n_exchanged = [], 0
     inputs, context = partial(inputs_of, problem, amp), partial(autocast, problem.scores.device, amp)
     for (branch, one), (_, other) in zip(branches(stock), branches(ours)):
@@ -126,11 +116,6 @@ def engine_agreement(stock: Any, ours: Any, problem: Problem, amp: bool = False)
         texts += [f"{text}{where}" for text in found.differs]
         n_exchanged += found.n_exchanged
     return Agreement(texts, n_exchanged)
-
-
-def engine_mismatches(stock: Any, ours: Any, problem: Problem, amp: bool = False) -> list[str]:
-    """Return where an engine deviates from the host on a batch; see `engine_agreement`."""
-    return engine_agreement(stock, ours, problem, amp).differs
 
 
 def gpu_ties() -> Any:
@@ -153,11 +138,11 @@ def alternate(
     tick: Callable[[], None] = lambda: None,
     warm_up: float = 0.0,
 ) -> tuple[list[float], tuple[list[float], list[float]]]:
-    """Take steps of two sides in turn, in the order ABBA.
+    """Take steps of two sides in turn, in the order ABBA, of batches in rotation, until pairs and seconds are enough.
 
     Args:
         sides: Both sides.
-        problems: Batches, used in rotation.
+        problems: The batches.
         n_pairs: Minimum number of pairs.
         seconds: Minimum time, if that is not `MAX_PAIRS` pairs.
         take: Takes a step of a side, and returns its seconds.
