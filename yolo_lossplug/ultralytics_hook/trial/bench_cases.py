@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Callable, NamedTuple, Optional
 
 import torch
@@ -20,7 +21,7 @@ from yolo_lossplug.ultralytics_hook.engines.keypoints import can_have_keypoints
 from yolo_lossplug.ultralytics_hook.engines.parity import METHOD
 from yolo_lossplug.ultralytics_hook.family import refuse_rtdetr
 from yolo_lossplug.ultralytics_hook.originals import v8DetectionLoss
-from yolo_lossplug.ultralytics_hook.running import branches
+from yolo_lossplug.ultralytics_hook.running import branch_criteria
 from yolo_lossplug.ultralytics_hook.trial import gauges, timing
 from yolo_lossplug.ultralytics_hook.trial.problems import Head, ObjectSpec, Problem, predicted
 from yolo_lossplug.ultralytics_hook.trial.task_outputs import drawn_task_problem
@@ -44,17 +45,9 @@ OTHER_MODEL = "there is no step for bench to measure; give another model="
 
 
 class Work(NamedTuple):
-    """One case, which can be written as JSON.
+    """One case, which can be written as JSON: a `STEP` of the loss, a whole `TRAIN` step, or the `CLASS_KERNELS`.
 
-    Attributes:
-        name: Name of the case.
-        kind: ``step`` of the loss, whole ``train`` step, or rate of the ``class-kernels``.
-        model: The model.
-        batch: Images.
-        imgsz: Their side in pixels.
-        objects: Objects per image, see `ObjectSpec.mean`; of no meaning with `data`.
-        data: Dataset whose batches are taken, None for drawn ones.
-        amp: Whether in half precision.
+    Batches are of a dataset, or drawn if that is None, with as many objects per image as `ObjectSpec.mean` says.
     """
 
     name: str
@@ -68,13 +61,9 @@ class Work(NamedTuple):
 
 
 class Reporter(NamedTuple):
-    """Progress callbacks.
+    """Progress callbacks: after every step, part of a case, and case, which has its memory in another result.
 
-    Attributes:
-        alive: After every step.
-        part: After every part of a case.
-        result: With the result of every case, again with its memory.
-        earlier: Asked for the result of a case from before, empty if there is none.
+    `earlier` is asked for the result of a case from before, empty if there is none.
     """
 
     alive: Callable[[], None]
@@ -100,7 +89,7 @@ def model_of(name: str, data: Optional[str] = None) -> Any:
     model = host.network_of(made, cfg, host.dataset_of({"data": data}) if data else None)
     for key in keys():
         vars(model.args).pop(key, None)
-    leaves = [leaf for _, leaf in branches(model.init_criterion())]
+    leaves = branch_criteria(model.init_criterion())
     if not leaves or not hasattr(v8DetectionLoss, METHOD):
         raise LossPlugError(f"model={name}: this release of Ultralytics has no step of it that an engine replaces.")
     if made.task == "pose" and not all(map(can_have_keypoints, leaves)):
@@ -172,36 +161,37 @@ def _step_result(engine: str, work: Work, device: torch.device, reporter: Report
     reporter.part()
     stock, ours = (timing.engine_criterion(model, name) for name in (REFERENCE, engine))
     is_spared = gauges.spare_memory(stock, max(problems, key=lambda problem: problem.most_objects))
-    about = {**_about(problems, work.amp), "task": model.task, "baseline": "one image at a time" if is_spared else ""}
+    n_images, _, n_anchors = problems[0].scores.shape
+    objects = sum(problem.n_objects for problem in problems) / len(problems)
+    about = {
+        "objects": objects,
+        "elements": round(objects * n_anchors),
+        "anchors": n_images * n_anchors,
+        "dtype": str(timing.dtype_of(work.amp)).removeprefix("torch."),
+        "task": model.task,
+        "baseline": "one image at a time" if is_spared else "",
+    }
     found = _agreement(stock, engine, model, problems[:1] if is_spared else problems, work.amp, reporter)
     reporter.part()
     about["exchanged"] = found.n_exchanged
     if found.differs:
         return {**about, "differs": found.differs}
-    effort = _effort(is_slow, is_spared, device)
+    few = (1 if is_slow else 2), 0.0
+    effort = few if is_slow or is_spared else (MIN_PAIRS, SECONDS[device.type])
 
-    def latency(side: Any, problem: Problem) -> float:
-        return timing.timed_step(side, problem, work.amp)
-
-    def throughput(side: Any, problem: Problem) -> float:
-        return timing.queued_seconds(side, problem, work.amp)
-
+    latency, throughput = (
+        lambda side, problem, take=take: take(side, problem, work.amp)
+        for take in (timing.timed_step, timing.queued_seconds)
+    )
     first, times = timing.alternate((stock, ours), problems, *effort, latency, reporter.alive, WARM_UP[device.type])
     result = {**about, **timing.time_summary(times), "first_ms": [1e3 * value for value in first]}
     if device.type == "cuda":  # a training queues steps: `auto` goes by that
         result["latency"] = timing.time_summary(times)
         _, times = timing.alternate((stock, ours), problems, *effort, throughput, reporter.alive)
-        result.update(timing.time_summary(times))
-        result.update(_on_gpu((stock, ours), problems[0], work.amp))
+        result.update({**timing.time_summary(times), **_on_gpu((stock, ours), problems[0], work.amp)})
         reporter.part()
     reporter.part()
     return {**result, "stock_mib": None, "ours_mib": None} if is_slow else result
-
-
-def _effort(is_slow: bool, is_spared: bool, device: torch.device) -> tuple[int, float]:
-    if is_slow or is_spared:
-        return (1 if is_slow else 2), 0.0
-    return MIN_PAIRS, SECONDS[device.type]
 
 
 def _agreement(
@@ -216,17 +206,6 @@ def _agreement(
         if found.differs:
             return Agreement(found.differs, n_exchanged)
     return Agreement([], n_exchanged)
-
-
-def _about(problems: Sequence[Problem], amp: bool) -> dict[str, Any]:
-    n_images, _, n_anchors = problems[0].scores.shape
-    objects = sum(problem.n_objects for problem in problems) / len(problems)
-    return {
-        "objects": objects,
-        "elements": round(objects * n_anchors),
-        "anchors": n_images * n_anchors,
-        "dtype": str(timing.dtype_of(amp)).removeprefix("torch."),
-    }
 
 
 def _on_gpu(sides: tuple[Any, Any], problem: Problem, amp: bool) -> dict[str, Any]:
@@ -262,14 +241,11 @@ def _training_result(engine: str, work: Work, device: torch.device, reporter: Re
     reporter.part()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
     sides = timing.engine_criterion(model, REFERENCE), timing.engine_criterion(model, engine)
-
-    def take(criterion: Any, batch: Any) -> float:
-        return timing.training_step(model, optimizer, criterion, batch, work.amp)
-
+    take = partial(timing.training_step, model, optimizer, amp=work.amp)
     pairs = MIN_PAIRS if device.type == "cuda" else MIN_TRAIN_PAIRS
     _, times = timing.alternate(sides, batches, pairs, 0, take, reporter.alive)
     reporter.part()
-    objects = sum(len(batch["batch_idx"]) for batch in batches) / len(batches)
+    objects = sum(problem.n_objects for problem in problems) / len(problems)
     return {"objects": objects, **timing.time_summary(times)}
 
 
@@ -298,12 +274,8 @@ def problems_of(work: Work, model: Any, device: torch.device, n: int = N_BATCHES
 
 
 def real_batches(work: Work, n: int) -> list[dict[str, Any]]:
-    """Return batches of a dataset as a training has them, augmented; the same in every process.
-
-    Raises:
-        LossPlugError: If the data cannot be read.
-    """
+    """Return batches of a dataset as a training has them, augmented; the same in every process."""
     asked = {"mode": "train", "task": "detect", "data": work.data, "imgsz": work.imgsz, "batch": work.batch}
     batches = host.batches_of(get_cfg(overrides=asked), host.dataset_of(asked), n)
-    made = [{key: batch[key] for key in ("img", "batch_idx", "cls", "bboxes")} for batch in batches]
-    return [{**batch, "img": batch["img"].float() / 255} for batch in made]
+    names = "batch_idx", "cls", "bboxes"
+    return [{"img": batch["img"].float() / 255, **{name: batch[name] for name in names}} for batch in batches]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import math
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 from ultralytics.utils.tal import TaskAlignedAssigner
 
-from yolo_lossplug.ultralytics_hook.running import branches
+from yolo_lossplug.ultralytics_hook.running import branch_criteria
 from yolo_lossplug.ultralytics_hook.trial.problems import Problem
 from yolo_lossplug.ultralytics_hook.trial.timing import autocast, dtype_of, preds_of, timed_step
 
@@ -41,7 +42,7 @@ def spare_memory(criterion: Any, problem: Problem) -> bool:
     n_images, _, n_anchors = problem.scores.shape
     needs = BYTES_OF_STOCK * n_images * problem.most_objects * n_anchors
     is_too_large = not problem.scores.is_cuda and needs > 0.8 * available_memory()
-    for _, leaf in branches(criterion) if is_too_large else ():
+    for leaf in branch_criteria(criterion) if is_too_large else ():
         leaf.assigner.__class__ = OneImageAtATime
     return is_too_large
 
@@ -66,12 +67,10 @@ def return_freed_blocks() -> None:
 
     A step would take blocks that an earlier one has left, and they would not count.
     """
-    try:
+    with contextlib.suppress(OSError, AttributeError):  # no glibc
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(-3, 65536)  # M_MMAP_THRESHOLD: bytes from which a block is returned when it is freed
         libc.malloc_trim(0)
-    except (OSError, AttributeError):  # no glibc
-        return
 
 
 def _reset_peak(is_gpu: bool) -> None:

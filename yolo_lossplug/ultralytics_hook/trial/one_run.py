@@ -132,10 +132,7 @@ def hardware(device: torch.device) -> str:
 
 
 def train_size(trainer: Any) -> dict[str, int]:
-    """Return the numbers of images and objects that a trainer has trained with, as far as its dataset tells.
-
-    A multi-GPU training has its data in workers, and images to classify have no objects.
-    """
+    """Return the numbers of images and objects that a trainer has trained with, as far as its dataset tells."""
     dataset = getattr(getattr(trainer, "train_loader", None), "dataset", None)
     images = {} if dataset is None else {"images": len(dataset)}
     labels = getattr(dataset, "labels", None)

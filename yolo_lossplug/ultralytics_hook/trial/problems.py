@@ -20,14 +20,7 @@ XVIEW = -75357
 
 
 class Head(NamedTuple):
-    """What a head predicts.
-
-    Attributes:
-        n_classes: Classes.
-        reg_max: Bins of the distance distribution; 1 for none.
-        strides: Strides of the levels in pixels.
-        imgsz: Side of an image in pixels.
-    """
+    """What a head predicts for images of a side in pixels; `reg_max` is 1 for no distribution of distances."""
 
     n_classes: int = 80
     reg_max: int = 16
@@ -151,16 +144,7 @@ def predicted(
     head: Head,
     kind: str = "trained",
 ) -> Problem:
-    """Return predictions for labels: of anchors inside an object 70 % predict it, with 25 % of noise.
-
-    Args:
-        batch: Labels, on any device.
-        n_images: Images.
-        rng: Source of randomness.
-        device: Where the predictions are.
-        head: What is predicted.
-        kind: ``trained``, ``fresh`` or ``constant``.
-    """
+    """Return predictions for labels on any device: of anchors inside an object 70 % predict it, with 25 % of noise."""
     points, strides = anchor_grid(head)
     scores = torch.randn(n_images, head.n_classes, len(points), generator=rng) - 4
     boxes = torch.randn(n_images, 4 * head.reg_max, len(points), generator=rng) * 0.3

@@ -35,18 +35,10 @@ def drawn_task_problem(
     """Return a drawn batch of a task with predictions; the same arguments give the same ones."""
     problem = drawn_problem(objects, seed, "cpu", head)
     rng = torch.Generator().manual_seed(seed)
-    more, labels = {"segment": _masks, "pose": _keypoints, "obb": _angles}.get(task, _nothing)(problem, head, rng)
-    return Problem(
-        problem.boxes.to(device),
-        problem.scores.to(device),
-        [feat.to(device) for feat in problem.feats],
-        moved({**problem.batch, **labels}, device),
-        moved(more, device),
-    )
-
-
-def _nothing(problem: Problem, head: Head, rng: torch.Generator) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    return {}, {}
+    draw = {"segment": _masks, "pose": _keypoints, "obb": _angles}.get(task)
+    more, labels = draw(problem, head, rng) if draw else ({}, {})
+    feats, batch = [feat.to(device) for feat in problem.feats], moved({**problem.batch, **labels}, device)
+    return Problem(problem.boxes.to(device), problem.scores.to(device), feats, batch, moved(more, device))
 
 
 def _masks(problem: Problem, head: Head, rng: torch.Generator) -> tuple[dict[str, Tensor], dict[str, Any]]:
