@@ -25,7 +25,8 @@ from ultralytics.data.utils import check_det_dataset
 
 import yolo_lossplug
 from yolo_lossplug.charts import read_table
-from yolo_lossplug.tools.compare.command import compare, directory_of, jobs_of, plan_of
+from yolo_lossplug.tools.compare.command import compare
+from yolo_lossplug.tools.compare.plan import directory_of, jobs_of, plan_of
 from yolo_lossplug.ultralytics_hook.trial.one_run import history
 
 HERE = Path(__file__).parent

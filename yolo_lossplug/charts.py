@@ -6,10 +6,10 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import cycle
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Any
 
 from yolo_lossplug.files import write_text
 from yolo_lossplug.terminal import printable
@@ -87,17 +87,6 @@ def _as_text(value: Any) -> Any:
     if not isinstance(value, str) or not value.startswith(("=", "+", "-", "@", "\t", "\r")):
         return value
     return value if NUMBER.fullmatch(value) else f"'{value}"
-
-
-def save_all(figures: Mapping[Path, Optional[Figure]], tables: Mapping[Path, Sequence[dict[str, Any]]]) -> None:
-    """Write figures as PNG and rows as CSV; where a figure is None, an earlier one is removed."""
-    for file, made in figures.items():
-        if made is None:
-            file.unlink(missing_ok=True)
-        else:
-            save(made, file)
-    for file, rows in tables.items():
-        save_table(rows, file)
 
 
 def read_table(file: Path) -> list[dict[str, str]]:

@@ -10,7 +10,7 @@ from tests.runs import ROOT, Log, run
 from yolo_lossplug import LossPlugError
 from yolo_lossplug.tools import verify
 from yolo_lossplug.tools.arguments import loss_keys, merge
-from yolo_lossplug.tools.compare import command as compare
+from yolo_lossplug.tools.compare import plan as compare
 from yolo_lossplug.tools.curves import command as curves
 
 RECIPE = str(ROOT / "configs" / "focal-eiou.yaml")

@@ -45,7 +45,7 @@ def test_losses_of_ones_own_are_named_without_their_folder(tmp_path, registry):
 @pytest.mark.slow
 def test_options_of_ones_own_are_keys(tmp_path, registry):
     """They are known as soon as a command is given, however many losses it names."""
-    from yolo_lossplug.tools.compare import command as compare
+    from yolo_lossplug.tools.compare import plan as compare
     from yolo_lossplug.tools.curves import command as curves
 
     file = tmp_path / "own.py"

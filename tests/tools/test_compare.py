@@ -18,7 +18,7 @@ from yolo_lossplug.tools.compare import command as compare
 from yolo_lossplug.tools.compare import jobs, measures
 from yolo_lossplug.tools.compare.comparison import NOTHING_LEARNT, Comparison
 from yolo_lossplug.tools.compare.jobs import FAILED, FINISHED, WAITING, Job
-from yolo_lossplug.tools.compare.progress import Progress
+from yolo_lossplug.tools.compare.plan import PLAN, directory_of, plan_of
 from yolo_lossplug.tools.compare.report import report_of, summary_rows, write_summary
 from yolo_lossplug.tools.report import NAME_WIDTH, short_names
 from yolo_lossplug.ultralytics_hook.trial import one_run
@@ -90,11 +90,11 @@ def test_all_runs_have_one_engine(compared):
     logs = [file.read_text(encoding="utf-8") for file in (place / "runs").glob("*.log.txt")]
     engines = [engine for log in logs for engine in re.findall(r"· engine (.+?) ·", log)]
     assert len(engines) == 4 and len(set(engines)) == 1
-    plan = compare.plan_of({**KEYS, "loss": "ciou,eiou"})
+    plan = plan_of({**KEYS, "loss": "ciou,eiou"})
     assert [arm.keys["loss_engine"] for arm in plan.arms] == ["auto", "auto"]
-    plan = compare.plan_of({**KEYS, "loss": "ciou,eiou", "loss_engine": "reference"})
+    plan = plan_of({**KEYS, "loss": "ciou,eiou", "loss_engine": "reference"})
     assert [arm.keys["loss_engine"] for arm in plan.arms] == ["reference", "reference"]
-    (arm,) = compare.plan_of({**KEYS, "model": "yolov8s-world.yaml"}).arms
+    (arm,) = plan_of({**KEYS, "model": "yolov8s-world.yaml"}).arms
     assert arm.keys == {"loss_engine": "auto"}, "a family with the criterion of other detectors has its engines"
 
 
@@ -148,26 +148,26 @@ def test_another_plan_needs_another_name(compared):
     args = {**KEYS, "loss": "ciou", "project": str(place.parent)}
     with pytest.raises(LossPlugError, match="name=both is a comparison with another epochs, imgsz"):
         compare.compare({**args, "epochs": 4, "imgsz": 96, "name": "both"})
-    plan = compare.plan_of(args)
-    assert compare.directory_of(plan, "both", place.parent) == place
-    assert compare.directory_of(plan, "other", place.parent) == place.parent / "other"
-    assert compare.directory_of(plan, None, place.parent) == place.parent / "compare"
+    plan = plan_of(args)
+    assert directory_of(plan, "both", place.parent) == place
+    assert directory_of(plan, "other", place.parent) == place.parent / "other"
+    assert directory_of(plan, None, place.parent) == place.parent / "compare"
 
 
 def test_a_finished_run_of_another_loss_does_not_count(tmp_path):
     """The name of a choice holds what varies: with another class loss beside it, the same box losses are others."""
     args = {**KEYS, "loss": "ciou,eiou", "seeds": 1, "project": str(tmp_path)}
-    plan, other = compare.plan_of(args), compare.plan_of({**args, "cls_loss": "qfl"})
+    plan, other = plan_of(args), plan_of({**args, "cls_loss": "qfl"})
     place = tmp_path / "compare"
     (place / "runs").mkdir(parents=True)
-    compare._write_plan(plan, place)
+    compare.write_plan(plan, place)
     job = compare.jobs_of(plan, place)[1]
     job.prepare(None)
     job.result.write_text(json.dumps(result(0.5)), encoding="utf-8")
     assert [job.state for job in compare.jobs_of(plan, place)] == [WAITING, FINISHED]
-    assert compare.directory_of(plan, None, tmp_path) == place != compare.directory_of(other, None, tmp_path)
+    assert directory_of(plan, None, tmp_path) == place != directory_of(other, None, tmp_path)
     with pytest.raises(LossPlugError, match="a run of 'eiou' with cls_loss=None.*asked for cls_loss=qfl"):
-        compare.jobs_of(other, compare.directory_of(other, "compare", tmp_path))
+        compare.jobs_of(other, directory_of(other, "compare", tmp_path))
 
 
 def test_the_command_alone_continues_a_numbered_comparison(tmp_path):
@@ -175,13 +175,13 @@ def test_the_command_alone_continues_a_numbered_comparison(tmp_path):
     args = {**KEYS, "loss": "ciou", "project": str(tmp_path)}
     folders = []
     for epochs in (1, 2, 3):
-        plan = compare.plan_of({**args, "epochs": epochs})
-        folders.append(compare.directory_of(plan, None, tmp_path))
+        plan = plan_of({**args, "epochs": epochs})
+        folders.append(directory_of(plan, None, tmp_path))
         folders[-1].mkdir()
-        compare._write_plan(plan, folders[-1])
+        compare.write_plan(plan, folders[-1])
     assert len(set(folders)) == 3
     for epochs, folder in zip((1, 2, 3), folders):
-        assert compare.directory_of(compare.plan_of({**args, "epochs": epochs}), None, tmp_path) == folder
+        assert directory_of(plan_of({**args, "epochs": epochs}), None, tmp_path) == folder
 
 
 @pytest.mark.parametrize(
@@ -223,17 +223,17 @@ def test_errors_come_before_anything_is_written(tmp_path, keys, message):
 
 
 def test_seeds_and_devices():
-    plan = compare.plan_of({**KEYS, "seeds": 3})
+    plan = plan_of({**KEYS, "seeds": 3})
     assert plan.seeds == (0, 1, 2) and plan.devices == () and plan.engine == "local"
-    assert [compare.plan_of({**KEYS, "seeds": text}).seeds for text in ("3", "0,7")] == [(0, 1, 2), (0, 7)]
+    assert [plan_of({**KEYS, "seeds": text}).seeds for text in ("3", "0,7")] == [(0, 1, 2), (0, 7)]
     keys = {key: value for key, value in KEYS.items() if key != "device"}
-    assert compare.plan_of({**keys, "seeds": (7, 42), "devices": (0, 1)}).devices == (0, 1)
-    assert compare.plan_of({**keys, "seeds": 1, "devices": "cpu,cpu"}).devices == ("cpu", "cpu")
+    assert plan_of({**keys, "seeds": (7, 42), "devices": (0, 1)}).devices == (0, 1)
+    assert plan_of({**keys, "seeds": 1, "devices": "cpu,cpu"}).devices == ("cpu", "cpu")
 
 
 def test_line_of_a_run(tmp_path):
     todo = [Job(arm, seed, tmp_path / "runs" / f"{arm}{seed}", {}) for seed in (0, 1) for arm in ("ciou", "eiou")]
-    progress = Progress(todo, "mAP50-95")
+    progress = compare.Progress(todo, "mAP50-95")
     todo[0].folder.mkdir(parents=True)
     todo[0].result.write_text(json.dumps(result(0.5)))
     todo[0].state, todo[1].state, todo[1].reason = FINISHED, FAILED, "out of luck"
@@ -276,11 +276,11 @@ def test_a_damaged_result_is_made_again(tmp_path):
 
 def finished_runs(directory, **more):
     """A plan of two losses and one seed, all runs of which have finished."""
-    plan = compare.plan_of({**KEYS, "loss": "ciou,eiou", "seeds": 1, "project": directory.parent, **more})
+    plan = plan_of({**KEYS, "loss": "ciou,eiou", "seeds": 1, "project": directory.parent, **more})
     for job in compare.jobs_of(plan, directory):
         job.prepare(None)
         job.result.write_text(json.dumps(result(0.5)))
-    compare._write_plan(plan, directory)
+    compare.write_plan(plan, directory)
     return plan
 
 
@@ -289,19 +289,19 @@ def test_a_plan_is_rebuilt_from_the_runs(tmp_path, content):
     """Without a plan that can be read, the runs tell what they were trained with."""
     directory = tmp_path / "mine"
     plan = finished_runs(directory)
-    file = directory / compare.PLAN
+    file = directory / PLAN
     file.unlink() if content is None else file.write_text(content)
-    assert compare.directory_of(plan, "mine", tmp_path) == directory
+    assert directory_of(plan, "mine", tmp_path) == directory
     assert {job.state for job in compare.jobs_of(plan, directory)} == {FINISHED}
-    other = compare.plan_of({**KEYS, "epochs": 300, "loss": "ciou,eiou", "seeds": 1, "project": tmp_path})
+    other = plan_of({**KEYS, "epochs": 300, "loss": "ciou,eiou", "seeds": 1, "project": tmp_path})
     with pytest.raises(LossPlugError, match="name=mine is a comparison with another epochs"):
-        compare.directory_of(other, "mine", tmp_path)
+        directory_of(other, "mine", tmp_path)
     with pytest.raises(LossPlugError, match="a run of 'ciou' with epochs=3, but you asked for epochs=300"):
         compare.jobs_of(other, directory)
     empty = tmp_path / "empty"
     empty.mkdir()
-    (empty / compare.PLAN).write_text(content or "")
-    assert compare.directory_of(plan, "empty", tmp_path) == empty, "there is no run, and nothing to lose"
+    (empty / PLAN).write_text(content or "")
+    assert directory_of(plan, "empty", tmp_path) == empty, "there is no run, and nothing to lose"
 
 
 HOLD = """
@@ -336,14 +336,14 @@ def test_one_comparison_at_a_time_in_a_folder(tmp_path):
 def test_folders_of_runs_lie_in_the_comparison_whatever_the_project(tmp_path, monkeypatch):
     """Ultralytics puts a relative project below runs/detect."""
     monkeypatch.chdir(tmp_path)
-    plan = compare.plan_of({**KEYS, "loss": "ciou"})
+    plan = plan_of({**KEYS, "loss": "ciou"})
     for project in ("mine", None):
-        (job, *_) = compare.jobs_of(plan, compare.directory_of(plan, "name", project))
+        (job, *_) = compare.jobs_of(plan, directory_of(plan, "name", project))
         assert Path(job.args["project"]).is_absolute()
         assert (tmp_path in job.folder.parents) is (project is not None)
     for name in ("a/b", "..", str(tmp_path), "."):
         with pytest.raises(LossPlugError, match="must be the name of a folder"):
-            compare.directory_of(plan, name, "mine")
+            directory_of(plan, name, "mine")
 
 
 @pytest.mark.slow
@@ -440,8 +440,8 @@ def test_results_of_an_earlier_version_are_said_to_have_no_ap(tmp_path, monkeypa
 def test_a_comparison_may_move_to_another_device(compared):
     place, _ = compared
     keys = {key: value for key, value in KEYS.items() if key not in ("device", "workers")}
-    plan = compare.plan_of({**keys, "loss": "ciou", "devices": (0, 1)})
-    assert compare.directory_of(plan, "both", place.parent) == place
+    plan = plan_of({**keys, "loss": "ciou", "devices": (0, 1)})
+    assert directory_of(plan, "both", place.parent) == place
 
 
 def result(value, **more):
@@ -513,11 +513,11 @@ def test_the_summary_says_which_gains_ran():
 
 def test_listed_arms_keep_their_gains_and_are_named_in_the_command(tmp_path):
     listed = [{"loss": "ciou"}, {"cls_loss": "qfl", "cls": 5.0}]
-    plan = compare.plan_of({**KEYS, "arms": listed, "project": tmp_path, "name": "listed"})
+    plan = plan_of({**KEYS, "arms": listed, "project": tmp_path, "name": "listed"})
     todo = compare.jobs_of(plan, tmp_path / "listed")
     assert [job.args.get("cls") for job in todo[:2]] == [None, 5.0]
     words = [word.split("=", 1) for word in shlex.split(plan.command)[2:]]
-    again = compare.plan_of({key: smart_value(value) for key, value in words})
+    again = plan_of({key: smart_value(value) for key, value in words})
     assert again.arms == plan.arms and again.seeds == plan.seeds
     with pytest.raises(LossPlugError, match="tal_topkk=3 is unknown"):
-        compare.plan_of({**KEYS, "arms": [{"loss": "ciou"}, {"tal_topkk": 3}]})
+        plan_of({**KEYS, "arms": [{"loss": "ciou"}, {"tal_topkk": 3}]})

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from yolo_lossplug.tools.compare import plots as compare_plots
-from yolo_lossplug.tools.compare.effects import Effect
+from yolo_lossplug.tools.compare.measures import Effect
 from yolo_lossplug.tools.compare.plots import draw_curves, draw_forest
 from yolo_lossplug.tools.compare.significance import BETTER, NOISE, WORSE
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from yolo_lossplug.tools.compare.command import plan_of
+from yolo_lossplug.tools.compare.plan import plan_of
 from yolo_lossplug.tools.inspect.advice import NO_REASON, advise, write_weights
 from yolo_lossplug.tools.inspect.facts import Facts, Pace, Shares, Tried
 from yolo_lossplug.tools.inspect.report import advised, main_point

@@ -14,8 +14,8 @@ import time
 import pytest
 
 from yolo_lossplug.tools.compare import jobs
+from yolo_lossplug.tools.compare.command import Progress
 from yolo_lossplug.tools.compare.jobs import FAILED, FINISHED, RUNNING, Job
-from yolo_lossplug.tools.compare.progress import Progress
 
 CODE = """
 import json, pathlib, sys, time

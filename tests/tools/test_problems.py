@@ -9,7 +9,7 @@ import pytest
 
 from tests.runs import ROOT
 from yolo_lossplug.shapes import SCENES
-from yolo_lossplug.tools.compare.command import plan_of
+from yolo_lossplug.tools.compare.plan import plan_of
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,7 @@ from tests.tools.test_compare import KEYS
 from yolo_lossplug import LossPlugError
 from yolo_lossplug.tools.compare import command, differ, jobs
 from yolo_lossplug.tools.compare.jobs import FAILED, FINISHED, Job
+from yolo_lossplug.tools.compare.plan import plan_of
 from yolo_lossplug.tools.compare.report import write_summary
 from yolo_lossplug.ultralytics_hook.trial import one_run
 
@@ -124,7 +125,7 @@ def result(value, folder):
 
 def finished_comparison(folder):
     """A comparison that has finished, with all files that a training leaves."""
-    plan = command.plan_of(arguments_of(folder))
+    plan = plan_of(arguments_of(folder))
     photo = folder / "photo.png"
     folder.mkdir()
     Image.new("RGB", (32, 32), "#88aa88").save(photo)
@@ -137,7 +138,7 @@ def finished_comparison(folder):
         images = {str(photo): {**boxes, "is_hit": [], "shape": [32, 32], "pad": [0, 0]}}
         found = {"score": 0.5, "names": {}, "images": images}
         (job.folder / differ.DETECTIONS).write_text(json.dumps(found))
-    command._write_plan(plan, folder / "one")
+    command.write_plan(plan, folder / "one")
     return plan
 
 
@@ -178,7 +179,7 @@ def test_a_damaged_file_leaves_all_else(tmp_path, stand_in):
             if damage:
                 file.write_bytes(damage(content))
             try:
-                directory, todo, _ = command.run_plan(command.plan_of(arguments_of(folder)))
+                directory, todo, _ = command.run_plan(plan_of(arguments_of(folder)))
             except LossPlugError as error:
                 raise AssertionError((name, kind)) from error
             assert [job.state for job in todo] == [FINISHED] * 4, (name, kind)

@@ -27,7 +27,7 @@ from yolo_lossplug.selection.loss import list_box_losses
 from yolo_lossplug.selection.select import select
 from yolo_lossplug.state import State
 from yolo_lossplug.tools import verify
-from yolo_lossplug.tools.compare import command as compare
+from yolo_lossplug.tools.compare import plan as compare
 from yolo_lossplug.ultralytics_hook import detr
 from yolo_lossplug.ultralytics_hook.criterion import plug
 from yolo_lossplug.ultralytics_hook.dataset import assignments

@@ -4,20 +4,28 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Optional
 
 from yolo_lossplug.terminal import printable
 from yolo_lossplug.tools.compare import measures, significance
-from yolo_lossplug.tools.compare.effects import Effect, Spread, effect_of, ranked_effects
 from yolo_lossplug.tools.compare.jobs import FAILED, FINISHED, Job
-from yolo_lossplug.tools.compare.measures import Results, label
+from yolo_lossplug.tools.compare.measures import Effect, Results, Spread, effect_of, label, ranked_effects
 from yolo_lossplug.tools.compare.significance import BETTER, MIN_SEEDS, NO_VERDICT, NOISE, WORSE
 
 FOLDERS = re.compile(r"(?<![\w.~:/\\-])(?:[A-Za-z]:[\\/]|/|\\\\)(?:[^\s,:;'\"`|/\\]+[\\/])+")
 """The folders of an absolute path, on Linux and Windows."""
+RULE = (
+    f'"Better" and "worse" need an interval that excludes 0, and at least {MIN_SEEDS} seeds. All else is '
+    '"within noise", which does not prove equality. The primary metric alone has verdicts; others have '
+    "intervals at 95 %."
+)
+AREAS = (
+    "Small, medium and large have COCO's limits of 32² and 96² pixels, at the network's input. AP by size and class is "
+    "COCO's, of 100 detections of each class and image."
+)
 NOTHING_LEARNT = "All metrics are 0: nothing has been learnt yet. Train longer."
 UNDECIDED = {
     NOISE: "Within noise, which does not prove equality",
@@ -129,19 +137,13 @@ class Comparison:
             metric: Full name of the metric.
             is_primary: Whether Holm's correction for all arms holds, and there are verdicts.
         """
-        of_baseline = self.values_of(self.baseline, metric)
-        pairs = {
-            arm: [
-                value - of_baseline[seed] for seed, value in self.values_of(arm, metric).items() if seed in of_baseline
-            ]
-            for arm in self.arms[1:]
-        }
+        pairs = {arm: self.differences(arm, metric) for arm in self.arms[1:]}
         paired = {arm: values for arm, values in pairs.items() if values}
         if is_primary:
             decided = significance.holm(paired)
         else:
             decided = {arm: significance.decide(values)._replace(verdict="") for arm, values in paired.items()}
-        return [effect_of(arm, metric, pairs[arm], decided.get(arm)) for arm in self.arms[1:]]
+        return [effect_of(arm, metric, pairs[arm], decided.get(arm)) for arm in pairs]
 
     def differences(self, arm: str, metric: str) -> list[float]:
         """Return the differences of an arm from the baseline, for all seeds for which both have the metric."""
@@ -167,10 +169,8 @@ class Comparison:
         if not any(spread.mean for (_, name), spread in self.spreads.items() if name in self.metrics):
             return NOTHING_LEARNT
         values = [spread.mean for (_, name), spread in self.spreads.items() if name == self.metric]
-        if any(values):
-            return ""
         state = "0" if values else "missing"
-        return f"{label(self.metric)} is {state} in all runs: nothing can be compared in it."
+        return "" if any(values) else f"{label(self.metric)} is {state} in all runs: nothing can be compared in it."
 
     @cached_property
     def verdicts(self) -> list[str]:
@@ -178,21 +178,18 @@ class Comparison:
         ranked = ranked_effects(self.effects)
         if self.nothing or not ranked:
             return [self.nothing or "Only one loss has run, and there is nothing to compare it with."]
-        sentences = [self._decided(effect) for effect in ranked if effect.verdict in (BETTER, WORSE)]
+        rests = {effect.arm: self._survivors(effect) for effect in ranked}
+        sentences = [
+            f"`{effect.arm}` is {effect.verdict} than `{self.baseline}` in {label(effect.metric)}: {effect.mean:+.4f} "
+            f"({effect.low:+.4f} to {effect.high:+.4f}, {rests[effect.arm] or f'{effect.seeds} seeds'})."
+            for effect in ranked
+            if effect.verdict in (BETTER, WORSE)
+        ]
         for verdict, words in UNDECIDED.items():
-            names = [self._named(effect) for effect in ranked if effect.verdict == verdict]
+            arms = [effect.arm for effect in ranked if effect.verdict == verdict]
+            names = [f"`{arm}` ({rests[arm]})" if rests[arm] else f"`{arm}`" for arm in arms]
             sentences += [f"{words}: {', '.join(names)}."] if names else []
         return sentences
-
-    def _decided(self, effect: Effect) -> str:
-        return (
-            f"`{effect.arm}` is {effect.verdict} than `{self.baseline}` in {label(effect.metric)}: {effect.mean:+.4f} "
-            f"({effect.low:+.4f} to {effect.high:+.4f}, {self._survivors(effect) or f'{effect.seeds} seeds'})."
-        )
-
-    def _named(self, effect: Effect) -> str:
-        survivors = self._survivors(effect)
-        return f"`{effect.arm}`" + (f" ({survivors})" if survivors else "")
 
     def _survivors(self, effect: Effect) -> str:
         """Return which seeds a verdict rests on, if others have failed: it holds for the survivors alone."""
@@ -202,23 +199,26 @@ class Comparison:
     @cached_property
     def notes(self) -> list[str]:
         """What the verdicts rest on: the rule, its correction, power, gains, sizes and versions."""
-        tested = [effect for effect in self.effects if effect.level is not None]
-        notes = []
-        if self.effects:
-            notes.append(
-                f'"Better" and "worse" need an interval that excludes 0, and at least {MIN_SEEDS} seeds. All else is '
-                '"within noise", which does not prove equality. The primary metric alone has verdicts; others have '
-                "intervals at 95 %."
-            )
-        if len(tested) > 1:
-            notes.append(
-                f"{len(tested)} losses are compared with one: Holm's correction keeps the chance of any wrong verdict "
-                "at 5 %, and each interval is printed at the level that decided."
-            )
-        fewest = min((effect.seeds for effect in tested), default=MIN_SEEDS)
-        if tested and fewest < 5:
-            notes.append(f"{fewest} seeds can show large differences only; 5 or more show smaller ones.")
-        return [*notes, *self._gains(), *self._sizes(), *self.older, *self._versions()]
+        seeds = [effect.seeds for effect in self.effects if effect.level is not None]
+        fewest, versions = min(seeds, default=5), sorted({*self._recorded("versions")})
+        holm = (
+            f"{len(seeds)} losses are compared with one: Holm's correction keeps the chance of any wrong verdict "
+            "at 5 %, and each interval is printed at the level that decided."
+        )
+        notes = [
+            (RULE, self.effects),
+            (holm, len(seeds) > 1),
+            (f"{fewest} seeds can show large differences only; 5 or more show smaller ones.", fewest < 5),
+            *((sentence, True) for sentence in self._gains()),
+            (AREAS, self._recorded("average_precision")),
+            *((sentence, True) for sentence in self.older),
+            (f"Not all runs were made with the same versions: {'; '.join(versions)}.", len(versions) > 1),
+        ]
+        return [sentence for sentence, is_said in notes if is_said]
+
+    def _recorded(self, key: str) -> list[Any]:
+        """Return what the runs have recorded of themselves; those of an earlier version may lack it."""
+        return [result[key] for result in self.results.values() if result.get(key)]
 
     def _gains(self) -> list[str]:
         """Return which gains the runs had, one sentence where all had the same."""
@@ -232,40 +232,19 @@ class Comparison:
             return [f"All runs had the gains {gains}; they were not matched to the scale of a loss."]
         return [f"`{arm}` ran with the gains {of_arms[arm]}." for arm in self.arms if arm in of_arms]
 
-    def _sizes(self) -> list[str]:
-        """Return what small, medium and large mean, where AP by size is measured."""
-        if not any(result.get("average_precision") for result in self.results.values()):
-            return []
-        return [
-            "Small, medium and large have COCO's limits of 32² and 96² pixels, at the network's input. AP by size and "
-            "class is COCO's, of 100 detections of each class and image."
-        ]
-
     @cached_property
     def older(self) -> list[str]:
         """Which runs were made before AP by size and class was measured, one sentence if there are any."""
-        names = [
-            f"`{a}` seed {seed}" for (a, seed), result in self.results.items() if "average_precision" not in result
-        ]
+        names = [f"`{a}` seed {seed}" for (a, seed), run in self.results.items() if "average_precision" not in run]
         return [f"No AP by size and class, because an earlier version made them: {', '.join(names)}."] if names else []
-
-    def _versions(self) -> list[str]:
-        versions = sorted({result["versions"] for result in self.results.values() if result.get("versions")})
-        if len(versions) < 2:
-            return []
-        return [f"Not all runs were made with the same versions: {'; '.join(versions)}."]
 
     @cached_property
     def about(self) -> list[str]:
         """Hardware of the runs and size of their data, a line for each that is recorded."""
-        hardware = sorted({str(result["hardware"]) for result in self.results.values() if result.get("hardware")})
-        data = []
-        for split, key in (("train", "train"), ("val", "data")):
-            # Runs of an earlier version lack it.
-            size: Mapping[str, Any] = next((result[key] for result in self.results.values() if result.get(key)), {})
-            data += [f"{split} {_size(size)}"] if size.get("images") else []
-        lines = [f"Hardware: {'; '.join(hardware)}"] if hardware else []
-        return [*lines, *([f"Data: {'; '.join(data)}"] if data else [])]
+        first = {"train": self._recorded("train")[:1], "val": self._recorded("data")[:1]}
+        data = [f"{split} {_size(size)}" for split, sizes in first.items() for size in sizes if size.get("images")]
+        lines = {"Hardware": sorted({*map(str, self._recorded("hardware"))}), "Data": data}
+        return [f"{name}: {'; '.join(words)}" for name, words in lines.items() if words]
 
     @property
     def state(self) -> str:
@@ -284,14 +263,11 @@ def without_folders(text: str) -> str:
     return FOLDERS.sub("", printable(text))
 
 
-def portable(jobs: Iterable[Job]) -> list[Job]:
+def portable(jobs: Sequence[Job]) -> list[Job]:
     """Return copies of runs whose names and reasons hold no folder; names that would be equal then stay as they are."""
-    jobs = list(jobs)
     short = {job.arm: without_folders(job.arm).replace("`", "'") for job in jobs}  # names are shown as code
-    is_unique = len({*short.values()}) == len(short)
-    return [
-        replace(job, arm=short[job.arm] if is_unique else job.arm, reason=without_folders(job.reason)) for job in jobs
-    ]
+    names = short if len({*short.values()}) == len(short) else {}
+    return [replace(job, arm=names.get(job.arm, job.arm), reason=without_folders(job.reason)) for job in jobs]
 
 
 def _size(size: Mapping[str, Any]) -> str:

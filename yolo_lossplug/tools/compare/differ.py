@@ -17,9 +17,12 @@ from yolo_lossplug.tools.compare.jobs import FINISHED, Job
 DETECTIONS = "detections.json"
 MATCH_IOU = 0.5
 MIN_SCORE = 0.01
-KIND_COLOURS = {"hits": "#56b4e9", "misses": "#f0e442", "alarms": "#ff6a00"}
-LINE_STYLES: dict[str, Any] = {"hits": "-", "misses": ":", "alarms": "--"}
-WORDS = {"hits": "hits", "misses": "misses", "alarms": "false alarms"}
+KINDS = {
+    "hits": ("hits", "#56b4e9", "-"),
+    "misses": ("misses", "#f0e442", ":"),
+    "alarms": ("false alarms", "#ff6a00", "--"),
+}
+"""Names, colours and line styles of boxes."""
 
 
 def save_detections(images: Sequence[Mapping[str, Any]], names: Mapping[int, str], file: Path) -> None:
@@ -73,9 +76,8 @@ def most_different(run: Mapping[str, Any], other: Mapping[str, Any]) -> list[str
         a, b = run["images"][file], other["images"][file]
         return int(np.sum(np.not_equal(a["is_hit"], b["is_hit"]))) + abs(len(a["alarms"]) - len(b["alarms"]))
 
-    common = [file for file in run["images"] if file in other["images"]]
-    distances = {file: distance(file) for file in common}
-    return [file for file in sorted(common, key=lambda file: -distances[file]) if distances[file]][:12]
+    distances = {file: distance(file) for file in run["images"] if file in other["images"]}
+    return [file for file in sorted(distances, key=lambda file: -distances[file]) if distances[file]][:12]
 
 
 class DetectionPair(NamedTuple):
@@ -141,9 +143,9 @@ def _draw(files: Sequence[str], runs: Sequence[Mapping[str, Any]], names: Sequen
             axis, found = axes.flat[2 * i + k], run["images"][name]
             with Picture.open(name) as picture:
                 _show(axis, picture.convert("RGB"), found)
-            counts = " · ".join(f"{WORDS[kind]} {len(found[kind])}" for kind in KIND_COLOURS)
+            counts = " · ".join(f"{word} {len(found[kind])}" for kind, (word, *_) in KINDS.items())
             axis.set_title(f"{names[k]}\n{counts}", fontsize=7)
-    handles = [Patch(**_style(kind), label=word) for kind, word in WORDS.items()]
+    handles = [Patch(**_style(kind), label=word) for kind, (word, *_) in KINDS.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
     return figure
 
@@ -153,7 +155,7 @@ def _show(axis: Any, picture: Any, found: Mapping[str, Any]) -> None:
 
     (height, width), (x, y) = found["shape"], found["pad"]
     axis.imshow(picture, extent=(x, width - x, height - y, y))
-    for kind in KIND_COLOURS:
+    for kind in KINDS:
         for left, top, right, bottom in found[kind]:
             axis.add_patch(Rectangle((left, top), right - left, bottom - top, **_style(kind)))
     axis.set(xlim=(x, width - x), ylim=(height - y, y))
@@ -163,6 +165,6 @@ def _style(kind: str) -> dict[str, Any]:
     """Return how boxes of a kind are drawn, with a black outline that shows them on bright images."""
     from matplotlib.patheffects import withStroke
 
+    _, colour, dashes = KINDS[kind]
     outline = [withStroke(linewidth=2.6, foreground="#000000")]
-    line = {"edgecolor": KIND_COLOURS[kind], "linestyle": LINE_STYLES[kind], "linewidth": 1.4}
-    return {"fill": False, "path_effects": outline, **line}
+    return {"fill": False, "path_effects": outline, "edgecolor": colour, "linestyle": dashes, "linewidth": 1.4}

@@ -11,10 +11,10 @@ import subprocess
 import sys
 import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Optional
+from typing import Any, Callable, Optional, Union
 
 from filelock import FileLock, Timeout
 
@@ -23,6 +23,7 @@ from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.terminal import printable
 
 WAITING, RUNNING, FINISHED, FAILED = "waiting", "running", "finished", "failed"
+ENDED = (FINISHED, FAILED)
 PATIENCE = 30
 """Seconds until an interrupted run that does not end is killed."""
 PLACES = ("device", "workers", "project", "name", "exist_ok")
@@ -45,6 +46,11 @@ class Job:
         args: Arguments of the training.
         state: One of ``waiting``, ``running``, ``finished``, ``failed``.
         reason: Why it failed.
+        file: Its arguments, beside the folder, as are the next four.
+        result: What came out of it, if it is finished.
+        error: Why it failed with an exception.
+        log: What it printed.
+        lock: Held while it is trained.
     """
 
     arm: str
@@ -54,28 +60,11 @@ class Job:
     state: str = WAITING
     reason: str = ""
 
-    @property
-    def file(self) -> Path:
-        """File that holds the arguments, the result beside it with the ending ``.result.json``."""
-        return self._beside(".json")
-
-    @property
-    def result(self) -> Path:
-        """File that exists if the run is finished."""
-        return self._beside(".result.json")
-
-    @property
-    def error(self) -> Path:
-        """File that exists if the run has failed with an exception."""
-        return self._beside(".error.txt")
-
-    @property
-    def log(self) -> Path:
-        """Output of the run."""
-        return self._beside(".log.txt")
-
-    def _beside(self, ending: str) -> Path:
-        return self.folder.with_name(self.folder.name + ending)
+    def __post_init__(self) -> None:
+        endings = (".json", ".result.json", ".error.txt", ".log.txt", LOCK)
+        self.file, self.result, self.error, self.log, self.lock = (
+            self.folder.with_name(self.folder.name + ending) for ending in endings
+        )
 
     def read(self) -> Optional[dict[str, Any]]:
         """Return the result of a finished run; None if there is none, or none that can be read."""
@@ -83,21 +72,16 @@ class Job:
         shape: dict[str, Any] = {"metrics": dict, "losses": dict, "seconds": (int, float), "save_dir": str}
         return result if all(isinstance(result.get(key), kind) for key, kind in shape.items()) else None
 
-    def trained_with(self) -> Optional[dict[str, Any]]:
-        """Return the arguments of the run under this name; None if there is none, or none that can be read."""
-        args = read_mapping(self.file).get("args")
-        return args if isinstance(args, dict) else None
-
     def refuse_others(self) -> None:
         """Raise an error if the run that finished under this name had other arguments.
 
         Raises:
             LossPlugError: If it had.
         """
-        before, now = self.trained_with() if self.read() else None, comparable(self.args)
-        if before is None:
+        trained_with = args_in(self.file) if self.read() else None
+        if trained_with is None:
             return
-        before = comparable(before)
+        before, now = comparable(trained_with), comparable(self.args)
         for key in sorted({*before, *now}):
             if before.get(key) != now.get(key):
                 raise LossPlugError(
@@ -113,7 +97,7 @@ class Job:
         """
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with FileLock(self._beside(LOCK), timeout=PATIENCE):
+            with FileLock(self.lock, timeout=PATIENCE):
                 shutil.rmtree(self.folder, ignore_errors=True)
                 for file in (self.error, self.result):
                     file.unlink(missing_ok=True)
@@ -125,14 +109,6 @@ class Job:
         self.state = RUNNING
         return [sys.executable, "-m", "yolo_lossplug.tools.compare.train_one", str(self.file)]
 
-    def begin(self, device: Any) -> Optional[list[str]]:
-        """Return the command that runs it, as `prepare`; None where it fails before it runs."""
-        try:
-            return self.prepare(device)
-        except LossPlugError as error:
-            self.fail(error)
-            return None
-
     def finish(self, status: Optional[int] = None) -> None:
         """Set the state after the run has ended with an exit status, None for one that was interrupted."""
         self.state = FINISHED if self.read() else WAITING if status is None else FAILED
@@ -143,6 +119,11 @@ class Job:
     def fail(self, reason: object) -> None:
         """Set the state of a run that has failed, with the reason in one line without colours."""
         self.state, self.reason = FAILED, printable(str(reason).partition("\n")[0])
+
+
+Tell = Callable[[Job], None]
+Running = dict[Any, tuple[Job, Any]]
+"""Jobs that run and their places, by process or task."""
 
 
 def comparable(args: Mapping[str, Any]) -> dict[str, Any]:
@@ -160,7 +141,13 @@ def read_mapping(file: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def run_local(jobs: Sequence[Job], devices: Sequence[Any], report: Callable[[Job], None]) -> None:
+def args_in(file: Path) -> Optional[dict[str, Any]]:
+    """Return the arguments in a file of a run or of a plan; None if there are none, or none that can be read."""
+    args = read_mapping(file).get("args")
+    return args if isinstance(args, dict) else None
+
+
+def run_local(jobs: Sequence[Job], devices: Sequence[Any], report: Tell) -> None:
     """Run jobs on this machine, one on each device at a time; each writes a log.
 
     Args:
@@ -169,33 +156,47 @@ def run_local(jobs: Sequence[Job], devices: Sequence[Any], report: Callable[[Job
             the arguments of a job name.
         report: Called when a job starts or ends.
     """
-    waiting, free = list(jobs), list(devices)
-    running: list[tuple[Job, Any, subprocess.Popen]] = []
+
+    def ended(running: Running) -> list[tuple[Any, Optional[int]]]:
+        time.sleep(POLL)
+        return [(process, process.returncode) for process in running if process.poll() is not None]
+
+    running: Running = {}
     try:
-        while waiting or running:
-            while waiting and free:
-                job = waiting.pop(0)
-                if command := job.begin(free[0]):
-                    running.append((job, free.pop(0), start_process(command, job.log)))
-                report(job)
-            time.sleep(POLL)
-            for entry in [entry for entry in running if entry[2].poll() is not None]:
-                running.remove(entry)
-                free.append(entry[1])
-                entry[0].finish(entry[2].returncode)
-                report(entry[0])
+        _run(jobs, devices, running, lambda command, job: _started(command, job.log), ended, report)
     except BaseException:  # Ctrl-C, or a closed pipe of the output
-        _interrupt([process for _, _, process in running])
+        _interrupt([*running])
         raise
 
 
-def start_process(command: Sequence[str], log: Path, cwd: Optional[str] = None) -> subprocess.Popen:
+def _run(
+    jobs: Sequence[Job], places: Sequence[Any], running: Running, start: Callable, ended: Callable, report: Tell
+) -> None:
+    """Run jobs, one at each place at a time; `ended` yields which of `running` have ended, with status or error."""
+    waiting, free = list(jobs), list(places)
+    while waiting or running:
+        while waiting and free:
+            job = waiting.pop(0)
+            try:
+                running[start(job.prepare(free[0]), job)] = job, free[0]
+                del free[0]
+            except LossPlugError as error:
+                job.fail(error)
+            report(job)
+        for run, status in ended(running):
+            job, place = running.pop(run)
+            free.append(place)
+            job.fail(status) if isinstance(status, Exception) else job.finish(status)
+            report(job)
+
+
+def _started(command: Sequence[str], log: Path, cwd: Optional[str] = None) -> subprocess.Popen:
     """Start a run that writes a log, and that ends with this process, whose end it sees by its standard input."""
     with log.open("w", encoding="utf-8") as output:
         return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, cwd=cwd)
 
 
-def run_on_ray(jobs: Sequence[Job], device: Any, report: Callable[[Job], None]) -> None:
+def run_on_ray(jobs: Sequence[Job], device: Any, report: Tell) -> None:
     """Run jobs as tasks of a Ray cluster, whose nodes share this file system; of this machine if there is no cluster.
 
     Args:
@@ -210,48 +211,37 @@ def run_on_ray(jobs: Sequence[Job], device: Any, report: Callable[[Job], None]) 
         import ray
     except ImportError as error:
         raise LossPlugError("engine=ray needs Ray: pip install 'yolo-lossplug[ray]'.") from error
-    is_ours = not ray.is_initialized()
+    is_ours, on_cpu = not ray.is_initialized(), str(device).lower() == "cpu"
     if is_ours:
         ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False)
+    task = ray.remote(num_cpus=1, num_gpus=0 if on_cpu else 1, max_retries=0)(_run_logged)
+
+    def start(command: list[str], job: Job) -> Any:
+        return task.remote(command, str(job.log), str(Path.cwd()))
+
+    def ended(running: Running) -> Iterator[tuple[Any, Union[int, Exception]]]:
+        for run in ray.wait([*running], num_returns=1)[0] if running else ():
+            try:
+                yield run, ray.get(run)
+            except ray.exceptions.RayError as error:
+                yield run, error
+
+    running: Running = {}
     try:
-        _run_tasks(ray, jobs, str(device).lower() == "cpu", report)
+        # As many at a time as there are processors or GPUs; Ray shows a task one GPU, which is its first.
+        slots = max(1, int(ray.cluster_resources().get("CPU" if on_cpu else "GPU", 0)))
+        _run(jobs, ["cpu" if on_cpu else 0] * slots, running, start, ended, report)
     finally:
+        for run in running:  # as Ctrl-C in its process, which takes the training along
+            ray.cancel(run)
+        if running:
+            ray.wait([*running], num_returns=len(running), timeout=PATIENCE)
         if is_ours:
             ray.shutdown()
 
 
-def _run_tasks(ray: Any, jobs: Sequence[Job], on_cpu: bool, report: Callable[[Job], None]) -> None:
-    """Run jobs on a cluster, as many at a time as it has processors or GPUs."""
-    task = ray.remote(num_cpus=1, num_gpus=0 if on_cpu else 1, max_retries=0)(_run_logged)
-    slots = max(1, int(ray.cluster_resources().get("CPU" if on_cpu else "GPU", 0)))
-    waiting = list(jobs)
-    pending: dict[Any, Job] = {}
-    try:
-        while waiting or pending:
-            while waiting and len(pending) < slots:
-                job = waiting.pop(0)
-                if command := job.begin("cpu" if on_cpu else 0):  # Ray shows a task one GPU, which is its first
-                    pending[task.remote(command, str(job.log), str(Path.cwd()))] = job
-                report(job)
-            if not pending:
-                break
-            (done,), _ = ray.wait(list(pending), num_returns=1)
-            job = pending.pop(done)
-            try:
-                job.finish(ray.get(done))
-            except ray.exceptions.RayError as error:
-                job.fail(error)
-            report(job)
-    finally:
-        for task_left in pending:  # as Ctrl-C in its process, which takes the training along
-            ray.cancel(task_left)
-        if pending:
-            ray.wait(list(pending), num_returns=len(pending), timeout=PATIENCE)
-
-
 def _run_logged(command: list[str], log: str, cwd: str) -> int:
-    """Run a command with a log where the comparison was started, and return its exit status."""
-    return start_process(command, Path(log), cwd).wait()
+    return _started(command, Path(log), cwd).wait()
 
 
 def _interrupt(processes: Sequence[subprocess.Popen]) -> None:

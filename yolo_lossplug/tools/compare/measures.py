@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Names, order and values of what a run of a comparison has measured."""
+"""What the runs of a comparison have measured: names, order and values, spread over seeds, paired differences."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from typing import Any, Optional
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Optional
 
 from yolo_lossplug.registry import LossPlugError
+from yolo_lossplug.tools.compare import significance
+from yolo_lossplug.tools.compare.significance import Difference
 
 Result = Mapping[str, Any]
 """What came out of one run, as its result file holds it."""
@@ -26,14 +29,10 @@ def measured(result: Result) -> dict[str, Optional[float]]:
 
     One that is not finite is missing.
     """
-    test = result.get("test") or {}
-    of_test = {name.removeprefix(METRICS): value for name, value in test.get("metrics", {}).items()}
-    of_test.update(test.get("average_precision") or {})
-    metrics = {
-        **result["metrics"],
-        **(result.get("average_precision") or {}),
-        **{f"{TEST}{name}": value for name, value in of_test.items()},
-    }
+    metrics = {**result["metrics"], **(result.get("average_precision") or {})}
+    if test := result.get("test"):
+        of_test = {**test.get("metrics", {}), **(test.get("average_precision") or {})}
+        metrics.update({f"{TEST}{name.removeprefix(METRICS)}": value for name, value in of_test.items()})
     return {name: None if value is None or not math.isfinite(value) else value for name, value in metrics.items()}
 
 
@@ -46,7 +45,7 @@ def run_numbers(result: Result) -> dict[str, Optional[float]]:
 
 def metrics_of(results: Results) -> list[str]:
     """Return the names of all metrics: the main one first, Ultralytics' before AP by size, by class, and test."""
-    return order({name: None for result in results.values() for name in measured(result)})
+    return order(dict.fromkeys(name for result in results.values() for name in measured(result)))
 
 
 def order(names: Iterable[str]) -> list[str]:
@@ -60,11 +59,6 @@ def order(names: Iterable[str]) -> list[str]:
         return name.startswith(TEST), is_of_class, mark, position
 
     return sorted((name for name in names if is_metric(name)), key=rank)
-
-
-def order_rows(rows: Iterable[Mapping[str, float]]) -> list[dict[str, float]]:
-    """Return the metrics of a run's history, in order, without its losses, times and learning rates."""
-    return [{name: row[name] for name in order(row)} for row in rows]
 
 
 def is_metric(name: str) -> bool:
@@ -92,10 +86,7 @@ def label(measure: str) -> str:
     if measure.startswith(TEST):
         return f"test {label(measure.removeprefix(TEST))}"
     name = measure.removeprefix(METRICS)
-    for mark, word in MARKS.items():
-        if name.endswith(mark):
-            return name.removesuffix(mark) + word
-    return name
+    return name[:-3] + MARKS[name[-3:]] if name[-3:] in MARKS else name
 
 
 def primary_of(results: Results, metric: str) -> str:
@@ -124,11 +115,96 @@ def resolve_metric(metric: str, names: Iterable[str]) -> str:
         >>> resolve_metric("mAP50", ["metrics/mAP50-95(B)", "metrics/mAP50(B)"])
         'metrics/mAP50(B)'
     """
-    names = list(names)
-    split, plain = (TEST, metric.removeprefix(TEST)) if metric.startswith(TEST) else ("", metric)
-    prefix = split or METRICS
+    names, prefix = list(names), TEST if metric.startswith(TEST) else METRICS
+    plain = metric.removeprefix(TEST)
     for name in (metric, f"{prefix}{plain}(B)", f"{prefix}{plain}"):
         if name in names:
             return name
     shown = ", ".join(name.removeprefix(METRICS).removesuffix("(B)") for name in names)
     raise LossPlugError(f"metric={metric} was not measured in these runs. Known: {shown}.")
+
+
+class Spread(NamedTuple):
+    """Mean and sample standard deviation of a measure over the seeds of an arm.
+
+    Attributes:
+        mean: The mean.
+        deviation: The deviation; None for one seed.
+        seeds: Number of seeds.
+    """
+
+    mean: float
+    deviation: Optional[float]
+    seeds: int
+
+    def text(self, digits: int = 4) -> str:
+        """Return mean ± deviation.
+
+        >>> Spread(0.5, 0.125, 3).text(2)
+        '0.50 ± 0.12'
+        """
+        deviation = "" if self.deviation is None else f" ± {self.deviation:.{digits}f}"
+        return f"{self.mean:.{digits}f}{deviation}"
+
+
+@dataclass(frozen=True)
+class Effect:
+    """The paired difference of one arm from the baseline in one metric.
+
+    Attributes:
+        arm: Name of the arm.
+        metric: Full name of the metric.
+        mean: Mean difference, seed by seed; None without a common seed.
+        low: Lower end of Student's interval of the mean; None below three seeds.
+        high: Its upper end.
+        level: Confidence level of the interval, in (0, 1); None below three seeds.
+        seeds: Number of seeds that both arms have.
+        verdict: ``better``, ``worse``, ``within noise`` or ``no verdict``; empty for a metric that carries none.
+        smallest: True difference that these seeds show with power 0.8; None below three seeds.
+        needed: Seeds that show the observed difference with power 0.8; None if more than 1000, or below three seeds.
+    """
+
+    arm: str
+    metric: str
+    mean: Optional[float] = None
+    low: Optional[float] = None
+    high: Optional[float] = None
+    level: Optional[float] = None
+    seeds: int = 0
+    verdict: str = ""
+    smallest: Optional[float] = None
+    needed: Optional[int] = None
+
+    @property
+    def words(self) -> str:
+        """The difference, its interval and its verdict."""
+        if self.mean is None:
+            return "no common seed"
+        if self.low is None:
+            return f"{self.mean:+.4f}  {self.seeds} seed{'s' * (self.seeds > 1)}: no interval"
+        return f"{self.mean:+.4f}  ({self.low:+.4f} to {self.high:+.4f})  {self.verdict}"
+
+    @property
+    def seeds_needed(self) -> Optional[str]:
+        """How many seeds would show the observed difference; None below three seeds."""
+        if self.smallest is None:
+            return None
+        return f"more than {significance.MAX_SEEDS}" if self.needed is None else str(self.needed)
+
+
+def ranked_effects(effects: Iterable[Effect]) -> list[Effect]:
+    """Return the effects that have a difference, the best first."""
+    return sorted((effect for effect in effects if effect.mean is not None), key=lambda effect: -(effect.mean or 0.0))
+
+
+def effect_of(arm: str, metric: str, pairs: Sequence[float], difference: Optional[Difference]) -> Effect:
+    """Return the effect of an arm by its differences, seed by seed, with its power where it has a verdict."""
+    if difference is None:
+        return Effect(arm, metric)
+    mean, low, high, verdict, level = difference
+    effect = Effect(arm, metric, mean, low, high, level, len(pairs), verdict)
+    deviation = significance.mean_and_deviation(pairs)[1]
+    if level is None or deviation is None or not verdict:
+        return effect
+    smallest = significance.smallest_shown(deviation, len(pairs), level)
+    return replace(effect, smallest=smallest, needed=significance.seeds_needed(mean, deviation, level))

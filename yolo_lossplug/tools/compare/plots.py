@@ -12,8 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from yolo_lossplug import charts
-from yolo_lossplug.tools.compare.effects import Effect, ranked_effects
-from yolo_lossplug.tools.compare.measures import label
+from yolo_lossplug.tools.compare.measures import Effect, label, order, ranked_effects
 from yolo_lossplug.tools.compare.significance import BETTER, WORSE
 
 Histories = Mapping[tuple[str, int], Sequence[Mapping[str, float]]]
@@ -66,10 +65,7 @@ def draw_forest(effects: Sequence[Effect], baseline: str, noise: Optional[float]
 
 
 def _draw_effect(axis: Any, y: float, name: str, effect: Effect) -> None:
-    """Draw one difference: a filled arrow where it is decided, an open circle where not.
-
-    Name and numbers are above it, from edge to edge, so that a phone can show the plot.
-    """
+    """Draw a difference, filled where it is decided; name and numbers are above it, so that a phone can show it."""
     colour, marker = DECIDED.get(effect.verdict, UNDECIDED)
     if effect.low is not None:
         axis.plot([effect.low, effect.high], [y, y], color=colour, linewidth=2.2, solid_capstyle="butt")
@@ -102,7 +98,8 @@ def draw_curves(histories: Histories, arms: Sequence[str]) -> Optional[Figure]:
     Returns:
         The figure; None if nothing has been learnt yet, or no run has a history.
     """
-    names = learnt(histories)
+    rows = [row for history in histories.values() for row in history]
+    names = [n for n in order(dict.fromkeys(n for row in rows for n in row)) if any(row.get(n) for row in rows)]
     shown = {arm for (arm, _), rows in histories.items() if rows}
     drawn = {arm: style for arm, style in zip(arms, charts.styles()) if arm in shown}
     if not names:
@@ -110,21 +107,17 @@ def draw_curves(histories: Histories, arms: Sequence[str]) -> Optional[Figure]:
     has_pairs = arms[0] in drawn and len(drawn) > 1
     columns = charts.legend_columns(list(drawn), 80)
     figure, axes = charts.figure(len(names), 1 + has_pairs, 3.8, 2.3 + 0.21 * (len(drawn) / columns - 1) / len(names))
-    for row, name in zip(axes, names):
+    for panels, name in zip(axes, names):
         runs = _runs(histories, list(drawn), name)
-        _draw_lines(row[0], runs, drawn, label(name))
+        _draw_lines(panels[0], runs, drawn, label(name))
         if has_pairs:
-            row[1].axhline(0, color="#000000", linewidth=1)
-            _draw_lines(row[1], paired_differences(runs, arms[0]), drawn, f"{label(name)}: difference from {arms[0]}")
+            panels[1].axhline(0, color="#000000", linewidth=1)
+            _draw_lines(
+                panels[1], paired_differences(runs, arms[0]), drawn, f"{label(name)}: difference from {arms[0]}"
+            )
     if len(drawn) > 1:
         charts.legend_below(figure, axes[0, 0], columns)
     return figure
-
-
-def learnt(histories: Histories) -> list[str]:
-    """Return the metrics that are not 0 throughout, in the order of the rows."""
-    rows = [row for history in histories.values() for row in history]
-    return [name for name in dict.fromkeys(name for row in rows for name in row) if any(row.get(name) for row in rows)]
 
 
 def paired_differences(runs: Mapping[str, Runs], first: str) -> dict[str, Runs]:
@@ -144,12 +137,8 @@ def _less(run: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 def _runs(histories: Histories, arms: Sequence[str], name: str) -> dict[str, Runs]:
     """Return the values of a metric after every epoch, by arm and seed; seeds without any are left out."""
-    runs: dict[str, dict[int, np.ndarray]] = {arm: {} for arm in arms}
-    for (arm, seed), rows in histories.items():
-        values = [row[name] for row in rows if name in row]
-        if arm in runs and values:
-            runs[arm][seed] = np.array(values)
-    return {**runs}
+    values = {key: np.array([row[name] for row in rows if name in row]) for key, rows in histories.items()}
+    return {arm: {s: run for (other, s), run in values.items() if other == arm and len(run)} for arm in arms}
 
 
 def _draw_lines(axis: Any, runs: Mapping[str, Runs], styles: Mapping[str, Mapping[str, Any]], title: str) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Callable, Optional
 
@@ -13,8 +14,8 @@ from yolo_lossplug import charts
 from yolo_lossplug.files import write_text
 from yolo_lossplug.tools.compare import differ, measures
 from yolo_lossplug.tools.compare.comparison import SECONDS, Comparison, portable
-from yolo_lossplug.tools.compare.effects import Effect
 from yolo_lossplug.tools.compare.jobs import Job
+from yolo_lossplug.tools.compare.measures import Effect
 from yolo_lossplug.tools.compare.plots import draw_curves, draw_forest
 from yolo_lossplug.tools.report import Picture, Report, Section, Table, Text
 from yolo_lossplug.ultralytics_hook.console import say
@@ -41,6 +42,10 @@ COLUMNS: dict[str, Callable[[Effect], Any]] = {
     "seeds needed": lambda effect: effect.seeds_needed,
 }
 """Columns of the table of differences."""
+SUMMARY = (
+    *("loss", "measure", "seeds", "mean", "sd"),
+    *("paired_seeds", "difference", "low", "high", "level", "verdict", "needed"),
+)
 SPREAD = "Mean ± deviation over the seeds"
 
 
@@ -54,9 +59,7 @@ def write_summary(
 ) -> Report:
     """Write the tables, plots and the page of a comparison, and return the report.
 
-    ``results.csv`` has a row for each run, ``summary.csv`` one for each arm and measure; ``summary.md``,
-    ``summary.tex`` and ``report.html`` say the same. Without a finished run there is neither ``summary.csv`` nor
-    ``summary.tex``, and there are no plots where nothing was learnt.
+    Without a finished run there is neither ``summary.csv`` nor ``summary.tex``, and no plot where nothing was learnt.
 
     Args:
         jobs: All runs, those of the baseline first.
@@ -68,40 +71,31 @@ def write_summary(
     """
     jobs = portable(jobs)
     comparison, pairs = Comparison.of(jobs, metric, command, foot), differ.detection_pairs(jobs)
-    results, floor = comparison.results, comparison.noise_floor
-    histories = {key: measures.order_rows(history(Path(result["save_dir"]))) for key, result in results.items()}
+    floor, results = comparison.noise_floor, comparison.results
+    histories = {key: history(Path(result["save_dir"])) for key, result in results.items()}
     figures: dict[Path, Optional[Figure]] = {
         directory / CURVES: draw_curves(histories, comparison.arms),
         directory / FOREST: draw_forest(comparison.effects, comparison.baseline, floor.deviation if floor else None),
     }
-    if is_last:
-        figures.update(_draw_differing(pairs, comparison.baseline, directory))
-    tables = {directory / "results.csv": [_run_row(job, comparison) for job in jobs]}
-    about = [comparison.command, *comparison.foot, *comparison.about]
-    tex = latex_table(comparison).latex(about) if results else ""
+    for pair in pairs if is_last else ():
+        figures[pair.file(directory)] = None
+        try:
+            figures[pair.file(directory)] = differ.draw_differing(pair, comparison.baseline, directory)
+        except Exception as error:  # of files that may be gone or damaged; all else is written
+            say(f"the images in which {pair.arm} differs cannot be drawn: {type(error).__name__}: {error}")
+    tables = {"results.csv": [_run_row(job, comparison) for job in jobs]}
     if results:
-        tables[directory / "summary.csv"] = summary_rows(comparison)
-    charts.save_all(figures, tables)
+        tables["summary.csv"] = summary_rows(comparison)
+        about = [comparison.command, *comparison.foot, *comparison.about]
+        write_text(directory / "summary.tex", latex_table(comparison).latex(about))
+    for file, figure in figures.items():
+        charts.save(figure, file) if figure else file.unlink(missing_ok=True)
+    for name, rows in tables.items():
+        charts.save_table(rows, directory / name)
     report = report_of(comparison, directory, pairs)
-    for name, text in (("summary.md", report.markdown()), ("summary.tex", tex)):
-        if text:
-            write_text(directory / name, text)
+    write_text(directory / "summary.md", report.markdown())
     report.write(directory / "report.html")
     return report
-
-
-def _draw_differing(
-    pairs: Sequence[differ.DetectionPair], baseline: str, directory: Path
-) -> dict[Path, Optional[Figure]]:
-    """Return the pictures of the images in which arms differ; None for those that cannot be drawn any more."""
-    figures: dict[Path, Optional[Figure]] = {}
-    for pair in pairs:
-        try:
-            figures[pair.file(directory)] = differ.draw_differing(pair, baseline, directory)
-        except Exception as error:  # of files that may be gone or damaged; all else is written
-            figures[pair.file(directory)] = None
-            say(f"the images in which {pair.arm} differs cannot be drawn: {type(error).__name__}: {error}")
-    return figures
 
 
 def report_of(
@@ -114,12 +108,13 @@ def report_of(
         directory: Where its plots are, as far as there are any; None for a report without pictures.
         pairs: The runs in whose images arms differ.
     """
+    failed = [[f"`{arm}`", seed, reason] for arm, seed, reason in comparison.failed]
     sections = [
         _differences(comparison, directory),
         *_measured(comparison),
         Section("Noise and power", [Text(note) for note in comparison.notes]),
         *([_curves(comparison, directory), _where_they_differ(comparison, directory, pairs)] if directory else []),
-        _failed(comparison),
+        Section("Failed runs", [Table(["loss", "seed", "reason"], failed)] if failed else []),
     ]
     return Report(
         "Comparison of losses",
@@ -141,7 +136,8 @@ def _differences(comparison: Comparison, directory: Optional[Path]) -> Section:
     if directory and (directory / FOREST).is_file():
         words = "; ".join(f"{effect.arm} {effect.words}" for effect in effects)
         section.blocks.append(Picture(directory / FOREST, f"Forest plot of the differences: {words}"))
-    columns = _columns(effects)
+    columns = {name: [cell_of(effect) for effect in effects] for name, cell_of in COLUMNS.items()}
+    columns = {name: cells for name, cells in columns.items() if set(cells) != {None}}
     rows = [[f"`{effect.arm}`", *row] for effect, *row in zip(effects, *columns.values())]
     caption = f"{name}: differences from `{comparison.baseline}`, seed by seed"
     section.blocks.append(Table(["loss", *columns], rows, caption, columns=2 + [*columns].index("verdict")))
@@ -151,12 +147,6 @@ def _differences(comparison: Comparison, directory: Optional[Path]) -> Section:
     if "detectable" in columns:
         section.blocks.append(Text(POWER_NOTE))
     return section
-
-
-def _columns(effects: Sequence[Effect]) -> dict[str, list[Any]]:
-    """Return the columns of the table of differences; those that are empty are left out."""
-    columns = {name: [cell_of(effect) for effect in effects] for name, cell_of in COLUMNS.items()}
-    return {name: cells for name, cells in columns.items() if set(cells) != {None}}
 
 
 def _measured(comparison: Comparison) -> list[Section]:
@@ -198,11 +188,9 @@ def _others(comparison: Comparison) -> Table:
 
 def _by_arm(comparison: Comparison, group: str) -> Table:
     """Return a table with a row for every metric of a group and a column for every arm."""
-    names, arms = comparison.groups[group], comparison.measured_arms
-    rows = [
-        [comparison.labels[name].removeprefix("AP_"), *(_spread(comparison, arm, name) for arm in arms)]
-        for name in names
-    ]
+    arms, labels = comparison.measured_arms, comparison.labels
+    names = {name: labels[name].removeprefix("AP_") for name in comparison.groups[group]}
+    rows = [[label, *(_spread(comparison, arm, name) for arm in arms)] for name, label in names.items()]
     return Table([group, *(f"`{arm}`" for arm in arms)], rows, SPREAD)
 
 
@@ -227,29 +215,20 @@ def _curves(comparison: Comparison, directory: Path) -> Section:
 def _where_they_differ(comparison: Comparison, directory: Path, pairs: Sequence[differ.DetectionPair]) -> Section:
     """Return the images in which each arm and the baseline differ, as far as they are drawn."""
     section, baseline = Section("Where they differ"), comparison.baseline
-    for arm, seed, file in ((pair.arm, pair.seed, pair.file(directory)) for pair in pairs):
-        alt = f"Images of seed {seed} in which {baseline} and {arm} differ most, side by side"
+    for pair in pairs:
+        alt = f"Images of seed {pair.seed} in which {baseline} and {pair.arm} differ most, side by side"
         caption = (
-            f"`{baseline}` and `{arm}`, seed {seed}: the validation images in which they differ most, each loss at the "
-            "score of its best F1, matched at IoU 0.5."
+            f"`{baseline}` and `{pair.arm}`, seed {pair.seed}: the validation images in which they differ most, each "
+            "loss at the score of its best F1, matched at IoU 0.5."
         )
-        picture = Picture(file, alt, caption, is_photo=True)
-        if file.is_file() and picture.is_readable():
-            section.blocks.append(picture)
+        picture = Picture(pair.file(directory), alt, caption, is_photo=True)
+        section.blocks += [picture] if picture.is_readable() else []
     return section
-
-
-def _failed(comparison: Comparison) -> Section:
-    """Return the failed runs."""
-    rows = [[f"`{arm}`", seed, reason] for arm, seed, reason in comparison.failed]
-    return Section("Failed runs", [Table(["loss", "seed", "reason"], rows)] if rows else [])
 
 
 def latex_table(comparison: Comparison) -> Table:
     """Return means of the primary metric and of AP by size, and the difference of the former, a row for every arm."""
-    names = [
-        name for name in dict.fromkeys((comparison.metric, *comparison.groups["size"])) if name in comparison.labels
-    ]
+    names = [n for n in dict.fromkeys((comparison.metric, *comparison.groups["size"])) if n in comparison.labels]
     by_arm = {effect.arm: effect for effect in comparison.effects}
     header = ["loss", "seeds", *(comparison.labels[name] for name in names), "difference", "from", "to", "verdict"]
     rows = []
@@ -266,33 +245,18 @@ def latex_table(comparison: Comparison) -> Table:
 def summary_rows(comparison: Comparison) -> list[dict[str, Any]]:
     """Return a row for every arm and measure: mean, deviation, and the paired difference from the baseline."""
     effects = [*comparison.effects, *(effect for effects in comparison.other_effects.values() for effect in effects)]
-    by_measure = {(effect.arm, effect.metric): effect for effect in effects if effect.mean is not None}
-    nothing = Effect("", "", seeds=None)  # type: ignore[arg-type]
+    by_measure = {(e.arm, e.metric): e for e in effects if e.mean is not None}
     rows = []
-    for (arm, name), spread in comparison.spreads.items():
-        effect = by_measure.get((arm, name), nothing)
-        rows.append(
-            {
-                "loss": arm,
-                "measure": name,
-                "seeds": spread.seeds,
-                "mean": spread.mean,
-                "sd": spread.deviation,
-                "paired_seeds": effect.seeds,
-                "difference": effect.mean,
-                "low": effect.low,
-                "high": effect.high,
-                "level": effect.level,
-                "verdict": effect.verdict,
-                "needed": effect.needed,
-            }
-        )
+    for key, spread in comparison.spreads.items():
+        e = by_measure.get(key)
+        difference = (e.seeds, e.mean, e.low, e.high, e.level, e.verdict, e.needed) if e else ()
+        values = (*key, spread.seeds, spread.mean, spread.deviation, *difference)
+        rows.append(dict(zip_longest(SUMMARY, values)))
     return rows
 
 
 def _run_row(job: Job, comparison: Comparison) -> dict[str, Any]:
     """Return one run as a row; empty but for its name where it has no result."""
     key = job.arm, job.seed
-    folder = {SECONDS: None, "save_dir": comparison.results[key]["save_dir"] if key in comparison.results else None}
-    about = {"loss": job.arm, "seed": job.seed, "state": job.state, "reason": job.reason}
-    return {**about, **folder, **comparison.numbers.get(key, {})}
+    about = {"loss": job.arm, "seed": job.seed, "state": job.state, "reason": job.reason, SECONDS: None}
+    return {**about, "save_dir": comparison.results.get(key, {}).get("save_dir"), **comparison.numbers.get(key, {})}

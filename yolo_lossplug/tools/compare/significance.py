@@ -50,9 +50,9 @@ def mean_and_deviation(values: Sequence[float]) -> tuple[float, Optional[float]]
 
 def t_interval(differences: Sequence[float], level: float = LEVEL) -> tuple[float, float]:
     """Return Student's interval of a mean of at least two values."""
-    values = np.asarray(differences, dtype=np.float64)
-    half = t_quantile((1 + level) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-    return float(values.mean() - half), float(values.mean() + half)
+    mean, seeds = np.mean(differences), len(differences)
+    half = t_quantile((1 + level) / 2, seeds - 1) * np.std(differences, ddof=1) / np.sqrt(seeds)
+    return float(mean - half), float(mean + half)
 
 
 def decide(differences: Sequence[float], level: float = LEVEL) -> Difference:
@@ -110,33 +110,12 @@ def statistical_power(effect: float, seeds: int, level: float = LEVEL) -> float:
 
 
 def smallest_shown(deviation: float, seeds: int, level: float = LEVEL) -> float:
-    """Return the true difference that as many seeds show with a probability of 0.8.
-
-    Args:
-        deviation: Standard deviation of the differences.
-        seeds: Number of seeds, at least two.
-        level: Confidence level of the interval, in (0, 1).
-    """
-    return deviation * _smallest_effect(seeds, level)
-
-
-@functools.cache
-def _smallest_effect(seeds: int, level: float) -> float:
-    """Return the effect, as `statistical_power` takes it, that is shown with a probability of 0.8."""
-    return _root(lambda effect: statistical_power(effect, seeds, level) - POWER)
+    """Return the true difference that as many seeds show with a probability of 0.8, by the differences' deviation."""
+    return deviation * _root(lambda effect: statistical_power(effect, seeds, level) - POWER)
 
 
 def seeds_needed(mean: float, deviation: float, level: float = LEVEL) -> Optional[int]:
-    """Return how many seeds show a difference with a probability of 0.8, if it is the true one.
-
-    Args:
-        mean: The difference.
-        deviation: Standard deviation of the differences.
-        level: Confidence level of the interval, in (0, 1).
-
-    Returns:
-        At least 3; None if it is more than 1000.
-    """
+    """Return how many seeds show a true difference with a probability of 0.8, at least 3; None for more than 1000."""
     if deviation <= 1e-12 * abs(mean):
         return MIN_SEEDS if mean else None
     few, many = MIN_SEEDS - 1, MAX_SEEDS
@@ -150,12 +129,7 @@ def seeds_needed(mean: float, deviation: float, level: float = LEVEL) -> Optiona
 
 @functools.cache
 def t_quantile(probability: float, freedom: int) -> float:
-    """Return a quantile of Student's t distribution above its median.
-
-    Args:
-        probability: In (0.5, 1).
-        freedom: Degrees of freedom, at least 1.
-    """
+    """Return a quantile of Student's t distribution, of a probability in (0.5, 1) and some degrees of freedom."""
     return _root(lambda t: t_cdf(t, freedom) - probability)
 
 
