@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 
 MIN_WIDTH = 40
 """Narrower terminals get lines of this width."""
+NAME_WIDTH = 24
+"""Characters of a name in the first column of a table."""
 COLUMN = re.compile(r"^(\s*(?:[^\s].*?)?\s{2,})(?=\S)")
 """An entry and the gap before its explanation."""
 LABEL = re.compile(r"\s*\w+: ")
@@ -106,6 +108,17 @@ def table(rows: Sequence[Sequence[str]], gap: int = 2, columns: int = 0, words_r
         lines += [""] if lines else []
         lines += [(" " * gap).join(cell).rstrip() for cell in zip(*(padded[i] for i in block))]
     return lines
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """Return names of at most `NAME_WIDTH` characters: cut at the end, or at the beginning where ends differ.
+
+    >>> short_names(["cls_weights={'bicycle': 1}", "cls_weights={'bicycle': 2}"])
+    ["…_weights={'bicycle': 1}", "…_weights={'bicycle': 2}"]
+    """
+    starts = [name if len(name) <= NAME_WIDTH else f"{name[: NAME_WIDTH - 1]}…" for name in names]
+    ends = [name if len(name) <= NAME_WIDTH else f"…{name[1 - NAME_WIDTH :]}" for name in names]
+    return max(starts, ends, key=lambda cut: len({*cut}))
 
 
 def _aligned(column: Sequence[str], is_right: bool = False) -> list[str]:

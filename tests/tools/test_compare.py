@@ -14,13 +14,13 @@ from ultralytics.utils import SETTINGS
 
 from tests.runs import ROOT, TINY, arguments, results, run
 from yolo_lossplug import LossPlugError, charts
+from yolo_lossplug.terminal import NAME_WIDTH, short_names
 from yolo_lossplug.tools.compare import command as compare
 from yolo_lossplug.tools.compare import jobs, measures
 from yolo_lossplug.tools.compare.comparison import NOTHING_LEARNT, Comparison
 from yolo_lossplug.tools.compare.jobs import FAILED, FINISHED, WAITING, Job
 from yolo_lossplug.tools.compare.plan import PLAN, directory_of, plan_of
 from yolo_lossplug.tools.compare.report import report_of, summary_rows, write_summary
-from yolo_lossplug.tools.report import NAME_WIDTH, short_names
 from yolo_lossplug.ultralytics_hook.trial import one_run
 
 MAIN = "metrics/mAP50-95(B)"

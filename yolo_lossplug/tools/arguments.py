@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple, Optional
 
 from yolo_lossplug.registry import LossPlugError
@@ -38,7 +38,7 @@ class Arguments(NamedTuple):
             say(f"not used from {self.file}: {', '.join(unused)}")
 
 
-def merge(args: Mapping[str, Any], accepted: Container[str]) -> Arguments:
+def merge(args: Mapping[str, Any], accepted: Collection[str]) -> Arguments:
     """Return the arguments of a command with those of the file that cfg= names.
 
     A key of the command line is checked by the command. A training key of the file that the command does not take is
@@ -56,13 +56,17 @@ def merge(args: Mapping[str, Any], accepted: Container[str]) -> Arguments:
     typed = dict(args)
     file = typed.pop("cfg", None)
     content = {} if file is None else read_cfg(file)
-    takes_losses = any(key in accepted for key in NAMES)
-    if takes_losses:
-        load_user_losses({**content, **typed})
-    known = training_keys() if takes_losses or not names_reference(content) else content
-    unused = {key for key in content if key in known and key not in accepted}
+    unused = set(content).intersection(_known(content, typed, accepted)).difference(accepted)
     kept = {key: value for key, value in content.items() if key not in unused}
     return Arguments({**kept, **typed}, content, file, tuple(key for key in content if key in unused - typed.keys()))
+
+
+def _known(content: Mapping[str, Any], typed: Mapping[str, Any], accepted: Collection[str]) -> Collection[str]:
+    """Return the keys that are known to a training, all of those of a file whose losses are not loaded."""
+    takes_losses = not {*NAMES}.isdisjoint(accepted)
+    if takes_losses:
+        load_user_losses({**content, **typed})
+    return training_keys() if takes_losses or not names_reference(content) else content
 
 
 def command_line(command: str, args: Mapping[str, Any]) -> str:

@@ -101,19 +101,15 @@ def listed(choices: Any, task: Optional[str] = None) -> list[Arm]:
         >>> [arm.name for arm in listed([{"loss": "ciou"}, {"tal_topk": 7}, {"cls_loss": "qfl", "cls": 5.0}])]
         ['ciou', 'tal_topk=7', 'qfl cls=5.0']
     """
-    if not _is_list_of_keys(choices):
+    is_list = isinstance(choices, (list, tuple)) and all(isinstance(keys, Mapping) and keys for keys in choices)
+    if not is_list or not choices:
         example = "[{'loss':'ciou'},{'tal_topk':7}]"
         raise LossPlugError(f"{ARMS}={choices} must be a list with the keys of each arm: {ARMS}={example}.")
     chosen = [Arm(_listed_name(keys), dict(keys), select({**given_keys(keys), "task": task})) for keys in choices]
-    counts = Counter(arm.name for arm in chosen)
-    twice = [name for name, count in counts.items() if count > 1]
+    twice = [name for name, count in Counter(arm.name for arm in chosen).items() if count > 1]
     if twice:
         raise LossPlugError(f"{ARMS}= names {', '.join(twice)} twice; remove one.")
     return chosen
-
-
-def _is_list_of_keys(choices: Any) -> bool:
-    return isinstance(choices, (list, tuple)) and bool(choices) and all(isinstance(c, Mapping) and c for c in choices)
 
 
 def _listed_name(keys: Mapping[str, Any]) -> str:
@@ -122,11 +118,9 @@ def _listed_name(keys: Mapping[str, Any]) -> str:
 
 def values_by_key(chosen: Sequence[Arm]) -> dict[str, str]:
     """Return the values of each key of some arms, with commas, as `arms` takes them."""
-    ours: dict[str, list[str]] = {}
-    for arm in chosen:
-        for key, value in arm.keys.items():
-            ours.setdefault(key, []).append(str(value))
-    return {key: ",".join(dict.fromkeys(values)) for key, values in ours.items()}
+    keys = dict.fromkeys(key for arm in chosen for key in arm.keys)
+    values = {key: dict.fromkeys(str(arm.keys[key]) for arm in chosen if key in arm.keys) for key in keys}
+    return {key: ",".join(of_key) for key, of_key in values.items()}
 
 
 def _combinations(
@@ -146,12 +140,12 @@ def _refuse_unused(
 ) -> None:
     """Raise an error for an option that no arm has, unless it came with the losses of a file, which are replaced."""
     is_replaced = any(args.get(key) != recipe.get(key) for key in NAMES)
+    stock = dict(zip(NAMES, (STOCK_BOX, STOCK_CLASS)))
     for key in unused:
-        if is_replaced and key in recipe and args[key] == recipe[key]:
-            continue
-        stock = dict(zip(NAMES, (STOCK_BOX, STOCK_CLASS)))
-        box, cls = (",".join(str(name or stock[each]) for name in names[each]) for each in NAMES)
-        raise LossPlugError(no_effect(key, args[key], box, cls))
+        if not (is_replaced and key in recipe and args[key] == recipe[key]):
+            raise LossPlugError(
+                no_effect(key, args[key], *(",".join(str(n or stock[k]) for n in names[k]) for k in NAMES))
+            )
 
 
 def labels(chosen: Sequence[Arm], is_class: bool = False) -> list[str]:
@@ -167,13 +161,12 @@ def labels(chosen: Sequence[Arm], is_class: bool = False) -> list[str]:
 
 def _described(loss: Loss, others: Sequence[Loss]) -> str:
     """Return a loss with those of its options that are off their defaults, or vary among others of its name."""
-    alike = [other.options for other in others if other.name == loss.name]
-    defaults = numeric_keys()
-
-    def is_shown(key: str, value: Any) -> bool:
-        return value != defaults[key].default or any(options[key] != value for options in alike)
-
-    shown = {key: value for key, value in loss.options.items() if is_shown(key, value)}
+    alike, defaults = [other.options for other in others if other.name == loss.name], numeric_keys()
+    shown = {
+        key: value
+        for key, value in loss.options.items()
+        if value != defaults[key].default or any(options[key] != value for options in alike)
+    }
     return str(replace(loss, name=short_name(loss.name), options=shown))
 
 
@@ -201,11 +194,10 @@ def _values(key: str, value: Any) -> list[Any]:
         if not all(words):
             raise LossPlugError(f"{key}={value} lacks a value before or after a comma; write {key}=one,other.")
         return words
-    if isinstance(value, (list, tuple)) and (
-        key != WEIGHTS or any(isinstance(v, (list, tuple, Mapping)) for v in value)
-    ):
-        return list(value)
-    return [value]
+    if not isinstance(value, (list, tuple)):
+        return [value]
+    is_one = key == WEIGHTS and not any(isinstance(v, (list, tuple, Mapping)) for v in value)
+    return [value] if is_one else list(value)
 
 
 def _name(

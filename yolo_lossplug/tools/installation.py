@@ -98,12 +98,9 @@ def owners(folder: Optional[Path] = None, path: Optional[Sequence[str]] = None) 
         path: Folders with installed distributions, those of `sys.path` by default.
     """
     found = metadata.distributions(path=list(sys.path if path is None else path))
-    return sorted({Owner(d.metadata["Name"], d.version) for d in found if _has_host(d, folder)})
-
-
-def _has_host(distribution: metadata.Distribution, folder: Optional[Path]) -> bool:
-    files = [file for file in distribution.files or () if file.as_posix() == f"{HOST}/__init__.py"]
-    return any(folder is None or Path(str(file.locate())).resolve().parent == folder.resolve() for file in files)
+    files = ((d, file) for d in found for file in d.files or () if file.as_posix() == f"{HOST}/__init__.py")
+    places = {(Owner(d.metadata["Name"], d.version), Path(str(file.locate())).resolve().parent) for d, file in files}
+    return sorted({owner for owner, place in places if folder is None or place == folder.resolve()})
 
 
 def advice_on_owners(found: Sequence[Owner], is_importable: bool = True) -> list[str]:

@@ -28,46 +28,48 @@ MATHS = re.compile(r"[+\-−]?[\d.,]+(e[+-]?\d+)?( ± [\d.]+)?( ?%)?")
 CODE = re.compile(r"`([^`]+)`")
 MARKS = re.compile(r"[\\*<\[]|(?<!\w)_|_(?!\w)")
 """Characters that would be markup in Markdown."""
-TYPES = ((b"\x89PNG\r\n", "image/png"), (b"\xff\xd8\xff", "image/jpeg"))
+TYPES = {b"\x89PNG\r\n": "image/png", b"\xff\xd8\xff": "image/jpeg"}
 CSS_DPI, JPEG_QUALITY = 96, 85
-NAME_WIDTH = 24
-"""Characters of a name in the first column of a terminal's table."""
 EMPTY = "–"
-TEX = {**{char: f"\\{char}" for char in "_%&#${}"}, "\\": r"\textbackslash{}", "^": r"\textasciicircum{}"}
-TEX["~"] = r"\textasciitilde{}"
+TEX = {"\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}"}
+TEX.update((char, f"\\{char}") for char in "_%&#${}")
 
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph; what is between backticks is code.
-
-    Attributes:
-        text: The paragraph.
-        is_brief: Whether a terminal shows it.
-    """
+    """A paragraph, and whether a terminal shows it; what is between backticks is code."""
 
     text: str
     is_brief: bool = False
     kind: ClassVar[str] = "text"
 
+    def terminal(self) -> str:
+        """Return what a terminal shows."""
+        return terminal.fit(_plain(self.text)) if self.is_brief else ""
+
+    def markdown(self) -> str:
+        """Return it as Markdown."""
+        return _marked(self.text)
+
 
 @dataclass(frozen=True)
-class Code:
-    """Text to copy as it is, such as a command.
+class Code(Text):
+    """Text to copy as it is, such as a command."""
 
-    Attributes:
-        text: The text.
-        is_brief: Whether a terminal shows it.
-    """
-
-    text: str
-    is_brief: bool = False
     kind: ClassVar[str] = "code"
+
+    def terminal(self) -> str:
+        """Return what a terminal shows."""
+        return self.text if self.is_brief else ""
+
+    def markdown(self) -> str:
+        """Return it as Markdown."""
+        return f"```\n{self.text}\n```"
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture.
+    """A picture, which no terminal shows.
 
     Attributes:
         source: A PNG or JPEG file, or the content of one, which Markdown does not show.
@@ -81,46 +83,43 @@ class Picture:
     caption: str = ""
     is_photo: bool = False
     kind: ClassVar[str] = "picture"
-    is_brief: ClassVar[bool] = False
 
     @cached_property
     def data(self) -> bytes:
         """What a page shows."""
-        data = self.source if isinstance(self.source, bytes) else Path(self.source).read_bytes()
-        if not self.is_photo:
-            return data
-        made = io.BytesIO()
-        with Image.open(io.BytesIO(data)) as picture:
-            picture.convert("RGB").save(made, "JPEG", quality=JPEG_QUALITY, optimize=True)
-        return made.getvalue()
+        data = self.source if isinstance(self.source, bytes) else self.source.read_bytes()
+        if self.is_photo:
+            made = io.BytesIO()
+            with Image.open(io.BytesIO(data)) as picture:
+                picture.convert("RGB").save(made, "JPEG", quality=JPEG_QUALITY, optimize=True)
+            data = made.getvalue()
+        return data
 
-    def is_readable(self) -> bool:
-        """Return whether the picture can be shown."""
-        try:
-            return bool(self.data)
-        except Exception:  # of codecs
-            return False
-
-    @property
+    @cached_property
     def uri(self) -> str:
         """The picture as the address that holds it."""
-        return f"data:{self._type};base64,{base64.b64encode(self.data).decode('ascii')}"
+        kind = next((name for signature, name in TYPES.items() if self.data.startswith(signature)), None)
+        if kind is None:
+            raise ValueError("a picture must be PNG or JPEG")
+        return f"data:{kind};base64,{base64.b64encode(self.data).decode('ascii')}"
 
     @property
     def size(self) -> Optional[tuple[int, int]]:
         """Width and height of a PNG, in CSS pixels of its own resolution where it has one."""
-        if self._type != TYPES[0][1]:
+        if not self.uri.startswith("data:image/png"):
             return None
         with Image.open(io.BytesIO(self.data)) as picture:
             scale = CSS_DPI / picture.info.get("dpi", (CSS_DPI,))[0]
             return round(picture.width * scale), round(picture.height * scale)
 
-    @property
-    def _type(self) -> str:
-        for signature, name in TYPES:
-            if self.data.startswith(signature):
-                return name
-        raise ValueError("a picture must be PNG or JPEG")
+    def terminal(self) -> str:
+        """Return nothing, which is what a terminal shows."""
+        return ""
+
+    def markdown(self) -> str:
+        """Return it as Markdown, empty for one without a file."""
+        caption = f"\n\n{_marked(self.caption)}" if self.caption else ""
+        return "" if isinstance(self.source, bytes) else f"![{_marked(self.alt)}]({self.source.name}){caption}"
 
 
 @dataclass(frozen=True)
@@ -129,13 +128,9 @@ class Table:
 
     Attributes:
         header: The head of each column.
-        rows: Numbers, text, or None where there is nothing; each as long as the header. Floats of one column get the
-            same number of decimals.
+        rows: Numbers, text, or None for nothing, one for each column; its floats get the same number of decimals.
         caption: What the table shows.
         columns: How many columns a terminal shows, from the first; 0 for no table there.
-
-    Raises:
-        ValueError: If a row is longer or shorter than the header.
     """
 
     header: Sequence[str]
@@ -148,25 +143,22 @@ class Table:
         if any(len(row) != len(self.header) for row in self.rows):
             raise ValueError(f"all rows of a table need {len(self.header)} cells, as its header has")
 
-    @property
-    def is_brief(self) -> bool:
-        """Whether a terminal shows it."""
-        return self.columns > 0
-
     @cached_property
     def cells(self) -> list[list[str]]:
         """What each cell shows."""
-        formats = [_format_of([row[k] for row in self.rows]) for k in range(len(self.header))]
+        formats = [_format_of(column) for column in zip(*self.rows)]
         return [[_shown(cell, spec) for cell, spec in zip(row, formats)] for row in self.rows]
 
     @cached_property
     def numeric(self) -> list[bool]:
         """Which columns hold nothing but numbers."""
-        return [_is_numeric([row[k] for row in self.rows]) for k in range(len(self.header))]
+        columns = ([row[k] for row in self.rows if row[k] not in (None, "", EMPTY)] for k in range(len(self.header)))
+        return [bool(c) and all(isinstance(v, float) or number_of(v) is not None for v in c) for c in columns]
 
     def markdown(self) -> str:
         """Return the table as Markdown."""
-        lines = ["| " + " | ".join(map(_marked_cell, row)) + " |" for row in (self.header, *self.cells)]
+        rows = [[_marked(cell).replace("|", "\\|") for cell in row] for row in (self.header, *self.cells)]
+        lines = [f"| {' | '.join(row)} |" for row in rows]
         rule = "|" + "|".join("---:" if is_number else "---" for is_number in self.numeric) + "|"
         caption = [_marked(self.caption), ""] if self.caption else []
         return "\n".join([*caption, lines[0], rule, *lines[1:]])
@@ -178,12 +170,14 @@ class Table:
         body = [rf"\begin{{tabular}}{{{kinds}}}", r"\toprule", head, r"\midrule", *lines, r"\bottomrule"]
         return "\n".join([*(f"% {_plain(line)}" for line in about), *body, r"\end{tabular}", ""])
 
-    def lines(self) -> list[str]:
-        """Return the table as the lines of a terminal, with the columns that it shows."""
+    def terminal(self) -> str:
+        """Return what a terminal shows: the first of the columns, or nothing."""
+        if not self.columns:
+            return ""
         rows = [[_plain(cell) for cell in row[: self.columns]] for row in (self.header, *self.cells)]
-        names = short_names([row[0] for row in rows])
+        names = terminal.short_names([row[0] for row in rows])
         caption = [terminal.fit(_plain(self.caption))] if self.caption else []
-        return [*caption, *terminal.table([[name, *row[1:]] for name, row in zip(names, rows)])]
+        return "\n".join([*caption, *terminal.table([[name, *row[1:]] for name, row in zip(names, rows)])])
 
 
 Block = Union[Text, Code, Picture, Table]
@@ -201,8 +195,7 @@ class Section:
 class Report:
     """The same words and numbers for all forms in which they are shown.
 
-    Text is shown as it is, never as markup; what is between backticks is shown as code. The same report gives the same
-    bytes.
+    Text is shown as it is, never as markup; what is between backticks is shown as code.
 
     Attributes:
         title: Heading of the page, and name of the window.
@@ -211,15 +204,6 @@ class Report:
         verdicts: The conclusion, the most prominent: first on a page, last in a terminal.
         sections: All else.
         footer: Versions, the date, hardware.
-
-    Example:
-        >>> table = Table(["loss", "difference"], [["eiou", 0.0123]], columns=2)
-        >>> report = Report("Comparison", verdicts=["`eiou` is better."], sections=[Section("Differences", [table])])
-        >>> print(report.terminal())
-        loss  difference
-        eiou      0.0123
-        <BLANKLINE>
-        eiou is better.
     """
 
     title: str
@@ -231,21 +215,19 @@ class Report:
 
     def terminal(self, with_verdict: bool = True) -> str:
         """Return what a terminal shows: the brief blocks, then the conclusion."""
-        blocks = [block for section in self.sections for block in section.blocks if block.is_brief]
-        verdicts = self.verdicts if with_verdict else []
-        parts = [*map(_in_terminal, blocks), "\n".join(terminal.fit(_plain(sentence)) for sentence in verdicts)]
-        return "\n\n".join(filter(None, parts))
+        shown = [block.terminal() for section in self.sections for block in section.blocks]
+        verdicts = (terminal.fit(_plain(sentence)) for sentence in (self.verdicts if with_verdict else ()))
+        return "\n\n".join(filter(None, [*shown, "\n".join(verdicts)]))
 
     def markdown(self) -> str:
         """Return the report as Markdown, the conclusion first."""
-        parts = [f"# {_marked(self.title)}", *(f"**{_marked(sentence)}**" for sentence in self.verdicts)]
-        parts += [_marked(self.subtitle)] if self.subtitle else []
+        verdicts = (f"**{_marked(sentence)}**" for sentence in self.verdicts)
+        parts = [f"# {_marked(self.title)}", *verdicts, _marked(self.subtitle)]
         for section in self.sections:
             parts += [f"## {_marked(section.heading)}"] if section.heading else []
-            parts += [_in_markdown(block) for block in section.blocks]
-        parts += [f"Made by\n\n{_fenced(self.command)}"] if self.command else []
-        parts += ["  \n".join(map(_marked, self.footer))] if self.footer else []
-        return "\n\n".join(filter(None, parts)) + "\n"
+            parts += [block.markdown() for block in section.blocks]
+        parts += [f"Made by\n\n{Code(self.command).markdown()}"] if self.command else []
+        return "\n\n".join(filter(None, [*parts, "  \n".join(map(_marked, self.footer))])) + "\n"
 
     def html(self) -> str:
         """Return the report as a page that needs no other file."""
@@ -255,20 +237,16 @@ class Report:
         )
         environment.filters.update(inline=inline, number=number_of)
         style, script = ((folder / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
-        page = environment.get_template("report.html.jinja")
-        return page.render(report=self, sections=[*enumerate(self.sections)], policy=POLICY, style=style, script=script)
+        about = {"sections": [*enumerate(self.sections)], "policy": POLICY, "style": style, "script": script}
+        return environment.get_template("report.html.jinja").render(about, report=self)
 
-    def write(self, file: Union[str, Path]) -> Path:
+    def write(self, file: Path) -> Path:
         """Write the page and return the file, which is complete or as it was."""
-        return write_text(Path(file), self.html())
+        return write_text(file, self.html())
 
 
 def inline(text: str) -> Markup:
-    """Return text as HTML, with what is between backticks as code.
-
-    >>> print(inline("`a<b` & c"))
-    <code>a&lt;b</code> &amp; c
-    """
+    """Return text as HTML, with what is between backticks as code."""
     return Markup(CODE.sub(r"<code>\1</code>", str(escape(terminal.printable(text)))))
 
 
@@ -284,29 +262,11 @@ def number_of(cell: Any) -> Optional[float]:
     return float(match.group().replace(",", "").replace("−", "-")) if match else None
 
 
-def short_names(names: Sequence[str]) -> list[str]:
-    """Return names of at most `NAME_WIDTH` characters: cut at the end, or at the beginning where ends differ.
-
-    >>> short_names(["cls_weights={'bicycle': 1}", "cls_weights={'bicycle': 2}"])
-    ["…_weights={'bicycle': 1}", "…_weights={'bicycle': 2}"]
-    """
-    starts = [name if len(name) <= NAME_WIDTH else f"{name[: NAME_WIDTH - 1]}…" for name in names]
-    ends = [name if len(name) <= NAME_WIDTH else f"…{name[1 - NAME_WIDTH :]}" for name in names]
-    return max(starts, ends, key=lambda cut: len({*cut}))
-
-
-def _is_numeric(column: Sequence[Any]) -> bool:
-    shown = [cell for cell in column if cell not in (None, "", EMPTY)]
-    return bool(shown) and all(number_of(cell) is not None or isinstance(cell, float) for cell in shown)
-
-
 def _format_of(column: Sequence[Any]) -> str:
     """Return the format of the floats of a column: about 4 significant digits of the largest."""
-    sizes = [abs(cell) for cell in column if isinstance(cell, float) and math.isfinite(cell)]
-    largest = max(sizes, default=0.0)
-    if 0 < largest < 0.001:
-        return ".3g"
-    return f".{min(4, max(0, 4 - math.ceil(math.log10(largest)))) if largest else 4}f"
+    largest = max((abs(cell) for cell in column if isinstance(cell, float) and math.isfinite(cell)), default=0.0)
+    decimals = min(4, max(0, 4 - math.ceil(math.log10(largest)))) if largest else 4
+    return ".3g" if 0 < largest < 0.001 else f".{decimals}f"
 
 
 def _shown(cell: Any, spec: str) -> str:
@@ -320,26 +280,6 @@ def _shown(cell: Any, spec: str) -> str:
     return format(cell, spec) if isinstance(cell, float) else str(cell)
 
 
-def _in_terminal(block: Block) -> str:
-    if isinstance(block, Table):
-        return "\n".join(block.lines())
-    return terminal.fit(_plain(block.text)) if isinstance(block, Text) else getattr(block, "text", "")
-
-
-def _in_markdown(block: Block) -> str:
-    if isinstance(block, Table):
-        return block.markdown()
-    if isinstance(block, Picture):
-        name = "" if isinstance(block.source, bytes) else block.source.name
-        caption = f"\n\n{_marked(block.caption)}" if block.caption else ""
-        return f"![{_marked(block.alt)}]({name}){caption}" if name else ""
-    return _fenced(block.text) if isinstance(block, Code) else _marked(block.text)
-
-
-def _fenced(text: str) -> str:
-    return f"```\n{text}\n```"
-
-
 def _plain(text: str) -> str:
     """Return text on one line without the marks of code."""
     return " ".join(CODE.sub(r"\1", terminal.printable(text)).split())
@@ -349,10 +289,6 @@ def _marked(text: str) -> str:
     """Return text as Markdown: nothing but code is markup."""
     words = re.split(r"(`[^`]+`)", " ".join(terminal.printable(str(text)).split()))
     return "".join(word if word.startswith("`") else MARKS.sub(r"\\\g<0>", word) for word in words)
-
-
-def _marked_cell(text: str) -> str:
-    return _marked(text).replace("|", "\\|")
 
 
 def _tex(text: str) -> str:

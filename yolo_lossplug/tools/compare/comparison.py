@@ -178,18 +178,21 @@ class Comparison:
         ranked = ranked_effects(self.effects)
         if self.nothing or not ranked:
             return [self.nothing or "Only one loss has run, and there is nothing to compare it with."]
-        rests = {effect.arm: self._survivors(effect) for effect in ranked}
-        sentences = [
-            f"`{effect.arm}` is {effect.verdict} than `{self.baseline}` in {label(effect.metric)}: {effect.mean:+.4f} "
-            f"({effect.low:+.4f} to {effect.high:+.4f}, {rests[effect.arm] or f'{effect.seeds} seeds'})."
-            for effect in ranked
-            if effect.verdict in (BETTER, WORSE)
-        ]
+        sentences = [self._decided(effect) for effect in ranked if effect.verdict in (BETTER, WORSE)]
         for verdict, words in UNDECIDED.items():
-            arms = [effect.arm for effect in ranked if effect.verdict == verdict]
-            names = [f"`{arm}` ({rests[arm]})" if rests[arm] else f"`{arm}`" for arm in arms]
+            names = [self._named(effect) for effect in ranked if effect.verdict == verdict]
             sentences += [f"{words}: {', '.join(names)}."] if names else []
         return sentences
+
+    def _decided(self, effect: Effect) -> str:
+        return (
+            f"`{effect.arm}` is {effect.verdict} than `{self.baseline}` in {label(effect.metric)}: {effect.mean:+.4f} "
+            f"({effect.low:+.4f} to {effect.high:+.4f}, {self._survivors(effect) or f'{effect.seeds} seeds'})."
+        )
+
+    def _named(self, effect: Effect) -> str:
+        survivors = self._survivors(effect)
+        return f"`{effect.arm}` ({survivors})" if survivors else f"`{effect.arm}`"
 
     def _survivors(self, effect: Effect) -> str:
         """Return which seeds a verdict rests on, if others have failed: it holds for the survivors alone."""

@@ -98,8 +98,7 @@ def draw_curves(histories: Histories, arms: Sequence[str]) -> Optional[Figure]:
     Returns:
         The figure; None if nothing has been learnt yet, or no run has a history.
     """
-    rows = [row for history in histories.values() for row in history]
-    names = [n for n in order(dict.fromkeys(n for row in rows for n in row)) if any(row.get(n) for row in rows)]
+    names = _learnt(histories)
     shown = {arm for (arm, _), rows in histories.items() if rows}
     drawn = {arm: style for arm, style in zip(arms, charts.styles()) if arm in shown}
     if not names:
@@ -120,14 +119,16 @@ def draw_curves(histories: Histories, arms: Sequence[str]) -> Optional[Figure]:
     return figure
 
 
+def _learnt(histories: Histories) -> list[str]:
+    """Return the metrics that are not 0 throughout, in the order of the rows."""
+    rows = [row for history in histories.values() for row in history]
+    return [n for n in order(dict.fromkeys(n for row in rows for n in row)) if any(row.get(n) for row in rows)]
+
+
 def paired_differences(runs: Mapping[str, Runs], first: str) -> dict[str, Runs]:
     """Return the runs of all arms but one less its run of the same seed, as far as the shorter one goes."""
-    of_first = runs[first]
-    return {
-        arm: {seed: _less(run, of_first[seed]) for seed, run in of_arm.items() if seed in of_first}
-        for arm, of_arm in runs.items()
-        if arm != first
-    }
+    of_first, others = runs[first], {arm: of_arm for arm, of_arm in runs.items() if arm != first}
+    return {arm: {s: _less(run, of_first[s]) for s, run in of.items() if s in of_first} for arm, of in others.items()}
 
 
 def _less(run: np.ndarray, other: np.ndarray) -> np.ndarray:

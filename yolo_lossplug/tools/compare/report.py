@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Callable, Optional
@@ -77,12 +78,8 @@ def write_summary(
         directory / CURVES: draw_curves(histories, comparison.arms),
         directory / FOREST: draw_forest(comparison.effects, comparison.baseline, floor.deviation if floor else None),
     }
-    for pair in pairs if is_last else ():
-        figures[pair.file(directory)] = None
-        try:
-            figures[pair.file(directory)] = differ.draw_differing(pair, comparison.baseline, directory)
-        except Exception as error:  # of files that may be gone or damaged; all else is written
-            say(f"the images in which {pair.arm} differs cannot be drawn: {type(error).__name__}: {error}")
+    if is_last:
+        figures.update({pair.file(directory): _differing(pair, comparison.baseline, directory) for pair in pairs})
     tables = {"results.csv": [_run_row(job, comparison) for job in jobs]}
     if results:
         tables["summary.csv"] = summary_rows(comparison)
@@ -96,6 +93,15 @@ def write_summary(
     write_text(directory / "summary.md", report.markdown())
     report.write(directory / "report.html")
     return report
+
+
+def _differing(pair: differ.DetectionPair, baseline: str, directory: Path) -> Optional[Figure]:
+    """Return the picture of the images in which arms differ; None where it cannot be drawn any more."""
+    try:
+        return differ.draw_differing(pair, baseline, directory)
+    except Exception as error:  # of files that may be gone or damaged; all else is written
+        say(f"the images in which {pair.arm} differs cannot be drawn: {type(error).__name__}: {error}")
+        return None
 
 
 def report_of(
@@ -136,8 +142,7 @@ def _differences(comparison: Comparison, directory: Optional[Path]) -> Section:
     if directory and (directory / FOREST).is_file():
         words = "; ".join(f"{effect.arm} {effect.words}" for effect in effects)
         section.blocks.append(Picture(directory / FOREST, f"Forest plot of the differences: {words}"))
-    columns = {name: [cell_of(effect) for effect in effects] for name, cell_of in COLUMNS.items()}
-    columns = {name: cells for name, cells in columns.items() if set(cells) != {None}}
+    columns = _columns(effects)
     rows = [[f"`{effect.arm}`", *row] for effect, *row in zip(effects, *columns.values())]
     caption = f"{name}: differences from `{comparison.baseline}`, seed by seed"
     section.blocks.append(Table(["loss", *columns], rows, caption, columns=2 + [*columns].index("verdict")))
@@ -147,6 +152,12 @@ def _differences(comparison: Comparison, directory: Optional[Path]) -> Section:
     if "detectable" in columns:
         section.blocks.append(Text(POWER_NOTE))
     return section
+
+
+def _columns(effects: Sequence[Effect]) -> dict[str, list[Any]]:
+    """Return the columns of the table of differences; those that are empty are left out."""
+    columns = {name: [cell_of(effect) for effect in effects] for name, cell_of in COLUMNS.items()}
+    return {name: cells for name, cells in columns.items() if set(cells) != {None}}
 
 
 def _measured(comparison: Comparison) -> list[Section]:
@@ -222,7 +233,8 @@ def _where_they_differ(comparison: Comparison, directory: Path, pairs: Sequence[
             "loss at the score of its best F1, matched at IoU 0.5."
         )
         picture = Picture(pair.file(directory), alt, caption, is_photo=True)
-        section.blocks += [picture] if picture.is_readable() else []
+        with suppress(Exception):  # there is none, or a codec cannot read it
+            section.blocks += [picture] if picture.data else []
     return section
 
 
