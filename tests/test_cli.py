@@ -94,7 +94,7 @@ def papers():
     return sorted({spec.paper for spec in ours if spec.paper}, key=lambda paper: paper.address)
 
 
-def test_every_citation_is_complete():
+def test_every_citation_is_complete_and_named_once():
     for paper in papers():
         assert all(", " in author for author in paper.authors.split(" and ")), "a given name is missing"
         listed = ", ".join(paper.families[:3]) + " et al." * (len(paper.families) > 3)
@@ -105,6 +105,11 @@ def test_every_citation_is_complete():
         assert paper.bibtex.count("{") == paper.bibtex.count("}")
     keys = [paper.bibtex.partition(",")[0] for paper in papers()]
     assert len({paper.address for paper in papers()}) == len(set(keys)) == len(keys)
+    text = bibtex("focal-inner-eiou")
+    assert text.count("@article{") == text.count("@misc{") == 1 and text.count("abs/2101.08158") == 1
+    assert "@article{zhang2022focal,\n  author = {Zhang, Yi-Fan and Ren, Weiqiang and" in text
+    assert "  volume = {506},\n  pages = {146--157},\n  year = {2022},\n  doi = {10.1016/j.neucom.2022.07.042}," in text
+    assert bibtex("l1") == ""
 
 
 def test_a_paper_of_a_user_is_an_address_and_a_year_or_all_of_it(registry):
@@ -124,15 +129,7 @@ def test_a_paper_of_a_user_is_an_address_and_a_year_or_all_of_it(registry):
     assert bibtex("cited").startswith("@article{doe2020a,\n  author = {Doe, Jane},")
 
 
-def test_bibtex_names_each_paper_once():
-    text = bibtex("focal-inner-eiou")
-    assert text.count("@article{") == text.count("@misc{") == 1 and text.count("abs/2101.08158") == 1
-    assert "@article{zhang2022focal,\n  author = {Zhang, Yi-Fan and Ren, Weiqiang and" in text
-    assert "  volume = {506},\n  pages = {146--157},\n  year = {2022},\n  doi = {10.1016/j.neucom.2022.07.042}," in text
-    assert bibtex("l1") == ""
-
-
-def test_explain_as_a_command(said):
+def test_explain_as_a_command_and_a_loss_of_ones_own(said, tmp_path):
     for words, text in ((["wise-siou"], "loss=wise-siou"), (["wise-siou", "--bibtex"], "@misc{")):
         assert text in said("explain", *words)
     for words, message in ((["wse-siou"], "Did you mean 'wise-siou'?"), ([], "takes one name, not 0")):
@@ -140,6 +137,9 @@ def test_explain_as_a_command(said):
             said("explain", *words)
         assert caught.value.code.startswith("LossPlug: " if words else "lossplug explain ")
         assert message in caught.value.code
+    file = tmp_path / "own.py"
+    file.write_text("def mine(pred, target):\n    return (pred - target).abs().sum(-1)\n")
+    assert f"loss={file}:mine" in explanation(f"{file}:mine")
 
 
 MODULE = """
@@ -207,12 +207,6 @@ def test_a_misspelt_command_and_a_reader_who_has_gone(tmp_path):
     assert done.returncode == 1 and "/proc" in done.stdout and "Traceback" not in done.stdout
 
 
-def test_explain_a_loss_of_ones_own(tmp_path):
-    file = tmp_path / "own.py"
-    file.write_text("def mine(pred, target):\n    return (pred - target).abs().sum(-1)\n")
-    assert f"loss={file}:mine" in explanation(f"{file}:mine")
-
-
 def test_every_command_has_help_with_an_example(said):
     for command in ("list", "explain", "doctor", "verify", "curves", "inspect", "compare", "bench"):
         text = said(command, "--help")
@@ -220,7 +214,7 @@ def test_every_command_has_help_with_an_example(said):
         assert max(len(line.encode()) for line in (*text.splitlines(), *HELP.splitlines())) <= 80
 
 
-def test_words_that_a_command_does_not_take_are_refused(said, capsys):
+def test_flags_and_words_that_a_command_does_not_take(said, capsys):
     for words, message in {
         "list --jsn": "'--jsn' cannot be given to list; it takes box, prefix, obb, class, classify, --json, --markdown."
         " Did you mean '--json'?",
@@ -237,9 +231,6 @@ def test_words_that_a_command_does_not_take_are_refused(said, capsys):
         with pytest.raises(SystemExit) as caught:
             said(*words.split())
         assert message in caught.value.code and capsys.readouterr().out == "", words
-
-
-def test_flags_of_list_and_explain(said):
     for words, start in {
         "list": "box: loss=NAME",
         "list classify": "classify: cls_loss=NAME",

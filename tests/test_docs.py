@@ -87,7 +87,7 @@ def test_verify_prints_what_the_page_shows():
     assert re.sub(r"\S*\d\S*", "#", printed).split() == re.sub(r"\S*\d\S*", "#", shown).split()
 
 
-def test_tables_hold_every_key_and_defaults_are_what_a_run_takes():
+def test_tables_hold_every_key_with_its_default_and_losses():
     assert {row[0] for row in cells(keys_markdown()) + cells(options_markdown())} == set(keys())
     for key, default, *_ in cells(keys_markdown()):
         value = None if default == "none" else yaml.safe_load(default)
@@ -95,9 +95,6 @@ def test_tables_hold_every_key_and_defaults_are_what_a_run_takes():
         assert select({**other, key: value}) == select(other), key
     page = (ROOT / "docs" / "keys.md").read_text(encoding="utf-8")
     assert "\n".join(f"| {' | '.join(row)} |" for row in candidates.candidate_rows()) in page
-
-
-def test_options_are_those_of_the_losses_they_belong_to():
     rows = cells(options_markdown())
     assert len(rows) > 30
     for key, default, _, _, belongs in rows:

@@ -118,9 +118,6 @@ def test_imports_of_the_hook_point_down():
         if hook_level(target) > hook_level(name)
     ]
     assert len(inside) > 30 and not upward
-
-
-def test_the_table_of_changes_imports_the_mechanism_alone():
     hook = "yolo_lossplug.ultralytics_hook"
     assert {name for name in graph()[f"{hook}.patches"] if name.startswith(hook) and name != hook} == {
         f"{hook}.patching"
@@ -165,6 +162,10 @@ def test_no_branch_on_the_name_of_a_loss():
     for path in MODULES:
         is_own = unit(path) in ("box_losses", "class_losses")
         assert is_own or not decides_on_losses(ast.parse(path.read_text(encoding="utf-8"))), path
+    for branch in BRANCHES if sys.version_info >= (3, 10) else BRANCHES[:-1]:
+        assert decides_on_losses(ast.parse(branch)), branch
+    none = ast.parse('row = {"iou": 0.5, "loss": name}; STOCK = "ciou"; CHOICES = ("iou", "giou")')
+    assert not decides_on_losses(none)
 
 
 BRANCHES = [
@@ -176,13 +177,6 @@ BRANCHES = [
     'is_rotated = name in ("kld", "many", "other", "words")',
     'match name:\n    case "ce" | "focal": pass',
 ]
-
-
-def test_branches_are_seen():
-    for branch in BRANCHES if sys.version_info >= (3, 10) else BRANCHES[:-1]:
-        assert decides_on_losses(ast.parse(branch)), branch
-    none = ast.parse('row = {"iou": 0.5, "loss": name}; STOCK = "ciou"; CHOICES = ("iou", "giou")')
-    assert not decides_on_losses(none)
 
 
 def test_every_source_file_names_its_licence():

@@ -169,16 +169,6 @@ def test_usual_spellings_are_accepted_and_recorded_by_name(key):
     assert select({"cls_loss": "cross-entropy", "task": "classify"}).cls.name == "ce"
 
 
-def test_an_alias_is_that_of_one_loss_and_hides_no_name():
-    for kind, other in ((BOX, OVERLAP), (CLASS, CLASS), (ROTATED, ROTATED), (SOFTMAX, SOFTMAX)):
-        kinds = {kind, other}
-        aliases, known = REGISTRY.aliases(*kinds), set(names.names_with_prefixes(kind))
-        assert aliases and len(aliases) == len(set(aliases))
-        assert not known & set(aliases)
-        assert all(names.normalise(alias) == alias for alias in aliases)
-    assert select({"loss": "wise-iou"}).box.name == "wise-iou", "a prefix, and no version of wiou"
-
-
 def test_a_name_of_a_user_goes_before_an_alias(registry):
     @class_loss("vfl", aliases=("my-vfl",))
     def vfl(logits, targets):
@@ -201,21 +191,31 @@ def test_unknown_keys_of_older_yolos():
         assert str(caught.value) == message
 
 
-def test_spelling_and_the_order_of_modifiers_do_not_matter():
+def test_spellings_order_and_aliases():
     for spelling in ("focal-eiou", "Focal-EIoU", "focal_eiou", " focal eiou ", "FOCAL_EIOU"):
         assert select({"loss": spelling}).box == create_box_loss("focal-eiou"), spelling
     assert select({"loss": "alpha-focal-ciou"}).box == select({"loss": "focal-alpha-ciou"}).box
     assert select({"loss": "alpha-focal-ciou"}).box.name == "focal-alpha-ciou"
+    for kind, other in ((BOX, OVERLAP), (CLASS, CLASS), (ROTATED, ROTATED), (SOFTMAX, SOFTMAX)):
+        kinds = {kind, other}
+        aliases, known = REGISTRY.aliases(*kinds), set(names.names_with_prefixes(kind))
+        assert aliases and len(aliases) == len(set(aliases))
+        assert not known & set(aliases)
+        assert all(names.normalise(alias) == alias for alias in aliases)
+    assert select({"loss": "wise-iou"}).box.name == "wise-iou", "a prefix, and no version of wiou"
 
 
-def test_nothing_asked_for_is_stock():
+def test_nothing_asked_for_is_stock_and_its_numbers_have_the_reference_engine():
     for args in ({}, keys(), {"epochs": 3, "iou": 0.7, "box": 7.5}, {"task": "classify", **keys()}):
         selection = select(args)
         assert not selection.is_active
         assert selection.resolved() == {}
+    assert select({"loss": "ciou", "cls_loss": "bce"}).resolved()["loss_engine"] == "reference"
+    for asked in ({"loss_engine": "auto"}, {"loss": "eiou"}, {"tal_beta": 5.0}, {"cls_smoothing": 0.1}):
+        assert select({"loss": "ciou", **asked}).resolved()["loss_engine"] == "auto"
 
 
-def test_resolved_is_complete_and_a_fixed_point():
+def test_resolved_is_complete_and_can_be_given_again():
     chosen = {"loss": "focal_EIoU", "cls_loss": "focal", "cls_focal_alpha": None, "tal_topk": 13.0}
     resolved = select(chosen).resolved()
     assert resolved == {
@@ -234,15 +234,6 @@ def test_resolved_is_complete_and_a_fixed_point():
     assert type(resolved["tal_topk"]) is int
     assert select(resolved).resolved() == resolved
     assert select(resolved) == select(chosen)
-
-
-def test_the_engine_of_stock_numbers_is_the_reference():
-    assert select({"loss": "ciou", "cls_loss": "bce"}).resolved()["loss_engine"] == "reference"
-    for asked in ({"loss_engine": "auto"}, {"loss": "eiou"}, {"tal_beta": 5.0}, {"cls_smoothing": 0.1}):
-        assert select({"loss": "ciou", **asked}).resolved()["loss_engine"] == "auto"
-
-
-def test_resolved_of_other_tasks_can_be_given_again():
     resolved = select({"cls_loss": "qfl", "task": "obb"}).resolved()
     assert resolved["loss"] == "probiou" and "tal_iou" not in resolved
     assert select({**resolved, "task": "obb"}).resolved() == resolved
@@ -251,15 +242,7 @@ def test_resolved_of_other_tasks_can_be_given_again():
     assert select({**resolved, "task": "classify"}).resolved() == resolved
 
 
-def test_selection_pickles():
-    selection = select({"loss": "focal-alpha-ciou", "cls_loss": "varifocal", "tal_iou": "siou"})
-    copied = pickle.loads(pickle.dumps(selection))
-    assert copied == selection
-    pred, target = torch.tensor([[0.0, 0, 4, 2]]), torch.tensor([[1.0, 0, 4, 4]])
-    assert torch.equal(copied.box(pred, target), selection.box(pred, target))
-
-
-def test_create():
+def test_create_list_and_pickle():
     assert create_box_loss("focal-eiou", focal_gamma=1).options == {"focal_gamma": 1.0}
     assert str(create_box_loss("focal-eiou")) == "focal-eiou(focal_gamma=0.5)"
     assert str(create_class_loss("bce")) == "bce"
@@ -269,6 +252,15 @@ def test_create():
         create_class_loss("bce", gamma=2)
     with pytest.raises(LossPlugError, match="Did you mean 'qfl'"):
         create_class_loss("qfll")
+    assert list_class_losses() == tuple(sorted(spec.name for spec in REGISTRY if spec.kind == CLASS))
+    assert {"bce", "focal", "qfl", "ema-slide"} <= set(list_class_losses())
+    assert {"ciou", "focal-eiou", "alpha-ciou", "riou", "wiou-v3", "inner-siou", "wise-piou"} <= set(list_box_losses())
+    assert list(list_box_losses()) == sorted(list_box_losses())
+    selection = select({"loss": "focal-alpha-ciou", "cls_loss": "varifocal", "tal_iou": "siou"})
+    copied = pickle.loads(pickle.dumps(selection))
+    assert copied == selection
+    pred, target = torch.tensor([[0.0, 0, 4, 2]]), torch.tensor([[1.0, 0, 4, 4]])
+    assert torch.equal(copied.box(pred, target), selection.box(pred, target))
 
 
 @pytest.mark.parametrize("kind", ["numpy.array", "numpy.float32", "torch.tensor", "pandas.Series", "polars.Series"])
@@ -308,13 +300,6 @@ def test_context_by_hand():
             create_box_loss("mpdiou")(torch.rand(3, 4), torch.rand(3, 4), **context)
 
 
-def test_lists():
-    assert list_class_losses() == tuple(sorted(spec.name for spec in REGISTRY if spec.kind == CLASS))
-    assert {"bce", "focal", "qfl", "ema-slide"} <= set(list_class_losses())
-    assert {"ciou", "focal-eiou", "alpha-ciou", "riou", "wiou-v3", "inner-siou", "wise-piou"} <= set(list_box_losses())
-    assert list(list_box_losses()) == sorted(list_box_losses())
-
-
 OWN = """
 from typing import Annotated
 
@@ -331,7 +316,7 @@ def decorated(pred, target, *, own_scale: Annotated[float, Option("factor", abov
 """
 
 
-def test_own_file(tmp_path, registry, monkeypatch):
+def test_own_files_and_modules(tmp_path, registry, monkeypatch):
     file = tmp_path / "own_losses.py"
     file.write_text(OWN)
     selection = select({"loss": f"{file}:decorated", "own_scale": 3})
@@ -350,9 +335,6 @@ def test_own_file(tmp_path, registry, monkeypatch):
     assert resolved["loss"] == f"{tmp_path / 'own_losses.py'}:decorated"
     monkeypatch.chdir("/")
     assert select(resolved).resolved() == resolved
-
-
-def test_own_modules_and_files_of_one_name(tmp_path, registry, monkeypatch):
     pair = torch.ones(1, 4), torch.zeros(1, 4)
     for folder, factor in (("a", 1), ("b", 10)):
         (tmp_path / folder).mkdir()
@@ -460,7 +442,7 @@ def test_bad_signatures_and_names_are_refused_with_the_reason():
     assert "option 'focal_gamma'" in refused(box_loss("stealing"), stealing)
 
 
-def test_a_definition_read_again_replaces_itself(registry):
+def test_definitions_read_again_and_options_without_a_default(registry):
     def version(factor):
         @box_loss("redefined")
         def redefined(pred, target):
@@ -470,8 +452,6 @@ def test_a_definition_read_again_replaces_itself(registry):
     version(2)
     assert create_box_loss("redefined")(torch.zeros(1, 4), torch.ones(1, 4)).tolist() == [8.0]
 
-
-def test_an_option_that_none_is_the_default_of(registry):
     @box_loss("clipped")
     def clipped(pred, target, *, clip_at: Annotated[Optional[float], Option("largest loss", above=0)] = None):
         loss = (pred - target).abs().sum(-1)

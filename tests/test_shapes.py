@@ -81,7 +81,7 @@ def elongation_of(sides):
     return sides.max(1) / sides.min(1)
 
 
-def test_objects_of_crowds_overlap_and_stay_visible(scenes):
+def test_crowds_overlap_and_a_class_is_rare_in_training_only(scenes):
     hidden = []
     for boxes in boxes_of(scenes["crowds"], "train"):
         low, high = boxes[:, 1:3] - boxes[:, 3:] / 2, boxes[:, 1:3] + boxes[:, 3:] / 2
@@ -89,9 +89,6 @@ def test_objects_of_crowds_overlap_and_stay_visible(scenes):
         np.fill_diagonal(shared, 0)
         hidden.append((shared > 0).any(1).mean())
     assert np.mean(hidden) > 0.7
-
-
-def test_a_class_is_rare_in_training_only(scenes):
     train, val = (np.concatenate(boxes_of(scenes["rare"], split))[:, 0].astype(int) for split in ("train", "val"))
     assert np.bincount(val, minlength=3).min() > 0.2 * len(val)
     labels = [
@@ -150,7 +147,7 @@ def test_an_unknown_scene_or_task(tmp_path):
     assert not (tmp_path / "data").exists()
 
 
-def test_boxes_are_those_of_the_drawn_objects():
+def test_boxes_and_corners_are_those_of_the_drawn_objects():
     """The pixels of an object differ from the background inside its box, up to the very edge."""
     rng = np.random.default_rng(4)
     found = 0
@@ -165,6 +162,15 @@ def test_boxes_are_those_of_the_drawn_objects():
         found += away.any()
         assert not (cv2.erode(away.astype(np.uint8), np.ones((3, 3))) & ~inside).any()
     assert found
+    rng = np.random.default_rng(5)
+    for _ in range(20):
+        image, rows = draw_shapes(rng, 160, "obb")
+        assert {len(row) for row in rows} == {9}
+        inside = np.zeros((160, 160), np.uint8)
+        for row in rows:
+            cv2.fillPoly(inside, [np.round(np.reshape(row[1:], (4, 2)) * 160).astype(np.int32)], 1)
+        away = np.abs(image.astype(float) - 128).max(-1) > 70
+        assert not (cv2.erode(away.astype(np.uint8), np.ones((3, 3))) & ~cv2.dilate(inside, np.ones((5, 5)))).any()
 
 
 def test_written_once_by_many_at_once(tmp_path):
@@ -180,18 +186,6 @@ def test_an_empty_folder_in_the_way(tmp_path):
     write_shapes(tmp_path / "data", images=6, validation=2)
     assert (tmp_path / "data" / "note.txt").read_text() == "mine"
     assert len(list((tmp_path / "data" / "images" / "train").iterdir())) == 4
-
-
-def test_corners_are_those_of_the_drawn_objects():
-    rng = np.random.default_rng(5)
-    for _ in range(20):
-        image, rows = draw_shapes(rng, 160, "obb")
-        assert {len(row) for row in rows} == {9}
-        inside = np.zeros((160, 160), np.uint8)
-        for row in rows:
-            cv2.fillPoly(inside, [np.round(np.reshape(row[1:], (4, 2)) * 160).astype(np.int32)], 1)
-        away = np.abs(image.astype(float) - 128).max(-1) > 70
-        assert not (cv2.erode(away.astype(np.uint8), np.ones((3, 3))) & ~cv2.dilate(inside, np.ones((5, 5)))).any()
 
 
 def test_outlines_are_those_of_what_is_visible():
@@ -213,7 +207,7 @@ def test_outlines_are_those_of_what_is_visible():
     assert np.mean(missed) < 0.005 and np.median(missed) == 0  # pieces of objects that others part
 
 
-def test_points_are_on_the_objects_and_know_what_hides_them():
+def test_points_are_on_the_objects_of_the_same_images():
     rng = np.random.default_rng(7)
     hidden = 0
     for _ in range(30):
@@ -228,9 +222,6 @@ def test_points_are_on_the_objects_and_know_what_hides_them():
             assert left[0] < x < right[0] and right[0] - left[0] <= w + 2 / 160
             hidden += (points[:, 2] == 1).sum()
     assert 5 < hidden < 200
-
-
-def test_tasks_draw_the_same_images():
     images = [draw_shapes(np.random.default_rng(8), 96, task)[0] for task in ("detect", "segment", "pose")]
     assert (images[0] == images[1]).all() and (images[0] == images[2]).all()
 

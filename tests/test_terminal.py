@@ -23,7 +23,7 @@ def test_lines_fit_and_words_stay(columns):
     assert columns < 200 or fitted == HELP
 
 
-def test_lines_go_on_below_their_column():
+def test_lines_and_tables_go_on_below_their_column():
     """And an interval is not broken."""
     first, second, *_ = terminal.fit("  key=1   a word and another one", 20).splitlines()
     assert first == "  key=1   a word and" and second == "          another"
@@ -33,27 +33,19 @@ def test_lines_go_on_below_their_column():
     assert first.startswith("  a-very") and second == "      explained"
     lines = terminal.fit("  [0, 1)   an interval is not broken, that of an exponent in [0, ∞)", 65).splitlines()
     assert len(lines) == 2 and lines[1].strip() == "[0, ∞)"
+    assert terminal.cells("损失") == 4 and terminal.cells("a\u0301") == 1
+    assert len(terminal.table([["a", "b"], ["损失", "1"]])[0]) == 7
+    assert terminal.table([["a", "number"], ["b", "–"], ["c", "12"]])[1:] == ["b       –", "c      12"]
 
 
-def test_the_width_is_that_of_the_terminal(monkeypatch):
+def test_lines_have_the_width_of_the_terminal_or_pipe(monkeypatch):
     for value, columns in (("100", 100), ("12", terminal.MIN_WIDTH), (None, 80)):
         monkeypatch.setenv("COLUMNS", value) if value else monkeypatch.delenv("COLUMNS")
         assert terminal.width() == columns
-
-
-def test_wide_characters_count_twice():
-    assert terminal.cells("损失") == 4 and terminal.cells("a\u0301") == 1
-    assert len(terminal.table([["a", "b"], ["损失", "1"]])[0]) == 7
-
-
-def test_lines_behind_a_pipe_are_measured_in_bytes(monkeypatch):
     monkeypatch.setattr("sys.stdout.isatty", lambda: False)
     assert max(len(line.encode()) for line in terminal.fit("α ∞ " * 40, 50).splitlines()) <= 50
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     assert max(map(len, terminal.fit("α ∞ " * 40, 50).splitlines())) > 45
-
-
-def test_an_error_is_one_line_where_it_is_searched(monkeypatch):
     text = "LossPlug: " + "loss=eiuo is unknown. " * 8
     monkeypatch.setattr("sys.stderr.isatty", lambda: False)
     assert terminal.fit_error(text) == text
@@ -69,7 +61,3 @@ def test_a_wide_table_goes_on_below():
     assert wide[1:] == ["a            1.5  word        -", "long name  22.25  w           7"]
     assert narrow[3] == "" and max(map(len, narrow)) <= 25
     assert narrow[4].split() == ["name", "third"] and narrow[6].split() == ["long", "name", "7"]
-
-
-def test_a_dash_is_a_number_that_is_not_there():
-    assert terminal.table([["a", "number"], ["b", "–"], ["c", "12"]])[1:] == ["b       –", "c      12"]

@@ -61,10 +61,16 @@ def test_contract(name, device):
         check(name, device)
 
 
-def test_equals_values_computed_by_hand():
+def test_values_by_hand_and_of_rotated_boxes():
     pred, target = torch.tensor([[[0.0, 0, 4, 4], [0, 0, 2, 1]], [[2, 0, 6, 4], [0, 0, 2, 2]]], dtype=torch.float64)
     expected = torch.tensor([0.4441222081, 0.2941213409], dtype=torch.float64)
     torch.testing.assert_close(create_box_loss("ciou+nwd")(pred, target), expected, rtol=0, atol=1e-10)
+    rng = torch.Generator().manual_seed(0)
+    pred, target = torch.rand(2, 9, 5, generator=rng, dtype=torch.float64) + 0.5
+    first, second = (create_box_loss(name)(pred, target) for name in ("probiou", "focal-kld"))
+    loss = create_box_loss("probiou+focal-kld", loss_mix=0.7)
+    assert loss.kind == ROTATED
+    torch.testing.assert_close(loss(pred, target), mix(first, second, 0.7), rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -77,15 +83,6 @@ def test_value_and_gradient_are_the_mixture_of_those_of_the_parts(name):
             found.append((value, torch.autograd.grad(value.sum(), pred)[0]))
         for both, first, second in zip(*found):
             torch.testing.assert_close(both, share * first + (1 - share) * second, rtol=1e-12, atol=1e-12)
-
-
-def test_a_rotated_mixture():
-    rng = torch.Generator().manual_seed(0)
-    pred, target = torch.rand(2, 9, 5, generator=rng, dtype=torch.float64) + 0.5
-    first, second = (create_box_loss(name)(pred, target) for name in ("probiou", "focal-kld"))
-    loss = create_box_loss("probiou+focal-kld", loss_mix=0.7)
-    assert loss.kind == ROTATED
-    torch.testing.assert_close(loss(pred, target), mix(first, second, 0.7), rtol=1e-12, atol=0)
 
 
 def test_overlap_losses_share_the_geometry(monkeypatch):
@@ -126,6 +123,9 @@ def test_each_part_remembers_on_its_own():
     for key, state in zip(("first", "second"), alone):
         assert torch.equal(run.tensors[f"main.{key}.iou_loss.mean"], state.tensors["main.iou_loss.mean"])
         assert run.tensors[f"main.{key}.iou_loss.mean"] != 1
+    loss = create_box_loss("nwd+wiou-v3")
+    loss(*checks.near_pairs(1))
+    assert set(loss.state.state.tensors) == {"own.second.iou_loss.mean"} and create_box_loss("ciou+nwd").state is None
 
 
 def test_what_is_remembered_is_saved_and_restored(tmp_path):
@@ -140,12 +140,6 @@ def test_what_is_remembered_is_saved_and_restored(tmp_path):
     assert len(later.tensors) == 2 and create_box_loss("wise-ciou+wise-eiou").kernel is None
     found = [loss.within(state.scoped("main"))(*pairs[2]) for state in (whole, later)]
     assert torch.equal(*found) and not torch.equal(found[0], loss(*pairs[2]))
-
-
-def test_a_part_without_state_gets_none():
-    loss = create_box_loss("nwd+wiou-v3")
-    loss(*checks.near_pairs(1))
-    assert set(loss.state.state.tensors) == {"own.second.iou_loss.mean"} and create_box_loss("ciou+nwd").state is None
 
 
 @pytest.fixture
@@ -195,7 +189,7 @@ def test_a_loss_that_the_user_registered_reaches_the_workers_and_has_no_plus_in_
         box_loss("one+other")
 
 
-def test_grammar():
+def test_grammar(own, monkeypatch):
     for name, parts in {
         "ciou": ("ciou",),
         "CIoU+ inner-NWD ": ("CIoU", "inner-NWD"),
@@ -209,9 +203,6 @@ def test_grammar():
         "ciou+": ("ciou", ""),
     }.items():
         assert parts_of(name) == parts, name
-
-
-def test_a_folder_that_looks_like_a_mixture(own, monkeypatch):
     monkeypatch.chdir(Path(own).parent.parent)
     assert parts_of("c++/losses.py:mine") == ("c++/losses.py:mine",)
     assert parts_of("ciou+c++/losses.py:mine") == ("ciou", "c++/losses.py:mine")
@@ -247,14 +238,11 @@ MISTAKES = [
 ]
 
 
-def test_mistakes():
+def test_mistakes_and_the_key():
     for args, message in MISTAKES:
         with pytest.raises(LossPlugError) as caught:
             select(args)
         assert message in str(caught.value), args
-
-
-def test_the_key_is_like_others():
     assert "loss_mix" in keys() and "ciou+nwd" not in list_box_losses()
     resolved = select({"loss": "CIoU + NWD"}).resolved()
     assert list(resolved.items())[:3] == [("loss", "ciou+nwd"), ("loss_mix", 0.5), ("nwd_constant", 12.8)]

@@ -113,13 +113,18 @@ def test_equals_the_numbers_of_others(entry_name):
     torch.testing.assert_close(gradient[smooth], expected_gradient[smooth], rtol=1e-7, atol=max(atol, 1e-9))
 
 
-def test_float32_keeps_the_value():
+def test_float32_keeps_the_value_and_neutral_options_change_nothing():
     pred, target = torch.tensor(GOLDEN["pred"]), torch.tensor(GOLDEN["target"])
     for name, options in COMPARED.values():
         exact = create_box_loss(name, **options)(pred.double(), target.double()).detach()
         single = create_box_loss(name, **options)(pred, target)
         assert single.dtype == torch.float32
         torch.testing.assert_close(single.double(), exact, rtol=5e-6, atol=5e-6)
+    pred, target = random_pairs()
+    for name in ("iou", "giou", "diou", "ciou", "eiou"):
+        base = create_box_loss(name)(pred, target)
+        torch.testing.assert_close(create_box_loss(f"alpha-{name}", alpha_power=1.0)(pred, target), base)
+        torch.testing.assert_close(create_box_loss(f"focal-{name}", focal_gamma=0.0)(pred, target), base)
 
 
 def test_gcd_equals_values_computed_by_others():
@@ -148,14 +153,6 @@ def test_riou_has_the_published_shape():
         loss = create_box_loss("riou", riou_beta=beta)(pred, torch.tensor([0.0, 0, 1, 1]).expand(1001, 4))
         assert loss[0].item() == pytest.approx(1, abs=1e-5) and loss[-1].item() == pytest.approx(0, abs=1e-5)
         assert (loss.diff() <= 1e-6).all(), beta
-
-
-def test_neutral_options_change_nothing():
-    pred, target = random_pairs()
-    for name in ("iou", "giou", "diou", "ciou", "eiou"):
-        base = create_box_loss(name)(pred, target)
-        torch.testing.assert_close(create_box_loss(f"alpha-{name}", alpha_power=1.0)(pred, target), base)
-        torch.testing.assert_close(create_box_loss(f"focal-{name}", focal_gamma=0.0)(pred, target), base)
 
 
 def test_the_trade_off_of_ciou_and_the_weight_of_focal_are_detached():

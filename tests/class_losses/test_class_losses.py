@@ -114,11 +114,12 @@ def test_slide_equals_the_numbers_of_others(mean):
     torch.testing.assert_close(found, torch.tensor(entry["loss"], dtype=torch.float64), rtol=1e-9, atol=1e-12)
 
 
-def test_neutral_options_are_bce():
+def test_neutral_options_are_bce_and_every_loss_has_an_oracle():
     logits, targets = checks.grid()
     expected = create_class_loss("bce")(logits, targets)
     for name, options in (("focal", {"cls_focal_gamma": 0, "cls_focal_alpha": None}), ("qfl", {"cls_qfl_beta": 0})):
         torch.testing.assert_close(create_class_loss(name, **options)(logits, targets), expected)
+    assert set(list_class_losses()) == {*oracles.CLASS, *oracles.BATCH}
 
 
 def test_calibration_on_soft_targets():
@@ -131,7 +132,3 @@ def test_calibration_on_soft_targets():
         assert best["mal"] == pytest.approx(target**1.5, abs=1e-3)
         assert best["qfl"] == pytest.approx(target, abs=1e-3)
         assert abs(best["focal"] - target) > 0.1
-
-
-def test_every_loss_has_an_oracle():
-    assert set(list_class_losses()) == {*oracles.CLASS, *oracles.BATCH}

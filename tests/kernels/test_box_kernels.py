@@ -77,15 +77,12 @@ def test_our_formulas(name, kernel_device):
         torch.testing.assert_close(shared, (1 - expected.detach()).clamp(0), rtol=1e-6, atol=1e-6)
 
 
-def test_the_exponent_of_siou(kernel_device):
+def test_the_exponent_of_siou_and_the_formula_of_ultralytics(kernel_device):
     pred, target = pairs(kernel_device)
     for theta in (1.0, 2.0, 5.5):
         loss = create_box_loss("siou", siou_theta=theta)
         assert loss.kernel.theta == theta
         torch.testing.assert_close(evaluated(*loss.kernel, pred, target)[0], loss(pred, target), rtol=1e-5, atol=1e-6)
-
-
-def test_the_formula_of_ultralytics(kernel_device):
     pred, target = pairs(kernel_device)
     x = pred.clone().requires_grad_()
     expected = bbox_iou(x, target, xywh=False, CIoU=True).squeeze(-1)

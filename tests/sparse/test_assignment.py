@@ -271,12 +271,9 @@ def test_one_assigner_for_several_image_shapes(sparse_runs):
     assert len(sparse_runs) == 4
 
 
-def test_no_slots():
+def test_no_slots_and_tiny_problems_use_the_dense_form():
     scores, boxes, anchors, labels, gts, mask = problem("realistic", 0)
     equal(pair(), (scores, boxes, anchors, labels[:, :0], gts[:, :0], mask[:, :0]))
-
-
-def test_tiny_problems_use_the_dense_form():
     assert StockAssigner.forward is not TaskAlignedAssigner.forward
     inputs = problem("realistic", 0)
     assert inputs[4].shape[1] * len(inputs[2]) * 2 < hook.MIN_SPARSE["cpu"]

@@ -26,15 +26,12 @@ def test_rank_is_that_of_a_search(stride):
             assert torch.equal(grid._rank(places, some, right=right), expected), right
 
 
-def test_a_box_with_a_nan_has_no_cells():
+def test_shapes_are_recovered_from_points_and_a_nan_has_no_cells():
     levels = grid.levels_of_shapes(points(64, 64), ((8, 8), (4, 4), (2, 2)))
     boxes = torch.tensor([[0.0, 0, 64, 64], [0, float("nan"), 64, 64], [-torch.inf, 0, torch.inf, 64]])
     sides = grid.rectangles(boxes, levels).diff(dim=-1)
     assert grid.rectangles(boxes, levels)[1].eq(0).all()
     assert grid.rectangles(boxes, levels)[[0, 2], 0].tolist() == [[0, 0, 8, 8]] * 2 and sides.shape == (3, 3, 3)
-
-
-def test_shapes_are_recovered_from_points_that_form_grids():
     for size in ((64, 64), (320, 64), (64, 320), (32, 32)):
         anchors = points(*size)
         shapes = tuple((size[0] // stride, size[1] // stride) for stride in (8, 16, 32))

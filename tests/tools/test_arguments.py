@@ -34,11 +34,13 @@ def arms_of(**keys):
     return [(arm.name, arm.keys) for arm in compare.plan_of({**PLAN, **keys}).arms]
 
 
-def test_the_command_line_goes_over_the_file_wherever_it_is_written(written):
+def test_the_command_line_goes_over_the_file(written):
     file = written("loss: eiou\nepochs: 7\ncfg: other.yaml\n")
     for args in ({"cfg": file, "loss": "siou"}, {"loss": "siou", "cfg": file}):
         assert merge(args, {"loss", "epochs"}).values == {"loss": "siou", "epochs": 7}
     assert merge({"loss": "siou", "cfg": None}, ()) == ({"loss": "siou"}, {}, None, ())
+    plan = compare.plan_of({**PLAN, "cfg": written("loss: eiou\ndevice: cpu\n"), "devices": (0, 1)})
+    assert plan.devices == (0, 1) and "device" not in plan.args
 
 
 def test_training_keys_without_effect_are_named_once_and_unknown_ones_stay(written):
@@ -72,7 +74,7 @@ def test_arguments_of_a_run_are_a_recipe(written):
     assert "box eiou" in verify.verify({**TINY, "cfg": file})[0]["runs"]
 
 
-def test_options_of_a_file_go_to_the_losses_that_have_them():
+def test_options_of_a_file_go_to_the_losses_that_have_them(written):
     with Log() as log:
         assert arms_of(cfg=RECIPE, loss="ciou,eiou") == [
             ("ciou", {"loss": "ciou", "loss_engine": "auto"}),
@@ -82,9 +84,6 @@ def test_options_of_a_file_go_to_the_losses_that_have_them():
     with Log() as log:
         assert [keys.get("focal_gamma") for _, keys in arms_of(cfg=RECIPE, loss="ciou,focal-siou")] == [None, 0.5]
     assert "not used" not in log.text
-
-
-def test_options_of_a_file_that_its_own_losses_do_not_have_are_refused(written):
     with pytest.raises(LossPlugError, match="inner_ratio=0.7 has no effect with loss=eiou"):
         arms_of(cfg=written("loss: eiou\ninner_ratio: 0.7\n"))
     with pytest.raises(LossPlugError, match="focal_gamma=0.3 has no effect with loss=ciou,eiou"):  # typed
@@ -105,11 +104,6 @@ def test_options_of_a_file_that_its_own_losses_do_not_have_are_refused(written):
 )
 def test_names_of_arms_tell_what_differs_from_the_file(keys, names):
     assert [name for name, _ in arms_of(**{"cfg": RECIPE, **keys})] == names
-
-
-def test_one_device_of_a_file_gives_way_to_several(written):
-    plan = compare.plan_of({**PLAN, "cfg": written("loss: eiou\ndevice: cpu\n"), "devices": (0, 1)})
-    assert plan.devices == (0, 1) and "device" not in plan.args
 
 
 @pytest.mark.slow

@@ -11,35 +11,44 @@ def named(**args):
     return [(arm.name, arm.keys) for arm in arms(args)]
 
 
-def test_every_loss_is_an_arm():
+def test_every_loss_is_an_arm_and_options_go_where_they_belong():
     assert named(loss="ciou,eiou") == [("ciou", {"loss": "ciou"}), ("eiou", {"loss": "eiou"})]
     assert named(loss="EIoU") == [("eiou", {"loss": "EIoU"})]
     assert named() == [("ciou", {})]
     assert [name for name, _ in named(loss="ciou, CIoU ,eiou")] == ["ciou", "eiou"]
-
-
-def test_options_go_where_they_belong():
     assert named(loss="ciou,focal-eiou", focal_gamma=(0.3, 0.5), tal_topk=7) == [
         ("ciou", {"loss": "ciou", "tal_topk": 7}),
         ("focal-eiou focal_gamma=0.3", {"loss": "focal-eiou", "tal_topk": 7, "focal_gamma": 0.3}),
         ("focal-eiou focal_gamma=0.5", {"loss": "focal-eiou", "tal_topk": 7, "focal_gamma": 0.5}),
     ]
-
-
-def test_class_losses_and_names_multiply():
     names = [name for name, _ in named(loss="ciou,eiou", cls_loss="bce,qfl", cls_qfl_beta=1.5)]
     assert names == ["ciou bce", "ciou qfl", "eiou bce", "eiou qfl"]
     assert [name for name, _ in named(cls_loss="bce,qfl")] == ["bce", "qfl"]
     assert [name for name, _ in named(tal_iou="ciou,siou")] == ["tal_iou=ciou", "tal_iou=siou"]
 
 
-def test_losses_of_ones_own_are_named_without_their_folder(tmp_path, registry):
+def test_mixtures_and_losses_of_ones_own_are_arms(tmp_path, registry):
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "own.py").write_text("def mine(pred, target):\n    return (pred - target).abs().sum(-1)\n")
     first, second = (f"{tmp_path}/{folder}/own.py:mine" for folder in "ab")
     assert [name for name, _ in named(loss=f"ciou,{first}")] == ["ciou", "own.py:mine"]
     assert [name for name, _ in named(loss=f"{first},{second}")] == [first, second]
+    file = tmp_path / "losses.py"
+    file.write_text("def mine(pred, target):\n    return (pred - target).abs().sum(-1)\n")
+    chosen = arms({"loss": f"ciou,nwd,ciou + nwd,nwd+{file}:mine", "loss_mix": (0.3, 0.7), "nwd_constant": 6})
+    assert [arm.name for arm in chosen] == [
+        "ciou",
+        "nwd",
+        "ciou+nwd loss_mix=0.3",
+        "ciou+nwd loss_mix=0.7",
+        "nwd+losses.py:mine loss_mix=0.3",
+        "nwd+losses.py:mine loss_mix=0.7",
+    ]
+    assert labels(chosen)[2] == "ciou+nwd(loss_mix=0.3, nwd_constant=6.0)"
+    assert labels(chosen)[4] == "nwd+losses.py:mine(loss_mix=0.3, nwd_constant=6.0)"
+    with pytest.raises(LossPlugError, match=r"loss_mix=0.3 has no effect with loss=ciou,nwd; it belongs to two losses"):
+        arms({"loss": "ciou,nwd", "loss_mix": 0.3})
 
 
 @pytest.mark.slow
@@ -61,15 +70,17 @@ def test_options_of_ones_own_are_keys(tmp_path, registry):
     assert "own.py:mine(own_scale=2.0)" in (tmp_path / "curves" / "curves.csv").read_text(encoding="utf-8")
 
 
-def test_weights_of_classes_are_one_value():
+def test_weights_of_classes_are_one_value_and_tasks_have_losses_of_their_own():
     assert named(loss="ciou,eiou", cls_weights=[1.0, 2.0])[1][1] == {"loss": "eiou", "cls_weights": [1.0, 2.0]}
     assert len(named(cls_weights=[[1.0, 2.0], [2.0, 1.0]])) == 2
-
-
-def test_tasks_have_losses_of_their_own():
     assert [arm.name for arm in arms({"loss": "probiou,kld"}, "obb")] == ["probiou", "kld"]
     with pytest.raises(LossPlugError, match="rotated"):
         arms({"loss": "ciou,kld"}, "obb")
+    chosen = chosen_by({"arms": [{"loss": "ciou"}, {"tal_topk": 7}, {"cls_loss": "qfl", "cls": 5.0}], "epochs": 3})
+    assert [arm.name for arm in chosen] == ["ciou", "tal_topk=7", "qfl cls=5.0"]
+    assert [arm.keys for arm in chosen] == [{"loss": "ciou"}, {"tal_topk": 7}, {"cls_loss": "qfl", "cls": 5.0}]
+    assert chosen[2].selection.cls.name == "qfl" and chosen[1].selection.box.name == "ciou"
+    assert [arm.name for arm in chosen_by({"loss": "ciou,eiou"})] == ["ciou", "eiou"]
 
 
 @pytest.mark.parametrize(
@@ -86,32 +97,6 @@ def test_tasks_have_losses_of_their_own():
 def test_errors(args, message):
     with pytest.raises(LossPlugError, match=message):
         arms(args)
-
-
-def test_mixtures_are_arms(tmp_path, registry):
-    file = tmp_path / "losses.py"
-    file.write_text("def mine(pred, target):\n    return (pred - target).abs().sum(-1)\n")
-    chosen = arms({"loss": f"ciou,nwd,ciou + nwd,nwd+{file}:mine", "loss_mix": (0.3, 0.7), "nwd_constant": 6})
-    assert [arm.name for arm in chosen] == [
-        "ciou",
-        "nwd",
-        "ciou+nwd loss_mix=0.3",
-        "ciou+nwd loss_mix=0.7",
-        "nwd+losses.py:mine loss_mix=0.3",
-        "nwd+losses.py:mine loss_mix=0.7",
-    ]
-    assert labels(chosen)[2] == "ciou+nwd(loss_mix=0.3, nwd_constant=6.0)"
-    assert labels(chosen)[4] == "nwd+losses.py:mine(loss_mix=0.3, nwd_constant=6.0)"
-    with pytest.raises(LossPlugError, match=r"loss_mix=0.3 has no effect with loss=ciou,nwd; it belongs to two losses"):
-        arms({"loss": "ciou,nwd", "loss_mix": 0.3})
-
-
-def test_arms_can_be_listed():
-    chosen = chosen_by({"arms": [{"loss": "ciou"}, {"tal_topk": 7}, {"cls_loss": "qfl", "cls": 5.0}], "epochs": 3})
-    assert [arm.name for arm in chosen] == ["ciou", "tal_topk=7", "qfl cls=5.0"]
-    assert [arm.keys for arm in chosen] == [{"loss": "ciou"}, {"tal_topk": 7}, {"cls_loss": "qfl", "cls": 5.0}]
-    assert chosen[2].selection.cls.name == "qfl" and chosen[1].selection.box.name == "ciou"
-    assert [arm.name for arm in chosen_by({"loss": "ciou,eiou"})] == ["ciou", "eiou"]
 
 
 @pytest.mark.parametrize(

@@ -363,7 +363,7 @@ def test_the_command_with_interpreted_kernels(tmp_path):
 # Parts.
 
 
-def test_batches_are_the_same_every_time_and_have_what_is_asked_for():
+def test_batches_are_the_same_every_time_and_ties_those_of_a_gpu():
     head = problems.Head(imgsz=64)
     one, other = (problems.drawn_problem(problems.ObjectSpec(4, 20), 3, head=head) for _ in range(2))
     assert torch.equal(one.scores, other.scores) and torch.equal(one.batch["bboxes"], other.batch["bboxes"])
@@ -373,9 +373,6 @@ def test_batches_are_the_same_every_time_and_have_what_is_asked_for():
     crowd = problems.object_counts(problems.ObjectSpec(128, problems.XVIEW), torch.Generator().manual_seed(0))
     assert int(crowd.sum()) == 75357 and int(crowd.max()) == 4967 and int(crowd.min()) >= 1
     assert problems.drawn_problem(problems.ObjectSpec(2, 0), 0, head=head).most_objects == 0
-
-
-def test_interpreted_kernels_are_compared_with_the_ties_of_a_gpu():
     values = torch.zeros(1, 84)
     values[0, 50] = 1
     with timing.gpu_ties():
@@ -383,13 +380,10 @@ def test_interpreted_kernels_are_compared_with_the_ties_of_a_gpu():
     assert torch.topk.__module__ != timing.__name__
 
 
-def test_the_order_of_steps_is_fair():
+def test_steps_are_in_fair_order_warmed_up_and_queued(monkeypatch):
     seen = []
     _, times = timing.alternate(("a", "b"), [0, 1, 2], 4, 0, lambda side, _: seen.append(side) or 1.0)
     assert "".join(seen) == "ab" + "abbaabba" and times == ([1.0] * 4, [1.0] * 4)
-
-
-def test_steps_are_warmed_up_and_queued(monkeypatch):
     seen = []
     _, times = timing.alternate(("a", "b"), [0], 1, 0, lambda side, _: seen.append(side) or 1.0, warm_up=0.01)
     assert len(seen) > 4 and times == ([1.0], [1.0])

@@ -73,7 +73,7 @@ def test_every_run_has_a_row_and_a_folder(compared):
 
 
 @pytest.mark.slow
-def test_runs_differ_by_loss_and_seed_alone(compared):
+def test_runs_differ_by_loss_and_seed_alone_and_have_one_engine(compared):
     place, _ = compared
     rows = {(row["loss"], row["seed"]): row for row in charts.read_table(place / "results.csv")}
     first = {key: results(row["save_dir"])[0] for key, row in rows.items()}
@@ -81,11 +81,7 @@ def test_runs_differ_by_loss_and_seed_alone(compared):
     assert all(first["ciou", "0"][key] == pytest.approx(first["eiou", "0"][key], rel=0.02) for key in same)
     assert first["ciou", "0"]["train/cls_loss"] != first["ciou", "1"]["train/cls_loss"]
     assert first["ciou", "0"]["train/box_loss"] < 0.9 * first["eiou", "0"]["train/box_loss"]
-
-
-@pytest.mark.slow
-def test_all_runs_have_one_engine(compared):
-    """Otherwise `ciou`, whose numbers are stock, would take the host's step, and seconds would compare engines."""
+    # Otherwise `ciou`, whose numbers are stock, would take the host's step, and seconds would compare engines.
     place, _ = compared
     logs = [file.read_text(encoding="utf-8") for file in (place / "runs").glob("*.log.txt")]
     engines = [engine for log in logs for engine in re.findall(r"· engine (.+?) ·", log)]
@@ -143,7 +139,7 @@ def test_it_goes_on_where_it_was(compared):
 
 
 @pytest.mark.slow
-def test_another_plan_needs_another_name(compared):
+def test_another_plan_needs_another_name_but_not_another_device(compared):
     place, _ = compared
     args = {**KEYS, "loss": "ciou", "project": str(place.parent)}
     with pytest.raises(LossPlugError, match="name=both is a comparison with another epochs, imgsz"):
@@ -152,6 +148,10 @@ def test_another_plan_needs_another_name(compared):
     assert directory_of(plan, "both", place.parent) == place
     assert directory_of(plan, "other", place.parent) == place.parent / "other"
     assert directory_of(plan, None, place.parent) == place.parent / "compare"
+    place, _ = compared
+    keys = {key: value for key, value in KEYS.items() if key not in ("device", "workers")}
+    plan = plan_of({**keys, "loss": "ciou", "devices": (0, 1)})
+    assert directory_of(plan, "both", place.parent) == place
 
 
 def test_a_finished_run_of_another_loss_does_not_count(tmp_path):
@@ -248,13 +248,17 @@ def test_what_is_missing_is_said_once_before_anything_is_written(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_names_of_folders_differ():
+def test_names_of_folders_and_metrics():
     names = ["ciou", "a b", "a_b.py:f", "a/b.py:f", "a:b.py:f", "focal-eiou focal_gamma=0.3"]
     assert len({jobs.slug(name) for name in names}) == len(names)
     assert jobs.slug("ciou") == "ciou"
+    names = ["metrics/recall(B)", "metrics/mAP50(M)", "metrics/mAP50(B)", "metrics/mAP50-95(B)", "val/box_loss"]
+    order = ["metrics/mAP50-95(B)", "metrics/mAP50(B)", "metrics/recall(B)", "metrics/mAP50(M)"]
+    assert measures.order(dict.fromkeys(names)) == order
+    assert [measures.label(name) for name in order] == ["mAP50-95", "mAP50", "recall", "mAP50 mask"]
 
 
-def test_a_table_with_a_failed_run_first(tmp_path):
+def test_a_failed_run_first_and_a_damaged_result(tmp_path):
     todo = [Job("a", 0, tmp_path / "runs" / "a", {}), Job("b", 0, tmp_path / "runs" / "b", {})]
     todo[1].folder.mkdir(parents=True)
     todo[1].result.write_text(json.dumps(result(0.5)))
@@ -263,9 +267,6 @@ def test_a_table_with_a_failed_run_first(tmp_path):
     rows = charts.read_table(tmp_path / "results.csv")
     assert rows[0]["metrics/mAP50-95(B)"] == "" and rows[1]["metrics/mAP50-95(B)"] == "0.5"
     assert "1 of 2 runs finished" in (tmp_path / "summary.md").read_text(encoding="utf-8")
-
-
-def test_a_damaged_result_is_made_again(tmp_path):
     job = Job("a", 0, tmp_path / "runs" / "a", {})
     job.folder.mkdir(parents=True)
     job.result.write_text('{"broken')
@@ -382,18 +383,12 @@ def markdown(found, arms, metric=MAIN):
     return report_of(Comparison(arms, found, metric)).markdown()
 
 
-def test_metrics_of_nothing_are_said_to_be_nothing():
+def test_the_answer_where_nothing_was_learnt():
     zero = {key: {**result(0.0), "metrics": {MAIN: 0.0}} for key in (("a", 0), ("b", 0))}
     assert "nothing has been learnt yet" in markdown(zero, ["a", "b"])
     some = {("a", 0): result(0.0), ("b", 0): result(0.1)}
     assert "nothing has been learnt" not in markdown(some, ["a", "b"])
-
-
-def test_the_answer_where_no_run_has_finished():
     assert Comparison(["ciou", "eiou"], {}, "").verdicts == ["No run has finished yet."]
-
-
-def test_the_answer_says_that_nothing_was_learnt():
     recall = "metrics/recall(B)"
     keys = [(arm, seed) for arm in ("a", "b") for seed in range(3)]
     zero = {key: {**result(0.0), "metrics": {MAIN: 0.0, recall: 0.0}} for key in keys}
@@ -436,14 +431,6 @@ def test_results_of_an_earlier_version_are_said_to_have_no_ap(tmp_path, monkeypa
     assert len(told) == 1
 
 
-@pytest.mark.slow
-def test_a_comparison_may_move_to_another_device(compared):
-    place, _ = compared
-    keys = {key: value for key, value in KEYS.items() if key not in ("device", "workers")}
-    plan = plan_of({**keys, "loss": "ciou", "devices": (0, 1)})
-    assert directory_of(plan, "both", place.parent) == place
-
-
 def result(value, **more):
     metrics = {"metrics/mAP50(B)": value + 0.2, "metrics/mAP50-95(B)": value, **more}
     return {"metrics": metrics, "losses": {"val/box_loss": 1.0}, "seconds": 2.0, "save_dir": "x", "versions": "a"}
@@ -454,7 +441,7 @@ def rows_of(found, arms=("a", "b")):
     return {(row["loss"], row["measure"]): row for row in rows}
 
 
-def test_differences_are_those_of_common_seeds():
+def test_differences_are_those_of_common_seeds_with_the_interval_that_decides():
     found = {("a", 0): result(0.1), ("a", 1): result(0.2), ("b", 1): result(0.5), ("b", 2): result(0.9)}
     row = rows_of(found)["b", MAIN]
     assert (row["seeds"], row["paired_seeds"]) == (2, 1)
@@ -462,9 +449,6 @@ def test_differences_are_those_of_common_seeds():
     only = {("a", 0): result(0.1), ("b", 1): result(0.5)}
     assert all(row["difference"] is None for row in rows_of(only).values())
     assert Comparison(["a", "b"], only, MAIN).effects[0].words == "no common seed"
-
-
-def test_the_interval_that_decides_is_printed():
     gains = (0.001, 0.02, 0.003)
     found = {("a", seed): result(0.1) for seed in range(3)}
     found = {**found, **{("b", seed): result(0.1 + gain) for seed, gain in enumerate(gains)}}
@@ -491,13 +475,6 @@ def test_a_verdict_on_survivors_says_so_and_nan_is_missing():
     assert comparison.verdicts == [
         "No verdict, which takes 3 common seeds: `b` (in the 2 of 3 seeds that did not fail)."
     ]
-
-
-def test_order_and_names_of_metrics():
-    names = ["metrics/recall(B)", "metrics/mAP50(M)", "metrics/mAP50(B)", "metrics/mAP50-95(B)", "val/box_loss"]
-    order = ["metrics/mAP50-95(B)", "metrics/mAP50(B)", "metrics/recall(B)", "metrics/mAP50(M)"]
-    assert measures.order(dict.fromkeys(names)) == order
-    assert [measures.label(name) for name in order] == ["mAP50-95", "mAP50", "recall", "mAP50 mask"]
 
 
 def test_the_summary_says_which_gains_ran():

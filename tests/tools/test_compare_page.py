@@ -61,7 +61,7 @@ def html_of(folder):
     return (folder / "report.html").read_text(encoding="utf-8")
 
 
-def test_the_order_of_the_report(folder):
+def test_the_order_of_the_report_and_its_plots(folder):
     html = html_of(folder)
     parts = ("is better than", "Difference of mAP50-95 from", "data:image/png", ">Metrics<", "Losses after the last")
     parts += ("Noise and power", "Learning curves", "data:image/png", "Failed runs", "out of luck &lt;b&gt;", "0.1.0")
@@ -74,9 +74,6 @@ def test_the_order_of_the_report(folder):
     assert "12 of 13 runs finished" in body and "± 0.0014, mean ± standard deviation over 4 seeds" in body
     assert "Where they differ" not in html and html.count("<h2>Metrics") == 1
     assert str(folder) not in html, "it may be given to others"
-
-
-def test_plots(folder):
     for name in ("curves.png", "forest.png"):
         with Image.open(folder / name) as picture:
             assert picture.width > 500 and len(picture.convert("L").getcolors(256)) > 5
@@ -139,9 +136,6 @@ def test_nothing_is_drawn_or_compared_when_nothing_was_learnt(tmp_path, monkeypa
     write_summary(jobs, tmp_path, **MORE)
     assert "nothing has been learnt yet" in html_of(tmp_path) and "Difference of" not in html_of(tmp_path)
     assert "<img" not in html_of(tmp_path) and not list(tmp_path.glob("*.png"))
-
-
-def test_no_run_has_finished(tmp_path):
     write_summary([Job("ciou", 0, tmp_path / "a", {})], tmp_path, **MORE)
     assert "No run has finished yet" in html_of(tmp_path) and "0 of 1 runs finished" in html_of(tmp_path)
     assert not re.findall("<img|<table|<h2", html_of(tmp_path))

@@ -38,15 +38,12 @@ def test_a_forest_shows_differences_intervals_and_decisions():
     assert low < -0.03 and high > 0.02
 
 
-def test_a_forest_shows_the_noise_floor():
+def test_a_forest_shows_the_noise_floor_and_lacks_intervals():
     axis = draw_forest([effect("b", 0.002, -0.001, 0.005, NOISE)], "a", noise=0.03).axes[0]
     (band,) = axis.patches
     box = band.get_extents().transformed(axis.transData.inverted())
     assert (box.x0, box.x1) == pytest.approx((-0.03, 0.03))
     assert axis.get_xlim()[0] < -0.03 and axis.get_xlim()[1] > 0.03
-
-
-def test_a_forest_without_intervals():
     axis = draw_forest([effect("b", 0.0, None, None, NOISE, seeds=1)], "a").axes[0]
     assert axis.texts[1].get_text() == "+0.0000  1 seed: no interval"
     assert axis.get_xlim() == (-0.016, 0.016) and "interval" not in axis.get_xlabel()
@@ -54,7 +51,7 @@ def test_a_forest_without_intervals():
     assert draw_forest([effect("b", None, None, None, NOISE)], "a") is None
 
 
-def test_the_axis_of_curves_shows_the_differences():
+def test_curves_show_differences_paired_by_seed():
     histories = {("a", 0): history(40, 0.5), ("b", 0): history(40, 0.51)}
     values, differences = draw_curves(histories, ["a", "b"]).axes
     low, high = values.get_ylim()
@@ -63,10 +60,7 @@ def test_the_axis_of_curves_shows_the_differences():
     assert differences.lines[1].get_ydata() == pytest.approx(0.01 * (1 - np.exp(-epochs / 4)))
     low, high = differences.get_ylim()
     assert high - low < 0.01
-
-
-def test_differences_are_paired_by_seed():
-    """The first seed is 0.2 better for both, which makes the band of values wide and that of differences none."""
+    # The first seed is 0.2 better for both, which makes the band of values wide and that of differences none.
     histories = {(arm, seed): history(8, 0.4, extra) for arm in "ab" for seed, extra in ((0, 0.2), (1, 0.0))}
     histories["b", 2] = history(8, 0.9)
     values, differences = draw_curves(histories, ["a", "b"]).axes
@@ -76,15 +70,12 @@ def test_differences_are_paired_by_seed():
     assert np.ptp(differences.collections[0].get_paths()[0].vertices[:, 1]) == pytest.approx(0)
 
 
-def test_nothing_is_drawn_when_nothing_was_learnt():
+def test_runs_of_unlike_length_and_those_that_learnt_nothing():
     nothing = {("a", 0): [{MAP: 0.0, MAP50: 0.0}], ("b", 0): []}
     assert draw_curves(nothing, ["a", "b"]) is None
     assert draw_curves({("a", 0): []}, ["a"]) is None
     titles = [axis.get_title(loc="left") for axis in draw_curves({("a", 0): history(3, 0.5)}, ["a"]).axes]
     assert titles == ["mAP50-95"], "no panel of what stayed 0, or alone"
-
-
-def test_runs_of_unlike_length_and_lost_ones():
     histories = {("a", 0): [], ("b", 0): history(5, 0.5), ("c", 0): history(3, 0.5), ("c", 1): history(4, 0.5)}
     (axis,) = draw_curves(histories, ["a", "b", "c"]).axes
     assert [(line.get_label(), len(line.get_xdata())) for line in axis.lines] == [("b", 5), ("c", 3)]

@@ -59,7 +59,7 @@ def test_shift_against_numbers_by_hand(tmp_path):
     assert apart["giou"]["gradient"] > 0.1
 
 
-def test_gradient_is_the_difference_quotient():
+def test_gradients_are_difference_quotients():
     loss, target = create_box_loss("eiou"), measures.target_box()
     box = target + torch.tensor([20.0, -7.0, 31.0, 5.0], dtype=torch.float64)
     values, gradients = measures.measure_box(loss, box[None], target)
@@ -69,6 +69,11 @@ def test_gradient_is_the_difference_quotient():
         step[i] = 1e-4
         high, low = (measures.measure_box(loss, (box + sign * step)[None], target)[0] for sign in (1, -1))
         assert gradients[0, i] == pytest.approx((high - low).item() / 2e-4, rel=1e-6)
+    p = torch.tensor([0.3], dtype=torch.float64)
+    loss = create_class_loss("qfl")
+    derivative = measures.measure_class(loss, p, 0.5)[1].item()
+    high, low = (measures.measure_class(loss, (p.logit() + step).sigmoid(), 0.5)[0].item() for step in (1e-5, -1e-5))
+    assert derivative == pytest.approx((high - low) / 2e-5, rel=1e-6)
 
 
 @pytest.mark.parametrize("name", ["shift", "scale", "aspect"])
@@ -128,7 +133,7 @@ def test_rotated_boxes_turn(name):
     assert values[45] > 0.2  # of 8:1
 
 
-def test_an_axis_ends_where_most_losses_do():
+def test_labels_legends_and_axes():
     _figure, axes = charts.figure(1, 1)
     lines = {"one": torch.linspace(0, 4, 50), "two": torch.linspace(0, 5, 50), "high": torch.linspace(0, 90, 50)}
     curves_plots._cut_peaks(axes[0, 0], lines)
@@ -137,6 +142,11 @@ def test_an_axis_ends_where_most_losses_do():
     _figure, axes = charts.figure(1, 1)
     curves_plots._cut_peaks(axes[0, 0], {"one": lines["one"], "two": lines["two"]})
     assert not axes[0, 0].texts
+    chosen = arms({"loss": "ciou"}) + arms({"loss": "ciou,eiou"})[:1] + arms({"loss": "eiou"})
+    assert labels(chosen) == ["ciou [ciou]", "ciou [ciou]", "eiou"]
+    assert charts.legend_columns(["a"] * 6, 60) == 3
+    assert charts.legend_columns(["a" * 100] * 3, 90) == 1
+    assert charts.legend_columns(["a"] * 2, 200) == 2
 
 
 @pytest.mark.slow
@@ -151,7 +161,7 @@ def test_options_reach_the_loss(tmp_path):
         assert found["value"] == pytest.approx(3**-gamma * eiou)
 
 
-def test_losses_in_pixels_see_pixels():
+def test_losses_see_pixels_angles_and_classes():
     l1, nwd = (create_box_loss(name) for name in ("l1", "nwd"))
     way = measures.movement("shift")
     half = way.boxes[(way.positions - 0.5).abs() < 1e-9]
@@ -160,6 +170,18 @@ def test_losses_in_pixels_see_pixels():
         0
     ].item()  # 32 pixels are 4 cells, two coordinates of four
     assert cells == pytest.approx(l1(torch.tensor([[4.0, 0, 12, 8]]), torch.tensor([[0.0, 0, 8, 8]])).item())
+    # A rotated loss sees x, y, w, h and an angle of 0, in cells.
+    target = measures.target_box()
+    moved = torch.stack((target, target + torch.tensor([32.0, 0, 32, 0])))
+    loss = create_box_loss("kld")
+    values, gradients = measures.measure_box(loss, moved, target)
+    five = torch.tensor([[0.0, 0, 8, 8, 0], [4, 0, 8, 8, 0]], dtype=torch.float64)
+    assert torch.allclose(values, loss(five, five[:1].expand_as(five)))
+    assert values[0].abs() < 1e-9 < values[1] and gradients[1, 0] == pytest.approx(gradients[1, 2]) != 0
+    p = torch.tensor([0.25, 0.5], dtype=torch.float64)
+    values, slopes = measures.measure_class(create_class_loss("ce"), p, 1.0)
+    assert values.tolist() == pytest.approx((-p.log()).tolist())
+    assert slopes.tolist() == pytest.approx((p - 1).tolist())
 
 
 def test_losses_that_remember_start_afresh():
@@ -192,25 +214,6 @@ def test_class_losses_against_numbers_by_hand(tmp_path):
     assert found["value"] == pytest.approx(0.75 * 0.2**2 * -math.log(0.8))
 
 
-def test_class_gradient_is_by_the_logit():
-    p = torch.tensor([0.3], dtype=torch.float64)
-    loss = create_class_loss("qfl")
-    derivative = measures.measure_class(loss, p, 0.5)[1].item()
-    high, low = (measures.measure_class(loss, (p.logit() + step).sigmoid(), 0.5)[0].item() for step in (1e-5, -1e-5))
-    assert derivative == pytest.approx((high - low) / 2e-5, rel=1e-6)
-
-
-def test_equal_labels_get_the_name_of_their_arm():
-    chosen = arms({"loss": "ciou"}) + arms({"loss": "ciou,eiou"})[:1] + arms({"loss": "eiou"})
-    assert labels(chosen) == ["ciou [ciou]", "ciou [ciou]", "eiou"]
-
-
-def test_legend_has_rows_of_like_length():
-    assert charts.legend_columns(["a"] * 6, 60) == 3
-    assert charts.legend_columns(["a" * 100] * 3, 90) == 1
-    assert charts.legend_columns(["a"] * 2, 200) == 2
-
-
 @pytest.mark.slow
 def test_default_draws_some_losses(tmp_path):
     assert {row["loss"] for row in drawn(tmp_path)} >= {"iou", "giou", "ciou"}
@@ -235,24 +238,6 @@ def test_errors_name_the_key(tmp_path, keys, message):
     with pytest.raises(LossPlugError, match=message):
         curves.main({**keys, "project": str(tmp_path / "none")})
     assert not (tmp_path / "none").exists()
-
-
-def test_rotated_boxes_are_drawn_unturned():
-    """A rotated loss sees x, y, w, h and an angle of 0, in cells."""
-    target = measures.target_box()
-    moved = torch.stack((target, target + torch.tensor([32.0, 0, 32, 0])))
-    loss = create_box_loss("kld")
-    values, gradients = measures.measure_box(loss, moved, target)
-    five = torch.tensor([[0.0, 0, 8, 8, 0], [4, 0, 8, 8, 0]], dtype=torch.float64)
-    assert torch.allclose(values, loss(five, five[:1].expand_as(five)))
-    assert values[0].abs() < 1e-9 < values[1] and gradients[1, 0] == pytest.approx(gradients[1, 2]) != 0
-
-
-def test_losses_of_classify_have_two_classes():
-    p = torch.tensor([0.25, 0.5], dtype=torch.float64)
-    values, slopes = measures.measure_class(create_class_loss("ce"), p, 1.0)
-    assert values.tolist() == pytest.approx((-p.log()).tolist())
-    assert slopes.tolist() == pytest.approx((p - 1).tolist())
 
 
 @pytest.mark.slow

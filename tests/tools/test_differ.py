@@ -67,12 +67,9 @@ def test_the_padding_is_that_of_the_validation(data, tmp_path, rect):
         np.testing.assert_allclose(np.sort(shown, 0), np.sort(labels[:, :2], 0), atol=1 / 96)
 
 
-def test_a_run_is_judged_at_its_best_score():
+def test_a_run_is_judged_at_its_best_score_and_an_object_hit_once():
     images = [found("x", [GT[0], [1, 1, 5, 5], [2, 2, 6, 6]], [0.3, 0.2, 0.1], [[0.6, 0], [0, 0], [0, 0]])]
     assert differ.best_score(images) == 0.3
     assert differ.best_score([found("x", [], [], [])]) == differ.MIN_SCORE
-
-
-def test_two_detections_cannot_hit_one_object():
     hits, is_hit = differ.matches(found("x", [GT[0], GT[0]], [0.3, 0.9], [[1, 0], [0.7, 0]]))
     assert hits.tolist() == [False, True] and is_hit.tolist() == [True, False]

@@ -49,8 +49,9 @@ EVERY = {"mean_side": (10.0, 15.0), "none": (0.1, 0.1), "without": 0.12, "confli
 """Values that several cases set."""
 
 
-def test_every_rule_has_a_case():
+def test_every_rule_has_a_case_and_its_threshold():
     assert list(MADE) == [rule.name for rule in RULES]
+    assert {rule.name: rule.threshold for rule in RULES} == THRESHOLDS
 
 
 THRESHOLDS = {
@@ -68,20 +69,6 @@ CITED = {
 }
 
 
-def test_thresholds():
-    assert {rule.name: rule.threshold for rule in RULES} == THRESHOLDS
-
-
-@pytest.mark.parametrize("name", MADE)
-def test_what_was_measured_is_said_in_the_same_place(name):
-    facts = Facts(**{**PLAIN, **MADE[name]})
-    (advice,) = advise(facts)
-    assert CITED.get(name, "") in advice.measured and bool(advice.measured) == (name in CITED)
-    shown = Report("", sections=[Section("", [*advised(advice)])]).terminal()
-    assert " ".join(advice.measured.split()) in " ".join(shown.split())
-    assert (advice.measured in main_point([advice])) == ("worse" in advice.measured or not advice.measured)
-
-
 def test_shares_of_an_untrained_model_are_said_to_be_those_of_random_weights():
     both = {**MADE["objects without an anchor"], "conflicts": 0.2}
     for is_untrained in (True, False):
@@ -91,20 +78,31 @@ def test_shares_of_an_untrained_model_are_said_to_be_those_of_random_weights():
             assert ("this model" in advice.text) != is_untrained
 
 
-def test_plain_data_has_no_reason():
+def test_where_there_is_no_reason():
     (advice,) = advise(Facts(**PLAIN))
     assert advice.text == NO_REASON == "no reason to change the stock loss"
     (advice,) = advise(Facts(**PLAIN, without=0.0, without_small=None, conflicts=0.0))
     assert advice.command == "lossplug compare data=my.yaml model=yolov8n.yaml imgsz=640 epochs=100 loss=ciou seeds=3"
+    assert advise(Facts(**PLAIN, crowded=0.5, end_to_end=True))[0].text == NO_REASON
+    same = [Tried("tal_topk", 20, 40, NOW, Shares(0.115, 0.195))]
+    missed, contested = advise(Facts(**PLAIN, without=0.12, conflicts=0.2, tried=same))
+    for advice in (missed, contested):
+        assert advice.text.endswith("with tal_topk=40: none of these lowers it by a point") and not advice.command
 
 
 @pytest.mark.parametrize("name", MADE)
-def test_each_rule_speaks_alone(name):
+def test_each_rule_speaks_alone_and_says_what_was_measured(name):
     (advice,) = advise(Facts(**{**PLAIN, **MADE[name]}))
     rule = next(rule for rule in RULES if rule.name == name)
     assert advice.name == name and advice.source and any(letter.isdigit() for letter in advice.text)
     assert "improve" not in advice.text and "better" not in advice.text and "drops to 0" not in advice.text
     assert rule.value(Facts(**PLAIN)) is None or rule.value(Facts(**PLAIN)) < rule.threshold
+    facts = Facts(**{**PLAIN, **MADE[name]})
+    (advice,) = advise(facts)
+    assert CITED.get(name, "") in advice.measured and bool(advice.measured) == (name in CITED)
+    shown = Report("", sections=[Section("", [*advised(advice)])]).terminal()
+    assert " ".join(advice.measured.split()) in " ".join(shown.split())
+    assert (advice.measured in main_point([advice])) == ("worse" in advice.measured or not advice.measured)
 
 
 @pytest.mark.parametrize("name", [*MADE, "none"])
@@ -149,20 +147,17 @@ def every(**more):
     return Facts(**{**PLAIN, **{key: value for made in MADE.values() for key, value in made.items()}, **EVERY, **more})
 
 
-def test_rotated_boxes_get_no_keys_of_horizontal_ones():
-    facts = every(task="obb", model="yolov8n-obb.yaml")
-    for advice in advise(facts):
-        assert all(rule.is_for_rotated for rule in RULES if rule.name == advice.name)
-        for line in advice.command.splitlines():
-            plan_of(parse(shlex.split(line)[2:]))
-
-
-def test_the_first_advice_is_that_of_labels_and_size_and_each_key_has_one():
+def test_every_advice_at_once_and_those_of_rotated_boxes():
     given = {advice.name: advice for advice in advise(every())}
     joined = {"few candidates": "no candidates", "elongated objects": "tiny objects"}
     assert list(given) == [name for name in MADE if name not in joined]
     assert "have no candidate" in given["no candidates"].text and "fewer than 4" in given["no candidates"].text
     assert "loss=ciou,nwd,eiou nwd_constant=" in given["tiny objects"].command
+    facts = every(task="obb", model="yolov8n-obb.yaml")
+    for advice in advise(facts):
+        assert all(rule.is_for_rotated for rule in RULES if rule.name == advice.name)
+        for line in advice.command.splitlines():
+            plan_of(parse(shlex.split(line)[2:]))
 
 
 def test_numbers_of_the_assigner_are_advised_by_what_they_change():
@@ -212,17 +207,6 @@ def test_the_weights_of_many_classes_are_in_a_file(tmp_path):
         assert [arm.keys["cls_weights"] for arm in plan.arms] == [{rare[0]: 1}, dict.fromkeys(rare, 2)]
     (few,) = advise(Facts(**{**PLAIN, **MADE["rare classes"]}), tmp_path)
     assert "cfg=" not in few.command and "it\\'s':2,'car':2" in few.command
-
-
-def test_nothing_is_compared_that_changes_nothing():
-    same = [Tried("tal_topk", 20, 40, NOW, Shares(0.115, 0.195))]
-    missed, contested = advise(Facts(**PLAIN, without=0.12, conflicts=0.2, tried=same))
-    for advice in (missed, contested):
-        assert advice.text.endswith("with tal_topk=40: none of these lowers it by a point") and not advice.command
-
-
-def test_end_to_end_heads_have_no_nms():
-    assert advise(Facts(**PLAIN, crowded=0.5, end_to_end=True))[0].text == NO_REASON
 
 
 @pytest.mark.parametrize(

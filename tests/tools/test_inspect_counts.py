@@ -53,7 +53,7 @@ def test_pairs_are_those_of_brute_force(seed, chunk, monkeypatch):
     assert doubles and two and above[1] > 0
 
 
-def test_pairs_of_3000_objects_are_not_held_at_once(monkeypatch):
+def test_pairs_of_3000_objects_are_not_held_at_once_and_there_may_be_none(monkeypatch):
     most = []
 
     def overlap(one, other):
@@ -63,9 +63,6 @@ def test_pairs_of_3000_objects_are_not_held_at_once(monkeypatch):
     n = np.array([3000, 2])
     found = numbers.count_pairs(n, np.zeros(3002, np.int64), overlap)
     assert found.pairs == 3000 * 2999 // 2 + 1 == sum(most) and max(most) <= numbers.MAX_PAIRS
-
-
-def test_no_pairs():
     for n in ([0, 0], [1, 1], [0]):
         found = numbers.count_pairs(
             np.array(n), np.zeros(sum(n), np.int64), overlap_of(np.zeros((sum(n), 4), np.float32))
@@ -73,16 +70,21 @@ def test_no_pairs():
         assert found.pairs == 0 and found.above == (0, 0) and len(found.is_crowded) == sum(n)
 
 
-def test_sizes_are_those_of_the_report():
+def test_sizes_crowding_and_classes_by_hand():
     areas = np.array([0.0, 1023.99, 1024, 1025, 9215.9, 9216, 1e6])
     assert numbers.sizes_of(areas).tolist() == [0, 0, 1, 1, 1, 2, 2]
     assert numbers.size_shares(areas) == pytest.approx((2 / 7, 3 / 7, 2 / 7))
     assert numbers.size_shares(np.zeros(0)) == (0.0, 0.0, 0.0)
-
-
-def test_crowding_by_hand():
     assert numbers.crowding(np.array([0, 1, 2, 3, 104])) == (2.0, pytest.approx(83.8), 104, 1)
     assert numbers.crowding(np.array([3])) == (3.0, 3.0, 3, 0)
+    cls, image = np.array([0, 0, 2, 0, 2]), np.array([0, 0, 0, 3, 4])
+    objects, images = numbers.class_counts(cls, image, 4)
+    assert objects.tolist() == [3, 0, 2, 0] and images.tolist() == [2, 0, 2, 0]
+    assert numbers.imbalance(objects) == 1.5 and numbers.imbalance(np.array([0, 5])) == 1.0
+    assert numbers.imbalance(np.zeros(3, int)) == 1.0
+    assert numbers.rare_classes(np.array([100, 5, 6, 0, 1]), 20).tolist() == [1, 4]
+    sides = np.array([[10.0, 10], [40, 10], [10, 41], [0, 5], [0, 0]])
+    assert numbers.elongated(sides).tolist() == [1, 4, 4.1, 1000, 0]
 
 
 def test_faults_by_hand():
@@ -105,32 +107,12 @@ def test_faults_by_hand():
     assert not any(numbers.faults(*empty, nothing, 0).values())
 
 
-def test_classes_by_hand():
-    cls, image = np.array([0, 0, 2, 0, 2]), np.array([0, 0, 0, 3, 4])
-    objects, images = numbers.class_counts(cls, image, 4)
-    assert objects.tolist() == [3, 0, 2, 0] and images.tolist() == [2, 0, 2, 0]
-    assert numbers.imbalance(objects) == 1.5 and numbers.imbalance(np.array([0, 5])) == 1.0
-    assert numbers.imbalance(np.zeros(3, int)) == 1.0
-    assert numbers.rare_classes(np.array([100, 5, 6, 0, 1]), 20).tolist() == [1, 4]
-
-
-def test_elongated_objects():
-    sides = np.array([[10.0, 10], [40, 10], [10, 41], [0, 5], [0, 0]])
-    assert numbers.elongated(sides).tolist() == [1, 4, 4.1, 1000, 0]
-
-
-def test_bins_by_hand():
+def test_bins_batches_and_telling_images_by_hand():
     mean, count = numbers.by_bins(np.array([1.0, 2, 3, 8, 100]), np.array([5.0, 1, 3, 7, 9]), (2, 4, 8, 16))
     assert mean[:1].tolist() == [3.0] and np.isnan(mean[1]) and mean[2] == 8 and count.tolist() == [3, 0, 2]
-
-
-def test_a_typical_batch_is_between_the_median_and_the_maximum():
     n = np.concatenate((np.full(990, 5), np.full(10, 500)))
     assert numbers.typical_maximum(n, 16) == 5 and numbers.typical_maximum(n, 512) == 500
     assert numbers.typical_maximum(np.array([3]), 16) == 3
-
-
-def test_each_telling_image_is_shown_once():
     scores = {"most": np.array([1.0, 5, 3, 0]), "none": np.zeros(4), "other": np.array([0.0, 9, 0, 2])}
     assert numbers.telling(scores, 6) == [(1, "most"), (3, "other"), (2, "most"), (0, "most")]
     assert numbers.telling(scores, 2) == [(1, "most"), (3, "other")]

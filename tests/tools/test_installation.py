@@ -43,7 +43,7 @@ def test_owners_are_read_from_records(tmp_path):
     assert owners(site / "ultralytics", path) == [STOCK, HEADLESS]
 
 
-def test_two_owners_of_one_folder_have_a_way_out():
+def test_two_owners_of_one_folder_have_a_way_out_and_one_is_left_in_peace():
     first, *rest = advice_on_owners([STOCK, HEADLESS])
     assert (
         "2 distributions own the folder ultralytics: ultralytics 8.4.190, ultralytics-opencv-headless 8.4.142" in first
@@ -53,9 +53,6 @@ def test_two_owners_of_one_folder_have_a_way_out():
         "pip install --force-reinstall --no-deps ultralytics-opencv-headless==8.4.142",
         "pip install --no-deps yolo-lossplug, now and for every update",
     ]
-
-
-def test_one_owner_is_left_in_peace():
     assert advice_on_owners([]) == advice_on_owners([STOCK]) == []
     first, second = advice_on_owners([HEADLESS])
     assert str(HEADLESS) in first and "pip install --no-deps yolo-lossplug" in second
@@ -91,10 +88,15 @@ def test_the_hook_is_the_first_that_is_read(tmp_path):
     assert installation.start_up_hook(folders[:1]) is None
 
 
-def test_facts():
+def test_facts_also_without_triton(monkeypatch):
     text = "\n".join(installation.facts())
     for word in (sys.executable, torch.__version__, str(installation.default_device()), "loss_engine=triton can"):
         assert word in text
+    monkeypatch.setitem(sys.modules, "triton", None)
+    installation.kernels._missing_triton.cache_clear()
+    assert installation.triton_state().startswith("loss_engine=triton cannot run: Triton cannot be imported")
+    monkeypatch.undo()
+    installation.kernels._missing_triton.cache_clear()
 
 
 @pytest.mark.parametrize("trouble", [None, "the kernels fail (no compiler)"])
@@ -106,14 +108,6 @@ def test_kernels_are_tried_on_a_gpu(trouble, monkeypatch):
     said = f"cannot run: {trouble}" if trouble else "can run: its kernels compile"
     assert installation.triton_state().endswith(f"loss_engine=triton {said}")
     assert asked[0].device == "cuda:0" and asked[0].dtype == torch.float16
-
-
-def test_facts_without_triton(monkeypatch):
-    monkeypatch.setitem(sys.modules, "triton", None)
-    installation.kernels._missing_triton.cache_clear()
-    assert installation.triton_state().startswith("loss_engine=triton cannot run: Triton cannot be imported")
-    monkeypatch.undo()
-    installation.kernels._missing_triton.cache_clear()
 
 
 @pytest.fixture(scope="module")

@@ -78,7 +78,7 @@ def test_text_is_never_markup():
     assert image["alt"] == HOSTILE
 
 
-def test_a_page_needs_nothing_else(tmp_path):
+def test_a_page_needs_nothing_else_and_the_verdict_comes_first(tmp_path):
     html = report().html()
     for tag, attributes in Outline(html).tags:
         assert tag != "link"
@@ -86,16 +86,10 @@ def test_a_page_needs_nothing_else(tmp_path):
     style = html[html.index("<style>") : html.index("</style>")]
     assert "url(" not in style and "@import" not in style
     assert 'lang="en"' in html and 'name="viewport"' in html and "@media print" in html
-
-
-def test_the_same_calls_give_the_same_file(tmp_path):
     file = report().write(tmp_path / "new" / "report.html")
     before = file.read_bytes()
     assert report().write(file).read_bytes() == before
     assert [one.name for one in file.parent.iterdir()] == ["report.html"]
-
-
-def test_the_verdict_comes_first():
     page = Report("Title", verdicts=["The second is better."], sections=[Section("Differences", [Text("x")])])
     html = page.html()
     assert html.index("<h1>") < html.index("The second is better.") < html.index("<h2>")

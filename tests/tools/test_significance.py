@@ -25,11 +25,17 @@ def test_differences_are_found():
     assert verdicts(1.0, 10).count(BETTER) > 300
 
 
-def test_three_seeds_on_one_side_are_not_enough():
+def test_few_seeds_and_no_difference():
     """Three values have one sign by chance once in four times."""
     found = decide([0.001, 0.02, 0.003])
     assert found.verdict == NOISE and found.low < 0 < found.high
     assert decide([0.010, 0.011, 0.012]).verdict == BETTER
+    assert decide([5.0]) == decide([4.0, 6.0]) == (5.0, None, None, NO_VERDICT, None)
+    assert decide([5.0, 5.001]).verdict == NO_VERDICT
+    assert decide([0.0, 0.0, 0.0]) == (0.0, 0.0, 0.0, NOISE, 0.95)
+    assert decide([0.1, 0.1, 0.1]).verdict == BETTER  # deterministic, and the same in every seed
+    assert significance.mean_and_deviation([2.0]) == (2.0, None)
+    assert significance.mean_and_deviation([1.0, 2.0, 4.0]) == pytest.approx((7 / 3, (7 / 3) ** 0.5))
 
 
 @pytest.mark.parametrize("mean", [-2.0, -0.5, 0.0, 0.5, 2.0])
@@ -41,16 +47,6 @@ def test_the_interval_excludes_0_where_the_verdict_says_so(seeds, mean):
         found = decide(values)
         assert found.verdict == (BETTER if found.low > 0 else WORSE if found.high < 0 else NOISE)
         assert (found.low, found.high) == significance.t_interval(values)
-
-
-def test_one_and_two_seeds_have_no_verdict():
-    assert decide([5.0]) == decide([4.0, 6.0]) == (5.0, None, None, NO_VERDICT, None)
-    assert decide([5.0, 5.001]).verdict == NO_VERDICT
-
-
-def test_no_difference():
-    assert decide([0.0, 0.0, 0.0]) == (0.0, 0.0, 0.0, NOISE, 0.95)
-    assert decide([0.1, 0.1, 0.1]).verdict == BETTER  # deterministic, and the same in every seed
 
 
 @pytest.mark.parametrize("seeds", [2, 3, 4, 10, 31, 400])
@@ -119,7 +115,7 @@ def holms(values):
     return decided
 
 
-def test_holms_procedure_is_that_of_p_values():
+def test_holms_procedure_is_that_of_p_values_and_intervals_agree():
     counts = []
     for draw in range(120):
         values = problems(draw)
@@ -128,9 +124,6 @@ def test_holms_procedure_is_that_of_p_values():
         assert {name for name, one in found.items() if one.verdict != NOISE} == holms(values)
         counts.append(len(holms(values)))
     assert {0, 1, 2, 3} <= {*counts}
-
-
-def test_interval_and_verdict_agree_with_every_correction():
     for draw in range(120):
         found = significance.holm(problems(draw, seeds=3 + draw % 4)).values()
         for one in found:
@@ -140,20 +133,12 @@ def test_interval_and_verdict_agree_with_every_correction():
         assert len(undecided) < 2, "all that are not decided were tried last at one level"
 
 
-def test_holm_of_one_loss_is_no_correction():
+def test_holm_of_one_loss_is_no_correction_and_one_of_many_needs_more():
     values = [0.010, 0.012, 0.017]
     assert significance.holm({"a": values}) == {"a": decide(values)}
     few = significance.holm({"a": values, "b": [1.0, 2.0]})
     assert few["a"] == decide(values) and few["b"].level is None and significance.holm({}) == {}
-
-
-def test_one_of_many_losses_needs_more():
-    """A difference that is one of one is none of ten."""
+    # A difference that is one of one is none of ten.
     one = [0.010, 0.012, 0.017]
     noise = {str(i): [-0.01, 0.0, 0.01 * (i + 1)] for i in range(9)}
     assert decide(one).verdict == BETTER and significance.holm({"a": one, **noise})["a"].verdict == NOISE
-
-
-def test_mean_and_deviation():
-    assert significance.mean_and_deviation([2.0]) == (2.0, None)
-    assert significance.mean_and_deviation([1.0, 2.0, 4.0]) == pytest.approx((7 / 3, (7 / 3) ** 0.5))

@@ -36,9 +36,6 @@ def test_the_primary_metric_is_corrected_and_others_are_not():
     assert [(e.low, e.high, e.level, e.verdict) for e in other] == [
         (decide(values).low, decide(values).high, 0.95, "") for values in pairs.values()
     ]
-
-
-def test_shown_interval_and_verdict_agree():
     verdicts = set()
     for seed in range(25):
         for effect in Comparison("abcd", random_results(seed), MAIN).effects:

@@ -102,7 +102,7 @@ def assignment(criterion, preds, given):
     return seen[0]
 
 
-def test_the_stock_loss_stays_the_hosts(v8):
+def test_the_stock_loss_stays_the_hosts_which_ours_equals(v8):
     criterion = with_keys(v8[0])
     assert type(criterion.bbox_loss) is BboxLoss
     assert type(criterion.bce) is torch.nn.BCEWithLogitsLoss
@@ -110,9 +110,6 @@ def test_the_stock_loss_stays_the_hosts(v8):
     assert not any("lossplug" in name for name in vars(criterion))
     made, preds, given = v8
     assert torch.equal(losses(with_keys(made, loss="ciou"), preds, given), losses(criterion, preds, given))
-
-
-def test_our_ciou_equals_the_hosts(v8):
     made, preds, given = v8
     args = assignment(with_keys(made), preds, given)
     stock, ours = BboxLoss(16), PluggedBboxLoss(BboxLoss(16), create_box_loss("ciou"), made.stride)
@@ -495,9 +492,6 @@ def test_topk_above_the_number_of_anchors_in_the_sparse_assignment(monkeypatch):
     monkeypatch.setattr(hook, "assign_pairs", lambda *args, **own: sparse.append(own["topk"]) or assign(*args, **own))
     torch.testing.assert_close(evaluate(with_keys(made, **keys), copy.deepcopy(preds), data)[0], expected)
     assert sparse == [84]
-
-
-def test_an_assigner_of_a_third_party_keeps_what_it_overrides_beside_topk():
     from yolo_lossplug.ultralytics_hook import assigner as hook
 
     class Own(StockAssigner):

@@ -353,7 +353,7 @@ def test_the_banner_names_what_runs(keys, expected):
     assert said == f"{expected} · matcher host's · engine reference · ultralytics {ultralytics.__version__}"
 
 
-def test_what_is_recorded_selects_the_same_again():
+def test_what_is_recorded_selects_the_same_again_and_copies_evaluate_the_same():
     """A worker and a resumed run start from what a trainer has settled."""
     for keys in ({"loss": "focal-eiou"}, {"cls_loss": "varifocal"}, {"cls_vfl_alpha": 0.5}, STOCK):
         first = selected(**keys)
@@ -361,6 +361,11 @@ def test_what_is_recorded_selects_the_same_again():
         assert again == first and again.resolved() == first.resolved()
     assert selected(loss="eiou").resolved() == {"loss": "eiou", "loss_engine": "auto"}
     assert selected().resolved() == {} and not selected().is_active
+    made = criterion(loss="eiou")
+    expected, _ = evaluate(made)
+    for other in (copy.deepcopy(made), pickle.loads(pickle.dumps(made))):
+        found, _ = evaluate(other)
+        assert all(torch.equal(found[key], expected[key]) for key in expected)
 
 
 def test_the_guard_reads_the_criterion():
@@ -373,14 +378,6 @@ def test_the_guard_reads_the_criterion():
     made.vfl = None  # the host's own, which was the selected one
     (said,) = mismatches(made, selection)
     assert "cls_loss=varifocal" in said and "runs cls_loss=FocalLoss(alpha=0.25, gamma=1.5)" in said
-
-
-def test_a_criterion_with_losses_can_be_copied_and_pickled():
-    made = criterion(loss="eiou")
-    expected, _ = evaluate(made)
-    for other in (copy.deepcopy(made), pickle.loads(pickle.dumps(made))):
-        found, _ = evaluate(other)
-        assert all(torch.equal(found[key], expected[key]) for key in expected)
 
 
 def test_verify(monkeypatch):

@@ -69,18 +69,7 @@ def test_entries_of_another_device_or_version_are_ignored(field):
     assert record.disqualified_engines(CPU) == {}
 
 
-def test_other_distributions_bring_triton(monkeypatch):
-    def version(name):
-        if name == "triton-windows":
-            return "3.6.0"
-        raise importlib.metadata.PackageNotFoundError
-
-    monkeypatch.setattr(importlib.metadata, "version", version)
-    monkeypatch.setenv("TRITON_INTERPRET", "0")
-    assert record._triton_version.__wrapped__() == "3.6.0"
-
-
-def test_interpreted_kernels_are_another_version(monkeypatch):
+def test_interpreted_kernels_and_other_distributions_are_other_versions(monkeypatch):
     record._triton_version.cache_clear()
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     interpreted = record.record_key(CPU)
@@ -90,6 +79,15 @@ def test_interpreted_kernels_are_another_version(monkeypatch):
     record._triton_version.cache_clear()
     assert interpreted == compiled._replace(triton=interpreted.triton)
     assert compiled.triton == "none" or interpreted.triton == f"{compiled.triton}, interpreted"
+
+    def version(name):
+        if name == "triton-windows":
+            return "3.6.0"
+        raise importlib.metadata.PackageNotFoundError
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    assert record._triton_version.__wrapped__() == "3.6.0"
 
 
 def test_the_fastest_is_one_that_won_three_of_four_pairs():
@@ -281,21 +279,18 @@ def on_a_gpu(engine, monkeypatch):
     return choice.decide_engine(engine, SimpleNamespace(device=torch.device("cuda")))
 
 
-def test_the_fast_engine_takes_every_step_where_it_is_asked_for(monkeypatch):
+def test_a_gpu_without_a_record(monkeypatch):
     assert on_a_gpu("fast", monkeypatch) == Decision("fast")
-
-
-def banner(decision, **keys):
-    actual = {"loss": "eiou", "loss_engine": decision, **{f"tal_{k}": 0 for k in ("topk", "alpha", "beta", "iou")}}
-    return banner_line(select(keys), actual)
-
-
-def test_a_gpu_without_a_record_is_as_before_and_the_banner_says_how_to_get_one(monkeypatch):
     decision = on_a_gpu("auto", monkeypatch)
     assert decision == Decision("fast", is_lazy=True, is_unmeasured=True)
     assert "engine fast in crowds, else reference" in banner(decision, loss="eiou")
     assert banner(decision, loss="eiou").endswith(" · lossplug bench measures faster engines here")
     assert "lossplug bench" not in banner(on_a_gpu("fast", monkeypatch), loss="eiou")
+
+
+def banner(decision, **keys):
+    actual = {"loss": "eiou", "loss_engine": decision, **{f"tal_{k}": 0 for k in ("topk", "alpha", "beta", "iou")}}
+    return banner_line(select(keys), actual)
 
 
 def test_a_gpu_with_a_record(monkeypatch):

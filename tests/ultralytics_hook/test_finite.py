@@ -29,16 +29,13 @@ def test_first_term_and_batch(bad):
     assert "box_loss (loss=eiou) became NaN or infinite first, in epoch 5, batch 2." in log.text
 
 
-def test_terms_by_name_and_terms_together():
+def test_terms_by_name_and_finite_ones():
     nan = torch.tensor(float("nan"))
     terms = watched({"box_loss": torch.tensor(1.0), "cls_loss": nan, "dfl_loss": nan})
     assert terms.earliest() == (0, [1, 2])
     with Log() as log:
         finite.tell(terms, 0, NAMES, RUNNING)
     assert "cls_loss (cls_loss=bce), dfl_loss became" in log.text
-
-
-def test_nothing_is_said_of_finite_terms():
     terms = watched(torch.ones(3), torch.zeros(3))
     with Log() as log:
         finite.tell(terms, 0, NAMES, RUNNING)

@@ -118,7 +118,7 @@ def test_two_trainers_at_once_remember_apart(data, tmp_path):
     runs.end(other)
 
 
-def test_the_mean_of_steps_before_and_its_guards():
+def test_means_of_steps_before_and_their_guards():
     loss = create_box_loss("wiou-v3", wiou_momentum=0.5)
     pred, target = PAIR[0].clone().requires_grad_(), PAIR[1]
     iou_loss = (1 - (1 - create_box_loss("iou")(*PAIR))).mean()
@@ -138,9 +138,6 @@ def test_the_mean_of_steps_before_and_its_guards():
     loss.state.running_mean("iou_loss", torch.tensor([float("nan")]), 0.5, 1.0)
     loss.state.state.commit()
     assert loss.state.state.tensors["own.iou_loss.mean"] == settled, "a value that is not finite moved the mean"
-
-
-def test_moving_average_of_targets():
     loss = create_class_loss("ema-slide")
     logits, targets = torch.zeros(1, 4, 2, requires_grad=True), torch.zeros(1, 4, 2)
     loss(logits, targets)

@@ -83,14 +83,11 @@ def test_whole_suppression_equals_the_rule_class_by_class(options):
         assert len(rows) >= len(stock), "DIoU drops fewer boxes"
 
 
-def test_stock_where_it_is_not_asked_for():
+def test_stock_where_it_is_not_asked_for_and_refused_where_there_is_none():
     made = prediction(5)
     found = module.non_max_suppression(made.clone(), 0.3, 0.4)
     expected = module.non_max_suppression.__wrapped__(made.clone(), 0.3, 0.4)
     assert all(torch.equal(a, b) for a, b in zip(found, expected))
-
-
-def test_end_to_end_and_rotated_predictions_are_refused():
     for made, options in ((torch.rand(1, 9, 6), {}), (prediction(1), {"rotated": True})):
         with pytest.raises(LossPlugError, match="nms_iou=diou"):
             with_overlap("diou", made, **options)
@@ -147,16 +144,13 @@ def test_where_it_has_no_effect(tmp_path):
             getattr(YOLO(model), mode)(nms_iou=given)
     with pytest.raises(LossPlugError, match="nms_iou=diou cannot be used with task=obb"):
         YOLO("yolov8n-obb.yaml").train(**TINY, data="none.yaml", project=str(tmp_path), nms_iou="diou")
-
-
-END_TO_END = "yolo26n.yaml"
-
-
-def test_end_to_end_head_without_nms():
-    """With `nms=False` every release uses the one-to-one head."""
+    # With `nms=False` every release uses the one-to-one head.
     for mode in ("val", "predict", "track"):
         with pytest.raises(LossPlugError, match=f"mode={mode} here: an end-to-end head has no NMS"):
             getattr(YOLO(END_TO_END), mode)(nms_iou="diou", nms=False)
+
+
+END_TO_END = "yolo26n.yaml"
 
 
 @pytest.mark.slow

@@ -87,15 +87,12 @@ def test_runs_that_the_host_starts_are_started_by_us():
     assert cfg._YOLO_CLI_COMMAND == trainer._YOLO_CLI_COMMAND == [sys.executable, "-m", "yolo_lossplug"]
 
 
-def test_supported_releases():
+def test_supported_releases_and_one_newer_than_the_tested(monkeypatch):
     for version in ("8.3.0", "8.3.253", "8.4.999"):
         assert compatibility.unsupported(version) == ""
     for version in ("8.2.103", "8.5.0", "9.0"):
         reason = compatibility.unsupported(version)
         assert version in reason and ">=8.3.0, <8.5" in reason
-
-
-def test_a_release_newer_than_the_tested_is_tried_and_told_once(monkeypatch):
     newest = ".".join(map(str, compatibility.TESTED))
     with Log() as log:
         trainer.warn_of_release(newest)
@@ -170,7 +167,7 @@ def test_what_adds_the_keys_imports_nothing_of_the_host(tmp_path):
     python(code, cwd=tmp_path)
 
 
-def test_a_wrapper_of_another_plugin_keeps_the_seam():
+def test_wrappers_of_other_plugins_keep_the_seam_and_are_bound():
     expected = ("self", "cfg", "overrides")
 
     def theirs(self, *args, **kwargs):
@@ -186,8 +183,6 @@ def test_a_wrapper_of_another_plugin_keeps_the_seam():
         with pytest.raises(patching.SeamMoved):
             patching.check_parameters("other", other, expected)
 
-
-def test_what_a_class_holds_is_bound_as_python_binds_it():
     class Owner:
         plain = functools.partial(lambda *args: args)
         method = functools.partialmethod(lambda *args: args, 1)
@@ -248,8 +243,6 @@ def test_the_script_of_a_worker_enables_us():
     finally:
         dist.ddp_cleanup(trainer, str(file))
 
-
-def test_only_the_losses_of_the_run_are_imported_by_workers():
     @box_loss("of-this-test")
     def of_this_test(pred, target):
         return (pred - target).abs().sum(-1)

@@ -131,6 +131,9 @@ def test_an_assigner_derived_twice_is_pickled_and_still_sparse():
     again = pickle.loads(pickle.dumps(assigner))
     assert type(again) is type(assigner) and type(copy.deepcopy(assigner)) is type(assigner)
     assert isinstance(again, watch.WatchedMixin) and isinstance(again, TaskAlignedAssigner)
+    message = "lossplug_report cannot be used with object, which is not an nn.Module; remove it"
+    with pytest.raises(LossPlugError, match=message):
+        watch.watch(object(), None)
 
 
 def test_the_plot_shows_shares_in_percent(tmp_path, monkeypatch):
@@ -254,12 +257,6 @@ def test_a_criterion_made_by_hand_reports_to_its_run_and_to_no_other(collector):
     assert collector.counted()["main"]["objects"] == 5
 
 
-def test_an_assigner_that_cannot_be_watched():
-    message = "lossplug_report cannot be used with object, which is not an nn.Module; remove it"
-    with pytest.raises(LossPlugError, match=message):
-        watch.watch(object(), None)
-
-
 def test_rows_are_kept_until_an_epoch_and_a_table_is_complete_or_as_it_was(tmp_path, monkeypatch):
     values = dict.fromkeys(COLUMNS, 0.123456789)
     first = report.Collector(tmp_path / report.FILE, False)
@@ -313,7 +310,7 @@ def pair(data, tmp_path_factory):
     return runs
 
 
-def test_a_report_changes_nothing_else(pair):
+def test_a_report_changes_nothing_else_and_is_recorded_where_it_is_on(pair):
     (stock, _, _), (trainer, _, _) = pair
     assert results(trainer.save_dir) == results(stock.save_dir) and len(results(stock.save_dir)) == 2
     lines = [(run[0].save_dir / "results.csv").read_text().splitlines() for run in pair]
@@ -323,6 +320,13 @@ def test_a_report_changes_nothing_else(pair):
     assert all(torch.equal(one[key], other[key]) for key in one)
     assert checkpoints[0]["train_metrics"] == checkpoints[1]["train_metrics"]
     assert trainer.metrics.keys() == stock.metrics.keys()
+    for (trainer, _, _), expected in zip(pair, (None, True)):
+        recorded = yaml.safe_load((trainer.save_dir / "args.yaml").read_text())
+        assert recorded.get("lossplug_report") is expected
+        checkpoint = torch.load(trainer.last, map_location="cpu", weights_only=False)
+        assert checkpoint["train_args"].get("lossplug_report") is expected
+    assert "lossplug_report" not in select({"loss": "eiou"}).resolved()
+    assert "lossplug_report" not in select({"loss": "eiou", "lossplug_report": False}).resolved()
 
 
 def test_the_table_of_a_run(pair, data):
@@ -364,16 +368,6 @@ def test_loggers_see_what_the_table_says_and_nobody_else_does(pair):
     assert len(logger.left) == 2
     (line,) = [line for line in text.splitlines() if "LossPlug: " in line]
     assert "box ciou · " in line and "report lossplug_report.csv" in line and "engine reference" in line
-
-
-def test_the_key_is_recorded_only_where_it_is_on(pair):
-    for (trainer, _, _), expected in zip(pair, (None, True)):
-        recorded = yaml.safe_load((trainer.save_dir / "args.yaml").read_text())
-        assert recorded.get("lossplug_report") is expected
-        checkpoint = torch.load(trainer.last, map_location="cpu", weights_only=False)
-        assert checkpoint["train_args"].get("lossplug_report") is expected
-    assert "lossplug_report" not in select({"loss": "eiou"}).resolved()
-    assert "lossplug_report" not in select({"loss": "eiou", "lossplug_report": False}).resolved()
 
 
 @pytest.mark.slow

@@ -60,6 +60,9 @@ def test_banner(plugged):
     (line,) = [line for line in text.splitlines() if "LossPlug: " in line]
     for part in ("box focal-eiou(focal_gamma=0.4)", "class qfl", "tal(topk=7,", "engine fast", "ultralytics 8."):
         assert part in line
+    for event, callback in hook.CALLBACKS:
+        assert plugged[0].callbacks[event].count(callback) == 1
+        assert pickle.loads(pickle.dumps(callback)) is callback
 
 
 def test_the_choice_is_recorded(plugged):
@@ -82,12 +85,6 @@ def test_a_stock_run_records_nothing(stock):
     models = (loaded.model, fresh.model, load(stock.best)[0])
     for place in (recorded, checkpoint["train_args"], vars(stock.args), *(model.args for model in models)):
         assert not ours & set(place)
-
-
-def test_callbacks_are_there_once_and_pickle_by_reference(plugged):
-    for event, callback in hook.CALLBACKS:
-        assert plugged[0].callbacks[event].count(callback) == 1
-        assert pickle.loads(pickle.dumps(callback)) is callback
 
 
 def test_two_losses_one_after_the_other(data, tmp_path):
