@@ -30,7 +30,6 @@ async () => {
 
 @contextlib.contextmanager
 def launched():
-    """Yield a browser, the one of the system."""
     from playwright.sync_api import sync_playwright
 
     with (

@@ -63,7 +63,6 @@ def complex_functions():
 
 
 def main():
-    """Print the counts."""
     sizes = {file.relative_to(PACKAGE).as_posix(): lines(file) for file in files(PACKAGE)}
     print(f"package: {sum(sizes.values()):,} lines, {sum(map(code_lines, files(PACKAGE))):,} of code")
     print(f"tests: {sum(map(lines, files(ROOT / 'tests'))):,} lines")

@@ -313,8 +313,6 @@ def own(function, options):
 
 
 def mixture(first, second):
-    """Return the oracle of a·L₁ + (1 − a)·L₂."""
-
     def value(function, p, t, options):
         takes_all = "options" in inspect.signature(function).parameters
         return function(p, t, **(options if takes_all else own(function, options)))

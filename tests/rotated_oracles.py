@@ -23,7 +23,6 @@ def det(m):
 
 
 def times(m, n):
-    """Return a product of matrices, and its trace."""
     (a, b, d), (e, f, h) = m, n
     return ((a * e + b * f, a * f + b * h), (b * e + d * f, b * f + d * h)), a * e + 2 * b * f + d * h
 

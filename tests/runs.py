@@ -63,6 +63,12 @@ def interrupt(model="yolov8n.yaml", **keys):
     return folder
 
 
+def refuses(message, function, *args, **keys):
+    """Assert that a call is refused with a message of ours."""
+    with pytest.raises(yolo_lossplug.LossPlugError, match=message):
+        function(*args, **keys)
+
+
 def results(folder):
     """Return the rows of a run's results.csv, losses as numbers, without times."""
     with (Path(folder) / "results.csv").open() as file:
@@ -71,7 +77,6 @@ def results(folder):
 
 
 def arguments(**keys):
-    """Return keys as the command line writes them."""
     return [f"{key}={value}" for key, value in keys.items()]
 
 
@@ -82,7 +87,6 @@ def yolo(*words, cwd, env=None, check=True, **keys):
 
 
 def python(code, *words, cwd, env=None, check=True, flags=()):
-    """Run Python code in a process of its own."""
     return run([sys.executable, *flags, "-c", code, *map(str, words)], cwd, env, check)
 
 

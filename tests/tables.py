@@ -13,7 +13,6 @@ PAGE = ROOT / "docs" / "compatibility.md"
 
 
 def mark(is_passed):
-    """Return a cell: passed, failed, or not run."""
     return "" if is_passed is None else "✅" if is_passed else "❌"
 
 

@@ -20,7 +20,6 @@ EYES = {
 
 
 def lab(colour, eye="all"):
-    """Return L*, a* and b* of a colour."""
     rgb = np.array([int(colour[at : at + 2], 16) for at in (1, 3, 5)]) / 255
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     parts = XYZ @ np.clip(np.array(EYES[eye]) @ linear, 0, 1) / WHITE

@@ -19,7 +19,6 @@ MODELS = ("yolov8n", "yolov10n", "yolo11n", "yolov8n-seg", "yolov8n-pose")
 
 
 def step(one, **keys):
-    """Return the loss of a step, its sum, and the gradient of the outputs."""
     criterion = one_step.criterion_of(one, **keys)
     one.model.zero_grad()
     loss = criterion(one.model(one.batch["img"]), one.batch)[0]

@@ -57,13 +57,11 @@ OURS = [spec for spec in REGISTRY if not spec.is_user_defined]
 
 
 def cells(table):
-    """Return the rows of a Markdown table, without its head."""
     return [[cell.strip(" `") for cell in line.strip("|").split(" | ")] for line in table.splitlines()[2:]]
 
 
 @pytest.fixture
 def made(monkeypatch):
-    """Return a module of docs by name."""
     monkeypatch.syspath_prepend(str(DOCS))
     return import_module
 
@@ -151,7 +149,6 @@ def test_the_chinese_pages_say_the_same(page, source):
 
 
 def targets(text, name):
-    """Return what a page links to, originals for translated pages."""
     found = []
     for target in re.findall(r"(?<!!)\[[^]]*\]\(([^)]+)\)", text):
         path = target if "://" in target else os.path.normpath(Path("docs", name).parent / target)

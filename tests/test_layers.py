@@ -129,19 +129,16 @@ OPTIONS = set(REGISTRY.parameters())
 
 
 def words(*nodes):
-    """Return the strings that code holds."""
     constants = (c.value for node in nodes if node for c in ast.walk(node) if isinstance(c, ast.Constant))
     return {value for value in constants if isinstance(value, str)}
 
 
 def compared(code):
-    """Return the strings that code compares with, or matches."""
     kinds = (ast.Compare, getattr(ast, "MatchValue", ast.Compare))
     return words(*(node for node in ast.walk(code) if isinstance(node, kinds)))
 
 
 def tables(code):
-    """Yield the keys of every dictionary."""
     for node in ast.walk(code):
         if isinstance(node, ast.Dict):
             yield words(*node.keys)

@@ -90,7 +90,6 @@ ON_DEVICE = (*checks.BOX_ON_DEVICE, *checks.CLASS_ON_DEVICE)
 
 
 def failures(tried, names):
-    """Return which of some checks fail for some losses."""
     found = set()
     for title, check in tried.items():
         for name in names:

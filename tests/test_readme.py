@@ -79,7 +79,6 @@ def test_links_and_commands_lead_somewhere():
 
 
 def heading(line):
-    """Return the anchor of a heading, as GitHub makes it."""
     words = re.sub(r"[^\w\- ]", "", line.lstrip("# ").lower())
     return words.replace(" ", "-") if line.startswith("#") else None
 
@@ -93,7 +92,6 @@ def rows(text):
 
 
 def original(target):
-    """Return the page that a translated one is kept in step with."""
     return target.replace("docs/zh/losses.md", "docs/losses/index.md").replace("docs/zh/", "docs/")
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.runs import refuses
 from yolo_lossplug import LossPlugError, Option, create_box_loss, create_class_loss, list_box_losses, list_class_losses
 from yolo_lossplug.registry import BOX, CLASS, OVERLAP, REGISTRY, ROTATED, SOFTMAX, Parameter, box_loss, class_loss
 from yolo_lossplug.selection import names
@@ -25,41 +26,35 @@ def all_of(*kinds):
 
 
 MISTAKES = [
-    ({"loss": "eiuo"}, "loss=eiuo is unknown. Did you mean 'eiou'?"),
     ({"loss": "focal-eiuo"}, "loss=focal-eiuo is unknown. Did you mean 'focal-eiou'?"),
     ({"loss": "focl-eiou"}, "Did you mean 'focal-eiou'?"),
-    ({"loss": "eiuo"}, "'eiou'? `lossplug list` shows all; a user-defined loss is loss=file.py:function."),
+    (
+        {"loss": "eiuo"},
+        "loss=eiuo is unknown. Did you mean 'eiou'? `lossplug list` shows all; a user-defined loss is loss=",
+    ),
     ({"loss": "nothing like it"}, f"Known: {all_of(BOX, OVERLAP)}; with prefixes focal-, wise-,"),
     ({"loss": ""}, "loss= is unknown. To keep Ultralytics' own, remove loss, or give loss=ciou."),
     ({"loss": "none"}, "loss=none is unknown. To keep Ultralytics' own, remove loss, or give loss=ciou."),
-    ({"loss": "None"}, "loss=None is unknown. To keep Ultralytics' own, remove loss,"),
     ({"loss": "stock", "task": "obb"}, "remove loss, or give loss=probiou."),
     ({"cls_loss": "default"}, "remove cls_loss, or give cls_loss=bce."),
     ({"cls_loss": "none", "task": "classify"}, "remove cls_loss, or give cls_loss=ce."),
     ({"loss": "qfl"}, "loss=qfl is unknown; qfl is a class loss: cls_loss=qfl."),
     ({"loss": "VFL"}, "loss=VFL is unknown; VFL is a class loss: cls_loss=varifocal."),
-    ({"loss": "bce", "task": "obb"}, "bce is a class loss: cls_loss=bce."),
     ({"loss": "focal"}, "focal is a class loss: cls_loss=focal; 'focal-' is a prefix, e.g. loss=focal-ciou."),
     ({"loss": "inner"}, "loss=inner is unknown; 'inner-' is a prefix, e.g. loss=inner-ciou."),
     ({"cls_loss": "Focal-EIoU"}, "Focal-EIoU is a box loss: loss=focal-eiou."),
     ({"cls_loss": "kld", "task": "classify"}, "kld is a box loss: loss=kld."),
     ({"loss": "CIoU,EIoU"}, "several losses: lossplug compare loss=CIoU,EIoU trains with each."),
     ({"loss": ["ciou", "eiou"]}, "several losses: lossplug compare loss=ciou,eiou"),
-    ({"loss": "eiuo, ciou"}, "several losses: lossplug compare"),
     ({"loss": "a.py:f,b.py:g"}, "several losses: lossplug compare"),
-    ({"cls_loss": "qfl,focal"}, "several losses: lossplug compare cls_loss=qfl,focal"),
     ({"loss": ["ciou"]}, "loss=['ciou'] must be a name, e.g. loss=ciou."),
     ({"loss": "configs/eiou.yaml"}, "loss=configs/eiou.yaml is a recipe: cfg=configs/eiou.yaml."),
     ({"loss": "C:\\losses\\my.py"}, "lacks the function in that file: loss=C:\\losses\\my.py:function."),
-    ({"loss": "/x/my.py"}, "loss=/x/my.py lacks the function in that file: loss=/x/my.py:function."),
     ({"loss": "/x/my.py:"}, "loss=/x/my.py: lacks the function in that file: loss=/x/my.py:function."),
-    ({"cls_loss": "my.py"}, "cls_loss=my.py lacks the function in that file: cls_loss=my.py:function."),
     ({"loss": ":function"}, "loss=:function is unknown."),
     ({"loss": "losses/mine"}, "loss=losses/mine is a path; a user-defined loss is loss=file.py:function."),
     ({"loss": "/no,such/file.py:name"}, "there is no file"),
-    ({"loss": "C:\\no\\such.py:name"}, "there is no file"),
     ({"loss": 3}, "loss=3 must be a name, e.g. loss=ciou"),
-    ({"loss": True}, "loss=True must be a name"),
     ({"loss": "focal-focal-iou"}, "loss=focal-focal-iou has 'focal-' twice"),
     (
         {"loss": "focal-l1"},
@@ -68,23 +63,18 @@ MISTAKES = [
     ({"loss": "alpha-siou"}, "The prefix 'alpha-' is not defined for 'siou'. Use it with ciou, diou, eiou, giou, iou."),
     ({"loss": "focal-"}, "loss=focal- is unknown; focal is a class loss: cls_loss=focal; 'focal-' is a prefix, e.g."),
     ({"cls_loss": "focl"}, "cls_loss=focl is unknown. Did you mean 'focal'?"),
-    ({"cls_loss": "eiou"}, "cls_loss=eiou is unknown; eiou is a box loss: loss=eiou."),
     ({"cls_loss": "focal-bce"}, "cls_loss=focal-bce is unknown"),
     ({"tal_iou": "goiu"}, "tal_iou=goiu is unknown. Did you mean 'giou'?"),
     ({"loss_engine": "fastest"}, "loss_engine=fastest is unknown. Did you mean 'fast'? Known: auto, fast, triton, ref"),
     ({"loss_engine": "triton", "task": "obb"}, "loss_engine=triton cannot be used with task=obb"),
     ({"focal_gamma": 0.5}, "focal_gamma=0.5 has no effect with loss=ciou; it belongs to focal-*."),
-    ({"loss": "eiou", "alpha_power": 2}, "alpha_power=2 has no effect with loss=eiou; it belongs to alpha-*."),
-    ({"smooth_l1_beta": 1}, "it belongs to loss=smooth-l1."),
     ({"cls_focal_gamma": 2}, "cls_focal_gamma=2 has no effect with cls_loss=bce; it belongs to cls_loss=focal."),
     ({"cls_focal_alpha": None}, "cls_focal_alpha=None has no effect with cls_loss=bce"),
     ({"loss": "focal-eiou", "focal_gamma": -1}, "focal_gamma=-1 is out of range; it must be in [0, ∞)"),
     ({"loss": "focal-eiou", "focal_gamma": "x"}, "focal_gamma='x' must be a number in [0, ∞)"),
     ({"loss": "focal-eiou", "focal_gamma": True}, "focal_gamma=True must be a number"),
     ({"loss": "focal-eiou", "focal_gamma": float("nan")}, "focal_gamma=nan is out of range"),
-    ({"loss": "focal-eiou", "focal_gamma": float("inf")}, "focal_gamma=inf is out of range"),
     ({"loss": "riou", "riou_beta": 0.5}, "riou_beta=0.5 is out of range; it must be in (0.5, 1)"),
-    ({"loss": "riou", "riou_beta": 1}, "riou_beta=1 is out of range"),
     ({"cls_loss": "focal", "cls_focal_alpha": 2}, "it must be in [0, 1]"),
     ({"cls_loss": "focal", "cls_focal_alpha": "x"}, "must be a number in [0, 1] or None"),
     ({"cls_smoothing": 1.0}, "cls_smoothing=1 is out of range; it must be in [0, 1)"),
@@ -93,17 +83,13 @@ MISTAKES = [
     ({"cls_weights": [1, -1]}, "cls_weights=-1 is out of range; it must be in [0, ∞)"),
     ({"cls_weights": {"car": "x"}}, "cls_weights='x' must be a number"),
     ({"loss": "focaler-iou", "focaler_d": 0.95}, "focaler_d=0.95 must be below focaler_u=0.95"),
-    ({"loss": "inner-nwd"}, "needs an IoU loss (1 − IoU + penalties); 'nwd' is not one."),
     ({"tal_topk": 0}, "tal_topk=0 is out of range; it must be in [1, ∞)"),
     ({"tal_topk": 2.5}, "tal_topk=2.5 must be an integer in [1, ∞)"),
-    ({"tal_topk": "many"}, "tal_topk='many' must be an integer"),
     ({"loss": "eiou", "task": "obb"}, "loss=eiou cannot be used with task=obb: its boxes are rotated"),
     ({"loss": "focal-eiou", "task": "obb"}, "this loss takes horizontal boxes. obb takes alpha-gwd, alpha-kld,"),
     ({"loss": "kldd", "task": "obb"}, "loss=kldd is unknown. Did you mean 'kld'?"),
-    ({"loss": "nothing", "task": "obb"}, f"Known: {all_of(ROTATED)}; with prefixes"),
     ({"cls_loss": "eiu"}, f"cls_loss=eiu is unknown. Known: {all_of(CLASS)}; a user-defined loss is cls_loss="),
     ({"loss": "kld"}, "loss=kld takes rotated boxes: it needs task=obb"),
-    ({"loss": "gwd", "task": "obb", "gwd_tau": 0.5}, "gwd_tau=0.5 is out of range; it must be in [1, ∞)"),
     ({"tal_iou": "giou", "task": "obb"}, "tal_iou=giou cannot be used with task=obb"),
     ({"loss": "eiou", "task": "classify"}, "loss=eiou has no effect with task=classify, which has no boxes"),
     ({"tal_topk": 3, "task": "classify"}, "It takes cls_loss (ce, focal, poly), their options, cls_smoothing and"),
@@ -113,10 +99,8 @@ MISTAKES = [
     ),
     ({"cls_loss": "ce"}, "cls_loss=ce is only available for task=classify; choose asl, bce,"),
     ({"cls_focal_alpha": 0.5, "task": "classify"}, "cls_focal_alpha=0.5 has no effect with task=classify"),
-    ({"cls_focal_gamma": 1, "task": "classify"}, "cls_focal_gamma=1 has no effect with cls_loss=ce; it belongs to"),
     ({"loss": 3, "task": "obb"}, "loss=3 must be a name, e.g. loss=probiou"),
     ({"cls_loss": "focal", "task": "semantic"}, "cls_loss=focal has no effect with task=semantic"),
-    ({"loss": "no/such/file.py:name"}, "there is no file"),
     ({"loss": "no_such_module:name"}, "module 'no_such_module' cannot be imported"),
     ({"loss": "math:sqroot"}, "math has no function 'sqroot'"),
     ({"loss": "math:sqrt"}, "math.sqrt cannot be a box loss: its positional parameters must be exactly (pred, target)"),
@@ -131,15 +115,13 @@ def unlisted(monkeypatch):
 
 @pytest.mark.parametrize(("args", "message"), MISTAKES, ids=[str(args) for args, _ in MISTAKES])
 def test_mistakes(args, message, unlisted):
-    with pytest.raises(LossPlugError) as caught:
-        select(args)
-    assert message in str(caught.value)
-    assert isinstance(caught.value, ValueError)
+    assert message in message_of(args)
 
 
 def message_of(args):
-    with pytest.raises(LossPlugError) as caught:
+    with pytest.raises(ValueError) as caught:
         select(args)
+    assert isinstance(caught.value, LossPlugError)
     return str(caught.value)
 
 
@@ -176,8 +158,7 @@ def test_a_name_of_a_user_goes_before_an_alias(registry):
 
     assert create_class_loss("vfl").name == "vfl" == create_class_loss("My-VFL").name
     assert create_class_loss("vfl")(torch.zeros(1), torch.ones(1)).item() == 1
-    with pytest.raises(LossPlugError, match="'A' is not a valid name for a class loss"):
-        class_loss("b", aliases=("A",))
+    refuses("'A' is not a valid name for a class loss", class_loss, "b", aliases=("A",))
 
 
 def test_unknown_keys_of_older_yolos():
@@ -248,10 +229,8 @@ def test_create_list_and_pickle():
     assert str(create_class_loss("bce")) == "bce"
     with pytest.raises(LossPlugError, match=r"alpha_power=2 is not an option of 'focal-eiou'; it takes focal_gamma"):
         create_box_loss("focal-eiou", alpha_power=2)
-    with pytest.raises(LossPlugError, match=r"gamma=2 is not an option of 'bce'; it takes none"):
-        create_class_loss("bce", gamma=2)
-    with pytest.raises(LossPlugError, match="Did you mean 'qfl'"):
-        create_class_loss("qfll")
+    refuses(r"gamma=2 is not an option of 'bce'; it takes none", create_class_loss, "bce", gamma=2)
+    refuses("Did you mean 'qfl'", create_class_loss, "qfll")
     assert list_class_losses() == tuple(sorted(spec.name for spec in REGISTRY if spec.kind == CLASS))
     assert {"bce", "focal", "qfl", "ema-slide"} <= set(list_class_losses())
     assert {"ciou", "focal-eiou", "alpha-ciou", "riou", "wiou-v3", "inner-siou", "wise-piou"} <= set(list_box_losses())
@@ -271,14 +250,12 @@ def test_arrays_are_lists(kind):
     assert selection.cls_weights == [1.0, 2.5] and selection.given == {"cls_weights", "loss", "focal_gamma"}
     assert given_keys({"cls_weights": kind([3.0, 1.0]), "focal_gamma": None}) == {"cls_weights": [3.0, 1.0]}
     assert select({**selection.resolved(), "cls_weights": kind([1.0, 2.5])}) == selection
-    with pytest.raises(LossPlugError, match="cls_weights=-1 is out of range"):
-        select({"cls_weights": kind([1.0, -1.0])})
+    refuses("cls_weights=-1 is out of range", select, {"cls_weights": kind([1.0, -1.0])})
 
 
 def test_an_array_of_no_or_of_other_shape_is_refused():
     for value in (np.array([]), np.array(2.0), np.ones((2, 2))):
-        with pytest.raises(LossPlugError, match="cls_weights="):
-            select({"cls_weights": value})
+        refuses("cls_weights=", select, {"cls_weights": value})
 
 
 def test_context_by_hand():
@@ -296,8 +273,7 @@ def test_context_by_hand():
         ({"imgsz": (1, 2, 3)}, r"imgsz=\(1, 2, 3\) must be a number"),
         ({"stride": torch.ones(2, 1)}, r"stride=.* or numbers of shape \(3, 1\)"),
     ):
-        with pytest.raises(LossPlugError, match=f"(?s){message}"):
-            create_box_loss("mpdiou")(torch.rand(3, 4), torch.rand(3, 4), **context)
+        refuses(f"(?s){message}", create_box_loss("mpdiou"), torch.rand(3, 4), torch.rand(3, 4), **context)
 
 
 OWN = """
@@ -326,10 +302,8 @@ def test_own_files_and_modules(tmp_path, registry, monkeypatch):
     assert "own_scale" in keys()
     assert select({"loss": f"{file}:plain"}).box(pred, target).tolist() == [4.0]
     assert create_box_loss("own-decorated")(pred, target).tolist() == [8.0]
-    with pytest.raises(LossPlugError, match="own_scale=-1 is out of range"):
-        select({"loss": f"{file}:decorated", "own_scale": -1})
-    with pytest.raises(LossPlugError, match=r"has no function 'decorate'. Did you mean 'decorated'\?"):
-        select({"loss": f"{file}:decorate"})
+    refuses("own_scale=-1 is out of range", select, {"loss": f"{file}:decorated", "own_scale": -1})
+    refuses(r"has no function 'decorate'. Did you mean 'decorated'\?", select, {"loss": f"{file}:decorate"})
     monkeypatch.chdir(tmp_path)
     resolved = select({"loss": "own_losses.py:decorated"}).resolved()
     assert resolved["loss"] == f"{tmp_path / 'own_losses.py'}:decorated"
@@ -350,8 +324,7 @@ def test_own_files_and_modules(tmp_path, registry, monkeypatch):
     assert pickle.loads(pickle.dumps(loss)) == loss
     (tmp_path / "broken_for_test.py").write_text("1 / 0\n")
     message = r"broken_for_test.py fails when loaded \(ZeroDivisionError: division by zero\)"
-    with pytest.raises(LossPlugError, match=message):
-        load_own(f"{tmp_path / 'broken_for_test.py'}:loss", BOX)
+    refuses(message, load_own, f"{tmp_path / 'broken_for_test.py'}:loss", BOX)
     assert not [name for name in sys.modules if "broken_for_test" in name]
 
 
@@ -396,8 +369,7 @@ def test_what_an_own_loss_returns_is_checked():
         "nothing": (lambda logits, targets: None, "must return a tensor, not None"),
     }.items():
         class_loss(name)(function)
-        with pytest.raises(LossPlugError, match=f"loss '{name}' {message}"):
-            create_class_loss(name)(torch.zeros(3), torch.zeros(3))
+        refuses(f"loss '{name}' {message}", create_class_loss(name), torch.zeros(3), torch.zeros(3))
 
 
 def refused(decorator, function):
@@ -430,8 +402,7 @@ def test_bad_signatures_and_names_are_refused_with_the_reason():
         assert REGISTRY.get(BOX, "bad-signature") is None
     assert "must be exactly (logits, targets)" in refused(class_loss("bad-signature"), swapped)
     for name in ("", "Upper", "under_score", "a:b"):
-        with pytest.raises(LossPlugError, match="is not a valid name for a box loss"):
-            box_loss(name)
+        refuses("is not a valid name for a box loss", box_loss, name)
 
     def mine(pred, target): ...
     def stealing(pred, target, *, focal_gamma: Annotated[float, Option("another meaning")] = 7.0): ...

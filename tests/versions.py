@@ -46,7 +46,6 @@ def install(release):
 
 
 def pip(folder, *words):
-    """Install into a folder."""
     command = [sys.executable, "-m", "pip", "install", "-qq", "--upgrade", "--target", str(folder), *words]
     subprocess.run(command, check=True)
 

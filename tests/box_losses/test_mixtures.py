@@ -9,6 +9,7 @@ import torch
 
 from tests import checks
 from tests.models import evaluate, predicted, with_keys
+from tests.runs import refuses
 from tests.ultralytics_hook.test_engine import compared
 from yolo_lossplug import LossPlugError, create_box_loss, list_box_losses
 from yolo_lossplug.box_losses.mixture import mix
@@ -102,8 +103,7 @@ def test_an_option_of_both_parts_reaches_both_and_none_of_others_is_taken():
     assert create_box_loss("ciou+nwd", nwd_constant=3).options == {"loss_mix": 0.5, "nwd_constant": 3.0}
     with pytest.raises(LossPlugError, match=r"focal_gamma=1 is not an option of 'ciou\+nwd'; it takes loss_mix, nwd"):
         create_box_loss("ciou+nwd", focal_gamma=1)
-    with pytest.raises(LossPlugError, match="loss_mix=0.3 is not an option of 'ciou'"):
-        create_box_loss("ciou", loss_mix=0.3)
+    refuses("loss_mix=0.3 is not an option of 'ciou'", create_box_loss, "ciou", loss_mix=0.3)
 
 
 def test_each_part_remembers_on_its_own():
@@ -185,8 +185,7 @@ def test_a_loss_that_the_user_registered_reaches_the_workers_and_has_no_plus_in_
         return (pred - target).abs().sum(-1)
 
     assert f"import {__name__}" in header(select({"loss": "ciou+of-this-test"}))
-    with pytest.raises(LossPlugError, match=r"'one\+other' is not a valid name for a box loss"):
-        box_loss("one+other")
+    refuses(r"'one\+other' is not a valid name for a box loss", box_loss, "one+other")
 
 
 def test_grammar(own, monkeypatch):
@@ -212,28 +211,20 @@ def test_grammar(own, monkeypatch):
 MISTAKES = [
     ({"loss": "ciou+nwd+giou"}, "loss=ciou+nwd+giou has 3 losses; a mixture has two, and loss_mix is the share"),
     ({"loss": "ciou+"}, "loss=ciou+ lacks a loss before or after a '+'; write loss=ciou+nwd, or remove the '+'."),
-    ({"loss": "+ciou"}, "loss=+ciou lacks a loss before or after a '+'"),
-    ({"loss": "ciou++nwd"}, "loss=ciou++nwd lacks a loss"),
     ({"loss": "ciou+CIoU"}, "loss=ciou+CIoU has the loss 'ciou' twice; use loss=ciou, or two different losses."),
     ({"loss": "wiou-v3+wiouv3"}, "has the loss 'wiou-v3' twice"),
     ({"loss": "ciou+nwdd"}, "loss=ciou+nwdd: loss=nwdd is unknown. Did you mean 'nwd'?"),
-    ({"loss": "ciuo+nwd"}, "loss=ciuo+nwd: loss=ciuo is unknown. Did you mean 'ciou'?"),
-    ({"loss": "probiou+kldd"}, "loss=probiou+kldd: loss=kldd is unknown. Did you mean 'kld'?"),
     ({"loss": "probiou+kldd", "task": "obb"}, "loss=kldd is unknown. Did you mean 'kld'?"),
     ({"loss": "ciou+inner-nwd"}, "loss=ciou+inner-nwd: loss=inner-nwd is not possible. The prefix 'inner-' needs"),
     ({"loss": "ciou+a.py"}, "loss=a.py lacks the function in that file"),
     ({"loss": "ciou+kld"}, "mixes a loss of horizontal boxes (ciou) with one of rotated boxes (kld)"),
-    ({"loss": "kld+ciou", "task": "obb"}, "horizontal boxes (ciou) with one of rotated boxes (kld)"),
     ({"loss": "probiou+kld"}, "loss=probiou+kld takes rotated boxes: it needs task=obb"),
     ({"loss": "ciou+nwd", "task": "obb"}, "loss=ciou+nwd cannot be used with task=obb: its boxes are rotated"),
     ({"loss": "ciou+no/such.py:name"}, "no/such.py:name: there is no file"),
     ({"loss": "ciou+nwd,inner-ciou+nwd"}, "several losses: lossplug compare loss=ciou+nwd,inner-ciou+nwd"),
-    ({"cls_loss": "qfl+focal"}, "cls_loss=qfl+focal is a mixture, and only box losses can be mixed"),
     ({"cls_loss": "ciou+nwd"}, "only box losses can be mixed (loss=ciou+nwd); choose one class loss."),
     ({"loss_mix": 0.3}, "loss_mix=0.3 has no effect with loss=ciou; it belongs to two losses, loss=ciou+nwd."),
     ({"loss": "ciou+nwd", "loss_mix": 1}, "loss_mix=1 is out of range; it must be in (0, 1): share of the first"),
-    ({"loss": "ciou+nwd", "loss_mix": 0}, "loss_mix=0 is out of range; it must be in (0, 1)"),
-    ({"loss": "ciou+nwd", "loss_mix": "x"}, "loss_mix='x' must be a number in (0, 1)"),
     ({"loss": "ciou+nwd", "focal_gamma": 1}, "focal_gamma=1 has no effect with loss=ciou+nwd; it belongs to focal-*."),
 ]
 

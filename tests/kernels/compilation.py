@@ -65,7 +65,6 @@ class Resources(NamedTuple):
 
 
 def few_cases():
-    """Return a case for each loss, with each type."""
     cases = [
         Case(DTYPES[i % 3], kind, CLASS_KERNELS[i % 4], 0.1 * (i % 2), i % 2 > 0, n_anchors=(8400, 8404)[i // 2 % 2])
         for i, kind in enumerate(BOX_KINDS)
@@ -134,7 +133,6 @@ def described(source):
 
 
 def resources(metadata, binary):
-    """Return what a binary takes."""
     if metadata.target.backend == "hip":
         return _of_amd(metadata, binary)
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"

@@ -24,7 +24,6 @@ def by_triton(kernel, grid, args, constants, is_exact=True, num_warps=4):
 
 
 def launches_of_a_step(case):
-    """Return the arguments of all launches of a step."""
     seen = []
 
     def launch(*args, **options):

@@ -11,7 +11,6 @@ WARP_SIZES = {"gfx942": 64}
 
 
 def target_of(name):
-    """Return a target by its name: sm_90, gfx942."""
     if name.startswith("sm_"):
         return GPUTarget("cuda", int(name[3:]), 32)
     return GPUTarget("hip", name, WARP_SIZES.get(name, 32))

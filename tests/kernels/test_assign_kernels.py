@@ -92,7 +92,6 @@ class Problem:
         return row >= 0, slot, assigned.label.cpu(), assigned.score.cpu()
 
     def expected(self, assigner):
-        """Return the same as Ultralytics assigns them."""
         labels, _, scores, foreground, slot = (tensor.cpu() for tensor in assigner(*self.stock_inputs))
         return foreground.flatten(), slot.flatten().long(), labels.flatten(), scores.sum(-1).flatten().float()
 

@@ -42,7 +42,6 @@ def _evaluate(pred_ptr, target_ptr, out_ptr, n, KIND: tl.constexpr, THETA: tl.co
 
 
 def evaluated(kind, theta, pred, target):
-    """Return loss (N,), gradient (N, 4) and overlap (N,) of a formula."""
     out = torch.empty(len(pred), 6, device=pred.device)
     block = triton.next_power_of_2(len(pred))
     launch(_evaluate, (1,), (pred, target, out, len(pred)), {"KIND": kind, "THETA": theta, "BLOCK": block})
@@ -50,7 +49,6 @@ def evaluated(kind, theta, pred, target):
 
 
 def pairs(device, n=200):
-    """Return random pairs of boxes, some equal, some with equal edges."""
     rng = torch.Generator().manual_seed(1)
     corner = torch.rand(2, n, 2, generator=rng) * 10
     pred, target = (torch.cat((c, c + torch.rand(n, 2, generator=rng) * 8), -1) for c in corner)
@@ -125,12 +123,10 @@ class Scene:
         self.head = SimpleNamespace(use_dfl=n_bins > 1, proj=torch.arange(float(n_bins), device=device))
 
     def decoded(self, outputs):
-        """Return the boxes (b, A, 4) that Ultralytics decodes."""
         points = self.anchors.points.to(outputs.dtype)
         return v8DetectionLoss.bbox_decode(self.head, points, outputs.permute(0, 2, 1).contiguous())
 
     def terms(self, outputs, n_bins):
-        """Return both terms as Ultralytics computes them."""
         assigned, anchors, dtype = self.assigned, self.anchors, outputs.dtype
         target = self.boxes[assigned.row.clamp(min=0).long()].view(2, -1, 4) / anchors.strides.view(1, -1, 1)
         return BboxLoss(n_bins).to(outputs.device)(

@@ -34,7 +34,6 @@ def problem(device, shape=(2, 5, 70), dtype=torch.float32):
 
 
 def compared(loss, inputs, smoothing=0.0, weights=None, rtol=1e-5):
-    """Assert that kernels and loss have equal sums and gradients."""
     logits, label, score = inputs
     b, n_classes, n_anchors = logits.shape
     dense = torch.zeros(b * n_anchors, n_classes, device=logits.device)

@@ -42,7 +42,6 @@ sys.exit(compilation.main(["sm_90", "least"]))
 
 
 def started(tmp_path, *words):
-    """Start Python with words, without anything that was compiled before."""
     kept = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     env = {**kept, "TRITON_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": f"{ROOT}"}
     command = [sys.executable, *map(str, words)]

@@ -29,7 +29,6 @@ class Problem:
 
 
 def sides(gts):
-    """Return foreground and gt indices of anchors with gts, None for none."""
     gts = torch.tensor([[-1 if gt is None else gt for gt in gts] + [-1] * (N_ANCHORS - len(gts))])
     return gts >= 0, gts.clamp(min=0)
 

@@ -15,7 +15,7 @@ from ultralytics.utils.loss import v8DetectionLoss
 
 from tests.models import batch, predicted, step, with_agreeing_engines, with_keys
 from tests.parts import with_part
-from tests.runs import ROOT, Log, results, slow, train
+from tests.runs import ROOT, Log, refuses, results, slow, train
 from yolo_lossplug import LossPlugError, box_loss, create_box_loss, kernels
 from yolo_lossplug.kernels import launching
 from yolo_lossplug.selection.select import select
@@ -47,7 +47,6 @@ def step_inputs(kernel_device):
 
 
 def run(made, preds, data, name, **keys):
-    """Take a step of an engine."""
     return step(with_keys(made, loss_engine=name, **keys), preds, data)
 
 
@@ -301,8 +300,7 @@ def test_where_there_is_no_triton(step_inputs, monkeypatch):
     monkeypatch.setattr(kernels, "missing", lambda device: "Triton cannot be imported (No module named 'triton')")
     with pytest.raises(LossPlugError, match=r"loss_engine=triton cannot be used: Triton cannot .* Remove it, or take"):
         with_keys(step_inputs[0], loss_engine="triton")
-    with pytest.raises(LossPlugError, match="loss_engine=triton cannot be used with task=obb: "):
-        select({"task": "obb", "loss_engine": "triton"})
+    refuses("loss_engine=triton cannot be used with task=obb: ", select, {"task": "obb", "loss_engine": "triton"})
     code = (
         "import sys; sys.modules['triton'] = None\n"
         "import torch, yolo_lossplug.ultralytics_hook.criterion\n"
@@ -316,8 +314,7 @@ def test_where_there_is_no_triton(step_inputs, monkeypatch):
 def test_a_run_without_is_refused_before_anything_is_loaded(monkeypatch):
     monkeypatch.setattr(kernels, "missing", lambda device: f"the kernels need a GPU, and the device is {device.type}")
     message = "loss_engine=triton cannot be used: the kernels need a GPU, and the device is cpu. Remove it"
-    with pytest.raises(LossPlugError, match=message):
-        train(data="nowhere.yaml", loss_engine="triton")
+    refuses(message, train, data="nowhere.yaml", loss_engine="triton")
     with pytest.raises(LossPlugError, match=message):
         config.check_given(DEFAULT_CFG_DICT, {"model": "nowhere.pt", "loss_engine": "triton", "device": "cpu"})
     assert choice.why_no_kernels("auto", "cpu") is None

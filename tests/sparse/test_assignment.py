@@ -40,7 +40,6 @@ def sparse_runs(monkeypatch):
 
 
 def pair(**settings):
-    """Return Ultralytics' assigner and ours, with the same settings."""
     settings = {"topk": 10, "alpha": 0.5, "beta": 6.0, "num_classes": N_CLASSES, "stride": list(STRIDES), **settings}
     return StockAssigner(**settings), TaskAlignedAssigner(**settings)
 

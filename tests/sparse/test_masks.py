@@ -22,7 +22,6 @@ N_ANCHORS = 700
 
 
 def criteria(overlap):
-    """Return Ultralytics' criterion and one with our mask term."""
     head = SimpleNamespace(stride=torch.tensor([8.0, 16, 32]), nc=3, reg_max=4)
     gains = IterableSimpleNamespace(box=7.5, cls=0.5, dfl=1.5, overlap_mask=overlap)
     model = SimpleNamespace(parameters=lambda: iter((torch.zeros(1),)), args=gains, model=[head])
@@ -33,7 +32,6 @@ def criteria(overlap):
 
 
 def boxes_of(kind, n, rng):
-    """Return n boxes x1 y1 x2 y2 in pixels."""
     extent = torch.tensor(SIZE[::-1])
     centre, side = torch.rand(n, 2, generator=rng) * extent, torch.rand(n, 2, generator=rng) * 60 + 2
     if kind == "whole":
@@ -72,7 +70,6 @@ def problem(kind, n=6, k=7, overlap=True, scale=4, seed=0):
 
 
 def results(criterion, args):
-    """Return the loss and its gradients by prototypes and coefficients."""
     loss = criterion.calculate_segmentation_loss(*args, *((criterion.overlap,) if TAKES_OVERLAP else ()))
     return loss.detach(), *torch.autograd.grad(loss, args[5:7])
 

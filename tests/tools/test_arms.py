@@ -3,6 +3,7 @@
 
 import pytest
 
+from tests.runs import refuses
 from yolo_lossplug import LossPlugError
 from yolo_lossplug.tools.arms import arms, chosen_by, labels
 
@@ -15,6 +16,13 @@ def test_every_loss_is_an_arm_and_options_go_where_they_belong():
     assert named(loss="ciou,eiou") == [("ciou", {"loss": "ciou"}), ("eiou", {"loss": "eiou"})]
     assert named(loss="EIoU") == [("eiou", {"loss": "EIoU"})]
     assert named() == [("ciou", {})]
+    refuses(
+        r"focal_gamma=0.3 has no effect with loss=ciou,eiou; it belongs to focal-\*\.",
+        named,
+        loss="ciou,eiou",
+        focal_gamma=0.3,
+    )
+    refuses("focal_gamma=-1", named, loss="focal-eiou", focal_gamma=(0.3, -1))
     assert [name for name, _ in named(loss="ciou, CIoU ,eiou")] == ["ciou", "eiou"]
     assert named(loss="ciou,focal-eiou", focal_gamma=(0.3, 0.5), tal_topk=7) == [
         ("ciou", {"loss": "ciou", "tal_topk": 7}),
@@ -74,8 +82,7 @@ def test_weights_of_classes_are_one_value_and_tasks_have_losses_of_their_own():
     assert named(loss="ciou,eiou", cls_weights=[1.0, 2.0])[1][1] == {"loss": "eiou", "cls_weights": [1.0, 2.0]}
     assert len(named(cls_weights=[[1.0, 2.0], [2.0, 1.0]])) == 2
     assert [arm.name for arm in arms({"loss": "probiou,kld"}, "obb")] == ["probiou", "kld"]
-    with pytest.raises(LossPlugError, match="rotated"):
-        arms({"loss": "ciou,kld"}, "obb")
+    refuses("rotated", arms, {"loss": "ciou,kld"}, "obb")
     chosen = chosen_by({"arms": [{"loss": "ciou"}, {"tal_topk": 7}, {"cls_loss": "qfl", "cls": 5.0}], "epochs": 3})
     assert [arm.name for arm in chosen] == ["ciou", "tal_topk=7", "qfl cls=5.0"]
     assert [arm.keys for arm in chosen] == [{"loss": "ciou"}, {"tal_topk": 7}, {"cls_loss": "qfl", "cls": 5.0}]
@@ -86,31 +93,12 @@ def test_weights_of_classes_are_one_value_and_tasks_have_losses_of_their_own():
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ({"loss": "ciou,eiuo"}, "Did you mean 'eiou'"),
-        (
-            {"loss": "ciou,eiou", "focal_gamma": 0.3},
-            r"focal_gamma=0.3 has no effect with loss=ciou,eiou; it belongs to focal-\*\.",
-        ),
-        ({"loss": "focal-eiou", "focal_gamma": (0.3, -1)}, "focal_gamma=-1"),
-    ],
-)
-def test_errors(args, message):
-    with pytest.raises(LossPlugError, match=message):
-        arms(args)
-
-
-@pytest.mark.parametrize(
-    ("args", "message"),
-    [
         ({"arms": "ciou"}, r"arms=ciou must be a list with the keys of each arm: arms=\[\{'loss':'ciou'\}"),
-        ({"arms": [{}]}, "must be a list"),
         ({"arms": []}, "must be a list"),
-        ({"arms": [{"loss": "eiuo"}]}, "Did you mean 'eiou'"),
         ({"arms": [{"loss": "ciou", "inner_ratio": 1.2}]}, "inner_ratio=1.2 has no effect"),
         ({"arms": [{"loss": "ciou"}, {"loss": "ciou"}]}, "arms= names ciou twice"),
         ({"arms": [{"loss": "ciou"}], "loss": "eiou"}, "loss=eiou has no effect beside arms="),
     ],
 )
 def test_errors_of_listed_arms(args, message):
-    with pytest.raises(LossPlugError, match=message):
-        chosen_by(args)
+    refuses(message, chosen_by, args)

@@ -12,7 +12,7 @@ import pytest
 from ultralytics.cfg import smart_value
 from ultralytics.utils import SETTINGS
 
-from tests.runs import ROOT, TINY, arguments, results, run
+from tests.runs import ROOT, TINY, arguments, refuses, results, run
 from yolo_lossplug import LossPlugError, charts
 from yolo_lossplug.terminal import NAME_WIDTH, short_names
 from yolo_lossplug.tools.compare import command as compare
@@ -195,7 +195,6 @@ def test_the_command_alone_continues_a_numbered_comparison(tmp_path):
         ({"match_gains": True, "loss": "none.py:own"}, "compare: `lossplug verify loss=NAME` prints the gain that"),
         ({"resume": True}, "the same command continues an unfinished comparison"),
         ({"seeds": 0}, "seeds=0 must be a number of seeds"),
-        ({"seeds": "a"}, "seeds=a must be"),
         ({"seeds": (1, 1)}, "must be"),
         ({"engine": "slurm"}, "engine=slurm is unknown. Known: local, ray"),
         ({"devices": (0, 1)}, "device=cpu has no effect with devices="),
@@ -204,14 +203,12 @@ def test_the_command_alone_continues_a_numbered_comparison(tmp_path):
         ({"metric": "mAP60"}, "metric=mAP60 is unknown. Known: mAP50-95"),
         ({"metric": "AP_dog"}, "metric=AP_dog: no object that is validated has this class. Known: AP_small"),
         ({"metric": "AP_circle", "single_cls": True}, "Known: AP_small, AP_medium, AP_large, AP_item."),
-        ({"metric": "AP_circle", "classes": [1]}, "no object that is validated has this class"),
         ({"metric": "test/AP_small"}, "needs the test split: add split=test"),
         ({"split": "test"}, "has no test split"),
+        ({"model": "nothere.yaml"}, "model=nothere.yaml cannot be"),
+        ({"data": "nothere.yaml"}, "data=nothere.yaml cannot be"),
         ({"loss": "ciou,focal-eiou", "inner_ratio": 0.7}, "inner_ratio=0.7 has no effect"),
-        (
-            {"model": "yolov8s-world.yaml", "cls_weights": [1, 2, 3]},
-            "cls_weights=[1, 2, 3] cannot be used with YOLO-World",
-        ),
+        ({"model": "yolov8s-world.yaml", "cls_weights": [1, 2, 3]}, "cannot be used with YOLO-World"),
     ],
 )
 def test_errors_come_before_anything_is_written(tmp_path, keys, message):
@@ -239,13 +236,6 @@ def test_line_of_a_run(tmp_path):
     todo[0].state, todo[1].state, todo[1].reason = FINISHED, FAILED, "out of luck"
     assert progress.line(todo[0]) == "2 of 4: ciou seed 0 finished · mAP50-95 0.5000 · about 0 s left"
     assert progress.line(todo[1]).startswith("2 of 4: eiou seed 0 failed (out of luck)")
-
-
-def test_what_is_missing_is_said_once_before_anything_is_written(tmp_path):
-    for key, value in (("model", "nothere.yaml"), ("data", "nothere.yaml")):
-        with pytest.raises(LossPlugError, match=rf"{key}=nothere\.yaml cannot be"):
-            compare.compare({**KEYS, "loss": "ciou", "project": str(tmp_path), key: value})
-    assert not list(tmp_path.iterdir())
 
 
 def test_names_of_folders_and_metrics():
@@ -295,10 +285,8 @@ def test_a_plan_is_rebuilt_from_the_runs(tmp_path, content):
     assert directory_of(plan, "mine", tmp_path) == directory
     assert {job.state for job in compare.jobs_of(plan, directory)} == {FINISHED}
     other = plan_of({**KEYS, "epochs": 300, "loss": "ciou,eiou", "seeds": 1, "project": tmp_path})
-    with pytest.raises(LossPlugError, match="name=mine is a comparison with another epochs"):
-        directory_of(other, "mine", tmp_path)
-    with pytest.raises(LossPlugError, match="a run of 'ciou' with epochs=3, but you asked for epochs=300"):
-        compare.jobs_of(other, directory)
+    refuses("name=mine is a comparison with another epochs", directory_of, other, "mine", tmp_path)
+    refuses("a run of 'ciou' with epochs=3, but you asked for epochs=300", compare.jobs_of, other, directory)
     empty = tmp_path / "empty"
     empty.mkdir()
     (empty / PLAN).write_text(content or "")
@@ -343,8 +331,7 @@ def test_folders_of_runs_lie_in_the_comparison_whatever_the_project(tmp_path, mo
         assert Path(job.args["project"]).is_absolute()
         assert (tmp_path in job.folder.parents) is (project is not None)
     for name in ("a/b", "..", str(tmp_path), "."):
-        with pytest.raises(LossPlugError, match="must be the name of a folder"):
-            directory_of(plan, name, "mine")
+        refuses("must be the name of a folder", directory_of, plan, name, "mine")
 
 
 @pytest.mark.slow
@@ -496,5 +483,4 @@ def test_listed_arms_keep_their_gains_and_are_named_in_the_command(tmp_path):
     words = [word.split("=", 1) for word in shlex.split(plan.command)[2:]]
     again = plan_of({key: smart_value(value) for key, value in words})
     assert again.arms == plan.arms and again.seeds == plan.seeds
-    with pytest.raises(LossPlugError, match="tal_topkk=3 is unknown"):
-        plan_of({**KEYS, "arms": [{"loss": "ciou"}, {"tal_topkk": 3}]})
+    refuses("tal_topkk=3 is unknown", plan_of, {**KEYS, "arms": [{"loss": "ciou"}, {"tal_topkk": 3}]})

@@ -50,6 +50,10 @@ EVERY = {"mean_side": (10.0, 15.0), "none": (0.1, 0.1), "without": 0.12, "confli
 
 
 def test_every_rule_has_a_case_and_its_threshold():
+    shares = dict(zip((0, 0.0004, 0.0042, 0.0094, 0.00996, 0.06, 0.314, 1), ["0", "<0.1", "0.4", "0.9", "1", "6", "31", "100"]))
+    assert {share: percent(share).replace("below ", "<") for share in shares} == {
+        k: f"{v} %" for k, v in shares.items()
+    }
     assert list(MADE) == [rule.name for rule in RULES]
     assert {rule.name: rule.threshold for rule in RULES} == THRESHOLDS
 
@@ -207,20 +211,3 @@ def test_the_weights_of_many_classes_are_in_a_file(tmp_path):
         assert [arm.keys["cls_weights"] for arm in plan.arms] == [{rare[0]: 1}, dict.fromkeys(rare, 2)]
     (few,) = advise(Facts(**{**PLAIN, **MADE["rare classes"]}), tmp_path)
     assert "cfg=" not in few.command and "it\\'s':2,'car':2" in few.command
-
-
-@pytest.mark.parametrize(
-    ("share", "text"),
-    [
-        (0, "0 %"),
-        (0.0004, "below 0.1 %"),
-        (0.0042, "0.4 %"),
-        (0.0094, "0.9 %"),
-        (0.00996, "1 %"),
-        (0.06, "6 %"),
-        (0.314, "31 %"),
-        (1, "100 %"),
-    ],
-)
-def test_percent(share, text):
-    assert percent(share) == text

@@ -20,7 +20,6 @@ HEADLESS = Owner("ultralytics-opencv-headless", "8.4.142")
 
 
 def install(site, owner, files=("ultralytics/__init__.py", "ultralytics/cfg/__init__.py")):
-    """Write what pip writes of a distribution into a folder of packages."""
     info = site / f"{owner.name.replace('-', '_')}-{owner.version}.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {owner.name}\nVersion: {owner.version}\n")

@@ -34,7 +34,6 @@ pathlib.Path(job["result"]).write_text(json.dumps(done))
 
 @pytest.fixture
 def made(tmp_path, monkeypatch):
-    """Return a function that makes jobs which run the code above."""
     stock = Job.prepare
 
     def prepare(self, device):

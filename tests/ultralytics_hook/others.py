@@ -152,7 +152,6 @@ def check(change, is_before, data, folder):
 
 
 def main(data, folder):
-    """Print which cases failed as JSON."""
     for name in SLOW:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)

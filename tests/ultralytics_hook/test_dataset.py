@@ -15,9 +15,8 @@ from ultralytics.utils import tal
 
 from tests.conftest import dataset as drawn
 from tests.problems import points
-from tests.runs import STILL, TINY, train
+from tests.runs import STILL, TINY, refuses, train
 from tests.ultralytics_hook.test_report import table
-from yolo_lossplug import LossPlugError
 from yolo_lossplug.boxes import LIMITS, SIZES
 from yolo_lossplug.selection.select import select
 from yolo_lossplug.tools.inspect.command import inspect_plan
@@ -366,5 +365,4 @@ def test_a_training_reports_the_same(data, tmp_path):
     ],
 )
 def test_models_that_cannot_be_used(keys, message, data):
-    with pytest.raises(LossPlugError, match=message):
-        assignments.load({"data": data, **keys}, labels.described({"data": data})[0])
+    refuses(message, assignments.load, {"data": data, **keys}, labels.described({"data": data})[0])

@@ -8,15 +8,14 @@ import yaml
 from ultralytics import cfg
 from ultralytics.utils import DEFAULT_CFG_DICT, DEFAULT_CFG_PATH
 
-from tests.runs import TINY, Log, results, train, yolo
-from yolo_lossplug import LossPlugError, catalogue
+from tests.runs import TINY, Log, refuses, results, train, yolo
+from yolo_lossplug import catalogue
 from yolo_lossplug.selection.keys import keys, numeric_keys
 from yolo_lossplug.tools import verify
 from yolo_lossplug.ultralytics_hook import console, defaults
 
 
 def said(*words):
-    """Return what `yolo` logs."""
     with Log() as log:
         cfg.entrypoint(" ".join(["yolo", *words]))
     return "\n".join(log.lines)
@@ -82,8 +81,7 @@ def test_a_copy_is_accepted_everywhere_and_a_key_that_is_set_in_it_works(copy):
     found, rows = verify.verify({"cfg": str(copy), "model": "yolov8n.yaml", "imgsz": 64, "batch": 2})
     assert found["runs"].startswith("box ciou · class bce") and all(row.agrees for row in rows)
     copy.write_text(copy.read_text("utf-8").replace("\nloss: #", "\nloss: eiuo #"), "utf-8")
-    with pytest.raises(LossPlugError, match="Did you mean 'eiou'"):
-        cfg.get_cfg(copy)
+    refuses("Did you mean 'eiou'", cfg.get_cfg, copy)
     copy.write_text(copy.read_text("utf-8").replace("\nloss: eiuo #", "\nloss: eiou #"), "utf-8")
     assert verify.verify({"cfg": str(copy), "model": "yolov8n.yaml", "imgsz": 64})[0]["runs"].startswith("box eiou")
 

@@ -19,7 +19,7 @@ from ultralytics.models.utils.loss import RTDETRDetectionLoss
 
 from tests import oracles
 from tests.checks import class_oracle
-from tests.runs import STILL, TINY, Log, interrupt, results, train
+from tests.runs import STILL, TINY, Log, interrupt, refuses, results, train
 from yolo_lossplug import LossPlugError, create_box_loss
 from yolo_lossplug.registry import CLASS, REGISTRY
 from yolo_lossplug.selection.keys import DETR
@@ -53,7 +53,6 @@ def host():
 
 
 def criterion(state=None, **keys):
-    """Return a criterion of the host with the losses that keys select."""
     return plug(host(), selected(**keys), state, {i: f"class{i}" for i in range(N_CLASSES)})
 
 
@@ -82,7 +81,6 @@ def problem(empty):
 
 
 def evaluate(made, empty=False, size=(640, 640)):
-    """Return the terms of a step, and the calls of the two methods."""
     with detr.input_size(*size), matched_step.recorded(made) as calls:
         return made(**problem(empty)), calls
 
@@ -97,7 +95,6 @@ def in_pixels(box, size):
 
 
 def box_formula(name, calls, size):
-    """Return the box term, gain 2, of all calls as a sum over pairs."""
     loss, oracle, value = create_box_loss(name), oracles.box(name), 0.0
     pair = torch.tensor([[[1.0, 1, 4, 5]], [[2.0, 1, 6, 6]]])
     in_cells = "stride" in loss.context and torch.equal(loss(*pair, stride=8.0), loss(*pair))
@@ -257,8 +254,7 @@ def test_the_size_of_the_input_comes_from_the_batch():
     one.model.criterion = made
     one.model.loss(one.batch)
     assert seen == [(64, 64)] and detr._input_size.get() is None
-    with pytest.raises(LossPlugError, match=r"size of the network input is unknown: call model\.loss\(batch\)"):
-        made(**problem(False))
+    refuses(r"size of the network input is unknown: call model\.loss\(batch\)", made, **problem(False))
 
 
 def test_a_running_mean_is_that_of_the_last_layer_and_of_training():
@@ -315,23 +311,19 @@ def test_half_precision_is_raised(dtype):
 )
 def test_what_is_refused_before_data_and_model(keys, message, tmp_path):
     overrides = {**TINY, "data": "nowhere.yaml", "model": "best.pt", "project": str(tmp_path), **keys}
-    with pytest.raises(LossPlugError, match=message):
-        RTDETRTrainer(overrides=overrides)
-    with pytest.raises(LossPlugError, match=message):
-        RTDETR(MODEL).train(**overrides)
+    refuses(message, RTDETRTrainer, overrides=overrides)
+    refuses(message, RTDETR(MODEL).train, **overrides)
     assert not list(tmp_path.iterdir()), "a run was begun"
 
 
 def test_class_weights_and_another_host_are_refused(monkeypatch):
-    with pytest.raises(LossPlugError, match="has 2 values for 3 classes"):
-        criterion(cls_loss="bce", cls_weights=[1, 2])
+    refuses("has 2 values for 3 classes", criterion, cls_loss="bce", cls_weights=[1, 2])
 
     def moved(self, boxes):
         return {}
 
     monkeypatch.setattr("ultralytics.models.utils.loss.DETRLoss._get_loss_bbox", moved)
-    with pytest.raises(LossPlugError, match="RT-DETR cannot be trained with another loss: this release"):
-        criterion(loss="eiou")
+    refuses("RT-DETR cannot be trained with another loss: this release", criterion, loss="eiou")
 
 
 HOSTS = f"VarifocalLoss(alpha={ALPHA:g}, gamma={GAMMA:g})"
@@ -487,5 +479,4 @@ def test_tools_of_anchors_refuse_it(tmp_path):
     for file in (Path(MODEL), tmp_path / "best.pt"):
         with pytest.raises(LossPlugError, match=rf"{file.name} is RT-DETR, .* inspect the data without model="):
             assignments.load({"model": str(file)}, {"names": {0: "a"}})
-        with pytest.raises(LossPlugError, match=rf"{file.name} is RT-DETR, .* give another model="):
-            bench_cases.model_of(str(file))
+        refuses(rf"{file.name} is RT-DETR, .* give another model=", bench_cases.model_of, str(file))

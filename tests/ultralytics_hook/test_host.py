@@ -10,7 +10,7 @@ from ultralytics import YOLO
 from ultralytics.cfg import get_cfg
 
 from tests.conftest import dataset
-from tests.runs import TINY, train
+from tests.runs import TINY, refuses, train
 from yolo_lossplug import LossPlugError
 from yolo_lossplug.ultralytics_hook import host
 from yolo_lossplug.ultralytics_hook.compatibility import version_numbers
@@ -25,7 +25,6 @@ class Stop(Exception):
 
 
 def trained(args):
-    """Return the trainer of a training that ends before its first batch."""
     model, seen = YOLO(args["model"]), []
 
     def stop(trainer):
@@ -79,10 +78,8 @@ def test_a_checkpoint_keeps_its_weights(data, tmp_path):
 def test_what_cannot_be_had(tmp_path):
     exported = tmp_path / "x.onnx"
     exported.touch()
-    with pytest.raises(LossPlugError, match=r"model=.*x\.onnx cannot be used: .*should be a \*\.pt PyTorch model"):
-        host.load_model(str(exported))
-    with pytest.raises(LossPlugError, match="device=5,6 is not available here; give cpu, or the index of a GPU"):
-        host.device_of("5,6")
+    refuses(r"model=.*x\.onnx cannot be used: .*should be a \*\.pt PyTorch model", host.load_model, str(exported))
+    refuses("device=5,6 is not available here; give cpu, or the index of a GPU", host.device_of, "5,6")
     data = dataset("host-detect")
     made = host.load_model("yolov8n-pose.yaml")
     with pytest.raises(LossPlugError, match="a model of task=pose cannot be built for data="):

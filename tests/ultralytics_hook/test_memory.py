@@ -28,7 +28,6 @@ def remembered(folder):
 
 
 def run(folder, data, stop_after=None, resume=None):
-    """Train three epochs on weights that stay; return the state after each."""
     states = []
 
     def note(trainer):

@@ -34,12 +34,10 @@ END_TO_END = ("yolov10n", "yolo26n")
 
 
 def file_of(family, task):
-    """Return the model's configuration file."""
     return f"{family}{TASKS[task]}.yaml"
 
 
 def is_known(family):
-    """Whether this release of Ultralytics has a family."""
     folder = Path(ultralytics.__file__).parent / "cfg" / "models"
     return any(folder.rglob(f"{family[:-1]}*.yaml"))
 

@@ -9,7 +9,7 @@ import torch
 from ultralytics import YOLO
 
 from tests import oracles
-from tests.runs import TINY, Log, train
+from tests.runs import TINY, Log, refuses, train
 from yolo_lossplug import LossPlugError
 from yolo_lossplug.nms import diou_nms
 from yolo_lossplug.ultralytics_hook import nms
@@ -89,8 +89,7 @@ def test_stock_where_it_is_not_asked_for_and_refused_where_there_is_none():
     expected = module.non_max_suppression.__wrapped__(made.clone(), 0.3, 0.4)
     assert all(torch.equal(a, b) for a, b in zip(found, expected))
     for made, options in ((torch.rand(1, 9, 6), {}), (prediction(1), {"rotated": True})):
-        with pytest.raises(LossPlugError, match="nms_iou=diou"):
-            with_overlap("diou", made, **options)
+        refuses("nms_iou=diou", with_overlap, "diou", made, **options)
 
 
 @pytest.fixture(scope="module")
@@ -129,8 +128,7 @@ def test_training_calls_it_where_the_host_does(data, tmp_path, seen):
         train(END_TO_END, data=data, project=str(tmp_path), nms_iou="diou")
         assert seen
     else:
-        with pytest.raises(LossPlugError, match="an end-to-end head has no NMS"):
-            train(END_TO_END, data=data, project=str(tmp_path), nms_iou="diou")
+        refuses("an end-to-end head has no NMS", train, END_TO_END, data=data, project=str(tmp_path), nms_iou="diou")
 
 
 def test_where_it_has_no_effect(tmp_path):
@@ -140,8 +138,7 @@ def test_where_it_has_no_effect(tmp_path):
         ("yolov8n-obb.yaml", "predict", "diou", "task=obb has no NMS of horizontal boxes"),
         ("yolov8n-cls.yaml", "val", "diou", "task=classify has no NMS of horizontal boxes"),
     ):
-        with pytest.raises(LossPlugError, match=message):
-            getattr(YOLO(model), mode)(nms_iou=given)
+        refuses(message, getattr(YOLO(model), mode), nms_iou=given)
     with pytest.raises(LossPlugError, match="nms_iou=diou cannot be used with task=obb"):
         YOLO("yolov8n-obb.yaml").train(**TINY, data="none.yaml", project=str(tmp_path), nms_iou="diou")
     # With `nms=False` every release uses the one-to-one head.
@@ -164,8 +161,7 @@ def test_end_to_end_head_with_nms_is_what_the_host_runs(seen):
             model.predict(image, **options, nms_iou="diou")
         assert seen and log.text.count("nms diou · mode predict") == 1
     else:
-        with pytest.raises(LossPlugError, match="an end-to-end head has no NMS"):
-            model.predict(image, **options, nms_iou="diou")
+        refuses("an end-to-end head has no NMS", model.predict, image, **options, nms_iou="diou")
 
 
 def test_releases_differ_in_their_default(monkeypatch):

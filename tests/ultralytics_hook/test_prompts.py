@@ -15,8 +15,7 @@ from torch.nn.functional import normalize
 
 from tests.conftest import dataset
 from tests.models import is_plugged
-from tests.runs import STILL, TINY, Log, results, train
-from yolo_lossplug import LossPlugError
+from tests.runs import STILL, TINY, Log, refuses, results, train
 from yolo_lossplug.tools import verify
 from yolo_lossplug.ultralytics_hook.family import prompted_trainer
 from yolo_lossplug.ultralytics_hook.run import runs
@@ -130,10 +129,8 @@ def test_keys_of_classes_are_refused(case, key, value, tmp_path):
     message = rf"{key}=.* cannot be used with {family}: its channels are text prompts"
     _, file, trainer, _ = CASES[case]
     overrides = {**TINY, "data": "nowhere.yaml", "model": "some.yaml", "project": str(tmp_path), key: value}
-    with pytest.raises(LossPlugError, match=message):
-        trainer_of(trainer or f"{WORLD}:WorldTrainer")(overrides=overrides)
-    with pytest.raises(LossPlugError, match=message):
-        verify.verify({"model": file, key: value})
+    refuses(message, trainer_of(trainer or f"{WORLD}:WorldTrainer"), overrides=overrides)
+    refuses(message, verify.verify, {"model": file, key: value})
     assert not list(tmp_path.iterdir()), "a run was begun"
 
 

@@ -19,7 +19,7 @@ from ultralytics.utils.tal import TaskAlignedAssigner
 from tests.conftest import dataset
 from tests.models import predicted, with_keys
 from tests.problems import points
-from tests.runs import STILL, TINY, Log, interrupt, results, train, yolo
+from tests.runs import STILL, TINY, Log, interrupt, refuses, results, train, yolo
 from tests.ultralytics_hook.test_memory import PLAIN
 from tests.ultralytics_hook.test_routes import on_two_ranks
 from yolo_lossplug import DetectionLoss, LossPlugError, create_box_loss
@@ -132,8 +132,7 @@ def test_an_assigner_derived_twice_is_pickled_and_still_sparse():
     assert type(again) is type(assigner) and type(copy.deepcopy(assigner)) is type(assigner)
     assert isinstance(again, watch.WatchedMixin) and isinstance(again, TaskAlignedAssigner)
     message = "lossplug_report cannot be used with object, which is not an nn.Module; remove it"
-    with pytest.raises(LossPlugError, match=message):
-        watch.watch(object(), None)
+    refuses(message, watch.watch, object(), None)
 
 
 def test_the_plot_shows_shares_in_percent(tmp_path, monkeypatch):
@@ -160,7 +159,6 @@ def run(made, preds, data, loss_engine):
 
 
 def by_hand(inputs, outputs):
-    """Return the sums of an assignment, one anchor after another."""
     sums, taken = no_sums(torch.device("cpu")), set()
     found, objects, mask, foreground, index = inputs[1], inputs[4], inputs[5], outputs[3], outputs[4]
 
@@ -448,8 +446,7 @@ def test_ranks_report_together(data, tmp_path):
 
 def test_where_the_key_has_no_effect_and_values_that_are_none():
     for value in ("maybe", 1, 0, 0.5, "True"):
-        with pytest.raises(LossPlugError, match=rf"^lossplug_report={value} must be True or False\.$"):
-            select({"lossplug_report": value})
+        refuses(rf"^lossplug_report={value} must be True or False\.$", select, {"lossplug_report": value})
     with pytest.raises(LossPlugError, match="lossplug_report=True has no effect with task=classify"):
         select({"lossplug_report": True, "task": "classify"})
     with pytest.raises(LossPlugError, match="lossplug_report=True has no effect with mode=val"):

@@ -21,7 +21,6 @@ BANNER = "LossPlug: "
 
 
 def banner(text):
-    """Return the one banner in an output."""
     (line,) = [line for line in text.replace("\x1b[0m", "").splitlines() if f"{BANNER}box " in line]
     return line
 

@@ -15,9 +15,9 @@ from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils.loss import v8DetectionLoss
 
 from tests.conftest import dataset
-from tests.runs import ROOT, STILL, TINY, Log, results, train
+from tests.runs import ROOT, STILL, TINY, Log, refuses, results, train
 from tests.ultralytics_hook.test_routes import globals_of
-from yolo_lossplug import DetectionLoss, LossPlugError
+from yolo_lossplug import DetectionLoss
 from yolo_lossplug.selection.keys import keys
 from yolo_lossplug.ultralytics_hook import patching
 from yolo_lossplug.ultralytics_hook import trainer as hook
@@ -201,8 +201,7 @@ def test_a_replaced_criterion_stops_the_run(data, tmp_path, enabled):
         ("on_train_start", lambda trainer: enabled.disable(), "training"),
     ):
         message = f"loss=eiou cls_loss=bce was requested, but {role} runs v8DetectionLoss with BboxLoss"
-        with pytest.raises(LossPlugError, match=message):
-            train(data=data, project=str(tmp_path), loss="eiou", callbacks=[(event, callback)])
+        refuses(message, train, data=data, project=str(tmp_path), loss="eiou", callbacks=[(event, callback)])
 
 
 def test_several_datasets_in_this_process(data, other_data, tmp_path):
