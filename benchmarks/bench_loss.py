@@ -12,6 +12,7 @@ machine, and `lossplug bench device=0 all=True` those of a GPU.
     python benchmarks/bench_loss.py --assigner               the assigner alone, with dense outputs
     python benchmarks/bench_loss.py --train-step             whole training steps of YOLOv8n and YOLOv8s
     python benchmarks/bench_loss.py --huge-pages             the fast engine without and with huge pages, in CPU time
+    python benchmarks/bench_loss.py --regions                what regions add to a training step, in CPU time
     python benchmarks/bench_loss.py --task segment           masks, also: obb, pose; with --train-step whole steps
     python benchmarks/bench_loss.py --device cuda --amp      on a GPU, mixed precision, with --engine triton by kernels
 """
@@ -35,15 +36,19 @@ from unittest import mock
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import numpy as np
 import torch
 import ultralytics
 from ultralytics.utils import IterableSimpleNamespace
 from ultralytics.utils.loss import FocalLoss, v8DetectionLoss, v8OBBLoss, v8PoseLoss, v8SegmentationLoss
 
 import yolo_lossplug
+from yolo_lossplug.regions import ImageRegions, upright_corners
 from yolo_lossplug.sparse import huge_pages
 from yolo_lossplug.sparse.class_term import class_sum
+from yolo_lossplug.ultralytics_hook.criterion import leave_out_regions
 from yolo_lossplug.ultralytics_hook.engines import fast
+from yolo_lossplug.ultralytics_hook.regions.loss import regions_of
 from yolo_lossplug.ultralytics_hook.trial import gauges, timing
 from yolo_lossplug.ultralytics_hook.trial.gauges import memory_of
 from yolo_lossplug.ultralytics_hook.trial.problems import XVIEW, Head, ObjectSpec
@@ -336,15 +341,41 @@ def measure_training(name, case_name, options):
     batches = [{**one.batch, "img": torch.rand(shape, device=device)} for one in problems_of(case, device, 2)]
     stock, ours = CRITERIA[case.task]
     criteria = stock(model), ours(model, loss_engine=ENGINE[device])
-    _, times = timing.alternate(
-        criteria,
-        batches,
-        min(options.pairs, 3) if device == "cpu" else options.pairs,
-        0,
-        lambda criterion, batch: timing.training_step(model, optimizer, criterion, batch, options.amp),
-    )
+
+    def take(criterion, batch):
+        start = time.process_time()
+        seconds = timing.training_step(model, optimizer, criterion, batch, options.amp)
+        return time.process_time() - start if options.regions else seconds
+
+    n_pairs = min(options.pairs, 3) if device == "cpu" else options.pairs
+    _, times = timing.alternate(criteria, batches, n_pairs, 0, take)
     row = {"case": f"{name} step, {case_name}", "batch": case.objects.batch, "baseline": "stock"}
     return {**row, **row_of(times)}
+
+
+def measure_regions(name, options):
+    """Return the row of loss steps with regions in every image ("ours") and without ("stock"), and a training step."""
+    case = case_of(name)
+    criterion, sides = make("ours", case, "cpu"), (False, True)
+    leave_out_regions(criterion)
+    problems, n_classes = problems_of(case, "cpu"), head_of(case).n_classes
+    table = np.array([[True] * n_classes, [False] + [True] * (n_classes - 1)])  # of boxes, and of a folder
+    low = np.random.default_rng(0).uniform(0, 0.7, (case.objects.batch, 3, 2))
+    boxes = np.concatenate((low, low + 0.3), 2).astype(np.float32)
+    whole, kinds = np.array([[0, 0, 1, 1]], np.float32), np.array([0, 0, 0, 1])
+    images = [ImageRegions(upright_corners(np.concatenate((some, whole))), kinds, table) for some in boxes]
+    shape = torch.empty(case.objects.batch, 3, HEAD.imgsz, HEAD.imgsz)
+
+    def take(has_regions, sample):
+        with regions_of({"img": shape, "lossplug": images if has_regions else None}):
+            start = time.process_time()
+            timing.timed_step(criterion, sample, options.amp)
+            return time.process_time() - start
+
+    _, times = timing.alternate(sides, problems, options.pairs, options.seconds, take)
+    row = {"case": f"regions, {name}", "batch": case.objects.batch, "baseline": "without regions", **row_of(times)}
+    step = measure_training(TRAIN_MODELS[case.task][0], name, options)["ours_ms"]
+    return {**row, "step_ms": step, "of_step": (row["ours_ms"] - row["stock_ms"]) / step}
 
 
 def context(options, clock=""):
@@ -373,14 +404,18 @@ COLUMNS = (
     ("paired: median, quartiles", lambda row: f"{floor(row['paired'])}, {floor(row['quartiles'][0])} to {spread(row)}"),
     ("step peak MiB: stock / ours / gradients", lambda row: mebibytes(row, "step", "gradients")),
     ("forward peak MiB: stock / ours", lambda row: mebibytes(row, "forward")),
+    ("share of a training step", lambda row: f"{row['of_step']:.2%}"),
     ("GPU ms: stock / ours", lambda row: on_device(row, "device_ms", ".2f")),
     ("launches: stock / ours", lambda row: on_device(row, "launches", "d")),
 )
 
+NEEDED = {"share of a training step": "of_step", **dict.fromkeys([title for title, _ in COLUMNS[-2:]], "ours_launches")}
+"""What a row must have for a column, by title."""
+
 
 def table(rows):
     """Return rows as a Markdown table."""
-    columns = COLUMNS if any("ours_launches" in row for row in rows) else COLUMNS[:-2]  # the last two are for a GPU
+    columns = [(title, show) for title, show in COLUMNS if any(NEEDED.get(title, "case") in row for row in rows)]
     lines = ["| " + " | ".join(title for title, _ in columns) + " |", "|---" * len(columns) + "|"]
     for row in rows:
         cells = (
@@ -427,6 +462,7 @@ def main():
     parser.add_argument("--assigner", action="store_true")
     parser.add_argument("--train-step", action="store_true")
     parser.add_argument("--huge-pages", action="store_true", help="what huge pages save on a CPU")
+    parser.add_argument("--regions", action="store_true", help="what regions add to a training step on a CPU")
     parser.add_argument("--engine", help="of our side: fast on a CPU and auto on a GPU unless named")
     parser.add_argument("--models", nargs="*", help="of --train-step")
     parser.add_argument("--output", help="file for the table and the lines, e.g. benchmarks/results/cpu.md")
@@ -450,10 +486,12 @@ def main():
         jobs = [lambda m=m, c=c: measure_training(m, c, options) for m, c in pairs]
     elif options.huge_pages:
         jobs = [lambda n=n: measure_huge_pages(n, options) for n in names]
+    elif options.regions:
+        jobs = [lambda n=n: measure_regions(n, options) for n in options.cases or TRAIN_CASES[options.task]]
     else:
         jobs = [lambda n=n: measure(n, options) for n in names]
         jobs += [lambda: measure_focal(options)] * ("focal" in names)
-    head, rows = context(options, " · CPU time" * options.huge_pages), []
+    head, rows = context(options, " · CPU time" * (options.huge_pages or options.regions)), []
     print(head, flush=True)
     for job in jobs:
         rows.append(job())

@@ -50,6 +50,12 @@ def test_what_is_asked_for_is_active(model, keys):
     assert keys.get("loss", "ciou") in found["runs"] or is_classify
 
 
+def test_what_is_not_taught_is_named(data):
+    assert values(data=data, ignore=["circle"])[0]["runs"].endswith(" · ignore: 1 class")
+    with pytest.raises(LossPlugError, match="no class 'crowd'"):
+        values(data=data, ignore=["crowd"])
+
+
 def test_weights_of_classes_by_name_and_of_the_host(data):
     names = {"circle": 0.5, "triangle": 2.0}
     with pytest.raises(LossPlugError, match=r"circle"):

@@ -9,6 +9,7 @@ from typing import Annotated
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from ultralytics.utils import tal
 from ultralytics.utils.loss import v8DetectionLoss, v8OBBLoss, v8PoseLoss, v8SegmentationLoss
 
 from tests.models import batch, is_plugged, model, predicted, step, with_agreeing_engines, with_keys
@@ -18,6 +19,7 @@ from yolo_lossplug import LossPlugError, Option, class_loss, create_class_loss
 from yolo_lossplug.registry import REGISTRY, ROTATED
 from yolo_lossplug.selection.loss import list_box_losses, list_class_losses
 from yolo_lossplug.selection.select import select
+from yolo_lossplug.ultralytics_hook.attached import on_assigner
 from yolo_lossplug.ultralytics_hook.criterion import plug
 from yolo_lossplug.ultralytics_hook.engines import agreement, choice, fast, keypoints, parity
 from yolo_lossplug.ultralytics_hook.engines.fast import FastMixin
@@ -51,6 +53,17 @@ def test_every_model(name, size, empty):
     compared(*inputs, loss="kld" if "-obb" in name else "eiou", cls_loss="qfl")
     # Elementwise, BCE cancels at the logits that a head starts with, which shows where there are a few hundred.
     compared(*inputs, rtol=1e-4 if size == 64 and empty else 1e-5)
+
+
+@pytest.mark.skipif(not hasattr(tal, "SegTaskAlignedAssigner"), reason="no assigner of this release looks at masks")
+def test_the_mask_aware_assigner_stays(monkeypatch):
+    """YOLO26-seg measures overlap of masks too, whatever the engine and the overlap of boxes."""
+    kind, seen = tal.SegTaskAlignedAssigner, []
+    stock = kind.pair_overlaps
+    monkeypatch.setattr(kind, "pair_overlaps", lambda *args, **keys: seen.append(args[0]) or stock(*args, **keys))
+    criterion = compared(*predicted("yolo26n-seg", size=256), tal_iou="giou")
+    leaves = branch_criteria(criterion)
+    assert all(leaf.assigner in seen and on_assigner(leaf.assigner).overlap for leaf in leaves) and len(leaves) == 2
 
 
 @pytest.mark.parametrize("loss", list_box_losses())

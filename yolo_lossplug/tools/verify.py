@@ -168,7 +168,7 @@ def verify(args: Mapping[str, Any]) -> tuple[dict[str, Any], list[Row]]:
 
 def _about(trial: one_step.Trial, model: str) -> dict[str, Any]:
     """Return versions, device, banner and seams."""
-    seams = patches.seams()
+    seams, runs = patches.seams(), banner(trial.selection, one_step.criterion_of(trial))
     return {
         "yolo_lossplug": yolo_lossplug.__version__,
         "ultralytics": VERSION,
@@ -176,7 +176,7 @@ def _about(trial: one_step.Trial, model: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "device": str(next(trial.model.parameters()).device),
         "model": model,
-        "runs": banner(trial.selection, one_step.criterion_of(trial)),
+        "runs": f"{runs} · {trial.rules.describe()}" if trial.rules else runs,
         "seams": {"found": [name for name, is_there in seams if is_there], "absent": [n for n, i in seams if not i]},
     }
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Optional
 
 import numpy as np
 import torch
@@ -14,7 +14,8 @@ from ultralytics.utils import DEFAULT_CFG_DICT
 
 from yolo_lossplug import shapes
 from yolo_lossplug.registry import LossPlugError
-from yolo_lossplug.selection.keys import CLASSIFY, DETR, keys
+from yolo_lossplug.selection.keys import CLASSIFY, DETR, TASKS, keys
+from yolo_lossplug.selection.regions import Rules
 from yolo_lossplug.selection.select import Selection, class_weights, select
 from yolo_lossplug.state import State
 from yolo_lossplug.ultralytics_hook.criterion import class_names
@@ -23,6 +24,7 @@ from yolo_lossplug.ultralytics_hook.engines.terms import stock_bbox_loss
 from yolo_lossplug.ultralytics_hook.family import with_task
 from yolo_lossplug.ultralytics_hook.host import dataset_of, device_of, load_model, moved, network_of
 from yolo_lossplug.ultralytics_hook.originals import v8OBBLoss
+from yolo_lossplug.ultralytics_hook.regions.data import rules_of_data
 from yolo_lossplug.ultralytics_hook.running import branches
 from yolo_lossplug.ultralytics_hook.trial import matched_step, one_run
 
@@ -54,6 +56,7 @@ class Trial(NamedTuple):
         preds: Outputs of the model.
         args: Arguments of the run, including our keys.
         selection: Selected losses.
+        rules: What of the data is not taught; the batch has no regions.
     """
 
     model: Any
@@ -61,6 +64,7 @@ class Trial(NamedTuple):
     preds: Any
     args: Any
     selection: Selection
+    rules: Optional[Rules] = None
 
 
 def trial(args: dict[str, Any]) -> Trial:
@@ -86,11 +90,13 @@ def trial(args: dict[str, Any]) -> Trial:
     made = load_model(args["model"], args.get("task"))
     cfg = get_cfg(overrides={**args, "mode": "train", "task": made.task})
     selection = select(with_task(vars(cfg), type(made.model)))
-    model = network_of(made, cfg, dataset_of(args, made.task) if cfg.data else None)
+    data = dataset_of(args, made.task) if cfg.data else None
+    rules = rules_of_data(data, cfg) if data and made.task in TASKS else None
+    model = network_of(made, cfg, data)
     model.to(device).train()
     batch = moved(drawn_batch(model, cfg), device)
     preds = matched_step.predict(model, batch) if selection.task == DETR else model(batch["img"])
-    return Trial(model, batch, preds, cfg, selection)
+    return Trial(model, batch, preds, cfg, selection, rules)
 
 
 def criterion_of(trial: Trial, is_stock: bool = False, **changes: Any) -> Any:
