@@ -50,7 +50,7 @@ EVERY = {"mean_side": (10.0, 15.0), "none": (0.1, 0.1), "without": 0.12, "confli
 
 
 def test_every_rule_has_a_case_and_its_threshold():
-    shares = dict(zip((0, 0.0004, 0.0042, 0.0094, 0.00996, 0.06, 0.314, 1), ["0", "<0.1", "0.4", "0.9", "1", "6", "31", "100"]))
+    shares = {0: "0", 0.0004: "<0.1", 0.0042: "0.4", 0.0094: "0.9", 0.00996: "1", 0.06: "6", 0.314: "31", 1: "100"}
     assert {share: percent(share).replace("below ", "<") for share in shares} == {
         k: f"{v} %" for k, v in shares.items()
     }
