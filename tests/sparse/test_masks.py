@@ -144,6 +144,15 @@ def test_gradients_in_half_and_twice():
     torch.testing.assert_close(found[torch.bfloat16], found[torch.float32], rtol=1e-2, atol=0)
 
 
+def test_the_loss_of_masks_that_fit_does_not_cancel():
+    rng = torch.Generator().manual_seed(0)
+    mask, size = (torch.rand(1, 48, 32, generator=rng) > 0.5).float(), torch.rand(1, 48, 32, generator=rng) * 4 + 6
+    image = torch.tensor([0])
+    objects = mask_term.MaskedObjects(image + 1, image, torch.tensor([[0, 0, 32, 48]]), image, None, torch.ones(1))
+    loss = mask_term.mask_sum(torch.ones(1, 1), ((2 * mask - 1) * size).unsqueeze(0), mask, objects)
+    assert float(loss) == pytest.approx(float((-size.double()).exp().log1p().sum()), rel=1e-5)
+
+
 def test_nothing_large_is_computed(monkeypatch):
     monkeypatch.setitem(mask_term.CHUNK, "cpu", 2000)
     args = problem("whole", 20, 10)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Optional
 
 import torch
 from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from yolo_lossplug.sparse.huge_pages import zeros
 
@@ -81,8 +82,8 @@ class _MaskSum(torch.autograd.Function):
         sums = [prototypes.new_zeros((), dtype=torch.float32)]
         for part in _parts(prototypes, masks, objects):
             x = coefficients[part.rows].float() @ prototypes[part.place].flatten(1).float()
-            match = torch.mv(x, part.mask).sum()
-            sums.append((torch.ops.aten.softplus(x, out=x).sum() - match) * part.weight)
+            # Not Σ softplus(x) − Σ x·t, which cancels where masks fit.
+            sums.append(binary_cross_entropy_with_logits(x, part.mask.expand_as(x), reduction="sum") * part.weight)
         return torch.stack(sums).sum()
 
     @staticmethod
