@@ -33,6 +33,21 @@ class Pickier(TaskAlignedAssigner):
         return mask & (torch.arange(mask.shape[-1], device=mask.device) % 2 == 0)
 
 
+class Softer(TaskAlignedAssigner):
+    def forward(self, *args, **kwargs):
+        labels, boxes, scores, *others = super().forward(*args, **kwargs)
+        return labels, boxes, scores / 2 + 0.01, *others
+
+
+class Smudger(TaskAlignedAssigner):
+    def forward(self, *args, **kwargs):
+        labels, boxes, *others = super().forward(*args, **kwargs)
+        return labels, boxes * 0.95, *others
+
+
+ASSIGNERS = {"assigner": Pickier, "soft targets": Softer, "other boxes": Smudger}
+
+
 def with_part(part, made):
     """Return the criterion of a model, in which a part is another."""
     criterion = {"bbox_decode": Shifted, "preprocess": Smaller}.get(part, v8DetectionLoss)(made)
@@ -40,6 +55,6 @@ def with_part(part, made):
         criterion.bce = Doubled(reduction="none")
     if part == "bbox_loss":
         criterion.bbox_loss = Halved(16).to(criterion.device)
-    if part == "assigner":
-        criterion.assigner = Pickier(10, 3, 0.5)
+    if part in ASSIGNERS:
+        criterion.assigner = ASSIGNERS[part](10, 3, 0.5)
     return criterion

@@ -13,7 +13,7 @@ from ultralytics.utils import tal
 from ultralytics.utils.loss import v8DetectionLoss, v8OBBLoss, v8PoseLoss, v8SegmentationLoss
 
 from tests.models import batch, is_plugged, model, predicted, step, with_agreeing_engines, with_keys
-from tests.parts import with_part
+from tests.parts import ASSIGNERS, with_part
 from tests.runs import Log, results, train
 from yolo_lossplug import LossPlugError, Option, class_loss, create_class_loss
 from yolo_lossplug.registry import REGISTRY, ROTATED
@@ -166,7 +166,7 @@ def test_a_class_loss_that_reads_the_whole_batch_is_given_the_whole_batch(step_i
     assert tuple(step_inputs[1]["scores"].permute(0, 2, 1).shape) in shapes
 
 
-@pytest.mark.parametrize("part", ["bce", "bbox_loss", "bbox_decode", "assigner"])
+@pytest.mark.parametrize("part", ["bce", "bbox_loss", "bbox_decode", *ASSIGNERS])
 def test_parts_that_somebody_else_has_put_in_are_used(step_inputs, part):
     made, preds, data = step_inputs
     losses = []
@@ -239,6 +239,13 @@ def test_every_kind_of_criterion_stays_what_it_is():
             assert isinstance(leaf, kind) and type(leaf).__module__ == v8DetectionLoss.__module__
 
 
+@pytest.mark.parametrize(("task", "name"), [("-seg", "single_mask_loss"), ("-pose", "kpts_decode")])
+def test_a_method_of_one_object_is_somebody_elses(task, name):
+    criterion = KINDS[task](model(f"yolov8n{task}"))
+    setattr(criterion, name, lambda *args: args[1] * 2)
+    assert not running_part(plug(criterion, select({"loss_engine": "fast"})))
+
+
 def test_tasks_that_have_no_fast_engine():
     for task, engine in (("obb", "triton"), ("classify", "triton"), ("classify", "fast")):
         with pytest.raises(LossPlugError, match=f"loss_engine={engine} cannot be used with task={task}: it"):
@@ -246,13 +253,11 @@ def test_tasks_that_have_no_fast_engine():
         assert select({"task": task, "loss_engine": "auto"}).loss_engine == "auto"
 
 
-def test_a_fork_of_the_step_of_rotated_boxes_is_left_alone():
-    class Fork(v8OBBLoss):
-        def loss(self, preds, batch):
-            return super().loss(preds, batch)
-
-    criterion = plug(Fork(model("yolov8n-obb")), select({"task": "obb", "loss": "kld"}))
-    assert type(criterion) is Fork and "another one" in str(criterion.lossplug.decision)
+@pytest.mark.parametrize("name", ["loss", "calculate_angle_loss"])
+def test_a_fork_of_the_step_of_rotated_boxes_is_left_alone(name):
+    kind = type("Fork", (v8OBBLoss,), {name: lambda self, *args: getattr(v8OBBLoss, name)(self, *args)})
+    criterion = plug(kind(model("yolov8n-obb")), select({"task": "obb", "loss": "kld"}))
+    assert type(criterion) is kind and "another one" in str(criterion.lossplug.decision)
     with pytest.raises(LossPlugError, match="loss_engine=triton cannot be used: boxes are rotated"):
         choice.decide_engine("triton", with_keys(model("yolov8n-obb"), loss="kld"))
 

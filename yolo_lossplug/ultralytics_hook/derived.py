@@ -42,6 +42,14 @@ def layers(cls: type) -> tuple[type, ...]:
     return (*layers(about["stock_class"]), about["mixin"]) if "stock_class" in about else (cls,)
 
 
+def has_stock_methods(thing: Any, stock: Any, names: tuple[str, ...]) -> bool:
+    """Return whether methods are those of a class of the host: no subclass overrides one, and no object has its own."""
+    cls = layers(type(thing))[0]
+    return issubclass(cls, stock) and all(
+        getattr(cls, name, None) is getattr(stock, name, None) and name not in vars(thing) for name in names
+    )
+
+
 def _made_again(stock: Any, *mixins: Any) -> Any:
     derived: Any = functools.reduce(lambda cls, mixin: _derived(mixin, cls), mixins, stock)
     return derived.__new__(derived)

@@ -17,7 +17,7 @@ from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.ultralytics_hook.attached import on_criterion
 from yolo_lossplug.ultralytics_hook.console import warn_once
 from yolo_lossplug.ultralytics_hook.decision import Decision
-from yolo_lossplug.ultralytics_hook.derived import layers
+from yolo_lossplug.ultralytics_hook.derived import has_stock_methods
 from yolo_lossplug.ultralytics_hook.engines import record
 from yolo_lossplug.ultralytics_hook.engines.agreement import tolerance_error
 from yolo_lossplug.ultralytics_hook.engines.fast import FastMixin
@@ -175,7 +175,7 @@ def why_not_fast(criterion: Any) -> Optional[str]:
     if not hasattr(v8DetectionLoss, METHOD):
         return "this release of Ultralytics has no step to replace"
     rotated = isinstance(criterion, v8OBBLoss)
-    if rotated and getattr(layers(type(criterion))[0], "loss", None) is not v8OBBLoss.loss:
+    if rotated and not has_stock_methods(criterion, v8OBBLoss, ("loss", "calculate_angle_loss")):
         return "the criterion of these rotated boxes is another one"
     errors = self_test(str(device), *head_key(criterion), v8OBBLoss if rotated else v8DetectionLoss)
     return "it fails with this release of Ultralytics" if math.isinf(errors[0]) else tolerance_error(*errors)

@@ -154,7 +154,7 @@ def assigned_by(
         measure = lazy_measure(criterion, decoder, scores, targets, gts)
         levels = levels_of_shapes(points.to(targets.boxes.dtype), anchors.shapes)
         return sparse_assignment(assigner, gts, measure, levels, targets.boxes, targets.mask)
-    _, _, target_scores, foreground, slot = assigner(
+    _, gt_boxes, target_scores, foreground, slot = assigner(
         scores.detach().permute(0, 2, 1).sigmoid(),
         decoder.decode_all(),
         points,
@@ -164,9 +164,13 @@ def assigned_by(
         **extra,
     )
     index = foreground.flatten().nonzero().squeeze(1)
-    first = index // len(points) * targets.mask.shape[1]
-    score = target_scores.flatten(0, 1)[index].sum(-1)
-    return Assignment(index, first + slot.flatten()[index].long(), score)
+    owner = index // len(points) * targets.mask.shape[1] + slot.flatten()[index].long()
+    score = target_scores.flatten(0, 1)[index, targets.labels.flatten().long()[owner].clamp_(0)]
+    # Somebody else's assigner may have targets of several classes, of the background, or other boxes.
+    is_usual = target_scores.count_nonzero() == score.count_nonzero()
+    if not is_usual or not torch.equal(gt_boxes.flatten(0, 1)[index], targets.boxes.flatten(0, 1)[owner]):
+        return None
+    return Assignment(index, owner, score)
 
 
 class Decoder:

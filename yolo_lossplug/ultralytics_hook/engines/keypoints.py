@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from yolo_lossplug.sparse.distance_term import gather
 from yolo_lossplug.ultralytics_hook import patching
 from yolo_lossplug.ultralytics_hook.attached import on_criterion
-from yolo_lossplug.ultralytics_hook.derived import Derived, derive, layers
+from yolo_lossplug.ultralytics_hook.derived import Derived, derive, has_stock_methods
 from yolo_lossplug.ultralytics_hook.engines.agreement import relative_error
 from yolo_lossplug.ultralytics_hook.engines.fast import uncompiled
 from yolo_lossplug.ultralytics_hook.originals import KeypointLoss, v8PoseLoss
@@ -62,9 +62,7 @@ class KeypointMixin(Derived):
 
 def can_have_keypoints(criterion: object) -> bool:
     """Return whether a criterion is a pose one with the host's keypoint terms, which take the positives alone."""
-    stock = layers(type(criterion))[0]
-    hosts = [getattr(v8PoseLoss, name, None) for name in SEAMS]  # None before the release that has them all
-    if not issubclass(stock, v8PoseLoss) or None in hosts or [getattr(stock, name) for name in SEAMS] != hosts:
+    if not has_stock_methods(criterion, v8PoseLoss, SEAMS) or not all(hasattr(v8PoseLoss, name) for name in SEAMS):
         return False
     parameters = patching.parameters_of(v8PoseLoss.calculate_keypoints_loss)
     return tuple(parameter.name for parameter in parameters[1:]) == PARAMETERS

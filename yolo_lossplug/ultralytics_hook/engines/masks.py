@@ -14,7 +14,7 @@ from ultralytics.utils.ops import xyxy2xywh
 from yolo_lossplug.sparse.distance_term import gather
 from yolo_lossplug.sparse.mask_term import MaskedObjects, mask_sum
 from yolo_lossplug.ultralytics_hook import patching
-from yolo_lossplug.ultralytics_hook.derived import Derived, derive, layers
+from yolo_lossplug.ultralytics_hook.derived import Derived, derive, has_stock_methods
 from yolo_lossplug.ultralytics_hook.engines.agreement import relative_error
 from yolo_lossplug.ultralytics_hook.engines.fast import uncompiled
 from yolo_lossplug.ultralytics_hook.originals import v8SegmentationLoss
@@ -41,19 +41,7 @@ class MaskMixin(Derived):
         imgsz: Tensor,
         *extra: Any,
     ) -> Tensor:
-        """Return the mask term, as the host's method does.
-
-        Args:
-            fg_mask: Which anchors are positive (b, A).
-            masks: Gt masks (b, H, W) with numbers of gts, or (gts of all images, H, W) if masks may overlap.
-            target_gt_idx: Gt slots (b, A) of the anchors.
-            target_bboxes: Gt boxes (b, A, 4) of the anchors, x1 y1 x2 y2 in pixels.
-            batch_idx: Images (gts of all images, 1) of the gts.
-            proto: Prototypes (b, M, H, W).
-            pred_masks: Coefficients (b, A, M).
-            imgsz: Height and width of the network input in pixels (2,).
-            *extra: Further arguments of older releases.
-        """
+        """Return the mask term, as the host's method does; `extra` are further arguments of older releases."""
         # Older releases leave out images beyond the number of objects where masks may overlap.
         if not fg_mask.any() or not (self.overlap or len(masks) >= len(proto)):
             inputs = fg_mask, masks, target_gt_idx, target_bboxes, batch_idx, proto, pred_masks, imgsz
@@ -120,10 +108,7 @@ def planes(batch_idx: Tensor, image: Tensor, slot: Tensor) -> Tensor:
 
 def can_have_masks(criterion: Any) -> bool:
     """Return whether masks of a criterion may be drawn inside boxes: it is a segment one with the host's mask term."""
-    stock = layers(type(criterion))[0]
-    return issubclass(stock, v8SegmentationLoss) and all(
-        getattr(stock, name) is getattr(v8SegmentationLoss, name) for name in SEAMS
-    )
+    return has_stock_methods(criterion, v8SegmentationLoss, SEAMS)
 
 
 @functools.cache
