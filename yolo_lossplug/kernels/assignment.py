@@ -89,14 +89,9 @@ class AnchorGts(NamedTuple):
 
 
 def assign_rows(gts: GtRows, scores: Tensor, grid: Tensor, anchors: KernelAnchors, config: AssignerConfig) -> AnchorGts:
-    """Assign anchors to gts.
+    """Assign anchors to gts, by contiguous logits (b, classes, A), and predicted boxes (b·A, 4).
 
-    Args:
-        gts: The N rows.
-        scores: Logits (b, classes, A), contiguous.
-        grid: Predicted boxes (b·A, 4), x1 y1 x2 y2 in cells, float32, rounded as by Ultralytics.
-        anchors: The anchors.
-        config: Settings of the assigner.
+    These are x1 y1 x2 y2 in cells, float32, rounded as by Ultralytics.
     """
     n_images, n_classes, n_anchors = scores.shape
     n, total, device = len(gts.boxes), n_images * n_anchors, scores.device

@@ -22,13 +22,8 @@ def box_sums(
 ) -> tuple[Tensor, Tensor]:
     """Return partial sums of score·L and of score·(DFL or L1), float32.
 
-    Args:
-        outputs: Outputs of the head (b, 4·R, A), contiguous.
-        boxes: Boxes of gts (N, 4), x1 y1 x2 y2 in pixels.
-        assigned: The assignment.
-        grid: Predicted boxes (b·A, 4) in cells.
-        anchors: The anchors.
-        config: Settings of the terms.
+    Of the head there are outputs (b, 4·R, A), contiguous, and predicted boxes (b·A, 4) in cells; of gts boxes (N, 4),
+    x1 y1 x2 y2 in pixels.
     """
     n_images, _, n_anchors = outputs.shape
     programs = (triton.cdiv(n_anchors, ANCHORS_PER_PROGRAM), n_images)
@@ -68,14 +63,7 @@ def _constants(config: BoxTermConfig) -> dict[str, Any]:
 
 
 class Slots(NamedTuple):
-    """The positives in a list with a slot for every selection; unused slots have score 0.
-
-    Attributes:
-        predicted: Boxes (N·k, 4), x1 y1 x2 y2 in cells.
-        targets: Boxes (N·k, 4) of their gts in cells.
-        scores: Scores (N·k,).
-        strides: Pixels per cell (N·k, 1).
-    """
+    """The positives in a list with a slot for every selection: boxes (N·k, 4) in cells; unused slots have score 0."""
 
     predicted: Tensor
     targets: Tensor

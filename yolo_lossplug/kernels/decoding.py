@@ -34,13 +34,8 @@ class BoxTermConfig(NamedTuple):
 def decode(outputs: Tensor, anchors: KernelAnchors, config: BoxTermConfig, bins: Tensor) -> Tensor:
     """Return the predicted boxes (b·A, 4), x1 y1 x2 y2 in cells, float32.
 
-    The product of probabilities and bins is torch's: no other order of additions gives the bits of its library.
-
-    Args:
-        outputs: Outputs of the head (b, 4·R, A), contiguous.
-        anchors: The anchors.
-        config: Settings of the terms.
-        bins: The values 0 to R − 1 (R,).
+    Outputs of the head (b, 4·R, A) are contiguous; bins are the values 0 to R − 1 (R,). The product of probabilities
+    and bins is torch's: no other order of additions gives the bits of its library.
     """
     n_images, _, n_anchors = outputs.shape
     grid = torch.empty(n_images * n_anchors, 4, device=outputs.device)

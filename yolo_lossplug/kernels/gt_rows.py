@@ -59,22 +59,14 @@ def describe_gts(
     anchors: KernelAnchors,
     floor: tuple[float, float],
 ) -> GtRows:
-    """Return the rows of a batch.
+    """Return the rows of a batch: image and class of each gt (N,), boxes (N, 4) as the batch has them.
 
-    Args:
-        image: Image of each gt (N,).
-        label: Class of each gt (N,).
-        boxes: Boxes (N, 4) as centre and size, relative to the network input.
-        shape: Number of images, and of classes.
-        anchors: The anchors.
-        floor: Side below which a box is widened for the search, and the side it gets; zeros for never.
+    `shape` is the number of images, and of classes; `floor` the side below which a box is widened for the search, and
+    the side it gets, zeros for never.
     """
-    n, n_levels = len(image), len(anchors.levels)
-    gts = GtRows(
-        torch.empty(n, N_HEADER.value + 4 * n_levels, dtype=torch.int32, device=boxes.device),
-        torch.empty(n, 4, device=boxes.device),
-        torch.zeros(shape[0], dtype=torch.int32, device=boxes.device),
-    )
+    n, n_levels, device = len(image), len(anchors.levels), boxes.device
+    info = torch.empty(n, N_HEADER.value + 4 * n_levels, dtype=torch.int32, device=device)
+    gts = GtRows(info, torch.empty(n, 4, device=device), torch.zeros(shape[0], dtype=torch.int32, device=device))
     if n:
         sources = (image, label, boxes, anchors.centres, anchors.levels, anchors.scale)
         constants = {"LEVELS": n_levels, "WIDEN": floor[0] > 0, "BLOCK": 128}

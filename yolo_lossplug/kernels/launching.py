@@ -26,14 +26,7 @@ EXACT_REGISTERS = 96
 
 
 class Launched(NamedTuple):
-    """A binary that was launched.
-
-    Attributes:
-        run: Launches it.
-        function: Its handle.
-        packed: What Triton knows of it.
-        constants: Constants that it was compiled with, in the order of the kernel's arguments.
-    """
+    """A binary that was launched: what runs it, its handle, what Triton knows of it, and its constants in order."""
 
     run: Callable[..., Any]
     function: Any
@@ -70,8 +63,7 @@ def launch(
         key = (kernel.fn, device, *constants.values(), *_kinds(args))
         known = launched.get(key)
         if known is not None:
-            stream = driver.active.get_current_stream(device)
-            x, y, z = grid if len(grid) == 3 else (*grid, 1, 1)[:3]
+            stream, (x, y, z) = driver.active.get_current_stream(device), (*grid, 1, 1)[:3]
             # Hooks, which profilers of Triton set, see the first launch only.
             known.run(x, y, z, stream, known.function, known.packed, None, None, None, *args, *known.constants)
             return

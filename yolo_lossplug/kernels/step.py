@@ -49,15 +49,10 @@ class StepInputs(NamedTuple):
 
 
 def step_losses(outputs: Tensor, scores: Tensor, step: StepInputs) -> tuple[Tensor, Tensor]:
-    """Return the box, the class and the distance term, times their gains and divided by the sum of the scores.
+    """Return terms (3,) from contiguous outputs of the head, and factors (3,), both float32.
 
-    Args:
-        outputs: Outputs of the head (b, 4·R, A), contiguous.
-        scores: Logits (b, classes, A), contiguous.
-        step: Inputs of the terms.
-
-    Returns:
-        Terms (3,), and gains divided by the sum of the scores, not below 1 (3,), both float32.
+    Terms are those of box, class and distance, times their gains and divided by the sum of the scores, not below 1;
+    factors are these gains divided by it.
     """
     return _Losses.apply(outputs, scores, step)
 
