@@ -19,35 +19,16 @@ from yolo_lossplug.registry import ROTATED, SOFTMAX, LossPlugError
 from yolo_lossplug.selection.keys import CLASSIFY, DETR, NUMBERS, STOCK_BOX, refuse_unknown
 from yolo_lossplug.selection.select import Selection, class_weights, select
 from yolo_lossplug.state import Scope, State
-from yolo_lossplug.ultralytics_hook import detr
+from yolo_lossplug.ultralytics_hook import detr, originals, running
 from yolo_lossplug.ultralytics_hook.assigner import set_overlap, set_topk
 from yolo_lossplug.ultralytics_hook.attached import on_assigner, on_criterion
 from yolo_lossplug.ultralytics_hook.engines import choice, terms
 from yolo_lossplug.ultralytics_hook.members import PluggedBboxLoss, PluggedClassLoss, PluggedSoftmaxLoss
 from yolo_lossplug.ultralytics_hook.min_side import set_min_side
-from yolo_lossplug.ultralytics_hook.originals import (
-    BboxLoss,
-    DETRLoss,
-    RotatedTaskAlignedAssigner,
-    v8ClassificationLoss,
-    v8DetectionLoss,
-    v8OBBLoss,
-    v8PoseLoss,
-    v8SegmentationLoss,
-)
 from yolo_lossplug.ultralytics_hook.regions.loss import regions_of, silence
 from yolo_lossplug.ultralytics_hook.run import runs
 from yolo_lossplug.ultralytics_hook.run.report import Collector
 from yolo_lossplug.ultralytics_hook.run.watch import meter_of, watch
-from yolo_lossplug.ultralytics_hook.running import (
-    ONE_TO_ONE,
-    branch_criteria,
-    branches,
-    describe_module,
-    is_host_ciou,
-    is_one_to_one,
-    running,
-)
 
 
 class PluggedCriterion:
@@ -68,7 +49,7 @@ class PluggedCriterion:
         host, branch = {}, "main"
         if kwargs.get("tal_topk2") is not None:  # a one-to-one head, which keeps the host's values
             host = {key: kwargs.pop(key) for key in ("tal_topk", "tal_topk2") if key in kwargs}
-            branch = ONE_TO_ONE
+            branch = running.ONE_TO_ONE
         elif kwargs.get("tal_topk") == NUMBERS["tal_topk"].default:  # compound criteria of the host name their default
             del kwargs["tal_topk"]
         of_model = arguments(model)
@@ -95,23 +76,23 @@ class WithGains:
         return getattr(self.model_, name)
 
 
-class DetectionLoss(PluggedCriterion, v8DetectionLoss):
+class DetectionLoss(PluggedCriterion, originals.v8DetectionLoss):
     """Detection criterion: ``DetectionLoss(model, loss="eiou", cls_loss="qfl")``."""
 
 
-class SegmentationLoss(PluggedCriterion, v8SegmentationLoss):
+class SegmentationLoss(PluggedCriterion, originals.v8SegmentationLoss):
     """Instance segmentation criterion; the mask terms are the host's."""
 
     task = "segment"
 
 
-class PoseLoss(PluggedCriterion, v8PoseLoss):
+class PoseLoss(PluggedCriterion, originals.v8PoseLoss):
     """Pose criterion; the keypoint terms are the host's."""
 
     task = "pose"
 
 
-class OBBLoss(PluggedCriterion, v8OBBLoss):
+class OBBLoss(PluggedCriterion, originals.v8OBBLoss):
     """Criterion of rotated boxes: takes losses of rotated boxes, ``OBBLoss(model, loss="kld")``."""
 
     task = "obb"
@@ -159,11 +140,11 @@ def plug(
     """
     if not selection.is_active:
         return criterion
-    if isinstance(criterion, v8ClassificationLoss):
+    if isinstance(criterion, originals.v8ClassificationLoss):
         selection = selection if selection.cls.kind == SOFTMAX else _of_task(selection, CLASSIFY)
         weights = class_weights(selection, max(names or {}, default=-1) + 1, names or {})
         return PluggedSoftmaxLoss(criterion, selection, weights)
-    leaves = list(branches(criterion, branch))
+    leaves = list(running.branches(criterion, branch))
     if not leaves:
         raise LossPlugError(
             f"{', '.join(sorted(selection.chosen))} cannot be used with {type(criterion).__name__}, which has no box "
@@ -183,14 +164,14 @@ def leave_out_regions(criterion: Any) -> None:
     Raises:
         LossPlugError: If it has no class term of anchors or queries.
     """
-    leaves = branch_criteria(criterion)
+    leaves = running.branch_criteria(criterion)
     if not leaves:
         raise LossPlugError(
             f"ignore and annotated cannot be used with {type(criterion).__name__}, which has no class term of the kind "
             f"that detect, segment, pose and obb models train with; remove them from the data or the keys."
         )
     for leaf in leaves:
-        if isinstance(leaf, DETRLoss):
+        if isinstance(leaf, originals.DETRLoss):
             detr.leave_out_regions_detr(leaf)
         else:
             silence(leaf, leaf.stride)
@@ -204,7 +185,7 @@ def with_regions(stock: Callable[..., Any], model: Any, batch: Any, *args: Any, 
         model.criterion = model.init_criterion()
     leave_out_regions(model.criterion)
     with regions_of(batch) as regions:
-        for leaf in branch_criteria(model.criterion) if torch.is_grad_enabled() else ():
+        for leaf in running.branch_criteria(model.criterion) if torch.is_grad_enabled() else ():
             meter = meter_of(getattr(leaf, "assigner", None))
             if meter is not None and regions is not None:
                 meter.silenced += regions.count(leaf.stride, meter.silenced)
@@ -218,32 +199,32 @@ def with_input_size_and_regions(stock: Callable[..., Any], model: Any, batch: An
 
 
 def _plug_leaf(leaf: Any, branch: str, selection: Selection, scope: Scope, names: Mapping[int, str]) -> None:
-    if isinstance(leaf, DETRLoss):
+    if isinstance(leaf, originals.DETRLoss):
         selection = selection if selection.task == DETR else _of_task(selection, DETR)
         detr.plug_detr(leaf, selection, scope, class_weights(selection, leaf.nc, names))
         return
-    is_rotated = isinstance(leaf.assigner, RotatedTaskAlignedAssigner)
+    is_rotated = isinstance(leaf.assigner, originals.RotatedTaskAlignedAssigner)
     if is_rotated != (selection.box.kind == ROTATED):
         selection = _of_task(selection, "obb" if is_rotated else "detect")
     attached = on_criterion(leaf)
-    is_stock = type(leaf.bbox_loss) is BboxLoss  # that of a fork may compute another loss than `ciou`
-    if not selection.has_stock_box_loss or (selection.box.name == STOCK_BOX and is_stock and not is_host_ciou()):
+    is_ciou = selection.box.name == STOCK_BOX and type(leaf.bbox_loss) is originals.BboxLoss
+    if not selection.has_stock_box_loss or (is_ciou and not running.is_host_ciou()):  # but another loss of a fork
         stock = terms.stock_bbox_loss(leaf.bbox_loss)
         leaf.bbox_loss = PluggedBboxLoss(stock, selection.box.within(scope), leaf.stride)
     if not selection.has_stock_class_loss:
         _install_class_loss(leaf, selection, scope, names)
-    if not is_one_to_one(branch, leaf):
+    if not running.is_one_to_one(branch, leaf):
         set_assigner_options(leaf.assigner, selection)
     if selection.overlap is not None:
         set_overlap(leaf.assigner, selection.overlap)
     choice.install_engine(leaf, choice.decide_engine(selection.loss_engine, leaf))
-    attached.selection, attached.running = selection, {**running(leaf), **_stock_members(leaf, selection)}
+    attached.selection, attached.running = selection, {**running.running(leaf), **_stock_members(leaf, selection)}
 
 
-def _stock_members(leaf: v8DetectionLoss, selection: Selection) -> dict[str, Any]:
+def _stock_members(leaf: originals.v8DetectionLoss, selection: Selection) -> dict[str, Any]:
     """Return the keys selected as the host's own where the criterion still holds another member from before."""
     stock: dict[str, Any] = {}
-    if selection.has_stock_box_loss and isinstance(leaf.bbox_loss, PluggedBboxLoss) and is_host_ciou():
+    if selection.has_stock_box_loss and isinstance(leaf.bbox_loss, PluggedBboxLoss) and running.is_host_ciou():
         stock["loss"] = selection.box.name
     if selection.has_stock_class_loss and isinstance(leaf.bce, PluggedClassLoss):
         stock["cls_loss"] = selection.cls.name
@@ -252,11 +233,11 @@ def _stock_members(leaf: v8DetectionLoss, selection: Selection) -> dict[str, Any
     return stock
 
 
-def _install_class_loss(leaf: v8DetectionLoss, selection: Selection, scope: Scope, names: Mapping[int, str]) -> None:
+def _install_class_loss(leaf: Any, selection: Selection, scope: Scope, names: Mapping[int, str]) -> None:
     if not isinstance(leaf.bce, PluggedClassLoss) and not terms.has_stock_bce(leaf):
-        keys = [key for key in ("cls_loss", "cls_smoothing", "cls_weights") if key in selection.given]
+        keys = ", ".join(key for key in ("cls_loss", "cls_smoothing", "cls_weights") if key in selection.given)
         raise LossPlugError(
-            f"{', '.join(keys)} cannot be used with this criterion, whose class loss is {describe_module(leaf.bce)}: "
+            f"{keys} cannot be used with this criterion, whose class loss is {running.describe_module(leaf.bce)}: "
             f"it would be replaced. Remove the keys, or give the criterion a plain BCEWithLogitsLoss and use "
             f"cls_weights."
         )

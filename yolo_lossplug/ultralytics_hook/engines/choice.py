@@ -18,16 +18,9 @@ from yolo_lossplug.ultralytics_hook.attached import on_criterion
 from yolo_lossplug.ultralytics_hook.console import warn_once
 from yolo_lossplug.ultralytics_hook.decision import Decision
 from yolo_lossplug.ultralytics_hook.derived import has_stock_methods
-from yolo_lossplug.ultralytics_hook.engines import record
+from yolo_lossplug.ultralytics_hook.engines import install, record
 from yolo_lossplug.ultralytics_hook.engines.agreement import tolerance_error
 from yolo_lossplug.ultralytics_hook.engines.fast import FastMixin
-from yolo_lossplug.ultralytics_hook.engines.install import (
-    install_fast_step,
-    install_part,
-    proven_part,
-    remove_fast_step,
-    running_part,
-)
 from yolo_lossplug.ultralytics_hook.engines.parity import METHOD, EngineFailed, Setting, parity_agreement, self_test
 from yolo_lossplug.ultralytics_hook.engines.record import FAST, REFERENCE
 from yolo_lossplug.ultralytics_hook.originals import v8DetectionLoss, v8OBBLoss
@@ -50,7 +43,7 @@ def decide_engine(engine: str, criterion: Any) -> Decision:
     decision = _step_decision(engine, criterion)
     # On a GPU only where the engine was asked for by name: of masks and keypoints nothing is measured there.
     is_wanted = criterion.device.type in FAST_DEVICE_TYPES or not (decision.is_lazy or decision.measured)
-    return decision._replace(part=proven_part(criterion) if is_wanted else "")
+    return decision._replace(part=install.proven_part(criterion) if is_wanted else "")
 
 
 def _step_decision(engine: str, criterion: Any) -> Decision:
@@ -85,12 +78,12 @@ def _recorded(criterion: Any, is_lazy: bool) -> Decision:
 
 def install_engine(criterion: Any, decision: Decision) -> None:
     """Make a criterion take the steps of an engine."""
-    remove_fast_step(criterion)
+    install.remove_fast_step(criterion)
     if decision.name != REFERENCE:
-        install_fast_step(criterion, decision.is_lazy)
+        install.install_fast_step(criterion, decision.is_lazy)
     if decision.name == TRITON:
         use_kernels(criterion)
-    install_part(criterion, decision.part)
+    install.install_part(criterion, decision.part)
     on_criterion(criterion).decision = decision
 
 
@@ -99,7 +92,7 @@ def running_engine(criterion: Any) -> Union[Decision, str]:
     decision = on_criterion(criterion).decision
     if isinstance(criterion, FastMixin) != (decision.name != REFERENCE):
         return REFERENCE
-    return decision._replace(part=running_part(criterion))
+    return decision._replace(part=install.running_part(criterion))
 
 
 def why_no_kernels(engine: str, device: Any) -> Optional[str]:
@@ -140,7 +133,7 @@ def kernel_trouble(setting: Setting) -> Optional[str]:
     """Return what is wrong with the kernels on a device, None if they match the host's own step."""
 
     def prepare(criterion: Any) -> None:
-        install_fast_step(criterion, is_lazy=False)
+        install.install_fast_step(criterion, is_lazy=False)
         use_kernels(criterion, is_trial=True)
 
     try:

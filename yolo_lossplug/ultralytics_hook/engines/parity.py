@@ -62,10 +62,7 @@ def self_test(
     device: str, reg_max: int, strides: tuple[float, ...], kind: type = v8DetectionLoss
 ) -> tuple[float, float]:
     """Return `parity_errors` of the fast engine; infinite where the host has changed so that it fails."""
-
-    def prepare(criterion: Any) -> None:
-        install_fast_step(criterion, is_lazy=False)
-
+    prepare = functools.partial(install_fast_step, is_lazy=False)
     try:
         return parity_errors(Setting(device, reg_max, strides), prepare, kind)
     except EngineFailed:
