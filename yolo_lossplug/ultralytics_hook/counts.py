@@ -140,11 +140,9 @@ class Meter:
             labels: Classes (b, n, 1); None counts no classes.
             claims: Number of gts (b·A,) that select each anchor, before conflicts are resolved; None if unknown.
         """
-        if not torch.is_grad_enabled():
-            return
-        self.is_used = True
-        boxes = gt_boxes.flatten(0, 1).float()
-        if not len(boxes):
+        boxes, is_training = gt_boxes.flatten(0, 1).float(), torch.is_grad_enabled()
+        self.is_used = self.is_used or is_training
+        if not is_training or not len(boxes):
             return
         with torch.no_grad():
             sides = boxes[:, 2:4] if boxes.shape[1] == 5 else boxes[:, 2:] - boxes[:, :2]

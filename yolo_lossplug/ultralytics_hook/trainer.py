@@ -240,18 +240,16 @@ def init_criterion(stock: Callable[..., Any], model: Any) -> Any:
     args = with_task(arguments(model), type(model))
     if not given_keys(args):
         return stock(model)
-    run = runs.find(args)
+    run, names = runs.find(args), class_names(model)
     if run is None:  # by hand, or after training
-        return plug(stock(model), select(args), names=class_names(model))
+        return plug(stock(model), select(args), names=names)
     is_settled = run.selection.resolved() == given_keys(args)  # a callback may have changed the arguments: see `guard`
-    selection = run.selection if is_settled else select(args)
-    return plug(stock(model), selection, run.state, class_names(model), run.collector)
+    return plug(stock(model), run.selection if is_settled else select(args), run.state, names, run.collector)
 
 
 def _warn_of_ignored(overrides: dict[str, Any], selection: Selection) -> None:
     resolved = {"loss": STOCK_BOX, "cls_loss": STOCK_CLASS, REPORT: False, **selection.resolved()}
-    given = given_keys(overrides or {})
-    ignored = {key: value for key, value in given.items() if value != resolved.get(key)}
+    ignored = {key: value for key, value in given_keys(overrides or {}).items() if value != resolved.get(key)}
     if ignored:
         asked = ", ".join(f"{key}={value}" for key, value in ignored.items())
         kept = ", ".join(f"{key}={resolved.get(key)}" for key in ignored)

@@ -63,13 +63,11 @@ def _import_of(spec: Spec) -> str:
     if module != "__main__" and importlib.util.find_spec(module):
         return f"import {module}"
     file = Path(inspect.getsourcefile(function) or "")
-    if file.is_file() and any(_asks_for_main(node) for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))):
+    nodes = ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if file.is_file() else ()
+    compared = (node.left for node in nodes if isinstance(node, ast.Compare))
+    if any(isinstance(left, ast.Name) and left.id == "__name__" for left in compared):
         return f"from yolo_lossplug.selection.own import load_module; load_module({str(file)!r}, 'loss')"
     raise LossPlugError(
         f"loss={spec.name} is registered where the workers of multi-GPU training cannot load it from ({file}): move it "
         f"to a file of its own and pass loss=file.py:{function.__name__}, or train below `if __name__ == '__main__':`."
     )
-
-
-def _asks_for_main(node: ast.AST) -> bool:
-    return isinstance(node, ast.Compare) and isinstance(node.left, ast.Name) and node.left.id == "__name__"

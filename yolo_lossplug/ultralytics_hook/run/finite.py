@@ -56,20 +56,19 @@ def flat_terms(items: Any) -> Tensor:
     return torch.cat([torch.as_tensor(value).detach().reshape(-1) for value in values])
 
 
-def describe_term(name: str, running: Mapping[str, Any]) -> str:
-    """Return a term in words, with the loss that computes it where a key chooses that."""
-    key = TERMS.get(name if name.endswith("loss") else f"{name}_loss", "")
-    return f"{name} ({key}={running[key]})" if key in running else name
-
-
 def tell(terms: NanTracker, epoch: int, names: list[str], running: Mapping[str, Any]) -> None:
-    """Say once which terms were NaN or infinite first, if any was."""
+    """Say once which terms were NaN or infinite first, if any was, with the loss of each where a key chooses that."""
+
+    def described(i: int) -> str:
+        name = names[i] if i < len(names) else f"term {i + 1}"
+        key = TERMS.get(name if name.endswith("loss") else f"{name}_loss", "")
+        return f"{name} ({key}={running[key]})" if key in running else name
+
     batch, first = terms.earliest()
     if terms.is_done or not first:
         return
     terms.is_done = True
-    which = ", ".join(describe_term(names[i] if i < len(names) else f"term {i + 1}", running) for i in first)
     warn(
-        f"{which} became NaN or infinite first, in epoch {epoch + 1}, batch {batch + 1}. "
+        f"{', '.join(map(described, first))} became NaN or infinite first, in epoch {epoch + 1}, batch {batch + 1}. "
         f"Lower lr0, raise warmup_epochs, or try amp=False; if it stays, choose another loss."
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, Optional
 
@@ -16,7 +17,6 @@ import torch
 from ultralytics.utils import RANK
 
 from yolo_lossplug.boxes import SIZES
-from yolo_lossplug.selection.select import Selection
 from yolo_lossplug.state import reduce
 from yolo_lossplug.ultralytics_hook.attached import ATTRIBUTE
 from yolo_lossplug.ultralytics_hook.counts import COLUMNS, Meter, column_values
@@ -63,9 +63,8 @@ class Collector:
 
     def clear(self) -> None:
         """Reset the counts at the end of an epoch, or after an interrupted one."""
-        for meter in self.meters.values():
-            for part in meter.parts:
-                part.zero_()
+        for part in chain.from_iterable(meter.parts for meter in self.meters.values()):
+            part.zero_()
 
     def counted(self) -> dict[str, dict[str, Optional[float]]]:
         """Return the counts of all ranks together, by branch; call it on every rank. Those of classes are kept."""
@@ -74,13 +73,9 @@ class Collector:
             if not meter.is_used:
                 continue
             flat = reduce(torch.cat([part.flatten() for part in meter.parts]))
-            sums, claims, classes, silenced = (
-                part.view_as(like) for part, like in zip(flat.split([p.numel() for p in meter.parts]), meter.parts)
-            )
-            counts[branch] = column_values(
-                sums.tolist(), claims.tolist() if meter.has_claims else None, silenced.tolist()
-            )
-            self.by_class[branch] = classes.tolist()
+            parts = zip(flat.split([part.numel() for part in meter.parts]), meter.parts)
+            sums, claims, self.by_class[branch], silenced = (part.view_as(like).tolist() for part, like in parts)
+            counts[branch] = column_values(sums, claims if meter.has_claims else None, silenced)
         return counts
 
     def add(self, epoch: int, counted: dict[str, dict[str, Optional[float]]]) -> None:
@@ -168,7 +163,7 @@ def draw_report(trainer: Any) -> None:
     collector = collector_of(trainer)
     if collector is not None and collector.rows and trainer.args.plots:
         file = collector.file.with_name(PLOT)
-        selection: Selection = trainer.lossplug.selection
+        selection = trainer.lossplug.selection
         floor = "" if selection.tal_min_side is None else f" · tal_min_side={selection.tal_min_side:g}"
         losses = f"box {selection.box} · class {selection.cls}{floor}"
         plot(collector.rows, file, f"{Path(trainer.save_dir).name}: {losses}")
@@ -214,13 +209,8 @@ def _plot_panel(panel: Any, rows: list[dict[str, str]], unit: str, lines: Sequen
         if not all(math.isnan(value) for value in values):
             panel.plot(epochs, values, label=label, markevery=max(1, len(epochs) // 20), **style)
     panel.set_ylabel(unit)
-    panel.set_ylim(0, 1.1 * scale * _max_value(rows, [key for key, _ in lines]))
+    highest = max((v for key, _ in lines for row in rows if 0 < (v := float(row[key] or "nan")) < math.inf), default=1)
+    panel.set_ylim(0, 1.1 * scale * highest)
     panel.set_xlabel("epoch")
     panel.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     panel.grid(alpha=0.3)
-
-
-def _max_value(rows: list[dict[str, str]], keys: list[str]) -> float:
-    """Return the maximum of the positive finite values in some columns, 1 if there is none."""
-    values = (float(row[key] or "nan") for row in rows for key in keys)
-    return max((value for value in values if 0 < value < math.inf), default=1.0)
