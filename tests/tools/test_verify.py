@@ -5,9 +5,12 @@ import json
 import math
 import re
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from ultralytics import YOLO
+from ultralytics.nn.tasks import DetectionModel
 
 from tests.runs import run
 from yolo_lossplug import LossPlugError, cli
@@ -27,8 +30,13 @@ CASES = (
     ("yolov8n-seg.yaml", {"loss": "nwd", "cls_loss": "asl"}),
     ("yolov8n-pose.yaml", {"loss": "focal-siou"}),
     ("yolov8n-obb.yaml", {"loss": "kld", "cls_loss": "varifocal"}),
+    ("yolov8n-obb.yaml", {"tal_topk": 7}),
+    ("yolo26n-seg.yaml", {"loss": "eiou", "cls_loss": "qfl"}),
+    ("yolo26n-pose.yaml", {"loss": "eiou"}),
     ("yolov8n-cls.yaml", {"cls_loss": "focal", "cls_smoothing": 0.1}),
 )
+HOSTS = {"-seg": ["seg", "sem"], "26n-pose": ["pose", "kobj", "rle"], "-pose": ["pose", "kobj"], "-obb": ["angle"]}
+"""Terms that are the host's own, as training prints them."""
 
 
 def values(model="yolov8n.yaml", **keys):
@@ -39,15 +47,77 @@ def values(model="yolov8n.yaml", **keys):
 def test_what_is_asked_for_is_active(model, keys):
     found, rows = values(model, **keys)
     assert all(row.agrees and row.error < 5e-4 for row in rows)
-    is_split, is_classify = model == "yolov10n.yaml", "-cls" in model
-    assert [row.term for row in rows] == (["class"] if is_classify else [*one_step.TERMS] * (1 + is_split))
+    is_split, is_classify = model.startswith(("yolov10", "yolo26")), "-cls" in model
+    terms = ["box", "class", "l1" if "26" in model else "dfl"]
+    assert [row.term for row in rows if row.scale] == (["class"] if is_classify else terms * (1 + is_split))
+    hosts = next((names for part, names in HOSTS.items() if part in model), [])
+    assert [row.term for row in rows if not row.scale] == hosts * (1 + is_split)
+    assert all(row.verdict == "the host's own" for row in rows if not row.scale)
     for row in rows:
+        if not row.scale and "tal_topk" not in keys:
+            assert row.ours == pytest.approx(row.stock, rel=1e-5)
         asked = {"box": "loss", "class": "cls_loss"}.get(row.term)
         if asked in keys and not (is_classify and keys["cls_loss"] == "focal"):
             assert abs(row.ours / row.stock - 1) > 1e-3, "a check that sees no difference proves nothing"
         elif row.term == "dfl" and "tal_topk" not in keys:
             assert row.ours == pytest.approx(row.stock, rel=1e-5)
-    assert keys.get("loss", "ciou") in found["runs"] or is_classify
+    assert keys.get("loss", "probiou" if "-obb" in model else "ciou") in found["runs"] or is_classify
+
+
+def test_the_banner_names_the_overlap_that_runs():
+    """Newer releases assign by masks and keypoints, too."""
+    overlaps = {"yolo26n-seg.yaml": "siou and mask IoU", "yolo26n-pose.yaml": "OKS, siou without keypoints"}
+    for model, overlap in {**overlaps, "yolov8n-seg.yaml": "siou"}.items():
+        assert f"iou={overlap})" in values(model, tal_iou="siou")[0]["runs"]
+    assert "iou=probiou)" in values("yolov8n-obb.yaml", tal_topk=7)[0]["runs"]
+
+
+@pytest.mark.parametrize("overlap_mask", [True, False])
+def test_masks_of_a_trial_belong_to_its_boxes(overlap_mask):
+    batch = one_step.trial({"model": "yolov8n-seg.yaml", "imgsz": 160, "overlap_mask": overlap_mask}).batch
+    images = batch["batch_idx"].long()
+    assert batch["sem_masks"].shape == (4, 40, 40) and len(batch["masks"]) == (4 if overlap_mask else len(images))
+    for i, (x, y, w, h) in enumerate((batch["bboxes"] * 40).tolist()):
+        number = int((images[: i + 1] == images[i]).sum())
+        mask = batch["masks"][images[i]] == number if overlap_mask else batch["masks"][i] > 0
+        rows, columns = mask.nonzero(as_tuple=True)
+        assert len(rows), "an object without a mask"
+        overlap = (columns + 0.5 - x).abs() * 2 < w + 1.001, (rows + 0.5 - y).abs() * 2 < h + 1.001
+        assert all(axis.all() for axis in overlap)
+        if not overlap_mask:
+            assert len(rows) >= w * h
+    assert set(batch["sem_masks"].unique().tolist()) <= {0, *batch["cls"].long().flatten().tolist()}
+
+
+def test_keypoints_of_a_trial_belong_to_its_boxes():
+    batch = one_step.trial({"model": "yolov8n-pose.yaml", **TINY}).batch
+    points, (centre, size) = batch["keypoints"], batch["bboxes"].split(2, dim=1)
+    assert points.shape[1:] == (17, 3) and (points[..., 2] == 2).all()
+    assert ((points[..., :2] - centre[:, None]).abs() < size[:, None] / 2).all()
+    assert ((points[..., :2].amax(1) - points[..., :2].amin(1)) > size / 2).all()
+
+
+def test_a_checkpoint_of_ten_channels(tmp_path):
+    """Its weights are an average, which has no gradients of its own."""
+    made = YOLO("yolov8n.yaml")
+    made.model = DetectionModel(made.model.yaml, ch=10, verbose=False).requires_grad_(False)
+    made.save(tmp_path / "ten.pt")
+    found, rows = values(str(tmp_path / "ten.pt"), loss="eiou")
+    assert all(row.agrees and row.scale.grad_ratio > 0 for row in rows) and "box eiou" in found["runs"]
+    assert one_step.trial({"model": str(tmp_path / "ten.pt"), **TINY}).batch["img"].shape[1] == 10
+
+
+def test_data_of_another_form_is_read_as_training_reads_it(data, tmp_path, monkeypatch):
+    """The host makes its own layout of it, images included."""
+    from ultralytics.data import converter
+
+    async def convert(*args, **kwargs):
+        return Path(data)
+
+    monkeypatch.setattr(converter, "convert_ndjson_to_yolo", convert)
+    (tmp_path / "x.ndjson").write_text('{"type": "dataset"}')
+    found = values(loss="eiou", cls_weights={"circle": 2.0}, data=str(tmp_path / "x.ndjson"))
+    assert all(row.agrees for row in found[1]) and "weights={'circle': 2.0}" in found[0]["runs"]
 
 
 def test_what_is_not_taught_is_named(data):

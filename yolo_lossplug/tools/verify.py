@@ -8,7 +8,7 @@ import math
 import platform
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, Optional
 
 import torch
@@ -18,6 +18,7 @@ from yolo_lossplug import _autoload, terminal
 from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.selection.keys import CLASSIFY, DETR
 from yolo_lossplug.tools.arguments import merge
+from yolo_lossplug.tools.term_rows import Row, Scale, quotient
 from yolo_lossplug.ultralytics_hook import patches
 from yolo_lossplug.ultralytics_hook.console import VERSION, quiet, training_keys
 from yolo_lossplug.ultralytics_hook.running import banner, branches
@@ -42,6 +43,8 @@ built-in loss with an independent implementation.
 Then it compares the scale of every term with a default run (stock loss and
 default gains), by value and by the L2 norm of its gradient with respect to the
 head's outputs, and prints the gain that would make either equal.
+Terms of masks, keypoints and angles are the host's own: expected is there what
+its own step gives with the keys.
 Keys are those of `yolo train`, of which model= (yolov8n.yaml), imgsz= (160),
 batch= (4), device= (cpu) and data=, for the names of classes, have a meaning
 here. cfg=FILE reads a recipe, and the command line goes over it. --json prints
@@ -53,85 +56,14 @@ PROOF = (
     "again. It proves which function runs, and that criterion and engine do not change it; not that it is the formula "
     "of the paper."
 )
+STEPS: tuple[dict[str, Any], ...] = ({"is_stock": True}, {}, {"loss_engine": "reference"})
+"""The step of stock, ours, and the host's own with our keys."""
+NOT_SHOWN = "Terms of masks, keypoints and angles are the host's own, and this release does not name them."
 REFUSED_KEYS = {
     "mode": (("train", None), "losses run in training"),
     "resume": ((False, None), "a resumed run goes on with the losses of its checkpoint"),
 }
 """Keys with the values that are accepted, and why no others are."""
-MAX_ERROR = 1e-3
-"""Relative. The host's BCE loses up to 2e-4 of a sum over many logits far below 0; a wrong formula is off by more."""
-
-
-@dataclass(frozen=True)
-class Scale:
-    """The scale of a term beside that of a default run, which has the stock loss and the default gains.
-
-    Attributes:
-        key: Ultralytics' key of the gain; None where there is none, as for the classify task and RT-DETR.
-        gain: Gain of this run; 1 without a key.
-        default: Value of the term in a default run.
-        default_grad: L2 norm of its gradient with respect to the head's outputs in a default run.
-        ours: Value in this run.
-        ours_grad: Norm of the gradient in this run.
-    """
-
-    key: Optional[str]
-    gain: float
-    default: float
-    default_grad: float
-    ours: float
-    ours_grad: float
-
-    @property
-    def value_ratio(self) -> float:
-        """Value as a multiple of that of a default run; NaN if that is 0."""
-        return _ratio(self.ours, self.default)
-
-    @property
-    def grad_ratio(self) -> float:
-        """Norm of the gradient as a multiple of that of a default run; NaN if that is 0."""
-        return _ratio(self.ours_grad, self.default_grad)
-
-    @property
-    def gain_for_value(self) -> float:
-        """Gain with which the value would be that of a default run; NaN without a key."""
-        return _ratio(self.gain, self.value_ratio) if self.key else math.nan
-
-    @property
-    def gain_for_grad(self) -> float:
-        """Gain with which the norm of the gradient would be that of a default run; NaN without a key."""
-        return _ratio(self.gain, self.grad_ratio) if self.key else math.nan
-
-
-@dataclass(frozen=True)
-class Row:
-    """One term of one branch of a criterion.
-
-    Attributes:
-        branch: ``main``, or one of an end-to-end head.
-        term: ``box``, ``class`` or ``dfl``.
-        stock: Value in stock Ultralytics, with the gain of this run.
-        ours: Value with the keys that are verified.
-        expected: Value of the registered function, called directly in float64.
-        scale: The same beside a default run.
-    """
-
-    branch: str
-    term: str
-    stock: float
-    ours: float
-    expected: float
-    scale: Optional[Scale] = None
-
-    @property
-    def error(self) -> float:
-        """Relative difference of ours from what is expected."""
-        return abs(self.ours - self.expected) / max(abs(self.expected), 1e-9)
-
-    @property
-    def agrees(self) -> bool:
-        """Whether ours is as expected, within rounding; never if one of them is not finite."""
-        return self.error <= MAX_ERROR
 
 
 def main(args: dict[str, Any]) -> None:
@@ -176,6 +108,7 @@ def _about(trial: one_step.Trial, model: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "device": str(next(trial.model.parameters()).device),
         "model": model,
+        "task": trial.model.task,
         "runs": f"{runs} · {trial.rules.describe()}" if trial.rules else runs,
         "seams": {"found": [name for name, is_there in seams if is_there], "absent": [n for n, i in seams if not i]},
     }
@@ -183,12 +116,24 @@ def _about(trial: one_step.Trial, model: str) -> dict[str, Any]:
 
 def _rows(trial: one_step.Trial) -> list[Row]:
     """Return the terms of a step by branch."""
-    names = one_step.names_of_terms(trial)
+    names = one_step.names_of_terms(one_step.criterion_of(trial), trial)
     stock = one_step.terms(one_step.criterion_of(trial, is_stock=True), trial)
     ours = one_step.terms(one_step.criterion_of(trial), trial)
     expected, scales = _expected(trial), _scales(trial, names, ours)
     columns = (stock, ours, expected, scales)
-    return [Row(branch, *values) for branch in ours for values in zip(names, *(column[branch] for column in columns))]
+    rows = [Row(branch, *values) for branch in ours for values in zip(names, *(column[branch] for column in columns))]
+    return rows + _host_rows(trial)
+
+
+def _host_rows(trial: one_step.Trial) -> list[Row]:
+    """Return the terms that are the host's own, beside those of its own step with our keys."""
+    criteria = (one_step.criterion_of(trial, **changes) for changes in STEPS)
+    stock, ours, expected = (one_step.host_terms(criterion, trial) for criterion in criteria)
+    return [
+        Row(branch, term, stock[branch][term], value, expected[branch][term])
+        for branch, terms in ours.items()
+        for term, value in terms.items()
+    ]
 
 
 def _expected(trial: one_step.Trial) -> dict[str, tuple[float, ...]]:
@@ -235,7 +180,8 @@ def _report(about: Mapping[str, Any], rows: Sequence[Row]) -> str:
     """Return the findings as text."""
     wrong = sorted({row.term for row in rows if not row.agrees})
     verdict = f"not active: {', '.join(wrong)} is not as expected" if wrong else "active"
-    return "\n\n".join([_header(about), _values_table(rows), PROOF, _scale_table(rows), verdict])
+    hidden = [NOT_SHOWN] if about["task"] in ("segment", "pose", "obb") and all(row.scale for row in rows) else []
+    return "\n\n".join([_header(about), _values_table(rows), *hidden, PROOF, _scale_table(rows), verdict])
 
 
 def _header(about: Mapping[str, Any]) -> str:
@@ -250,10 +196,10 @@ def _header(about: Mapping[str, Any]) -> str:
 def _values_table(rows: Sequence[Row]) -> str:
     head = ("term", "stock", "ours", "expected", "error", "ours/stock", "ours is")
     cells = [
-        [*map(_number, (row.stock, row.ours, row.expected)), f"{row.error:.1e}", _number(_ratio(row.ours, row.stock))]
+        [*map(_number, (row.stock, row.ours, row.expected)), f"{row.error:.1e}", _number(quotient(row.ours, row.stock))]
         for row in rows
     ]
-    verdicts = ["as expected" if row.agrees else "NOT WHAT WAS ASKED FOR" for row in rows]
+    verdicts = [row.verdict for row in rows]
     return _table(head, rows, [[*line, verdict] for line, verdict in zip(cells, verdicts)])
 
 
@@ -294,7 +240,3 @@ def _number(value: float) -> str:
 
 def _gain(key: Optional[str], gain: float) -> str:
     return f"{key}={gain:.3g}" if key and math.isfinite(gain) else "-"
-
-
-def _ratio(value: float, other: float) -> float:
-    return value / other if other else math.nan

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from yolo_lossplug.selection.keys import STOCK_BOX, STOCK_ROTATED
 from yolo_lossplug.selection.loss import Loss, assigner_overlap
 from yolo_lossplug.selection.select import select
 from yolo_lossplug.sparse.assign import Assignment, Measure, assign_pairs
@@ -163,6 +164,8 @@ HOOKS = (
     "select_highest_overlaps",
 )
 """Methods that make the host's assignment what it is; those that a release lacks are left out."""
+OVERLAPS = {"SegTaskAlignedAssigner": "{} and mask IoU", "PoseTaskAlignedAssigner": "OKS, {} without keypoints"}
+"""What assigners of newer releases measure, by their class, with the overlap of boxes."""
 OURS = {"forward": TaskAlignedAssigner, "iou_calculation": OverlapMixin, "select_topk_candidates": OverlapMixin}
 """More of them, which we override ourselves, and the class that does."""
 
@@ -188,6 +191,14 @@ def is_sparse(assigner: Any, dtypes: set[torch.dtype], points: Tensor) -> bool:
 def is_rotated(assigner: Any) -> bool:
     """Return whether an assigner is that of rotated boxes."""
     return isinstance(assigner, originals.RotatedTaskAlignedAssigner)
+
+
+def overlap_name(assigner: Any) -> str:
+    """Return the overlap that an assigner measures, in words."""
+    loss = on_assigner(assigner).overlap_loss
+    box = loss.name if loss else STOCK_ROTATED if is_rotated(assigner) else STOCK_BOX
+    names = (cls.__name__ for cls in type(assigner).__mro__)
+    return next((OVERLAPS[name] for name in names if name in OVERLAPS), "{}").format(box)
 
 
 def has_own_hooks(assigner: Any) -> bool:

@@ -12,15 +12,14 @@ from torch import nn
 from yolo_lossplug.selection.keys import CLASSIFY, NAMES, NUMBERS, STOCK_BOX, STOCK_CLASS, STOCK_ROTATED
 from yolo_lossplug.selection.select import Selection
 from yolo_lossplug.ultralytics_hook import detr
-from yolo_lossplug.ultralytics_hook.assigner import topk2_of
-from yolo_lossplug.ultralytics_hook.attached import on_assigner, on_criterion
+from yolo_lossplug.ultralytics_hook.assigner import overlap_name, topk2_of
+from yolo_lossplug.ultralytics_hook.attached import on_criterion
 from yolo_lossplug.ultralytics_hook.engines import choice, terms
 from yolo_lossplug.ultralytics_hook.members import PluggedSoftmaxLoss, box_loss_error
 from yolo_lossplug.ultralytics_hook.originals import (
     BboxLoss,
     DETRLoss,
     RotatedBboxLoss,
-    RotatedTaskAlignedAssigner,
     v8DetectionLoss,
 )
 from yolo_lossplug.ultralytics_hook.run.report import FILE
@@ -70,8 +69,7 @@ def running(leaf: Any) -> dict[str, Any]:
     """Return what a criterion runs, by key, read from its members and not from the requested keys."""
     if isinstance(leaf, DETRLoss):
         return detr.running_detr(leaf)
-    assigner, overlap = leaf.assigner, on_assigner(leaf.assigner).overlap_loss
-    rotated = isinstance(assigner, RotatedTaskAlignedAssigner)
+    assigner = leaf.assigner
     return {
         "loss": getattr(leaf.bbox_loss, "loss", None) or _stock_name(leaf.bbox_loss),
         "cls_loss": getattr(leaf.bce, "loss", None)
@@ -81,7 +79,7 @@ def running(leaf: Any) -> dict[str, Any]:
         "tal_alpha": assigner.alpha,
         "tal_beta": assigner.beta,
         "tal_min_side": getattr(assigner, "stride_val", None),
-        "tal_iou": overlap.name if overlap else STOCK_ROTATED if rotated else STOCK_BOX,
+        "tal_iou": overlap_name(assigner),
         "loss_engine": choice.running_engine(leaf),
     }
 

@@ -6,13 +6,11 @@ from __future__ import annotations
 import functools
 from typing import Any, NamedTuple, Optional
 
-import numpy as np
 import torch
 from torch import Tensor
 from ultralytics.cfg import get_cfg
 from ultralytics.utils import DEFAULT_CFG_DICT
 
-from yolo_lossplug import shapes
 from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.selection.keys import CLASSIFY, DETR, TASKS, keys
 from yolo_lossplug.selection.regions import Rules
@@ -23,12 +21,15 @@ from yolo_lossplug.ultralytics_hook.engines.parity import METHOD
 from yolo_lossplug.ultralytics_hook.engines.terms import stock_bbox_loss
 from yolo_lossplug.ultralytics_hook.family import with_task
 from yolo_lossplug.ultralytics_hook.host import dataset_of, device_of, load_model, moved, network_of
-from yolo_lossplug.ultralytics_hook.originals import v8OBBLoss
+from yolo_lossplug.ultralytics_hook.originals import RotatedBboxLoss, v8OBBLoss
 from yolo_lossplug.ultralytics_hook.regions.data import rules_of_data
 from yolo_lossplug.ultralytics_hook.running import branches
 from yolo_lossplug.ultralytics_hook.trial import matched_step, one_run
+from yolo_lossplug.ultralytics_hook.trial.drawn import drawn_batch
 
 TERMS = ("box", "class", "dfl")
+NAMES = {"box_loss": "box", "cls_loss": "class", "dfl_loss": "dfl", "l1_loss": "l1"}
+"""Names of these terms in training, and here; a head without distributions has an L1 term in place of the DFL."""
 
 
 class Seen(NamedTuple):
@@ -93,7 +94,7 @@ def trial(args: dict[str, Any]) -> Trial:
     data = dataset_of(args, made.task) if cfg.data else None
     rules = rules_of_data(data, cfg) if data and made.task in TASKS else None
     model = network_of(made, cfg, data)
-    model.to(device).train()
+    model.to(device).train().requires_grad_()  # weights of a checkpoint, which is an average, have no gradient
     batch = moved(drawn_batch(model, cfg), device)
     preds = matched_step.predict(model, batch) if selection.task == DETR else model(batch["img"])
     return Trial(model, batch, preds, cfg, selection, rules)
@@ -154,19 +155,24 @@ def seen_in(criterion: Any, trial: Trial) -> dict[str, Seen]:
 def formula_terms(leaf: Any, inputs: Seen, trial: Trial) -> tuple[float, ...]:
     """Return the terms of one branch, evaluated in float64 by the formulas themselves.
 
-    Of the criterion it uses only the gains, and the host's own module for the DFL term, which has no key of ours.
+    Of the criterion it uses only the gains, and the host's own module for the DFL term, which has no key of ours, and
+    for its own ProbIoU, in which releases put another floor under the sides of boxes.
     """
     pred_dist, pred, points, target, scores, total, foreground, *extra = map(matched_step.doubled, inputs.box)
     rows = foreground.nonzero(as_tuple=True)
     stock = stock_bbox_loss(leaf.bbox_loss)
     context = {} if leaf.bbox_loss is stock else leaf.bbox_loss.context(points, rows[1])
     scope = State().scoped("formula")  # a new state, as in the criterion
-    box = trial.selection.box.within(scope)(pred[rows], target[rows], **context)
-    dfl = stock(pred_dist, pred, points, target, scores, total, foreground, *extra)[1]
+    hosts, dfl = stock(pred_dist, pred, points, target, scores, total, foreground, *extra)
+    if type(leaf.bbox_loss) is RotatedBboxLoss:
+        box = hosts
+    else:
+        per_box = trial.selection.box.within(scope)(pred[rows], target[rows], **context)
+        box = (per_box * scores[rows].sum(-1)).sum() / total
     logits, targets = (value.double() for value in inputs.cls)
     is_assigned = targets.amax(-1, keepdim=True) > 0
     elements = matched_step.class_formula(trial, trial.selection.cls.within(scope), logits, targets, is_assigned)
-    return _with_gains(leaf, (box * scores[rows].sum(-1)).sum() / total, _class_term(leaf, elements, inputs), dfl)
+    return _with_gains(leaf, box, _class_term(leaf, elements, inputs), dfl)
 
 
 def softmax_formula(trial: Trial) -> tuple[float, ...]:
@@ -180,38 +186,6 @@ def softmax_formula(trial: Trial) -> tuple[float, ...]:
         return (elements.sum(-1).mean().item(),)
     table = torch.tensor(weights, dtype=torch.float64)
     return ((elements * table).sum().item() / table[labels].sum().item(),)
-
-
-def drawn_batch(model: Any, cfg: Any) -> dict[str, Any]:
-    """Return a batch of drawn images with labels for a model's task: the same seed gives the same batch."""
-    size, count, task = int(cfg.imgsz), int(cfg.batch), model.task
-    kind = "obb" if task == "obb" else "detect"
-    drawings = [shapes.draw_shapes(np.random.default_rng((cfg.seed, i)), size, kind) for i in range(count)]
-    images = torch.from_numpy(np.stack([image for image, _ in drawings])).permute(0, 3, 1, 2).float() / 255
-    images = images[:, torch.arange(model.yaml.get("channels", 3)) % 3]
-    n_classes = len(class_names(model))
-    if task == CLASSIFY:
-        labels = torch.tensor([int(rows[0][0]) for _, rows in drawings]) % n_classes
-        return {"img": images, "cls": labels}
-    rows = torch.from_numpy(np.concatenate([rows for _, rows in drawings])).float()
-    batch = {
-        "img": images,
-        "batch_idx": torch.cat([torch.full((len(rows),), float(i)) for i, (_, rows) in enumerate(drawings)]),
-        "cls": rows[:, :1] % n_classes,
-        "bboxes": rows[:, 1:] if task != "obb" else _turned(rows[:, 1:]),
-        "resized_shape": [(size, size)] * count,
-    }
-    return {**batch, **_more_labels(model, len(rows), (count, size // 4, size // 4))}
-
-
-def _more_labels(model: Any, n_objects: int, shape: tuple[int, int, int]) -> dict[str, Tensor]:
-    """Return masks (images, height, width) or keypoints, if the task has any: they are not compared, so any will do."""
-    if model.task == "segment":
-        return {"masks": torch.zeros(shape), "sem_masks": torch.zeros(shape).long()}
-    if model.task == "pose":
-        points, dimensions = model.model[-1].kpt_shape
-        return {"keypoints": torch.full((n_objects, points, dimensions), 0.5)}
-    return {}
 
 
 def recording(method: Any, branch: str, seen: dict[str, tuple[float, ...]]) -> Any:
@@ -242,26 +216,50 @@ def _with_gains(leaf: Any, box: Tensor, cls: Tensor, dfl: Tensor) -> tuple[float
     return box.item() * leaf.hyp.box, cls.item() * leaf.hyp.cls, dfl.item() * leaf.hyp.dfl
 
 
-def _turned(corners: Tensor) -> Tensor:
-    """Return boxes (n, 5) centre x, y, width, height, angle of rectangles (n, 8), four corners in order."""
-    points = corners.view(-1, 4, 2)
-    along, across = points[:, 1] - points[:, 0], points[:, 2] - points[:, 1]
-    angle = torch.atan2(along[:, 1], along[:, 0])
-    return torch.cat((points.mean(1), along.norm(dim=1)[:, None], across.norm(dim=1)[:, None], angle[:, None]), 1)
-
-
-GAINS = {"box": "box", "class": "cls", "dfl": "dfl"}
+GAINS = {"box": "box", "class": "cls", "dfl": "dfl", "l1": "dfl"}
 """Ultralytics' keys of the gains, by term."""
 
 
-def names_of_terms(trial: Trial) -> tuple[str, ...]:
-    """Return the names of the terms of a step."""
-    return {CLASSIFY: ("class",), DETR: matched_step.TERMS}.get(trial.selection.task, TERMS)
+def names_of_terms(criterion: Any, trial: Trial) -> tuple[str, ...]:
+    """Return the names of the terms of a step that keys of ours change, and of the DFL or L1 term."""
+    if trial.selection.task == CLASSIFY:
+        return ("class",)
+    if trial.selection.task == DETR:
+        return matched_step.TERMS
+    trained = (getattr(leaf, "loss_names", ()) for _, leaf in branches(criterion))
+    return (*TERMS[:2], "l1") if any("l1_loss" in names for names in trained) else TERMS
+
+
+def host_terms(criterion: Any, trial: Trial) -> dict[str, dict[str, float]]:
+    """Return the other terms of one step, of masks, keypoints or angles, with their gains, by branch and name.
+
+    They are the host's own, and there are none where its release does not name them.
+    """
+    seen: dict[str, dict[str, float]] = {}
+
+    def noting(branch: str, method: Any) -> Any:
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            result = method(*args, **kwargs)
+            items = result[1] if isinstance(result[1], dict) else {}
+            others = {name: float(value) for name, value in items.items() if name not in NAMES}
+            seen[branch] = {name.removesuffix("_loss"): value for name, value in others.items()}
+            return result
+
+        return wrapped
+
+    leaves = [(branch, leaf) for branch, leaf in branches(criterion) if hasattr(leaf, "loss_names")]
+    for branch, leaf in leaves:
+        leaf.loss = noting(branch, leaf.loss)
+    if leaves:
+        criterion(trial.preds, trial.batch)
+    for _, leaf in leaves:
+        del leaf.loss
+    return seen
 
 
 def default_gains() -> dict[str, float]:
     """Return the gains of a run that sets none, by key."""
-    return {key: float(DEFAULT_CFG_DICT[key]) for key in GAINS.values()}
+    return {key: float(DEFAULT_CFG_DICT[key]) for key in dict.fromkeys(GAINS.values())}
 
 
 def grad_norms(criterion: Any, trial: Trial) -> dict[str, tuple[float, ...]]:
