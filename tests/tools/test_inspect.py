@@ -10,7 +10,7 @@ import pytest
 from ultralytics.utils.loss import v8DetectionLoss
 
 from tests.conftest import dataset
-from tests.runs import run
+from tests.runs import run, train
 from tests.tools.test_compare import COMMAND
 from tests.ultralytics_hook.test_dataset import random_lines, write_data
 from yolo_lossplug import LossPlugError
@@ -240,7 +240,6 @@ def test_large_steps_are_not_timed(tmp_path):
         ({"tal_topk": 0}, r"tal_topk=0 is out of range"),
         ({"tal_iuo": "iou"}, "tal_iuo=iou is unknown. Did you mean 'tal_iou'"),
         ({"task": "classify"}, "task=classify has no boxes to inspect; give detect, segment, pose, obb"),
-        ({"task": "obb"}, "has no rotated boxes for task=obb"),
         ({"model": "nothere.yaml"}, "model=nothere.yaml cannot be used: .*does not exist"),
         ({"model": "yolov8n.yaml", "task": "obb"}, "task=obb"),
         ({"model": "yolov8n.yaml", "device": "xyz"}, "device=xyz is not available here; give cpu, or"),
@@ -273,6 +272,54 @@ def test_only_labels_with_errors_are_one_line(tmp_path):
     data = write_data(tmp_path / "data", {"a": ((32, 32), [(9, 0.5, 0.5, 0.2, 0.2)])})
     with pytest.raises(LossPlugError, match="no image that the loader accepts, .*a.png for example: .*[Cc]lass"):
         inspect.main({"data": data, "project": str(tmp_path / "runs")})
+
+
+BOX, TRIANGLE, POINTS = (0, 0.5, 0.5, 0.2, 0.2), (1, 0.2, 0.2, 0.6, 0.2, 0.6, 0.7), (0.5, 0.5, 2, 0.4, 0.4, 1)
+HIDDEN = (0.5, 0.5, 0, 0.4, 0.4, 0)
+
+
+@pytest.mark.parametrize("task", ["segment", "obb"])
+@pytest.mark.parametrize("mixed", [False, True])
+def test_labels_that_a_training_refuses_get_no_comparison(task, mixed, tmp_path):
+    images = {"a": ((64, 64), [TRIANGLE if mixed else BOX]), "b": ((64, 64), [BOX, BOX[:1] + BOX[2:] + (0.1,)])}
+    data = write_data(tmp_path / "data", images)
+    file = "b.txt" if mixed else "a.txt"
+    with pytest.raises(LossPlugError, match=rf"boxes of four numbers, in .*{file} for example. A training with task="):
+        inspect.main({"data": data, "task": task, "project": str(tmp_path)})
+    assert findings(data=data, imgsz=64).labels.task == "detect"
+    refused = "equal numbers of boxes and segments|not a (segment|OBB) dataset"
+    with pytest.raises((ValueError, TypeError), match=refused):
+        train(f"yolov8n-{task[:3]}.yaml", data=data, project=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("shape", "mirrored", "message"),
+    [
+        (None, None, "kpt_shape"),
+        (
+            [2, 3],
+            [1, 0, 2],
+            r"has flip_idx=\[1, 0, 2\]; for each of the 2 keypoints of kpt_shape",
+        ),
+        ([2, 3], [0, 2], "the index of the one on the other side, 0 to 1. A training refuses it"),
+        ([3, 3], None, "no image that the loader accepts, .*a.png for example: .*columns"),
+    ],
+)
+def test_keypoints_that_a_training_refuses(shape, mirrored, message, tmp_path):
+    given = {"kpt_shape": shape, "flip_idx": mirrored}
+    more = {key: value for key, value in given.items() if value is not None}
+    data = write_data(tmp_path / "data", {"a": ((64, 64), [BOX + POINTS])}, **more)
+    with pytest.raises(LossPlugError, match=message):
+        inspect.main({"data": data, "task": "pose", "project": str(tmp_path)})
+
+
+def test_objects_without_a_visible_keypoint_are_counted(tmp_path):
+    images = {"a": ((64, 64), [BOX + POINTS, (1, *BOX[1:], *HIDDEN)])}
+    faults = findings(data=write_data(tmp_path / "some", images, kpt_shape=[2, 3]), imgsz=64).faults
+    assert faults["objects without a visible keypoint"] == 1
+    images = {"a": ((64, 64), [BOX + HIDDEN])}
+    found = findings(data=write_data(tmp_path / "none", images, kpt_shape=[2, 3]), imgsz=64)
+    assert found.facts.faults == {"all objects without a visible keypoint": 1}  # some may be right, all are not
 
 
 def test_labels_that_are_no_text_are_faults(tmp_path):

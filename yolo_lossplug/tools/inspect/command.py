@@ -29,6 +29,8 @@ usage: lossplug inspect data=FILE [imgsz=N,N,...] [model=FILE] [split=train]
 Reads the labels as training would and says, without training, how large objects
 are in the network's input, how many anchors are candidates for them, how
 crowded they are, what is wrong with labels, and what is worth a comparison.
+Labels that a training of the task refuses are refused: boxes without outlines
+or corners for segment and obb, keypoints that do not fit kpt_shape.
   data=      a dataset as of `yolo train`
   imgsz=     sizes of the input, with commas; default 640
   model=     a checkpoint or a YAML: one forward of every image, and what its

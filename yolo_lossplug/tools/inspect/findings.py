@@ -37,7 +37,7 @@ KEPT = ("fraction", "batch", "device")
 N_PICTURES = 6
 MAX_TRIED = 100
 """Images that another imgsz is tried on."""
-HARMLESS = ("exact duplicates", f"{100 * numbers.FULL_IMAGE:.0f} % of the image")
+HARMLESS = ("exact duplicates", "objects without a visible keypoint", f"{100 * numbers.FULL_IMAGE:.0f} % of the image")
 """Beginnings of faults that cost a training nothing, or may be right."""
 
 
@@ -153,6 +153,9 @@ class Findings:
         """Labels by fault, and the images that the loader leaves out."""
         read = self.labels
         of_labels = numbers.faults(read.boxes, read.sides, read.shapes[read.image], self.pairs, read.removed)
+        if read.task == "pose":
+            hidden = read.visible == 0
+            of_labels[f"{'all ' if hidden.all() else ''}objects without a visible keypoint"] = int(hidden.sum())
         return {**of_labels, "images that the loader leaves out": len(read.ignored)}
 
     @cached_property

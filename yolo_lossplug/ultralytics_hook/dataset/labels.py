@@ -6,7 +6,7 @@ from __future__ import annotations
 import functools
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -31,9 +31,9 @@ from yolo_lossplug.ultralytics_hook.regions.share import silenced_share
 
 DUPLICATES = re.compile(r"(\d+) duplicate labels removed")
 IGNORED = re.compile(r"(?:WARNING[^/\w]*)?(?P<file>.*?): ignoring corrupt image/label: (?P<reason>.*)", re.DOTALL)
-
-
 NOTHING = np.zeros(0)
+OUTLINES = {"segment": "the outline of an object", "obb": "four corners"}
+"""What labels of a task have beside boxes."""
 
 
 class Labels(NamedTuple):
@@ -51,6 +51,7 @@ class Labels(NamedTuple):
         removed: Duplicates that the loader has removed.
         ignored: Images that the loader leaves out: file, objects in its label file, reason.
         silenced: Share of the anchors that regions silence, by class (classes,); empty without regions.
+        visible: Visible keypoints of each object (G,); empty for other tasks.
     """
 
     files: list[str]
@@ -64,6 +65,7 @@ class Labels(NamedTuple):
     removed: int
     ignored: list[tuple[str, int, str]]
     silenced: np.ndarray = NOTHING
+    visible: np.ndarray = NOTHING
 
     @property
     def sides(self) -> np.ndarray:
@@ -141,6 +143,8 @@ def read(args: dict[str, Any], task: Optional[str] = None) -> Labels:
     """
     data, path = described(args)
     task = args.get("task") or task or ("pose" if data.get("kpt_shape") else None)
+    if task == "pose" and data.get("kpt_shape"):
+        _check_mirrored(args["data"], data.get("flip_idx") or [], data["kpt_shape"][0])
     said: list[str] = []
     with _listening(said):
         try:
@@ -204,6 +208,15 @@ def described(args: dict[str, Any]) -> tuple[dict[str, Any], Any]:
     return data, data[split]
 
 
+def _check_mirrored(name: Any, mirrored: Sequence[int], count: int) -> None:
+    """Refuse a `flip_idx` that a training refuses, or fails with."""
+    if mirrored and not (len(mirrored) == count and {*mirrored} <= {*range(count)}):
+        raise LossPlugError(
+            f"data={name} has flip_idx={mirrored}; for each of the {count} keypoints of kpt_shape it must have the "
+            f"index of the one on the other side, 0 to {count - 1}. A training refuses it."
+        )
+
+
 @contextmanager
 def _listening(said: list[str]) -> Iterator[None]:
     """Keep what the loader says of single images from the terminal, and collect it."""
@@ -223,8 +236,8 @@ def _listening(said: list[str]) -> Iterator[None]:
 
 
 def _labels(host: YOLODataset, data: dict[str, Any], task: Optional[str], said: list[str], args: dict) -> Labels:
-    columns = ("im_file", "shape", "cls", "bboxes", "segments")
-    files, shapes, classes, boxes, outlines = zip(*([row[column] for column in columns] for row in _objects(host)))
+    rows, columns = _objects(host), ("im_file", "shape", "cls", "bboxes", "segments")
+    files, shapes, classes, boxes, outlines = zip(*([row[column] for column in columns] for row in rows))
     counts = [*map(len, classes)]
     removed, ignored = _dropped(said)
     if not sum(counts):
@@ -237,8 +250,11 @@ def _labels(host: YOLODataset, data: dict[str, Any], task: Optional[str], said: 
     task = task or _guess(polygons, sum(counts))
     if task not in TASKS:
         raise LossPlugError(f"task={task} has no boxes to inspect; give {', '.join(TASKS)}.")
-    if task == "obb" and len(polygons) != sum(counts):
-        raise LossPlugError(f"data={args['data']} has no rotated boxes for task=obb, which takes four corners a line.")
+    if task in OUTLINES and len(polygons) != sum(counts):
+        raise LossPlugError(
+            f"data={args['data']} has boxes of four numbers, in {_file_of_boxes(files)} for example. A training with "
+            f"task={task} refuses them: it takes {OUTLINES[task]} on every line."
+        )
     return Labels(
         [*files],
         np.array(shapes, dtype=np.float64),
@@ -251,6 +267,7 @@ def _labels(host: YOLODataset, data: dict[str, Any], task: Optional[str], said: 
         removed,
         ignored,
         silenced_share(host) if hasattr(host, KEY) else NOTHING,
+        np.concatenate([(row["keypoints"][..., 2] > 0).sum(1) for row in rows]) if task == "pose" else NOTHING,
     )
 
 
@@ -262,7 +279,8 @@ def _objects(host: YOLODataset) -> list[dict[str, Any]]:
     for row in host.labels:
         kept = ~np.isin(row["cls"].reshape(-1), list(host.lossplug.rules.kinds))
         outlines = [one for one, is_kept in zip(row["segments"], kept) if is_kept]
-        rows.append({**row, "cls": row["cls"][kept], "bboxes": row["bboxes"][kept], "segments": outlines})
+        others = {key: row[key][kept] for key in ("cls", "bboxes", "keypoints") if row[key] is not None}
+        rows.append({**row, **others, "segments": outlines})
     return rows
 
 
@@ -282,8 +300,19 @@ def _dropped(said: list[str]) -> tuple[int, list[tuple[str, int, str]]]:
 
 
 def _n_lines(image: str) -> int:
+    return len(_lines(Path(img2label_paths([image])[0])))
+
+
+def _file_of_boxes(images: Sequence[str]) -> Path:
+    """Return the first file of labels that has a line of a class and four numbers."""
+    files = [Path(name) for name in img2label_paths([*images])]
+    return next((file for file in files if any(len(line.split()) == 5 for line in _lines(file))), files[0].parent)
+
+
+def _lines(file: Path) -> list[str]:
+    """Return the lines of a file that hold anything; none if it cannot be read."""
     try:
-        text = Path(img2label_paths([image])[0]).read_text(encoding="utf-8-sig", errors="replace")
+        text = file.read_text(encoding="utf-8-sig", errors="replace")
     except OSError:
-        return 0
-    return sum(bool(line.strip()) for line in text.splitlines())
+        return []
+    return [line for line in text.splitlines() if line.strip()]
