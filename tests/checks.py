@@ -165,13 +165,8 @@ def copies_and_pickles(name):
 
 
 BOX = (
-    equals_the_scalar_formula,
-    has_the_gradient_of_the_formula,
-    every_box_option_shows,
-    zero_at_identical_boxes,
-    passes_gradcheck,
-    order_and_place_do_not_matter,
-    a_pair_in_pixels_costs_the_same_on_every_level,
+    *(equals_the_scalar_formula, has_the_gradient_of_the_formula, every_box_option_shows, zero_at_identical_boxes),
+    *(passes_gradcheck, order_and_place_do_not_matter, a_pair_in_pixels_costs_the_same_on_every_level),
     copies_and_pickles,
 )
 """Checks of box losses by name."""

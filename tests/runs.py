@@ -18,16 +18,8 @@ ROOT = Path(__file__).parent.parent
 PLACE = str(Path(yolo_lossplug.__file__).parent.parent)
 """Folder that the package is imported from, which is ROOT where it is installed editable."""
 TINY = {
-    "epochs": 1,
-    "imgsz": 64,
-    "batch": 4,
-    "device": "cpu",
-    "workers": 0,
-    "plots": False,
-    "verbose": False,
-    "mosaic": 0.0,
-    "optimizer": "SGD",
-    "amp": False,
+    **{"epochs": 1, "imgsz": 64, "batch": 4, "device": "cpu", "workers": 0, "plots": False, "verbose": False},
+    **{"mosaic": 0.0, "optimizer": "SGD", "amp": False},
 }
 STILL = {"lr0": 0.0, "warmup_epochs": 0.0, "weight_decay": 0.0}
 """Weights that do not move: losses of two runs are comparable."""

@@ -80,8 +80,6 @@ def test_own_command(tmp_path):
     assert off.returncode == 1 and "switched off by YOLO_LOSSPLUG=0" in off.stdout
     stock = run([*command, "train", "loss=eiou"], tmp_path, {"YOLO_LOSSPLUG": "off"}, False)
     assert "'loss' is not a valid YOLO argument" in stock.stdout
-    refused = run([*command, "train", "loss=eiuo"], tmp_path, check=False)
-    assert "Did you mean 'eiou'?" in refused.stdout
     assert "usage: lossplug COMMAND" in run(command, tmp_path).stdout
     assert run([*command, "--version"], tmp_path).stdout.strip() == "0.1.0"
 

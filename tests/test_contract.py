@@ -123,10 +123,7 @@ def runs(data, tmp_path_factory):
     """Folder of runs from the command line on weights that stay, and what each printed."""
     place, said = tmp_path_factory.mktemp("contract"), {}
     for name, words in {
-        "warm": [],
-        "stock": [],
-        "eiou": ["loss=eiou"],
-        "mixed": ["loss=inner-eiou", "cls_loss=qfl"],
+        **{"warm": [], "stock": [], "eiou": ["loss=eiou"], "mixed": ["loss=inner-eiou", "cls_loss=qfl"]},
     }.items():
         words = ["train", "model=yolov8n.yaml", f"project={place}", f"name={name}", *words]
         said[name] = yolo(*words, cwd=place, data=data, **{**TINY, **STILL}).stdout

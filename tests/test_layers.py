@@ -13,17 +13,7 @@ from yolo_lossplug.registry import REGISTRY
 PACKAGE = Path(yolo_lossplug.__file__).parent
 LAYERS = [
     {
-        "boxes",
-        "files",
-        "forms",
-        "shapes",
-        "state",
-        "option",
-        "partly",
-        "signature",
-        "paper",
-        "charts",
-        "terminal",
+        *("boxes", "files", "forms", "shapes", "state", "option", "partly", "signature", "paper", "charts", "terminal"),
         "_autoload",
     },
     {"registry"},

@@ -7,14 +7,8 @@ from yolo_lossplug import Option
 from yolo_lossplug.registry import Parameter
 
 RANGES = [
-    {},
-    {"at_least": 0},
-    {"above": 1},
-    {"at_most": -3},
-    {"below": 2},
-    {"at_least": 0, "at_most": 1},
-    {"above": 0.5, "below": 1},
-    {"at_least": -1, "below": 20},
+    *({}, {"at_least": 0}, {"above": 1}, {"at_most": -3}, {"below": 2}, {"at_least": 0, "at_most": 1}),
+    *({"above": 0.5, "below": 1}, {"at_least": -1, "below": 20}),
 ]
 
 

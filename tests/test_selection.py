@@ -200,17 +200,9 @@ def test_resolved_is_complete_and_can_be_given_again():
     chosen = {"loss": "focal_EIoU", "cls_loss": "focal", "cls_focal_alpha": None, "tal_topk": 13.0}
     resolved = select(chosen).resolved()
     assert resolved == {
-        "loss": "focal-eiou",
-        "focal_gamma": 0.5,
-        "cls_loss": "focal",
-        "cls_focal_gamma": 2.0,
-        "cls_focal_alpha": None,
-        "cls_smoothing": 0.0,
-        "tal_topk": 13,
-        "tal_alpha": 0.5,
-        "tal_beta": 6.0,
-        "tal_iou": "ciou",
-        "loss_engine": "auto",
+        **{"loss": "focal-eiou", "focal_gamma": 0.5, "cls_loss": "focal", "cls_focal_gamma": 2.0},
+        **{"cls_focal_alpha": None, "cls_smoothing": 0.0, "tal_topk": 13, "tal_alpha": 0.5, "tal_beta": 6.0},
+        **{"tal_iou": "ciou", "loss_engine": "auto"},
     }
     assert type(resolved["tal_topk"]) is int
     assert select(resolved).resolved() == resolved

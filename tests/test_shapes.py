@@ -26,7 +26,7 @@ def test_same_files_every_time_and_labels_that_fit(tmp_path):
     assert len(list((first / "images" / "train").iterdir())) == 7
     counts = set()
     for label in (first / "labels").rglob("*.txt"):
-        rows = np.atleast_2d(np.loadtxt(label))
+        rows = rows_of(label)
         counts.add(len(rows))
         assert set(rows[:, 0]) <= set(range(len(CLASSES)))
         low, high = rows[:, 1:3] - rows[:, 3:] / 2, rows[:, 1:3] + rows[:, 3:] / 2
@@ -50,10 +50,13 @@ def test_the_plain_files_stay_what_they_were(tmp_path, task, expected):
     assert digest.hexdigest()[:16] == expected
 
 
+def rows_of(file):
+    return np.array([line.split() for line in file.read_text().splitlines()], float).reshape(-1, 5)
+
+
 def boxes_of(folder, split):
     """Labels of the images of a split, sides in pixels."""
-    tables = [np.loadtxt(file, ndmin=2) for file in sorted((folder / "labels" / split).iterdir())]
-    return [table * (1, 160, 160, 160, 160) for table in tables]
+    return [rows_of(file) * (1, 160, 160, 160, 160) for file in sorted((folder / "labels" / split).iterdir())]
 
 
 @pytest.fixture(scope="module")
@@ -245,20 +248,18 @@ def test_data_that_are_labelled_in_part(tmp_path):
     from yolo_lossplug.partly import KNOWN, REGION, write_partly
 
     parts = write_partly(tmp_path / "parts", "parts", images=12, size=96, validation=4)
-    whole = {file.stem: np.loadtxt(file, ndmin=2) for file in (parts / "labels" / "train").iterdir()}
+    whole = {file.stem: rows_of(file) for file in (parts / "labels" / "train").iterdir()}
     seen = {}
     for half, classes in zip(("first", "second"), KNOWN):
         for file in (parts / half / "labels").iterdir():
-            seen[file.stem] = np.loadtxt(file, ndmin=2).reshape(-1, 5)
-            expected = whole[file.stem][np.isin(whole[file.stem][:, 0], classes)]
-            assert (
-                np.array_equal(seen[file.stem], expected) and (parts / half / "images" / f"{file.stem}.png").is_file()
-            )
+            seen[file.stem] = rows_of(file)
+            assert np.array_equal(seen[file.stem], whole[file.stem][np.isin(whole[file.stem][:, 0], classes)])
+            assert (parts / half / "images" / f"{file.stem}.png").is_file()
     assert seen.keys() == whole.keys()
     ignored = write_partly(tmp_path / "ignored", "ignored", images=12, size=96, validation=4)
     regions = 0
     for file in (ignored / "ignored" / "labels").iterdir():
-        rows = np.loadtxt(file, ndmin=2).reshape(-1, 5)
+        rows = rows_of(file)
         before, region = whole[file.stem], rows[rows[:, 0] == REGION]
         kept = {tuple(row) for row in rows[rows[:, 0] != REGION].tolist()}
         hidden = np.array([row for row in before.tolist() if tuple(row) not in kept]).reshape(-1, 5)

@@ -12,13 +12,8 @@ from yolo_lossplug.boxes import as_float, promote
 from yolo_lossplug.registry import MODIFIER, REGISTRY, box_loss, class_loss
 
 STACKS = [
-    "focal-alpha-ciou",
-    "focal-inner-eiou",
-    "inner-focaler-siou",
-    "inner-focaler-alpha-giou",
-    "wise-alpha-inner-diou",
-    "wise-focal-focaler-piou",
-    "wise-focal-inner-shape-iou",
+    *("focal-alpha-ciou", "focal-inner-eiou", "inner-focaler-siou", "inner-focaler-alpha-giou"),
+    *("wise-alpha-inner-diou", "wise-focal-focaler-piou", "wise-focal-inner-shape-iou"),
 ]
 NAMES = [*list_box_losses(), *STACKS]
 PREFIXES = REGISTRY.names(MODIFIER)

@@ -22,13 +22,8 @@ from yolo_lossplug.state import State
 from yolo_lossplug.ultralytics_hook.workers import header
 
 NAMES = [
-    "ciou+nwd",
-    "inner-ciou+nwd",
-    "nwd+mpdiou",
-    "focal-eiou+focaler-siou",
-    "wise-ciou+wise-inner-giou",
-    "wiou-v3+uiou",
-    "smooth-l1+alpha-diou",
+    *("ciou+nwd", "inner-ciou+nwd", "nwd+mpdiou", "focal-eiou+focaler-siou", "wise-ciou+wise-inner-giou"),
+    *("wiou-v3+uiou", "smooth-l1+alpha-diou"),
 ]
 IN_CELLS = {"smooth-l1+alpha-diou"}
 OWN = """\
@@ -190,16 +185,11 @@ def test_a_loss_that_the_user_registered_reaches_the_workers_and_has_no_plus_in_
 
 def test_grammar(own, monkeypatch):
     for name, parts in {
-        "ciou": ("ciou",),
-        "CIoU+ inner-NWD ": ("CIoU", "inner-NWD"),
-        "a.py:f+nwd": ("a.py:f", "nwd"),
-        "nwd+pkg.losses:f": ("nwd", "pkg.losses:f"),
-        "/c++/a.py:f": ("/c++/a.py:f",),
+        **{"ciou": ("ciou",), "CIoU+ inner-NWD ": ("CIoU", "inner-NWD"), "a.py:f+nwd": ("a.py:f", "nwd")},
+        **{"nwd+pkg.losses:f": ("nwd", "pkg.losses:f"), "/c++/a.py:f": ("/c++/a.py:f",)},
         "/c++/a.py:f + /d+/b.py:g": ("/c++/a.py:f", "/d+/b.py:g"),
-        "C:\\c++\\a.py:f+ciou": ("C:\\c++\\a.py:f", "ciou"),
-        "ciou+nwd,giou": ("ciou+nwd,giou",),
-        "a+b+c": ("a", "b", "c"),
-        "ciou+": ("ciou", ""),
+        **{"C:\\c++\\a.py:f+ciou": ("C:\\c++\\a.py:f", "ciou"), "ciou+nwd,giou": ("ciou+nwd,giou",)},
+        **{"a+b+c": ("a", "b", "c"), "ciou+": ("ciou", "")},
     }.items():
         assert parts_of(name) == parts, name
     monkeypatch.chdir(Path(own).parent.parent)

@@ -16,43 +16,22 @@ from yolo_lossplug.box_losses.riou import hyperbola
 GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "box_losses.json").read_text(encoding="utf-8"))
 ENTRIES = {entry["name"]: entry for entry in GOLDEN["losses"]}
 
+PLAIN = """l1=l1 mse_l2=l2 smooth_l1_beta1=smooth-l1 iou_linear=iou iou_log=log-iou giou=giou diou=diou ciou=ciou
+ciou_ultralytics=ciou eiou=eiou focal_eiou_gamma0.5=focal-eiou siou_theta4=siou wiou_v1=wiou mpdiou_640x640=mpdiou
+inner_ciou_ratio0.7=inner-ciou inner_siou_ratio0.7=inner-siou focaler_iou_d0_u0.95=focaler-iou
+shape_iou_scale0=shape-iou piou_v1=piou piou_v2_lambda1.3=piou-v2 nwd_C12.8=nwd wiou_v2_mean1=wiou-v2
+wiou_v3_mean1=wiou-v3 wiou_v2_mean0.35=wiou-v2 wiou_v3_mean0.35=wiou-v3 uiou_ciou_ratio2=uiou
+uiou_ciou_ratio1.25=uiou uiou_ciou_ratio0.5=uiou"""
+"""Entries, and the losses that have their numbers without an option."""
 COMPARED = {
-    "l1": ("l1", {}),
-    "mse_l2": ("l2", {}),
-    "smooth_l1_beta1": ("smooth-l1", {}),
+    **{entry: (name, {}) for entry, _, name in (word.partition("=") for word in PLAIN.split())},
     "smooth_l1_beta0.1111": ("smooth-l1", {"smooth_l1_beta": 1 / 9}),
-    "iou_linear": ("iou", {}),
-    "iou_log": ("log-iou", {}),
     "iou_square": ("alpha-iou", {"alpha_power": 2.0}),
-    "giou": ("giou", {}),
-    "diou": ("diou", {}),
-    "ciou": ("ciou", {}),
-    "ciou_ultralytics": ("ciou", {}),
-    "eiou": ("eiou", {}),
-    "focal_eiou_gamma0.5": ("focal-eiou", {}),
     "focal_eiou_gamma1": ("focal-eiou", {"focal_gamma": 1.0}),
-    "siou_theta4": ("siou", {}),
-    "wiou_v1": ("wiou", {}),
-    "mpdiou_640x640": ("mpdiou", {}),
-    "inner_ciou_ratio0.7": ("inner-ciou", {}),
-    "inner_siou_ratio0.7": ("inner-siou", {}),
-    "inner_ciou_ratio1.25": ("inner-ciou", {"inner_ratio": 1.25}),
-    "inner_siou_ratio1.25": ("inner-siou", {"inner_ratio": 1.25}),
-    "focaler_iou_d0_u0.95": ("focaler-iou", {}),
+    **{f"inner_{base}_ratio1.25": (f"inner-{base}", {"inner_ratio": 1.25}) for base in ("ciou", "siou")},
     "focaler_iou_d0.2_u0.8": ("focaler-iou", {"focaler_d": 0.2, "focaler_u": 0.8}),
-    "shape_iou_scale0": ("shape-iou", {}),
     "shape_iou_scale1": ("shape-iou", {"shape_scale": 1}),
-    "piou_v1": ("piou", {}),
-    "piou_v2_lambda1.3": ("piou-v2", {}),
-    "nwd_C12.8": ("nwd", {}),
     "nwd_C32": ("nwd", {"nwd_constant": 32}),
-    "wiou_v2_mean1": ("wiou-v2", {}),
-    "wiou_v3_mean1": ("wiou-v3", {}),
-    "wiou_v2_mean0.35": ("wiou-v2", {}),
-    "wiou_v3_mean0.35": ("wiou-v3", {}),
-    "uiou_ciou_ratio2": ("uiou", {}),
-    "uiou_ciou_ratio1.25": ("uiou", {}),
-    "uiou_ciou_ratio0.5": ("uiou", {}),
     **{
         f"alpha_{base}_alpha{power}": (f"alpha-{base}", {"alpha_power": power})
         for base in ("iou", "giou", "diou", "ciou")

@@ -71,12 +71,8 @@ class Problem:
         self.gts[self.order] = self.rows.boxes
         assert torch.equal(self.gts.cpu(), xywh2xyxy(rows))
         self.stock_inputs = (
-            self.logits.permute(0, 2, 1).sigmoid(),
-            boxes.to(device),
-            points.to(device),
-            labels.to(device),
-            self.gts.view(self.n_images, -1, 4),
-            (self.gts.sum(1) > 0).float().view(self.n_images, -1, 1),
+            *(self.logits.permute(0, 2, 1).sigmoid(), boxes.to(device), points.to(device), labels.to(device)),
+            *(self.gts.view(self.n_images, -1, 4), (self.gts.sum(1) > 0).float().view(self.n_images, -1, 1)),
         )
 
     def actual(self, topk, topk2, alpha, beta, kind=STOCK_CIOU.value, theta=0.0):

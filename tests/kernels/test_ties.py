@@ -40,26 +40,15 @@ def case():
     return Problem(scores)
 
 
-def test_equal_assignments(case):
-    assert case.judged([None, None, 0, 0], [None, None, 0, 0]) == Exchanged(0, 0)
-
-
-def test_metrics_that_tie(case):
-    assert case.judged([None, None, 0, 0, None], [None, None, 0, None, 0]) == Exchanged(2, 0)
-
-
-@pytest.mark.parametrize("other", [5, 6])
-def test_metrics_that_do_not_tie(case, other):
-    actual = [None] * 10
-    actual[other] = 0
-    assert case.judged([None, None, None, 0], actual) == Exchanged(0, 2)
-
-
-def test_nothing_takes_the_place(case):
-    assert case.judged([None, None, 0, 0], [None, None, 0, None]) == Exchanged(0, 1)
-
-
-def test_metrics_that_one_side_flushes_to_zero(case):
+def test_metrics(case):
+    """That tie, that do not, which nothing replaces, and which one side flushes to zero."""
+    expected = [None, None, 0, 0]
+    assert case.judged(expected, expected) == Exchanged(0, 0)
+    assert case.judged([*expected, None], [None, None, 0, None, 0]) == Exchanged(2, 0)
+    for other in (5, 6):
+        actual = [0 if i == other else None for i in range(10)]
+        assert case.judged([None, None, None, 0], actual) == Exchanged(0, 2)
+    assert case.judged(expected, [None, None, 0, None]) == Exchanged(0, 1)
     case.inputs.scores.zero_()
     assert case.judged([0, None, 0], [0, None, None]) == Exchanged(1, 0)
 

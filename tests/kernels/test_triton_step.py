@@ -71,16 +71,11 @@ def test_batches_without_gts(name, kernel_device):
 @pytest.mark.parametrize(
     "keys",
     [
-        slow({}),
-        {"loss": "siou", "siou_theta": 3.0, "cls_loss": "focal", "cls_focal_alpha": None},
-        slow({"loss": "focal-eiou", "cls_loss": "varifocal"}),
-        slow({"loss": "l1", "cls_loss": "poly"}),
-        slow({"loss": "wiou-v3", "cls_loss": "ema-slide"}),
-        slow({"loss": "ciou+nwd", "loss_mix": 0.7}),
-        slow({"cls_smoothing": 0.2, "cls_weights": [0, 1, 2]}),
-        slow({"cls_loss": "poly", "cls_smoothing": 0.2}),
-        slow({"tal_min_side": 40.5}),
-        slow({"tal_topk": 3, "tal_alpha": 1.0, "tal_beta": 1.0, "tal_iou": "siou"}),
+        *(slow({}), {"loss": "siou", "siou_theta": 3.0, "cls_loss": "focal", "cls_focal_alpha": None}),
+        *(slow({"loss": "focal-eiou", "cls_loss": "varifocal"}), slow({"loss": "l1", "cls_loss": "poly"})),
+        *(slow({"loss": "wiou-v3", "cls_loss": "ema-slide"}), slow({"loss": "ciou+nwd", "loss_mix": 0.7})),
+        *(slow({"cls_smoothing": 0.2, "cls_weights": [0, 1, 2]}), slow({"cls_loss": "poly", "cls_smoothing": 0.2})),
+        *(slow({"tal_min_side": 40.5}), slow({"tal_topk": 3, "tal_alpha": 1.0, "tal_beta": 1.0, "tal_iou": "siou"})),
     ],
     ids=str,
 )

@@ -46,11 +46,7 @@ def test_mixtures_and_losses_of_ones_own_are_arms(tmp_path, registry):
     file.write_text("def mine(pred, target):\n    return (pred - target).abs().sum(-1)\n")
     chosen = arms({"loss": f"ciou,nwd,ciou + nwd,nwd+{file}:mine", "loss_mix": (0.3, 0.7), "nwd_constant": 6})
     assert [arm.name for arm in chosen] == [
-        "ciou",
-        "nwd",
-        "ciou+nwd loss_mix=0.3",
-        "ciou+nwd loss_mix=0.7",
-        "nwd+losses.py:mine loss_mix=0.3",
+        *("ciou", "nwd", "ciou+nwd loss_mix=0.3", "ciou+nwd loss_mix=0.7", "nwd+losses.py:mine loss_mix=0.3"),
         "nwd+losses.py:mine loss_mix=0.7",
     ]
     assert labels(chosen)[2] == "ciou+nwd(loss_mix=0.3, nwd_constant=6.0)"

@@ -153,13 +153,6 @@ def test_names_and_missing_sizes():
     image = Image(np.array([0.9]), np.array([1]), np.array([100.0]), iou_of(box, box), np.array([1]), np.array([100.0]))
     found = average_precision.by_size_and_class([image], NAMES)
     assert found == pytest.approx(
-        {
-            "AP_small": 1.0,
-            "AP_medium": None,
-            "AP_large": None,
-            "AP_cat": None,
-            "AP_dog": 1.0,
-            "AP_small (class)": None,
-        }
+        {"AP_small": 1.0, "AP_medium": None, "AP_large": None, "AP_cat": None, "AP_dog": 1.0, "AP_small (class)": None}
     )
     assert average_precision.by_size_and_class([], NAMES)["AP_dog"] is None

@@ -26,15 +26,8 @@ from yolo_lossplug.ultralytics_hook.trial import one_run
 MAIN = "metrics/mAP50-95(B)"
 COMMAND = [sys.executable, "-m", "yolo_lossplug", "compare"]
 KEYS = {
-    "data": str(ROOT / "configs" / "data" / "shapes128.yaml"),
-    "model": "yolov8n.yaml",
-    "epochs": 3,
-    "imgsz": 64,
-    "batch": 16,
-    "device": "cpu",
-    "workers": 0,
-    "plots": False,
-    "fraction": 0.5,
+    **{"data": str(ROOT / "configs" / "data" / "shapes128.yaml"), "model": "yolov8n.yaml", "epochs": 3, "imgsz": 64},
+    **{"batch": 16, "device": "cpu", "workers": 0, "plots": False, "fraction": 0.5},
 }
 OWN = """
 def broken(pred, target):
@@ -55,10 +48,7 @@ def test_every_run_has_a_row_and_a_folder(compared):
     place, done = compared
     rows = charts.read_table(place / "results.csv")
     assert [(row["loss"], row["seed"], row["state"]) for row in rows] == [
-        ("ciou", "0", FINISHED),
-        ("eiou", "0", FINISHED),
-        ("ciou", "1", FINISHED),
-        ("eiou", "1", FINISHED),
+        *(("ciou", "0", FINISHED), ("eiou", "0", FINISHED), ("ciou", "1", FINISHED), ("eiou", "1", FINISHED)),
     ]
     for row in rows:
         assert len(results(row["save_dir"])) == 3

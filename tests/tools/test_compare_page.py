@@ -26,11 +26,8 @@ def result(arm, seed, folder):
     """What a run gives; seeds differ, and arms do not quite differ alike."""
     value = VALUES[arm] + 0.001 * seed + 0.0005 * ((ARMS.index(arm) + 1) * seed % 3)
     return {
-        "metrics": {MAP: value, MAP50: value + 0.2},
-        "losses": {"val/box_loss": 1.0 + value},
-        "seconds": 20 + seed,
-        "save_dir": str(folder),
-        "versions": "a",
+        **{"metrics": {MAP: value, MAP50: value + 0.2}, "losses": {"val/box_loss": 1.0 + value}, "seconds": 20 + seed},
+        **{"save_dir": str(folder), "versions": "a"},
     }
 
 

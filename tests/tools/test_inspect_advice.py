@@ -17,14 +17,8 @@ from yolo_lossplug.tools.report import Report, Section
 from yolo_lossplug.ultralytics_hook.console import parse
 
 PLAIN = {
-    "data": "my.yaml",
-    "model": "yolov8n.yaml",
-    "task": "detect",
-    "imgsz": (640,),
-    "n_objects": 1000,
-    "few": (0.01,),
-    "few_p2": (0.0,),
-    "none": (0.0,),
+    **{"data": "my.yaml", "model": "yolov8n.yaml", "task": "detect", "imgsz": (640,), "n_objects": 1000},
+    **{"few": (0.01,), "few_p2": (0.0,), "none": (0.0,)},
 }
 NOW = Shares(0.12, 0.2)
 MORE = [Tried("tal_topk", 10, 20, NOW, Shares(0.13, 0.24)), Tried("tal_topk", 10, 5, NOW, Shares(0.11, 0.09))]

@@ -201,12 +201,9 @@ def test_a_browser_shows_it(shown, width, dark):
 def test_tables_are_sorted(shown):
     result = shown(1280, script=SORT)["result"]
     assert result["seen"] == [
-        [["0.5000", "0.2500", "-0.0123"], "descending"],
-        [["-0.0123", "0.2500", "0.5000"], "ascending"],
-        [["12,000", "4", "–"], "descending"],
-        [["4", "12,000", "–"], "ascending"],
-        [["ciou", "eiou", "x" * 60], "ascending"],
-        [["x" * 60, "eiou", "ciou"], "descending"],
+        *([["0.5000", "0.2500", "-0.0123"], "descending"], [["-0.0123", "0.2500", "0.5000"], "ascending"]),
+        *([["12,000", "4", "–"], "descending"], [["4", "12,000", "–"], "ascending"]),
+        *([["ciou", "eiou", "x" * 60], "ascending"], [["x" * 60, "eiou", "ciou"], "descending"]),
     ]
     assert result["sorted"] == 1
 

@@ -46,10 +46,7 @@ def test_the_primary_metric_is_corrected_and_others_are_not():
 
 def test_differences_are_those_of_common_seeds_that_have_the_metric():
     results = {
-        ("a", 0): result(0.1, 0.05),
-        ("a", 1): result(0.2),
-        ("b", 1): result(0.5, 0.4),
-        ("b", 0): result(0.3, 0.1),
+        **{("a", 0): result(0.1, 0.05), ("a", 1): result(0.2), ("b", 1): result(0.5, 0.4), ("b", 0): result(0.3, 0.1)},
     }
     compared = Comparison("ab", results, MAIN)
     (effect,) = compared.effects_of("AP_small")
@@ -72,10 +69,7 @@ def test_names_of_metrics():
     names = measures.metrics_of({("a", 0): result(0.1, 0.2, 0.3)})
     assert names == [MAIN, "metrics/mAP50(B)", "AP_small", "AP_dog", "test/mAP50-95(B)", "test/AP_small"]
     for short, full in (
-        ("mAP50-95", MAIN),
-        (MAIN, MAIN),
-        ("AP_small", "AP_small"),
-        ("test/mAP50-95", "test/mAP50-95(B)"),
+        *(("mAP50-95", MAIN), (MAIN, MAIN), ("AP_small", "AP_small"), ("test/mAP50-95", "test/mAP50-95(B)")),
         ("test/AP_small", "test/AP_small"),
     ):
         assert measures.resolve_metric(short, names) == full

@@ -40,11 +40,8 @@ def trained(args):
 @pytest.mark.parametrize(
     ("task", "keys", "content"),
     [
-        ("detect", {}, {}),
-        ("detect", {"single_cls": True}, {}),
-        ("detect", {}, {"channels": 1}),
-        ("segment", {}, {"names": ["w", "x", "y", "z"]}),
-        ("pose", {}, {}),
+        *(("detect", {}, {}), ("detect", {"single_cls": True}, {}), ("detect", {}, {"channels": 1})),
+        *(("segment", {}, {"names": ["w", "x", "y", "z"]}), ("pose", {}, {})),
     ],
 )
 def test_network_and_data_are_those_of_a_training(task, keys, content, tmp_path):

@@ -167,12 +167,8 @@ def test_end_to_end_head_with_nms_is_what_the_host_runs(seen):
 def test_releases_differ_in_their_default(monkeypatch):
     model = YOLO(END_TO_END).model
     for default, given, expected in (
-        (None, {}, True),
-        (None, {"nms": False}, False),
-        (None, {"end2end": True}, False),
-        (False, {}, False),
-        (False, {"nms": True}, True),
-        (False, {"end2end": False}, True),
+        *((None, {}, True), (None, {"nms": False}, False), (None, {"end2end": True}, False), (False, {}, False)),
+        *((False, {"nms": True}, True), (False, {"end2end": False}, True)),
     ):
         monkeypatch.setitem(nms.DEFAULT_CFG_DICT, "nms", default)
         assert nms.has_nms(model, given) is expected, (default, given)

@@ -19,7 +19,7 @@ from ultralytics.utils.tal import TaskAlignedAssigner
 from tests.conftest import dataset
 from tests.models import predicted, with_keys
 from tests.problems import points
-from tests.runs import STILL, TINY, Log, interrupt, refuses, results, train, yolo
+from tests.runs import STILL, Log, interrupt, refuses, results, train
 from tests.ultralytics_hook.test_memory import PLAIN
 from tests.ultralytics_hook.test_routes import on_two_ranks
 from yolo_lossplug import DetectionLoss, LossPlugError, create_box_loss
@@ -424,10 +424,9 @@ def test_an_epoch_that_is_begun_again_counts_once(data, tmp_path):
 
 
 @pytest.mark.slow
-def test_rotated_boxes_on_the_command_line(tmp_path):
-    keys = {**TINY, "data": dataset("turned-report", task="obb"), "project": tmp_path, "name": "run"}
-    yolo("obb", "train", "model=yolov8n-obb.yaml", cwd=tmp_path, lossplug_report=True, **keys)
-    (row,) = table(tmp_path / "run")
+def test_rotated_boxes(tmp_path):
+    keys = {"data": dataset("turned-report", task="obb"), "project": str(tmp_path), "lossplug_report": True}
+    (row,) = table(train("yolov8n-obb.yaml", **keys).save_dir)
     assert int(row["objects"]) > 0 and 0 < float(row["mean_iou"]) < 1
     assert int(row["conflicts"]) > 0 and 0 < float(row["conflict_share"]) < 1
 
