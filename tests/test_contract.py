@@ -10,7 +10,7 @@ import torch
 import ultralytics
 from packaging.version import Version
 
-from tests.runs import ABSENT, ROOT, STILL, TINY, WITHOUT_PLUGIN, python, results, yolo
+from tests.runs import ABSENT, ROOT, STILL, TINY, WITHOUT_PLUGIN, python, results, train, yolo
 from yolo_lossplug.tools import verify
 from yolo_lossplug.ultralytics_hook.trial import one_step
 
@@ -122,9 +122,8 @@ def test_rtdetr_trains(data, tmp_path):
 def runs(data, tmp_path_factory):
     """Folder of runs from the command line on weights that stay, and what each printed."""
     place, said = tmp_path_factory.mktemp("contract"), {}
-    for name, words in {
-        **{"warm": [], "stock": [], "eiou": ["loss=eiou"], "mixed": ["loss=inner-eiou", "cls_loss=qfl"]},
-    }.items():
+    train(data=data, project=str(place))  # the dataset's cache is there
+    for name, words in (("stock", []), ("eiou", ["loss=eiou"]), ("mixed", ["loss=inner-eiou", "cls_loss=qfl"])):
         words = ["train", "model=yolov8n.yaml", f"project={place}", f"name={name}", *words]
         said[name] = yolo(*words, cwd=place, data=data, **{**TINY, **STILL}).stdout
     return place, said

@@ -245,6 +245,7 @@ def test_a_browser_sees_what_is_wrong(tmp_path, measure):
     assert seen["scroll_width"] > seen["width"] and "div" in seen["overflow"]
     assert [node[:6] for node in seen["result"]] == ["<code>", "<table"]
     assert seen["pictures"] == [0] and seen["errors"]
+    assert seen["requests"] == [(tmp_path / "missing.svg").as_uri()]
 
 
 @pytest.mark.parametrize(

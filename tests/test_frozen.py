@@ -91,7 +91,8 @@ def test_without_modules_of_losses_a_stock_run_is_a_stock_run(data, tmp_path):
 
 
 MISSING = """
-for keys in ({"loss": "eiou"}, {"cls_loss": "qfl"}, {"loss": "ciou"}, {"tal_topk": 7}, {"task": "obb", "cls_loss": "focal"}):
+for word in "loss=eiou cls_loss=qfl loss=ciou tal_topk=7 task=obb,cls_loss=focal".split():
+    keys = dict(pair.split("=") for pair in word.split(","))
     try:
         YOLO("yolov8n.yaml").train(data=sys.argv[1], project=sys.argv[2], **keys)
     except yolo_lossplug.LossPlugError as error:

@@ -16,11 +16,18 @@ README, CHINESE = ((ROOT / name).read_text(encoding="utf-8") for name in ("READM
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 
 
-def test_names_are_those_of_losses():
+def test_names_papers_and_messages_are_real():
     """New ones are added at a release: a loss is a file and an oracle."""
     (line,) = [line for line in README.splitlines() if line.startswith("Names:")]
     named = set(re.findall(r"`([\w-]+)`", line))
     assert len(named) > 30 and named <= {spec.name for spec in REGISTRY}
+    papers = set(re.findall(r"https://(?:arxiv|doi)[^)]+", README))
+    assert len(papers) > 9 and papers <= set(re.findall(r"https://[^)]+", losses_markdown()))
+    for given in ({"focal_gamma": 0.5}, {"loss": "eiuo"}):
+        with pytest.raises(LossPlugError) as caught:
+            select(given)
+        (line,) = [line for line in README.splitlines() if line.startswith(f"LossPlug: {next(iter(given))}=")]
+        assert str(caught.value).startswith(line.removeprefix("LossPlug: ").removesuffix("..."))
 
 
 @pytest.mark.parametrize("file", ["README.md", "docs/choose.md"])
@@ -31,19 +38,6 @@ def test_what_is_suggested_is_accepted(file):
     for row, keys in suggested:
         given = {key: yaml.safe_load(value) for key, value in (word.split("=", 1) for word in keys.split())}
         assert select({**given, "task": "obb" if "(obb)" in row else "detect"}).given == set(given)
-
-
-def test_papers_are_those_of_the_losses():
-    papers = set(re.findall(r"https://(?:arxiv|doi)[^)]+", README))
-    assert len(papers) > 9 and papers <= set(re.findall(r"https://[^)]+", losses_markdown()))
-
-
-def test_messages_are_real():
-    for given in ({"focal_gamma": 0.5}, {"loss": "eiuo"}):
-        with pytest.raises(LossPlugError) as caught:
-            select(given)
-        (line,) = [line for line in README.splitlines() if line.startswith(f"LossPlug: {next(iter(given))}=")]
-        assert str(caught.value).startswith(line.removeprefix("LossPlug: ").removesuffix("..."))
 
 
 def test_the_loss_of_ones_own_is_registered_as_written(registry):

@@ -141,22 +141,25 @@ def test_other_overlaps(name, kernel_device):
     assert equal(case.actual(10, 10, 0.5, 6.0, *create_box_loss(name).kernel), case.expected(assigner))
 
 
-def test_gts_may_be_in_any_order_of_images(kernel_device):
+def test_gts_in_any_order_or_none_and_releases_that_widen_no_box(kernel_device):
     made = problem("crowded", 3, size=(160, 128))
     n = min(MAX_GTS, made[4].shape[1])
     order = torch.arange(2 * n).view(2, n).t().flatten()  # alternating between the images
     case = Problem(made, (160, 128), kernel_device, order)
     assert equal(case.actual(10, 10, 0.5, 6.0), case.expected(stock(10, 10, 0.5, 6.0)))
-
-
-def test_releases_that_widen_no_box(kernel_device):
     case = Problem(problem("tiny", 2, size=(160, 128)), (160, 128), kernel_device, floor=(0.0, 0.0))
     assigner = stock(10, 10, 0.5, 6.0)
     assigner.stride_val = 0
     assert equal(case.actual(10, 10, 0.5, 6.0), case.expected(assigner))
+    scores, boxes, points, labels, gts, mask = problem("realistic", 0, size=(160, 128))
+    case = Problem((scores, boxes, points, labels[:, :0], gts[:, :0], mask[:, :0]), (160, 128), kernel_device)
+    assigned = assign_rows(
+        case.rows, case.logits, case.grid, case.anchors, AssignerConfig(10, 3, 0.5, 6.0, 1e-9, 0, 0.0, False)
+    )
+    assert (assigned.row == -1).all() and not assigned.score.any() and not assigned.label.any()
 
 
-def test_zeros_fill_up_from_the_first_anchors(kernel_device):
+def test_zeros_fill_up_from_the_first_anchors_and_nan_is_selected_first(kernel_device):
     """A gt with too few metrics above 0 gets zeros of the first anchors, if they are inside it."""
     scores, boxes, points, labels, gts, mask = problem("near_first", 0, size=(160, 128))
     boxes = boxes + 5000  # no overlap anywhere
@@ -166,10 +169,6 @@ def test_zeros_fill_up_from_the_first_anchors(kernel_device):
         actual = case.actual(*setting)
         assert equal(actual, case.expected(stock(*setting)))
         assert actual[0].view(2, -1).nonzero()[:, 1].max() < 10 and (actual[1][actual[0]] == 0).all()
-
-
-def test_nan_metrics_are_selected_first(kernel_device):
-    """So that the loss is NaN, as in Ultralytics."""
     scores, boxes, points, labels, gts, mask = problem("realistic", 0, size=(160, 128))
     gts[:, 0] = torch.tensor([20.0, 20, 120, 90])
     case = Problem((scores, boxes, points, labels, gts, mask), (160, 128), kernel_device)
@@ -177,15 +176,6 @@ def test_nan_metrics_are_selected_first(kernel_device):
     foreground, _, _, score = case.actual(10, 10, 0.5, 6.0)
     assert points[60].tolist() == [100, 28]
     assert foreground.view(2, -1)[:, 60].all() and score.view(2, -1)[:, 60].isnan().all()
-
-
-def test_no_gts(kernel_device):
-    scores, boxes, points, labels, gts, mask = problem("realistic", 0, size=(160, 128))
-    case = Problem((scores, boxes, points, labels[:, :0], gts[:, :0], mask[:, :0]), (160, 128), kernel_device)
-    assigned = assign_rows(
-        case.rows, case.logits, case.grid, case.anchors, AssignerConfig(10, 3, 0.5, 6.0, 1e-9, 0, 0.0, False)
-    )
-    assert (assigned.row == -1).all() and not assigned.score.any() and not assigned.label.any()
 
 
 @pytest.mark.slow

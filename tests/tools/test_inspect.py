@@ -332,12 +332,12 @@ def test_labels_that_are_no_text_are_faults(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("width", [1280, 390])
-def test_the_page_has_room_and_no_errors(width, data, tmp_path, measure):
+def test_the_page_has_room_and_no_errors(data, tmp_path, measure):
     _, folder = inspected(tmp_path, data=data, imgsz="64,96", model="yolov8n.yaml")
-    seen = measure(folder / "report.html", width)
-    assert not seen["overflow"] and not seen["errors"] and seen["scroll_width"] <= width
-    assert len(seen["pictures"]) == 3 and all(seen["pictures"])
+    for width in (1280, 390):
+        seen = measure(folder / "report.html", width)
+        assert not seen["overflow"] and not seen["errors"] and seen["scroll_width"] <= width
+        assert len(seen["pictures"]) == 3 and all(seen["pictures"])
 
 
 @pytest.mark.slow
@@ -345,7 +345,6 @@ def test_command(data, tmp_path):
     words = [*COMMAND[:-1], "inspect", f"data={data}", "imgsz=64,96", f"project={tmp_path / 'runs'}", "name=one"]
     done = run(words, tmp_path)
     assert "report in" in done.stdout and (tmp_path / "runs" / "one" / "report.html").is_file()
-    assert run([*COMMAND[:-1], "inspect", "--help"], tmp_path).stdout.startswith("usage: lossplug inspect")
     failed = run([*words, "imgzs=3"], tmp_path, check=False)
     assert failed.returncode == 1 and "Did you mean 'imgsz'" in failed.stdout and "Traceback" not in failed.stdout
     assert Path(tmp_path / "runs" / "one" / "objects.csv").is_file()

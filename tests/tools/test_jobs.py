@@ -21,7 +21,7 @@ CODE = """
 import json, pathlib, sys, time
 job = json.loads(pathlib.Path(sys.argv[1]).read_text())
 start = time.time()
-time.sleep(job["args"].get("sleep", 0.4))
+time.sleep(job["args"].get("sleep", 0.2))
 if job["args"].get("fails"):
     pathlib.Path(job["error"]).write_text("ValueError: too bad\\n\\nTraceback")
     sys.exit(1)
@@ -148,15 +148,6 @@ def test_what_an_interrupted_run_has_left_is_removed(tmp_path):
     assert not job.folder.exists() and not job.error.exists() and job.state == RUNNING
     assert json.loads(job.file.read_text())["args"] == {"epochs": 3, "device": "cpu"}
     assert command[-1] == str(job.file)
-
-
-@pytest.mark.slow
-def test_ray(made):
-    pytest.importorskip("ray", reason="Ray is in the extra 'ray': pip install -e '.[ray]'")
-    todo = made({}, {"fails": True}, {})
-    jobs.run_on_ray(todo, "cpu", tell_nothing)
-    assert [job.state for job in todo] == [FINISHED, FAILED, FINISHED]
-    assert todo[1].reason == "ValueError: too bad" and todo[0].read()["device"] == "cpu"
 
 
 def test_without_ray(made, monkeypatch):

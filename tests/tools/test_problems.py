@@ -36,9 +36,6 @@ def test_each_scene_has_arms_that_training_takes(problems):
         "nwd ciou+nwd tal_min_side tal_topk inner-ciou focal-eiou wiou-v3 eiou cls_weights qfl varifocal nms_iou=diou"
     )
     assert [word for word in named.split() if word not in tried] == []
-
-
-def test_gains_differ_for_class_losses_of_another_scale_only(problems):
     for name in problems.PROBLEMS:
         for arm in plan_of(problems.arguments_of(name)).arms:
             assert ("cls" in arm.keys) == (arm.selection.cls.name in ("qfl", "varifocal"))

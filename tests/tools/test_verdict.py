@@ -44,7 +44,7 @@ def test_the_primary_metric_is_corrected_and_others_are_not():
     assert verdicts == {BETTER, NOISE}
 
 
-def test_differences_are_those_of_common_seeds_that_have_the_metric():
+def test_effects_noise_floor_and_power_on_common_seeds():
     results = {
         **{("a", 0): result(0.1, 0.05), ("a", 1): result(0.2), ("b", 1): result(0.5, 0.4), ("b", 0): result(0.3, 0.1)},
     }
@@ -53,9 +53,6 @@ def test_differences_are_those_of_common_seeds_that_have_the_metric():
     assert effect.seeds == 1 and effect.mean == pytest.approx(0.05) and effect.low is effect.level is None
     (none,) = compared.effects_of("AP_dog")
     assert none.mean is None and none.seeds == 0 and none.verdict == ""
-
-
-def test_noise_floor_and_power():
     results = {**{("a", i): result(0.1 + 0.01 * i) for i in range(3)}, **{("b", i): result(0.12) for i in range(3)}}
     compared = Comparison("ab", results, MAIN)
     assert compared.noise_floor.deviation == pytest.approx(0.01)

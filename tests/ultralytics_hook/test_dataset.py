@@ -28,8 +28,6 @@ from yolo_lossplug.ultralytics_hook.run import runs
 from yolo_lossplug.ultralytics_hook.running import branches
 
 FAMILIES = ("random", "tiny", "edges", "zero", "outside", "large")
-FLOORS = [(0.0, 0.0), (8.0, 8.0), (8.0, 16.0), (16.0, 16.0)]
-"""Sides below which hosts widen a box, and the new sides: none before 8.4, then of the first stride or the second."""
 
 
 def boxes_of(family, imgsz, seed=0, n=60):
@@ -48,47 +46,16 @@ def boxes_of(family, imgsz, seed=0, n=60):
     return np.concatenate((centre - side / 2, centre + side / 2), 1).astype(np.float32)
 
 
-def by_hand(box, floor, imgsz, strides):
-    """Return the number of centres of cells strictly inside of a box, one centre after another."""
-    x1, y1, x2, y2 = map(float, box)
-    if x1 + y1 + x2 + y2 <= 0:
-        return [0] * len(strides)
-    width, height = (floor[1] if side < floor[0] else side for side in (x2 - x1, y2 - y1))
-    x, y = (x1 + x2) / 2, (y1 + y2) / 2
-    found = []
-    for stride in strides:
-        centres = [(i + 0.5) * stride for i in range(imgsz // int(stride))]
-        inside = [
-            sum(middle - side / 2 < c < middle + side / 2 for c in centres)
-            for middle, side in ((x, width), (y, height))
-        ]
-        found.append(inside[0] * inside[1])
-    return found
-
-
-@pytest.mark.parametrize("floor", FLOORS)
-@pytest.mark.parametrize("family", FAMILIES)
-def test_candidates_are_those_of_brute_force(family, floor, monkeypatch):
-    monkeypatch.setattr(candidates, "floor_of", lambda assigner: floor)
-    for imgsz, strides in ((160, (8, 16, 32)), (320, (4, 8, 16, 32)), (96, (8, 16))):
-        boxes = boxes_of(family, imgsz)
-        found = candidates.count_candidates(boxes, imgsz, strides, None)
-        expected = [by_hand(box, floor, imgsz, strides) for box in boxes]
-        assert found.tolist() == expected
-        row, _ = candidates.candidate_pairs(boxes, imgsz, strides, None)
-        assert np.bincount(row, minlength=len(boxes)).tolist() == found.sum(1).tolist()
-
-
 def masks(assigner, mask):
     """Return a mask of gts as the host's method takes it: before 8.4 it has none, and nothing is widened."""
     takes_mask = "mask_gt" in inspect.signature(assigner.select_candidates_in_gts).parameters
     return (mask.float(),) if takes_mask else ()
 
 
-@pytest.mark.parametrize("strides", [(8, 16, 32), (4, 8, 16, 32)])
+@pytest.mark.parametrize(("strides", "keys"), [((8, 16, 32), {}), ((4, 8, 16, 32), {"tal_min_side": 24})], ids=str)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_candidates_are_those_of_the_host(family, strides):
-    assigner = candidates.make_assigner("detect", strides, select({}))
+def test_candidates_are_those_of_the_host(family, strides, keys):
+    assigner = candidates.make_assigner("detect", strides, select(keys))
     boxes = boxes_of(family, 160, seed=1)
     rows, mask = torch.from_numpy(boxes)[None], torch.from_numpy(boxes).sum(1)[None, :, None] > 0
     inside = assigner.select_candidates_in_gts(points(160, 160, strides), rows, *masks(assigner, mask))
@@ -97,6 +64,8 @@ def test_candidates_are_those_of_the_host(family, strides):
     assert found.sum(1).tolist() == expected.sum(1).tolist()
     row, anchor = candidates.candidate_pairs(boxes, 160, strides, assigner)
     assert {*zip(row.tolist(), anchor.tolist())} == {tuple(pair) for pair in expected.nonzero().tolist()}
+    level = np.searchsorted(np.cumsum([(160 // stride) ** 2 for stride in strides]), anchor, side="right")
+    assert np.array_equal(found, [np.bincount(level[row == i], minlength=len(strides)) for i in range(len(boxes))])
 
 
 @pytest.mark.parametrize("chunk", [1_000_000, 50])
@@ -201,9 +170,11 @@ def test_rotated_boxes_are_those_of_the_hosts_batches(tmp_path):
     assert np.abs(read.sides.prod(1) - (expected[:, 2] * expected[:, 3]).numpy() * (64 / 96) ** 2).max() < 1
 
 
-@pytest.mark.parametrize(("task", "expected"), [("detect", "detect"), ("segment", "segment"), ("pose", "pose")])
-def test_the_task_of_labels(task, expected):
-    assert labels.read({"data": drawn(f"guess-{task}", task=task)}).task == expected
+def test_the_task_of_labels_and_a_fraction_of_the_images(data):
+    for task in ("detect", "segment", "pose"):
+        assert labels.read({"data": drawn(f"guess-{task}", task=task)}).task == task
+    whole, part = (labels.read({"data": data, "fraction": fraction}) for fraction in (1.0, 0.5))
+    assert part.files == whole.files[: len(whole.files) // 2]
 
 
 def test_what_the_loader_drops_is_counted(tmp_path):
@@ -220,11 +191,6 @@ def test_what_the_loader_drops_is_counted(tmp_path):
         assert read.removed == 2 and len(read.cls) == 2 and len(read.files) == 2
         assert [(Path(name).stem, count) for name, count, _ in read.ignored] == [("b", 2), ("c", 1)]
         assert "out of bounds" in read.ignored[0][2] and "class" in read.ignored[1][2].lower()
-
-
-def test_a_fraction_of_the_images(data):
-    whole, part = (labels.read({"data": data, "fraction": fraction}) for fraction in (1.0, 0.5))
-    assert part.files == whole.files[: len(whole.files) // 2]
 
 
 # Assignments.

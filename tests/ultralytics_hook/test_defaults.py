@@ -8,7 +8,7 @@ import yaml
 from ultralytics import cfg
 from ultralytics.utils import DEFAULT_CFG_DICT, DEFAULT_CFG_PATH
 
-from tests.runs import TINY, Log, refuses, results, train, yolo
+from tests.runs import Log, refuses
 from yolo_lossplug import catalogue
 from yolo_lossplug.selection.keys import keys, numeric_keys
 from yolo_lossplug.tools import verify
@@ -84,17 +84,6 @@ def test_a_copy_is_accepted_everywhere_and_a_key_that_is_set_in_it_works(copy):
     refuses("Did you mean 'eiou'", cfg.get_cfg, copy)
     copy.write_text(copy.read_text("utf-8").replace("\nloss: eiuo #", "\nloss: eiou #"), "utf-8")
     assert verify.verify({"cfg": str(copy), "model": "yolov8n.yaml", "imgsz": 64})[0]["runs"].startswith("box eiou")
-
-
-@pytest.mark.slow
-def test_a_copy_trains_as_stock(copy, data):
-    tiny = {**TINY, "data": data, "model": "yolov8n.yaml"}
-    done = yolo("train", f"cfg={copy.name}", cwd=copy.parent, project=copy.parent / "runs", name="copy", **tiny)
-    assert "LossPlug" not in done.stdout
-    folder = copy.parent / "runs" / "copy"
-    assert not set(keys()) & set(yaml.safe_load((folder / "args.yaml").read_text()))
-    stock = train(data=data, project=str(copy.parent / "runs"), name="stock")
-    assert results(folder) == results(stock.save_dir)
 
 
 def test_switched_off_the_host_prints_its_own(enabled, tmp_path, monkeypatch):

@@ -171,12 +171,6 @@ def write_some(begin):
         add(entry(size=size, fast=FASTER))
 
 
-def test_two_writers_lose_nothing():
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(write_some, (0, 10)))
-    assert len(json.loads(record.file().read_text())["entries"]) == 20
-
-
 WRITER = """
 import sys, time
 from pathlib import Path
@@ -212,9 +206,6 @@ def test_a_size_takes_the_nearest_class_that_was_measured():
     assert near == ["", "reference", "reference", ""]
     assert str(known) == "float16, 66k anchors: triton; float32, 66k anchors: reference, fast from 4.2M elements"
     assert size_class(0) == size_class(3) == 0 and size_class(4**9 - 1) == 8 and size_class(4**9) == 9
-
-
-def test_what_is_shipped():
     assert "cpu" in choice.FAST_DEVICE_TYPES and "cuda" not in choice.FAST_DEVICE_TYPES
     for shipped in record._shipped_entries():
         assert "interpreted" not in shipped["triton"]

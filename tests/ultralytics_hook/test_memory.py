@@ -101,19 +101,6 @@ def test_a_state_of_another_epoch_is_not_used(data, tmp_path):
     assert states[0]["main.steps"] == 1
 
 
-@pytest.mark.slow
-def test_two_trainers_at_once_remember_apart(data, tmp_path):
-    from ultralytics.models.yolo.detect import DetectionTrainer
-
-    keys = {**TINY, "model": "yolov8n.yaml", "data": data, "project": str(tmp_path), "loss": "wiou-v3"}
-    one, other = (DetectionTrainer(overrides=dict(keys)) for _ in range(2))
-    states = [runs.of(trainer).state for trainer in (one, other)]
-    assert states[0] is not states[1]
-    one.train()
-    assert states[0].tensors and not states[1].tensors
-    runs.end(other)
-
-
 def test_means_of_steps_before_and_their_guards():
     loss = create_box_loss("wiou-v3", wiou_momentum=0.5)
     pred, target = PAIR[0].clone().requires_grad_(), PAIR[1]

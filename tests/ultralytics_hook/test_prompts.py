@@ -104,16 +104,10 @@ def test_linear_probing(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", ["world", "yoloe"])
-def test_the_stock_run_is_equalled_and_another_loss_is_not(case, tmp_path):
-    still = {**STILL, "loss_engine": "reference"}
-    stock, named, other = (
-        results(train_case(case, tmp_path, **keys).save_dir)[-1]
-        for keys in (STILL, {**still, "loss": "ciou", "cls_loss": "bce"}, {**still, "loss": "eiou"})
-    )
-    assert named == stock
-    for part in ("train", "val"):
-        assert other[f"{part}/box_loss"] > 1.1 * stock[f"{part}/box_loss"]
-        assert other[f"{part}/cls_loss"] == pytest.approx(stock[f"{part}/cls_loss"], rel=1e-3)
+def test_the_stock_run_is_equalled(case, tmp_path):
+    named = {"loss": "ciou", "cls_loss": "bce", "loss_engine": "reference"}
+    stock, ours = (results(train_case(case, tmp_path, **STILL, **keys).save_dir)[-1] for keys in ({}, named))
+    assert ours == stock
 
 
 @pytest.mark.parametrize("model", ["yolov8n-worldv2.yaml", "yoloe-v8n.yaml"])

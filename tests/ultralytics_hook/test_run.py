@@ -198,21 +198,14 @@ def test_the_hosts_trainer_saves_without_the_criterion():
     assert seen == [{}] and trainer.ema.ema.criterion == "criterion"
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda c: setattr(c.assigner, "beta", 2.0), "tal_beta=6.0 was requested, but training runs tal_beta=2.0"),
-        (lambda c: setattr(c.bce, "smoothing", 0.5), "cls_smoothing=0.1 was requested, but training runs cls_smooth"),
-        (lambda c: setattr(c, "bbox_loss", BboxLoss(16)), "loss=eiou was requested, but training runs loss=ciou"),
-    ],
-    ids=["beta", "smoothing", "box loss"],
-)
-def test_differences_name_key_and_values(change, message):
+def test_differences_name_key_and_values():
     criterion = with_keys(model("yolov8n"), loss="eiou", cls_loss="qfl", cls_smoothing=0.1)
     chosen = criterion.lossplug.selection
     assert mismatches(criterion, chosen) == []
-    change(criterion)
-    assert any(text.startswith(message) for text in mismatches(criterion, chosen)), mismatches(criterion, chosen)
+    criterion.assigner.beta, criterion.bce.smoothing, criterion.bbox_loss = 2.0, 0.5, BboxLoss(16)
+    for key, asked, runs_ in (("tal_beta", 6.0, 2.0), ("cls_smoothing", 0.1, 0.5), ("loss", "eiou", "ciou")):
+        said = f"{key}={asked} was requested, but training runs {key}={runs_}"
+        assert any(text.startswith(said) for text in mismatches(criterion, chosen)), mismatches(criterion, chosen)
 
 
 def test_a_class_loss_with_weights_of_its_own_is_not_replaced():

@@ -151,11 +151,6 @@ def test_trainers_of_the_users_own(data, tmp_path):
     trainer = train(trainer=ByHand, data=data, project=str(tmp_path))
     assert trainer.model.criterion.bbox_loss.loss.name == "giou"
     assert trainer.ema.ema.criterion.bbox_loss.loss.name == "giou"
-    # A trainer made directly, with callbacks of the user's that name few events.
-    overrides = {**TINY, "model": "yolov8n.yaml", "data": data, "project": str(tmp_path), "loss": "eiou"}
-    trainer = DetectionTrainer(overrides=overrides)
-    trainer.train()
-    assert trainer.model.criterion.bbox_loss.loss.name == "eiou"
 
 
 def test_a_model_class_of_the_users_own(data, tmp_path, enabled):
