@@ -9,27 +9,10 @@ import _thread
 import os
 import sys
 
-WATCHED = (
-    "ultralytics.utils",
-    "ultralytics.utils.checks",
-    "ultralytics.utils.torch_utils",
-    "ultralytics.utils.dist",
-    "ultralytics.cfg",
-    "ultralytics.data.utils",
-    "ultralytics.data.dataset",
-    "ultralytics.nn.tasks",
-    "ultralytics.engine.model",
-    "ultralytics.engine.trainer",
-    "ultralytics.engine.tuner",
-    "ultralytics.utils.nms",
-    "ultralytics.utils.ops",
-    "ultralytics.models.yolo.detect.predict",
-    "ultralytics.models.yolo.detect.val",
-    "ultralytics.models.yolo.detect.train",
-    "ultralytics.models.yolo.segment.val",
-    "ultralytics.models.yolo.pose.val",
-    "ultralytics.models.rtdetr.val",
-)
+_NAMES = """utils utils.checks utils.torch_utils utils.dist utils.nms utils.ops cfg data.utils data.dataset nn.tasks
+engine.model engine.trainer engine.tuner models.yolo.detect.predict models.yolo.detect.val models.yolo.detect.train
+models.yolo.segment.val models.yolo.pose.val models.rtdetr.val"""
+WATCHED = tuple(f"ultralytics.{name}" for name in _NAMES.split())
 problem = ""
 """Why the plugin could not be enabled on this release of Ultralytics, empty if it could."""
 

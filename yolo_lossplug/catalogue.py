@@ -13,11 +13,8 @@ from yolo_lossplug.selection.names import PREFIXES, key_of
 from yolo_lossplug.selection.third_party import registry
 
 GROUPS = {
-    "box": (BOX, OVERLAP),
-    "prefix": (MODIFIER, ROTATED_MODIFIER),
-    "obb": (ROTATED, ROTATED_MODIFIER),
-    "class": (CLASS,),
-    "classify": (SOFTMAX,),
+    **{"box": (BOX, OVERLAP), "prefix": (MODIFIER, ROTATED_MODIFIER), "obb": (ROTATED, ROTATED_MODIFIER)},
+    **{"class": (CLASS,), "classify": (SOFTMAX,)},
 }
 """Kinds of losses by the word that `lossplug list` takes for them."""
 SECTIONS = (
@@ -58,17 +55,13 @@ def tasks_of(kind: str) -> list[str]:
 
 def common_keys() -> list[tuple[str, str, str, str]]:
     """Return key, default, values and meaning of every key that belongs to no loss in particular."""
+    own = "file.py:function or package.module:function"
+    nms = "overlap in the NMS of val, predict, track and of validation in training"
     names = {
-        "loss": (
-            "name, prefix-name, file.py:function or package.module:function, or two of these: ciou+nwd",
-            "box loss; probiou for task=obb",
-        ),
-        "cls_loss": ("name, file.py:function or package.module:function", "class loss; ce for task=classify"),
+        "loss": (f"name, prefix-name, {own}, or two of these: ciou+nwd", "box loss; probiou for task=obb"),
+        "cls_loss": (f"name, {own}", "class loss; ce for task=classify"),
         "tal_iou": (", ".join(keys.ASSIGNER_OVERLAPS), "overlap inside the assigner, clamped at 0"),
-        "nms_iou": (
-            ", ".join(keys.NMS_OVERLAPS),
-            "overlap in the NMS of val, predict, track and of validation in training",
-        ),
+        "nms_iou": (", ".join(keys.NMS_OVERLAPS), nms),
         "loss_engine": (", ".join(keys.ENGINES), "how the loss is computed; all engines compute the same loss"),
     }
     weights = "list of one number per class, or mapping from names to numbers"
@@ -77,12 +70,10 @@ def common_keys() -> list[tuple[str, str, str, str]]:
     ignored = "classes whose boxes are regions: what is inside is neither object nor background"
     entries = "list with one list of classes for each entry of train:, or mapping from splits to such lists"
     annotated = "classes that each entry of the data annotates; the others are unknown there"
+    numbers = {p.key: str(p.default).replace("None", "none") for p in keys.NUMBERS.values()}
     rows = [
         *((key, default, *names[key]) for key, default in keys.NAMES.items()),
-        *(
-            (p.key, str(p.default).replace("None", "none"), p.option.range, p.option.help)
-            for p in keys.NUMBERS.values()
-        ),
+        *((p.key, numbers[p.key], p.option.range, p.option.help) for p in keys.NUMBERS.values()),
         (keys.WEIGHTS, "none", weights, "weight of each class"),
         (keys.REPORT, "False", "True, False", report),
         (keys.IGNORE, "none", regions, ignored),
@@ -116,10 +107,8 @@ def listing(groups: Sequence[str] = ()) -> str:
         mixture = _after_name(*FORMULA.split(": ")), _after_name("", f"{with_range(keys.MIX)}: {keys.MIX.option.help}")
         sections.append(["two losses: loss=NAME+NAME", *mixture])
     if not groups:
-        rows = (
-            f"  {f'{key}={default}':<{MEANING_COLUMN - 2}}{meaning} ({values})"
-            for key, default, values, meaning in common_keys()
-        )
+        keyed = ((f"{key}={default}", f"{meaning} ({values})") for key, default, values, meaning in common_keys())
+        rows = (f"  {name:<{MEANING_COLUMN - 2}}{text}" for name, text in keyed)
         sections.append(["any loss: keys of no loss in particular", *rows])
     more = "lossplug explain NAME says what options mean, with papers and weaknesses; --json prints all."
     return "\n\n".join("\n".join(section) for section in [*sections, [more]])
@@ -181,11 +170,8 @@ def markdown_table(head: str, rows: Iterable[Iterable[str]]) -> str:
 def losses_markdown(groups: Sequence[str] = ()) -> str:
     """Return tables of losses, one for each key and task; all, or those of some words of `GROUPS`."""
     head = "name | formula | options = default in range | source | remark"
-    return "\n".join(
-        f"### {title}\n\n{markdown_table(head, map(_cells, specs))}"
-        for _, title, kinds in SECTIONS
-        if (specs := _of_kinds(kinds, groups))
-    )
+    sections = ((title, _of_kinds(kinds, groups)) for _, title, kinds in SECTIONS)
+    return "\n".join(f"### {title}\n\n{markdown_table(head, map(_cells, specs))}" for title, specs in sections if specs)
 
 
 def _cells(spec: Spec) -> tuple[str, str, str, str, str]:
@@ -201,10 +187,8 @@ def keys_markdown() -> str:
 
 def options_markdown() -> str:
     """Return the table of the losses' own keys."""
-    owners = {keys.MIX.key: ["loss=ciou+nwd"], **{key: belongs_to(key) for key in registry().parameters()}}
-    rows = (
-        [f"`{key}`", str(p.default), p.option.range, p.option.help, ", ".join(f"`{owner}`" for owner in owners[key])]
-        for key, p in keys.numeric_keys().items()
-        if key in owners
-    )
+    numbers, rows = keys.numeric_keys(), []
+    for key, owners in {keys.MIX.key: ["loss=ciou+nwd"], **{k: belongs_to(k) for k in registry().parameters()}}.items():
+        p, names = numbers[key], ", ".join(f"`{owner}`" for owner in owners)
+        rows.append([f"`{key}`", str(p.default), p.option.range, p.option.help, names])
     return markdown_table("key | default | range | meaning | belongs to", sorted(rows))

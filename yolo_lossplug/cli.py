@@ -70,10 +70,7 @@ Example: lossplug doctor\
 """
 TOOLS = {
     "verify": "yolo_lossplug.tools.verify",
-    "curves": "yolo_lossplug.tools.curves.command",
-    "inspect": "yolo_lossplug.tools.inspect.command",
-    "compare": "yolo_lossplug.tools.compare.command",
-    "bench": "yolo_lossplug.tools.bench.command",
+    **{name: f"yolo_lossplug.tools.{name}.command" for name in ("curves", "inspect", "compare", "bench")},
 }
 """Module of each command: it has a HELP, and a main that takes parsed arguments."""
 GONE = {"simulate": "use examples/simulate.py of the repository; `lossplug curves` draws gradients"}
@@ -196,18 +193,19 @@ def show_state() -> None:
         import ultralytics.engine.tuner  # with it every module that is changed: shows a seam that has moved
     except ImportError as error:
         owners = installation.owners()
-        show_lines(
-            f"yolo-lossplug {yolo_lossplug.__version__}", *installation.facts(), installation.owners_line(owners)
-        )
-        show_lines(f"not active: Ultralytics cannot be imported: {error}")
-        show_lines(*installation.advice_on_owners(owners, is_importable=False))
+        lines = [*installation.facts(), installation.owners_line(owners)]
+        lines.append(f"not active: Ultralytics cannot be imported: {error}")
+        lines += installation.advice_on_owners(owners, is_importable=False)
+        show_lines(f"yolo-lossplug {yolo_lossplug.__version__}", *lines)
         raise SystemExit(1) from error
     folder = Path(ultralytics.__file__).parent
     owners = installation.owners(folder)
-    show_lines(f"yolo-lossplug {yolo_lossplug.__version__} · ultralytics {ultralytics.__version__}")
-    show_lines(*installation.facts(), f"{'ultralytics':<15}{folder}", installation.owners_line(owners))
-    show_lines(*installation.advice_on_owners(owners))
-    show_lines(*installation.advice_on_keys(ultralytics.utils.DEFAULT_CFG_PATH))
+    show_lines(
+        f"yolo-lossplug {yolo_lossplug.__version__} · ultralytics {ultralytics.__version__}",
+        *(*installation.facts(), f"{'ultralytics':<15}{folder}", installation.owners_line(owners)),
+        *installation.advice_on_owners(owners),
+        *installation.advice_on_keys(ultralytics.utils.DEFAULT_CFG_PATH),
+    )
     if not yolo_lossplug.is_enabled():
         show_lines(f"not active: {_autoload.problem or 'switched off by YOLO_LOSSPLUG=0'}")
         raise SystemExit(1)

@@ -19,32 +19,16 @@ ENGINES = ("auto", "fast", "triton", "reference")
 NMS_OVERLAPS = ("iou", "diou")
 ASSIGNER_OVERLAPS = ("ciou", "diou", "eiou", "giou", "iou", "siou")
 
+SMOOTHING = "smoothing of assigned targets"
+FLOOR = "side in pixels that shorter sides of an object count as when candidates are chosen; none = the host's"
 NUMBERS = {
-    p.key: p
-    for p in (
-        Parameter("tal_topk", int, False, 10, Option("maximum number of anchors per object", at_least=1)),
-        Parameter("tal_alpha", float, False, 0.5, Option("exponent of the score in the assigner's metric", at_least=0)),
-        Parameter(
-            "tal_beta", float, False, 6.0, Option("exponent of the overlap in the assigner's metric", at_least=0)
-        ),
-        Parameter(
-            "tal_min_side",
-            float,
-            False,
-            None,
-            Option(
-                "side in pixels that shorter sides of an object count as when candidates are chosen; none = the host's",
-                above=0,
-                at_most=65536,
-            ),
-        ),
-        Parameter(
-            "cls_smoothing",
-            float,
-            False,
-            0.0,
-            Option("smoothing of assigned targets", at_least=0, below=1, formerly="label_smoothing"),
-        ),
+    key: Parameter(key, kind, False, default, option)
+    for key, kind, default, option in (
+        ("tal_topk", int, 10, Option("maximum number of anchors per object", at_least=1)),
+        ("tal_alpha", float, 0.5, Option("exponent of the score in the assigner's metric", at_least=0)),
+        ("tal_beta", float, 6.0, Option("exponent of the overlap in the assigner's metric", at_least=0)),
+        ("tal_min_side", float, None, Option(FLOOR, above=0, at_most=65536)),
+        ("cls_smoothing", float, 0.0, Option(SMOOTHING, at_least=0, below=1, formerly="label_smoothing")),
     )
 }
 
@@ -74,10 +58,7 @@ STOCK_DETR = {"loss": "giou", "cls_loss": "varifocal"}
 DETR_KEYS = frozenset({"loss", "cls_loss", "cls_smoothing", WEIGHTS, "loss_engine", IGNORE, ANNOTATED})
 CLASSIFY_KEYS = DETR_KEYS - {"loss", IGNORE, ANNOTATED}
 
-NO_FAST_ENGINE = {
-    "classify": "it has no boxes",
-    DETR: "it matches queries, and assigns no anchors",
-}
+NO_FAST_ENGINE = {"classify": "it has no boxes", DETR: "it matches queries, and assigns no anchors"}
 """Tasks without a fast engine, and why."""
 NO_KERNELS = {**NO_FAST_ENGINE, "obb": "its boxes are rotated"}
 """Tasks without kernels, and why."""
@@ -96,11 +77,9 @@ def numeric_keys() -> dict[str, Parameter]:
 
 def keys() -> dict[str, Optional[str]]:
     """Return every training key with its unset value."""
-    unset = {
-        **dict.fromkeys((*NAMES, WEIGHTS, REPORT, IGNORE, ANNOTATED)),
-        **{key: p.unset for key, p in numeric_keys().items()},
-    }
-    return {key: value for key, value in unset.items() if key not in CLAIMED}
+    unset = {key: p.unset for key, p in numeric_keys().items()}
+    every = {**dict.fromkeys((*NAMES, WEIGHTS, REPORT, IGNORE, ANNOTATED)), **unset}
+    return {key: value for key, value in every.items() if key not in CLAIMED}
 
 
 def given_keys(args: Mapping[str, Any]) -> dict[str, Any]:
@@ -163,11 +142,7 @@ def name_of(args: Mapping[str, Any], key: str, task: str = "detect") -> str:
 
 
 def choose(key: str, args: Mapping[str, Any], choices: tuple[str, ...]) -> str:
-    """Return the value of a key that takes one of some names, its default if it is not set.
-
-    Raises:
-        LossPlugError: If the value is not one of them.
-    """
+    """Return the value of a key that takes one of some names, its default if it is not set; else raise an error."""
     name = normalise(name_of(args, key))
     if name not in choices:
         raise LossPlugError(f"{key}={name} is unknown.{suggest(name, choices)} Known: {', '.join(choices)}.")

@@ -149,11 +149,7 @@ def assigner_overlap(loss: Loss) -> Callable[[Tensor, Tensor], Tensor]:
 def _checked(
     name: str, is_elementwise: bool, function: Callable[..., Tensor], pred: Tensor, target: Tensor, **context: Any
 ) -> Tensor:
-    """Return what a function returns.
-
-    Raises:
-        LossPlugError: If it is not a tensor, of another shape or without gradient, or the function changes its inputs.
-    """
+    """Return what a function returns, a tensor of one loss each, with gradient; it has not changed its inputs."""
     before = _versions(pred, target)
     loss = function(pred, target, **context)
     if _versions(pred, target) != before:
@@ -172,11 +168,7 @@ def _checked(
 
 
 def _expanded(name: str, value: Any, shape: tuple[int, ...], like: Tensor) -> Optional[Tensor]:
-    """Return numbers as a tensor of a shape, of the type and on the device of another tensor; None stays.
-
-    Raises:
-        LossPlugError: If they are not numbers, or of another shape.
-    """
+    """Return numbers as a tensor of a shape, of the type and on the device of another one; None stays."""
     if value is None:
         return None
     try:

@@ -14,16 +14,12 @@ from yolo_lossplug.selection.third_party import registry
 
 STOCK = {BOX: "ciou", CLASS: "bce", ROTATED: "probiou", SOFTMAX: "ce"}
 """Ultralytics' own loss of each kind."""
-
 PREFIXES = {BOX: MODIFIER, ROTATED: ROTATED_MODIFIER}
 """Kinds of losses that take prefixes, and the kind of these."""
-
 DRIVE = re.compile(r"^[A-Za-z]:(?=[/\\])")
 """The drive of a path of Windows, whose colon is not the one before a function."""
-
 MIXTURE_PART = re.compile(r"([^/\\:+]*|.+?:\w+)\s*\+")
 """One loss before a ``+``: a name, or a reference to a function, whose path may hold a ``+`` as well."""
-
 _listed: set[str] = set()
 """Lists of names that this process has shown: once is enough."""
 
@@ -79,9 +75,8 @@ def key_of(kind: str) -> str:
 
 def is_list(name: str) -> bool:
     """Return whether a value names several losses; a path may hold commas as well."""
-    first, *others = (word.strip() for word in name.split(","))
-    words = (first, *others)
-    return bool(others) and (is_user_defined(first) or any(is_known(kind, word) for word in words for kind in STOCK))
+    words = [word.strip() for word in name.split(",")]
+    return len(words) > 1 and (is_user_defined(words[0]) or any(is_known(k, word) for word in words for k in STOCK))
 
 
 def is_user_defined(name: str) -> bool:

@@ -37,11 +37,10 @@ def load_own(reference: str, kind: str) -> Spec:
     if not callable(function):
         functions = [n for n, f in vars(module).items() if getattr(f, "__module__", None) == module.__name__]
         raise LossPlugError(f"{key}={reference}: {module_name} has no function '{name}'.{suggest(name, functions)}")
-    for spec in REGISTRY:
-        if spec.function is function and spec.kind == kind:
-            return spec
-    spec = spec_of(kind, reference, function)
-    REGISTRY.add(spec)
+    spec = next((spec for spec in REGISTRY if spec.function is function and spec.kind == kind), None)
+    if spec is None:
+        spec = spec_of(kind, reference, function)
+        REGISTRY.add(spec)
     return spec
 
 
@@ -58,12 +57,8 @@ def load_references(name: str, kind: str) -> list[Spec]:
 def load_module(source: str, asked: str) -> ModuleType:
     """Return the module of that dotted name or ``.py`` file; a file that is loaded already is not loaded again.
 
-    Args:
-        source: ``package.module`` or a path that ends in ``.py``.
-        asked: Key and value of the user, for the message.
-
     Raises:
-        LossPlugError: If it does not exist or fails when loaded.
+        LossPlugError: If it does not exist or fails when loaded; `asked` is what the user has given.
     """
     if not source.endswith(".py"):
         if not {"", str(Path.cwd())} & set(sys.path):
@@ -75,8 +70,7 @@ def load_module(source: str, asked: str) -> ModuleType:
     path = Path(source).resolve()
     if not path.is_file():
         raise LossPlugError(f"{asked}: there is no file {path}.")
-    cached = _cached_module(path)
-    if cached:
+    if cached := _cached_module(path):
         return cached
     name = f"yolo_lossplug_own_{path.stem}_{zlib.crc32(str(path).encode()):08x}"  # two folders may hold one name
     spec = importlib.util.spec_from_file_location(name, path)

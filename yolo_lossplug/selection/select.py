@@ -19,12 +19,8 @@ from yolo_lossplug.selection.third_party import registry
 SETTLED = frozenset(("loss", "cls_loss", "tal_topk", "tal_alpha", "tal_beta", "loss_engine"))
 """Keys that stand together in the arguments of a run with boxes that was settled."""
 LEFT_OUT = {
-    "tal_min_side": None,
-    "nms_iou": NAMES["nms_iou"],
-    WEIGHTS: None,
-    REPORT: False,
-    IGNORE: None,
-    ANNOTATED: None,
+    **{"tal_min_side": None, "nms_iou": NAMES["nms_iou"], WEIGHTS: None},
+    **{REPORT: False, IGNORE: None, ANNOTATED: None},
 }
 """Keys that a resolved run does not show where they have these values."""
 
@@ -207,11 +203,9 @@ def class_weights(selection: Selection, count: int, names: Mapping[int, str]) ->
         return None
     if isinstance(weights, dict):
         known = [names.get(i, "") for i in range(count)]
-        for name in weights:
-            if name not in known:
-                raise LossPlugError(
-                    f"{WEIGHTS}: the data has no class '{name}'.{suggest(name, known)} Known: {', '.join(known)}."
-                )
+        for name in (name for name in weights if name not in known):
+            near = suggest(name, known)
+            raise LossPlugError(f"{WEIGHTS}: the data has no class '{name}'.{near} Known: {', '.join(known)}.")
         return [weights.get(name, 1.0) for name in known]
     if len(weights) != count:
         raise LossPlugError(f"{WEIGHTS}={weights} has {len(weights)} values for {count} classes; give one for each.")

@@ -101,15 +101,18 @@ def listed(choices: Any, task: Optional[str] = None) -> list[Arm]:
         >>> [arm.name for arm in listed([{"loss": "ciou"}, {"tal_topk": 7}, {"cls_loss": "qfl", "cls": 5.0}])]
         ['ciou', 'tal_topk=7', 'qfl cls=5.0']
     """
-    is_list = isinstance(choices, (list, tuple)) and all(isinstance(keys, Mapping) and keys for keys in choices)
-    if not is_list or not choices:
+    if not _is_list_of_keys(choices):
         example = "[{'loss':'ciou'},{'tal_topk':7}]"
         raise LossPlugError(f"{ARMS}={choices} must be a list with the keys of each arm: {ARMS}={example}.")
     chosen = [Arm(_listed_name(keys), dict(keys), select({**given_keys(keys), "task": task})) for keys in choices]
-    twice = [name for name, count in Counter(arm.name for arm in chosen).items() if count > 1]
-    if twice:
+    counts = Counter(arm.name for arm in chosen)
+    if twice := [name for name in counts if counts[name] > 1]:
         raise LossPlugError(f"{ARMS}= names {', '.join(twice)} twice; remove one.")
     return chosen
+
+
+def _is_list_of_keys(choices: Any) -> bool:
+    return isinstance(choices, (list, tuple)) and bool(choices) and all(isinstance(c, Mapping) and c for c in choices)
 
 
 def _listed_name(keys: Mapping[str, Any]) -> str:
@@ -182,11 +185,7 @@ def load_user_losses(args: Mapping[str, Any]) -> None:
 
 
 def _values(key: str, value: Any) -> list[Any]:
-    """Return the values of a key, none for None.
-
-    Raises:
-        LossPlugError: If one of them is empty.
-    """
+    """Return the values of a key, none for None; raise an error if one of them is empty."""
     if value is None:
         return []
     if isinstance(value, str) and key != WEIGHTS:

@@ -123,13 +123,12 @@ def _reporter(folder: Path, engine: str, progress: TextIO) -> Reporter:
         progress.write(text)
         progress.flush()
 
-    def write(work: Work, result: dict[str, Any]) -> None:
-        write_json(_result_file(folder, engine, work), result)
-
-    def earlier(work: Work) -> dict[str, Any]:
-        return read_results(folder, [engine], work).get(engine, {})
-
-    return Reporter(lambda: mark(STEP_MARK), lambda: mark(PART_MARK), write, earlier)
+    return Reporter(
+        lambda: mark(STEP_MARK),
+        lambda: mark(PART_MARK),
+        lambda work, result: write_json(_result_file(folder, engine, work), result),
+        lambda work: read_results(folder, [engine], work).get(engine, {}),
+    )
 
 
 def _result_file(folder: Path, engine: str, work: Work) -> Path:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import datetime
 import signal
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -142,12 +142,13 @@ def _measure(plan: BenchPlan, cases: Path) -> dict[str, str]:
             for name, fit in works.items():
                 waiting = [work for work in fit if not child.is_finished(cases, name, work)]
                 bar.update(_parts(fit) - _parts(waiting))
-                failed[name] = child.run_engine(name, waiting, cases, plan.device_argument, plan.limit, bar.update)
+                if why := child.run_engine(name, waiting, cases, plan.device_argument, plan.limit, bar.update):
+                    failed[name] = why
     except KeyboardInterrupt:
         again = f"the same command with name={plan.folder.name} continues"
         say(f"interrupted. Finished cases stay in {plan.folder}; {again}.")
         raise
-    return {name: why for name, why in failed.items() if why}
+    return failed
 
 
 def _refuse_other_task(name: str, task: str, asked: Any, engines: Sequence[str]) -> None:
@@ -171,8 +172,7 @@ def _plan(args: Mapping[str, Any]) -> BenchPlan:
     values = _values(args)
     device = bench_cases.bench_device(values["device"])
     key, why = record.record_key(device), kernels.missing(device)
-    has_kernels = not why and not kernels.is_interpreted() and (values["task"] or "detect") == "detect"
-    asked = _engines(values["engines"] or ([FAST, TRITON] if has_kernels else [FAST]))
+    asked = _engines(values, has_kernels=not why and not kernels.is_interpreted())
     works = _works(values, device.type, asked)
     described = {"works": [work._asdict() for work in works], "engines": asked, "here": key._asdict()}
     folder = _folder(values["name"], values["project"], described)
@@ -195,7 +195,9 @@ def _values(args: Mapping[str, Any]) -> dict[str, Any]:
     return {**values, **sizes, **lists, **{key: flag_of(key, values[key]) for key in ("amp", "train_step", "all")}}
 
 
-def _engines(words: Sequence[Any]) -> list[str]:
+def _engines(values: Mapping[str, Any], has_kernels: bool) -> list[str]:
+    default = [FAST, TRITON] if has_kernels and values["task"] in (None, "detect") else [FAST]
+    words = values["engines"] or default
     names = [str(word).strip().lower() for word in words]
     for name in names:
         if name not in KNOWN_ENGINES:
@@ -219,10 +221,8 @@ def _base(values: Mapping[str, Any], amp: bool) -> Work:
         raise LossPlugError(f"limit={limit} must be a number, at least 1.")
     if imgsz % 32:
         raise LossPlugError(f"imgsz={imgsz} must be a multiple of 32, the largest stride of a head.")
-    if data and values["objects"] is not None:
-        raise LossPlugError(
-            f"objects={_typed(values['objects'])} has no effect with data=, which has its own. Remove one."
-        )
+    if data and (objects := values["objects"]) is not None:
+        raise LossPlugError(f"objects={_typed(objects)} has no effect with data=, which has its own. Remove one.")
     task = values["task"] or "detect"
     if task not in TASK_MODELS:
         raise LossPlugError(f"task={task} cannot be measured: bench takes {', '.join(TASK_MODELS)}.")
@@ -237,8 +237,8 @@ def _means(values: Mapping[str, Any], engines: Sequence[str]) -> list[int]:
     except ValueError:
         numbers = []
     if not numbers or min(numbers) < 0 or len({*numbers}) < len(numbers):
-        how = "must be numbers of objects per image, each once: objects=7,30,300"
-        raise LossPlugError(f"objects={_typed(words)} {how}.")
+        what = "numbers of objects per image, each once: objects=7,30,300"
+        raise LossPlugError(f"objects={_typed(words)} must be {what}.")
     return numbers
 
 
@@ -266,13 +266,10 @@ def _folder(name: Any, project: Any, described: Mapping[str, Any]) -> Path:
     file = new.parent / str(name or "") / PLAN_FILE
     if not name or not file.is_file():
         return new
-    try:
-        earlier = read_json(file)
-    except ValueError:
-        earlier = None
-    if earlier != described:
-        raise LossPlugError(f"name={name} is a bench with other keys, or of another machine. Give another name.")
-    return file.parent
+    with suppress(ValueError):
+        if read_json(file) == described:
+            return file.parent
+    raise LossPlugError(f"name={name} is a bench with other keys, or of another machine. Give another name.")
 
 
 def _typed(value: Any) -> Any:

@@ -73,11 +73,7 @@ class Job:
         return result if all(isinstance(result.get(key), kind) for key, kind in shape.items()) else None
 
     def refuse_others(self) -> None:
-        """Raise an error if the run that finished under this name had other arguments.
-
-        Raises:
-            LossPlugError: If it had.
-        """
+        """Raise an error if the run that finished under this name had other arguments."""
         trained_with = args_in(self.file) if self.read() else None
         if trained_with is None:
             return

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from typing import Any
 
 from torch import Tensor
@@ -13,17 +14,8 @@ from yolo_lossplug.registry import REGISTRY, ROTATED, SOFTMAX, LossPlugError
 from yolo_lossplug.selection.keys import CLASSIFY, refuse_unknown
 from yolo_lossplug.tools.arguments import Arguments, loss_keys, merge, refuse_keys_of_training, refuse_task, split_list
 from yolo_lossplug.tools.arms import Arm, arms, labels
-from yolo_lossplug.tools.curves.measures import (
-    ASPECTS,
-    MAX_TARGET,
-    SIDE,
-    angles,
-    curve,
-    measure_class,
-    measure_turn,
-    movements,
-    probabilities,
-)
+from yolo_lossplug.tools.curves import measures
+from yolo_lossplug.tools.curves.measures import ASPECTS, MAX_TARGET, SIDE
 from yolo_lossplug.tools.curves.plots import TARGETS, draw_box_curves, draw_class_curves
 from yolo_lossplug.ultralytics_hook.console import new_folder, say
 
@@ -47,6 +39,7 @@ cls_loss=. Rotated boxes turn as well. Writes curves.png and curves.csv.
                and name, and the command line over it
 Example: lossplug curves loss=ciou,focal-eiou focal_gamma=0.3,0.5\
 """
+OWN = ("task", "size", "project", "name")
 DEFAULT = "iou,giou,diou,ciou,eiou,siou"
 OTHER_TASKS = {"obb": ",".join(REGISTRY.names(ROTATED)), CLASSIFY: ",".join(REGISTRY.names(SOFTMAX))}
 """Tasks with other losses, and the names of these."""
@@ -58,9 +51,9 @@ def main(args: Mapping[str, Any]) -> None:
     Raises:
         LossPlugError: If a key or a value is wrong.
     """
-    given = merge(args, loss_keys("task", "size", "project", "name"))
+    given = merge(args, loss_keys(*OWN))
     args = _with_one_kind(given, args)
-    refuse_unknown(args, "task", "size", "project", "name")
+    refuse_unknown(args, *OWN)
     refuse_task(args, *OTHER_TASKS)
     refuse_keys_of_training(args)
     task = args.get("task")
@@ -113,36 +106,32 @@ def box_rows(chosen: Sequence[Arm], sizes: Sequence[float] = (SIDE,)) -> list[di
     The gradient is the L2 norm of that by the four coordinates, in units of the loss per side of the target. Rotated
     boxes also turn: the position is the angle in degrees, the gradient that by the angle per radian, the IoU empty.
     """
+    boxes, angles = dict(zip(labels(chosen), (arm.selection.box for arm in chosen))), measures.angles().rad2deg()
     moved = [
-        {"size": size, "movement": way.name, "position": position, "iou": iou, "loss": label, **_measured(numbers)}
+        {"size": size, "movement": way.name, "position": at, "iou": iou, "loss": label, "value": value, "gradient": g}
         for size in sizes
-        for way in movements(size)
-        for label, arm in zip(labels(chosen), chosen)
-        for position, iou, *numbers in _numbers(way.positions, way.iou, *curve(arm.selection.box, way))
+        for way in measures.movements(size)
+        for label, loss in boxes.items()
+        for at, iou, value, g in _numbers(way.positions, way.iou, *measures.curve(loss, way))
     ]
     turned = [
-        {"size": size, "movement": f"turn {aspect}:1", "position": angle, "loss": label, **_measured(numbers)}
-        for size in sizes
-        for aspect in ASPECTS
-        for label, arm in zip(labels(chosen), chosen)
-        if arm.selection.box.kind == ROTATED
-        for angle, *numbers in _numbers(angles().rad2deg(), *measure_turn(arm.selection.box, aspect, size))
+        {"size": size, "movement": f"turn {aspect}:1", "position": at, "loss": label, "value": value, "gradient": g}
+        for size, aspect in product(sizes, ASPECTS)
+        for label, loss in boxes.items()
+        if loss.kind == ROTATED
+        for at, value, g in _numbers(angles, *measures.measure_turn(loss, aspect, size))
     ]
     return [*moved, *turned]
 
 
-def _measured(numbers: Sequence[float]) -> dict[str, float]:
-    return dict(zip(("value", "gradient"), numbers))
-
-
 def class_rows(chosen: Sequence[Arm]) -> list[dict[str, Any]]:
     """Return class losses as a table: target, probability, loss, value, gradient, the last by the logit."""
-    x = probabilities()
+    x = measures.probabilities()
     return [
         {"target": target, "probability": p, "loss": label, "value": value, "gradient": gradient}
         for target in TARGETS
         for label, arm in zip(labels(chosen, True), chosen)
-        for p, value, gradient in _numbers(x, *measure_class(arm.selection.cls, x, target))
+        for p, value, gradient in _numbers(x, *measures.measure_class(arm.selection.cls, x, target))
     ]
 
 

@@ -68,9 +68,6 @@ def movement(name: str, side: float = SIDE) -> Movement:
             aspect ratio, from the smallest to the largest box with an IoU of 0.1. ``aspect``: concentric, of equal
             area, wider and wider down to an IoU of 0.1.
         side: Side of the target in pixels.
-
-    Raises:
-        KeyError: If there is no such movement.
     """
     return {"shift": _shift, "scale": _scale, "aspect": _aspect}[name](side)
 
@@ -81,41 +78,29 @@ def movements(side: float = SIDE) -> list[Movement]:
 
 
 def measure_box(loss: Loss, boxes: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a loss and its gradient.
+    """Return a box loss (N,) of boxes and a target (4,), and its gradients (N, 4) by the coordinates, per pixel.
 
-    Args:
-        loss: A box loss; if it has a state, it starts with an empty one. Rotated boxes have an angle of 0.
-        boxes: Boxes (N, 4), x1 y1 x2 y2 in pixels.
-        target: Their target (4,).
-
-    Returns:
-        Losses (N,), and gradients (N, 4) by the coordinates, per pixel. Where edges of both boxes coincide, the loss
-        has a kink, and a gradient is the mean of those on both sides.
+    Boxes are (N, 4), x1 y1 x2 y2 in pixels; rotated ones have an angle of 0. Where edges of both boxes coincide, the
+    loss has a kink, and a gradient is the mean of those on both sides.
     """
     pred = (boxes / STRIDE).requires_grad_()
     stride, expanded = pred.new_full((len(pred), 1), STRIDE), (target / STRIDE).expand_as(pred)
     pair = (_unrotated(pred), _unrotated(expanded)) if loss.kind == ROTATED else (pred, expanded)
-    values = _with_empty_state(loss)(*pair, stride=stride, imgsz=pred.new_full((2,), IMGSZ))
+    values = _first_step(loss)(*pair, stride=stride, imgsz=pred.new_full((2,), IMGSZ))
     return values.detach(), torch.autograd.grad(values.sum(), pred)[0] / STRIDE
 
 
 def measure_class(loss: Loss, probabilities: Tensor, target: float) -> tuple[Tensor, Tensor]:
-    """Return a class loss and its gradient by the logit.
+    """Return a class loss (N,) of probabilities (N,) with one target, and its derivatives (N,) by the logit.
 
-    Args:
-        loss: A class loss; if it has a state, it starts with an empty one. One of classify has two classes.
-        probabilities: Predicted probabilities (N,), above 0 and below 1.
-        target: Target of all of them, in [0, 1].
-
-    Returns:
-        Losses (N,), and derivatives (N,).
+    A loss of classify has two classes.
     """
     logits = probabilities.logit().requires_grad_()
     if loss.kind == SOFTMAX:
         pair = torch.stack((logits, torch.zeros_like(logits)), 1)
-        values = _with_empty_state(loss)(pair, pair.new_tensor([target, 1 - target]).expand_as(pair)).sum(1)
+        values = _first_step(loss)(pair, pair.new_tensor([target, 1 - target]).expand_as(pair)).sum(1)
     else:
-        values = _with_empty_state(loss)(logits, torch.full_like(logits, target))
+        values = _first_step(loss)(logits, torch.full_like(logits, target))
     return values.detach(), torch.autograd.grad(values.sum(), logits)[0]
 
 
@@ -131,22 +116,16 @@ def angles() -> Tensor:
 
 
 def measure_turn(loss: Loss, aspect: float, side: float = SIDE) -> tuple[Tensor, Tensor]:
-    """Return a loss of rotated boxes, and its derivative by the angle, of a box that turns about its target.
+    """Return a loss of rotated boxes (91,) at the angles of `angles`, and its derivatives (91,), per radian.
 
-    Args:
-        loss: A loss of rotated boxes.
-        aspect: Width over height of box and target.
-        side: Root of their area in pixels.
-
-    Returns:
-        Losses (91,) at the angles of `angles`, and derivatives (91,), per radian.
+    The box turns about its target, of which `aspect` is width over height and `side` the root of the area in pixels.
     """
     sides = angles().new_tensor([side * aspect**0.5, side / aspect**0.5]) / STRIDE
     target = torch.cat((torch.full_like(sides, IMGSZ / 2 / STRIDE), sides, torch.zeros_like(sides[:1])))
     turns = angles().requires_grad_()
     pred = torch.cat((target[:4].expand(len(turns), 4), turns[:, None]), 1)
     stride, imgsz = pred.new_full((len(pred), 1), STRIDE), pred.new_full((2,), IMGSZ)
-    values = _with_empty_state(loss)(pred, target.expand_as(pred), stride=stride, imgsz=imgsz)
+    values = _first_step(loss)(pred, target.expand_as(pred), stride=stride, imgsz=imgsz)
     return values.detach(), torch.autograd.grad(values.sum(), turns)[0]
 
 
@@ -195,5 +174,6 @@ def _unrotated(boxes: Tensor) -> Tensor:
     return torch.cat(((low + high) / 2, high - low, torch.zeros_like(boxes[:, :1])), 1)
 
 
-def _with_empty_state(loss: Loss) -> Loss:
+def _first_step(loss: Loss) -> Loss:
+    """Return a loss with an empty state, if it has one."""
     return loss.within(State().scoped("curves"))

@@ -15,20 +15,8 @@ from yolo_lossplug import charts
 from yolo_lossplug.registry import ROTATED
 from yolo_lossplug.selection.loss import Loss
 from yolo_lossplug.tools.arms import Arm, labels
-from yolo_lossplug.tools.curves.measures import (
-    ASPECTS,
-    MIN_CURVE_IOU,
-    SIDE,
-    STRIDE,
-    Movement,
-    angles,
-    curve,
-    measure_class,
-    measure_turn,
-    movement,
-    movements,
-    probabilities,
-)
+from yolo_lossplug.tools.curves import measures
+from yolo_lossplug.tools.curves.measures import ASPECTS, MIN_CURVE_IOU, SIDE, STRIDE, Movement
 
 TARGETS = (0.0, 0.5, 1.0)
 """Targets of class losses."""
@@ -65,19 +53,16 @@ class Column:
 
 
 def draw_box_curves(chosen: Sequence[Arm], file: Path, sizes: Sequence[float] = (SIDE,)) -> Path:
-    """Draw box losses and the norms of their gradients, and return the file.
+    """Draw box losses and the norms of their gradients, and return the file, PNG or SVG.
 
-    Args:
-        chosen: What to draw.
-        file: PNG or SVG to write.
-        sizes: Sides of the target in pixels. One has a column for each movement, and below them, for rotated boxes, one
-            for each aspect ratio of boxes that turn. Several have a column each, of the shift.
+    One size has a column for each movement, and below them, for rotated boxes, one for each aspect ratio of boxes that
+    turn. Several have a column each, of the shift.
     """
     losses = {label: arm.selection.box for label, arm in zip(labels(chosen), chosen)}
     if len(sizes) > 1:
-        return _draw_blocks([([_shift_column(movement("shift", size), losses) for size in sizes], NORM)], file)
+        return _draw_blocks([([_shift_column(measures.movement("shift", size), losses) for size in sizes], NORM)], file)
     (size,) = sizes
-    blocks = [([_movement_column(way, losses) for way in movements(size)], NORM)]
+    blocks = [([_movement_column(way, losses) for way in measures.movements(size)], NORM)]
     if all(loss.kind == ROTATED for loss in losses.values()):
         blocks.append(([_turn_column(aspect, size, losses) for aspect in ASPECTS], "gradient by the angle"))
     return _draw_blocks(blocks, file, f"target of {size:g} px on the level of stride {STRIDE:g}")
@@ -86,17 +71,16 @@ def draw_box_curves(chosen: Sequence[Arm], file: Path, sizes: Sequence[float] = 
 def draw_class_curves(chosen: Sequence[Arm], file: Path) -> Path:
     """Draw class losses and their derivatives by the logit, one column for each target, and return the file."""
     losses = {label: arm.selection.cls for label, arm in zip(labels(chosen, True), chosen)}
-    x, columns = probabilities(), []
-    kinks = torch.zeros_like(x, dtype=torch.bool)
+    x, columns = measures.probabilities(), []
     for target in TARGETS:
-        lines = {label: measure_class(loss, x, target) for label, loss in losses.items()}
-        columns.append(Column(f"target {target:g}", "predicted probability", x, lines, kinks, {}, is_cut=True))
+        lines = {label: measures.measure_class(loss, x, target) for label, loss in losses.items()}
+        columns.append(Column(f"target {target:g}", "predicted probability", x, lines, x < 0, {}, is_cut=True))
     return _draw_blocks([(columns, "gradient by the logit")], file)
 
 
 def _movement_column(way: Movement, losses: Mapping[str, Loss]) -> Column:
     """Return a movement with an axis of IoU: 1 at 0, falling to the right, and to the left for smaller boxes."""
-    lines = {label: curve(loss, way) for label, loss in losses.items()}
+    lines = {label: measures.curve(loss, way) for label, loss in losses.items()}
     title, x, ticks, disjoint = "IoU", 1 - way.iou, _quarters(MIN_CURVE_IOU), None
     if way.name == "shift":
         title, disjoint = "IoU, then gap in widths of the box", 1.0
@@ -110,14 +94,14 @@ def _movement_column(way: Movement, losses: Mapping[str, Loss]) -> Column:
 
 
 def _shift_column(way: Movement, losses: Mapping[str, Loss]) -> Column:
-    lines = {label: curve(loss, way) for label, loss in losses.items()}
+    lines = {label: measures.curve(loss, way) for label, loss in losses.items()}
     title = f"{way.side:g} px, stride {STRIDE:g}"
     return Column(title, "shift along x (pixels)", way.positions * way.side, lines, way.iou == 1, {}, way.side)
 
 
 def _turn_column(aspect: float, size: float, losses: Mapping[str, Loss]) -> Column:
-    lines = {label: measure_turn(loss, aspect, size) for label, loss in losses.items()}
-    x = angles().rad2deg()
+    lines = {label: measures.measure_turn(loss, aspect, size) for label, loss in losses.items()}
+    x = measures.angles().rad2deg()
     ticks = {float(angle): f"{angle}°" for angle in range(0, 91, 15)}
     return Column(f"turn, {aspect:g}:1", "angle between the boxes", x, lines, x == 0, ticks, is_cut=True)
 
@@ -145,10 +129,7 @@ def _draw_blocks(blocks: Sequence[tuple[Sequence[Column], str]], file: Path, tit
 
 
 def _draw_panel(axes: Any, column: Column, row: int) -> None:
-    """Draw the losses of a column (row 0) or their gradients (row 1).
-
-    Without the gradient of a box that is its target: most losses have a kink there, and a line would join both sides.
-    """
+    """Draw the losses of a column (row 0) or their gradients (row 1), whose line does not join the sides of a kink."""
     for k, ((name, lines), style) in enumerate(zip(column.lines.items(), charts.styles())):
         shown = torch.where(column.kinks, torch.nan, lines[row]) if row else lines[row]
         axes.plot(column.x, shown, label=name, markevery=(5 * k % 24 + 1, 24), **style)

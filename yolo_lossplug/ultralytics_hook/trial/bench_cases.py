@@ -68,7 +68,7 @@ class Reporter(NamedTuple):
 
     alive: Callable[[], None]
     part: Callable[[], None]
-    result: Callable[[Work, dict[str, Any]], None]
+    result: Callable[[Work, dict[str, Any]], Any]
     earlier: Callable[[Work], dict[str, Any]] = lambda work: {}
 
 
