@@ -7,7 +7,9 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Union
+from typing import Optional, Union
+
+import numpy as np
 
 from yolo_lossplug.shapes import CLASSES, write_shapes
 
@@ -34,28 +36,30 @@ def write_partly(folder: Union[str, Path], kind: str, images: int = 128, size: i
     """
     folder = write_shapes(folder, images, size, validation)
     halves = ("first", "second") if kind == "parts" else ("ignored",)
-    if all((folder / half).exists() for half in halves):
-        return folder
     files = sorted((folder / "images" / "train").iterdir())
     for i, half in enumerate(halves):
-        unfinished = Path(tempfile.mkdtemp(prefix=f".{half}-", dir=folder))
-        for name in ("images", "labels"):
-            (unfinished / name).mkdir()
-        for index, file in enumerate(files):
-            if index % len(halves) != i:
-                continue
-            shutil.copy(file, unfinished / "images")
-            text = (folder / "labels" / "train" / f"{file.stem}.txt").read_text()
-            rows = [tuple(map(float, line.split())) for line in text.splitlines()]
-            kept = [row for row in rows if row[0] in KNOWN[i]] if kind == "parts" else with_region(rows, index)
-            lines = [f"{int(row[0])} " + " ".join(f"{value:.6f}" for value in row[1:]) + "\n" for row in kept]
-            (unfinished / "labels" / f"{file.stem}.txt").write_text("".join(lines))
-        unfinished.chmod(0o755)
-        try:
-            unfinished.rename(folder / half)
-        except OSError:  # another process was first
-            shutil.rmtree(unfinished, ignore_errors=True)
+        if not (folder / half).exists():
+            _write_part(folder, half, files[i :: len(halves)], KNOWN[i] if kind == "parts" else None)
     return folder
+
+
+def _write_part(folder: Path, name: str, files: Sequence[Path], known: Optional[Sequence[int]]) -> None:
+    """Write images once more, with the labels of known classes, or with regions where all are known."""
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=folder))
+    for part in ("images", "labels"):
+        (unfinished / part).mkdir()
+    for index, file in enumerate(files):
+        shutil.copy(file, unfinished / "images")
+        text = (folder / "labels" / "train" / f"{file.stem}.txt").read_text()
+        rows = [tuple(map(float, line.split())) for line in text.splitlines()]
+        kept = with_region(rows, index) if known is None else [row for row in rows if row[0] in known]
+        lines = [f"{int(row[0])} " + " ".join(f"{value:.6f}" for value in row[1:]) + "\n" for row in kept]
+        (unfinished / "labels" / f"{file.stem}.txt").write_text("".join(lines))
+    unfinished.chmod(0o755)
+    try:
+        unfinished.rename(folder / name)
+    except OSError:  # another process was first
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def with_region(rows: Sequence[Row], index: int) -> list[Row]:
@@ -68,14 +72,11 @@ def with_region(rows: Sequence[Row], index: int) -> list[Row]:
     >>> with_region([(0, 0.2, 0.2, 0.1, 0.1), (1, 0.8, 0.8, 0.1, 0.1)], 0)
     [(1, 0.8, 0.8, 0.1, 0.1), (3, 0.2, 0.2, 0.1, 0.1)]
     """
-    is_right, is_low = index % 2 == 1, index // 2 % 2 == 1
-    hidden = [row for row in rows if (row[1] > 0.5) == is_right and (row[2] > 0.5) == is_low]
+    quarter = index % 2 == 1, index // 2 % 2 == 1
+    hidden = [row for row in rows if (row[1] > 0.5, row[2] > 0.5) == quarter]
     kept = [row for row in rows if row not in hidden]
     if not hidden:
         return kept
-    low = [min(row[axis] - row[axis + 2] / 2 for row in hidden) for axis in (1, 2)]
-    high = [max(row[axis] + row[axis + 2] / 2 for row in hidden) for axis in (1, 2)]
-    middle, sides = (
-        [round(f(a, b), 6) for a, b in zip(low, high)] for f in (lambda a, b: (a + b) / 2, lambda a, b: b - a)
-    )
-    return [*kept, (REGION, *middle, *sides)]
+    boxes = np.array(hidden)[:, 1:]
+    low, high = (boxes[:, :2] - boxes[:, 2:] / 2).min(0), (boxes[:, :2] + boxes[:, 2:] / 2).max(0)
+    return [*kept, (REGION, *np.concatenate(((low + high) / 2, high - low)).round(6).tolist())]

@@ -173,7 +173,7 @@ def test_keys_win_over_the_data_and_are_checked_before_labels_are_read(tmp_path)
 @pytest.mark.parametrize("mode", ["flip", "mixup"])
 def test_no_region_that_covers_an_image_is_pasted(tmp_path, mode):
     """Its pixels would come with objects that are annotated, and not pasted."""
-    from yolo_lossplug.ultralytics_hook.regions.data import WHOLE, is_region
+    from yolo_lossplug.ultralytics_hook.regions.transforms import WHOLE, is_region
 
     random.seed(0)
     np.random.seed(0)

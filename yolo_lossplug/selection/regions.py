@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
@@ -95,11 +95,16 @@ def rules_of(names: Mapping[int, str], ignore: Any, annotated: Any, data: Mappin
     return Rules(len(names), tuple(rows), kinds, entries) if rows else None
 
 
+def by_index(names: Any) -> dict[int, str]:
+    """Return names of classes, in order or by index, by index; none for None."""
+    return {int(i): str(n) for i, n in (names.items() if isinstance(names, dict) else enumerate(names or ()))}
+
+
 def _silenced(names: Mapping[int, str], value: Any) -> dict[int, frozenset[int]]:
     """Return the classes that boxes of an ignored class silence, by that class."""
     if value is None or value == [] or value == {}:
         return {}
-    table = value if isinstance(value, Mapping) else dict.fromkeys(map(_hashable, _listed(value)), EVERY)
+    table = value if isinstance(value, Mapping) else dict.fromkeys(map(_hashable, as_list(value)), EVERY)
     silenced = {}
     for one, silences in table.items():
         classes = frozenset(names) if silences in (EVERY, [EVERY]) else _indices(names, IGNORE, silences)
@@ -117,19 +122,20 @@ def _classes_of_entries(
     """Return the annotated classes of every entry, by split."""
     if value is None or value == []:
         return {}
-    table = value if isinstance(value, Mapping) else {"train": value}
-    found = {}
-    for split, lists in table.items():
-        entries = data.get(split)
-        n_entries = len(entries) if isinstance(entries, (list, tuple)) else int(entries is not None)
-        if not isinstance(lists, (list, tuple)) or len(lists) != n_entries or not n_entries:
-            given = len(lists) if isinstance(lists, (list, tuple)) else 1
-            raise LossPlugError(
-                f"{ANNOTATED}={lists} has {given} lists of classes for {n_entries} entries of {split}: in the data; "
-                f"give one list for each, e.g. {ANNOTATED}=[[cat],[dog]]."
-            )
-        found[split] = [frozenset(names) if one == EVERY else _indices(names, ANNOTATED, one) for one in lists]
-    return found
+    by_split = value.items() if isinstance(value, Mapping) else [("train", value)]
+    return {split: _annotated(names, split, lists, data.get(split)) for split, lists in by_split}
+
+
+def _annotated(names: Mapping[int, str], split: str, lists: Any, entries: Any) -> list[frozenset[int]]:
+    """Return the annotated classes of every entry of a split."""
+    n_given = len(lists) if isinstance(lists, (list, tuple)) else 1
+    n_entries = 0 if entries is None else len(as_list(entries))
+    if not isinstance(lists, (list, tuple)) or n_given != n_entries or not n_entries:
+        raise LossPlugError(
+            f"{ANNOTATED}={lists} has {n_given} lists of classes for {n_entries} entries of {split}: in the data; "
+            f"give one list for each, e.g. {ANNOTATED}=[[cat],[dog]]."
+        )
+    return [frozenset(names) if one == EVERY else _indices(names, ANNOTATED, one) for one in lists]
 
 
 def _refuse_unfit_entries(
@@ -150,8 +156,9 @@ def _refuse_unfit_entries(
         )
 
 
-def _listed(value: Any) -> Sequence[Any]:
-    return list(value) if isinstance(value, (list, tuple)) else [value]
+def as_list(value: Any) -> list[Any]:
+    """Return a value as a list, of one element if it is none."""
+    return [*value] if isinstance(value, (list, tuple)) else [value]
 
 
 def _hashable(value: Any) -> Any:
@@ -159,7 +166,7 @@ def _hashable(value: Any) -> Any:
 
 
 def _indices(names: Mapping[int, str], key: str, value: Any) -> frozenset[int]:
-    return frozenset(_index(names, key, one) for one in _listed(value))
+    return frozenset(_index(names, key, one) for one in as_list(value))
 
 
 def _index(names: Mapping[int, str], key: str, value: Any) -> int:

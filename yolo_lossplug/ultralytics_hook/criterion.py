@@ -17,6 +17,7 @@ from ultralytics.utils import DEFAULT_CFG_DICT, IterableSimpleNamespace
 from yolo_lossplug.regions import KEY
 from yolo_lossplug.registry import ROTATED, SOFTMAX, LossPlugError
 from yolo_lossplug.selection.keys import CLASSIFY, DETR, NUMBERS, STOCK_BOX, refuse_unknown
+from yolo_lossplug.selection.regions import by_index
 from yolo_lossplug.selection.select import Selection, class_weights, select
 from yolo_lossplug.state import Scope, State
 from yolo_lossplug.ultralytics_hook import detr, originals, running
@@ -107,11 +108,6 @@ def arguments(model: Any) -> dict[str, Any]:
 def class_names(model: Any) -> dict[int, str]:
     """Return the names of a model's classes by index."""
     return by_index(getattr(model, "names", None))
-
-
-def by_index(names: Any) -> dict[int, str]:
-    """Return names of classes, in order or by index, by index; none for None."""
-    return {int(i): str(n) for i, n in (names.items() if isinstance(names, dict) else enumerate(names or ()))}
 
 
 def plug(

@@ -11,11 +11,12 @@ from ultralytics.utils import RANK
 import yolo_lossplug
 from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.selection.keys import REPORT, STOCK_BOX, STOCK_CLASS, given_keys, keys
+from yolo_lossplug.selection.regions import by_index
 from yolo_lossplug.selection.select import Selection, class_weights, select
 from yolo_lossplug.ultralytics_hook import compatibility, nms, patching
 from yolo_lossplug.ultralytics_hook.checkpoints import keep_criterion_out, unwrapped
 from yolo_lossplug.ultralytics_hook.console import bold, say, warn
-from yolo_lossplug.ultralytics_hook.criterion import arguments, by_index, class_names, plug
+from yolo_lossplug.ultralytics_hook.criterion import arguments, class_names, plug
 from yolo_lossplug.ultralytics_hook.engines import choice
 from yolo_lossplug.ultralytics_hook.family import prompted_trainer, refuse_per_class, refuse_visual_prompts, with_task
 from yolo_lossplug.ultralytics_hook.members import box_loss_error

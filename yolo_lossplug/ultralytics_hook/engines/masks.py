@@ -117,31 +117,36 @@ def can_have_masks(criterion: Any) -> bool:
 def mask_errors(device: str) -> tuple[float, float]:
     """Return the maximum relative error of the mask term, and of its gradients in norm, on random problems."""
     rng = torch.Generator().manual_seed(0)
-    stock, errors = patching.parameters_of(v8SegmentationLoss.calculate_segmentation_loss), []
-    takes_overlap = any(parameter.name == "overlap" for parameter in stock)  # in releases before 8.4
+    parameters, errors = patching.parameters_of(v8SegmentationLoss.calculate_segmentation_loss), []
+    takes_overlap = any(parameter.name == "overlap" for parameter in parameters)  # in releases before 8.4
     for overlap, n in ((True, 3), (False, 3), (True, 30)):
         criterion = v8SegmentationLoss.__new__(v8SegmentationLoss)
         criterion.overlap = overlap
-        slots = torch.randint(n, (2, 64), generator=rng)
-        gts = torch.rand(2, n, 2, 2, generator=rng).mul_(140).sub_(10).sort(2).values.flatten(2)
-        masks = torch.randint(n + 1, (2 if overlap else 2 * n, 24, 32), generator=rng).float()
-        inputs = [torch.randn(2, 8, 24, 32, generator=rng), torch.randn(2, 64, 8, generator=rng)]
-        given = (
-            torch.rand(2, 64, generator=rng) < 0.9,
-            masks if overlap else masks.clamp(max=1),
-            slots,
-            gts.gather(1, slots.unsqueeze(-1).expand(-1, -1, 4)),
-            torch.arange(2).repeat_interleave(n).view(-1, 1),
-        )
-        fixed, results = [tensor.to(device) for tensor in given], []
+        fixed, inputs = drawn_masks(overlap, n, rng, device)
+        size, results = torch.tensor([96.0, 128.0], device=device), []
         for is_ours in (False, True):
-            leaves = [tensor.to(device).requires_grad_() for tensor in inputs]
+            leaves = [tensor.clone().requires_grad_() for tensor in inputs]
             if is_ours:
                 derive(MaskMixin, criterion)
             with torch.autocast(torch.device(device).type, enabled=False):
                 extra = (overlap,) if takes_overlap else ()
-                size = torch.tensor([96.0, 128.0], device=device)
                 loss = criterion.calculate_segmentation_loss(*fixed, *leaves, size, *extra)
             results.append((loss.detach(), *torch.autograd.grad(loss, leaves)))
         errors.append([relative_error(one, other) for one, other in zip(*results)])
     return max(error[0] for error in errors), max(max(error[1:]) for error in errors)
+
+
+def drawn_masks(overlap: bool, n: int, rng: torch.Generator, device: str) -> tuple[list[Tensor], list[Tensor]]:
+    """Return what the mask term takes for two images with n objects each: what is fixed, and prototypes and weights."""
+    inputs = [torch.randn(2, 8, 24, 32, generator=rng), torch.randn(2, 64, 8, generator=rng)]
+    slots = torch.randint(n, (2, 64), generator=rng)
+    gts = torch.rand(2, n, 2, 2, generator=rng).mul_(140).sub_(10).sort(2).values.flatten(2)
+    masks = torch.randint(n + 1, (2 if overlap else 2 * n, 24, 32), generator=rng).float()
+    fixed = [
+        torch.rand(2, 64, generator=rng) < 0.9,
+        masks if overlap else masks.clamp(max=1),
+        slots,
+        gts.gather(1, slots.unsqueeze(-1).expand(-1, -1, 4)),
+        torch.arange(2).repeat_interleave(n).view(-1, 1),
+    ]
+    return [tensor.to(device) for tensor in fixed], [tensor.to(device) for tensor in inputs]
