@@ -51,8 +51,7 @@ from yolo_lossplug.ultralytics_hook.engines import fast
 from yolo_lossplug.ultralytics_hook.regions.loss import regions_of
 from yolo_lossplug.ultralytics_hook.trial import gauges, timing
 from yolo_lossplug.ultralytics_hook.trial.gauges import memory_of
-from yolo_lossplug.ultralytics_hook.trial.problems import XVIEW, Head, ObjectSpec
-from yolo_lossplug.ultralytics_hook.trial.task_outputs import KEYPOINTS, drawn_task_problem
+from yolo_lossplug.ultralytics_hook.trial.problems import KEYPOINTS, XVIEW, Head, ObjectSpec, drawn_task_problem
 
 N_BATCHES = 3
 HEAD = Head()

@@ -16,7 +16,7 @@ from yolo_lossplug.tools.bench import child
 from yolo_lossplug.tools.bench import command as bench
 from yolo_lossplug.tools.bench.report import EngineResults, engines_report
 from yolo_lossplug.ultralytics_hook.engines import fast, record
-from yolo_lossplug.ultralytics_hook.trial import bench_cases, gauges, problems, task_outputs, timing
+from yolo_lossplug.ultralytics_hook.trial import bench_cases, gauges, problems, timing
 from yolo_lossplug.ultralytics_hook.trial.bench_cases import CLASS_KERNELS, STEP, TRAIN, Work
 
 TINY = {"imgsz": 64, "batch": 2, "device": "cpu"}
@@ -142,7 +142,7 @@ def test_one_engine_does_not_suffer_for_another(tmp_path, in_process, monkeypatc
 
 
 def test_a_case_for_which_the_host_has_no_memory_is_skipped(tmp_path, in_process, monkeypatch):
-    def step(*args, stock=timing.timed_step):
+    def step(*args, amp):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
     monkeypatch.setattr(timing, "timed_step", step)
@@ -308,7 +308,7 @@ def read_case(folder):
 @pytest.mark.parametrize("task", ["segment", "pose", "obb"])
 def test_a_step_of_another_task_that_is_off_is_found_out(task, monkeypatch):
     model = bench_cases.model_of(bench_cases.TASK_MODELS[task])
-    one = task_outputs.drawn_task_problem(task, problems.ObjectSpec(2, 5), 0, head=bench_cases.head_of(model, 128))
+    one = problems.drawn_task_problem(task, problems.ObjectSpec(2, 5), 0, head=bench_cases.head_of(model, 128))
     stock, ours = (timing.engine_criterion(model, name) for name in ("reference", "fast"))
     assert timing.engine_agreement(stock, ours, one).differs == []
     ours.hyp = type(ours.hyp)(**{**vars(ours.hyp), "box": 7.6})

@@ -18,7 +18,7 @@ from tests.runs import ABSENT, ROOT, Log, python
 from tests.ultralytics_hook import rows
 from yolo_lossplug import LossPlugError, _autoload, box_loss
 from yolo_lossplug.selection.select import select
-from yolo_lossplug.ultralytics_hook import compatibility, criterion, members, patches, patching, trainer
+from yolo_lossplug.ultralytics_hook import compatibility, members, patches, patching, trainer
 from yolo_lossplug.ultralytics_hook.workers import header
 
 
@@ -102,14 +102,14 @@ def test_supported_releases_and_one_newer_than_the_tested(monkeypatch):
     (line,) = log.lines
     assert f"ultralytics 8.4.991 is newer than {newest}" in line
     assert members.box_loss_error() < 1e-6
-    stock = criterion.BboxLoss.forward
+    stock = members.BboxLoss.forward
 
     @functools.wraps(stock)
     def moved(self, *args):
         box, dfl = stock(self, *args)
         return box * 1.01, dfl
 
-    monkeypatch.setattr(criterion.BboxLoss, "forward", moved)
+    monkeypatch.setattr(members.BboxLoss, "forward", moved)
     with pytest.raises(LossPlugError, match=rf"ultralytics 8.4.992 computes another box loss.*ultralytics=={newest}"):
         trainer.warn_of_release("8.4.992")
 

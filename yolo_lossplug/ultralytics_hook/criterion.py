@@ -15,7 +15,7 @@ from torch import nn
 from ultralytics.utils import DEFAULT_CFG_DICT, IterableSimpleNamespace
 
 from yolo_lossplug.regions import KEY
-from yolo_lossplug.registry import ROTATED, SOFTMAX, LossPlugError
+from yolo_lossplug.registry import ROTATED, LossPlugError
 from yolo_lossplug.selection.keys import CLASSIFY, DETR, NUMBERS, STOCK_BOX, refuse_unknown
 from yolo_lossplug.selection.regions import by_index
 from yolo_lossplug.selection.select import Selection, class_weights, select
@@ -136,9 +136,10 @@ def plug(
     """
     if not selection.is_active:
         return criterion
+    names = names or {}
     if isinstance(criterion, originals.v8ClassificationLoss):
-        selection = selection if selection.cls.kind == SOFTMAX else _of_task(selection, CLASSIFY)
-        weights = class_weights(selection, max(names or {}, default=-1) + 1, names or {})
+        selection = _of_task(selection, CLASSIFY)
+        weights = class_weights(selection, max(names, default=-1) + 1, names)
         return PluggedSoftmaxLoss(criterion, selection, weights)
     leaves = list(running.branches(criterion, branch))
     if not leaves:
@@ -148,7 +149,7 @@ def plug(
         )
     state = State() if state is None else state
     for branch, leaf in leaves:
-        _plug_leaf(leaf, branch, selection, state.scoped(branch), names or {})
+        _plug_leaf(leaf, branch, selection, state.scoped(branch), names)
         if selection.report:
             watch(leaf.assigner, collector.meter(branch, leaf.device, leaf.nc, names) if collector else None)
     return criterion
@@ -196,14 +197,14 @@ def with_input_size_and_regions(stock: Callable[..., Any], model: Any, batch: An
 
 def _plug_leaf(leaf: Any, branch: str, selection: Selection, scope: Scope, names: Mapping[int, str]) -> None:
     if isinstance(leaf, originals.DETRLoss):
-        selection = selection if selection.task == DETR else _of_task(selection, DETR)
+        selection = _of_task(selection, DETR)
         detr.plug_detr(leaf, selection, scope, class_weights(selection, leaf.nc, names))
         return
     is_rotated = isinstance(leaf.assigner, originals.RotatedTaskAlignedAssigner)
     if is_rotated != (selection.box.kind == ROTATED):
         selection = _of_task(selection, "obb" if is_rotated else "detect")
     attached = on_criterion(leaf)
-    is_ciou = selection.box.name == STOCK_BOX and type(leaf.bbox_loss) is originals.BboxLoss
+    is_ciou = (selection.box.name, type(leaf.bbox_loss)) == (STOCK_BOX, originals.BboxLoss)
     if not selection.has_stock_box_loss or (is_ciou and not running.is_host_ciou()):  # but another loss of a fork
         stock = terms.stock_bbox_loss(leaf.bbox_loss)
         leaf.bbox_loss = PluggedBboxLoss(stock, selection.box.within(scope), leaf.stride)
@@ -257,6 +258,8 @@ def set_assigner_options(assigner: Any, selection: Selection) -> None:
 
 
 def _of_task(selection: Selection, task: str) -> Selection:
-    """Select again for the task of a criterion, where no task was given."""
+    """Return a selection for the task of a criterion, selected again where none, or another, was given."""
+    if selection.task == task:
+        return selection
     args = {key: value for key, value in selection.resolved().items() if key in selection.given}
     return select({**args, "task": task})

@@ -63,7 +63,7 @@ def guess_model(custom: dict[str, Any]) -> tuple[str, str]:
     suffixes = {Path(name).stem.partition("-")[2]: task for task, name in TASK2MODEL.items()}
     if file.suffix == ".pt" and file.is_file():
         suffixes = {}  # the checkpoint knows its task, whatever its name
-    guessed = next((task for suffix, task in suffixes.items() if suffix and stem.endswith(f"-{suffix}")), "detect")
+    guessed = next((task for suffix, task in suffixes.items() if stem.endswith(f"-{suffix}")), "detect")
     family = next((name for part, name in PROMPTED_STEMS.items() if part in stem), "")
     return args.get("task") or guessed, family
 

@@ -140,7 +140,8 @@ def apply(module: ModuleType) -> None:
     for patch in PATCHES:
         if patch.module == name:
             for owner, attribute in patching.targets(module, patch):
-                patching.check_parameters(f"{name}.{patch.attribute}", vars(owner)[attribute], patch.parameters)
+                if patch.parameters:
+                    patching.check_parameters(f"{name}.{patch.attribute}", vars(owner)[attribute], patch.parameters)
                 try:
                     patching.apply_change(patch.change, owner, attribute)
                 except Exception:  # somebody has put something of another kind there

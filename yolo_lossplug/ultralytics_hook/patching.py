@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from operator import attrgetter
 from types import ModuleType
 from typing import Any, Callable
 
@@ -162,7 +163,7 @@ def parameters_of(function: Any) -> list[inspect.Parameter]:
 
 
 def check_parameters(name: str, function: Any, expected: Sequence[str]) -> None:
-    """Check the leading parameters of a function, if any are expected.
+    """Check the leading parameters of a function.
 
     What others have put in its place may name them as it likes, may take ``*args`` and hand them on, or may have no
     signature; it is refused where it cannot be called with them.
@@ -170,13 +171,12 @@ def check_parameters(name: str, function: Any, expected: Sequence[str]) -> None:
     Raises:
         SeamMoved: If it has others, or is not there.
     """
-    if not expected:
-        return
     if not callable(function) and not hasattr(function, "__get__"):
         raise SeamMoved(f"{MOVED}: {name} is gone")
     parameters = parameters_of(function)
     named = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)][: len(expected)]
-    takes_all = len(named) == len(expected) or not parameters or any(p.kind is p.VAR_POSITIONAL for p in parameters)
+    is_open = not parameters or inspect.Parameter.VAR_POSITIONAL in map(attrgetter("kind"), parameters)
+    takes_all = is_open or len(named) == len(expected)
     is_of_host = str(getattr(function, "__module__", "")).partition(".")[0] == HOST
     if not takes_all or (is_of_host and named != [*expected[: len(named)]]):
         raise SeamMoved(f"{MOVED}: {name} takes ({', '.join(named)}, …) where ({', '.join(expected)}, …) was expected")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from itertools import filterfalse
 from typing import Any
 
 from yolo_lossplug.registry import LossPlugError
@@ -27,16 +28,15 @@ def point_to_ours(base: Mapping[str, Any], custom: Mapping[str, Any]) -> None:
     """
     ours = keys()
     known = {**ours, **base}
-    for key, value in custom.items():
-        if key in known or key in ALLOWED:
-            continue
+    for key in filterfalse({*known, *ALLOWED}.__contains__, custom):
         _refuse_unreadable(key)
-        hint, near = instead_of(key, value), get_close_matches(key, known, 1)
-        if not (hint or (near and near[0] in ours) or typed.is_lossplug()):
+        value = custom[key]
+        hint, near = instead_of(key, value), ours.keys() & get_close_matches(key, known, 1)
+        if not (hint or near or typed.is_lossplug()):
             continue
         if not _is_dropped(key):
             raise LossPlugError(f"{_as_typed(key, value)} is unknown.{f'{hint}.' if hint else _remedy(key, known)}")
-        if hint and value and (custom.get("mode") or "train") == "train":
+        if hint and value and custom.get("mode") in (None, "", "train"):
             from yolo_lossplug.ultralytics_hook.console import warn_once
 
             warn_once(f"{key}={value} has no effect in this release of Ultralytics.{hint}.")

@@ -241,13 +241,11 @@ def _objects(
     has_candidate = heard.candidates.any(-1)
     best, score = (value.masked_fill(~has_candidate, torch.nan) for value in (best, score))
     columns = (gts, heard.candidates, heard.wanted, best, score, total)
-    parts = [column[is_gt].cpu().numpy() for column in columns]
+    rows, candidates, wanted, *found = (column[is_gt].cpu().numpy() for column in columns)
     rank = is_gt.long().cumsum(0) - 1
     owner = torch.where(slot >= 0, rank[slot.clamp(min=0)], -1).cpu().numpy()
-    rows, candidates, wanted, nearest, confidence, overlaps_of = parts
-    return AssignedObjects(
-        branch, image, np.arange(len(rows)), rows, candidates, wanted, owner, nearest, confidence, overlaps_of
-    )
+    about = branch, image, np.arange(len(rows)), rows, candidates, wanted, owner
+    return AssignedObjects._make((*about, *found, NONE))
 
 
 def _with_rows(seen: list[AssignedObjects], batch: dict[str, Any], first: int) -> list[AssignedObjects]:

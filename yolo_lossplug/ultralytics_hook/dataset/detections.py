@@ -68,7 +68,7 @@ def _found(pred: Any, batch: dict[str, Any], i: int, is_single: bool) -> Found:
     if KEY in batch:
         found["in_regions"] = shares_in_regions(boxes, classes, batch, i)
     _, pad = batch["ratio_pad"][i]  # rectangular batches are padded on all sides; 0 where the image fills the input
-    sides = [float(side) for side in pad] if isinstance(pad, (tuple, list)) else [0.0, 0.0]
+    sides = [*map(float, pad)] if isinstance(pad, (tuple, list)) else [0.0, 0.0]
     about = {"file": str(batch["im_file"][i]), "shape": [int(height), int(width)], "pad": sides}
     return {**about, **{name: value.numpy() for name, value in found.items()}}
 

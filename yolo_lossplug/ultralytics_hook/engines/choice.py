@@ -51,17 +51,17 @@ def _step_decision(engine: str, criterion: Any) -> Decision:
     why = why_not_fast(criterion)
     if engine == TRITON and not why:
         why = "boxes are rotated" if isinstance(criterion, v8OBBLoss) else kernels.missing(criterion.device)
-    if engine in (FAST, TRITON) and why:
-        raise LossPlugError(_refusal(engine, why))
     if why:
+        if engine in (FAST, TRITON):
+            raise LossPlugError(_refusal(engine, why))
         return Decision(REFERENCE, why)
     is_lazy = engine != FAST and criterion.device.type not in FAST_DEVICE_TYPES
     if engine == AUTO:
         return _recorded(criterion, is_lazy)
-    trouble = kernel_trouble(setting_of(criterion)) if engine == TRITON else None
-    if trouble:
+    if engine == TRITON and (trouble := kernel_trouble(setting_of(criterion))):
         warn_once(f"loss_engine=triton: {trouble}; the run continues without kernels.")
-    return Decision(FAST if trouble else engine, is_lazy=is_lazy)
+        engine = FAST
+    return Decision(engine, is_lazy=is_lazy)
 
 
 def _recorded(criterion: Any, is_lazy: bool) -> Decision:

@@ -154,15 +154,8 @@ def assigned_by(
         measure = lazy_measure(criterion, decoder, scores, targets, gts)
         levels = levels_of_shapes(points.to(targets.boxes.dtype), anchors.shapes)
         return sparse_assignment(assigner, gts, measure, levels, targets.boxes, targets.mask)
-    _, gt_boxes, target_scores, foreground, slot = assigner(
-        scores.detach().permute(0, 2, 1).sigmoid(),
-        decoder.decode_all(),
-        points,
-        targets.labels,
-        targets.boxes,
-        targets.mask,
-        **extra,
-    )
+    inputs = scores.detach().permute(0, 2, 1).sigmoid(), decoder.decode_all(), points, *targets
+    _, gt_boxes, target_scores, foreground, slot = assigner(*inputs, **extra)
     index = foreground.flatten().nonzero().squeeze(1)
     owner = index // len(points) * targets.mask.shape[1] + slot.flatten()[index].long()
     score = target_scores.flatten(0, 1)[index, targets.labels.flatten().long()[owner].clamp_(0)]

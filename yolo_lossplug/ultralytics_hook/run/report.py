@@ -203,14 +203,14 @@ def _plot_panel(panel: Any, rows: list[dict[str, str]], unit: str, lines: Sequen
 
     from yolo_lossplug import charts
 
-    epochs, scale = [int(row["epoch"]) for row in rows], 100 if unit == PERCENT else 1
+    epochs, scale, shown = [int(row["epoch"]) for row in rows], 100 if unit == PERCENT else 1, [0.0]
     for (key, label), style in zip(lines, charts.styles()):
         values = [scale * float(row[key] or "nan") for row in rows]
-        if not all(math.isnan(value) for value in values):
+        shown += values
+        if not all(map(math.isnan, values)):
             panel.plot(epochs, values, label=label, markevery=max(1, len(epochs) // 20), **style)
     panel.set_ylabel(unit)
-    highest = max((v for key, _ in lines for row in rows if 0 < (v := float(row[key] or "nan")) < math.inf), default=1)
-    panel.set_ylim(0, 1.1 * scale * highest)
+    panel.set_ylim(0, 1.1 * (max(filter(math.isfinite, shown)) or scale))
     panel.set_xlabel("epoch")
     panel.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     panel.grid(alpha=0.3)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, Callable, NamedTuple, Optional
@@ -23,8 +24,7 @@ from yolo_lossplug.ultralytics_hook.family import refuse_rtdetr
 from yolo_lossplug.ultralytics_hook.originals import v8DetectionLoss
 from yolo_lossplug.ultralytics_hook.running import branch_criteria
 from yolo_lossplug.ultralytics_hook.trial import gauges, timing
-from yolo_lossplug.ultralytics_hook.trial.problems import Head, ObjectSpec, Problem, predicted
-from yolo_lossplug.ultralytics_hook.trial.task_outputs import drawn_task_problem
+from yolo_lossplug.ultralytics_hook.trial.problems import Head, ObjectSpec, Problem, drawn_task_problem, predicted
 
 STEP, TRAIN, CLASS_KERNELS = "step", "train", "class-kernels"
 N_BATCHES = 3
@@ -159,35 +159,22 @@ def _step_result(engine: str, work: Work, device: torch.device, reporter: Report
     is_slow = engine == TRITON and kernels.is_interpreted()  # a test, whose times and memory say nothing
     problems = problems_of(work, model, device, 1 if is_slow else N_BATCHES)
     reporter.part()
-    stock, ours = (timing.engine_criterion(model, name) for name in (REFERENCE, engine))
+    stock, ours = timing.engine_criterion(model, REFERENCE), timing.engine_criterion(model, engine)
     is_spared = gauges.spare_memory(stock, max(problems, key=lambda problem: problem.most_objects))
-    n_images, _, n_anchors = problems[0].scores.shape
-    objects = sum(problem.n_objects for problem in problems) / len(problems)
-    about = {
-        "objects": objects,
-        "elements": round(objects * n_anchors),
-        "anchors": n_images * n_anchors,
-        "dtype": str(timing.dtype_of(work.amp)).removeprefix("torch."),
-        "task": model.task,
-        "baseline": "one image at a time" if is_spared else "",
-    }
+    about = {**_about(problems, work.amp), "task": model.task, "baseline": "one image at a time" * is_spared}
     found = _agreement(stock, engine, model, problems[:1] if is_spared else problems, work.amp, reporter)
     reporter.part()
     about["exchanged"] = found.n_exchanged
     if found.differs:
         return {**about, "differs": found.differs}
-    few = (1 if is_slow else 2), 0.0
-    effort = few if is_slow or is_spared else (MIN_PAIRS, SECONDS[device.type])
-
-    latency, throughput = (
-        lambda side, problem, take=take: take(side, problem, work.amp)
-        for take in (timing.timed_step, timing.queued_seconds)
-    )
-    first, times = timing.alternate((stock, ours), problems, *effort, latency, reporter.alive, WARM_UP[device.type])
+    n_pairs, seconds = (2 - is_slow, 0.0) if is_slow or is_spared else (MIN_PAIRS, SECONDS[device.type])
+    latency, throughput = partial(timing.timed_step, amp=work.amp), partial(timing.queued_seconds, amp=work.amp)
+    effort = (stock, ours), problems, n_pairs, seconds
+    first, times = timing.alternate(*effort, latency, reporter.alive, WARM_UP[device.type])
     result = {**about, **timing.time_summary(times), "first_ms": [1e3 * value for value in first]}
     if device.type == "cuda":  # a training queues steps: `auto` goes by that
         result["latency"] = timing.time_summary(times)
-        _, times = timing.alternate((stock, ours), problems, *effort, throughput, reporter.alive)
+        _, times = timing.alternate(*effort, throughput, reporter.alive)
         result.update({**timing.time_summary(times), **_on_gpu((stock, ours), problems[0], work.amp)})
         reporter.part()
     reporter.part()
@@ -206,6 +193,13 @@ def _agreement(
         if found.differs:
             return Agreement(found.differs, n_exchanged)
     return Agreement([], n_exchanged)
+
+
+def _about(problems: Sequence[Problem], amp: bool) -> dict[str, Any]:
+    n_images, _, n_anchors = problems[0].scores.shape
+    objects, dtype = statistics.mean(problem.n_objects for problem in problems), str(timing.dtype_of(amp))
+    elements = {"elements": round(objects * n_anchors), "anchors": n_images * n_anchors}
+    return {"objects": objects, **elements, "dtype": dtype.removeprefix("torch.")}
 
 
 def _on_gpu(sides: tuple[Any, Any], problem: Problem, amp: bool) -> dict[str, Any]:
@@ -245,7 +239,7 @@ def _training_result(engine: str, work: Work, device: torch.device, reporter: Re
     pairs = MIN_PAIRS if device.type == "cuda" else MIN_TRAIN_PAIRS
     _, times = timing.alternate(sides, batches, pairs, 0, take, reporter.alive)
     reporter.part()
-    objects = sum(problem.n_objects for problem in problems) / len(problems)
+    objects = statistics.mean(problem.n_objects for problem in problems)
     return {"objects": objects, **timing.time_summary(times)}
 
 
