@@ -54,8 +54,7 @@ def check_given(base: dict[str, Any], custom: dict[str, Any]) -> None:
     if selection.loss_engine == "triton":
         from yolo_lossplug.ultralytics_hook.engines.choice import why_no_kernels
 
-        why = why_no_kernels(selection.loss_engine, custom.get("device", base.get("device")))
-        if why:
+        if why := why_no_kernels(selection.loss_engine, custom.get("device", base.get("device"))):
             raise LossPlugError(why)
 
 
@@ -80,8 +79,7 @@ def refuse_training_keys(mode: str, given: dict[str, Any]) -> None:
     Raises:
         LossPlugError: If keys of ours without effect in this mode are among it; it names all of them.
     """
-    useless = keys_without_effect(mode, given)
-    if not useless:
+    if not (useless := keys_without_effect(mode, given)):
         return
     many, n_training = len(useless) > 1, len(useless.keys() - {"nms_iou"})
     why = [f"{'they are keys' if n_training > 1 else 'it is a key'} of training"] if n_training else []
@@ -111,8 +109,7 @@ def drop_keys_of_file(mode: str, base: Collection[str], custom: dict[str, Any]) 
     if names_reference(custom):
         known = {*base, *keys(), *ALLOWED}
         useless.update({key: value for key, value in custom.items() if key not in known})
-    dropped = {key: custom.pop(key) for key in useless if key not in words}
-    if dropped:
+    if dropped := {key: custom.pop(key) for key in useless if key not in words}:
         from yolo_lossplug.ultralytics_hook.console import say
 
         say(f"ignored from cfg=: mode={mode} does not use training keys ({_listed(dropped)}).")

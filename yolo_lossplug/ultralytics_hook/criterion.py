@@ -141,8 +141,7 @@ def plug(
         selection = _of_task(selection, CLASSIFY)
         weights = class_weights(selection, max(names, default=-1) + 1, names)
         return PluggedSoftmaxLoss(criterion, selection, weights)
-    leaves = list(running.branches(criterion, branch))
-    if not leaves:
+    if not (leaves := list(running.branches(criterion, branch))):
         raise LossPlugError(
             f"{', '.join(sorted(selection.chosen))} cannot be used with {type(criterion).__name__}, which has no box "
             f"and class loss of the kind that detect, segment, pose, obb and classify models train with; remove it."
@@ -161,8 +160,7 @@ def leave_out_regions(criterion: Any) -> None:
     Raises:
         LossPlugError: If it has no class term of anchors or queries.
     """
-    leaves = running.branch_criteria(criterion)
-    if not leaves:
+    if not (leaves := running.branch_criteria(criterion)):
         raise LossPlugError(
             f"ignore and annotated cannot be used with {type(criterion).__name__}, which has no class term of the kind "
             f"that detect, segment, pose and obb models train with; remove them from the data or the keys."
@@ -183,8 +181,7 @@ def with_regions(stock: Callable[..., Any], model: Any, batch: Any, *args: Any, 
     leave_out_regions(model.criterion)
     with regions_of(batch) as regions:
         for leaf in running.branch_criteria(model.criterion) if torch.is_grad_enabled() else ():
-            meter = meter_of(getattr(leaf, "assigner", None))
-            if meter is not None and regions is not None:
+            if (meter := meter_of(getattr(leaf, "assigner", None))) is not None and regions is not None:
                 meter.silenced += regions.count(leaf.stride, meter.silenced)
         return stock(model, batch, *args, **kwargs)
 

@@ -95,8 +95,7 @@ class DetrLosses:
 
     def silenced_queries(self, is_unmatched: Tensor) -> Optional[Tensor]:
         """Return the elements (b, queries, classes) that regions silence, of unmatched queries (b, queries)."""
-        regions = current()
-        if regions is None or self.boxes is None:
+        if (regions := current()) is None or self.boxes is None:
             return None
         return regions.queries(self.boxes) & is_unmatched.unsqueeze(-1)
 

@@ -191,8 +191,7 @@ def targets(module: ModuleType, patch: Patch) -> Iterator[tuple[Any, str]]:
     Raises:
         SeamMoved: If there is none, and the patch is not optional.
     """
-    owners = owners_of(module, patch.attribute)
-    if not owners and not patch.is_optional:
+    if not (owners := owners_of(module, patch.attribute)) and not patch.is_optional:
         raise SeamMoved(f"{MOVED}: {patch.module}.{patch.attribute} is gone")
     for owner in owners:
         yield owner, patch.attribute.rpartition(".")[2]
@@ -217,8 +216,7 @@ def original(owner: Any, name: str) -> Any:
 
     Somebody may have put a subclass there, or a function that makes one.
     """
-    held = getattr(owner, name, None)
-    if held is None or not inspect.ismodule(owner):
+    if (held := getattr(owner, name, None)) is None or not inspect.ismodule(owner):
         return held
     classes = chain(held.__mro__ if inspect.isclass(held) else (), _subclasses(object))
     return next((cls for cls in classes if (cls.__module__, cls.__name__) == (owner.__name__, name)), held)

@@ -24,7 +24,6 @@ def recipes() -> dict[str, Path]:
 
 def check_file(stock: Callable[..., Any], file: Any, *args: Any, **kwargs: Any) -> Any:
     """Find a file as Ultralytics does, and one of ours where it finds none of that name."""
-    ours = recipes().get(str(file).strip())
-    if ours is None or stock(file, hard=False):
+    if (ours := recipes().get(str(file).strip())) is None or stock(file, hard=False):
         return stock(file, *args, **kwargs)
     return stock(str(ours), *args, **kwargs)

@@ -143,11 +143,9 @@ def guard(trainer: Any) -> None:
         return
     averaged = getattr(trainer.ema, "ema", None)
     for role, model in (("training", trainer.model), ("validation", averaged)):
-        criterion = getattr(unwrapped(model), "criterion", None)
-        if criterion is None and role == "validation":
+        if (criterion := getattr(unwrapped(model), "criterion", None)) is None and role == "validation":
             continue  # the moving average makes its criterion at the first validation
-        wrong = mismatches(criterion, selection, role)
-        if wrong:
+        if wrong := mismatches(criterion, selection, role):
             raise LossPlugError(
                 f"{'; '.join(dict.fromkeys(wrong))}. The run is stopped. A callback, trainer or patch changed the "
                 f"criterion ({type(criterion).__name__}). Remove it, or remove the yolo-lossplug keys."

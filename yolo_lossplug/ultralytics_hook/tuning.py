@@ -50,8 +50,7 @@ def _keep_integers(tuner: Any) -> None:
 
 def _start_of(key: str, unset: Any) -> Any:
     """Return the value that a tuner starts from where a key is unset."""
-    parameter = numeric_keys().get(key)
-    if parameter is None:
+    if (parameter := numeric_keys().get(key)) is None:
         return unset
     is_hosts = parameter.default is None and not parameter.nullable
     return HOST_MIN_SIDE if is_hosts else parameter.default

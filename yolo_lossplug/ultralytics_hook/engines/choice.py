@@ -66,8 +66,7 @@ def _step_decision(engine: str, criterion: Any) -> Decision:
 
 def _recorded(criterion: Any, is_lazy: bool) -> Decision:
     """Return which engine takes the steps of a criterion by the record of its device."""
-    refused = record.disqualified_engines(criterion.device).get(FAST)
-    if refused:
+    if refused := record.disqualified_engines(criterion.device).get(FAST):
         return Decision(REFERENCE, refused)
     measured = record.fastest_engines(criterion.device, functools.partial(_can_run, criterion))
     if measured is None or isinstance(criterion, v8OBBLoss):  # records are of horizontal boxes

@@ -68,16 +68,14 @@ def fast_step(
     if attached.kernels is not None and not extra and (engine == "triton" or decision.measured is None):
         if regions.current() is not None:  # kernels know none
             return None
-        result = attached.kernels.step(criterion, preds, batch)
-        if result is not None:
+        if (result := attached.kernels.step(criterion, preds, batch)) is not None:
             return result
     if is_left_to_host(decision, engine, batch, scores):
         return None
     anchors = anchors_of(criterion, preds["feats"], scores.dtype)
     targets = targets_of(criterion, batch, len(scores), anchors.imgsz)
     decoder = Decoder(criterion, boxes, anchors, targets.boxes.dtype)
-    assigned = assigned_by(criterion, decoder, scores, targets, extra)
-    if assigned is None:
+    if (assigned := assigned_by(criterion, decoder, scores, targets, extra)) is None:
         return None
     total = assigned.score.sum().clamp(min=1)
     # Backward runs in reverse: buffers of the box term are freed before the gradient of the scores is allocated.
@@ -106,8 +104,7 @@ def is_left_to_host(decision: Decision, engine: str, batch: dict[str, Any], scor
 
 def count_positives(assigner: Any, decoder: Decoder, targets: Targets, assigned: Assignment) -> None:
     """Count what was assigned, if the run has a report."""
-    meter = meter_of(assigner)
-    if meter is None:
+    if (meter := meter_of(assigner)) is None:
         return
     is_positive = torch.ones_like(assigned.anchor, dtype=torch.bool)
     claims = take_claims(assigner) if assigned.claims is None else assigned.claims

@@ -92,8 +92,7 @@ def fastest_engines(device: torch.device, can_run: Callable[[str], bool]) -> Opt
     found = {_identity(entry): entry for entry in (*_shipped_entries(), *_entries(file())) if _key_of(entry) == key}
     chosen = []
     for entry in found.values():
-        name = fastest(entry["engines"], lambda engine: engine not in refused and can_run(engine))
-        if name:
+        if name := fastest(entry["engines"], lambda engine: engine not in refused and can_run(engine)):
             chosen.append(Fastest(entry["dtype"], entry["anchors_class"], entry["size_class"], name))
     return Measured(max(str(entry["measured"]) for entry in found.values()), tuple(sorted(chosen))) if chosen else None
 

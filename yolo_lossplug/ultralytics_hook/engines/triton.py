@@ -68,8 +68,7 @@ class TritonKernels:
     def step(self, criterion: Any, preds: dict[str, Tensor], batch: dict[str, Any]) -> Optional[tuple]:
         """Return what the host's step returns, None where the kernels do not compute that; see `fast.fast_step`."""
         types = types_of(criterion.assigner.alpha, preds["scores"])
-        why = why_no_kernel(criterion, preds, types)
-        if why and not self.is_trial:
+        if (why := why_no_kernel(criterion, preds, types)) and not self.is_trial:
             warn_once(f"the kernels cannot take the steps of this run: {why}; it continues without kernels.")
             return None
         try:
@@ -107,8 +106,7 @@ class TritonKernels:
         loss, factors = step_losses(outputs, scores, step)
         if formula is None:
             loss = torch.stack((loss[0], class_sum_of(criterion, scores, assigned) * factors[1], loss[2]))
-        meter = meter_of(assigner)
-        if meter is not None:
+        if (meter := meter_of(assigner)) is not None:
             rows, slot, is_positive = gts.boxes.unsqueeze(0), assigned.row.clamp(min=0).long(), assigned.row >= 0
             is_gt, pred_boxes = rows.sum(2, keepdim=True) > 0, grid * anchors.strides.repeat(len(scores)).unsqueeze(1)
             meter.add(rows, is_gt, slot, is_positive, pred_boxes, label.view(1, -1, 1), assigned.claims)

@@ -38,8 +38,7 @@ def is_making() -> bool:
 
 def selected(args: Mapping[str, Any], is_final: bool = False) -> Selection:
     """Return the selection of the trainer under construction; final arguments are merged: none before them counts."""
-    made = _made.get()
-    if made and not is_final:
+    if (made := _made.get()) and not is_final:
         return made[-1]
     selection = select(with_task(args, _trainer.get()))
     if made is not None:

@@ -27,8 +27,7 @@ def restore_state(state: State, selection: Selection, trainer: Any) -> None:
     if not trainer.resume or not losses or shapes == {}:
         return
     places = (Path(str(trainer.args.resume)).parent, Path(trainer.save_dir) / "weights")
-    file = next((folder / FILE for folder in places if (folder / FILE).is_file()), None)
-    if file is None:
+    if (file := next((folder / FILE for folder in places if (folder / FILE).is_file()), None)) is None:
         warn(
             f"{FILE} is missing beside the checkpoint: the state of the losses is lost, and they start with a "
             f"new one. Copy it along with last.pt."

@@ -119,15 +119,13 @@ def collector_of(trainer: Any) -> Optional[Collector]:
 
 def clear_counts(trainer: Any) -> None:
     """Callback at the start of an epoch, which may be a restarted one."""
-    collector = collector_of(trainer)
-    if collector is not None:
+    if (collector := collector_of(trainer)) is not None:
         collector.clear()
 
 
 def write_tables(trainer: Any) -> None:
     """Callback when the batches of an epoch are done, on every rank; rank 0 writes the table."""
-    collector = collector_of(trainer)
-    if collector is None:
+    if (collector := collector_of(trainer)) is None:
         return
     counts = collector.counted()
     if RANK not in {-1, 0}:
@@ -144,15 +142,13 @@ def write_tables(trainer: Any) -> None:
 
 def show_values(trainer: Any) -> None:
     """Callback before those of the loggers, which log the metrics of an epoch."""
-    collector = collector_of(trainer)
-    if collector is not None and isinstance(trainer.metrics, dict):
+    if (collector := collector_of(trainer)) is not None and isinstance(trainer.metrics, dict):
         trainer.metrics.update(collector.shown)
 
 
 def hide_values(trainer: Any) -> None:
     """Callback after those of the loggers: our metrics stay out of results, checkpoints and the last validation."""
-    collector = collector_of(trainer)
-    if collector is not None:
+    if (collector := collector_of(trainer)) is not None:
         for key in collector.shown:
             trainer.metrics.pop(key, None)
         collector.shown = {}
@@ -160,8 +156,7 @@ def hide_values(trainer: Any) -> None:
 
 def draw_report(trainer: Any) -> None:
     """Callback after training, on the first rank, before those of the loggers, which log plots."""
-    collector = collector_of(trainer)
-    if collector is not None and collector.rows and trainer.args.plots:
+    if (collector := collector_of(trainer)) is not None and collector.rows and trainer.args.plots:
         file = collector.file.with_name(PLOT)
         selection = trainer.lossplug.selection
         floor = "" if selection.tal_min_side is None else f" · tal_min_side={selection.tal_min_side:g}"

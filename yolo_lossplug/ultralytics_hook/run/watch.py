@@ -67,8 +67,7 @@ def forget(assigner: Any, _: Any) -> None:
 
 def count_outputs(assigner: Any, inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:
     """Count the outputs of an assigner of the host, in a hook because its `forward` runs without gradients."""
-    meter = meter_of(assigner)
-    if meter is None or not torch.is_grad_enabled():
+    if (meter := meter_of(assigner)) is None or not torch.is_grad_enabled():
         return  # the fast engine takes the claims of a call without gradients
     pred_boxes, labels, gt_boxes, mask = inputs[1].flatten(0, 1), inputs[3], inputs[4], inputs[5]
     first = torch.arange(len(gt_boxes), device=gt_boxes.device).unsqueeze(1) * gt_boxes.shape[1]

@@ -89,8 +89,7 @@ def model_of(name: str, data: Optional[str] = None) -> Any:
     model = host.network_of(made, cfg, host.dataset_of({"data": data}) if data else None)
     for key in keys():
         vars(model.args).pop(key, None)
-    leaves = branch_criteria(model.init_criterion())
-    if not leaves or not hasattr(v8DetectionLoss, METHOD):
+    if not (leaves := branch_criteria(model.init_criterion())) or not hasattr(v8DetectionLoss, METHOD):
         raise LossPlugError(f"model={name}: this release of Ultralytics has no step of it that an engine replaces.")
     if made.task == "pose" and not all(map(can_have_keypoints, leaves)):
         raise LossPlugError(f"model={name} has keypoint terms that read other outputs than bench draws; take another.")
@@ -122,8 +121,7 @@ def measure_engine(engine: str, works: Sequence[Work], device: torch.device, rep
         launching.listeners.append(reporter.alive)  # compiling them all may take longer than a step may
     cases = []
     for work in works:
-        result = reporter.earlier(work)
-        if not result:
+        if not (result := reporter.earlier(work)):
             result = _result(engine, work, device, reporter)
             reporter.result(work, result)
         if result.get("differs"):

@@ -113,8 +113,7 @@ def _class_formula(
 
 def class_formula(trial: Any, loss: Any, logits: Tensor, targets: Tensor, is_assigned: Tensor) -> Tensor:
     """Return a class loss of each element, with label smoothing of assigned targets and class weights of a run."""
-    smoothing = trial.selection.cls_smoothing
-    if smoothing:
+    if smoothing := trial.selection.cls_smoothing:
         targets = torch.where(is_assigned, targets * (1 - smoothing) + smoothing / 2, targets)
     elements = loss(logits, targets)
     weights = class_weights(trial.selection, logits.shape[-1], class_names(trial.model))
