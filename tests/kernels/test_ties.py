@@ -5,7 +5,7 @@ import pytest
 import torch
 from ultralytics.utils.tal import TaskAlignedAssigner
 
-from yolo_lossplug.ultralytics_hook.engines.ties import AssignerInputs, Exchanged, assigned_as, exchanged_anchors
+from yolo_lossplug.ultralytics_hook.engines.agreement import AssignerInputs, Exchanged, assigned_as, exchanged_anchors
 
 N_ANCHORS, TOPK = 12, 3
 

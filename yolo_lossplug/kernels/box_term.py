@@ -35,15 +35,9 @@ def box_sums(
 
 
 def box_gradient(
-    outputs: Tensor,
-    boxes: Tensor,
-    assigned: AnchorGts,
-    grid: Tensor,
-    anchors: KernelAnchors,
-    config: BoxTermConfig,
-    scales: tuple[Tensor, Tensor],
-    box_grad: Optional[Tensor],
-) -> Tensor:
+    outputs: Tensor, boxes: Tensor, assigned: AnchorGts, grid: Tensor, anchors: KernelAnchors, config: BoxTermConfig,
+    scales: tuple[Tensor, Tensor], box_grad: Optional[Tensor],
+) -> Tensor:  # fmt: skip
     """Return the gradient of both sums with respect to the outputs; arguments are those of `box_sums`, and two more.
 
     `scales` are factors () of both sums, and `box_grad` is the gradient (N·k, 4) of score·L by slot where L is

@@ -52,13 +52,9 @@ class GtRows(NamedTuple):
 
 
 def describe_gts(
-    image: Tensor,
-    label: Tensor,
-    boxes: Tensor,
-    shape: tuple[int, int],
-    anchors: KernelAnchors,
+    image: Tensor, label: Tensor, boxes: Tensor, shape: tuple[int, int], anchors: KernelAnchors,
     floor: tuple[float, float],
-) -> GtRows:
+) -> GtRows:  # fmt: skip
     """Return the rows of a batch: image and class of each gt (N,), boxes (N, 4) as the batch has them.
 
     `shape` is the number of images, and of classes; `floor` the side below which a box is widened for the search, and

@@ -41,13 +41,9 @@ listeners: list[Callable[[], Any]] = []
 
 
 def launch(
-    kernel: Any,
-    grid: tuple[int, ...],
-    args: tuple[Any, ...],
-    constants: dict[str, Any],
-    is_exact: bool = True,
+    kernel: Any, grid: tuple[int, ...], args: tuple[Any, ...], constants: dict[str, Any], is_exact: bool = True,
     num_warps: int = 4,
-) -> None:
+) -> None:  # fmt: skip
     """Launch a kernel.
 
     Args:

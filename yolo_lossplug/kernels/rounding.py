@@ -6,8 +6,8 @@ the order that PyTorch's have; division and square root are rounded to nearest, 
 multiplication with an addition. Power and arctangent are those of the library that Triton brings, which is of another
 release than PyTorch's: they differ from PyTorch's in the last place for many arguments, metrics by a few millionths,
 and some releases flush numbers below 1e-38 to 0, which PyTorch does not. An assignment therefore is Ultralytics' own up
-to ties within that rounding, as `engines.ties` states them. Triton's interpreter lacks these functions; there they are
-evaluated in float64.
+to ties within that rounding, as `engines.agreement` states them. Triton's interpreter lacks these functions; there they
+are evaluated in float64.
 """
 
 import triton

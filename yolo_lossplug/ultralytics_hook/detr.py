@@ -8,8 +8,7 @@ matcher, and the division by the number of objects stay the host's.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Optional
@@ -47,14 +46,9 @@ TOLERANCE = 1e-4
 _input_size: ContextVar[Optional[tuple[int, int]]] = ContextVar("input_size", default=None)
 
 
-@contextmanager
-def input_size(height: int, width: int) -> Iterator[None]:
+def input_size(height: int, width: int) -> AbstractContextManager[None]:
     """Let criteria of RT-DETR know the size of the network input in pixels: their boxes are relative to it."""
-    token = _input_size.set((height, width))
-    try:
-        yield
-    finally:
-        _input_size.reset(token)
+    return patching.held(_input_size, (height, width))
 
 
 class Reader(Scope):

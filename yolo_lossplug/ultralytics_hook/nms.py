@@ -12,6 +12,7 @@ from yolo_lossplug.nms import diou_nms
 from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.selection.keys import CLAIMED, NMS_OVERLAPS, choose
 from yolo_lossplug.ultralytics_hook.console import say
+from yolo_lossplug.ultralytics_hook.patching import held
 
 STOCK = NMS_OVERLAPS[0]
 KEEP_ALL = 1.0
@@ -29,11 +30,8 @@ _overlap: ContextVar[str] = ContextVar("nms_iou", default=STOCK)
 
 def postprocess(stock: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
     """Run a predictor's or validator's own post-processing with the overlap that its arguments name."""
-    token = _overlap.set(choose("nms_iou", vars(self.args), NMS_OVERLAPS))
-    try:
+    with held(_overlap, choose("nms_iou", vars(self.args), NMS_OVERLAPS)):
         return stock(self, *args, **kwargs)
-    finally:
-        _overlap.reset(token)
 
 
 def suppress(stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

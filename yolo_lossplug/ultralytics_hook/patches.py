@@ -135,7 +135,7 @@ def apply(module: ModuleType) -> None:
     if name in _patched:
         return
     _patched.add(name)
-    if name == "ultralytics.nn.tasks":
+    if name == NN:
         check_seams()
     for patch in PATCHES:
         if patch.module == name:

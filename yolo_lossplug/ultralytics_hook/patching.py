@@ -11,6 +11,8 @@ import importlib
 import inspect
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import chain
 from operator import attrgetter
@@ -29,6 +31,16 @@ MARK = "__lossplug__"
 
 class SeamMoved(Exception):
     """This release of Ultralytics lacks something that the plugin relies on."""
+
+
+@contextmanager
+def held(variable: ContextVar[Any], value: Any) -> Iterator[None]:
+    """Give a context variable a value while the context is open."""
+    token = variable.set(value)
+    try:
+        yield
+    finally:
+        variable.reset(token)
 
 
 @dataclass(frozen=True)

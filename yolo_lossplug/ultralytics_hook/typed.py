@@ -14,6 +14,7 @@ from typing import Any, Callable
 from yolo_lossplug import terminal
 from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.selection.keys import NAMES, keys, refuse_none
+from yolo_lossplug.ultralytics_hook.patching import held
 
 _words: ContextVar[frozenset[str]] = ContextVar("words", default=frozenset())
 _is_lossplug: ContextVar[bool] = ContextVar("is_lossplug", default=False)
@@ -23,11 +24,8 @@ def run_as_lossplug() -> None:
     """Run the command line of Ultralytics for `lossplug`."""
     from ultralytics.cfg import entrypoint
 
-    token = _is_lossplug.set(True)
-    try:
+    with held(_is_lossplug, True):
         entrypoint()
-    finally:
-        _is_lossplug.reset(token)
 
 
 def is_lossplug() -> bool:
@@ -80,13 +78,11 @@ def refuse_typed_none(pairs: dict[str, str]) -> None:
 
 def entrypoint(stock: Callable[..., None], *args: Any, **kwargs: Any) -> None:
     """Run the command line; a mistake of the user is one line."""
-    token = _words.set(frozenset())
     try:
-        pairs = typed_pairs((*args, *kwargs.values()))
-        _words.set(frozenset(pairs))
-        refuse_typed_none(pairs)
-        stock(*args, **kwargs)
+        with held(_words, frozenset()):
+            pairs = typed_pairs((*args, *kwargs.values()))
+            _words.set(frozenset(pairs))
+            refuse_typed_none(pairs)
+            stock(*args, **kwargs)
     except LossPlugError as error:
         raise SystemExit(terminal.fit_error(f"LossPlug: {error}")) from error
-    finally:
-        _words.reset(token)

@@ -142,6 +142,7 @@ def rotated_terms(
     predicted = criterion.bbox_decode(points, rows.unsqueeze(0), angle.unsqueeze(0))
     gt_boxes = targets.boxes.flatten(0, 1)[assigned.slot]
     gt_boxes = torch.cat((gt_boxes[:, :4] / strides, gt_boxes[:, 4:]), 1)
-    box, dfl = hosts_box_terms(criterion, rows, predicted, gt_boxes, points, strides, anchors.imgsz, weight, total)
+    anchors = anchors._replace(points=points, strides=strides)
+    box, dfl = hosts_box_terms(criterion, rows, predicted, gt_boxes, anchors, weight, total)
     foreground = torch.ones(1, len(rows), dtype=torch.bool, device=rows.device)
     return box, dfl, criterion.calculate_angle_loss(predicted, gt_boxes.unsqueeze(0), foreground, weight, total)

@@ -12,7 +12,7 @@ import contextlib
 import functools
 import importlib.metadata
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Callable, NamedTuple, Optional
 
@@ -125,19 +125,16 @@ def add(entries: Iterable[Mapping[str, Any]], key: Key, refused: Mapping[str, st
         LossPlugError: If the file cannot be written, or another process does not finish writing.
     """
     new = [dict(entry) for entry in entries]
-    settled = {*refused, *(name for entry in new for name in entry["engines"])}
-
-    def change(record: dict[str, Any]) -> None:
+    settled, where = {*refused}.union(*(entry["engines"] for entry in new)), key._asdict()
+    now = [{**where, "engine": name, "why": why, "since": since} for name, why in refused.items()]
+    with _updated() as record:
         known = {_identity(entry): entry for entry in record["entries"] if _is_entry(entry)}
         for entry in new:
             earlier = known.get(_identity(entry), {"engines": {}})
             known[_identity(entry)] = {**entry, "engines": {**earlier["engines"], **entry["engines"]}}
-        record["entries"], before, where = list(known.values()), record["disqualified"], key._asdict()
+        before, record["entries"] = record["disqualified"], list(known.values())
         others = [e for e in before if e.get("engine") not in settled or not where.items() <= e.items()]
-        now = [{**where, "engine": name, "why": why, "since": since} for name, why in refused.items()]
         record["disqualified"] = [*others, *now]
-
-    _update(change)
 
 
 def _key_of(entry: Mapping[str, Any]) -> Key:
@@ -148,14 +145,15 @@ def _identity(entry: Mapping[str, Any]) -> tuple[Any, ...]:
     return *_key_of(entry), *(entry[field] for field in Fastest._fields[:-1])
 
 
-def _update(change: Callable[[dict[str, Any]], None]) -> None:
-    """Change the record in place, alone: what another process writes at the same time stays."""
+@contextlib.contextmanager
+def _updated() -> Iterator[dict[str, Any]]:
+    """Return a context in which the record is changed in place, alone: what another process writes then stays."""
     target = file()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{target}.lock", timeout=LOCK_SECONDS):
             record = {"about": NOTICE, "disqualified": [], "entries": [], **_read(target)}
-            change(record)
+            yield record
             write_json(target, record)
     except Timeout as error:
         raise LossPlugError(f"{target} is in use by another process for {LOCK_SECONDS} s. Run it again.") from error

@@ -116,27 +116,21 @@ def box_terms(
         return (per_box * weight).sum() / total, (dfl * weight).sum() / total
     rows = gather(boxes, assigned.anchor)
     predicted = criterion.bbox_decode(points, rows.unsqueeze(0))
-    return hosts_box_terms(criterion, rows, predicted, gt_boxes, points, strides, anchors.imgsz, weight, total)
+    anchors = anchors._replace(points=points, strides=strides)
+    return hosts_box_terms(criterion, rows, predicted, gt_boxes, anchors, weight, total)
 
 
 def hosts_box_terms(
-    criterion: Any,
-    rows: Tensor,
-    predicted: Tensor,
-    gt_boxes: Tensor,
-    points: Tensor,
-    strides: Tensor,
-    imgsz: Tensor,
-    weight: Tensor,
-    total: Tensor,
+    criterion: Any, rows: Tensor, predicted: Tensor, gt_boxes: Tensor, anchors: Anchors, weight: Tensor, total: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return the box and the DFL (or L1) term from the host's own module, with the rounding of its autocast.
 
     `rows` are outputs of the head (n, 4·R) at the n positives, `predicted` the boxes (1, n, 4 or 5) of these in cells,
-    `points` their centres, and `gt_boxes` the boxes (n, 4 or 5) of their gts, in cells too.
+    `anchors` they alone, and `gt_boxes` the boxes (n, 4 or 5) of their gts, in cells too.
     """
     module, stock = criterion.bbox_loss, stock_bbox_loss(criterion.bbox_loss)
     foreground = torch.ones(1, len(rows), dtype=torch.bool, device=rows.device)
+    points, strides, imgsz, _ = anchors
     boxes = predicted if module is stock else predicted.detach(), points, gt_boxes.unsqueeze(0)
     box, dfl = stock(rows.unsqueeze(0), *boxes, weight.view(1, -1, 1), total, foreground, imgsz, strides)
     if module is not stock:
@@ -175,13 +169,8 @@ def dense_class_term(criterion: Any, scores: Tensor, anchor: Tensor, labels: Ten
     n_images, n_classes, n_anchors = scores.shape
     dense = scores.new_zeros(n_images, n_anchors, n_classes)
     dense.view(-1, n_classes)[anchor, labels] = score.to(scores.dtype)
-    result, weights = criterion.bce(scores.permute(0, 2, 1), dense), criterion_weights(criterion)
+    result, weights = criterion.bce(scores.permute(0, 2, 1), dense), getattr(criterion, "class_weights", None)
     return (result if weights is None else result * weights).sum()
-
-
-def criterion_weights(criterion: Any) -> Optional[Tensor]:
-    """Return the class weights (1, 1, classes) of the host, None if it has none."""
-    return getattr(criterion, "class_weights", None)
 
 
 def is_class_loss_pointwise(loss: Loss) -> bool:
@@ -205,7 +194,7 @@ def is_pointwise(loss: Loss, part: Callable[[Any], Tensor], whole: Optional[Call
 
 def criterion_class_weights(criterion: Any) -> Optional[Tensor]:
     """Return the product (classes,) of the host's class weights and ours, None if there are none."""
-    stock, ours = criterion_weights(criterion), getattr(criterion.bce, "weights", None)
+    stock, ours = getattr(criterion, "class_weights", None), getattr(criterion.bce, "weights", None)
     if stock is None or ours is None:
         return ours if stock is None else stock.flatten()
     return stock.flatten() * ours

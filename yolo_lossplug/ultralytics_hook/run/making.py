@@ -13,6 +13,7 @@ from typing import Any, Optional
 
 from yolo_lossplug.selection.select import Selection, select
 from yolo_lossplug.ultralytics_hook.family import with_task
+from yolo_lossplug.ultralytics_hook.patching import held
 
 _made: ContextVar[Optional[list[Selection]]] = ContextVar("made", default=None)
 """Selections of the trainer under construction: none until its arguments are merged, another when it resumes a run."""
@@ -23,12 +24,8 @@ _trainer: ContextVar[type] = ContextVar("trainer", default=object)
 @contextmanager
 def making(trainer: type = object) -> Iterator[None]:
     """Cache the selection of a trainer, of a class, during its construction."""
-    token, token_of_class = _made.set([]), _trainer.set(trainer)
-    try:
+    with held(_made, []), held(_trainer, trainer):
         yield
-    finally:
-        _made.reset(token)
-        _trainer.reset(token_of_class)
 
 
 def is_making() -> bool:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -132,10 +133,5 @@ def recorded(criterion: Any) -> Iterator[list[tuple[str, tuple[Any, ...]]]]:
 
         return wrapped
 
-    for name in METHODS:
-        setattr(criterion, name, around(name, getattr(criterion, name)))
-    try:
+    with mock.patch.multiple(criterion, **{name: around(name, getattr(criterion, name)) for name in METHODS}):
         yield calls
-    finally:
-        for name in METHODS:
-            delattr(criterion, name)
