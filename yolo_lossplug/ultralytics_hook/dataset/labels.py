@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
@@ -236,8 +237,8 @@ def _listening(said: list[str]) -> Iterator[None]:
 
 
 def _labels(host: YOLODataset, data: dict[str, Any], task: Optional[str], said: list[str], args: dict) -> Labels:
-    rows, columns = _objects(host), ("im_file", "shape", "cls", "bboxes", "segments")
-    files, shapes, classes, boxes, outlines = zip(*([row[column] for column in columns] for row in rows))
+    rows, columns = _objects(host), itemgetter("im_file", "shape", "cls", "bboxes", "segments")
+    files, shapes, classes, boxes, outlines = zip(*map(columns, rows))
     counts = [*map(len, classes)]
     removed, ignored = _dropped(said)
     if not sum(counts):
@@ -267,7 +268,7 @@ def _labels(host: YOLODataset, data: dict[str, Any], task: Optional[str], said: 
         removed,
         ignored,
         silenced_share(host) if hasattr(host, KEY) else NOTHING,
-        np.concatenate([(row["keypoints"][..., 2] > 0).sum(1) for row in rows]) if task == "pose" else NOTHING,
+        (np.concatenate([*map(itemgetter("keypoints"), rows)])[..., 2] > 0).sum(1) if task == "pose" else NOTHING,
     )
 
 
