@@ -43,16 +43,10 @@ CANDIDATES_PER_ITERATION, ANCHORS_PER_PROGRAM = 128, 256
 
 
 class AssignerConfig(NamedTuple):
-    """Settings of an assigner.
+    """Settings of an assigner, which are Ultralytics' own by name, and what it measures.
 
     Attributes:
-        topk: Number of anchors that a gt selects.
-        topk2: Number of anchors that a gt keeps once conflicts are resolved.
-        alpha: Exponent of the score.
-        beta: Exponent of the overlap.
-        eps: Added to the denominator when the metrics of a gt are divided by their maximum.
-        overlap: Kind of overlap, one of `BoxKind`.
-        theta: Exponent of the SIoU's shape cost.
+        overlap: Kind of overlap, one of `BoxKind`, whose `theta` is the exponent of the SIoU's shape cost.
         is_power_rounded: Whether score^alpha is rounded to the dtype of the scores.
     """
 

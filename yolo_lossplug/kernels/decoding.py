@@ -18,12 +18,9 @@ NO_LOSS = -1
 
 
 class BoxTermConfig(NamedTuple):
-    """Settings of the box and distance terms.
+    """Settings of the box and distance terms: the kind of box loss, one of `BoxKind`, or `NO_LOSS`, and SIoU's theta.
 
-    Attributes:
-        kind: Kind of box loss, one of `BoxKind`, or `NO_LOSS`.
-        theta: Exponent of the shape cost of SIoU.
-        n_bins: Bins of the distribution of distances; with 1 the head predicts distances, and the second term is L1.
+    With one bin of the distribution of distances the head predicts distances, and the second term is L1.
     """
 
     kind: int

@@ -29,15 +29,7 @@ NONE: Mapping[Change, Any] = MappingProxyType({})
 
 
 class Model(NamedTuple):
-    """A model with its criterion, ready for batches.
-
-    Attributes:
-        host: The host's model, in training mode, on its device.
-        criterion: The criterion, with the keys of the run, in the host's own engine.
-        device: Its device.
-        strides: Strides of its levels.
-        is_trained: Whether it is a checkpoint, or else has random weights.
-    """
+    """A model in training mode with its criterion, in the host's own engine; one that is not trained is random."""
 
     host: Any
     criterion: Any
@@ -101,11 +93,7 @@ class AssignedObjects(NamedTuple):
 
 
 def load(args: dict[str, Any], data: dict[str, Any]) -> Model:
-    """Return a model with the classes of a dataset.
-
-    Args:
-        args: ``model``, ``device``, ``seed``, and keys of ours.
-        data: The dataset's description.
+    """Return a model with the classes of a dataset, by ``model``, ``device``, ``seed``, and keys of ours.
 
     Raises:
         LossPlugError: If it cannot be loaded, or has no boxes.
@@ -134,15 +122,9 @@ def assigned(
 ) -> Iterator[list[AssignedObjects]]:
     """Yield what the objects of one batch after another get, as a training step without augmentation assigns it.
 
-    Batch normalisation is that of training, over the images of a batch.
-
-    Args:
-        model: The model.
-        args: ``data``, ``split`` and ``fraction``.
-        imgsz: Side of the network's input in pixels.
-        batch: Images in a batch.
-        images: Images by index; None for all. The objects have their positions in this list.
-        is_changed: Whether other numbers of the assigner are tried, in the branch with most anchors.
+    Batch normalisation is that of training, over the images of a batch. The arguments say ``data``, ``split`` and
+    ``fraction``; images are given by index, and objects have their positions in this list. If it is changed, other
+    numbers of the assigner are tried, in the branch with most anchors.
     """
     data, path = labels.described(args)
     host = labels.dataset(data, path, {**args, "task": model.task}, imgsz)
@@ -186,12 +168,7 @@ def assign_batch(
 class RecordingAssigner:
     """An assigner in the place of another, image by image, which bounds its memory; records what objects get.
 
-    Args:
-        assigner: The assigner.
-        branch: Name of its branch.
-        first: Index of the first image.
-        seen: Receives the objects of each image that has any.
-        others: Assigners that are tried on the same inputs.
+    The objects of each image that has any go to `seen`; other assigners are tried on the same inputs.
     """
 
     def __init__(

@@ -73,11 +73,7 @@ def overlap_of(boxes: np.ndarray) -> Callable[[np.ndarray, np.ndarray], np.ndarr
 def count_candidates(boxes: np.ndarray, imgsz: int, strides: Sequence[float], assigner: Any) -> np.ndarray:
     """Return the number of candidates of each object on each level (G, L), as an assigner has them.
 
-    Args:
-        boxes: Boxes (G, 4), x1 y1 x2 y2 in pixels of the input, or (G, 5), x y w h and an angle.
-        imgsz: Side of the input in pixels.
-        strides: Strides of the L levels.
-        assigner: An assigner of the host, which may widen tiny boxes.
+    Boxes are (G, 4), x1 y1 x2 y2 in pixels of the input, or (G, 5), x y w h and an angle.
     """
     levels = levels_of(imgsz, strides)
     count = _rotated if boxes.shape[1] == 5 else _horizontal

@@ -26,13 +26,7 @@ CELLS = 10
 class Setting(NamedTuple):
     """What steps on random problems look like.
 
-    Attributes:
-        device: The device.
-        reg_max: Bins of the distance distribution; 1 for none.
-        strides: Strides of the levels in pixels.
-        n_classes: Number of classes.
-        size: Height and width of the images in cells of the coarsest level.
-        dtype: Type of the head's outputs; a half one is that of autocast.
+    Images have a height and width in cells of the coarsest level; a half type of the outputs is that of autocast.
     """
 
     device: str

@@ -22,13 +22,7 @@ from yolo_lossplug.ultralytics_hook.regions.loss import silenced_background
 
 
 class Targets(NamedTuple):
-    """Gts of a batch as the host prepares them, padded to n slots per image.
-
-    Attributes:
-        labels: Classes (b, n, 1).
-        boxes: Boxes (b, n, 4), x1 y1 x2 y2 in pixels.
-        mask: Which slots hold a gt (b, n, 1).
-    """
+    """Gts of a batch as the host prepares them, padded to n slots per image: classes, boxes in pixels, and a mask."""
 
     labels: Tensor
     boxes: Tensor
