@@ -118,7 +118,7 @@ def plug(
     collector: Optional[Collector] = None,
     branch: str = "main",
 ) -> Any:
-    """Put the selected losses into a host criterion, in place; without any key nothing is touched.
+    """Put the selected losses into a host criterion, in place, and return it; without any key nothing is touched.
 
     Args:
         criterion: Any criterion of the host.
@@ -127,9 +127,6 @@ def plug(
         names: Names of the classes by index.
         collector: Collector of the run's assignment report, if it writes one.
         branch: Name of the criterion if it is not a compound of others.
-
-    Returns:
-        The criterion.
 
     Raises:
         LossPlugError: If the criterion cannot use what is selected.

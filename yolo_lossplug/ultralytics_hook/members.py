@@ -87,19 +87,15 @@ class PluggedClassLoss(nn.Module):
             # Only assigned anchors: smoothing the other 8,000 negatives of every class would dominate the sum.
             assigned = target.amax(-1, keepdim=True) > 0
             target = torch.where(assigned, target * (1 - self.smoothing) + self.smoothing / 2, target)
-        result = self.elements(pred, target, silenced)
+        if silenced is None:
+            result = self.loss(pred, target)
+        else:  # a loss that keeps statistics does not see what is silenced
+            losses = self.loss(pred[~silenced], target[~silenced])
+            result = losses.new_zeros(pred.shape).masked_scatter(~silenced, losses)
         if self.weights is not None:
             return result * self.weights
         # The host multiplies in place, which autograd forbids on a result that backward reads, as that of an exp.
         return result.clone() if self.is_weighted else result
-
-    def elements(self, pred: Tensor, target: Tensor, silenced: Optional[Tensor]) -> Tensor:
-        """Return the loss of each element, 0 where it is silenced: a loss that keeps statistics does not see those."""
-        if silenced is None:
-            return self.loss(pred, target)
-        kept = ~silenced
-        losses = self.loss(pred[kept], target[kept])
-        return losses.new_zeros(pred.shape).masked_scatter(kept, losses)
 
 
 class PluggedSoftmaxLoss:

@@ -27,24 +27,19 @@ from yolo_lossplug.ultralytics_hook.running import TOLERANCE, banner, mismatches
 
 
 def get_cfg(stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Merge the arguments of a trainer, or read those of the checkpoint that it resumes, and settle them."""
-    return settle(stock(*args, **kwargs))
-
-
-def settle(args: Any) -> Any:
-    """Write the resolved choice into a trainer's arguments, in place, and take our keys out of those of a stock run.
+    """Merge the arguments of a trainer, with the resolved choice, or without our keys for a stock run.
 
     Raises:
         LossPlugError: If the choice is wrong.
     """
-    values = vars(args)
-    if values.get("resume"):
-        return args  # those of the checkpoint come next
-    selection = making.selected(values, is_final=True)
-    for key in keys():
-        values.pop(key, None)
-    values.update(selection.resolved())
-    return args
+    merged = stock(*args, **kwargs)
+    values = vars(merged)
+    if not values.get("resume"):  # or those of the checkpoint come next
+        selection = making.selected(values, is_final=True)
+        for key in keys():
+            values.pop(key, None)
+        values.update(selection.resolved())
+    return merged
 
 
 def check_resume(stock: Callable[..., None], trainer: Any, overrides: dict[str, Any]) -> None:

@@ -17,25 +17,20 @@ from yolo_lossplug.ultralytics_hook.config import check_merged
 
 
 def check_tuner(stock: Callable[..., None], tuner: Any, *args: Any, **kwargs: Any) -> None:
-    """Make a tuner, and check what it varies."""
-    stock(tuner, *args, **kwargs)
-    settle_space(tuner)
-
-
-def settle_space(tuner: Any) -> None:
-    """Give the keys that a new tuner varies the values they start from: it cannot vary what is not given.
+    """Make a tuner, and give the keys that it varies the values they start from: it cannot vary what is not given.
 
     Raises:
         LossPlugError: If a key has no effect with the losses that are chosen, takes a name, or takes integers where
             the space holds none.
     """
-    args, unset = vars(tuner.args), keys()
+    stock(tuner, *args, **kwargs)
+    given, unset = vars(tuner.args), keys()
     for key in (key for key in tuner.space if key in unset):
         if key in COMMON and key not in NUMBERS:
             raise LossPlugError(f"{key} cannot be tuned: it is not a number. Train once with each value instead.")
-        if args.get(key) == unset[key]:
-            args[key] = _start_of(key, unset[key])
-    check_merged(args)
+        if given.get(key) == unset[key]:
+            given[key] = _start_of(key, unset[key])
+    check_merged(given)
     _keep_integers(tuner)
 
 

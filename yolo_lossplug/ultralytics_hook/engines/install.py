@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, NamedTuple
+import contextlib
+from typing import Any, Callable
 
 from yolo_lossplug.ultralytics_hook.attached import on_criterion
 from yolo_lossplug.ultralytics_hook.decision import Decision
@@ -30,41 +31,31 @@ def remove_fast_step(criterion: v8DetectionLoss) -> None:
     criterion.__class__ = layers(type(criterion))[0]
 
 
-class TaskPart(NamedTuple):
-    """A part of the loss of a task: its class, whether a criterion has the host's own, and the errors on a device."""
-
-    mixin: type
-    fits: Callable[[Any], bool]
-    errors: Callable[[str], tuple[float, float]]
-
-
-TASK_PARTS = {
-    "masks": TaskPart(MaskMixin, can_have_masks, mask_errors),
-    "keypoints": TaskPart(KeypointMixin, can_have_keypoints, keypoint_errors),
+Part = tuple[type, Callable[[Any], bool], Callable[[str], tuple[float, float]]]
+TASK_PARTS: dict[str, Part] = {
+    "masks": (MaskMixin, can_have_masks, mask_errors),
+    "keypoints": (KeypointMixin, can_have_keypoints, keypoint_errors),
 }
-"""The parts by the name that the banner gives them."""
+"""Parts of the loss of a task by the name that the banner gives them: the class that takes it, whether a criterion has
+the host's own, and the errors against that on a device."""
 
 
 def proven_part(criterion: Any) -> str:
     """Return the part of a criterion that equals the host's own on its device, empty if there is none."""
-    fit = (name for name, part in TASK_PARTS.items() if part.fits(criterion))
-    return next((name for name in fit if _is_proven(TASK_PARTS[name], str(criterion.device))), "")
-
-
-def _is_proven(part: TaskPart, device: str) -> bool:
-    """Return whether a part equals the host's own, which others may have changed so that it fails by itself."""
-    try:
-        return tolerance_error(*part.errors(device)) is None
-    except Exception:
-        return False
+    for name, (_, fits, errors) in TASK_PARTS.items():
+        if fits(criterion):
+            with contextlib.suppress(Exception):  # others may have changed the host's own so that it fails by itself
+                if tolerance_error(*errors(str(criterion.device))) is None:
+                    return name
+    return ""
 
 
 def install_part(criterion: Any, name: str) -> None:
     """Make a criterion take a part; an empty name changes nothing."""
     if name:
-        derive(TASK_PARTS[name].mixin, criterion)
+        derive(TASK_PARTS[name][0], criterion)
 
 
 def running_part(criterion: Any) -> str:
     """Return the part that a criterion takes, empty if it takes none."""
-    return next((name for name, part in TASK_PARTS.items() if isinstance(criterion, part.mixin)), "")
+    return next((name for name, (mixin, *_) in TASK_PARTS.items() if isinstance(criterion, mixin)), "")

@@ -19,13 +19,7 @@ TERMS = {"box_loss": "loss", "giou_loss": "loss", "cls_loss": "cls_loss", "loss"
 
 @dataclass
 class NanTracker:
-    """What is remembered of the terms of a run.
-
-    Attributes:
-        first: Batch of this epoch in which each term was first NaN or infinite, on the device of the loss.
-        batches: Batches of this epoch so far.
-        is_done: Whether it has been said.
-    """
+    """The batch of this epoch in which each term was first NaN or infinite, on their device, until that is said."""
 
     first: Optional[Tensor] = None
     batches: int = 0

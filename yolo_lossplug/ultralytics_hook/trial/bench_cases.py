@@ -261,13 +261,8 @@ def problems_of(work: Work, model: Any, device: torch.device, n: int = N_BATCHES
     if work.data is None:
         spec = ObjectSpec(work.batch, work.objects)
         return [drawn_task_problem(model.task, spec, seed, device, head) for seed in range(n)]
-    rng = torch.Generator().manual_seed(0)
-    return [predicted(batch, len(batch["img"]), rng, device, head) for batch in real_batches(work, n)]
-
-
-def real_batches(work: Work, n: int) -> list[dict[str, Any]]:
-    """Return batches of a dataset as a training has them, augmented; the same in every process."""
+    rng, names = torch.Generator().manual_seed(0), ("batch_idx", "cls", "bboxes")
     asked = {"mode": "train", "task": "detect", "data": work.data, "imgsz": work.imgsz, "batch": work.batch}
     batches = host.batches_of(get_cfg(overrides=asked), host.dataset_of(asked), n)
-    names = "batch_idx", "cls", "bboxes"
-    return [{"img": batch["img"].float() / 255, **{name: batch[name] for name in names}} for batch in batches]
+    made = ({"img": batch["img"].float() / 255, **{name: batch[name] for name in names}} for batch in batches)
+    return [predicted(batch, len(batch["img"]), rng, device, head) for batch in made]

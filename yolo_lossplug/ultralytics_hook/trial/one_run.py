@@ -49,16 +49,10 @@ def check_arguments(args: dict[str, Any]) -> str:
 
 
 def prepare(args: dict[str, Any], split: str = "val") -> dict[int, str]:
-    """Download data and weights and build the label cache, once for all runs.
+    """Download data and weights and build the label cache, once for all runs, and return names of classes.
 
-    Runs that start at the same time would write the same files, and each would report what is missing.
-
-    Args:
-        args: As `yolo train` takes them.
-        split: The split that decides.
-
-    Returns:
-        Names of the classes that objects of that split have, after ``single_cls`` and ``classes``.
+    Runs that start at the same time would write the same files, and each would report what is missing. Classes are
+    those that objects of the split that decides have, after ``single_cls`` and ``classes``.
 
     Raises:
         LossPlugError: If the model or the data cannot be loaded, or the data has no test split and one is asked for.

@@ -62,14 +62,9 @@ class ObjectSpec(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """Predictions and a batch.
+    """A batch, and what a head predicts for it: outputs (b, 4·R, A), logits (b, classes, A), and those of other tasks.
 
-    Attributes:
-        boxes: Outputs of the head (b, 4·R, A).
-        scores: Logits (b, classes, A).
-        feats: Feature maps of each level, of which only the shape is read.
-        batch: ``batch_idx`` (n,), ``cls`` (n, 1), ``bboxes`` (n, 4) and what else a real batch holds.
-        more: Further outputs of the heads of other tasks.
+    Of the feature maps of each level only the shape is read.
     """
 
     boxes: Tensor
