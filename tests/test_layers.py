@@ -32,7 +32,7 @@ HOOK_LAYERS = [
     {"assigner", "detr"},
     {"run"},
     {"engines"},
-    {"checkpoints", "config", "running", "unknown", "workers"},
+    {"config", "running", "unknown", "workers"},
     {"criterion", "tuning"},
     {"host", "trainer"},
     {"dataset"},

@@ -23,10 +23,10 @@ from yolo_lossplug import DetectionLoss, LossPlugError
 from yolo_lossplug.selection import select as selection
 from yolo_lossplug.ultralytics_hook import attached, config, console, members
 from yolo_lossplug.ultralytics_hook import trainer as hook
-from yolo_lossplug.ultralytics_hook.checkpoints import save_model
 from yolo_lossplug.ultralytics_hook.criterion import plug
 from yolo_lossplug.ultralytics_hook.run import making, runs
 from yolo_lossplug.ultralytics_hook.running import banner, branch_criteria, mismatches, running
+from yolo_lossplug.ultralytics_hook.trainer import save_model
 
 select = selection.select
 

@@ -71,8 +71,7 @@ def check_overlap(model: Any, mode: str, given: dict[str, Any]) -> None:
     Raises:
         LossPlugError: If the value is unknown, or the model has no such NMS.
     """
-    value = None if "nms_iou" in CLAIMED else given.get("nms_iou")
-    if value is None:
+    if "nms_iou" in CLAIMED or (value := given.get("nms_iou")) is None:
         return
     chosen = choose("nms_iou", given, NMS_OVERLAPS)
     reason = ""

@@ -94,7 +94,7 @@ PATCHES = (
           ("self", "overrides")),
     Patch(TRAINER, "BaseTrainer.__init__", around("trainer.make"),
           "every trainer has our callbacks, however it was made", ("self", "cfg", "overrides", "_callbacks")),
-    Patch(TRAINER, "BaseTrainer.save_model", around("checkpoints.save_model"),
+    Patch(TRAINER, "BaseTrainer.save_model", around("trainer.save_model"),
           "releases before 8.4.95 pickle the criterion into last.pt; what losses remember is saved beside it",
           ("self",)),
     Patch(TRAINER, "MultiTrainer.__init__", around("config.check_multi_trainer"),
@@ -129,14 +129,15 @@ def apply(module: ModuleType) -> None:
     """Apply the rows of a module that has just been imported, once.
 
     Raises:
-        SeamMoved: If this release lacks what a row needs; rows applied before stay until `revert`.
+        SeamMoved: If this release lacks what a row, or we, need; rows applied before stay until `revert`.
     """
     name = module.__name__
     if name in _patched:
         return
     _patched.add(name)
-    if name == NN:
-        check_seams()
+    for seam, path, parameters in SEAMS if name == NN else ():
+        function = patching.look_up(importlib.import_module(seam), path)
+        patching.check_parameters(f"{seam}.{path}", function, parameters)
     for patch in PATCHES:
         if patch.module == name:
             for owner, attribute in patching.targets(module, patch):
@@ -153,17 +154,6 @@ def revert() -> None:
     """Undo everything: Ultralytics holds the very objects that it held before, and what others have put in."""
     patching.undo_changes()
     _patched.clear()
-
-
-def check_seams() -> None:
-    """Check what we rely on without changing it.
-
-    Raises:
-        SeamMoved: If this release has it otherwise.
-    """
-    for module, attribute, parameters in SEAMS:
-        function = patching.look_up(importlib.import_module(module), attribute)
-        patching.check_parameters(f"{module}.{attribute}", function, parameters)
 
 
 def seams() -> list[tuple[str, bool]]:

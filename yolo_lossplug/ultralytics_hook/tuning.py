@@ -36,7 +36,8 @@ def check_tuner(stock: Callable[..., None], tuner: Any, *args: Any, **kwargs: An
 
 def _keep_integers(tuner: Any) -> None:
     """Let a tuner vary keys that take integers by integers."""
-    integers = {key: integer_bounds(key, *tuner.space[key][:2]) for key in tuner.space if is_integer(key)}
+    whole = {key for key, parameter in numeric_keys().items() if parameter.type is int} - CLAIMED
+    integers = {key: integer_bounds(key, *tuner.space[key][:2]) for key in tuner.space if key in whole}
     for method in ("_constrain", "_mutate"):  # newer releases look for values that are not tried yet after the former
         stock = getattr(tuner, method, None) if integers else None
         if stock is not None:
@@ -49,12 +50,6 @@ def _start_of(key: str, unset: Any) -> Any:
         return unset
     is_hosts = parameter.default is None and not parameter.nullable
     return HOST_MIN_SIDE if is_hosts else parameter.default
-
-
-def is_integer(key: str) -> bool:
-    """Return whether a key is one of ours that takes integers."""
-    parameter = None if key in CLAIMED else numeric_keys().get(key)
-    return parameter is not None and parameter.type is int
 
 
 def integer_bounds(key: str, low: float, high: float) -> tuple[int, int]:

@@ -73,15 +73,6 @@ def return_freed_blocks() -> None:
         libc.malloc_trim(0)
 
 
-def _reset_peak(is_gpu: bool) -> None:
-    if is_gpu:
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-    else:
-        return_freed_blocks()
-        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
-
-
 def _memory_now(is_gpu: bool) -> tuple[float, float]:
     """Return allocated memory of the GPU, or resident memory of this process (Linux), and its peak."""
     if is_gpu:
@@ -99,7 +90,12 @@ def memory_of(criterion: Any, problem: Problem, amp: bool = False) -> Optional[d
     gc.collect()
     is_gpu = problem.scores.is_cuda
     try:
-        _reset_peak(is_gpu)
+        if is_gpu:
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            return_freed_blocks()
+            Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
         start, _ = _memory_now(is_gpu)
         with autocast(problem.scores.device, amp):
             loss, _ = criterion(preds, problem.batch)

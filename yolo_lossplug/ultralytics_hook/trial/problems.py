@@ -13,6 +13,7 @@ from torch import Tensor
 
 from yolo_lossplug.ultralytics_hook.host import moved
 
+Device = Union[str, torch.device]
 CHUNK = 256
 """Objects that are laid over the anchors at once."""
 XVIEW = -75357
@@ -40,6 +41,9 @@ class Head(NamedTuple):
     def n_anchors(self) -> int:
         """Anchors of an image."""
         return sum(cells**2 for cells in self.cells)
+
+
+HEAD = Head()
 
 
 class ObjectSpec(NamedTuple):
@@ -84,12 +88,7 @@ class Problem(NamedTuple):
         return int(torch.bincount(self.batch["batch_idx"].long().cpu()).max()) if self.n_objects else 0
 
 
-def drawn_problem(
-    objects: ObjectSpec,
-    seed: int,
-    device: Union[str, torch.device] = "cpu",
-    head: Head = Head(),  # noqa: B008
-) -> Problem:
+def drawn_problem(objects: ObjectSpec, seed: int, device: Device = "cpu", head: Head = HEAD) -> Problem:
     """Return a drawn batch with predictions; the same arguments give the same ones."""
     rng = torch.Generator().manual_seed(seed)
     return predicted(_drawn(objects, rng, head), objects.batch, rng, device, head, objects.head)
@@ -136,12 +135,7 @@ def _drawn(objects: ObjectSpec, rng: torch.Generator, head: Head) -> dict[str, A
 
 
 def predicted(
-    batch: dict[str, Any],
-    n_images: int,
-    rng: torch.Generator,
-    device: Union[str, torch.device],
-    head: Head,
-    kind: str = "trained",
+    batch: dict[str, Any], n_images: int, rng: torch.Generator, device: Device, head: Head, kind: str = "trained"
 ) -> Problem:
     """Return predictions for labels on any device: of anchors inside an object 70 % predict it, with 25 % of noise."""
     points, strides = anchor_grid(head)
@@ -196,13 +190,7 @@ def _logits(sides: Tensor, reg_max: int) -> Tensor:
     return shaped.permute(1, 2, 0)
 
 
-def drawn_task_problem(
-    task: str,
-    objects: ObjectSpec,
-    seed: int,
-    device: Union[str, torch.device] = "cpu",
-    head: Head = Head(),  # noqa: B008
-) -> Problem:
+def drawn_task_problem(task: str, objects: ObjectSpec, seed: int, device: Device = "cpu", head: Head = HEAD) -> Problem:
     """Return a drawn batch of a task with predictions; the same arguments give the same ones."""
     problem = drawn_problem(objects, seed, "cpu", head)
     rng = torch.Generator().manual_seed(seed)
