@@ -136,8 +136,7 @@ def guard(trainer: Any) -> None:
     selection = runs.of(trainer).selection
     if not selection.is_active:
         return
-    averaged = getattr(trainer.ema, "ema", None)
-    for role, model in (("training", trainer.model), ("validation", averaged)):
+    for role, model in (("training", trainer.model), ("validation", getattr(trainer.ema, "ema", None))):
         if (criterion := getattr(unwrapped(model), "criterion", None)) is None and role == "validation":
             continue  # the moving average makes its criterion at the first validation
         if wrong := mismatches(criterion, selection, role):
@@ -149,8 +148,7 @@ def guard(trainer: Any) -> None:
 
 def check_memory(trainer: Any) -> None:
     """Callback before training: what the losses remember is that of the checkpoint, or they start anew."""
-    run = runs.of(trainer)
-    if run.selection.is_active:
+    if (run := runs.of(trainer)).selection.is_active:
         memory.check_epoch(run.state, trainer)
 
 
@@ -212,8 +210,7 @@ def check_classes(trainer: Any) -> None:
     Raises:
         LossPlugError: If there are more or fewer, or a name is that of no class.
     """
-    data = getattr(trainer, "data", None)
-    if isinstance(data, dict) and "nc" in data:
+    if isinstance(data := getattr(trainer, "data", None), dict) and "nc" in data:
         class_weights(making.selected(vars(trainer.args)), data["nc"], by_index(data.get("names")))
 
 
@@ -274,8 +271,7 @@ def unwrapped(model: Any) -> Any:
     """Return the model inside a distributed or compiled one, or one that it is distilled into."""
     while model is not None and not holds_criterion(model):
         holders = ("module", "_orig_mod", "student_model")
-        inner = next((m for name in holders if (m := getattr(model, name, None)) is not None), None)
-        if inner is None:
+        if (inner := next((m for name in holders if (m := getattr(model, name, None)) is not None), None)) is None:
             break
         model = inner
     return model

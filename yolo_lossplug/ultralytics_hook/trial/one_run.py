@@ -84,9 +84,8 @@ def train(args: dict[str, Any]) -> dict[str, Any]:
     Raises:
         FloatingPointError: If a loss is not finite after the last epoch.
     """
-    args = dict(args)
+    args, start = dict(args), time.perf_counter()
     is_tested = args.pop("split", None) == TEST
-    start = time.perf_counter()
     model = load_model(args.pop("model"), args.pop("task", None))
     recorder = DetectionCollector()
     model.add_callback("on_val_start", recorder)
