@@ -46,10 +46,6 @@ def merge(args: Mapping[str, Any], accepted: Collection[str]) -> Arguments:
     User-defined losses are loaded where the command takes losses; elsewhere, a key of the file that nobody knows is
     taken for an option of one.
 
-    Args:
-        args: Arguments as the user has given them.
-        accepted: Training keys that the command takes.
-
     Raises:
         LossPlugError: If the file cannot be read, or a user-defined loss not be loaded.
     """

@@ -41,12 +41,7 @@ class Arm:
 def chosen_by(
     args: Mapping[str, Any], task: Optional[str] = None, recipe: Optional[Mapping[str, Any]] = None
 ) -> list[Arm]:
-    """Return the arms that arguments name: those listed, or every combination of the values of our keys.
-
-    Args:
-        args: Arguments, as `arms` takes them, or with a list of arms, as `listed` takes it.
-        task: Task of the runs, None for one with horizontal boxes.
-        recipe: The keys of a file that the command line went over.
+    """Return the arms that arguments name: those listed, as `listed` takes them, or else those of `arms`.
 
     Raises:
         LossPlugError: If arms are listed and keys of ours are given beside them, or a choice is wrong.

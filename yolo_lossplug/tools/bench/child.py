@@ -48,7 +48,7 @@ def is_finished(folder: Path, engine: str, work: Work) -> bool:
 def run_engine(
     engine: str, works: Sequence[Work], folder: Path, device: Any, limit: float, update: Callable[[int], None]
 ) -> str:
-    """Measure an engine in a process of its own.
+    """Measure an engine in a process of its own, and return why it is disqualified, empty if that ended well.
 
     Args:
         engine: Its name.
@@ -57,9 +57,6 @@ def run_engine(
         device: As the user names it.
         limit: Seconds without a step after which the process is killed.
         update: Called with the number of parts that are done.
-
-    Returns:
-        Why the engine is disqualified, empty if its process ended well.
     """
     if not works:
         return ""

@@ -59,15 +59,10 @@ def size_of(found: Sequence[Mapping[str, Any]]) -> dict[str, int]:
 
 
 def by_size_and_class(images: Sequence[Image], names: Mapping[int, str]) -> dict[str, Optional[float]]:
-    """Return AP of small, medium and large objects and of each class, averaged over the IoU 0.5 to 0.95.
-
-    Returns:
-        ``AP_small``, ``AP_medium``, ``AP_large`` and ``AP_<class>``, each in [0, 1]; None where there is no object.
-    """
+    """Return AP by size, ``AP_small``, and by class, ``AP_<class>``, each in [0, 1]; None where there is no object."""
     table = precision_table(images, sorted(names))
     sizes = {f"AP_{area}": _mean(table[:, i]) for i, area in enumerate(AREAS) if area != "all"}
-    classes = {class_key(name): _mean(table[i, 0]) for i, (_, name) in enumerate(sorted(names.items()))}
-    return {**sizes, **classes}
+    return {**sizes, **{class_key(names[cls]): _mean(table[i, 0]) for i, cls in enumerate(sorted(names))}}
 
 
 def class_key(name: str) -> str:
@@ -130,12 +125,9 @@ def _outside(areas: np.ndarray) -> np.ndarray:
 def match(iou: np.ndarray, ignored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Match detections with objects of one class, best score first, each with the free object of highest IoU.
 
-    Args:
-        iou: IoU (d, g), detections by falling score.
-        ignored: Which objects do not count in each range of areas (areas, g); they are matched where no other can be.
-
-    Returns:
-        Which detections are matched, and which of these with an ignored object, (areas, thresholds, d) both.
+    Takes their IoU (d, g), by falling score, and which objects do not count in each range of areas (areas, g): they are
+    matched where no other can be. Returns which detections are matched, and which of these with such an object, (areas,
+    thresholds, d) both.
     """
     shape = (len(ignored), len(THRESHOLDS), len(iou))
     matched, is_ignored = np.zeros(shape, bool), np.zeros(shape, bool)

@@ -32,9 +32,7 @@ def save_detections(images: Sequence[Mapping[str, Any]], names: Mapping[int, str
     """
     if images and images[0]["gt_boxes"].shape[-1] == 4:
         score = best_score(images)
-        rows = {
-            image["file"]: {**judge(image, score), "shape": image["shape"], "pad": image["pad"]} for image in images
-        }
+        rows = {i["file"]: {**judge(i, score), "shape": i["shape"], "pad": i["pad"]} for i in images}
         write_json(file, {"score": score, "names": names, "images": rows}, indent=None)
 
 
@@ -102,14 +100,13 @@ class DetectionPair(NamedTuple):
 
 def detection_pairs(jobs: Sequence[Job]) -> list[DetectionPair]:
     """Return the runs of each arm and of the baseline at the first seed for which both have detections."""
-    found = {(job.arm, job.seed): job.folder / DETECTIONS for job in jobs if job.state == FINISHED}
-    found = {key: file for key, file in found.items() if file.is_file()}
-    baseline = jobs[0].arm
-    first: dict[str, DetectionPair] = {}
+    files = {(job.arm, job.seed): job.folder / DETECTIONS for job in jobs if job.state == FINISHED}
+    found, baseline = {key: file for key, file in files.items() if file.is_file()}, jobs[0].arm
+    pairs = dict[str, DetectionPair]()
     for arm, seed in found:
         if arm != baseline and (baseline, seed) in found:
-            first.setdefault(arm, DetectionPair(arm, seed, found[baseline, seed], found[arm, seed]))
-    return [*first.values()]
+            pairs.setdefault(arm, DetectionPair(arm, seed, found[baseline, seed], found[arm, seed]))
+    return [*pairs.values()]
 
 
 def draw_differing(pair: DetectionPair, baseline: str, directory: Path) -> Optional[Figure]:

@@ -146,11 +146,8 @@ def args_in(file: Path) -> Optional[dict[str, Any]]:
 def run_local(jobs: Sequence[Job], devices: Sequence[Any], report: Tell) -> None:
     """Run jobs on this machine, one on each device at a time; each writes a log.
 
-    Args:
-        jobs: The waiting jobs.
-        devices: As Ultralytics takes them, ``0`` or ``cpu``; one that is named twice takes two. None is the one that
-            the arguments of a job name.
-        report: Called when a job starts or ends.
+    A device that is named twice takes two jobs, and None is the one that the arguments of a job name. `report` is
+    called when a job starts or ends.
     """
 
     def ended(running: Running) -> list[tuple[Any, Optional[int]]]:
@@ -195,10 +192,7 @@ def _started(command: Sequence[str], log: Path, cwd: Optional[str] = None) -> su
 def run_on_ray(jobs: Sequence[Job], device: Any, report: Tell) -> None:
     """Run jobs as tasks of a Ray cluster, whose nodes share this file system; of this machine if there is no cluster.
 
-    Args:
-        jobs: The waiting jobs.
-        device: ``cpu`` for a processor each; else each has a GPU of its own.
-        report: Called when a job starts or ends.
+    On ``cpu`` each has a processor, else a GPU of its own.
 
     Raises:
         LossPlugError: If Ray is not installed.

@@ -78,10 +78,8 @@ def group_of(measure: str) -> str:
 def label(measure: str) -> str:
     """Return a measure's name without Ultralytics' marks.
 
-    >>> label("metrics/mAP50-95(M)")
-    'mAP50-95 mask'
-    >>> label("test/mAP50(B)")
-    'test mAP50'
+    >>> label("metrics/mAP50-95(M)"), label("test/mAP50(B)")
+    ('mAP50-95 mask', 'test mAP50')
     """
     if measure.startswith(TEST):
         return f"test {label(measure.removeprefix(TEST))}"
@@ -102,18 +100,13 @@ def primary_of(results: Results, metric: str) -> str:
 
 
 def resolve_metric(metric: str, names: Iterable[str]) -> str:
-    """Return the full name of a metric as ``metric=`` gives it.
-
-    Args:
-        metric: ``mAP50-95``, ``AP_small``, ``mAP50(M)``, ``test/AP_dog``, or a full name.
-        names: The full names there are.
+    """Return the full name of a metric as ``metric=`` gives it: ``mAP50(M)``, ``test/AP_dog``, or in full.
 
     Raises:
         LossPlugError: If there is no such metric.
 
-    Example:
-        >>> resolve_metric("mAP50", ["metrics/mAP50-95(B)", "metrics/mAP50(B)"])
-        'metrics/mAP50(B)'
+    >>> resolve_metric("mAP50", ["metrics/mAP50-95(B)", "metrics/mAP50(B)"])
+    'metrics/mAP50(B)'
     """
     names, prefix = list(names), TEST if metric.startswith(TEST) else METRICS
     plain = metric.removeprefix(TEST)

@@ -56,14 +56,10 @@ def t_interval(differences: Sequence[float], level: float = LEVEL) -> tuple[floa
 
 
 def decide(differences: Sequence[float], level: float = LEVEL) -> Difference:
-    """Return the verdict on paired differences; higher is better.
+    """Return the verdict on paired differences, seed by seed; higher is better.
 
     A verdict needs three seeds, and Student's interval to exclude 0. A bootstrap of three seeds never leaves their
     range, and would call one difference in four real where there is none.
-
-    Args:
-        differences: Metric of a loss less that of the first loss, seed by seed; at least one.
-        level: Confidence level of the interval, in (0, 1).
     """
     mean = float(np.mean(differences))
     if len(differences) < MIN_SEEDS:
@@ -78,10 +74,8 @@ def holm(problems: Mapping[str, Sequence[float]]) -> dict[str, Difference]:
     Holm, A Simple Sequentially Rejective Multiple Test Procedure, 1979, with intervals in place of p-values: all losses
     start at the level of Bonferroni, ``1 - 0.05 / losses``. Where some intervals exclude 0, these losses are decided,
     and the others are tried again at the level for their smaller number, until none is decided any more. Each loss
-    keeps the interval of its last trial, so interval and verdict always agree.
-
-    Args:
-        problems: Paired differences by loss. Losses with fewer than three seeds get no verdict, and do not count.
+    keeps the interval of its last trial, so interval and verdict always agree. Losses with fewer than three seeds get
+    no verdict, and do not count.
     """
     decided = {name: decide(values) for name, values in problems.items()}
     left = [name for name, difference in decided.items() if difference.level is not None]
@@ -97,10 +91,7 @@ def holm(problems: Mapping[str, Sequence[float]]) -> dict[str, Difference]:
 def statistical_power(effect: float, seeds: int, level: float = LEVEL) -> float:
     """Return how often Student's interval excludes 0 if the true difference is not 0.
 
-    Args:
-        effect: True mean difference divided by the standard deviation of the differences.
-        seeds: Number of seeds, at least two.
-        level: Confidence level of the interval, in (0, 1).
+    `effect` is that difference divided by the standard deviation of the differences, of two seeds or more.
     """
     freedom, shift = seeds - 1, abs(effect) * math.sqrt(seeds)
     critical = t_quantile((1 + level) / 2, freedom)

@@ -98,16 +98,15 @@ def _compare(facts: Facts, keys: Keys, folder: Optional[Path]) -> dict[str, str]
     """Return the command, a line for each imgsz, and the estimate of a piece of advice."""
     keys = {"epochs": EPOCHS, **facts.kept, "loss": {"obb": "probiou"}.get(facts.task, "ciou"), **keys}
     sizes = [*map(int, keys.pop("imgsz", facts.imgsz))]
-    runs = SEEDS * math.prod(len(value) for value in keys.values() if isinstance(value, tuple))
+    runs = SEEDS * math.prod(len(v) for v in keys.values() if isinstance(v, tuple))
     if folder and WEIGHTS in keys and len(facts.rare) > MAX_NAMES:
         del keys[WEIGHTS]
         keys["cfg"] = folder / WEIGHTS_FILE
     sides, lines = dict(zip(facts.imgsz, facts.mean_side)), []
     for imgsz in sizes:
         about = {"data": facts.data, "model": facts.model, "imgsz": imgsz, **keys, "seeds": SEEDS}
-        if about.get("nwd_constant") == SIDE:
-            about["nwd_constant"] = f"{max(0.1, sides[imgsz]):.1f}"
-        lines.append(" ".join(["lossplug compare", *(_word(key, value) for key, value in about.items())]))
+        words = (_word(key, f"{max(0.1, sides[imgsz]):.1f}" if v == SIDE else v) for key, v in about.items())
+        lines.append(" ".join(["lossplug compare", *words]))
     return {"command": "\n".join(lines), "estimate": facts.pace.hours(sizes, runs) if facts.pace else ""}
 
 

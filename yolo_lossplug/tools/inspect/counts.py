@@ -67,11 +67,7 @@ def crowding(counts: np.ndarray) -> tuple[float, float, int, int]:
 
 
 def pair_chunks(counts: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield all pairs of objects of one image as indices (P,) and (P,), in chunks.
-
-    Args:
-        counts: Objects of each image (n,); those of an image follow each other.
-    """
+    """Yield the pairs of objects of one image as indices (P,) and (P,), in chunks; those of an image go together."""
     ends = np.repeat(counts.cumsum(), counts)
     rest = ends - 1 - np.arange(len(ends))  # objects of the same image after each object
     total, start = np.concatenate(([0], rest.cumsum())), 0
@@ -84,12 +80,9 @@ def pair_chunks(counts: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
 
 def count_pairs(counts: np.ndarray, cls: np.ndarray, overlap: Callable[..., np.ndarray]) -> PairCounts:
-    """Return the counts of pairs of objects of one image.
+    """Return the counts of pairs of objects of one image, by the objects of each image (n,) and their classes (G,).
 
-    Args:
-        counts: Objects of each image (n,).
-        cls: Class of each object (G,).
-        overlap: Takes objects (P,) and other objects (P,), and returns their IoU (P,).
+    `overlap` takes objects (P,) and other objects (P,), and returns their IoU (P,).
     """
     pairs, above, doubles, two = 0, np.zeros(len(OVERLAPS), np.int64), 0, 0
     is_close = np.zeros((len(OVERLAPS), len(cls)), bool)
@@ -152,12 +145,9 @@ def elongated(sides: np.ndarray) -> np.ndarray:
 
 
 def by_bins(sides: np.ndarray, values: np.ndarray, edges: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the mean (bins,) of values (G,), NaN for an empty bin, and the number of objects (bins,).
+    """Return the mean (bins,) of values (G,) by side (G,), NaN for an empty bin, and the number of objects (bins,).
 
-    Args:
-        sides: Side of each object (G,); those beyond the edges count in the outer bins.
-        values: The values.
-        edges: Ascending edges of the bins.
+    Sides beyond the ascending edges count in the outer bins.
     """
     index = np.clip(np.searchsorted(np.asarray(edges), sides, side="right") - 1, 0, len(edges) - 2)
     count, total = (np.bincount(index, weights, len(edges) - 1) for weights in (None, values))
@@ -173,9 +163,7 @@ def typical_maximum(counts: np.ndarray, batch: int) -> int:
 def telling(scores: dict[str, np.ndarray], limit: int) -> list[tuple[int, str]]:
     """Return images and why each is shown: for each reason the image with the highest score, each image once.
 
-    Args:
-        scores: Score of each image (n,) by reason; images with 0 or less are not shown for it.
-        limit: Maximum number of images.
+    Images with a score (n,) of 0 or less are not shown for that reason.
     """
     chosen: dict[int, str] = {}
     order = {reason: np.argsort(-values, kind="stable")[: 2 * limit].tolist() for reason, values in scores.items()}

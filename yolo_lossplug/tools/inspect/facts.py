@@ -1,11 +1,17 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""The facts that the advice of `lossplug inspect` goes by."""
+"""The facts that the advice of `lossplug inspect` goes by, the time of a measured training step among them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Optional
+
+from torch.optim import SGD
+
+from yolo_lossplug.ultralytics_hook.console import quiet
+from yolo_lossplug.ultralytics_hook.host import device_of
+from yolo_lossplug.ultralytics_hook.trial import one_step, timing
 
 LONG = 4.0
 """Ratio of the sides from which an object counts as elongated."""
@@ -15,6 +21,10 @@ EPOCHS, SEEDS = 100, 3
 """Of the comparisons that are advised."""
 MISSED, CONTESTED = 0.05, 0.15
 """Share of objects without an anchor, and of anchors that two objects select, from which other numbers are advised."""
+
+MAX_IMGSZ_CPU, IMAGES_CPU = 320, 2
+"""Side and images of a step on a CPU; longer sides take longer by their area."""
+STEPS = 3
 
 
 class Shares(NamedTuple):
@@ -68,6 +78,22 @@ class Pace(NamedTuple):
             f"About {shown} on {self.device}: {runs * len(sizes)} runs, {EPOCHS} epochs, {self.images:,} images, by "
             "the time of a step measured here; loading and validation come on top."
         )
+
+
+def pace(args: Mapping[str, Any], imgsz: int, images: int) -> Optional[Pace]:
+    """Return how fast a model trains on the device that a comparison would take; None if no step can be taken."""
+    device = device_of(args.get("device"))
+    is_cpu = device.type == "cpu"
+    size, batch = (min(imgsz, MAX_IMGSZ_CPU), IMAGES_CPU) if is_cpu else (imgsz, int(args.get("batch", 16)))
+    try:
+        with quiet():
+            one = one_step.trial({**args, "imgsz": size, "batch": batch, "device": args.get("device")})
+            criterion, optimizer = one_step.criterion_of(one, is_stock=True), SGD(one.model.parameters(), lr=0.0)
+            takes = (timing.training_step(one.model, optimizer, criterion, one.batch, not is_cpu) for _ in range(STEPS))
+            seconds = min([*takes][1:])
+    except Exception:  # of a model or data with which only a training shows that it cannot
+        return None
+    return Pace(seconds / batch / size**2, images, "this CPU" if is_cpu else str(device))
 
 
 def larger(imgsz: int) -> int:

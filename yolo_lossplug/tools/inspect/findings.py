@@ -17,8 +17,7 @@ from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.selection.regions import looks_like_region
 from yolo_lossplug.selection.select import select
 from yolo_lossplug.tools.inspect import counts as numbers
-from yolo_lossplug.tools.inspect.duration import pace
-from yolo_lossplug.tools.inspect.facts import CONTESTED, LONG, MISSED, RARE, Facts, Shares, Tried, larger
+from yolo_lossplug.tools.inspect.facts import CONTESTED, LONG, MISSED, RARE, Facts, Shares, Tried, larger, pace
 from yolo_lossplug.tools.inspect.views import BranchAssignment, View
 from yolo_lossplug.ultralytics_hook.console import progress
 from yolo_lossplug.ultralytics_hook.dataset import assignments, cost
@@ -200,12 +199,10 @@ class Findings:
     @cached_property
     def facts(self) -> Facts:
         """What the rules of the advice read."""
-        objects, shares = self.classes[0], [view.shares for view in self.views]
+        shares = [view.shares for view in self.views]
         by_imgsz: dict[str, Any] = {key: tuple(of_view[key] for of_view in shares) for key in shares[0]}
-        rare = numbers.rare_classes(objects, RARE)
         args, data = self.plan.args, Path(str(self.plan.args["data"]))
         model = str(args.get("model") or f"yolov8n{SUFFIXES.get(self.labels.task, '')}.yaml")
-        of_run = {key: value for key, value in args.items() if key in ("data", "batch", "device")}
         return Facts(
             data=str(args["data"]) if data.is_file() else data.name,
             model=model,
@@ -216,20 +213,26 @@ class Findings:
             small_original=numbers.size_shares(self.labels.sides.prod(1))[0],
             long=numbers.share(numbers.elongated(self.labels.sides) >= LONG),
             crowded=numbers.share(self.pairs.is_crowded),
-            unused=[
-                name
-                for cls, name in self.labels.names.items()
-                if looks_like_region(name) and (self.labels.cls == cls).any()
-            ],
-            rare=[self.labels.names.get(int(i), str(i)) for i in rare],
-            rare_share=float(objects[rare].sum() / objects.sum()),
-            imbalance=numbers.imbalance(objects),
+            **self._facts_of_classes(),
             faults={kind: count for kind, count in self.faults.items() if count and not kind.startswith(HARMLESS)},
             dense_bytes=self.costs[0].dense,
-            kept={**{key: args[key] for key in KEPT if key in args}, **self.plan.numbers},
-            pace=pace({**of_run, "model": model}, self.plan.imgsz[0], len(self.counts)),
+            kept={**self._given(*KEPT), **self.plan.numbers},
+            pace=pace({**self._given("data", "batch", "device"), "model": model}, self.plan.imgsz[0], len(self.counts)),
             **self._facts_of_assignment(),
         )
+
+    def _facts_of_classes(self) -> dict[str, Any]:
+        objects, cls, names = self.classes[0], self.labels.cls, self.labels.names
+        rare = numbers.rare_classes(objects, RARE)
+        return {
+            "unused": [name for i, name in names.items() if looks_like_region(name) and (cls == i).any()],
+            "rare": [names.get(int(i), str(i)) for i in rare],
+            "rare_share": float(objects[rare].sum() / objects.sum()),
+            "imbalance": numbers.imbalance(objects),
+        }
+
+    def _given(self, *keys: str) -> dict[str, Any]:
+        return {key: self.plan.args[key] for key in keys if key in self.plan.args}
 
     def _facts_of_assignment(self) -> dict[str, Any]:
         first = self.views[0]

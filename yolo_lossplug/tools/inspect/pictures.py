@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,18 +60,12 @@ class Panel(NamedTuple):
 
 def draw_pictures(found: Findings, directory: Path) -> list[Picture]:
     """Draw the pictures into a directory and return them with what they show."""
-    made = [
-        Picture(
-            _draw_sizes(found, directory / "sizes.png"),
-            "histogram of the sizes of objects, with the strides of the levels",
-            "Objects left of the first stride fit into one cell of the finest level.",
-        ),
-        Picture(
-            _draw_candidates(found, directory / "candidates.png"),
-            "mean number of candidate anchors by size of the object and level",
-            f"Last line: share of objects with fewer than {found.topk} candidates, which the assigner asks for.",
-        ),
-    ]
+    file, alt = directory / "sizes.png", "histogram of the sizes of objects, with the strides of the levels"
+    caption = "Objects left of the first stride fit into one cell of the finest level."
+    made = [Picture(_draw_sizes(found, file), alt, caption)]
+    caption = f"Last line: share of objects with fewer than {found.topk} candidates, which the assigner asks for."
+    file, alt = directory / "candidates.png", "mean number of candidate anchors by size of the object and level"
+    made.append(Picture(_draw_candidates(found, file), alt, caption))
     if panels := _panels(found):
         images = _draw_images(panels, found.strides, directory / "images.png")
         caption = "Images of most interest, as the network sees them. Dots are centres of anchors, coloured by level."
@@ -146,12 +141,10 @@ def _panels(found: Findings) -> list[Panel]:
     points, level = points_of(view.imgsz, found.strides)
     panels = []
     for image, reason in telling(scores, N_PICTURES):
-        pixels = pixels_of(found.labels, view.imgsz, image)
-        if pixels is None:
-            continue
-        shown = shown_part(found.labels, view.imgsz, image)
-        title = _title(reason, scores[reason][image], int(found.counts[image]))
-        panels.append(Panel(pixels, shown, title, *_objects(found, view, image), points, level))
+        if (pixels := pixels_of(found.labels, view.imgsz, image)) is not None:
+            shown = shown_part(found.labels, view.imgsz, image)
+            title = _title(reason, scores[reason][image], int(found.counts[image]))
+            panels.append(Panel(pixels, shown, title, *_objects(found, view, image), points, level))
     return panels
 
 
@@ -186,17 +179,16 @@ def _draw_images(panels: Sequence[Panel], strides: Sequence[float], file: Path) 
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    def dot(size: float, colour: str, label: str, **style: Any) -> Any:
-        return Line2D([], [], linestyle="", markersize=size, color=colour, label=label, **{"marker": "o", **style})
-
+    dot = partial(Line2D, [], [], linestyle="")
     is_assigned = any(len(panel.assigned) for panel in panels)
     what = "an anchor" if is_assigned else "a candidate"
+    levels = zip(LEVEL_COLOURS, strides)
     handles = [
-        *(dot(5, colour, f"stride {stride:g}") for colour, stride in zip(LEVEL_COLOURS, strides)),
-        dot(3, "#555555", "candidate"),
-        *([dot(6, "#bbbbbb", "assigned anchor", mec="black")] if is_assigned else []),
+        *(dot(marker="o", markersize=5, color=colour, label=f"stride {stride:g}") for colour, stride in levels),
+        dot(marker="o", markersize=3, color="#555555", label="candidate"),
+        *[dot(marker="o", markersize=6, color="#bbbbbb", label="assigned anchor", mec="black")] * is_assigned,
         Patch(facecolor="none", edgecolor="black", linewidth=1.5, label=f"object with {what} (white)"),
-        dot(8, NO_SIGNAL, "object without (red)", marker="x", mew=2),
+        dot(marker="x", markersize=8, color=NO_SIGNAL, label="object without (red)", mew=2),
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9, handlelength=1.6)
     return charts.save(figure, file)
@@ -232,14 +224,13 @@ def _draw(axis: Any, panel: Panel, stride: float) -> None:
     axis.imshow(panel.image // 2 + 127)  # pale, so that dots are seen
     is_inside = _is_inside(panel.points, low, high)
     dots = np.unique(panel.candidates)
-    dots = dots[is_inside[dots]]
+    dots, chosen = dots[is_inside[dots]], panel.assigned[is_inside[panel.assigned]]
     if len(dots) > MAX_DOTS:
         dots = np.random.default_rng(0).choice(dots, MAX_DOTS, replace=False)
-    size = min(3.4, 0.5 * spacing) ** 2
-    axis.scatter(*panel.points[dots].T, s=size, c=_colours(panel.level[dots]), linewidths=0)
-    chosen, size = panel.assigned[is_inside[panel.assigned]], min(5.8, 0.85 * spacing) ** 2
-    colours, edge = _colours(panel.level[chosen]), min(0.8, 0.15 * spacing)
-    axis.scatter(*panel.points[chosen].T, s=size, c=colours, edgecolors="black", linewidths=edge, zorder=3)
+    small, large, edge = min(3.4, 0.5 * spacing) ** 2, min(5.8, 0.85 * spacing) ** 2, min(0.8, 0.15 * spacing)
+    axis.scatter(*panel.points[dots].T, s=small, c=_colours(panel.level[dots]), linewidths=0)
+    style = {"c": _colours(panel.level[chosen]), "edgecolors": "black", "linewidths": edge}
+    axis.scatter(*panel.points[chosen].T, s=large, **style, zorder=3)
     for corners, has_signal in zip(panel.corners, panel.has_signal):
         for width, colour in ((2.4, "black"), (1.2, OBJECT if has_signal else NO_SIGNAL)):
             order = 2 if has_signal else 4

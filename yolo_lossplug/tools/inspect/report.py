@@ -77,12 +77,9 @@ def main_point(advice: Sequence[Advice]) -> str:
 def advised(piece: Advice) -> Iterator[Block]:
     """Yield what a terminal shows of a piece of advice too, what was measured of it included, and its source."""
     yield Text(_sentence(piece.text), is_brief=True)
-    if piece.measured:
-        yield Text(piece.measured, is_brief=True)
-    if piece.command:
-        yield Code(piece.command, is_brief=True)
-    if piece.estimate:
-        yield Text(piece.estimate, is_brief=True)
+    yield from [Text(piece.measured, is_brief=True)] if piece.measured else []
+    yield from [Code(piece.command, is_brief=True)] if piece.command else []
+    yield from [Text(piece.estimate, is_brief=True)] if piece.estimate else []
     yield Text(f"Source: {piece.source}.")
 
 
@@ -94,10 +91,9 @@ def sizes_table(found: Findings) -> Table:
     """Return the shares of objects by size, in pixels of the image and of each input."""
     areas = {"the image itself": found.labels.sides.prod(1)}
     areas.update({f"the input at imgsz {view.imgsz}": view.areas for view in found.views})
-    rows = [
-        [name, *map(percent, numbers.size_shares(values)), f"{np.median(np.sqrt(values.clip(0))):.0f}"]
-        for name, values in areas.items()
-    ]
+    rows = []
+    for name, values in areas.items():
+        rows.append([name, *map(percent, numbers.size_shares(values)), f"{np.median(np.sqrt(values.clip(0))):.0f}"])
     caption = "Small is below 32² pixels, large from 96² on; sides are roots of areas"
     return Table(("pixels of", *SIZES, "median side"), rows, caption, columns=5)
 
@@ -166,13 +162,11 @@ def classes_table(found: Findings) -> Table:
     if first.main is not None:
         masks["without an anchor"] = first.main.positives == 0
     sums = [np.bincount(found.labels.cls, mask, len(objects)) for mask in masks.values()]
-    rows = [
-        [
-            *(i, found.labels.names.get(i, str(i)), int(objects[i]), int(images[i]), percent(objects[i] / total)),
-            *(percent(values[i] / objects[i]) if objects[i] else "" for values in sums),
-        ]
-        for i in np.argsort(-objects, kind="stable").tolist()
-    ]
+    rows = []
+    for i in np.argsort(-objects, kind="stable").tolist():
+        shares = (percent(values[i] / objects[i]) if objects[i] else "" for values in sums)
+        name, share = found.labels.names.get(i, str(i)), percent(objects[i] / total)
+        rows.append([i, name, int(objects[i]), int(images[i]), share, *shares])
     header = ("class", "name", "objects", "images", "share", *masks)
     return Table(header, rows, f"Last columns at imgsz {first.imgsz}{_weights_of(found)}")
 

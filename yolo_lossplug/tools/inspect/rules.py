@@ -108,9 +108,9 @@ def _sizes(facts: Facts) -> Keys:
 
 
 def _rare(facts: Facts) -> str:
-    names, is_one = facts.rare, len(facts.rare) == 1
-    listed = ", ".join(names[:MAX_NAMES]) + (f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else "")
-    return f"class {listed} has" if is_one else f"classes {listed} have"
+    names, more = facts.rare, len(facts.rare) - MAX_NAMES
+    listed = ", ".join(names[:MAX_NAMES]) + (f" and {more} more" if more > 0 else "")
+    return f"class {listed} has" if len(names) == 1 else f"classes {listed} have"
 
 
 def weights_of(facts: Facts) -> tuple[dict[str, int], ...]:
@@ -142,7 +142,7 @@ def _parting(facts: Facts) -> Optional[Tried]:
 
 
 def _comparison(best: Optional[Tried]) -> Optional[Keys]:
-    return None if best is None else _keys(f"{best.key}={best.now:g},{best.value:g}")
+    return _keys(f"{best.key}={best.now:g},{best.value:g}") if best else None
 
 
 def _outcomes(facts: Facts, share: str, best: Optional[Tried]) -> str:
@@ -151,14 +151,12 @@ def _outcomes(facts: Facts, share: str, best: Optional[Tried]) -> str:
     for one in facts.tried:
         of_part = f" (of {percent(getattr(one.before, share))}, in {one.images} images)" if one.images else ""
         said.append(f"{percent(getattr(one.after, share))} with {one}{of_part}")
-    if not said:
-        return ""
     if best:
         verdict = f"compare {best.key} before losses"
     else:  # lower with another value of a key that is advised already, or with none
-        other = _best(facts.tried, share)
-        verdict = f"compare {_reaching(facts)} first" if other else "none of these lowers it by a point"
-    return f"; it would be {', '.join(said)}: {verdict}"
+        verdict = "none of these lowers it by a point"
+        verdict = f"compare {_reaching(facts)} first" if _best(facts.tried, share) else verdict
+    return f"; it would be {', '.join(said)}: {verdict}" if said else ""
 
 
 RULES = (

@@ -67,11 +67,10 @@ class BranchAssignment:
         of_image, of_selected = (np.asarray(mask.any(axis=0))[None] for mask in (seen.candidates, seen.wanted))
         self.kept[seen.image] = seen._replace(candidates=of_image, wanted=of_selected)  # all that pictures need
         if len(self.kept) > len(self.wanted) + 4 * KEPT:
-            images = sorted(self.kept)
-            by_conflicts = sorted(images, key=lambda image: -self.conflicts[image])
-            by_missing = sorted(images, key=lambda image: -(self.kept[image].positives == 0).sum())
+            by_conflicts = sorted(sorted(self.kept), key=lambda image: -self.conflicts[image])
+            by_missing = sorted(sorted(self.kept), key=lambda image: -(self.kept[image].positives == 0).sum())
             best = {*by_conflicts[:KEPT], *by_missing[:KEPT], *self.wanted}
-            self.kept = {image: self.kept[image] for image in images if image in best}
+            self.kept = {image: seen for image, seen in sorted(self.kept.items()) if image in best}
 
 
 @dataclass
