@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import starmap
 from typing import Any
 
 from yolo_lossplug.box_losses.mixture import FORMULA
@@ -107,8 +108,7 @@ def listing(groups: Sequence[str] = ()) -> str:
         mixture = _after_name(*FORMULA.split(": ")), _after_name("", f"{with_range(keys.MIX)}: {keys.MIX.option.help}")
         sections.append(["two losses: loss=NAME+NAME", *mixture])
     if not groups:
-        keyed = ((f"{key}={default}", f"{meaning} ({values})") for key, default, values, meaning in common_keys())
-        rows = (f"  {name:<{MEANING_COLUMN - 2}}{text}" for name, text in keyed)
+        rows = starmap(_line_of_key, common_keys())
         sections.append(["any loss: keys of no loss in particular", *rows])
     more = "lossplug explain NAME says what options mean, with papers and weaknesses; --json prints all."
     return "\n\n".join("\n".join(section) for section in [*sections, [more]])
@@ -124,6 +124,10 @@ def _lines_of(spec: Spec) -> list[str]:
     """Return the lines of a loss: name and formula, and options with defaults and ranges."""
     options = (_after_name("", with_range(p)) for p in spec.parameters.values())
     return [_after_name(f"{shown(spec)}{_mark(spec)}", spec.formula), *options]
+
+
+def _line_of_key(key: str, default: str, values: str, meaning: str) -> str:
+    return f"  {f'{key}={default}':<{MEANING_COLUMN - 2}}{meaning} ({values})"
 
 
 def _mark(spec: Spec) -> str:

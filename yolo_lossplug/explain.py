@@ -96,10 +96,8 @@ def _key(name: str) -> str:
     """Return the explanation of a key, empty if the name is that of no key."""
     key = _as_key(name)
     if key in keys.CLAIMED:
-        return (
-            f"{key}: this Ultralytics has a key of that name, which keeps its meaning; that of yolo-lossplug is not "
-            "available."
-        )
+        why = "this Ultralytics has a key of that name, which keeps its meaning"
+        return f"{key}: {why}; that of yolo-lossplug is not available."
     if key == keys.MIX.key:
         return "\n".join(_mixture()[1:]).strip()
     if owners := registry().owners(key):

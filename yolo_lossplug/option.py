@@ -48,13 +48,10 @@ class Option:
 
     def contains(self, value: float) -> bool:
         """Return whether a finite number lies within the bounds."""
-        return (
-            math.isfinite(value)
-            and (self.at_least is None or value >= self.at_least)
-            and (self.above is None or value > self.above)
-            and (self.at_most is None or value <= self.at_most)
-            and (self.below is None or value < self.below)
-        )
+        is_above = value >= (-math.inf if self.at_least is None else self.at_least)
+        is_below = value <= (math.inf if self.at_most is None else self.at_most)
+        is_inside = (self.above is None or value > self.above) and (self.below is None or value < self.below)
+        return math.isfinite(value) and is_above and is_below and is_inside
 
     def samples(self) -> tuple[float, ...]:
         """Return five values over the range, rising: its ends, or next to those not allowed, and three between.
@@ -121,15 +118,12 @@ class Parameter:
         if value is None and self.nullable:
             return None
         if not self._is_number(value):
-            kind = "an integer" if self.type is int else "a number"
-            raise LossPlugError(
-                f"{self.key}={value!r} must be {kind} in {self.option.range}"
-                f"{' or None' if self.nullable else ''}: {self.option.help}."
-            )
+            kind, none = "an integer" if self.type is int else "a number", " or None" * self.nullable
+            must = f"must be {kind} in {self.option.range}{none}: {self.option.help}."
+            raise LossPlugError(f"{self.key}={value!r} {must}")
         if not self.option.contains(value):
-            raise LossPlugError(
-                f"{self.key}={value:g} is out of range; it must be in {self.option.range}: {self.option.help}."
-            )
+            must = f"it must be in {self.option.range}: {self.option.help}."
+            raise LossPlugError(f"{self.key}={value:g} is out of range; {must}")
         return self.type(value)
 
     def _is_number(self, value: Any) -> bool:

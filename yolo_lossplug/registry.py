@@ -83,16 +83,11 @@ class Spec:
         Raises:
             LossPlugError: If a value is of another type, out of bounds, or not in order with another.
         """
-        values = {
-            key: parameter.check(options[key]) if key in options else parameter.default
-            for key, parameter in self.parameters.items()
-        }
+        values = {key: p.check(options[key]) if key in options else p.default for key, p in self.parameters.items()}
         for lower, upper in zip(self.increasing, self.increasing[1:]):
             if values[lower] >= values[upper]:
-                raise LossPlugError(
-                    f"{lower}={values[lower]:g} must be below {upper}={values[upper]:g}: "
-                    f"{self.parameters[lower].option.help}; {self.parameters[upper].option.help}."
-                )
+                why = "; ".join(self.parameters[key].option.help for key in (lower, upper))
+                raise LossPlugError(f"{lower}={values[lower]:g} must be below {upper}={values[upper]:g}: {why}.")
         return values
 
 
@@ -151,10 +146,9 @@ class Registry:
         for kind in (BOX, OVERLAP) if spec.kind in (BOX, OVERLAP) else (spec.kind,):
             known = self.specs.get((kind, spec.name))
             if known and not _same_definition(known.function, spec.function):
-                raise LossPlugError(
-                    f"{spec.kind} '{spec.name}' is already registered by {signature.place_of(known.function)}; "
-                    f"choose another name for {signature.place_of(spec.function)}."
-                )
+                old, new = (signature.place_of(each.function) for each in (known, spec))
+                taken = f"{spec.kind} '{spec.name}' is already registered by {old}"
+                raise LossPlugError(f"{taken}; choose another name for {new}.")
         for key in spec.parameters:
             if key in self.reserved:
                 raise LossPlugError(_reserved(key, spec))

@@ -6,6 +6,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple, Optional, Union
 
@@ -116,9 +117,8 @@ def write_shapes(
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        for split in ("train", "val"):
-            (unfinished / "images" / split).mkdir(parents=True)
-            (unfinished / "labels" / split).mkdir(parents=True)
+        for kind, split in product(("images", "labels"), ("train", "val")):
+            (unfinished / kind / split).mkdir(parents=True)
         for index in range(images):
             split = "train" if index < images - validation else "val"
             made: Scene = getattr(splits, split)

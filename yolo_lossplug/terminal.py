@@ -85,14 +85,13 @@ def cells(text: str) -> int:
     return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
 
 
-def table(rows: Sequence[Sequence[str]], gap: int = 2, columns: int = 0, words_right: bool = False) -> list[str]:
+def table(rows: Sequence[Sequence[str]], columns: int = 0, words_right: bool = False) -> list[str]:
     r"""Return rows as aligned lines: the first column to the left, the others to the right unless they hold words.
 
     Columns that do not fit go on below, after an empty line, beside the first column again.
 
     Args:
         rows: The head and the rows, all of one length.
-        gap: Spaces between columns.
         columns: Width; that of the terminal if not given.
         words_right: Whether columns with words stand to the right, too.
 
@@ -104,9 +103,9 @@ def table(rows: Sequence[Sequence[str]], gap: int = 2, columns: int = 0, words_r
     first, *others = zip(*rows)
     padded = [_aligned(first), *(_aligned(other, words_right or all(map(_is_number, other[1:]))) for other in others)]
     lines: list[str] = []
-    for block in _blocks([cells(column[0]) for column in padded], gap, columns or width()):
+    for block in _blocks([cells(column[0]) for column in padded], columns or width()):
         lines += [""] if lines else []
-        lines += [(" " * gap).join(cell).rstrip() for cell in zip(*(padded[i] for i in block))]
+        lines += ["  ".join(cell).rstrip() for cell in zip(*(padded[i] for i in block))]
     return lines
 
 
@@ -127,15 +126,15 @@ def _aligned(column: Sequence[str], is_right: bool = False) -> list[str]:
     return [space + cell if is_right else cell + space for cell, space in zip(column, spaces)]
 
 
-def _blocks(widths: Sequence[int], gap: int, room: int) -> Iterator[list[int]]:
+def _blocks(widths: Sequence[int], room: int) -> Iterator[list[int]]:
     """Yield the columns that are printed side by side: the first, and as many others as there is room for."""
     block, used = [0], widths[0]
-    for i, size_of_column in enumerate(widths[1:], 1):
-        if used + gap + size_of_column > room and len(block) > 1:
+    for i, wide in enumerate(widths[1:], 1):
+        if used + 2 + wide > room and len(block) > 1:
             yield block
             block, used = [0], widths[0]
         block.append(i)
-        used += gap + size_of_column
+        used += 2 + wide
     yield block
 
 

@@ -164,18 +164,16 @@ def _not_a_name(kind: str, name: str) -> str:
 
 def _of_another_task(kind: str, name: str) -> str:
     key, known = names.key_of(kind), names.names_with_prefixes(kind)
-    if kind == ROTATED and names.is_known(BOX, name):
-        return (
-            f"{key}={name} cannot be used with task=obb: its boxes are rotated, and this loss takes horizontal boxes. "
-            f"obb takes {', '.join(known)}."
-        )
-    if kind == BOX and names.is_known(ROTATED, name):
-        return f"{key}={name} takes rotated boxes: it needs task=obb and a model of that task."
-    if kind == SOFTMAX and names.is_known(CLASS, name):
-        return f"{key}={name} is not available for task=classify; choose {either(known)}."
-    if kind == CLASS and names.is_known(SOFTMAX, name):
-        return f"{key}={name} is only available for task=classify; choose {either(known)}."
-    return ""
+    if not names.is_known({BOX: ROTATED, ROTATED: BOX, CLASS: SOFTMAX, SOFTMAX: CLASS}[kind], name):
+        return ""
+    why = "cannot be used with task=obb: its boxes are rotated, and this loss takes horizontal boxes. obb takes"
+    reasons = {
+        ROTATED: f"{why} {', '.join(known)}.",
+        BOX: "takes rotated boxes: it needs task=obb and a model of that task.",
+        SOFTMAX: f"is not available for task=classify; choose {either(known)}.",
+        CLASS: f"is only available for task=classify; choose {either(known)}.",
+    }
+    return f"{key}={name} {reasons[kind]}"
 
 
 def _of_another_key(kind: str, name: str) -> str:

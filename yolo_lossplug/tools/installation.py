@@ -37,9 +37,7 @@ class Owner(NamedTuple):
 def facts() -> list[str]:
     """Return interpreter, torch, device, Triton and start-up hook, a line each."""
     user = [site.getusersitepackages()] if site.ENABLE_USER_SITE else []
-    hook = start_up_hook(map(Path, (*site.getsitepackages(), *user)))
-    device = default_device()
-    name = ""
+    hook, device, name = start_up_hook(map(Path, (*site.getsitepackages(), *user))), default_device(), ""
     if device.type == "cuda":
         name = f" ({torch.cuda.get_device_name(device)}), {torch.cuda.device_count()} in all"
     rows = {
@@ -129,9 +127,8 @@ def advice_on_keys(defaults: Path) -> list[str]:
     """Return which of our keys are among Ultralytics' own in this file, as those of a fork may; a line, or none."""
     own = {key for key in (*keys(), *CLAIMED) if not any(owner.is_user_defined for owner in REGISTRY.owners(key))}
     taken = sorted(own.intersection(yaml.safe_load(defaults.read_text(encoding="utf-8"))))
-    if not taken:
-        return []
-    return [
+    line = (
         f"This Ultralytics is a fork with keys of its own named {', '.join(taken)}: they mean what the fork makes of "
-        f"them, and select nothing of yolo-lossplug."
-    ]
+        "them, and select nothing of yolo-lossplug."
+    )
+    return [line] if taken else []

@@ -6,7 +6,6 @@ An engine that kills its process, hangs, or is out of memory is disqualified, an
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
 import sys
@@ -64,8 +63,7 @@ def run_engine(
     error, progress = job.with_suffix(ERROR), job.with_suffix(PROGRESS)
     error.unlink(missing_ok=True)
     progress.write_text("", encoding="utf-8")
-    words = {"engine": engine, "device": device, "works": [work._asdict() for work in works]}
-    job.write_text(json.dumps(words, indent=2), encoding="utf-8")
+    write_json(job, {"engine": engine, "device": device, "works": [work._asdict() for work in works]})
     with job.with_suffix(LOG).open("w", encoding="utf-8") as output:
         process = subprocess.Popen(job_command(job), stdout=output, stderr=subprocess.STDOUT)
         is_hanging = _watch(process, progress, limit, update)
@@ -93,7 +91,7 @@ def ending_of(status: int) -> str:
     if status >= 0:
         return f"its process ended with status {status}"
     name = signal.Signals(-status).name
-    return f"its process was killed by {name}{f', as by a system {OUT_OF_MEMORY}' if name == 'SIGKILL' else ''}"
+    return f"its process was killed by {name}" + f", as by a system {OUT_OF_MEMORY}" * (name == "SIGKILL")
 
 
 def run_job(file: Path) -> int:

@@ -114,11 +114,9 @@ class Comparison:
     @cached_property
     def groups(self) -> dict[str, list[str]]:
         """Full names of the measures by `measures.group_of`, each in its order."""
-        groups: dict[str, list[str]] = {name: [] for name in ("mean", "size", "class", "test", "loss", SECONDS)}
-        measured = [name for name in self.metrics if name in self.labels]
-        for name in dict.fromkeys((*measured, *self.labels)):
-            groups[measures.group_of(name)].append(name)
-        return groups
+        names = [name for name in dict.fromkeys((*self.metrics, *self.labels)) if name in self.labels]
+        groups = ("mean", "size", "class", "test", "loss", SECONDS)
+        return {group: [name for name in names if measures.group_of(name) == group] for group in groups}
 
     @cached_property
     def effects(self) -> list[Effect]:

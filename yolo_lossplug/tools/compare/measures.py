@@ -68,11 +68,11 @@ def is_metric(name: str) -> bool:
 
 def group_of(measure: str) -> str:
     """Return what a measure is: ``mean``, ``size``, ``class``, ``test``, ``loss`` or ``seconds``."""
-    if not is_metric(measure):
-        return measure if measure == "seconds" else "loss"
     if measure.startswith((TEST, METRICS)):
         return "test" if measure.startswith(TEST) else "mean"
-    return "size" if measure in SIZES else "class"
+    if measure.startswith("AP_"):
+        return "size" if measure in SIZES else "class"
+    return measure if measure == "seconds" else "loss"
 
 
 def label(measure: str) -> str:

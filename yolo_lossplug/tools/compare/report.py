@@ -74,10 +74,8 @@ def write_summary(
     comparison, pairs = Comparison.of(jobs, metric, command, foot), differ.detection_pairs(jobs)
     floor, results = comparison.noise_floor, comparison.results
     histories = {key: history(Path(result["save_dir"])) for key, result in results.items()}
-    figures: dict[Path, Optional[Figure]] = {
-        directory / CURVES: draw_curves(histories, comparison.arms),
-        directory / FOREST: draw_forest(comparison.effects, comparison.baseline, floor.deviation if floor else None),
-    }
+    forest = draw_forest(comparison.effects, comparison.baseline, floor.deviation if floor else None)
+    figures = {directory / CURVES: draw_curves(histories, comparison.arms), directory / FOREST: forest}
     if is_last:
         figures.update({pair.file(directory): _differing(pair, comparison.baseline, directory) for pair in pairs})
     tables = {"results.csv": [_run_row(job, comparison) for job in jobs]}
@@ -122,14 +120,9 @@ def report_of(
         *([_curves(comparison, directory), _where_they_differ(comparison, directory, pairs)] if directory else []),
         Section("Failed runs", [Table(["loss", "seed", "reason"], failed)] if failed else []),
     ]
-    return Report(
-        "Comparison of losses",
-        comparison.state if comparison.n_runs else "",
-        comparison.command,
-        comparison.verdicts,
-        [section for section in sections if section.blocks],
-        [*comparison.foot, *comparison.about],
-    )
+    state, sections = comparison.state if comparison.n_runs else "", [s for s in sections if s.blocks]
+    foot = [*comparison.foot, *comparison.about]
+    return Report("Comparison of losses", state, comparison.command, comparison.verdicts, sections, foot)
 
 
 def _differences(comparison: Comparison, directory: Optional[Path]) -> Section:
@@ -187,12 +180,9 @@ def _by_measure(comparison: Comparison, names: Sequence[str], caption: str) -> T
 def _others(comparison: Comparison) -> Table:
     """Return the differences of the metrics that do not decide, a row for every metric and arm."""
     names = [*comparison.groups["mean"], *comparison.groups["size"]]
-    effects = [effect for name in names for effect in comparison.other_effects.get(name, [])]
-    rows = [
-        [comparison.labels[effect.metric], f"`{effect.arm}`", *map(_signed, (effect.mean, effect.low, effect.high))]
-        for effect in effects
-        if effect.mean is not None
-    ]
+    effects = [e for name in names for e in comparison.other_effects.get(name, []) if e.mean is not None]
+    ends = [map(_signed, (effect.mean, effect.low, effect.high)) for effect in effects]
+    rows = [[comparison.labels[effect.metric], f"`{effect.arm}`", *end] for effect, end in zip(effects, ends)]
     caption = f"Differences from `{comparison.baseline}`. {INTERVAL} They carry no verdict."
     return Table(["metric", "loss", "difference", "from", "to"], rows, caption)
 
