@@ -84,6 +84,7 @@ class BenchPlan(NamedTuple):
         limit: Seconds that an engine may take no step for.
         folder: Where results go.
         described: What that folder says of the plan: the same one on the same machine continues.
+        command: The command that gives it.
     """
 
     works: list[Work]
@@ -95,6 +96,7 @@ class BenchPlan(NamedTuple):
     limit: float
     folder: Path
     described: dict[str, Any]
+    command: str
 
 
 def main(args: dict[str, Any]) -> None:
@@ -118,18 +120,19 @@ def bench(args: Mapping[str, Any]) -> tuple[Path, EngineResults, Report]:
         LossPlugError: If an argument is wrong; nothing is measured or written then.
         KeyboardInterrupt: After Ctrl-C; cases that are finished stay.
     """
-    plan, today = _plan(args), datetime.date.today().isoformat()
-    for name in dict.fromkeys(work.model for work in plan.works):
-        model = bench_cases.model_of(name, plan.works[0].data)  # raises an error if its steps cannot be measured
-        _refuse_other_task(name, model.task, args.get("task"), plan.engines)
+    return measure_plan(bench_plan(args))
+
+
+def measure_plan(plan: BenchPlan) -> tuple[Path, EngineResults, Report]:
+    """Measure what a plan has without a result, write report and record, and return what `bench` does."""
+    today = datetime.date.today().isoformat()
     record.add((), plan.key, {}, today)  # a record that cannot be written is said now, not after minutes
     cases = plan.folder / "cases"
     cases.mkdir(parents=True, exist_ok=True)
     write_json(plan.folder / PLAN_FILE, plan.described)
     failed = _measure(plan, cases)
     by_work = [(work, child.read_results(cases, plan.engines, work)) for work in plan.works]
-    command = command_line("bench", args)
-    results = EngineResults(by_work, failed, plan.missing, plan.key, today, command, record.file())
+    results = EngineResults(by_work, failed, plan.missing, plan.key, today, plan.command, record.file())
     record.add(results.entries, plan.key, results.refused, today)
     measured = record.fastest_engines(plan.device, lambda name: True)
     return plan.folder, results, write_report(results, measured, plan.folder)
@@ -151,14 +154,6 @@ def _measure(plan: BenchPlan, cases: Path) -> dict[str, str]:
     return failed
 
 
-def _refuse_other_task(name: str, task: str, asked: Any, engines: Sequence[str]) -> None:
-    """Raise an error if a model is not of the task that is asked for, or if its task has no kernels."""
-    if asked is not None and asked != task:
-        raise LossPlugError(f"model={name} is of task={task}, not of task={asked}. Remove one of the two.")
-    if TRITON in engines and task != "detect":
-        raise LossPlugError(f"engines={TRITON} takes the steps of detect, not those of task={task}. Give engines=fast.")
-
-
 def _parts(works: Sequence[Work]) -> int:
     return sum(PARTS[work.kind] for work in works)
 
@@ -168,7 +163,8 @@ def is_fit(engine: str, work: Work) -> bool:
     return work.kind != CLASS_KERNELS or engine == TRITON
 
 
-def _plan(args: Mapping[str, Any]) -> BenchPlan:
+def bench_plan(args: Mapping[str, Any]) -> BenchPlan:
+    """Return what is measured, whose steps can be."""
     values = _values(args)
     device = bench_cases.bench_device(values["device"])
     key, why = record.record_key(device), kernels.missing(device)
@@ -178,7 +174,18 @@ def _plan(args: Mapping[str, Any]) -> BenchPlan:
     folder = _folder(values["name"], values["project"], described)
     missing = {TRITON: why} if why and TRITON in asked else {}
     engines = [name for name in asked or [REFERENCE] if name not in missing]
-    return BenchPlan(works, engines, missing, device, values["device"], key, values["limit"], folder, described)
+    for name in dict.fromkeys(work.model for work in works):
+        _refuse_other_task(name, bench_cases.model_of(name, works[0].data).task, args.get("task"), engines)
+    place, command = (key, values["limit"], folder, described), command_line("bench", args)
+    return BenchPlan(works, engines, missing, device, values["device"], *place, command)
+
+
+def _refuse_other_task(name: str, task: str, asked: Any, engines: Sequence[str]) -> None:
+    """Raise an error if a model is not of the task that is asked for, or if its task has no kernels."""
+    if asked is not None and asked != task:
+        raise LossPlugError(f"model={name} is of task={task}, not of task={asked}. Remove one of the two.")
+    if TRITON in engines and task != "detect":
+        raise LossPlugError(f"engines={TRITON} takes the steps of detect, not those of task={task}. Give engines=fast.")
 
 
 def _values(args: Mapping[str, Any]) -> dict[str, Any]:

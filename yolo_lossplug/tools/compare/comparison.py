@@ -58,13 +58,7 @@ class Comparison:
 
     @classmethod
     def of(cls, jobs: Sequence[Job], metric: str, command: str = "", foot: Sequence[str] = ()) -> Comparison:
-        """Return the comparison of some runs.
-
-        Args:
-            jobs: The runs, those of the baseline first.
-            metric: The primary metric as `measures.primary_of` takes it.
-            command: The command that makes it.
-            foot: Date, versions and the like.
+        """Return the comparison of some runs, those of the baseline first, in a metric as `primary_of` takes it.
 
         Raises:
             LossPlugError: If the runs lack the metric.
@@ -131,9 +125,7 @@ class Comparison:
     def effects_of(self, metric: str, is_primary: bool = False) -> list[Effect]:
         """Return the paired differences of all arms but the baseline in a metric, over the seeds that both have.
 
-        Args:
-            metric: Full name of the metric.
-            is_primary: Whether Holm's correction for all arms holds, and there are verdicts.
+        Those of the primary metric have Holm's correction for all arms, and verdicts.
         """
         pairs = {arm: self.differences(arm, metric) for arm in self.arms[1:]}
         paired = {arm: values for arm, values in pairs.items() if values}

@@ -31,13 +31,7 @@ RAMP = 0.25
 def draw_forest(effects: Sequence[Effect], baseline: str, noise: Optional[float] = None) -> Optional[Figure]:
     """Draw the paired differences of one metric from the baseline, each with its interval and the decision, best first.
 
-    Args:
-        effects: The differences.
-        baseline: Name of the arm that the others are compared with.
-        noise: Noise floor, the deviation of the baseline over its seeds, drawn as a band around 0; None for no band.
-
-    Returns:
-        The figure; None if there is nothing to draw.
+    The noise floor, the deviation of the baseline over its seeds, is a band around 0. None if there is nothing to draw.
     """
     ranked = ranked_effects(effects)
     if not ranked:
@@ -89,14 +83,7 @@ def draw_curves(histories: Histories, arms: Sequence[str]) -> Optional[Figure]:
     """Draw every metric against the epoch, and beside it the paired differences from the first arm.
 
     A line is the mean over the seeds; where few share an axis, a band of one standard deviation lies around each.
-    Metrics that are 0 throughout are left out.
-
-    Args:
-        histories: Metrics after every epoch, by arm and seed.
-        arms: Names of the arms, in order.
-
-    Returns:
-        The figure; None if nothing has been learnt yet, or no run has a history.
+    Metrics that are 0 throughout are left out. None if nothing has been learnt yet, or no run has a history.
     """
     names = _learnt(histories)
     shown = {arm for (arm, _), rows in histories.items() if rows}

@@ -105,13 +105,7 @@ def _differing(pair: differ.DetectionPair, baseline: str, directory: Path) -> Op
 def report_of(
     comparison: Comparison, directory: Optional[Path] = None, pairs: Sequence[differ.DetectionPair] = ()
 ) -> Report:
-    """Return the report of a comparison.
-
-    Args:
-        comparison: The comparison.
-        directory: Where its plots are, as far as there are any; None for a report without pictures.
-        pairs: The runs in whose images arms differ.
-    """
+    """Return the report of a comparison, with the plots and the images of pairs that a folder has, if there is one."""
     failed = [[f"`{arm}`", seed, reason] for arm, seed, reason in comparison.failed]
     sections = [
         _differences(comparison, directory),

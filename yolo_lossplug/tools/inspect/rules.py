@@ -51,9 +51,8 @@ class Rule(NamedTuple):
 
     def applies(self, facts: Facts) -> bool:
         """Return whether the threshold is reached, for a task with which the keys can be used."""
-        value = self.value(facts)
         is_usable = self.is_for_rotated or facts.task != "obb"
-        return is_usable and value is not None and value >= self.threshold
+        return is_usable and (self.value(facts) or 0) >= self.threshold
 
     def varied(self, facts: Facts) -> str:
         """Return the key whose values are compared, or the rule's name."""
@@ -62,19 +61,14 @@ class Rule(NamedTuple):
 
 @functools.cache
 def measurements(key: str, dataset: str) -> str:
-    """Return what came of comparisons with the stock loss on synthetic data.
-
-    Args:
-        key: What their keys begin with.
-        dataset: The dataset; empty for all.
-    """
+    """Return what came of comparisons with stock, by the beginning of their keys and the dataset, empty for all."""
     rows = read_table(Path(__file__).with_name("measured.csv"))
     found = [row for row in rows if row["key"].startswith(key) and dataset in ("", row["dataset"])]
     said = []
     for verdict in ("better", "worse", "within noise"):
-        mine = [row for row in found if row["verdict"] == verdict]
-        shown = (row["key"] + f" ({row['mean']})" * (verdict != "within noise") for row in mine)
-        said += [f"{verdict}: {', '.join(shown)}"] if mine else []
+        mean = "" if verdict == "within noise" else " ({mean})"
+        shown = [row["key"] + mean.format_map(row) for row in found if row["verdict"] == verdict]
+        said += [f"{verdict}: {', '.join(shown)}"] if shown else []
     about = f"Measured on synthetic data, {found[0]['seeds']} seeds, {found[0]['metric']} against stock"
     return f"{about}: {'; '.join(said)} (docs/problems.md)."
 
@@ -85,9 +79,8 @@ def percent(value: float) -> str:
     >>> percent(0.314), percent(0.0042), percent(0.0)
     ('31 %', '0.4 %', '0 %')
     """
-    if 0 < value < 0.001:
-        return "below 0.1 %"
-    return f"{100 * value:.1f} %" if 0 < value < 0.00995 else f"{100 * value:.0f} %"
+    shown = f"{100 * value:.1f} %" if 0 < value < 0.00995 else f"{100 * value:.0f} %"
+    return "below 0.1 %" if 0 < value < 0.001 else shown
 
 
 def _at_sizes(facts: Facts, values: Sequence[float]) -> str:
@@ -131,8 +124,7 @@ def _best(tried: Sequence[Tried], share: str) -> Optional[Tried]:
 
 def _reaching(facts: Facts) -> Optional[Tried]:
     """Return what leaves the fewest objects without an anchor; None if they are few, or nothing helps."""
-    has_missed = facts.without is not None and facts.without >= MISSED
-    return _best(facts.tried, "without") if has_missed else None
+    return _best(facts.tried, "without") if (facts.without or 0) >= MISSED else None
 
 
 def _parting(facts: Facts) -> Optional[Tried]:
