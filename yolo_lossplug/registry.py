@@ -34,7 +34,7 @@ class Spec:
         kind: ``BOX``, ``OVERLAP``, ``MODIFIER`` or ``CLASS``.
         function: The function that was decorated.
         parameters: Its options by key.
-        context: Which of `CONTEXT` it wants.
+        context: What it wants of its caller: `stride`, `imgsz`, `state`.
         formula: One line.
         latex: The same for the documentation, one equation each; without it the documentation shows `formula`.
         paper: Where it was published, None if nowhere.

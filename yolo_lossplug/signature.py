@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Callable, Optional
 
@@ -13,29 +12,20 @@ from yolo_lossplug.option import LossPlugError, Option, Parameter
 
 BOX, OVERLAP, MODIFIER, CLASS = "box loss", "overlap loss", "modifier", "class loss"
 ROTATED, ROTATED_MODIFIER, SOFTMAX = "rotated box loss", "modifier of rotated box losses", "softmax loss"
-POSITIONAL = {
-    BOX: ("pred", "target"),
-    OVERLAP: ("pair",),
-    MODIFIER: ("terms",),
-    CLASS: ("logits", "targets"),
-    ROTATED: ("pred", "target"),
-    ROTATED_MODIFIER: ("loss", "pred", "target"),
-    SOFTMAX: ("logits", "targets"),
+SIGNATURES = {
+    BOX: (("pred", "target"), frozenset({"stride", "imgsz", "state"})),
+    OVERLAP: (("pair",), frozenset({"stride", "imgsz", "state"})),
+    MODIFIER: (("terms",), frozenset({"state"})),
+    CLASS: (("logits", "targets"), frozenset({"state"})),
+    ROTATED: (("pred", "target"), frozenset({"stride", "imgsz"})),
+    ROTATED_MODIFIER: (("loss", "pred", "target"), frozenset[str]()),
+    SOFTMAX: (("logits", "targets"), frozenset[str]()),
 }
-CONTEXT = {
-    BOX: frozenset({"stride", "imgsz", "state"}),
-    OVERLAP: frozenset({"stride", "imgsz", "state"}),
-    MODIFIER: frozenset({"state"}),
-    CLASS: frozenset({"state"}),
-    ROTATED: frozenset({"stride", "imgsz"}),
-    ROTATED_MODIFIER: frozenset(),
-    SOFTMAX: frozenset(),
-}
-"""Keyword-only parameters that the caller supplies, by kind. They are neither options nor keys."""
+"""By kind, positional parameters and keyword-only ones that the caller supplies; these are neither options nor keys."""
 
 
 def read_signature(kind: str, function: Callable[..., Any]) -> tuple[dict[str, Parameter], frozenset[str]]:
-    """Return the options of a function by key, and which of `CONTEXT` it wants.
+    """Return the options of a function by key, and what it wants of its caller.
 
     Raises:
         LossPlugError: If the signature is not one of this kind.
@@ -47,19 +37,18 @@ def read_signature(kind: str, function: Callable[..., Any]) -> tuple[dict[str, P
     except (TypeError, ValueError, NameError) as error:
         raise LossPlugError(f"{refusal}: its signature cannot be read ({error}).") from error
     keyword = {p.name: p.default for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY}
-    _refuse_other_positional(refusal, kind, [p for p in signature.parameters.values() if p.name not in keyword])
-    options = {name: default for name, default in keyword.items() if name not in CONTEXT[kind]}
+    positional, context = SIGNATURES[kind]
+    _refuse_other_positional(refusal, positional, [p for p in signature.parameters.values() if p.name not in keyword])
+    options = {name: default for name, default in keyword.items() if name not in context}
     parameters = {name: _read_option(refusal, name, hints.get(name), default) for name, default in options.items()}
-    return parameters, CONTEXT[kind] & keyword.keys()
+    return parameters, context & keyword.keys()
 
 
-def _refuse_other_positional(refusal: str, kind: str, named: Sequence[inspect.Parameter]) -> None:
-    names, expected = [p.name for p in named], list(POSITIONAL[kind])
+def _refuse_other_positional(refusal: str, expected: tuple[str, ...], named: list[inspect.Parameter]) -> None:
+    names = tuple(p.name for p in named)
     if names != expected or any(p.kind is p.VAR_POSITIONAL for p in named):
-        raise LossPlugError(
-            f"{refusal}: its positional parameters must be exactly ({', '.join(expected)}), "
-            f"not ({', '.join(names)}); put '*' before the options."
-        )
+        must = f"its positional parameters must be exactly ({', '.join(expected)}), not ({', '.join(names)})"
+        raise LossPlugError(f"{refusal}: {must}; put '*' before the options.")
 
 
 def _read_option(refusal: str, name: str, hint: Any, default: Any) -> Parameter:

@@ -141,9 +141,8 @@ def _refuse_unused(
     stock = dict(zip(NAMES, (STOCK_BOX, STOCK_CLASS)))
     for key in unused:
         if not (is_replaced and key in recipe and args[key] == recipe[key]):
-            raise LossPlugError(
-                no_effect(key, args[key], *(",".join(str(n or stock[k]) for n in names[k]) for k in NAMES))
-            )
+            box, cls = (",".join(str(name or stock[each]) for name in names[each]) for each in NAMES)
+            raise LossPlugError(no_effect(key, args[key], box, cls))
 
 
 def labels(chosen: Sequence[Arm], is_class: bool = False) -> list[str]:

@@ -62,9 +62,8 @@ class Job:
 
     def __post_init__(self) -> None:
         endings = (".json", ".result.json", ".error.txt", ".log.txt", LOCK)
-        self.file, self.result, self.error, self.log, self.lock = (
-            self.folder.with_name(self.folder.name + ending) for ending in endings
-        )
+        files = (self.folder.with_name(self.folder.name + ending) for ending in endings)
+        self.file, self.result, self.error, self.log, self.lock = files
 
     def read(self) -> Optional[dict[str, Any]]:
         """Return the result of a finished run; None if there is none, or none that can be read."""

@@ -49,12 +49,9 @@ def _word(key: str, value: Any) -> str:
 
 
 def _word_of_mappings(key: str, values: Sequence[Mapping[str, Any]]) -> str:
-    def quoted(name: str) -> str:
-        return "'" + name.replace("\\", "\\\\").replace("'", "\\'") + "'"
-
-    text = ",".join("{" + ",".join(f"{quoted(name)}:{n}" for name, n in value.items()) + "}" for value in values)
-    names = "".join(name for value in values for name in value)
-    is_plain = not {*'"$`\\!'}.intersection(names)  # what a shell reads between double quotes
+    names = {name: "'" + name.replace("\\", "\\\\").replace("'", "\\'") + "'" for value in values for name in value}
+    text = ",".join("{" + ",".join(f"{names[name]}:{n}" for name, n in value.items()) + "}" for value in values)
+    is_plain = not {*'"$`\\!'}.intersection("".join(names))  # what a shell reads between double quotes
     return f'{key}="[{text}]"' if is_plain else shlex.quote(f"{key}=[{text}]")
 
 

@@ -58,10 +58,8 @@ def _weights_of(found: Findings) -> str:
 def headline(found: Findings) -> str:
     """Return what was read."""
     read, there = found.labels, int((found.classes[0] > 0).sum())
-    return (
-        f"{len(read.files):,} images, {len(read.cls):,} objects, {there} of {len(read.names)} classes, "
-        f"task {read.task}, split {found.plan.args.get('split', 'train')}"
-    )
+    classes, split = f"{there} of {len(read.names)} classes", found.plan.args.get("split", "train")
+    return f"{len(read.files):,} images, {len(read.cls):,} objects, {classes}, task {read.task}, split {split}"
 
 
 def main_point(advice: Sequence[Advice]) -> str:
@@ -134,10 +132,8 @@ def _crowding_tables(found: Findings) -> Iterator[Table]:
     header = ("median", "95 %", "maximum", "images without")
     yield Table(header, [[f"{median:g}", f"{high:.0f}", *others]], "Objects in an image", columns=4)
     pairs, n = found.pairs, max(1, len(found.labels.cls))
-    rows = [
-        [f"{limit:g}", percent(above / max(1, pairs.pairs)), percent(objects / n)]
-        for limit, above, objects in zip(numbers.OVERLAPS, pairs.above, pairs.objects)
-    ]
+    counted = zip(numbers.OVERLAPS, pairs.above, pairs.objects)
+    rows = [[f"{iou:g}", percent(above / max(1, pairs.pairs)), percent(close / n)] for iou, above, close in counted]
     caption = f"Overlap of the {pairs.pairs:,} pairs of one class in one image; NMS cuts at 0.7 by default"
     yield Table(("IoU above", "pairs", "objects in such a pair"), rows, caption, columns=3)
 
