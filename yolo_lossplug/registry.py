@@ -158,10 +158,9 @@ class Registry:
     def _refuse_second_meaning(self, key: str, spec: Spec) -> None:
         for owner in self.owners(key):
             if owner.parameters[key] != spec.parameters[key] and not _same_definition(owner.function, spec.function):
-                raise LossPlugError(
-                    f"option '{key}' of {signature.place_of(spec.function)} differs from the one of '{owner.name}' in "
-                    f"type, range or default; a key has one meaning, so choose another name for it."
-                )
+                what = f"option '{key}' of {signature.place_of(spec.function)} differs from the one of '{owner.name}'"
+                why = "in type, range or default; a key has one meaning, so choose another name for it."
+                raise LossPlugError(f"{what} {why}")
 
 
 REGISTRY = Registry()

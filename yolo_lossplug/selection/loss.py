@@ -198,8 +198,8 @@ def _created(kind: str, name: str, options: Mapping[str, Any]) -> Loss:
     loss = bind(kind, name, options)
     for key, value in options.items():
         if key not in loss.options:
-            takes = f"it takes {', '.join(loss.options)}" if loss.options else "it takes none"
-            raise LossPlugError(f"{key}={value} is not an option of '{loss.name}'; {takes}.")
+            takes = ", ".join(loss.options) or "none"
+            raise LossPlugError(f"{key}={value} is not an option of '{loss.name}'; it takes {takes}.")
     return loss
 
 

@@ -51,11 +51,8 @@ def resolve_name(kind: str, name: str) -> tuple[Spec, list[Spec]]:
         if m in modifiers[:position]:
             raise LossPlugError(f"loss={name} has '{m.name}-' twice; name it once.")
         if not m.fits(spec.name) or spec.kind == BOX:
-            what = (
-                f"needs an IoU loss (1 − IoU + penalties); '{spec.name}' is not one"
-                if spec.kind == BOX
-                else f"is not defined for '{spec.name}'"
-            )
+            not_one = f"needs an IoU loss (1 − IoU + penalties); '{spec.name}' is not one"
+            what = not_one if spec.kind == BOX else f"is not defined for '{spec.name}'"
             bases = ", ".join(sorted(m.bases) or names.bases_of(kind))
             raise LossPlugError(f"loss={name} is not possible. The prefix '{m.name}-' {what}. Use it with {bases}.")
     return spec, [m for m in names.modifiers_of(kind) if m in modifiers]
@@ -90,10 +87,8 @@ def _not_two(kind: str, name: str, parts: Sequence[str]) -> str:
     if not all(parts):
         return f"{key}={name} lacks a loss before or after a '+'; write {key}=ciou+nwd, or remove the '+'."
     if len(parts) > 2:
-        return (
-            f"{key}={name} has {len(parts)} losses; a mixture has two, and loss_mix is the share of the first. "
-            f"Use {key}={parts[0]}+{parts[1]}."
-        )
+        use = f"Use {key}={parts[0]}+{parts[1]}."
+        return f"{key}={name} has {len(parts)} losses; a mixture has two, and loss_mix is the share of the first. {use}"
     return ""
 
 

@@ -266,13 +266,10 @@ def _refuse_unfit_class_loss(task: str, given: Mapping[str, Any], cls: Loss) -> 
     if "state" in cls.context:
         specs = (registry().specs[CLASS, name] for name in registry().names(CLASS))
         names = ", ".join(spec.name for spec in specs if "state" not in spec.context)
-        raise LossPlugError(
-            f"cls_loss={cls.name} cannot be used with RT-DETR: it keeps statistics of one call in a step, and RT-DETR "
-            f"calls it for every decoder layer. Choose one of {names}, or a user-defined loss without state."
-        )
+        why = "it keeps statistics of one call in a step, and RT-DETR calls it for every decoder layer"
+        remedy = f"Choose one of {names}, or a user-defined loss without state."
+        raise LossPlugError(f"cls_loss={cls.name} cannot be used with RT-DETR: {why}. {remedy}")
     for key in ("cls_smoothing", WEIGHTS):
         if key in given and not given.keys() & {"cls_loss", *cls.options}:
-            raise LossPlugError(
-                f"{key}={given[key]} needs cls_loss with RT-DETR, whose own class loss stays as it is otherwise: "
-                f"add cls_loss={cls.name}."
-            )
+            why = "whose own class loss stays as it is otherwise"
+            raise LossPlugError(f"{key}={given[key]} needs cls_loss with RT-DETR, {why}: add cls_loss={cls.name}.")

@@ -195,8 +195,7 @@ def locked(directory: Path) -> Iterator[None]:
     try:
         lock = FileLock(directory / LOCK).acquire(timeout=0)
     except Timeout:
-        raise LossPlugError(
-            f"another comparison is running in {directory}; wait for it to end, or give another name=."
-        ) from None
+        remedy = "wait for it to end, or give another name=."
+        raise LossPlugError(f"another comparison is running in {directory}; {remedy}") from None
     with lock:
         yield

@@ -79,14 +79,7 @@ def most_different(run: Mapping[str, Any], other: Mapping[str, Any]) -> list[str
 
 
 class DetectionPair(NamedTuple):
-    """Detections of two runs of one seed.
-
-    Attributes:
-        arm: The arm that is compared.
-        seed: The seed.
-        of_baseline: `DETECTIONS` of the baseline's run.
-        of_arm: That of the arm's run.
-    """
+    """Files with detections of two runs of one seed, of the baseline's and of that of an arm."""
 
     arm: str
     seed: int

@@ -118,13 +118,7 @@ def resolve_metric(metric: str, names: Iterable[str]) -> str:
 
 
 class Spread(NamedTuple):
-    """Mean and sample standard deviation of a measure over the seeds of an arm.
-
-    Attributes:
-        mean: The mean.
-        deviation: The deviation; None for one seed.
-        seeds: Number of seeds.
-    """
+    """Mean and sample standard deviation of a measure over the seeds of an arm; no deviation for one seed."""
 
     mean: float
     deviation: Optional[float]

@@ -199,10 +199,8 @@ def directory_of(plan: Plan, name: Any, project: Any) -> Path:
         candidates = [first, *sorted(file for file in first.parent.glob("*") if numbered.fullmatch(file.name))]
         return next((old for old in candidates if _differing_keys(old, plan) == [] and _fits(plan, old)), new)
     if differing := _differing_keys(first, plan):
-        raise LossPlugError(
-            f"name={name} is a comparison with another {', '.join(differing)}: its runs and these would not "
-            f"differ by the loss alone. Give another name."
-        )
+        why = "its runs and these would not differ by the loss alone. Give another name."
+        raise LossPlugError(f"name={name} is a comparison with another {', '.join(differing)}: {why}")
     return first
 
 

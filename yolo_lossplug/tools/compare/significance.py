@@ -21,15 +21,7 @@ BETTER, WORSE, NOISE, NO_VERDICT = "better", "worse", "within noise", "no verdic
 
 
 class Difference(NamedTuple):
-    """A paired difference.
-
-    Attributes:
-        mean: Mean of the differences, seed by seed.
-        low: Lower end of Student's interval of the mean; None below three seeds.
-        high: Its upper end.
-        verdict: ``better``, ``worse`` or ``within noise``; ``no verdict`` below three seeds.
-        level: Confidence level of the interval, in (0, 1); None below three seeds.
-    """
+    """A paired difference: its mean, Student's interval and its level, None below three seeds, and the verdict."""
 
     mean: float
     low: Optional[float]

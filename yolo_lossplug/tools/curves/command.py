@@ -79,9 +79,8 @@ def _with_one_kind(given: Arguments, typed: Mapping[str, Any]) -> dict[str, Any]
         return {key: value for key, value in given.values.items() if key != other[kinds[0]]}
     box, cls = (given.values.get(key) for key in other)
     if cls is not None and box is not None:
-        raise LossPlugError(
-            f"loss={box} and cls_loss={cls} are drawn against different things; give one of them on the command line."
-        )
+        why = "are drawn against different things; give one of them on the command line."
+        raise LossPlugError(f"loss={box} and cls_loss={cls} {why}")
     return given.values
 
 
