@@ -102,9 +102,8 @@ def refuse_unknown(given: Mapping[str, Any], *others: str) -> None:
     known = (*others, *keys())
     for key, value in given.items():
         if key not in known:
-            raise LossPlugError(
-                f"{key}={value} is unknown.{instead_of(key, value) or hint(key, known, ', '.join(known))}."
-            )
+            remedy = instead_of(key, value) or hint(key, known, ", ".join(known))
+            raise LossPlugError(f"{key}={value} is unknown.{remedy}.")
 
 
 def instead_of(key: str, value: Any) -> str:

@@ -158,10 +158,9 @@ def _checked(
         raise LossPlugError(f"loss '{name}' must return a tensor, not {loss!r}.")
     expected = pred.shape if is_elementwise else pred.shape[:1]
     if loss.shape != expected:  # (N, 1) would be multiplied with weights (N,) into N x N losses, without an error
-        raise LossPlugError(
-            f"loss '{name}' must return shape {tuple(expected)} for inputs {tuple(pred.shape)}, one loss per "
-            f"{'element' if is_elementwise else 'pair'}, but returned {tuple(loss.shape)}."
-        )
+        given, one = tuple(pred.shape), f"one loss per {'element' if is_elementwise else 'pair'}"
+        must = f"must return shape {tuple(expected)} for inputs {given}, {one}"
+        raise LossPlugError(f"loss '{name}' {must}, but returned {tuple(loss.shape)}.")
     if torch.is_grad_enabled() and pred.requires_grad and not loss.requires_grad:
         raise LossPlugError(f"loss '{name}' has no gradient; remove .detach() or torch.no_grad() from its result.")
     return loss

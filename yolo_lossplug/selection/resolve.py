@@ -108,11 +108,9 @@ def _not_one_kind(kind: str, name: str, parts: Sequence[str]) -> str:
     if all(names.may_be(other, part) for part in parts):
         return _of_another_task(kind, name)
     horizontal, rotated = (next(part for part in parts if names.is_known(k, part)) for k in (BOX, ROTATED))
-    return (
-        f"{names.key_of(kind)}={name} mixes a loss of horizontal boxes ({horizontal}) with one of rotated boxes "
-        f"({rotated}), and one run has boxes of one kind; use two rotated losses for task=obb, two horizontal ones "
-        f"for other tasks."
-    )
+    what = f"mixes a loss of horizontal boxes ({horizontal}) with one of rotated boxes ({rotated})"
+    remedy = "use two rotated losses for task=obb, two horizontal ones for other tasks."
+    return f"{names.key_of(kind)}={name} {what}, and one run has boxes of one kind; {remedy}"
 
 
 def unknown(kind: str, name: str) -> str:

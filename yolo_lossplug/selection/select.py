@@ -225,25 +225,21 @@ def _no_use(task: str, key: str) -> str:
         names = registry().names(SOFTMAX)
         if key in keys.CLASSIFY_KEYS.union(*(registry().specs[SOFTMAX, name].parameters for name in names)):
             return ""
-        return (
-            f"has no effect with task={task}, which has no boxes; remove it. It takes cls_loss ({', '.join(names)}), "
-            "their options, cls_smoothing and cls_weights"
-        )
+        takes = f"cls_loss ({', '.join(names)}), their options, cls_smoothing and cls_weights"
+        return f"has no effect with task={task}, which has no boxes; remove it. It takes {takes}"
     if task == DETR:
         if key not in COMMON or key in keys.DETR_KEYS:
             return ""
-        return (
-            "has no effect with RT-DETR: its queries are matched to objects, so that no anchor is assigned and there "
-            "is no NMS. Remove it; RT-DETR takes loss, cls_loss, their options, cls_smoothing and cls_weights"
-        )
+        why = "its queries are matched to objects, so that no anchor is assigned and there is no NMS"
+        takes = "loss, cls_loss, their options, cls_smoothing and cls_weights"
+        return f"has no effect with RT-DETR: {why}. Remove it; RT-DETR takes {takes}"
     if task not in TASKS:
         another = "which has another criterion; remove it. Tasks that take it"
         return f"has no effect with task={task}, {another}: {', '.join(TASKS)}"
     if TASKS[task] == ROTATED and key in ("tal_iou", "nms_iou"):
-        return (
-            f"cannot be used with task={task}: its boxes are rotated, and this overlap takes horizontal boxes. Remove "
-            f"it; {task} takes loss, cls_loss, tal_topk, tal_alpha, tal_beta and tal_min_side"
-        )
+        why = "its boxes are rotated, and this overlap takes horizontal boxes"
+        takes = "loss, cls_loss, tal_topk, tal_alpha, tal_beta and tal_min_side"
+        return f"cannot be used with task={task}: {why}. Remove it; {task} takes {takes}"
     return ""
 
 

@@ -79,10 +79,9 @@ class Job:
         before, now = comparable(trained_with), comparable(self.args)
         for key in sorted({*before, *now}):
             if before.get(key) != now.get(key):
-                raise LossPlugError(
-                    f"{self.folder.parent.parent} holds a run of '{self.arm}' with {key}={before.get(key)}, but you "
-                    f"asked for {key}={now.get(key)}. Give another name=."
-                )
+                old, new = (f"{key}={args.get(key)}" for args in (before, now))
+                there = f"{self.folder.parent.parent} holds a run of '{self.arm}' with {old}"
+                raise LossPlugError(f"{there}, but you asked for {new}. Give another name=.")
 
     def prepare(self, device: Any) -> list[str]:
         """Remove the files of an interrupted run, write the arguments, and return the command that runs it.

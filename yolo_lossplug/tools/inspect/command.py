@@ -104,9 +104,8 @@ def _sizes(value: Any) -> tuple[int, ...]:
 
 def _check_fraction(value: Any) -> None:
     if type(value) not in (int, float) or value <= 0 or (isinstance(value, float) and value > 1):
-        raise LossPlugError(
-            f"fraction={value} must be above 0 and at most 1, or a number of images, e.g. fraction=0.1."
-        )
+        what = "above 0 and at most 1, or a number of images, e.g. fraction=0.1."
+        raise LossPlugError(f"fraction={value} must be {what}")
 
 
 def write_inspection(found: Findings) -> tuple[Report, Path]:
