@@ -7,7 +7,7 @@ Nothing here is biased by an epsilon: a guard acts only where a denominator is s
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import Any
 
 import torch
@@ -83,14 +83,12 @@ class Pair:
     @cached_property
     def size(self) -> Tensor:
         """Width and height of the predictions (N, 2); negative where a box is inverted."""
-        top_left, bottom_right = self._corners
-        return bottom_right - top_left
+        return self._corners[1] - self._corners[0]
 
     @cached_property
     def target_size(self) -> Tensor:
         """Width and height of the targets (N, 2)."""
-        top_left, bottom_right = self._target_corners
-        return bottom_right - top_left
+        return self._target_corners[1] - self._target_corners[0]
 
     @cached_property
     def offset(self) -> Tensor:
@@ -101,19 +99,14 @@ class Pair:
     def hull_size(self) -> Tensor:
         """Width and height of the smallest box that encloses all corners of both boxes (N, 2), never negative."""
         corners = (*self._corners, *self._target_corners)
-        low, high = corners[0], corners[1]
-        low, high = torch.minimum(low, high), torch.maximum(low, high)
-        for corner in corners[2:]:
-            low, high = torch.minimum(low, corner), torch.maximum(high, corner)
-        return high - low
+        return reduce(torch.maximum, corners) - reduce(torch.minimum, corners)
 
     @cached_property
     def intersection(self) -> Tensor:
         """Area that both boxes cover (N,)."""
-        (top_left, bottom_right), (target_top_left, target_bottom_right) = self._corners, self._target_corners
-        sides = (
-            torch.minimum(bottom_right, target_bottom_right) - torch.maximum(top_left, target_top_left)
-        ).relu()  # relu has gradient 0 at 0 where clamp has 1: a touching box is not pulled by a vanished overlap
+        (low, high), (target_low, target_high) = self._corners, self._target_corners
+        # relu has gradient 0 at 0 where clamp has 1: a touching box is not pulled by a vanished overlap.
+        sides = (torch.minimum(high, target_high) - torch.maximum(low, target_low)).relu()
         return sides[:, 0] * sides[:, 1]
 
     @cached_property

@@ -117,10 +117,7 @@ def _prefixes(name: str) -> list[Spec]:
 
 
 def _losses(name: str) -> list[list[Spec]]:
-    """Return the specs of each loss in a name, outermost first: of one, or of two where they are mixed.
-
-    A name of both kinds is the box loss.
-    """
+    """Return the specs of each loss in a name, outermost first; a name of both kinds is the box loss."""
     kinds, parts = (BOX, CLASS, ROTATED, SOFTMAX), parts_of(name)
     kind = next((k for k in kinds if all(may_be(k, part) for part in parts)), None)
     kind = kind or next((k for k in kinds if suggest(name, names_with_prefixes(k))), BOX)  # for a better message

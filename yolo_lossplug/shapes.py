@@ -204,10 +204,7 @@ def draw_shapes(
 
 
 def _leaves_visible(shape: Shape, owner: np.ndarray, seen: np.ndarray, least: np.ndarray) -> bool:
-    """Return whether the objects under a shape would keep at least some number of pixels each (n,).
-
-    `owner` is the object that each pixel shows (size, size), -1 for none, and `seen` the visible pixels of each (n,).
-    """
+    """Return whether objects under a shape keep the least pixels (n,) of those seen (n,); `owner` has that of each."""
     hidden = np.bincount(owner[shape.mask] + 1, minlength=len(seen) + 1)[1:]
     return bool((seen - hidden >= least).all())
 
