@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import types
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,18 @@ def registry():
         REGISTRY.specs.clear()
         REGISTRY.specs.update(before)
         yolo_lossplug.enable()
+
+
+@pytest.fixture
+def collector(tmp_path):
+    """The collector of a run that criteria made with ``save_dir="here"`` belong to."""
+    from yolo_lossplug.ultralytics_hook.run import runs
+
+    args = types.SimpleNamespace(save_dir="here", lossplug_report=True)
+    trainer = types.SimpleNamespace(args=args, save_dir=tmp_path, resume=False)
+    runs.begin(trainer)
+    yield runs.find({"save_dir": "here"}).collector
+    runs.end(trainer)
 
 
 @pytest.fixture(scope="module")

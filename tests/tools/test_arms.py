@@ -86,15 +86,12 @@ def test_weights_of_classes_are_one_value_and_tasks_have_losses_of_their_own():
     assert [arm.name for arm in chosen_by({"loss": "ciou,eiou"})] == ["ciou", "eiou"]
 
 
-@pytest.mark.parametrize(
-    ("args", "message"),
-    [
+def test_errors_of_listed_arms():
+    for args, message in (
         ({"arms": "ciou"}, r"arms=ciou must be a list with the keys of each arm: arms=\[\{'loss':'ciou'\}"),
         ({"arms": []}, "must be a list"),
         ({"arms": [{"loss": "ciou", "inner_ratio": 1.2}]}, "inner_ratio=1.2 has no effect"),
         ({"arms": [{"loss": "ciou"}, {"loss": "ciou"}]}, "arms= names ciou twice"),
         ({"arms": [{"loss": "ciou"}], "loss": "eiou"}, "loss=eiou has no effect beside arms="),
-    ],
-)
-def test_errors_of_listed_arms(args, message):
-    refuses(message, chosen_by, args)
+    ):
+        refuses(message, chosen_by, args)

@@ -9,8 +9,6 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from tests.runs import ROOT
-from yolo_lossplug import shapes
 from yolo_lossplug.tools.compare import average_precision
 from yolo_lossplug.tools.compare.average_precision import Image
 
@@ -114,38 +112,6 @@ def test_regions_are_cocos_crowds(seed):
     table = average_precision.precision_table(found, sorted(NAMES))
     assert np.nansum(table - ours(images)) > 0.01
     np.testing.assert_allclose(table, pycocotools(images, crowds=crowds), rtol=0, atol=1e-6)
-
-
-def labels(folder):
-    """The objects of each image in a folder of labels, as boxes of images of 640 pixels, and their classes."""
-    for file in sorted(folder.glob("*.txt")):
-        table = np.loadtxt(file, ndmin=2).reshape(-1, 5)
-        size = 640 * table[:, 3:]
-        yield np.concatenate([640 * table[:, 1:3] - size / 2, size], 1), table[:, 0].astype(int)
-
-
-def predicted(gts, classes, rng):
-    """Detections near the objects of an image, some twice or of another class, with random scores."""
-    near = np.concatenate([np.flatnonzero(rng.random(len(gts)) < share) for share in (0.85, 0.4)])
-    scale = np.tile(gts[near, 2:], 2)
-    boxes = gts[near] + scale * rng.normal(0, 0.07, (len(near), 4))
-    boxes[:, 2:] = boxes[:, 2:].clip(1)
-    wrong = rng.random(len(near)) < 0.1
-    return boxes, rng.random(len(near)), np.where(wrong, rng.permutation(classes[near]), classes[near])
-
-
-@pytest.mark.slow
-def test_it_is_cocos_on_a_real_dataset(tmp_path):
-    """On COCO128 where a checkout has it beside itself, on the embedded data elsewhere."""
-    folder = ROOT.parent / "shared" / "data" / "coco128" / "labels" / "train2017"
-    if not folder.is_dir():
-        folder = shapes.write_shapes(tmp_path / "shapes128", images=128, validation=32) / "labels" / "train"
-    rng = np.random.default_rng(0)
-    images = [(*predicted(gts, classes, rng), gts, classes) for gts, classes in labels(folder)]
-    names = {int(c): str(c) for c in np.unique(np.concatenate([image[4] for image in images]))}
-    table = ours(images, names)
-    assert len(images) > 90 and 0.1 < np.nanmean(table) < 0.9 and not np.isnan(table[:, 0]).any()
-    np.testing.assert_allclose(table, pycocotools(images, names), rtol=0, atol=1e-6)
 
 
 def test_names_and_missing_sizes():

@@ -218,21 +218,18 @@ def test_default_draws_some_losses(tmp_path):
     assert other.parent == tmp_path and not other.exists()  # results of before are kept
 
 
-@pytest.mark.parametrize(
-    ("keys", "message"),
-    [
+def test_errors_name_the_key(tmp_path):
+    for keys, message in (
         ({"loss": "ciou", "focal_gamma": 0.3}, "focal_gamma=0.3 has no effect"),
         ({"loss": "ciou", "epochs": 3}, "epochs=3 is unknown"),
         ({"loss": "ciou", "task": "obb"}, "rotated"),
         ({"loss": "ciou", "task": "depth"}, "task=depth cannot be used here"),
         ({"loss": "ciou", "cls_loss": "bce"}, "give one of them"),
         ({"loss": "ciou", "tal_topk": 5}, "tal_topk=5 has no effect here"),
-    ],
-)
-def test_errors_name_the_key(tmp_path, keys, message):
-    with pytest.raises(LossPlugError, match=message):
-        curves.main({**keys, "project": str(tmp_path / "none")})
-    assert not (tmp_path / "none").exists()
+    ):
+        with pytest.raises(LossPlugError, match=message):
+            curves.main({**keys, "project": str(tmp_path / "none")})
+        assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.slow

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """The command: what it writes and prints, with and without a model, and on data that is wrong."""
 
-import csv
 import re
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from tests.conftest import dataset
 from tests.runs import run, train
 from tests.tools.test_compare import COMMAND
 from tests.ultralytics_hook.test_dataset import random_lines, write_data
-from yolo_lossplug import LossPlugError
+from yolo_lossplug import LossPlugError, charts
 from yolo_lossplug.boxes import SIZES
 from yolo_lossplug.tools.inspect import command as inspect
 from yolo_lossplug.tools.inspect import findings as inspect_findings
@@ -37,8 +36,7 @@ def findings(**keys):
 
 
 def rows(folder, name="objects.csv"):
-    with (folder / name).open(encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    return charts.read_table(folder / name)
 
 
 def pixels(file):
@@ -227,9 +225,8 @@ def test_large_steps_are_not_timed(tmp_path):
     assert "not timed" in inspect_report.costs_table(found).rows[0]
 
 
-@pytest.mark.parametrize(
-    ("keys", "message"),
-    [
+def test_mistakes_are_one_line(data, tmp_path):
+    for keys, message in (
         ({}, "data= is missing: lossplug inspect data=coco128.yaml"),
         ({"data": "nothere.yaml"}, "data=nothere.yaml cannot be read: .*does not exist"),
         ({"split": "test"}, "split=test: .* has no such images; it has train, val"),
@@ -243,12 +240,10 @@ def test_large_steps_are_not_timed(tmp_path):
         ({"model": "nothere.yaml"}, "model=nothere.yaml cannot be used: .*does not exist"),
         ({"model": "yolov8n.yaml", "task": "obb"}, "task=obb"),
         ({"model": "yolov8n.yaml", "device": "xyz"}, "device=xyz is not available here; give cpu, or"),
-    ],
-)
-def test_mistakes_are_one_line(keys, message, data, tmp_path):
-    with pytest.raises(LossPlugError, match=message) as error:
-        inspect.main({**({"data": data, "project": str(tmp_path)} if keys else {}), **keys})
-    assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
+    ):
+        with pytest.raises(LossPlugError, match=message) as error:
+            inspect.main({**({"data": data, "project": str(tmp_path)} if keys else {}), **keys})
+        assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("lines", [None, []])

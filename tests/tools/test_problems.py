@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """The example that compares losses on data with one problem each."""
 
-import csv
 import importlib.util
 import json
 
 import pytest
 
 from tests.runs import ROOT
+from yolo_lossplug import charts
 from yolo_lossplug.shapes import SCENES
 from yolo_lossplug.tools.compare.plan import plan_of
 
@@ -18,11 +18,6 @@ def problems():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-def rows_of(file):
-    with file.open(encoding="utf-8") as text:
-        return list(csv.DictReader(text))
 
 
 def test_each_scene_has_arms_that_training_takes(problems):
@@ -47,13 +42,13 @@ def test_one_problem_with_few_epochs(problems, tmp_path, capsys):
     keys = {"seeds": 2, "epochs": 2, "arms": 2, "imgsz": 64, "fraction": 0.2, "val": True, "project": tmp_path}
     problems.main(["tiny"], **keys)
     assert "Differences from `ciou`" in capsys.readouterr().out
-    rows = rows_of(tmp_path / "results" / "tiny.csv")
+    rows = charts.read_table(tmp_path / "results" / "tiny.csv")
     assert [(row["loss"], row["seed"], row["state"]) for row in rows] == [
         *(("ciou", "0", "finished"), ("nwd", "0", "finished"), ("ciou", "1", "finished"), ("nwd", "1", "finished")),
     ]
     assert "save_dir" not in rows[0] and all(float(row["seconds"]) > 0 for row in rows)
     assert {"AP_small", "metrics/mAP50-95(B)", "AP_circle"} < rows[0].keys()
-    curves = rows_of(tmp_path / "results" / "stock_curves.csv")
+    curves = charts.read_table(tmp_path / "results" / "stock_curves.csv")
     assert [(row["problem"], row["seed"], row["epoch"]) for row in curves] == [
         ("tiny", seed, epoch) for seed in "01" for epoch in "12"
     ]

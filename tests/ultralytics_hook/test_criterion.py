@@ -16,18 +16,8 @@ from tests import oracles
 from tests.checks import choices, class_oracle
 from tests.models import batch, evaluate, is_plugged, model, predicted, with_keys
 from tests.runs import ROOT, refuses
-from yolo_lossplug import LossPlugError, Option, create_box_loss, create_class_loss
-from yolo_lossplug.registry import (
-    CLASS,
-    MODIFIER,
-    OVERLAP,
-    REGISTRY,
-    ROTATED,
-    ROTATED_MODIFIER,
-    SOFTMAX,
-    box_loss,
-    class_loss,
-)
+from yolo_lossplug import LossPlugError, Option, box_loss, class_loss, create_box_loss, create_class_loss
+from yolo_lossplug.registry import CLASS, MODIFIER, OVERLAP, REGISTRY, ROTATED, ROTATED_MODIFIER, SOFTMAX
 from yolo_lossplug.selection.keys import keys
 from yolo_lossplug.selection.loss import list_box_losses, list_class_losses
 from yolo_lossplug.selection.names import PREFIXES

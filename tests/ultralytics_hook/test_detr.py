@@ -330,19 +330,15 @@ HOSTS = f"VarifocalLoss(alpha={ALPHA:g}, gamma={GAMMA:g})"
 VARIFOCAL = f"varifocal(cls_vfl_gamma={GAMMA}, cls_vfl_alpha={ALPHA}, cls_vfl_detach=0)"
 
 
-@pytest.mark.parametrize(
-    ("keys", "expected"),
-    [
+def test_the_banner_names_what_runs():
+    for keys, expected in (
         ({"loss": "eiou"}, f"box eiou · class {HOSTS}"),
         ({"cls_loss": "qfl"}, "box giou · class qfl(cls_qfl_beta=2.0)"),
         (STOCK, f"box giou · class {VARIFOCAL}"),
         ({"cls_loss": "bce", "cls_smoothing": 0.1}, "box giou · class bce smoothing=0.1"),
-    ],
-    ids=str,
-)
-def test_the_banner_names_what_runs(keys, expected):
-    said = banner(selected(**keys), criterion(**keys))
-    assert said == f"{expected} · matcher host's · engine reference · ultralytics {ultralytics.__version__}"
+    ):
+        said = banner(selected(**keys), criterion(**keys))
+        assert said == f"{expected} · matcher host's · engine reference · ultralytics {ultralytics.__version__}"
 
 
 def test_what_is_recorded_selects_the_same_again_and_copies_evaluate_the_same():

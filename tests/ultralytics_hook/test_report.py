@@ -22,7 +22,7 @@ from tests.problems import points
 from tests.runs import STILL, Log, interrupt, refuses, results, train
 from tests.ultralytics_hook.test_memory import PLAIN
 from tests.ultralytics_hook.test_routes import on_two_ranks
-from yolo_lossplug import DetectionLoss, LossPlugError, create_box_loss
+from yolo_lossplug import DetectionLoss, LossPlugError, charts, create_box_loss
 from yolo_lossplug.boxes import SIZES
 from yolo_lossplug.selection.keys import given_keys, keys
 from yolo_lossplug.selection.select import select
@@ -40,18 +40,7 @@ HEADER = ["epoch", "branch", *COLUMNS]
 
 
 def table(folder, name="lossplug_report.csv"):
-    with (Path(folder) / name).open() as file:
-        return list(csv.DictReader(file))
-
-
-@pytest.fixture
-def collector(tmp_path):
-    """The collector of a run that criteria made with ``save_dir="here"`` belong to."""
-    args = types.SimpleNamespace(save_dir="here", lossplug_report=True)
-    trainer = types.SimpleNamespace(args=args, save_dir=tmp_path, resume=False)
-    runs.begin(trainer)
-    yield runs.find({"save_dir": "here"}).collector
-    runs.end(trainer)
+    return charts.read_table(Path(folder) / name)
 
 
 def test_sums_and_classes_by_hand():
