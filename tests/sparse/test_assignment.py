@@ -17,7 +17,7 @@ from yolo_lossplug.sparse import topk
 from yolo_lossplug.ultralytics_hook import assigner as hook
 from yolo_lossplug.ultralytics_hook import min_side as floors
 
-N_PROBLEMS = int(os.environ.get("LOSSPLUG_PROBLEMS", "60"))
+N_PROBLEMS = int(os.environ.get("LOSSPLUG_PROBLEMS", "40"))
 """Problems of each family. More, by hand: LOSSPLUG_PROBLEMS=4000 pytest tests/sparse"""
 SETTINGS = (
     {"topk": 10, "alpha": 0.5, "beta": 6.0},

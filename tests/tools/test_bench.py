@@ -9,7 +9,7 @@ import types
 import pytest
 import torch
 
-from tests.runs import ROOT, Log, refuses, run
+from tests.runs import ROOT, Log, refuses, run, slow
 from tests.tools import faults
 from yolo_lossplug import LossPlugError, kernels
 from yolo_lossplug.tools.bench import child
@@ -290,7 +290,7 @@ def test_a_mistake_is_named_before_anything_is_measured(keys, message, tmp_path)
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("task", ["segment", "pose", "obb"])
+@pytest.mark.parametrize("task", [slow("segment"), slow("pose"), "obb"])
 def test_steps_of_other_tasks_are_proven_and_timed_without_a_record(task, in_process, tmp_path):
     folder, results, report = bench.bench(
         {**TINY, "task": task, "objects": 3, "project": str(tmp_path), "name": "made"}
@@ -393,6 +393,7 @@ def test_the_host_goes_image_by_image_where_its_tensors_do_not_fit(monkeypatch):
     assert timing.engine_agreement(stock, spared, one).differs == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux says it")
 def test_memory_of_a_step_holds_its_gradients():
     model = bench_cases.model_of("yolov8n.yaml")

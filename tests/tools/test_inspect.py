@@ -9,7 +9,7 @@ import pytest
 from ultralytics.utils.loss import v8DetectionLoss
 
 from tests.conftest import dataset
-from tests.runs import run, train
+from tests.runs import run, slow, train
 from tests.tools.test_compare import COMMAND
 from tests.ultralytics_hook.test_dataset import random_lines, write_data
 from yolo_lossplug import LossPlugError, charts
@@ -87,16 +87,15 @@ def test_shares_of_the_tables_are_those_of_the_objects(data, tmp_path):
     assert by_size[1:4] == [percent(value) for value in expected]
 
 
-@pytest.mark.parametrize(
-    ("model", "task", "branches"),
-    [
-        ("yolov8n.yaml", "detect", {"main"}),
-        ("yolov10n.yaml", "detect", {"one2many", "one2one"}),
-        ("yolov8n-obb.yaml", "obb", {"main"}),
-    ],
-)
-def test_what_is_written_with_a_model(model, task, branches, tmp_path):
-    found, folder = inspected(tmp_path, data=dataset(f"inspect-{task}", task=task), model=model, imgsz=64, batch=3)
+BRANCHES = {"yolov8n": ("main",), "yolov10n": ("one2many", "one2one"), "yolov8n-obb": ("main",)}
+
+
+@pytest.mark.parametrize("model", ["yolov8n", slow("yolov10n"), slow("yolov8n-obb")])
+def test_what_is_written_with_a_model(model, tmp_path):
+    task, branches = "obb" if "obb" in model else "detect", {*BRANCHES[model]}
+    found, folder = inspected(
+        tmp_path, data=dataset(f"inspect-{task}", task=task), model=f"{model}.yaml", imgsz=64, batch=3
+    )
     objects = rows(folder)
     assert {row["branch"] for row in objects} == branches
     (view,) = found.views
@@ -118,7 +117,7 @@ def test_numbers_of_the_assigner_count(data):
     assert few.topk == 2 and few.views[0].main.positives.max() <= 2 < many.views[0].main.positives.max()
 
 
-@pytest.mark.parametrize("task", ["detect", "obb"])
+@pytest.mark.parametrize("task", ["detect", slow("obb")])
 def test_what_other_numbers_would_change_is_what_they_change(task, monkeypatch):
     monkeypatch.setattr(inspect_findings, "CONTESTED", 0.0)  # so that another imgsz is tried
     model = {"detect": "yolov8n.yaml", "obb": "yolov8n-obb.yaml"}[task]

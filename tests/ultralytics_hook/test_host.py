@@ -10,7 +10,7 @@ from ultralytics import YOLO
 from ultralytics.cfg import get_cfg
 
 from tests.conftest import dataset
-from tests.runs import TINY, refuses, train
+from tests.runs import TINY, refuses, slow, train
 from yolo_lossplug import LossPlugError
 from yolo_lossplug.ultralytics_hook import host
 from yolo_lossplug.ultralytics_hook.compatibility import version_numbers
@@ -40,8 +40,8 @@ def trained(args):
 @pytest.mark.parametrize(
     ("task", "keys", "content"),
     [
-        *(("detect", {}, {}), ("detect", {"single_cls": True}, {}), ("detect", {}, {"channels": 1})),
-        *(("segment", {}, {"names": ["w", "x", "y", "z"]}), ("pose", {}, {})),
+        *(("detect", {"single_cls": True}, {}), ("detect", {}, {"channels": 1}), slow("pose", {}, {})),
+        slow("segment", {}, {"names": ["w", "x", "y", "z"]}),
     ],
 )
 def test_network_and_data_are_those_of_a_training(task, keys, content, tmp_path):
