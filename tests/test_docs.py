@@ -177,7 +177,7 @@ def test_formulas_become_maths(made):
     assert made("families").maths(spec) == "```text\nmean |p − t| < ∞\n```"
 
 
-def test_commands_of_pages_of_losses_are_accepted(made):
+def test_commands_and_names_of_pages_of_losses(made):
     families = made("families")
     found = families.families()
     assert len(found) > 20
@@ -187,9 +187,6 @@ def test_commands_of_pages_of_losses_are_accepted(made):
             keys_ = {name: yaml.safe_load(value) for name, value in words.items() if name not in ("model", "data")}
             task = "obb" if "-obb" in words["model"] else "classify" if "-cls" in words["model"] else "detect"
             assert select({**keys_, "task": task}).given == set(keys_), spec.name
-
-
-def test_names_are_sorted_and_every_loss_is_on_one_page_with_advice(made):
     families = made("families")
     shown = [spec for specs in families.families().values() for spec in specs]
     assert len(shown) == len(set(map(id, shown))) == sum(not spec.is_user_defined for spec in REGISTRY)

@@ -186,7 +186,7 @@ def test_spellings_order_and_aliases():
     assert select({"loss": "wise-iou"}).box.name == "wise-iou", "a prefix, and no version of wiou"
 
 
-def test_nothing_asked_for_is_stock_and_its_numbers_have_the_reference_engine():
+def test_nothing_asked_for_is_stock_and_what_is_resolved_can_be_given_again():
     for args in ({}, keys(), {"epochs": 3, "iou": 0.7, "box": 7.5}, {"task": "classify", **keys()}):
         selection = select(args)
         assert not selection.is_active
@@ -194,9 +194,6 @@ def test_nothing_asked_for_is_stock_and_its_numbers_have_the_reference_engine():
     assert select({"loss": "ciou", "cls_loss": "bce"}).resolved()["loss_engine"] == "reference"
     for asked in ({"loss_engine": "auto"}, {"loss": "eiou"}, {"tal_beta": 5.0}, {"cls_smoothing": 0.1}):
         assert select({"loss": "ciou", **asked}).resolved()["loss_engine"] == "auto"
-
-
-def test_resolved_is_complete_and_can_be_given_again():
     chosen = {"loss": "focal_EIoU", "cls_loss": "focal", "cls_focal_alpha": None, "tal_topk": 13.0}
     resolved = select(chosen).resolved()
     assert resolved == {
@@ -245,12 +242,9 @@ def test_arrays_are_lists(kind):
     refuses("cls_weights=-1 is out of range", select, {"cls_weights": kind([1.0, -1.0])})
 
 
-def test_an_array_of_no_or_of_other_shape_is_refused():
+def test_an_array_of_another_shape_is_refused_and_context_by_hand():
     for value in (np.array([]), np.array(2.0), np.ones((2, 2))):
         refuses("cls_weights=", select, {"cls_weights": value})
-
-
-def test_context_by_hand():
     pred, target = torch.rand(2, 3, 4, dtype=torch.float64).requires_grad_()
     sizes = 640, (480, 640), [640, 480], torch.tensor([480, 640]), torch.tensor(640.0)
     for imgsz, stride in product(sizes, (8, 8.0, torch.tensor(8), torch.full((3, 1), 8.0))):

@@ -92,7 +92,7 @@ def test_equals_the_numbers_of_others(entry_name):
     torch.testing.assert_close(gradient[smooth], expected_gradient[smooth], rtol=1e-7, atol=max(atol, 1e-9))
 
 
-def test_float32_keeps_the_value_and_neutral_options_change_nothing():
+def test_float32_neutral_options_and_small_sides():
     pred, target = torch.tensor(GOLDEN["pred"]), torch.tensor(GOLDEN["target"])
     for name, options in COMPARED.values():
         exact = create_box_loss(name, **options)(pred.double(), target.double()).detach()
@@ -104,9 +104,6 @@ def test_float32_keeps_the_value_and_neutral_options_change_nothing():
         base = create_box_loss(name)(pred, target)
         torch.testing.assert_close(create_box_loss(f"alpha-{name}", alpha_power=1.0)(pred, target), base)
         torch.testing.assert_close(create_box_loss(f"focal-{name}", focal_gamma=0.0)(pred, target), base)
-
-
-def test_gcd_equals_values_computed_by_others():
     pred = torch.tensor([[0, 0, 2, 1], [0, 0, 10, 10]], dtype=torch.float64)
     target = torch.tensor([[0, 0, 2, 2], [5, 5, 25, 15]], dtype=torch.float64)
     expected = torch.tensor([0.4282291584, 0.6377804650], dtype=torch.float64)  # D² = 0.3125 and 1.03125

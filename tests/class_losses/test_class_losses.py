@@ -114,16 +114,12 @@ def test_slide_equals_the_numbers_of_others(mean):
     torch.testing.assert_close(found, torch.tensor(entry["loss"], dtype=torch.float64), rtol=1e-9, atol=1e-12)
 
 
-def test_neutral_options_are_bce_and_every_loss_has_an_oracle():
+def test_neutral_options_oracles_and_calibration_on_soft_targets():
     logits, targets = checks.grid()
     expected = create_class_loss("bce")(logits, targets)
     for name, options in (("focal", {"cls_focal_gamma": 0, "cls_focal_alpha": None}), ("qfl", {"cls_qfl_beta": 0})):
         torch.testing.assert_close(create_class_loss(name, **options)(logits, targets), expected)
     assert set(list_class_losses()) == {*oracles.CLASS, *oracles.BATCH}
-
-
-def test_calibration_on_soft_targets():
-    """What the notes say of the score at which a loss is smallest: the target with `qfl`, another with the others."""
     logits = torch.linspace(-8, 8, 160001, dtype=torch.float64)
     for target in (0.25, 0.75):
         targets = torch.full_like(logits, target)

@@ -152,7 +152,7 @@ def test_a_loss_across_boxes_gets_the_positives_only(step_inputs, registry):
     assert seen[0] == seen[-1] < 50  # those of the fast engine; 5 objects have at most 50 anchors
 
 
-def test_the_report_counts_the_same(step_inputs):
+def test_the_report_counts_the_same_and_validation_computes_no_gradient(step_inputs):
     made, preds, data = step_inputs
     sums = []
     for name in ("fast", "triton"):
@@ -163,9 +163,6 @@ def test_the_report_counts_the_same(step_inputs):
         sums.append(meter.parts)
     torch.testing.assert_close(sums[0], sums[1], rtol=1e-5, atol=1e-5)
     assert all(part.any() for part in sums[0][:3]) and meter.has_claims
-
-
-def test_validation_computes_no_gradient(step_inputs):
     made, preds, data = step_inputs
     for keys in ({"loss": "giou"}, {"loss": "focal-giou"}):
         losses = []
@@ -395,17 +392,13 @@ def test_nothing_waits_for_the_gpu(step_inputs, keys):
 
 
 @on_gpu
-def test_launches(step_inputs):
+def test_a_step_launches_few_kernels_and_can_be_captured(step_inputs):
     made, preds, data = step_inputs
     criterion = with_keys(made, loss_engine="triton", loss="eiou")
     step(criterion, preds, data)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         step(criterion, preds, data)
     assert 10 < sum(event.count for event in profile.key_averages() if event.device_type == DeviceType.CUDA) <= 80
-
-
-@on_gpu
-def test_a_step_can_be_captured(step_inputs):
     made, preds, data = step_inputs
     criterion = with_keys(made, loss_engine="triton", loss="eiou")
     expected = step(criterion, preds, data)[0]

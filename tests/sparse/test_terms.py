@@ -85,7 +85,7 @@ def test_class_sum_equals_the_dense_sum(name, device, monkeypatch):
         torch.testing.assert_close(grads[1], grads[0], rtol=tolerances[dtype], atol=tolerances[dtype])
 
 
-def test_class_sum_without_targets_and_without_gradient():
+def test_class_sum_and_distances_of_nothing():
     loss = create_class_loss("bce")
     logits, _, _ = draw()
     none = torch.zeros(0, dtype=torch.long), torch.zeros(0)
@@ -95,6 +95,12 @@ def test_class_sum_without_targets_and_without_gradient():
     strided = logits.detach().permute(0, 2, 1).contiguous().permute(0, 2, 1).requires_grad_()
     value = class_sum(strided, *none, loss, background=loss.background)
     torch.testing.assert_close(torch.autograd.grad(value, strided)[0], strided.detach().sigmoid())
+    features = torch.randn(2, 64, 50, requires_grad=True)
+    none = torch.zeros(0, dtype=torch.long)
+    expected, dfl = distances(features, none, torch.zeros(0, 4))
+    assert expected.shape == (0, 4) and dfl.shape == (0,)
+    assert not torch.autograd.grad(expected.sum() + dfl.sum(), features)[0].any()
+    assert not torch.autograd.grad(gather(features, none).sum(), features)[0].any()
 
 
 def test_distances_equal_those_of_the_dense_form(device, monkeypatch):
@@ -123,15 +129,6 @@ def test_distances_equal_those_of_the_dense_form(device, monkeypatch):
     alone = DFLoss(16)(rows, targets.clone()), distances(features, anchor, targets)[1]
     grads = [torch.autograd.grad(value.sum(), features)[0] for value in alone]
     torch.testing.assert_close(grads[1], grads[0], rtol=1e-4, atol=1e-6)
-
-
-def test_distances_and_features_of_no_anchor():
-    features = torch.randn(2, 64, 50, requires_grad=True)
-    none = torch.zeros(0, dtype=torch.long)
-    expected, dfl = distances(features, none, torch.zeros(0, 4))
-    assert expected.shape == (0, 4) and dfl.shape == (0,)
-    assert not torch.autograd.grad(expected.sum() + dfl.sum(), features)[0].any()
-    assert not torch.autograd.grad(gather(features, none).sum(), features)[0].any()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)

@@ -260,9 +260,8 @@ def test_tables_of_a_gpu():
     assert "16x7: triton exchanged 2 anchors of equal metric, up to rounding." in said
 
 
-@pytest.mark.parametrize(
-    ("keys", "message"),
-    [
+def test_a_mistake_is_named_before_anything_is_measured(tmp_path):
+    for keys, message in (
         ({"objects": "many"}, "objects=many must be numbers of objects per image, each once"),
         ({"objects": 7, "data": "x.yaml"}, "objects=7 has no effect with data="),
         ({"engines": "fast,tritn"}, "'tritn' is unknown. Did you mean 'triton'?"),
@@ -282,12 +281,9 @@ def test_tables_of_a_gpu():
         ({"model": "yolo26n-pose.yaml"}, "has keypoint terms that read other outputs"),
         ({"model": "nowhere.yaml"}, "model=nowhere.yaml cannot be used: "),
         ({"data": "nowhere.yaml"}, "data=nowhere.yaml"),
-    ],
-    ids=str,
-)
-def test_a_mistake_is_named_before_anything_is_measured(keys, message, tmp_path):
-    refuses(re.escape(message), bench.bench, {"device": "cpu", "project": str(tmp_path / "runs"), **keys})
-    assert not (tmp_path / "runs").exists()
+    ):
+        refuses(re.escape(message), bench.bench, {"device": "cpu", "project": str(tmp_path / "runs"), **keys})
+        assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize("task", [slow("segment"), slow("pose"), "obb"])
@@ -345,7 +341,7 @@ def test_the_command_with_interpreted_kernels(tmp_path):
 # Parts.
 
 
-def test_batches_are_the_same_every_time_and_ties_those_of_a_gpu():
+def test_steps_are_fair_warmed_up_and_of_equal_batches(monkeypatch):
     head = problems.Head(imgsz=64)
     one, other = (problems.drawn_problem(problems.ObjectSpec(4, 20), 3, head=head) for _ in range(2))
     assert torch.equal(one.scores, other.scores) and torch.equal(one.batch["bboxes"], other.batch["bboxes"])
@@ -360,9 +356,6 @@ def test_batches_are_the_same_every_time_and_ties_those_of_a_gpu():
     with timing.gpu_ties():
         assert torch.topk(values, 4, dim=-1, largest=True).indices.tolist() == [[50, 0, 1, 2]]
     assert torch.topk.__module__ != timing.__name__
-
-
-def test_steps_are_in_fair_order_warmed_up_and_queued(monkeypatch):
     seen = []
     _, times = timing.alternate(("a", "b"), [0, 1, 2], 4, 0, lambda side, _: seen.append(side) or 1.0)
     assert "".join(seen) == "ab" + "abbaabba" and times == ([1.0] * 4, [1.0] * 4)

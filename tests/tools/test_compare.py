@@ -174,9 +174,8 @@ def test_the_command_alone_continues_a_numbered_comparison(tmp_path):
         assert directory_of(plan_of({**args, "epochs": epochs}), None, tmp_path) == folder
 
 
-@pytest.mark.parametrize(
-    ("keys", "message"),
-    [
+def test_errors_come_before_anything_is_written(tmp_path):
+    for keys, message in (
         ({"loss": "ciou,eiuo"}, "Did you mean 'eiou'"),
         ({"loss": ","}, "loss=, lacks a value before or after a comma"),
         ({"epoch": 3}, "epoch=3 is unknown. Did you mean 'epochs'"),
@@ -199,26 +198,21 @@ def test_the_command_alone_continues_a_numbered_comparison(tmp_path):
         ({"data": "nothere.yaml"}, "data=nothere.yaml cannot be"),
         ({"loss": "ciou,focal-eiou", "inner_ratio": 0.7}, "inner_ratio=0.7 has no effect"),
         ({"model": "yolov8s-world.yaml", "cls_weights": [1, 2, 3]}, "cannot be used with YOLO-World"),
-    ],
-)
-def test_errors_come_before_anything_is_written(tmp_path, keys, message):
-    args = {key: value for key, value in {**KEYS, "project": str(tmp_path), **keys}.items() if value is not None}
-    with pytest.raises(LossPlugError) as caught:
-        compare.compare(args)
-    assert message in str(caught.value)
-    assert not list(tmp_path.iterdir())
+    ):
+        args = {key: value for key, value in {**KEYS, "project": str(tmp_path), **keys}.items() if value is not None}
+        with pytest.raises(LossPlugError) as caught:
+            compare.compare(args)
+        assert message in str(caught.value)
+        assert not list(tmp_path.iterdir())
 
 
-def test_seeds_and_devices():
+def test_seeds_devices_and_the_line_of_a_run(tmp_path):
     plan = plan_of({**KEYS, "seeds": 3})
     assert plan.seeds == (0, 1, 2) and plan.devices == () and plan.engine == "local"
     assert [plan_of({**KEYS, "seeds": text}).seeds for text in ("3", "0,7")] == [(0, 1, 2), (0, 7)]
     keys = {key: value for key, value in KEYS.items() if key != "device"}
     assert plan_of({**keys, "seeds": (7, 42), "devices": (0, 1)}).devices == (0, 1)
     assert plan_of({**keys, "seeds": 1, "devices": "cpu,cpu"}).devices == ("cpu", "cpu")
-
-
-def test_line_of_a_run(tmp_path):
     todo = [Job(arm, seed, tmp_path / "runs" / f"{arm}{seed}", {}) for seed in (0, 1) for arm in ("ciou", "eiou")]
     progress = compare.Progress(todo, "mAP50-95")
     todo[0].folder.mkdir(parents=True)

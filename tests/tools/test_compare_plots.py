@@ -70,7 +70,7 @@ def test_curves_show_differences_paired_by_seed():
     assert np.ptp(differences.collections[0].get_paths()[0].vertices[:, 1]) == pytest.approx(0)
 
 
-def test_runs_of_unlike_length_and_those_that_learnt_nothing():
+def test_runs_of_unlike_length_of_twelve_arms_and_those_that_learnt_nothing():
     nothing = {("a", 0): [{MAP: 0.0, MAP50: 0.0}], ("b", 0): []}
     assert draw_curves(nothing, ["a", "b"]) is None
     assert draw_curves({("a", 0): []}, ["a"]) is None
@@ -80,9 +80,6 @@ def test_runs_of_unlike_length_and_those_that_learnt_nothing():
     (axis,) = draw_curves(histories, ["a", "b", "c"]).axes
     assert [(line.get_label(), len(line.get_xdata())) for line in axis.lines] == [("b", 5), ("c", 3)]
     assert compare_plots._less(np.arange(3.0), np.ones(2)).tolist() == [-1, 0]
-
-
-def test_twelve_arms():
     arms = [f"loss number {k}" for k in range(12)]
     figure = draw_curves({(arm, 0): history(9, 0.4 + 0.01 * k) for k, arm in enumerate(arms)}, arms)
     values, differences = figure.axes

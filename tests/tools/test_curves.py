@@ -91,11 +91,16 @@ def test_movements_have_the_iou_they_say(name):
     assert way.iou.max() == 1
 
 
-def test_scale_goes_both_ways_and_shift_goes_on_without_overlap():
+def test_movements_go_both_ways_and_on_without_overlap_and_losses_start_afresh():
     factors = measures.movement("scale").positions
     assert factors.min() == pytest.approx(math.sqrt(0.1)) and factors.max() == pytest.approx(math.sqrt(10))
     shift = measures.movement("shift")
     assert (shift.iou[shift.positions > 1] == 0).all() and shift.positions.max() == 2
+    loss, way = create_box_loss("wiou-v3"), measures.movement("scale")
+    first = measures.measure_box(loss, way.boxes, measures.target_box())[0]
+    again = measures.measure_box(loss, way.boxes, measures.target_box())[0]
+    assert torch.equal(first, again)
+    assert not loss.state.state.tensors  # nor does the loss remember the curve
 
 
 def test_sizes_are_those_of_targets(tmp_path):
@@ -179,14 +184,6 @@ def test_losses_see_pixels_angles_and_classes():
     values, slopes = measures.measure_class(create_class_loss("ce"), p, 1.0)
     assert values.tolist() == pytest.approx((-p.log()).tolist())
     assert slopes.tolist() == pytest.approx((p - 1).tolist())
-
-
-def test_losses_that_remember_start_afresh():
-    loss, way = create_box_loss("wiou-v3"), measures.movement("scale")
-    first = measures.measure_box(loss, way.boxes, measures.target_box())[0]
-    again = measures.measure_box(loss, way.boxes, measures.target_box())[0]
-    assert torch.equal(first, again)
-    assert not loss.state.state.tensors  # nor does the loss remember the curve
 
 
 @pytest.mark.parametrize("name", (*BASES, *PREFIXED))

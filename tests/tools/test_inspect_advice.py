@@ -67,15 +67,6 @@ CITED = {
 }
 
 
-def test_shares_of_an_untrained_model_are_said_to_be_those_of_random_weights():
-    both = {**MADE["objects without an anchor"], "conflicts": 0.2}
-    for is_untrained in (True, False):
-        missed, contested = advise(Facts(**{**PLAIN, **both, "is_untrained": is_untrained}))
-        for advice in (missed, contested):
-            assert ("the random weights of an untrained model" in advice.text) == is_untrained
-            assert ("this model" in advice.text) != is_untrained
-
-
 def test_where_there_is_no_reason():
     (advice,) = advise(Facts(**PLAIN))
     assert advice.text == NO_REASON == "no reason to change the stock loss"
@@ -128,7 +119,7 @@ def test_a_shell_passes_on_names_of_files_and_classes(name):
     assert values["data"] == data and values["cls_weights"] == [{name: 1}, {name: 2}]
 
 
-def test_texts_have_their_numbers():
+def test_texts_have_their_numbers_and_say_whether_weights_are_random():
     few = advise(Facts(**{**PLAIN, **MADE["few candidates"]}))[0]
     assert few.text.startswith(
         "31 % of objects have fewer than 4 candidates at imgsz 640, 6 % at 960, and 2 % at 640 with a P2 head: a larger"
@@ -139,6 +130,12 @@ def test_texts_have_their_numbers():
     alone = advise(Facts(**{**PLAIN, "rare": ["car"], "rare_share": 0.004}))[0]
     assert alone.text.startswith("class car has 0.4 % of objects")
     assert "imgsz=960" in advise(Facts(**{**PLAIN, "none": (0.01,)}))[0].command
+    both = {**MADE["objects without an anchor"], "conflicts": 0.2}
+    for is_untrained in (True, False):
+        missed, contested = advise(Facts(**{**PLAIN, **both, "is_untrained": is_untrained}))
+        for advice in (missed, contested):
+            assert ("the random weights of an untrained model" in advice.text) == is_untrained
+            assert ("this model" in advice.text) != is_untrained
 
 
 def every(**more):

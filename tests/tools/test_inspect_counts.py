@@ -70,24 +70,7 @@ def test_pairs_of_3000_objects_are_not_held_at_once_and_there_may_be_none(monkey
         assert found.pairs == 0 and found.above == (0, 0) and len(found.is_crowded) == sum(n)
 
 
-def test_sizes_crowding_and_classes_by_hand():
-    areas = np.array([0.0, 1023.99, 1024, 1025, 9215.9, 9216, 1e6])
-    assert numbers.sizes_of(areas).tolist() == [0, 0, 1, 1, 1, 2, 2]
-    assert numbers.size_shares(areas) == pytest.approx((2 / 7, 3 / 7, 2 / 7))
-    assert numbers.size_shares(np.zeros(0)) == (0.0, 0.0, 0.0)
-    assert numbers.crowding(np.array([0, 1, 2, 3, 104])) == (2.0, pytest.approx(83.8), 104, 1)
-    assert numbers.crowding(np.array([3])) == (3.0, 3.0, 3, 0)
-    cls, image = np.array([0, 0, 2, 0, 2]), np.array([0, 0, 0, 3, 4])
-    objects, images = numbers.class_counts(cls, image, 4)
-    assert objects.tolist() == [3, 0, 2, 0] and images.tolist() == [2, 0, 2, 0]
-    assert numbers.imbalance(objects) == 1.5 and numbers.imbalance(np.array([0, 5])) == 1.0
-    assert numbers.imbalance(np.zeros(3, int)) == 1.0
-    assert numbers.rare_classes(np.array([100, 5, 6, 0, 1]), 20).tolist() == [1, 4]
-    sides = np.array([[10.0, 10], [40, 10], [10, 41], [0, 5], [0, 0]])
-    assert numbers.elongated(sides).tolist() == [1, 4, 4.1, 1000, 0]
-
-
-def test_faults_by_hand():
+def test_faults_and_crowds_by_hand():
     boxes = np.array(
         [
             [0.5, 0.5, 0.2, 0.2],
@@ -105,6 +88,20 @@ def test_faults_by_hand():
     nothing = numbers.PairCounts(0, (0, 0), (0, 0), 0, 0, np.zeros(0, bool))
     empty = np.zeros((0, 4)), np.zeros((0, 2)), np.zeros((0, 2))
     assert not any(numbers.faults(*empty, nothing, 0).values())
+    areas = np.array([0.0, 1023.99, 1024, 1025, 9215.9, 9216, 1e6])
+    assert numbers.sizes_of(areas).tolist() == [0, 0, 1, 1, 1, 2, 2]
+    assert numbers.size_shares(areas) == pytest.approx((2 / 7, 3 / 7, 2 / 7))
+    assert numbers.size_shares(np.zeros(0)) == (0.0, 0.0, 0.0)
+    assert numbers.crowding(np.array([0, 1, 2, 3, 104])) == (2.0, pytest.approx(83.8), 104, 1)
+    assert numbers.crowding(np.array([3])) == (3.0, 3.0, 3, 0)
+    cls, image = np.array([0, 0, 2, 0, 2]), np.array([0, 0, 0, 3, 4])
+    objects, images = numbers.class_counts(cls, image, 4)
+    assert objects.tolist() == [3, 0, 2, 0] and images.tolist() == [2, 0, 2, 0]
+    assert numbers.imbalance(objects) == 1.5 and numbers.imbalance(np.array([0, 5])) == 1.0
+    assert numbers.imbalance(np.zeros(3, int)) == 1.0
+    assert numbers.rare_classes(np.array([100, 5, 6, 0, 1]), 20).tolist() == [1, 4]
+    sides = np.array([[10.0, 10], [40, 10], [10, 41], [0, 5], [0, 0]])
+    assert numbers.elongated(sides).tolist() == [1, 4, 4.1, 1000, 0]
 
 
 def test_bins_batches_and_telling_images_by_hand():

@@ -20,13 +20,9 @@ def test_noise_is_called_noise(seeds):
     assert sum(verdict != NOISE for verdict in found) / len(found) < 0.08
 
 
-def test_differences_are_found():
+def test_differences_are_found_and_few_seeds_have_no_verdict():
     assert verdicts(3.0, 5).count(BETTER) > 350 and verdicts(-3.0, 5).count(WORSE) > 350
     assert verdicts(1.0, 10).count(BETTER) > 300
-
-
-def test_few_seeds_and_no_difference():
-    """Three values have one sign by chance once in four times."""
     found = decide([0.001, 0.02, 0.003])
     assert found.verdict == NOISE and found.low < 0 < found.high
     assert decide([0.010, 0.011, 0.012]).verdict == BETTER

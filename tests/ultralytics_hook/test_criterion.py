@@ -257,16 +257,6 @@ def test_rotated_boxes_take_losses_of_their_own(name):
         made.zero_grad()
 
 
-def test_rotated_boxes_refuse_what_is_horizontal():
-    made = model("yolov8n-obb")
-    criterion = with_keys(made, cls_loss="focal", tal_topk=4)
-    assert criterion.assigner.topk == 4
-    for refused, message in (({"loss": "eiou"}, "obb takes .*gwd"), ({"tal_iou": "giou"}, "obb takes loss")):
-        refuses(f"task=obb.*{message}", with_keys, made, **refused)
-        with pytest.raises(LossPlugError, match=f"task=obb.*{message}"):
-            plug(with_keys(made), select(refused))  # also where nobody has said which task it is
-
-
 BY_HAND = {"": "DetectionLoss", "-seg": "SegmentationLoss", "-pose": "PoseLoss", "-obb": "OBBLoss"}
 
 
@@ -284,7 +274,7 @@ def test_by_hand_equals_by_key(suffix):
     refuses("clss_loss=qfl is unknown. Did you mean 'cls_loss'", getattr(yolo_lossplug, cls), made, clss_loss="qfl")
 
 
-def test_by_hand_in_a_compound_criterion():
+def test_by_hand_in_a_compound_criterion_and_without_horizontal_boxes():
     from ultralytics.utils.loss import E2ELoss
 
     made, given = model("yolo26n"), batch("yolo26n")
@@ -296,6 +286,13 @@ def test_by_hand_in_a_compound_criterion():
     assert [leaf.assigner.topk for leaf in branch_criteria(by_hand)] == [6, 7]
     preds = made(given["img"])
     assert torch.equal(losses(by_hand, preds, given), losses(with_keys(made, loss="eiou", tal_topk=6), preds, given))
+    made = model("yolov8n-obb")
+    criterion = with_keys(made, cls_loss="focal", tal_topk=4)
+    assert criterion.assigner.topk == 4
+    for refused, message in (({"loss": "eiou"}, "obb takes .*gwd"), ({"tal_iou": "giou"}, "obb takes loss")):
+        refuses(f"task=obb.*{message}", with_keys, made, **refused)
+        with pytest.raises(LossPlugError, match=f"task=obb.*{message}"):
+            plug(with_keys(made), select(refused))  # also where nobody has said which task it is
 
 
 def test_assigner_by_hand(v8):

@@ -288,9 +288,8 @@ def test_half_precision_is_raised(dtype):
         assert low.dtype == torch.float32 and low == pytest.approx(high.item(), rel=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("keys", "message"),
-    [
+def test_what_is_refused_before_data_and_model(tmp_path):
+    for keys, message in (
         *(
             ({key: value}, f"{key}={value} has no effect with RT-DETR: its queries are matched")
             for key, value in {
@@ -306,14 +305,11 @@ def test_half_precision_is_raised(dtype):
         ({"loss": "eiou", "cls_weights": [1, 2, 3]}, r"cls_weights=\[1, 2, 3\] needs cls_loss with RT-DETR"),
         ({"loss": "kld"}, "loss=kld takes rotated boxes"),
         ({"loss": "eiou", "focal_gamma": 1.0}, "focal_gamma=1.0 has no effect with loss=eiou"),
-    ],
-    ids=str,
-)
-def test_what_is_refused_before_data_and_model(keys, message, tmp_path):
-    overrides = {**TINY, "data": "nowhere.yaml", "model": "best.pt", "project": str(tmp_path), **keys}
-    refuses(message, RTDETRTrainer, overrides=overrides)
-    refuses(message, RTDETR(MODEL).train, **overrides)
-    assert not list(tmp_path.iterdir()), "a run was begun"
+    ):
+        overrides = {**TINY, "data": "nowhere.yaml", "model": "best.pt", "project": str(tmp_path), **keys}
+        refuses(message, RTDETRTrainer, overrides=overrides)
+        refuses(message, RTDETR(MODEL).train, **overrides)
+        assert not list(tmp_path.iterdir()), "a run was begun"
 
 
 def test_class_weights_and_another_host_are_refused(monkeypatch):

@@ -120,7 +120,7 @@ def test_predict_and_val(trained, data, seen):
 
 
 @pytest.mark.slow
-def test_training_calls_it_where_the_host_does(data, tmp_path, seen):
+def test_a_training_calls_it_where_the_host_does_and_says_first_where_it_cannot(data, tmp_path, seen):
     train(data=data, project=str(tmp_path), nms_iou="diou")
     assert seen
     seen.clear()
@@ -129,6 +129,11 @@ def test_training_calls_it_where_the_host_does(data, tmp_path, seen):
         assert seen
     else:
         refuses("an end-to-end head has no NMS", train, END_TO_END, data=data, project=str(tmp_path), nms_iou="diou")
+    begun = []
+    with pytest.raises(LossPlugError, match="nms_iou=diou has no effect in validation here: an end-to-end head"):
+        keys = {"data": data, "project": str(tmp_path), "nms_iou": "diou", "nms": False}
+        train(END_TO_END, callbacks=[("on_train_epoch_start", begun.append)], **keys)
+    assert not begun
 
 
 def test_where_it_has_no_effect(tmp_path):
@@ -173,15 +178,6 @@ def test_releases_differ_in_their_default(monkeypatch):
         monkeypatch.setitem(nms.DEFAULT_CFG_DICT, "nms", default)
         assert nms.has_nms(model, given) is expected, (default, given)
     assert nms.has_nms(YOLO("yolov8n.yaml").model, {"nms": False})
-
-
-@pytest.mark.slow
-def test_training_says_it_before_the_first_epoch(data, tmp_path):
-    begun = []
-    with pytest.raises(LossPlugError, match="nms_iou=diou has no effect in validation here: an end-to-end head"):
-        keys = {"data": data, "project": str(tmp_path), "nms_iou": "diou", "nms": False}
-        train(END_TO_END, callbacks=[("on_train_epoch_start", begun.append)], **keys)
-    assert not begun
 
 
 def test_a_call_says_once_which_overlap_runs():
