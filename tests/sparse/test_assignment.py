@@ -141,33 +141,23 @@ def test_many_pairs_are_processed_in_chunks(family, sparse_runs, monkeypatch):
 # The rules. Without its rule each of these problems has a different result.
 
 
-def test_a_gt_without_a_positive_sum_of_coordinates_is_ignored(sparse_runs):
+def test_boxes_as_ultralytics_sees_them(sparse_runs):
     labels, boxes, mask = boxes_of([10, 10, 90, 90], [-90, -90, 40, 40], [30, 30, 60, 70])
     mask = boxes.sum(2, keepdim=True).gt(0).float()
     assert mask.flatten().tolist() == [1, 0, 1]
     *_, foreground, _ = equal(pair(), (*flat(), labels, boxes, mask))
-    assert foreground.any() and sparse_runs
-
-
-def test_small_boxes_are_widened_to_the_second_stride_for_the_search_only(sparse_runs):
+    assert foreground.any()
+    # Small boxes are widened to the second stride, for the search only.
     inputs = (*flat(side=6.0), *boxes_of([101, 101, 104, 105], [201, 50, 203, 90]))
-    foreground = equal(pair(), inputs)[3]
-    assert foreground.sum() >= 4
-    assert sparse_runs
-
-
-def test_a_box_whose_edge_lies_on_a_centre_excludes_it(sparse_runs):
+    assert equal(pair(), inputs)[3].sum() >= 4
+    # A box whose edge lies on a centre excludes it; edges are those after conversion to centre and size and back.
     for box, n_inside in (([100, 100, 132, 132], 9 + 4 + 1), ([99.99, 99.99, 132.01, 132.01], 25 + 9 + 1)):
         assert equal(pair(topk=30), (*flat(), *boxes_of(box)))[3].sum() == min(n_inside, 30)
-    assert len(sparse_runs) == 2
-
-
-def test_edges_are_those_after_conversion_to_centre_and_size_and_back(sparse_runs):
     edge = 143.2761993408203
     boxes = torch.tensor([116.0, 116.0, edge, edge])
     assert xywh2xyxy(xyxy2xywh(boxes))[0] < 116  # so that the centres at 116 are inside
     assert equal(pair(topk=30), (*flat(), *boxes_of(boxes.tolist())))[3].sum() > 9
-    assert sparse_runs
+    assert len(sparse_runs) == 5
 
 
 @pytest.mark.parametrize("k", [10, 13])
@@ -212,12 +202,13 @@ def test_equal_overlaps_go_to_the_first_gt_and_zeros_to_the_first_slot(sparse_ru
     assert len(sparse_runs) == 3
 
 
-def test_outputs_of_anchors_without_a_gt(sparse_runs):
+def test_outputs_of_anchors_without_a_gt_and_scores_in_the_order_of_ultralytics(sparse_runs):
     labels, boxes, mask = boxes_of([40, 40, 120, 120], [10, 10, 30, 30])
     labels[0] = torch.tensor([[3.0], [-1.0]])
     out_labels, out_boxes, _, foreground, _ = equal(pair(), (*flat(), labels, boxes, mask))
     assert (out_labels[~foreground] == 3).all() and (out_boxes[~foreground] == boxes[0, 0]).all()
-    assert sparse_runs
+    score = equal(pair(), problem("realistic", 5))[2]
+    assert len(score[score > 0].unique()) > 10 and len(sparse_runs) == 2
 
 
 @pytest.mark.parametrize("topk2", [1, 3])
@@ -228,12 +219,6 @@ def test_a_second_selection_after_conflicts(topk2, sparse_runs):
         inputs = (scores, predicted, anchors, *boxes_of([0, 0, 100, 60], [0, 0, 100, 60], [30, 30, 200, 200]))
         equal(pair(topk=7, topk2=topk2), inputs)
     assert len(sparse_runs) == 3
-
-
-def test_the_score_is_normalised_in_the_order_of_ultralytics(sparse_runs):
-    inputs = problem("realistic", 5)
-    score = equal(pair(), inputs)[2]
-    assert len(score[score > 0].unique()) > 10 and sparse_runs
 
 
 # Where Ultralytics' own assignment is used.
