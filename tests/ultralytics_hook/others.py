@@ -156,8 +156,8 @@ def main(data, folder):
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     failed = []
-    for name, change in {**WRAPS, **CHANGES}.items():
-        for is_before in (True, False) if name in CHANGES else (True,):
+    for name, change in CHANGES.items():
+        for is_before in (True, False):
             sys.stdout.flush()
             child = os.fork()
             if not child:
