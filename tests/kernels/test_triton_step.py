@@ -343,7 +343,7 @@ def test_auto_takes_them_where_they_are_recorded(step_inputs, monkeypatch, tmp_p
     assert str(with_keys(made, loss="eiou").lossplug.decision) == "fast"
 
 
-RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*.md"))
+RESULTS = sorted((ROOT / "benchmarks" / "results").glob("20*.md"))  # others are simulations, which have no device
 
 
 def measured_on(file):

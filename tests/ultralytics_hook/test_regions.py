@@ -209,7 +209,7 @@ def test_criteria_without_a_class_term_are_refused():
 class TestDetr:
     """RT-DETR: queries that are matched to no object."""
 
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def parts(self):
         from ultralytics.models.utils.loss import RTDETRDetectionLoss
 
