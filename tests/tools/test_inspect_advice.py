@@ -26,6 +26,7 @@ SIDE = Tried("tal_min_side", 16.0, 32.0, NOW, Shares(0.04, 0.3))
 MADE = {
     "faults": {"faults": {"side below 1 pixel": 30, "images that the loader leaves out": 1}},
     "regions": {"unused": ("ignored", "others")},
+    "entries": {"absent": {"first/images": ("triangle",)}},
     "no candidates": {"none": (0.031,)},
     "few candidates": {"few": (0.31, 0.06), "few_p2": (0.02, 0.0), "imgsz": (640, 960), "none": (0.0, 0.0)},
     "small in one scale only": {"small_input": (0.16,), "small_original": 0.67},
@@ -53,7 +54,14 @@ def test_every_rule_has_a_case_and_its_threshold():
 
 
 THRESHOLDS = {
-    **{"faults": 0.005, "regions": 1, "no candidates": 0.005, "few candidates": 0.1, "small in one scale only": 0.3},
+    **{
+        "faults": 0.005,
+        "regions": 1,
+        "entries": 1,
+        "no candidates": 0.005,
+        "few candidates": 0.1,
+        "small in one scale only": 0.3,
+    },
     **{"tiny objects": 0.2, "rare classes": 1, "overlapping objects": 0.02, "elongated objects": 0.2},
     **{"objects without an anchor": 0.05, "contested anchors": 0.15, "memory": 2**31},
 }

@@ -205,9 +205,34 @@ def test_what_inspect_tells_of_regions(tmp_path):
 
     plain = read({"data": described(tmp_path)})
     assert not len(plain.silenced) and (plain.cls == 2).any() and looks_like_region(plain.names[2])
-    found = read({"data": described(tmp_path, ignore={"crowd": ["b"]})})
+    described(tmp_path)
+    found = read({"data": str(tmp_path / "data.yaml"), "ignore": "{crowd: [b]}"})
+    written = read({"data": described(tmp_path, ignore={"crowd": ["b"]})})
+    assert written.silenced.tolist() == found.silenced.tolist() and (written.cls == found.cls).all()
     assert found.silenced.tolist() == [0, 1, 0] and not (found.cls == 2).any()
     assert len(found.cls) == len(found.boxes) == len(found.image) == (plain.cls != 2).sum()
+    corners = [[0, 0], [1, 0], [1, 1], [0, 1]]
+    assert not plain.regions and [one.tolist() for one in found.regions] == [[corners]] * len(found.files)
+
+
+def test_folders_that_annotate_different_classes_are_a_hint(tmp_path):
+    from yolo_lossplug.partly import write_partly
+    from yolo_lossplug.tools.inspect.advice import advise
+    from yolo_lossplug.tools.inspect.command import inspect_plan
+    from yolo_lossplug.tools.inspect.findings import Findings
+    from yolo_lossplug.tools.inspect.pictures import draw_pictures
+
+    source = write_partly(tmp_path / "data", "parts", 80, validation=16)
+    data = {"path": str(source), "train": ["first/images", "second/images"], "val": "images/val"}
+    data["names"], file = ["circle", "square", "triangle"], tmp_path / "data.yaml"
+    file.write_text(yaml.safe_dump(data))
+    for known in (None, "[[circle, square], [triangle]]"):
+        found = Findings(inspect_plan({"data": str(file), "imgsz": 160, **({"annotated": known} if known else {})}))
+        hint = [piece.text for piece in advise(found.facts) if piece.name == "entries"]
+        assert bool(hint) == (known is None) and bool(len(found.labels.regions)) == (known is not None)
+        assert not hint or "(first/images: triangle; second/images: circle, square)" in hint[0]
+    assert "regions" in found.reasons(found.views[0])
+    assert draw_pictures(found, tmp_path)
 
 
 def test_regions_are_hatched(monkeypatch):

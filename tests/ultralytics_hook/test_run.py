@@ -26,7 +26,6 @@ from yolo_lossplug.ultralytics_hook import trainer as hook
 from yolo_lossplug.ultralytics_hook.criterion import plug
 from yolo_lossplug.ultralytics_hook.run import making, runs
 from yolo_lossplug.ultralytics_hook.running import banner, branch_criteria, mismatches, running
-from yolo_lossplug.ultralytics_hook.trainer import save_model
 
 select = selection.select
 

@@ -12,6 +12,7 @@ from yolo_lossplug import charts
 from yolo_lossplug.files import write_text
 from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.selection.keys import TASKS, keys, refuse_unknown
+from yolo_lossplug.selection.regions import ANNOTATED, IGNORE
 from yolo_lossplug.selection.select import select
 from yolo_lossplug.tools.arguments import command_line, merge, split_list, whole_number
 from yolo_lossplug.tools.inspect.advice import write_weights
@@ -39,6 +40,7 @@ or corners for segment and obb, keypoints that do not fit kpt_shape.
   fraction=  share of the images, or their number, as of `yolo train`
   tal_topk=, tal_alpha=, tal_beta=, ...   numbers of the assigner, as of
              `yolo train`
+  ignore=, annotated=   what is not taught, as of `yolo train`
   task=      detect, segment, pose or obb; default that of the model, or of the
              labels
   batch=     images in a batch (16), of the forward and of the estimate of
@@ -72,10 +74,10 @@ def inspect_plan(args: Mapping[str, Any]) -> InspectPlan:
         LossPlugError: If a key or a value is wrong.
     """
     ours = [key for key in keys() if key.startswith("tal_")]
-    given = merge(args, {*OWN, *ours})
+    given = merge(args, {*OWN, *ours, IGNORE, ANNOTATED})
     values = given.values
     for key, value in values.items():
-        if key in keys() and key not in ours:
+        if key in keys() and key not in (*ours, IGNORE, ANNOTATED):
             raise LossPlugError(f"{key}={value} has no effect here: inspect looks at data and assigner. Remove it.")
     refuse_unknown(values, *OWN)
     if not values.get("data"):

@@ -16,6 +16,8 @@ SAME_BOX = 0.95
 """IoU from which two labels are taken for the same box."""
 FULL_IMAGE = 0.95
 """Share of the image from which an object counts as the whole image."""
+MIN_EXPECTED = 10
+"""Objects of a class that an entry of a dataset would have as elsewhere, from which it is noted that it has none."""
 MAX_PAIRS = 2_000_000
 """Pairs that are handled at once."""
 
@@ -158,6 +160,20 @@ def typical_maximum(counts: np.ndarray, batch: int) -> int:
     """Return the median over 200 random batches of the most objects (n,) that an image of the batch has."""
     rows = np.random.default_rng(0).integers(0, len(counts), (200, batch))
     return int(np.median(counts[rows].max(1)))
+
+
+def absent_classes(objects: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """Return which classes entries of a dataset have no object of, though there would be `MIN_EXPECTED` as elsewhere.
+
+    Args:
+        objects: Objects by entry and class (E, classes).
+        images: Images by entry (E,).
+
+    >>> absent_classes(np.array([[30, 0], [40, 25]]), np.array([50, 50])).tolist()
+    [[False, True], [False, False]]
+    """
+    elsewhere = (objects.sum(0) - objects) / np.maximum(1, images.sum() - images)[:, None]
+    return np.asarray((objects == 0) & (elsewhere * images[:, None] >= MIN_EXPECTED))
 
 
 def telling(scores: dict[str, np.ndarray], limit: int) -> list[tuple[int, str]]:

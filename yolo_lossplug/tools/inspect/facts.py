@@ -133,6 +133,7 @@ class Facts:
         conflicts: Share of selected anchors that two objects select; None without a model.
         tried: How these two shares change with other numbers of the assigner, or another imgsz.
         unused: Names of classes that are called as regions are in other datasets, and whose boxes are objects here.
+        absent: Names of classes that an entry of several has no object of, though it would have as elsewhere, by entry.
         end_to_end: Whether the model has a branch without NMS.
         is_untrained: Whether the model has random weights.
         mean_side: Mean side (root of the area) in pixels of the input.
@@ -163,6 +164,7 @@ class Facts:
     conflicts: Optional[float] = None
     tried: Sequence[Tried] = ()
     unused: Sequence[str] = ()
+    absent: Mapping[str, Sequence[str]] = field(default_factory=dict)
     end_to_end: bool = False
     is_untrained: bool = False
     mean_side: tuple[float, ...] = (0.0,)

@@ -163,6 +163,18 @@ class Findings:
         return numbers.class_counts(self.labels.cls, self.labels.image, max(self.labels.names, default=0) + 1)
 
     @cached_property
+    def absent(self) -> dict[str, list[str]]:
+        """Names of classes that an entry of several lacks, by the end of its path."""
+        read = self.labels
+        if not read.entries:
+            return {}
+        objects = np.zeros((len(read.entries), max(read.names) + 1), int)
+        np.add.at(objects, (read.entry[read.image], read.cls), 1)
+        is_absent = numbers.absent_classes(objects, np.bincount(read.entry, minlength=len(objects)))
+        named = (("/".join(Path(entry).parts[-2:]), row) for entry, row in zip(read.entries, is_absent))
+        return {entry: [read.names[cls] for cls in np.flatnonzero(row).tolist()] for entry, row in named if row.any()}
+
+    @cached_property
     def costs(self) -> list[Cost]:
         """Need of a loss step at the first imgsz: of a typical batch, and of the most crowded one."""
         first, images = self.views[0], min(self.plan.batch, len(self.counts))
@@ -213,6 +225,7 @@ class Findings:
             small_original=numbers.size_shares(self.labels.sides.prod(1))[0],
             long=numbers.share(numbers.elongated(self.labels.sides) >= LONG),
             crowded=numbers.share(self.pairs.is_crowded),
+            absent=self.absent,
             **self._facts_of_classes(),
             faults={kind: count for kind, count in self.faults.items() if count and not kind.startswith(HARMLESS)},
             dense_bytes=self.costs[0].dense,
@@ -280,7 +293,9 @@ class Findings:
         """Return why an image may be worth a look: a score of each image (n,) by reason, 0 or less for none."""
         counts, smallest = self.counts, np.full(len(self.counts), np.inf)
         np.minimum.at(smallest, self.labels.image, view.sides)
+        regions = np.array([len(corners) for corners in self.labels.regions], float)
         scores = {
+            **({"regions": regions} if len(regions) else {}),
             "objects without a candidate": self._per_image(view.total == 0),
             f"objects with fewer than {self.topk} candidates": self._per_image(view.total < self.topk),
             "overlapping objects of a class": self._per_image(self.pairs.is_crowded),

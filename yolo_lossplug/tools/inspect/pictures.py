@@ -45,6 +45,7 @@ class Panel(NamedTuple):
         assigned: Anchors (Q,) that are assigned; empty without a model.
         points: Centres (A, 2) of the anchors in pixels.
         level: Level (A,) of the anchors.
+        regions: Corners (R, 4, 2) of the regions in pixels.
     """
 
     image: np.ndarray
@@ -56,6 +57,7 @@ class Panel(NamedTuple):
     assigned: np.ndarray
     points: np.ndarray
     level: np.ndarray
+    regions: Sequence[np.ndarray] = ()
 
 
 def draw_pictures(found: Findings, directory: Path) -> list[Picture]:
@@ -139,12 +141,15 @@ def _panels(found: Findings) -> list[Panel]:
     view = found.views[0]
     scores = found.reasons(view)
     points, level = points_of(view.imgsz, found.strides)
+    regions_of_images = found.labels.regions or [np.zeros((0, 4, 2))] * len(found.labels.files)
     panels = []
     for image, reason in telling(scores, N_PICTURES):
         if (pixels := pixels_of(found.labels, view.imgsz, image)) is not None:
             shown = shown_part(found.labels, view.imgsz, image)
             title = _title(reason, scores[reason][image], int(found.counts[image]))
-            panels.append(Panel(pixels, shown, title, *_objects(found, view, image), points, level))
+            low, high = np.array(shown[:2]), np.array(shown[2:])
+            regions = [low + corners * (high - low) for corners in regions_of_images[image]]
+            panels.append(Panel(pixels, shown, title, *_objects(found, view, image), points, level, regions))
     return panels
 
 
@@ -165,6 +170,8 @@ def _title(reason: str, score: float, count: int) -> str:
         return f"smallest object: side of {1 / score:.1f}, {count} objects"
     if reason.startswith("objects"):
         return f"{score:.0f} of {count} {reason}"
+    if reason == "regions":
+        return f"{score:.0f} region{'' if score == 1 else 's'}, {count} objects"
     is_counted = reason.startswith(("anchors", "overlapping"))
     return f"{f'{score:.0f} ' * is_counted}{reason}, {count} objects"
 
@@ -188,10 +195,17 @@ def _draw_images(panels: Sequence[Panel], strides: Sequence[float], file: Path) 
         dot(marker="o", markersize=3, color="#555555", label="candidate"),
         *[dot(marker="o", markersize=6, color="#bbbbbb", label="assigned anchor", mec="black")] * is_assigned,
         Patch(facecolor="none", edgecolor="black", linewidth=1.5, label=f"object with {what} (white)"),
+        *([_hatched(np.zeros((1, 2)), label="region (hatched)")] if any(len(one.regions) for one in panels) else []),
         dot(marker="x", markersize=8, color=NO_SIGNAL, label="object without (red)", mew=2),
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9, handlelength=1.6)
     return charts.save(figure, file)
+
+
+def _hatched(corners: np.ndarray, **style: Any) -> Any:
+    from matplotlib.patches import Polygon
+
+    return Polygon(corners, fill=False, edgecolor="#444444", hatch="///", linewidth=0.8, **style)
 
 
 def window(panel: Panel) -> tuple[float, float, float, float]:
@@ -231,6 +245,8 @@ def _draw(axis: Any, panel: Panel, stride: float) -> None:
     axis.scatter(*panel.points[dots].T, s=small, c=_colours(panel.level[dots]), linewidths=0)
     style = {"c": _colours(panel.level[chosen]), "edgecolors": "black", "linewidths": edge}
     axis.scatter(*panel.points[chosen].T, s=large, **style, zorder=3)
+    for corners in panel.regions:
+        axis.add_patch(_hatched(corners, zorder=2))
     for corners, has_signal in zip(panel.corners, panel.has_signal):
         for width, colour in ((2.4, "black"), (1.2, OBJECT if has_signal else NO_SIGNAL)):
             order = 2 if has_signal else 4

@@ -100,10 +100,13 @@ def _sizes(facts: Facts) -> Keys:
     return {"imgsz": facts.imgsz if len(facts.imgsz) > 1 else (*facts.imgsz, larger(facts.imgsz[0]))}
 
 
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:MAX_NAMES]) + (f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else "")
+
+
 def _rare(facts: Facts) -> str:
-    names, more = facts.rare, len(facts.rare) - MAX_NAMES
-    listed = ", ".join(names[:MAX_NAMES]) + (f" and {more} more" if more > 0 else "")
-    return f"class {listed} has" if len(names) == 1 else f"classes {listed} have"
+    listed = _some(facts.rare)
+    return f"class {listed} has" if len(facts.rare) == 1 else f"classes {listed} have"
 
 
 def weights_of(facts: Facts) -> tuple[dict[str, int], ...]:
@@ -174,6 +177,18 @@ RULES = (
         ),
         lambda f: None,
         "classes of this name in VisDrone, KITTI and CrowdHuman are regions; see docs/regions.md",
+    ),
+    Rule(
+        "entries",
+        1,
+        lambda f: len(f.absent),
+        lambda f: (
+            f"{len(f.absent)} of the folders {'has' if len(f.absent) == 1 else 'have'} no object of classes that "
+            f"others have ({'; '.join(f'{entry}: {_some(names)}' for entry, names in f.absent.items())}). If such "
+            "objects are there without a label, say with annotated: in the data's YAML what each folder annotates"
+        ),
+        lambda f: None,
+        "at the rate of the other folders there would be 10 or more; see docs/regions.md",
     ),
     Rule(
         "no candidates",

@@ -26,9 +26,11 @@ from ultralytics.utils.patches import imread
 from yolo_lossplug.regions import KEY
 from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.selection.keys import TASKS
+from yolo_lossplug.selection.regions import ANNOTATED, IGNORE, as_list
 from yolo_lossplug.ultralytics_hook.console import explained
 from yolo_lossplug.ultralytics_hook.host import dataset_of
-from yolo_lossplug.ultralytics_hook.regions.share import silenced_share
+from yolo_lossplug.ultralytics_hook.regions.data import files_of_entry
+from yolo_lossplug.ultralytics_hook.regions.share import regions_of_label, silenced_share
 
 DUPLICATES = re.compile(r"(\d+) duplicate labels removed")
 IGNORED = re.compile(r"(?:WARNING[^/\w]*)?(?P<file>.*?): ignoring corrupt image/label: (?P<reason>.*)", re.DOTALL)
@@ -53,6 +55,9 @@ class Labels(NamedTuple):
         ignored: Images that the loader leaves out: file, objects in its label file, reason.
         silenced: Share of the anchors that regions silence, by class (classes,); empty without regions.
         visible: Visible keypoints of each object (G,); empty for other tasks.
+        regions: Corners (R, 4, 2) of the upright regions of each image (n), as shares of it; empty without regions.
+        entries: Entries of the split (E) where there are several, without a word on what they annotate.
+        entry: The entry of each image (n,).
     """
 
     files: list[str]
@@ -67,6 +72,9 @@ class Labels(NamedTuple):
     ignored: list[tuple[str, int, str]]
     silenced: np.ndarray = NOTHING
     visible: np.ndarray = NOTHING
+    regions: Sequence[np.ndarray] = ()
+    entries: Sequence[str] = ()
+    entry: np.ndarray = NOTHING
 
     @property
     def sides(self) -> np.ndarray:
@@ -176,7 +184,8 @@ def dataset(data: dict[str, Any], path: Any, args: dict[str, Any], imgsz: int) -
     """
     task = args.get("task") or "detect"
     with explained(f"data={args['data']} cannot be read"):
-        about = {"hyp": get_cfg(overrides={"task": task}), "fraction": args.get("fraction", 1.0)}
+        rules = {key: args[key] for key in (IGNORE, ANNOTATED) if key in args}
+        about = {"hyp": get_cfg(overrides={"task": task, **rules}), "fraction": args.get("fraction", 1.0)}
         return YOLODataset(img_path=path, imgsz=imgsz, augment=False, data=data, task=task, **about)
 
 
@@ -256,6 +265,7 @@ def _labels(host: YOLODataset, data: dict[str, Any], task: Optional[str], said: 
             f"data={args['data']} has boxes of four numbers, in {_file_of_boxes(files)} for example. A training with "
             f"task={task} refuses them: it takes {OUTLINES[task]} on every line."
         )
+    silenced, regions = _regions(host)
     return Labels(
         [*files],
         np.array(shapes, dtype=np.float64),
@@ -267,9 +277,27 @@ def _labels(host: YOLODataset, data: dict[str, Any], task: Optional[str], said: 
         polygons if task == "obb" else [],
         removed,
         ignored,
-        silenced_share(host) if hasattr(host, KEY) else NOTHING,
+        silenced,
         (np.concatenate([*map(itemgetter("keypoints"), rows)])[..., 2] > 0).sum(1) if task == "pose" else NOTHING,
+        regions,
+        *_entries(host, [*files], data[str(args.get("split", "train"))]),
     )
+
+
+def _regions(host: YOLODataset) -> tuple[np.ndarray, Sequence[np.ndarray]]:
+    """Return the silenced share by class, and the regions of each image."""
+    if not hasattr(host, KEY):
+        return NOTHING, ()
+    return silenced_share(host), [regions_of_label(host.lossplug, label).corners for label in host.labels]
+
+
+def _entries(host: YOLODataset, files: list[str], path: Any) -> tuple[Sequence[str], np.ndarray]:
+    """Return the entries of a split, and that of each image; none where there is one, or what they annotate is said."""
+    entries = as_list(path)
+    if len(entries) == 1 or (hasattr(host, KEY) and host.lossplug.rules.entries):
+        return (), NOTHING
+    of_file = {file: i for i, entry in enumerate(entries) for file in files_of_entry(entry)}
+    return [*map(str, entries)], np.array([of_file.get(file, 0) for file in files])
 
 
 def _objects(host: YOLODataset) -> list[dict[str, Any]]:
