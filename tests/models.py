@@ -41,7 +41,8 @@ def batch(name, nc=3, empty=False, size=64, device="cpu"):
     if "-pose" in name:
         made["keypoints"] = torch.rand(n, 17, 3, generator=rng)
         made["keypoints"][..., 2] = 2
-    return {key: value.to(device) for key, value in made.items()}
+    made = {key: value.to(device) for key, value in made.items()}
+    return {**made, "resized_shape": [[size, size]] * 2} if "-obb" in name else made  # 8.4.0 reads it
 
 
 def predicted(name, **keys):

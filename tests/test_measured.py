@@ -23,17 +23,22 @@ def table(file):
 
 def measured(name):
     """Return verdict, mean and Student's interval by arm, decided by Holm's procedure."""
-    stats = pytest.importorskip("scipy.stats", reason="the statistics are checked against it: pip install '.[test]'")
-    values, found = {}, {}
+    values = {}
     for row in table(STORED / f"{name}.csv"):
         values.setdefault(row["loss"], []).append(float(row["metrics/mAP50-95(B)"]))
-    pairs = {arm: np.subtract(of_arm, values["ciou"]) for arm, of_arm in values.items() if arm != "ciou"}
+    return decided({arm: np.subtract(of_arm, values["ciou"]) for arm, of_arm in values.items() if arm != "ciou"})
+
+
+def decided(pairs):
+    """Return verdict, mean and Student's interval of paired differences by arm, decided by Holm's procedure."""
+    stats = pytest.importorskip("scipy.stats", reason="the statistics are checked against it: pip install '.[test]'")
+    found = {}
     while left := [arm for arm in pairs if arm not in found]:
         level = 1 - 0.05 / len(left)
-        decided = [arm for arm in left if stats.ttest_1samp(pairs[arm], 0).pvalue < 1 - level]
-        for arm in decided or left:
+        sure = [arm for arm in left if stats.ttest_1samp(pairs[arm], 0).pvalue < 1 - level]
+        for arm in sure or left:
             mean, error, freedom = pairs[arm].mean(), stats.sem(pairs[arm]), len(pairs[arm]) - 1
-            verdict = VERDICTS[int(mean < 0)] if decided else "within noise"
+            verdict = VERDICTS[int(mean < 0)] if sure else "within noise"
             found[arm] = (verdict, mean, *stats.t.interval(level, freedom, mean, error))
     return found
 
@@ -74,3 +79,40 @@ def test_the_page_counts_the_verdicts():
     better, worse, noise = ([row["verdict"] for row in table(CITED)].count(verdict) for verdict in VERDICTS[:3])
     counts = f"with the stock loss, {better} came out better, {worse} worse, and {noise} within noise"
     assert counts in (ROOT / "docs/problems.md").read_text(encoding="utf-8")
+
+
+def test_summary_of_regions_and_its_page(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    regions, stored = import_module("regions"), ROOT / "benchmarks/results/regions.csv"
+    rows, text = table(stored), stored.with_suffix(".md").read_text(encoding="utf-8")
+    assert regions.summary(rows) == text
+    shown, n_shown = {}, 0
+    pattern = r"^\| (\w+) \| `(.*)` and `(.*)` \| (.*?) \| (.*?) \| (.*?) to (.*?) \| (.*?) \|$"
+    for data, arm, other, measure, *numbers, verdict in re.findall(pattern, text, re.MULTILINE):
+        shown.setdefault((data, measure), {})[arm, other] = (
+            verdict,
+            *(pytest.approx(float(n), abs=6e-4) for n in numbers),
+        )
+    for (data, measure), arms in shown.items():
+        found = decided({pair: difference(rows, data, *pair, measure) for pair in arms})
+        assert found == arms
+        n_shown += len(arms)
+    assert n_shown == 24
+    page = (ROOT / "docs/regions.md").read_text(encoding="utf-8")
+    assert all(line in page for line in text.splitlines() if re.match(r"\| \w+ \| [\w ]+ \| \d \|", line))
+
+
+def difference(rows, data, arm, other, measure):
+    """Return the differences of two arms by seed, higher is better."""
+
+    def value(row):
+        recall, precision = float(row["recall"]), float(row["precision"])
+        derived = {
+            "F1": 2 / (1 / recall + 1 / precision),
+            "calibration gap": -abs(precision - float(row["confidence"])),
+        }
+        return derived[measure] if measure in derived else float(row[measure])
+
+    mine = {(row["arm"], row["seed"]): value(row) for row in rows if row["data"] == data}
+    seeds = sorted(seed for name, seed in mine if name == arm)
+    return np.array([mine[arm, seed] - mine[other, seed] for seed in seeds])
