@@ -90,7 +90,15 @@ MISTAKES = [
     ({"loss": "kldd", "task": "obb"}, "loss=kldd is unknown. Did you mean 'kld'?"),
     ({"cls_loss": "eiu"}, f"cls_loss=eiu is unknown. Known: {all_of(CLASS)}; a user-defined loss is cls_loss="),
     ({"loss": "kld"}, "loss=kld takes rotated boxes: it needs task=obb"),
-    ({"tal_iou": "giou", "task": "obb"}, "tal_iou=giou cannot be used with task=obb"),
+    *(
+        (
+            {key: value, "task": "obb"},
+            f"{key}={value} cannot be used with task=obb: its boxes are rotated, and this overlap takes horizontal "
+            "boxes. Remove it; obb takes loss, cls_loss, loss_engine, cls_weights, lossplug_report, ignore, annotated, "
+            "tal_topk, tal_alpha, tal_beta, tal_min_side, cls_smoothing, and the options of its losses.",
+        )
+        for key, value in {"tal_iou": "giou", "nms_iou": "diou"}.items()
+    ),
     ({"loss": "eiou", "task": "classify"}, "loss=eiou has no effect with task=classify, which has no boxes"),
     ({"tal_topk": 3, "task": "classify"}, "It takes cls_loss (ce, focal, poly), their options, cls_smoothing and"),
     (

@@ -192,6 +192,9 @@ def test_errors_come_before_anything_is_written(tmp_path):
         ({"metric": "mAP60"}, "metric=mAP60 is unknown. Known: mAP50-95"),
         ({"metric": "AP_dog"}, "metric=AP_dog: no object that is validated has this class. Known: AP_small"),
         ({"metric": "AP_circle", "single_cls": True}, "Known: AP_small, AP_medium, AP_large, AP_item."),
+        ({"metric": "AP_small(M)"}, "metric=AP_small(M): this exists for boxes only. Known: AP_small, "),
+        ({"metric": "mAP50(M)"}, "metric=mAP50(M) belongs to task=segment, not to task=detect. Remove (M)."),
+        ({"metric": "mAP51(P)"}, "mAP50-95(M), ... of masks and mAP50-95(P), ... of keypoints; with test/ before it"),
         ({"metric": "test/AP_small"}, "needs the test split: add split=test"),
         ({"split": "test"}, "has no test split"),
         ({"model": "nothere.yaml"}, "model=nothere.yaml cannot be"),
@@ -446,6 +449,18 @@ def test_a_verdict_on_survivors_says_so_and_nan_is_missing():
     assert comparison.verdicts == [
         "No verdict, which takes 3 common seeds: `b` (in the 2 of 3 seeds that did not fail)."
     ]
+
+
+@pytest.mark.parametrize("mark", ["M", "P"])
+def test_a_verdict_says_whose_map_it_is(mark):
+    masks = MAIN.replace("(B)", f"({mark})")
+    found = {(arm, seed): result(0.5 + 0.1 * (arm == "b") + 0.001 * seed) for arm in "ab" for seed in range(3)}
+    for run_result in found.values():
+        run_result["metrics"][masks] = run_result["metrics"][MAIN]
+    for metric, name in ((MAIN, "mAP50-95 box"), (masks, f"mAP50-95 {'mask' if mark == 'M' else 'pose'}")):
+        comparison = Comparison(["a", "b"], found, metric, [], 6)
+        assert comparison.verdicts[0].startswith(f"`b` is better than `a` in {name}: +0.1")
+        assert f"{name}: differences from a" in report_of(comparison).terminal()
 
 
 def test_the_summary_says_which_gains_ran():

@@ -110,13 +110,13 @@ def test_tables():
     sections = {section.heading: section.blocks for section in report_of(Comparison("ab", results, MAP)).sections}
     tables = {heading: [b for b in blocks if isinstance(b, Table)] for heading, blocks in sections.items()}
     means, others = tables["Metrics"]
-    assert list(means.header) == ["loss", "mAP50-95", "mAP50", "seconds"]
+    assert list(means.header) == ["loss", "mAP50-95 box", "mAP50 box", "seconds"]
     assert means.rows == [
         ["`a`", "0.5000 ± 0.0000", "0.6000 ± 0.0000", "13.3 ± 1.7"],
         ["`b`", "0.5200 ± 0.0000", "0.6200 ± 0.0000", "12.3 ± 0.0"],
     ]
-    assert others.rows[0] == ["mAP50", "`b`", "+0.0200", "+0.0200", "+0.0200"]
-    assert [row[0] for row in others.rows] == ["mAP50", "AP_small"]
+    assert others.rows[0] == ["mAP50 box", "`b`", "+0.0200", "+0.0200", "+0.0200"]
+    assert [row[0] for row in others.rows] == ["mAP50 box", "AP_small"]
     (by_size,), (by_class,) = tables["Average precision by size"], tables["Average precision by class"]
     assert by_size.rows == [["small", "0.5000 ± 0.0000", "0.5000 ± 0.0000"]] and by_class.rows[0][0] == "dog"
     assert [len(table.rows) for table in tables["Test split"]] == [1]

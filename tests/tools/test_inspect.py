@@ -307,6 +307,16 @@ def test_keypoints_that_a_training_refuses(shape, mirrored, message, tmp_path):
         inspect.main({"data": data, "task": "pose", "project": str(tmp_path)})
 
 
+@pytest.mark.parametrize(("long", "loss"), [(0.14, "mgiou"), (0.7, "kld")])
+def test_rotated_boxes_are_seen_along_their_own_axes(long, loss, tmp_path):
+    """Squares and long thin boxes, turned by 45°, whose boxes along the axes of the image are squares both."""
+    along, across = np.array([long, long]) / 4, np.array([0.14, -0.14]) / 4
+    corners = [0.5 + first * along + second * across for first, second in ((-1, -1), (1, -1), (1, 1), (-1, 1))]
+    data = write_data(tmp_path / "data", {"a": ((64, 64), [(0, *np.concatenate(corners).tolist())])})
+    (advice,) = [one for one in advise(findings(data=data, imgsz=640).facts) if one.name.endswith("rotated objects")]
+    assert f"loss=probiou,{loss} seeds=3" in advice.command and "100 % of objects are" in advice.text
+
+
 def test_objects_without_a_visible_keypoint_are_counted(tmp_path):
     images = {"a": ((64, 64), [BOX + POINTS, (1, *BOX[1:], *HIDDEN)])}
     faults = findings(data=write_data(tmp_path / "some", images, kpt_shape=[2, 3]), imgsz=64).faults

@@ -23,6 +23,7 @@ PLAIN = {
 NOW = Shares(0.12, 0.2)
 MORE = [Tried("tal_topk", 10, 20, NOW, Shares(0.13, 0.24)), Tried("tal_topk", 10, 5, NOW, Shares(0.11, 0.09))]
 SIDE = Tried("tal_min_side", 16.0, 32.0, NOW, Shares(0.04, 0.3))
+OBB = {"task": "obb", "model": "yolov8n-obb.yaml"}
 MADE = {
     "faults": {"faults": {"side below 1 pixel": 30, "images that the loader leaves out": 1}},
     "regions": {"unused": ("ignored", "others")},
@@ -34,6 +35,8 @@ MADE = {
     "rare classes": {"rare": ("it's", "car"), "rare_share": 0.004, "imbalance": 130.0},
     "overlapping objects": {"crowded": 0.05},
     "elongated objects": {"long": 0.3},
+    "square rotated objects": {"square": 0.3, **OBB},
+    "elongated rotated objects": {"long": 0.3, **OBB},
     "objects without an anchor": {"without": 0.12, "without_small": 0.3, "conflicts": 0.0, "tried": [*MORE, SIDE]},
     "contested anchors": {"without": 0.0, "conflicts": 0.2, "tried": MORE},
     "memory": {"dense_bytes": 3 * 2**30},
@@ -63,6 +66,7 @@ THRESHOLDS = {
         "small in one scale only": 0.3,
     },
     **{"tiny objects": 0.2, "rare classes": 1, "overlapping objects": 0.02, "elongated objects": 0.2},
+    **{"square rotated objects": 0.2, "elongated rotated objects": 0.2},
     **{"objects without an anchor": 0.05, "contested anchors": 0.15, "memory": 2**31},
 }
 CITED = {
@@ -147,18 +151,20 @@ def test_texts_have_their_numbers_and_say_whether_weights_are_random():
 
 
 def every(**more):
-    return Facts(**{**PLAIN, **{key: value for made in MADE.values() for key, value in made.items()}, **EVERY, **more})
+    made = {key: value for name in MADE for key, value in MADE[name].items()}
+    return Facts(**{**PLAIN, **made, "task": "detect", "model": "yolov8n.yaml", **EVERY, **more})
 
 
 def test_every_advice_at_once_and_those_of_rotated_boxes():
     given = {advice.name: advice for advice in advise(every())}
-    joined = {"few candidates": "no candidates", "elongated objects": "tiny objects"}
+    joined = ("few candidates", "elongated objects", "square rotated objects", "elongated rotated objects")
     assert list(given) == [name for name in MADE if name not in joined]
     assert "have no candidate" in given["no candidates"].text and "fewer than 4" in given["no candidates"].text
     assert "loss=ciou,nwd,eiou nwd_constant=" in given["tiny objects"].command
-    facts = every(task="obb", model="yolov8n-obb.yaml")
-    for advice in advise(facts):
-        assert all(rule.is_for_rotated for rule in RULES if rule.name == advice.name)
+    rotated = advise(every(**OBB))
+    assert "loss=probiou,mgiou,kld" in "".join(advice.command for advice in rotated)
+    for advice in rotated:
+        assert all(rule.is_for_rotated is not False for rule in RULES if rule.name == advice.name)
         for line in advice.command.splitlines():
             plan_of(parse(shlex.split(line)[2:]))
 

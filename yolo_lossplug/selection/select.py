@@ -16,6 +16,8 @@ from yolo_lossplug.selection.regions import ANNOTATED, IGNORE, parsed
 from yolo_lossplug.selection.resolve import refuse_unknown_name
 from yolo_lossplug.selection.third_party import registry
 
+HORIZONTAL = frozenset(("tal_iou", "nms_iou"))
+"""Keys of overlaps that take horizontal boxes."""
 SETTLED = frozenset(("loss", "cls_loss", "tal_topk", "tal_alpha", "tal_beta", "loss_engine"))
 """Keys that stand together in the arguments of a run with boxes that was settled."""
 LEFT_OUT = {
@@ -230,17 +232,24 @@ def _no_use(task: str, key: str) -> str:
     if task == DETR:
         if key not in COMMON or key in keys.DETR_KEYS:
             return ""
-        why = "its queries are matched to objects, so that no anchor is assigned and there is no NMS"
-        takes = "loss, cls_loss, their options, cls_smoothing and cls_weights"
-        return f"has no effect with RT-DETR: {why}. Remove it; RT-DETR takes {takes}"
+        return (
+            "has no effect with RT-DETR: its queries are matched to objects, so that no anchor is assigned and there "
+            f"is no NMS. Remove it; RT-DETR takes {_listed(keys.DETR_KEYS)}"
+        )
     if task not in TASKS:
         another = "which has another criterion; remove it. Tasks that take it"
         return f"has no effect with task={task}, {another}: {', '.join(TASKS)}"
-    if TASKS[task] == ROTATED and key in ("tal_iou", "nms_iou"):
-        why = "its boxes are rotated, and this overlap takes horizontal boxes"
-        takes = "loss, cls_loss, tal_topk, tal_alpha, tal_beta and tal_min_side"
-        return f"cannot be used with task={task}: {why}. Remove it; {task} takes {takes}"
+    if TASKS[task] == ROTATED and key in HORIZONTAL:
+        return (
+            f"cannot be used with task={task}: its boxes are rotated, and this overlap takes horizontal boxes. Remove "
+            f"it; {task} takes {_listed(COMMON - HORIZONTAL)}"
+        )
     return ""
+
+
+def _listed(names: Set[str]) -> str:
+    """Return keys that a run takes, with the options of its losses, in words."""
+    return f"{', '.join(key for key in [*keys.keys()] if key in names)}, and the options of its losses"
 
 
 def _refuse_unfit_engine(task: str, engine: str) -> None:

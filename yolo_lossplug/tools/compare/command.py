@@ -38,8 +38,10 @@ and forest.png, with paired differences against the first.
   name=NAME        the same name with the same keys continues: finished runs are
                    kept, losses and seeds may be added
   metric=mAP50-95  the one that carries the verdict: AP_small, AP_medium,
-                   AP_large, AP_<class>, mAP50, ...; split=test measures the
-                   best checkpoints on the test split too: metric=test/AP_small
+                   AP_large, AP_<class>, mAP50, ..., all of boxes; of masks
+                   mAP50-95(M), ..., and of keypoints mAP50-95(P), in quotes for
+                   a shell; split=test measures the best checkpoints on the test
+                   split too: metric=test/AP_small
   devices=0,1      one run at a time on each of these; without it the runs
                    follow each other on device=
   engine=ray       on a Ray cluster (pip install 'yolo-lossplug[ray]')
@@ -166,8 +168,8 @@ class Progress:
         if result:
             with suppress(LossPlugError):  # it lacks the metric
                 name = primary_of({(job.arm, job.seed): result}, self._metric)
-                value = measured(result).get(name)
-                return [] if value is None else [f"{label(name)} {value:.4f}"]
+                values = measured(result)
+                return [] if values.get(name) is None else [f"{label(name, values)} {values[name]:.4f}"]
         return []
 
 

@@ -103,7 +103,11 @@ class Comparison:
     @cached_property
     def labels(self) -> dict[str, str]:
         """Names of the measures that any run has, as they are shown, by full name."""
-        return {name: printable(label(name)) for _, name in self.spreads}
+        return {name: self.label(name) for _, name in self.spreads}
+
+    def label(self, measure: str) -> str:
+        """Return the name of a measure as it is shown."""
+        return printable(label(measure, self.metrics))
 
     @cached_property
     def groups(self) -> dict[str, list[str]]:
@@ -159,8 +163,8 @@ class Comparison:
         if not any(spread.mean for (_, name), spread in self.spreads.items() if name in self.metrics):
             return NOTHING_LEARNT
         values = [spread.mean for (_, name), spread in self.spreads.items() if name == self.metric]
-        state = "0" if values else "missing"
-        return "" if any(values) else f"{label(self.metric)} is {state} in all runs: nothing can be compared in it."
+        state = f"{self.label(self.metric)} is {'0' if values else 'missing'}"
+        return "" if any(values) else f"{state} in all runs: nothing can be compared in it."
 
     @cached_property
     def verdicts(self) -> list[str]:
@@ -175,9 +179,10 @@ class Comparison:
         return sentences
 
     def _decided(self, effect: Effect) -> str:
+        measure, seeds = self.label(effect.metric), self._survivors(effect) or f"{effect.seeds} seeds"
         return (
-            f"`{effect.arm}` is {effect.verdict} than `{self.baseline}` in {label(effect.metric)}: {effect.mean:+.4f} "
-            f"({effect.low:+.4f} to {effect.high:+.4f}, {self._survivors(effect) or f'{effect.seeds} seeds'})."
+            f"`{effect.arm}` is {effect.verdict} than `{self.baseline}` in {measure}: {effect.mean:+.4f} "
+            f"({effect.low:+.4f} to {effect.high:+.4f}, {seeds})."
         )
 
     def _named(self, effect: Effect) -> str:

@@ -19,7 +19,9 @@ Results = Mapping[tuple[str, int], Result]
 ORDER = ("mAP50-95", "mAP50", "mAP75", "precision", "recall")
 """The order of metrics in tables and plots, each for boxes, masks and keypoints; the first is the primary one."""
 SIZES = ("AP_small", "AP_medium", "AP_large")
-MARKS = {"(B)": "", "(M)": " mask", "(P)": " pose"}
+MARKS = {"(B)": " box", "(M)": " mask", "(P)": " pose"}
+TASKS_WITH = {"(B)": ("detect", "segment", "pose", "obb"), "(M)": ("segment",), "(P)": ("pose",)}
+"""Tasks that have the metrics of a mark."""
 METRICS, TEST = "metrics/", "test/"
 """Prefixes of Ultralytics' metrics, and of all numbers of the test split."""
 
@@ -75,16 +77,24 @@ def group_of(measure: str) -> str:
     return measure if measure == "seconds" else "loss"
 
 
-def label(measure: str) -> str:
+def label(measure: str, measures: Iterable[str] = ()) -> str:
     """Return a measure's name without Ultralytics' marks.
 
-    >>> label("metrics/mAP50-95(M)"), label("test/mAP50(B)")
-    ('mAP50-95 mask', 'test mAP50')
+    Args:
+        measure: The full name.
+        measures: Full names beside it: with masks or keypoints among them, those of boxes are said to be that.
+
+    >>> label("metrics/mAP50-95(M)")
+    'mAP50-95 mask'
+    >>> label("test/mAP50(B)"), label("test/mAP50(B)", ["metrics/mAP50(P)"])
+    ('test mAP50', 'test mAP50 box')
     """
     if measure.startswith(TEST):
-        return f"test {label(measure.removeprefix(TEST))}"
+        return f"test {label(measure.removeprefix(TEST), measures)}"
     name = measure.removeprefix(METRICS)
-    return name[:-3] + MARKS[name[-3:]] if name[-3:] in MARKS else name
+    mark = name[-3:] if name[-3:] in MARKS else ""
+    is_named = mark != "(B)" or any(other.startswith(METRICS) and other.endswith(("(M)", "(P)")) for other in measures)
+    return name.removesuffix(mark) + MARKS.get(mark, "") * is_named
 
 
 def primary_of(results: Results, metric: str) -> str:

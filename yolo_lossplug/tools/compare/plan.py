@@ -108,12 +108,20 @@ def checked_plan(args: Mapping[str, Any]) -> Plan:
     plan = plan_of(args)
     if any(job.state == WAITING for job in jobs_of(plan, plan.directory)):
         split = one_run.TEST if plan.metric.startswith(measures.TEST) else "val"
-        names = one_run.prepare({**plan.args, **plan.arms[0].keys}, split)
-        plain, known = plan.metric.removeprefix(measures.TEST), [*measures.SIZES, *map(class_key, names.values())]
-        if plain.startswith("AP_") and plain not in known:
-            why = "no object that is validated has this class"
-            raise LossPlugError(f"metric={plan.metric}: {why}. Known: {', '.join(known)}.")
+        task, names = one_run.prepare({**plan.args, **plan.arms[0].keys}, split)
+        _check_metric(plan.metric, task, [*measures.SIZES, *map(class_key, names.values())])
     return plan
+
+
+def _check_metric(metric: str, task: str, known: list[str]) -> None:
+    """Refuse a metric that a task or its data does not have; `known` are the names of AP by size and class."""
+    plain, part = metric.removeprefix(measures.TEST), measures.TASKS_WITH.get(metric[-3:])
+    if plain.startswith("AP_") and plain not in known:
+        is_of_boxes = part and plain[:-3] in known
+        why = "this exists for boxes only" if is_of_boxes else "no object that is validated has this class"
+        raise LossPlugError(f"metric={metric}: {why}. Known: {', '.join(known)}.")
+    if not plain.startswith("AP_") and part and task not in part:
+        raise LossPlugError(f"metric={metric} belongs to task={part[0]}, not to task={task}. Remove {metric[-3:]}.")
 
 
 def _metric(args: Mapping[str, Any]) -> str:
@@ -123,7 +131,10 @@ def _metric(args: Mapping[str, Any]) -> str:
     words = (*measures.ORDER, "accuracy_top1", "accuracy_top5")
     if not plain.startswith("AP_") and re.sub(r"^metrics/|\([BMP]\)$", "", plain) not in words:
         known = ", ".join((*measures.ORDER, *measures.SIZES, "AP_<class>"))
-        raise LossPlugError(f"metric={metric} is unknown. Known: {known}; with test/ before it for split=test.")
+        raise LossPlugError(
+            f"metric={metric} is unknown. Known: {known}; mAP50-95(M), ... of masks and mAP50-95(P), ... of keypoints; "
+            "with test/ before it for split=test."
+        )
     if metric != plain and args.get("split") != one_run.TEST:
         raise LossPlugError(f"metric={metric} needs the test split: add split=test.")
     return metric

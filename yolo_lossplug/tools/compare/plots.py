@@ -86,8 +86,8 @@ def draw_curves(histories: Histories, arms: Sequence[str]) -> Optional[Figure]:
     Metrics that are 0 throughout are left out. None if nothing has been learnt yet, or no run has a history.
     """
     names = _learnt(histories)
-    shown = {arm for (arm, _), rows in histories.items() if rows}
-    drawn = {arm: style for arm, style in zip(arms, charts.styles()) if arm in shown}
+    with_rows = {arm for (arm, _), rows in histories.items() if rows}
+    drawn = {arm: style for arm, style in zip(arms, charts.styles()) if arm in with_rows}
     if not names:
         return None
     has_pairs = arms[0] in drawn and len(drawn) > 1
@@ -95,12 +95,11 @@ def draw_curves(histories: Histories, arms: Sequence[str]) -> Optional[Figure]:
     figure, axes = charts.figure(len(names), 1 + has_pairs, 3.8, 2.3 + 0.21 * (len(drawn) / columns - 1) / len(names))
     for panels, name in zip(axes, names):
         runs = _runs(histories, list(drawn), name)
-        _draw_lines(panels[0], runs, drawn, label(name))
+        shown = label(name, names)
+        _draw_lines(panels[0], runs, drawn, shown)
         if has_pairs:
             panels[1].axhline(0, color="#000000", linewidth=1)
-            _draw_lines(
-                panels[1], paired_differences(runs, arms[0]), drawn, f"{label(name)}: difference from {arms[0]}"
-            )
+            _draw_lines(panels[1], paired_differences(runs, arms[0]), drawn, f"{shown}: difference from {arms[0]}")
     if len(drawn) > 1:
         charts.legend_below(figure, axes[0, 0], columns)
     return figure

@@ -15,6 +15,8 @@ from yolo_lossplug.ultralytics_hook.trial import one_step, timing
 
 LONG = 4.0
 """Ratio of the sides from which an object counts as elongated."""
+SQUARE = 1.1
+"""The same up to which a rotated object counts as square."""
 RARE = 20.0
 """Ratio to the largest class from which a class counts as rare."""
 EPOCHS, SEEDS = 100, 3
@@ -122,6 +124,7 @@ class Facts:
         small_input: Share of small objects in pixels of the input.
         small_original: The same in pixels of the image.
         long: Share with sides in a ratio of `LONG` or more.
+        square: Share of rotated objects with sides in a ratio of `SQUARE` or less.
         crowded: Share in a pair of one class that overlaps above 0.7.
         rare: Names of classes with objects, but fewer than 1/`RARE` of the largest.
         rare_share: Share of objects of these classes.
@@ -153,6 +156,7 @@ class Facts:
     small_input: tuple[float, ...] = (0.0,)
     small_original: float = 0.0
     long: float = 0.0
+    square: float = 0.0
     crowded: float = 0.0
     rare: Sequence[str] = ()
     rare_share: float = 0.0

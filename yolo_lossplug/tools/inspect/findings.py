@@ -17,7 +17,7 @@ from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.selection.regions import looks_like_region
 from yolo_lossplug.selection.select import select
 from yolo_lossplug.tools.inspect import counts as numbers
-from yolo_lossplug.tools.inspect.facts import CONTESTED, LONG, MISSED, RARE, Facts, Shares, Tried, larger, pace
+from yolo_lossplug.tools.inspect.facts import CONTESTED, LONG, MISSED, RARE, SQUARE, Facts, Shares, Tried, larger, pace
 from yolo_lossplug.tools.inspect.views import BranchAssignment, View
 from yolo_lossplug.ultralytics_hook.console import progress
 from yolo_lossplug.ultralytics_hook.dataset import assignments, cost
@@ -213,6 +213,7 @@ class Findings:
         """What the rules of the advice read."""
         shares = [view.shares for view in self.views]
         by_imgsz: dict[str, Any] = {key: tuple(of_view[key] for of_view in shares) for key in shares[0]}
+        ratios = numbers.elongated(self.labels.sides)
         args, data = self.plan.args, Path(str(self.plan.args["data"]))
         model = str(args.get("model") or f"yolov8n{SUFFIXES.get(self.labels.task, '')}.yaml")
         return Facts(
@@ -223,7 +224,8 @@ class Findings:
             n_objects=len(self.labels.cls),
             **by_imgsz,
             small_original=numbers.size_shares(self.labels.sides.prod(1))[0],
-            long=numbers.share(numbers.elongated(self.labels.sides) >= LONG),
+            long=numbers.share(ratios >= LONG),
+            square=numbers.share(ratios <= SQUARE),
             crowded=numbers.share(self.pairs.is_crowded),
             absent=self.absent,
             **self._facts_of_classes(),

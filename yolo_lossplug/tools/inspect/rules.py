@@ -37,7 +37,7 @@ class Rule(NamedTuple):
         keys: Takes facts, and returns the keys of the comparison; None where there is nothing to compare.
         source: Where rule and threshold come from.
         measured: Beginning of the keys, and dataset, of the rows of measured.csv that belong to it, if there are any.
-        is_for_rotated: Whether its keys can be used with rotated boxes.
+        is_for_rotated: Whether its keys can be used with rotated boxes; None where they can be with those alone.
     """
 
     name: str
@@ -47,11 +47,11 @@ class Rule(NamedTuple):
     keys: Callable[[Facts], Optional[Keys]]
     source: str
     measured: Optional[tuple[str, str]] = None
-    is_for_rotated: bool = True
+    is_for_rotated: Optional[bool] = True
 
     def applies(self, facts: Facts) -> bool:
         """Return whether the threshold is reached, for a task with which the keys can be used."""
-        is_usable = self.is_for_rotated or facts.task != "obb"
+        is_usable = self.is_for_rotated is not (False if facts.task == "obb" else None)
         return is_usable and (self.value(facts) or 0) >= self.threshold
 
     def varied(self, facts: Facts) -> str:
@@ -274,6 +274,30 @@ RULES = (
         "Zhang et al. 2022, arXiv 2101.08158",
         ("", "shapes-thin.yaml"),
         is_for_rotated=False,
+    ),
+    Rule(
+        "square rotated objects",
+        0.2,
+        lambda f: f.square,
+        lambda f: (
+            f"{percent(f.square)} of objects are squares, of which probiou, kld and gwd do not see the angle: the "
+            "Gaussian of a square is a circle. Compare a loss that measures edges"
+        ),
+        lambda f: _keys("loss=probiou,mgiou"),
+        "Le et al. 2025, arXiv 2504.16443",
+        is_for_rotated=None,
+    ),
+    Rule(
+        "elongated rotated objects",
+        0.2,
+        lambda f: f.long,
+        lambda f: (
+            f"{percent(f.long)} of objects are at least {LONG:.0f} times as long as wide, where a small error of the "
+            "angle takes much of the overlap: compare a loss whose gradient by the angle grows with that ratio"
+        ),
+        lambda f: _keys("loss=probiou,kld"),
+        "Yang et al. 2021, arXiv 2106.01883",
+        is_for_rotated=None,
     ),
     Rule(
         "objects without an anchor",

@@ -48,11 +48,17 @@ def check_arguments(args: dict[str, Any]) -> str:
     return str(task)
 
 
-def prepare(args: dict[str, Any], split: str = "val") -> dict[int, str]:
-    """Download data and weights and build the label cache, once for all runs, and return names of classes.
+def prepare(args: dict[str, Any], split: str = "val") -> tuple[str, dict[int, str]]:
+    """Download data and weights and build the label cache, once for all runs.
 
-    Runs that start at the same time would write the same files, and each would report what is missing. Classes are
-    those that objects of the split that decides have, after ``single_cls`` and ``classes``.
+    Runs that start at the same time would write the same files, and each would report what is missing.
+
+    Args:
+        args: As `yolo train` takes them.
+        split: The split that decides.
+
+    Returns:
+        The task, and names of the classes that objects of that split have, after ``single_cls`` and ``classes``.
 
     Raises:
         LossPlugError: If the model or the data cannot be loaded, or the data has no test split and one is asked for.
@@ -60,13 +66,13 @@ def prepare(args: dict[str, Any], split: str = "val") -> dict[int, str]:
     task = load_model(args["model"], args.get("task")).task
     data = dataset_of(args, task)
     if task == CLASSIFY:
-        return dict(data["names"])
+        return task, dict(data["names"])
     cfg = get_cfg(overrides={**args, "task": task, "mode": "train"})
     if args.get("split") == TEST and not data.get(TEST):
         raise LossPlugError(f"split=test: data={args['data']} has no test split. Add `test:` to it, or remove split=.")
     read = {name: images_of(cfg, data, name) for name in dict.fromkeys(("train", "val", split))}
     there = {int(index) for label in read[split].labels for index in label["cls"].reshape(-1)}
-    return {index: name for index, name in dict(data["names"]).items() if index in there}
+    return task, {index: name for index, name in dict(data["names"]).items() if index in there}
 
 
 def train(args: dict[str, Any]) -> dict[str, Any]:
