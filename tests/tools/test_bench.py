@@ -2,6 +2,7 @@
 """`lossplug bench` proves before it times, survives what an engine does, and remembers. No test asserts a time."""
 
 import json
+import math
 import re
 import sys
 import types
@@ -30,6 +31,7 @@ def settings(tmp_path, monkeypatch):
     monkeypatch.setattr(bench_cases, "SECONDS", {"cpu": 0.0, "cuda": 0.0})
     monkeypatch.setattr(bench_cases, "MIN_PAIRS", 2)
     monkeypatch.setattr(bench_cases, "MIN_TRAIN_PAIRS", 1)
+    monkeypatch.setattr(timing, "MAX_SPREAD", math.inf)
 
 
 @pytest.fixture
@@ -75,7 +77,8 @@ def test_an_engine_is_proven_timed_and_remembered(tmp_path, in_process, monkeypa
     assert in_process == [("fast", "2x3"), ("fast", "2x60")] and not results.disqualified
     assert [(one["dtype"], list(one["engines"])) for one in entries()] == [("float32", ["fast"])] * 2
     assert entries()[1]["case"] == "2 images, 120 objects in all, 64 px, yolov8n.yaml"
-    assert f"from now on: {record.fastest_engines(CPU, lambda name: True)}." in report.verdicts[0]
+    verdict = f"from now on, in steps of 256 to 16k elements: {record.fastest_engines(CPU, lambda name: True)}. Other"
+    assert verdict in report.verdicts[0]
     monkeypatch.setenv("COLUMNS", "80")
     said = report.terminal()
     assert max(len(line) for line in said.splitlines() if str(record.file()) not in line) <= 80
@@ -149,6 +152,20 @@ def test_a_case_for_which_the_host_has_no_memory_is_skipped(tmp_path, in_process
     _, results, report = measured(tmp_path)
     assert not results.disqualified and not record.disqualified_engines(CPU)
     assert "2x3 is skipped: the host's own step is out of memory." in report.terminal()
+
+
+def test_a_failure_of_the_host_is_not_held_against_an_engine(tmp_path, in_process, monkeypatch):
+    monkeypatch.setattr(timing, "timed_step", lambda *args: [][0])
+    _, results, report = measured(tmp_path)
+    assert not results.disqualified and not record.disqualified_engines(CPU) and entries() == []
+    assert "2x3 is skipped: the host's own step fails: IndexError: list index out of range." in report.terminal()
+
+
+def test_what_a_busy_machine_times_is_not_recorded(tmp_path, in_process, monkeypatch):
+    monkeypatch.setattr(timing, "MAX_SPREAD", -1.0)
+    _, results, report = measured(tmp_path)
+    assert not results.disqualified and entries() == [] and "the machine was busy" in report.terminal()
+    assert "The machine was too busy: `loss_engine=auto` stays what it was." in report.verdicts
 
 
 def test_kernels_that_cannot_run_here_are_named_and_nothing_is_held_against_them(tmp_path, in_process, monkeypatch):
@@ -334,8 +351,8 @@ def test_the_command_with_interpreted_kernels(tmp_path):
     command = [sys.executable, "-m", "yolo_lossplug", *words, f"project={tmp_path}"]
     said = run(command, tmp_path, environment).stdout
     assert re.search(r"^2 × 7 +triton +\d", said, re.MULTILINE) and "disqualified" not in said and "interpreter" in said
-    (file,) = tmp_path.rglob(record.RECORD_FILE)
-    assert json.loads(file.read_text())["entries"][0]["triton"].endswith("interpreted")
+    (file,) = tmp_path.rglob("results.json")
+    assert json.loads(file.read_text())["triton"].endswith("interpreted")
 
 
 # Parts.

@@ -45,6 +45,12 @@ class Measured(NamedTuple):
             return ""
         return by_size[min(by_size, key=lambda size: (abs(size - wanted), size))]
 
+    @property
+    def sizes(self) -> str:
+        """The sizes of the steps that were measured, in words."""
+        classes = [best.size_class for best in self.engines]
+        return f"{short_number(4 ** min(classes))} to {short_number(4 ** (max(classes) + 1))} elements"
+
     def __str__(self) -> str:
         groups = dict.fromkeys(best[:2] for best in self.engines)
         texts = {group: _by_size([best for best in self.engines if best[:2] == group]) for group in groups}

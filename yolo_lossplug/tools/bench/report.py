@@ -33,7 +33,9 @@ STEP_NOTE = (
     "Medians with quartiles; × stock: how many times as fast as stock, of both in turn on the same batches, in one "
     "process. MiB: peak that a step adds, gradients of the head's outputs included."
 )
-UNSTEADY_NOTE = f"{UNSTEADY} quartiles more than 30 % apart: the machine was busy."
+UNSTEADY_NOTE = (
+    f"{UNSTEADY} quartiles more than 30 % apart: the machine was busy. Such a case is not recorded; run it again."
+)
 RECORD_NOTE = (
     "It holds what was measured and proven: for this device, these versions, this type and sizes like these. "
     "`loss_engine=auto` reads it when a training starts, and compares the engine with stock once more before it runs. "
@@ -86,9 +88,13 @@ class EngineResults:
 
     @cached_property
     def entries(self) -> list[dict[str, Any]]:
-        """Entries of the record: for each type and size the engines that were identical in every case, beside stock."""
+        """Entries of the record: for each type and size the engines that were identical in every case, beside stock.
+
+        What the machine was too busy to time is left out.
+        """
         unproven = {*self.disqualified, REFERENCE}
-        steps = [(work, _timed(results, unproven)) for work, results in self.cases if work.kind == STEP]
+        timed = [(work, _timed(results, unproven)) for work, results in self.cases if work.kind == STEP]
+        steps = [(work, {name: r for name, r in proven.items() if r["is_steady"]}) for work, proven in timed]
         return [
             {
                 **self.key._asdict(),
@@ -178,12 +184,17 @@ def _verdict(results: EngineResults, measured: Optional[Measured]) -> str:
     if results.has_other_task:
         return "`loss_engine=auto` stays what it was: fast on a CPU; on a GPU the record, which is of detect, decides."
     if not results.entries:
-        return "No engine is proven on this machine: `loss_engine=auto` stays what it was."
+        steps = [result for _, by_name in results.cases for result in _timed(by_name, {REFERENCE}).values()]
+        why = (
+            "The machine was too busy" if steps and not results.disqualified else "No engine is proven on this machine"
+        )
+        return f"{why}: `loss_engine=auto` stays what it was."
     if not measured:
         return "`loss_engine=auto` stays what it was: no engine that was measured is faster than stock."
-    auto = f"`loss_engine=auto` takes here, from now on: {measured}."
-    is_coarse = "elements" in auto or "anchors" in auto
-    return auto + " Anchors: of all images; elements: objects of all images × anchors of one." * is_coarse
+    return (
+        f"`loss_engine=auto` takes here, from now on, in steps of {measured.sizes}: {measured}. Other sizes stay what "
+        "they were. Anchors: of all images; elements: objects of all images × anchors of one."
+    )
 
 
 def _about(results: EngineResults) -> str:

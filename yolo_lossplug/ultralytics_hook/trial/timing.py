@@ -25,6 +25,8 @@ from yolo_lossplug.ultralytics_hook.running import branch_criteria, branches
 from yolo_lossplug.ultralytics_hook.trial.problems import Problem
 
 MAX_PAIRS = 60
+MAX_SPREAD = 0.3
+"""Distance of the quartiles, as a share of the median, from which times are unsteady."""
 QUEUED = 10
 """Steps between two events of a GPU."""
 
@@ -181,7 +183,7 @@ def time_summary(times: tuple[Sequence[float], Sequence[float]]) -> dict[str, An
     """Return milliseconds of both sides with quartiles, and the ratio of the pairs, all as quartiles."""
     stock, ours = ([1e3 * value for value in quartiles(side)] for side in times)
     ratio = quartiles([theirs / ours for theirs, ours in zip(*times)])
-    is_steady = ratio[2] - ratio[0] <= 0.3 * ratio[1]
+    is_steady = ratio[2] - ratio[0] <= MAX_SPREAD * ratio[1]
     return {"stock_ms": stock, "ours_ms": ours, "ratio": ratio, "pairs": len(times[0]), "is_steady": is_steady}
 
 
