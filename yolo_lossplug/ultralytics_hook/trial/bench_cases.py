@@ -24,6 +24,7 @@ from yolo_lossplug.ultralytics_hook.family import refuse_rtdetr
 from yolo_lossplug.ultralytics_hook.originals import v8DetectionLoss
 from yolo_lossplug.ultralytics_hook.running import branch_criteria
 from yolo_lossplug.ultralytics_hook.trial import gauges, timing
+from yolo_lossplug.ultralytics_hook.trial.drawn import channels_of
 from yolo_lossplug.ultralytics_hook.trial.problems import Head, ObjectSpec, Problem, drawn_task_problem, predicted
 
 STEP, TRAIN, CLASS_KERNELS = "step", "train", "class-kernels"
@@ -93,7 +94,7 @@ def model_of(name: str, data: Optional[str] = None) -> Any:
         raise LossPlugError(f"model={name}: this release of Ultralytics has no step of it that an engine replaces.")
     if made.task == "pose" and not all(map(can_have_keypoints, leaves)):
         raise LossPlugError(f"model={name} has keypoint terms that read other outputs than bench draws; take another.")
-    return model.train()
+    return model.train().requires_grad_()  # weights of a checkpoint have no gradient
 
 
 def bench_device(name: Any) -> torch.device:
@@ -227,7 +228,7 @@ def _memory(engine: str, work: Work, device: torch.device) -> dict[str, Any]:
 def _training_result(engine: str, work: Work, device: torch.device, reporter: Reporter) -> dict[str, Any]:
     torch.manual_seed(0)
     model = model_of(work.model, work.data).to(device)
-    shape = (work.batch, 3, work.imgsz, work.imgsz)
+    shape = (work.batch, channels_of(model), work.imgsz, work.imgsz)
     problems = problems_of(work, model, device, n=2)
     batches = [{"img": torch.rand(shape, device=device), **problem.batch} for problem in problems]
     reporter.part()

@@ -21,8 +21,7 @@ def drawn_batch(model: Any, cfg: Any) -> dict[str, Any]:
     drawings = (shapes.draw_shapes(np.random.default_rng((cfg.seed, i)), size, kind) for i in range(count))
     pictures, labels = zip(*drawings)
     images = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255
-    channels = next(module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d))
-    images = images[:, torch.arange(channels) % 3]
+    images = images[:, torch.arange(channels_of(model)) % 3]
     n_classes = len(class_names(model))
     if task == CLASSIFY:
         return {"img": images, "cls": torch.tensor([int(rows[0][0]) for rows in labels]) % n_classes}
@@ -39,6 +38,11 @@ def drawn_batch(model: Any, cfg: Any) -> dict[str, Any]:
     if task == "pose":
         return {**batch, "keypoints": keypoints_of(batch["bboxes"], *model.model[-1].kpt_shape)}
     return batch
+
+
+def channels_of(model: Any) -> int:
+    """Return how many channels the images of a model have."""
+    return next(module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d))
 
 
 def masks_of(batch: dict[str, Tensor], n_images: int, side: int, may_overlap: bool) -> dict[str, Tensor]:
