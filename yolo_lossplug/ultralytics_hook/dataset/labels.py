@@ -258,13 +258,7 @@ def _labels(host: YOLODataset, data: dict[str, Any], task: Optional[str], said: 
         )
     polygons = [*chain(*outlines)]
     task = task or _guess(polygons, sum(counts))
-    if task not in TASKS:
-        raise LossPlugError(f"task={task} has no boxes to inspect; give {', '.join(TASKS)}.")
-    if task in OUTLINES and len(polygons) != sum(counts):
-        raise LossPlugError(
-            f"data={args['data']} has boxes of four numbers, in {_file_of_boxes(files)} for example. A training with "
-            f"task={task} refuses them: it takes {OUTLINES[task]} on every line."
-        )
+    _check_task(task, args["data"], files if len(polygons) != sum(counts) else [])
     silenced, regions = _regions(host)
     return Labels(
         [*files],
@@ -298,6 +292,17 @@ def _entries(host: YOLODataset, files: list[str], path: Any) -> tuple[Sequence[s
         return (), NOTHING
     of_file = {file: i for i, entry in enumerate(entries) for file in files_of_entry(entry)}
     return [*map(str, entries)], np.array([of_file.get(file, 0) for file in files])
+
+
+def _check_task(task: str, data: Any, files: Sequence[str]) -> None:
+    """Refuse a task without boxes, and labels that a training of it refuses; `files` are images without outlines."""
+    if task not in TASKS:
+        raise LossPlugError(f"task={task} has no boxes to inspect; give {', '.join(TASKS)}.")
+    if task in OUTLINES and files:
+        raise LossPlugError(
+            f"data={data} has boxes of four numbers, in {_file_of_boxes(files)} for example. A training with "
+            f"task={task} refuses them: it takes {OUTLINES[task]} on every line."
+        )
 
 
 def _objects(host: YOLODataset) -> list[dict[str, Any]]:
