@@ -6,12 +6,13 @@ from __future__ import annotations
 import csv
 import io
 import re
+import warnings
 from collections.abc import Iterable, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from yolo_lossplug.files import write_text
+from yolo_lossplug.files import write_bytes, write_text
 from yolo_lossplug.terminal import printable
 
 if TYPE_CHECKING:
@@ -61,13 +62,15 @@ def save(made: Figure, file: Path) -> Path:
     """Write a figure as PNG and return the file. Text is text: what users have named holds no formulas."""
     from matplotlib.text import Text
 
+    picture = io.BytesIO()
     texts: list[Any] = made.findobj(Text)
     for text in texts:
         text.set_text(printable(text.get_text()))
         text.set_parse_math("$" not in text.get_text())
-    file.parent.mkdir(parents=True, exist_ok=True)
-    made.savefig(file, dpi=150)
-    return file
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph ")  # for each character that the font lacks, which is drawn as a box
+        made.savefig(picture, dpi=150)
+    return write_bytes(file, picture.getvalue())
 
 
 def save_table(rows: Sequence[dict[str, Any]], file: Path, columns: Sequence[str] = ()) -> Path:

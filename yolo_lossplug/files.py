@@ -5,23 +5,37 @@ from __future__ import annotations
 
 import json
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Callable, Optional
 from uuid import uuid4
 
 
-def write_bytes(file: Path, content: bytes) -> Path:
-    """Write a file and return it; its folder is made.
+@contextmanager
+def beside(file: Path) -> Iterator[Path]:
+    """Give a name beside a file, and move what is written there over it at the end; its folder is made.
 
-    What is unfinished has a name of its own beside the file, since several processes may write the same.
+    The name is used once, since several processes may write the same file.
+
+    Raises:
+        OSError: If it cannot be written, as on a full disk; it names the file.
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_name(f".{uuid4().hex}.tmp")
     try:
-        unfinished.write_bytes(content)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        yield unfinished
         unfinished.replace(file)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(file)) from None
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def write_bytes(file: Path, content: bytes) -> Path:
+    """Write a file and return it; its folder is made."""
+    with beside(file) as unfinished:
+        unfinished.write_bytes(content)
     return file
 
 

@@ -37,7 +37,7 @@ def made(tmp_path, monkeypatch):
     stock = Job.prepare
 
     def prepare(self, device):
-        return [sys.executable, "-c", CODE, stock(self, device)[-1]]
+        return [sys.executable, "-c", CODE, *stock(self, device)[-2:]]
 
     monkeypatch.setattr(Job, "prepare", prepare)
 
@@ -146,8 +146,8 @@ def test_what_an_interrupted_run_has_left_is_removed(tmp_path):
     job.error.write_text("KeyError: x")
     command = job.prepare("cpu")
     assert not job.folder.exists() and not job.error.exists() and job.state == RUNNING
-    assert json.loads(job.file.read_text())["args"] == {"epochs": 3, "device": "cpu"}
-    assert command[-1] == str(job.file)
+    written = json.loads(job.file.read_text())
+    assert written["args"] == {"epochs": 3, "device": "cpu"} and command[-2:] == [str(job.file), written["start"]]
 
 
 def test_without_ray(made, monkeypatch):

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Optional, Union
+from uuid import uuid4
 
 from filelock import FileLock, Timeout
 
@@ -86,22 +87,25 @@ class Job:
     def prepare(self, device: Any) -> list[str]:
         """Remove the files of an interrupted run, write the arguments, and return the command that runs it.
 
+        A process that was started for the run before, and has not begun yet, finds another name of its start there.
+
         Raises:
             LossPlugError: If another process still trains it.
         """
         self.folder.parent.mkdir(parents=True, exist_ok=True)
+        args, start = {**self.args, **({} if device is None else {"device": device})}, uuid4().hex
+        job = {"args": args, "result": str(self.result), "error": str(self.error), "start": start}
         try:
             with FileLock(self.lock, timeout=PATIENCE):
                 shutil.rmtree(self.folder, ignore_errors=True)
                 for file in (self.error, self.result):
                     file.unlink(missing_ok=True)
+                write_json(self.file, job, default=str)
         except Timeout:
             who = read_mapping(self.file).get("process", "another process")
             raise LossPlugError(f"{who} trains it: wait for its end, or end it, and run the command again.") from None
-        args = {**self.args, **({} if device is None else {"device": device})}
-        write_json(self.file, {"args": args, "result": str(self.result), "error": str(self.error)}, default=str)
         self.state = RUNNING
-        return [sys.executable, "-m", "yolo_lossplug.tools.compare.train_one", str(self.file)]
+        return [sys.executable, "-m", "yolo_lossplug.tools.compare.train_one", str(self.file), start]
 
     def finish(self, status: Optional[int] = None) -> None:
         """Set the state after the run has ended with an exit status, None for one that was interrupted."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""One run of a comparison as a separate process: ``python -m yolo_lossplug.tools.compare.train_one job.json``.
+"""One run of a comparison as a separate process: ``python -m yolo_lossplug.tools.compare.train_one job.json START``.
 
 So a run that fails, or runs out of memory, does not end the others, and each starts from the same state of the process.
 """
@@ -23,15 +23,20 @@ from yolo_lossplug.files import read_json, write_json
 from yolo_lossplug.tools.compare.jobs import LOCK, PATIENCE
 
 
-def main(file: Path) -> int:
+def main(file: Path, start: str) -> int:
     """Train with the arguments in a file, write the result or the error, and return the exit status.
 
-    A lock beside the file is held until this process ends, however it ends.
+    A lock beside the file is held meanwhile, and falls with this process. Nothing is trained if the file has another
+    start by then: the comparison that started this process is gone, and another one has taken the run over.
     """
     job = read_json(file)
     result, error = Path(job["result"]), Path(job["error"])
+    lock = FileLock(file.with_suffix(LOCK), timeout=PATIENCE)  # let go with this name: a lock without one is free
     try:
-        FileLock(file.with_suffix(LOCK)).acquire(timeout=PATIENCE)
+        lock.acquire()
+        job = read_json(file)
+        if job["start"] != start:
+            return 130
         write_json(file, {**job, "process": f"process {os.getpid()} on {platform.node()}"})
         end_with_parent()
         from yolo_lossplug.ultralytics_hook.trial.one_run import train
@@ -54,13 +59,13 @@ def end_with_parent() -> None:
     """
 
     def watch() -> None:
-        while sys.stdin.buffer.read(1):
+        while os.read(0, 1):  # sys.stdin has a lock, and the end of Python fails if this thread holds it
             pass
         _thread.interrupt_main()
         time.sleep(PATIENCE)
         os._exit(130)
 
-    if sys.stdin and stat.S_ISFIFO(os.fstat(sys.stdin.fileno()).st_mode):
+    if sys.stdin and stat.S_ISFIFO(os.fstat(0).st_mode):
         threading.Thread(target=watch, daemon=True).start()
 
 
@@ -77,4 +82,4 @@ def with_average_precision(result: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2]))

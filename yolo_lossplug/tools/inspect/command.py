@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from yolo_lossplug import charts
-from yolo_lossplug.files import write_text
+from yolo_lossplug.files import beside, write_text
 from yolo_lossplug.registry import LossPlugError
 from yolo_lossplug.selection.keys import TASKS, keys, refuse_unknown
 from yolo_lossplug.selection.regions import ANNOTATED, IGNORE
@@ -115,7 +115,7 @@ def write_inspection(found: Findings) -> tuple[Report, Path]:
     classes, args = classes_table(found), found.plan.args  # mistakes come out here, before there is a folder
     directory = new_folder("inspect", args.get("name"), args.get("project"))
     charts.save_table([dict(zip(classes.header, row)) for row in classes.rows], directory / "classes.csv")
-    with (directory / "objects.csv").open("w", newline="", encoding="utf-8") as target:
+    with beside(directory / "objects.csv") as file, file.open("w", newline="", encoding="utf-8") as target:
         csv.writer(target).writerows(object_rows(found.labels, found.views, found.strides))
     write_weights(found.facts, directory)
     report = make_report(found, draw_pictures(found, directory), command_line("inspect", args), directory)
