@@ -16,6 +16,7 @@ from yolo_lossplug import LossPlugError, charts
 from yolo_lossplug.boxes import SIZES
 from yolo_lossplug.tools.inspect import command as inspect
 from yolo_lossplug.tools.inspect import findings as inspect_findings
+from yolo_lossplug.tools.inspect import pictures
 from yolo_lossplug.tools.inspect import report as inspect_report
 from yolo_lossplug.tools.inspect.advice import advise
 from yolo_lossplug.tools.inspect.command import inspect_plan, write_inspection
@@ -204,6 +205,16 @@ def test_3000_objects_in_an_image(tmp_path):
     is_timed = hasattr(v8DetectionLoss, METHOD)  # else there is no step that the fast engine could replace
     assert bool(found.costs[1].stock) == bool(found.costs[1].fast) == is_timed
     assert "Need of the loss step" in (folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_objects_beyond_the_shown_part_are_not_drawn():
+    """Nothing of them is seen, and 2,000 would take seconds; what is shown is the same."""
+    panel = panel_of(np.random.default_rng(0).uniform(80, 560, (2000, 2)), 9)
+    axis = charts.figure(1, 1)[1][0, 0]
+    pictures._draw(axis, panel, 8.0)
+    left, top, right, bottom = window(panel)
+    is_seen = ((panel.corners.max(1) >= (left, top)) & (panel.corners.min(1) <= (right, bottom))).all(1)
+    assert 0 < 2 * is_seen.sum() <= len(axis.patches) < 400
 
 
 def test_most_images_without_objects(tmp_path):

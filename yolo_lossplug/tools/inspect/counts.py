@@ -18,8 +18,8 @@ FULL_IMAGE = 0.95
 """Share of the image from which an object counts as the whole image."""
 MIN_EXPECTED = 10
 """Objects of a class that an entry of a dataset would have as elsewhere, from which it is noted that it has none."""
-MAX_PAIRS = 2_000_000
-"""Pairs that are handled at once."""
+MAX_PAIRS = 100_000
+"""Pairs that are handled at once, which bounds memory: each takes about 140 bytes."""
 
 
 class PairCounts(NamedTuple):

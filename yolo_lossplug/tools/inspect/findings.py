@@ -188,10 +188,11 @@ class Findings:
         return [self._timed(need) for need in needs]
 
     def _timed(self, need: Cost) -> Cost:
-        """Return a cost with the time of a batch of a few images, one of which is about as crowded."""
+        """Return a cost with the time of a batch of one to four images, one of which is about as crowded."""
         nearest = int(np.abs(self.counts - need.most).argmin())
         others = np.random.default_rng(0).integers(0, len(self.counts), 3).tolist()
-        rows = [np.flatnonzero(self.labels.image == image) for image in (nearest, *others)]
+        few = max(1, cost.MAX_TIMED // max(1, need.most * need.anchors))
+        rows = [np.flatnonzero(self.labels.image == image) for image in (nearest, *others)[:few]]
         index, first = np.concatenate(rows), self.views[0]
         boxes, is_rotated = first.boxes[index], self.labels.task == "obb"
         low, high = np.split(boxes[:, :4] / first.imgsz, 2, axis=1)

@@ -235,6 +235,7 @@ def _draw(axis: Any, panel: Panel, stride: float) -> None:
     left, top, right, bottom = window(panel)
     low, high = np.array([left, top]), np.array([right, bottom])
     spacing = WIDTH * 72 / max(right - left, bottom - top) * stride  # in points
+    spare = max(right - left, bottom - top) / 20  # for outlines
     axis.imshow(panel.image // 2 + 127)  # pale, so that dots are seen
     is_inside = _is_inside(panel.points, low, high)
     dots = np.unique(panel.candidates)
@@ -247,7 +248,8 @@ def _draw(axis: Any, panel: Panel, stride: float) -> None:
     axis.scatter(*panel.points[chosen].T, s=large, **style, zorder=3)
     for corners in panel.regions:
         axis.add_patch(_hatched(corners, zorder=2))
-    for corners, has_signal in zip(panel.corners, panel.has_signal):
+    is_shown = ((panel.corners.max(1) >= low - spare) & (panel.corners.min(1) <= high + spare)).all(1)
+    for corners, has_signal in zip(panel.corners[is_shown], panel.has_signal[is_shown]):
         for width, colour in ((2.4, "black"), (1.2, OBJECT if has_signal else NO_SIGNAL)):
             order = 2 if has_signal else 4
             axis.add_patch(Polygon(corners, fill=False, edgecolor=colour, linewidth=width, zorder=order))

@@ -171,7 +171,10 @@ def costs_table(found: Findings) -> Table:
     """Return what the loss step needs."""
     rows = []
     for name, need in zip(("typical", "most crowded"), found.costs):
-        times = [f"{need.timed} images: {1000 * s:.0f} ms" if s else "not timed" for s in (need.stock, need.fast)]
+        times = [
+            f"{need.timed} image{'s' * (need.timed > 1)}: {1000 * s:.0f} ms" if s else "not timed"
+            for s in (need.stock, need.fast)
+        ]
         rows.append([name, need.images, need.most, _bytes(need.dense), _bytes(need.sparse), *times])
     header = ("batch", "images", "most objects", "memory of stock", "memory of fast", "time of stock", "time of fast")
     return Table(header, rows, f"One step at imgsz {found.views[0].imgsz}")

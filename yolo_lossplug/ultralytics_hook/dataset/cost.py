@@ -22,8 +22,8 @@ selection. What it copies on the way comes on top."""
 PAIR_BYTES = 56
 """Bytes of the fast engine for each candidate: two indices, metric, overlap and two boxes."""
 REG_MAX = 16
-MAX_TIMED = 40_000_000
-"""Elements of (images, objects, anchors) up to which a step is timed; above, stock takes minutes or all memory."""
+MAX_TIMED = 10_000_000
+"""Elements of (images, objects, anchors) up to which a step is timed, which takes stock about 30 bytes for each."""
 REPEATS = 2
 
 
