@@ -243,7 +243,8 @@ RULES = (
         lambda f: len(f.rare),
         lambda f: (
             f"{_rare(f)} {percent(f.rare_share)} of objects, the largest class {f.imbalance:.0f} times as many as the "
-            "smallest: compare cls_weights, and read the AP of these classes"
+            "smallest: name their images several times in train.txt, which needs no key, before you compare "
+            "cls_weights, and read the AP of these classes"
         ),
         lambda f: {WEIGHTS: weights_of(f)},
         "Cui et al. 2019, arXiv 1901.05555, whose mildest imbalance is 10 to 20",
