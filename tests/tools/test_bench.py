@@ -93,11 +93,12 @@ def test_an_engine_is_proven_timed_and_remembered(tmp_path, in_process, monkeypa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["yolo26n.yaml", "yolov8n.yaml"])
+@pytest.mark.parametrize("model", ["yolo26n.yaml", "yolov8n.yaml", "yolo26n-seg.yaml", "yolov8n-obb.yaml"])
 def test_real_data_end_to_end_heads_and_whole_training_steps(tmp_path, in_process, data, model):
-    _, results, report = measured(tmp_path, model=model, data=data, objects=None, train_step=True)
+    keys = {} if "-" in model else {"data": data, "objects": None}
+    _, results, report = measured(tmp_path, model=model, train_step=True, **keys)
     (step, by_name), (train, trained) = results.cases
-    assert (step.kind, step.name, train.kind) == (STEP, "2-data", TRAIN)
+    assert (step.kind, step.name, train.kind) == (STEP, "2x3" if "-" in model else "2-data", TRAIN)
     assert not results.disqualified and by_name["fast"]["objects"] > 0 and "ratio" in trained["fast"]
     assert "A whole training step" in report.terminal()
 
@@ -306,9 +307,10 @@ def test_a_mistake_is_named_before_anything_is_measured(tmp_path):
 
 @pytest.mark.parametrize("task", [slow("segment"), slow("pose"), "obb"])
 def test_steps_of_other_tasks_are_proven_and_timed_without_a_record(task, in_process, tmp_path):
-    folder, results, report = bench.bench(
-        {**TINY, "task": task, "objects": 3, "project": str(tmp_path), "name": "made"}
-    )
+    for refused in (task, "detect"):
+        record.add((), record.record_key(CPU), {"fast": f"it hangs in {refused}"}, "2026-01-01", refused)
+    folder, results, report = measured(tmp_path, task=task)
+    assert [*record.disqualified_engines(CPU).values()] == ["lossplug bench, 2026-01-01: it hangs in detect"]
     assert in_process == [("fast", "2x3")] and not results.entries and not results.disqualified
     made = read_case(folder)
     assert made["task"] == task and made["ratio"][1] > 0 and "stays what it was" in report.markdown()

@@ -387,7 +387,7 @@ def test_both_engines_train_to_the_same_results(data, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["yolov8n", "yolov8n-seg", "yolov8n-obb", "yolov8n-pose"])
 def test_a_training_has_the_curve_of_stock(name):
-    curves, data = [], batch(name, size=160)
+    curves, data = [], batch(name, size=192)  # 756 anchors: fewer than 640 go to the assigner as a whole
     for engine in ("reference", "fast"):
         made = copy.deepcopy(model(name))
         criterion = with_keys(made, loss_engine=engine)

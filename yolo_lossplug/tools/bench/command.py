@@ -85,6 +85,7 @@ class BenchPlan(NamedTuple):
         folder: Where results go.
         described: What that folder says of the plan: the same one on the same machine continues.
         command: The command that gives it.
+        task: The task of the models.
     """
 
     works: list[Work]
@@ -97,6 +98,7 @@ class BenchPlan(NamedTuple):
     folder: Path
     described: dict[str, Any]
     command: str
+    task: str
 
 
 def main(args: dict[str, Any]) -> None:
@@ -133,7 +135,7 @@ def measure_plan(plan: BenchPlan) -> tuple[Path, EngineResults, Report]:
     failed = _measure(plan, cases)
     by_work = [(work, child.read_results(cases, plan.engines, work)) for work in plan.works]
     results = EngineResults(by_work, failed, plan.missing, plan.key, today, plan.command, record.file())
-    record.add(results.entries, plan.key, results.refused, today)
+    record.add(results.entries, plan.key, results.refused, today, plan.task, results.proven)
     measured = record.fastest_engines(plan.device, lambda name: True)
     return plan.folder, results, write_report(results, measured, plan.folder)
 
@@ -174,10 +176,12 @@ def bench_plan(args: Mapping[str, Any]) -> BenchPlan:
     folder = _folder(values["name"], values["project"], described)
     missing = {TRITON: why} if why and TRITON in asked else {}
     engines = [name for name in asked or [REFERENCE] if name not in missing]
+    task = "detect"
     for name in dict.fromkeys(work.model for work in works):
-        _refuse_other_task(name, bench_cases.model_of(name, works[0].data).task, args.get("task"), engines)
+        task = bench_cases.model_of(name, works[0].data).task
+        _refuse_other_task(name, task, args.get("task"), engines)
     place, command = (key, values["limit"], folder, described), command_line("bench", args)
-    return BenchPlan(works, engines, missing, device, values["device"], *place, command)
+    return BenchPlan(works, engines, missing, device, values["device"], *place, command, task)
 
 
 def _refuse_other_task(name: str, task: str, asked: Any, engines: Sequence[str]) -> None:

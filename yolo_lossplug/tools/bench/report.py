@@ -86,6 +86,11 @@ class EngineResults:
         reasons = self.disqualified.items()
         return {name: why for name, why in reasons if name not in self.missing and OUT_OF_MEMORY not in why}
 
+    @property
+    def proven(self) -> set[str]:
+        """The engines that were identical in every case, beside stock."""
+        return {name for _, results in self.cases for name in _timed(results, {*self.disqualified, REFERENCE})}
+
     @cached_property
     def entries(self) -> list[dict[str, Any]]:
         """Entries of the record: for each type and size the engines that were identical in every case, beside stock.

@@ -116,24 +116,34 @@ def disqualified_engines(device: torch.device) -> dict[str, str]:
     return {str(entry.get("engine")): f"lossplug bench, {entry.get('since')}: {entry.get('why')}" for entry in here}
 
 
-def add(entries: Iterable[Mapping[str, Any]], key: Key, refused: Mapping[str, str], since: str) -> None:
+def add(
+    entries: Iterable[Mapping[str, Any]],
+    key: Key,
+    refused: Mapping[str, str],
+    since: str,
+    task: str = "detect",
+    proven: Iterable[str] = (),
+) -> None:
     """Add entries to the file; in one of the same device, versions, type and size class, engines are replaced.
 
-    Engines that are refused are disqualified since that day, with the reasons; one in the entries no longer is.
+    Engines that are refused are disqualified for the task since that day, with the reasons; one in the entries, or
+    proven by steps of the same task, no longer is.
 
     Raises:
         LossPlugError: If the file cannot be written, or another process does not finish writing.
     """
     new = [dict(entry) for entry in entries]
-    settled, where = {*refused}.union(*(entry["engines"] for entry in new)), key._asdict()
-    now = [{**where, "engine": name, "why": why, "since": since} for name, why in refused.items()]
+    settled = {*refused, *proven}.union(*(entry["engines"] for entry in new))
+    here = {**key._asdict(), "task": task}
+    now = [{**here, "engine": name, "why": why, "since": since} for name, why in refused.items()]
     with _updated() as record:
         known = {_identity(entry): entry for entry in record["entries"] if _is_entry(entry)}
         for entry in new:
             earlier = known.get(_identity(entry), {"engines": {}})
             known[_identity(entry)] = {**entry, "engines": {**earlier["engines"], **entry["engines"]}}
         before, record["entries"] = record["disqualified"], list(known.values())
-        others = [e for e in before if e.get("engine") not in settled or not where.items() <= e.items()]
+        before = [{"task": "detect", **refusal} for refusal in before]
+        others = [e for e in before if str(e.get("engine")) not in settled or not here.items() <= e.items()]
         record["disqualified"] = [*others, *now]
 
 

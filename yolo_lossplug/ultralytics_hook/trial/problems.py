@@ -201,18 +201,20 @@ def drawn_task_problem(task: str, objects: ObjectSpec, seed: int, device: Device
 
 
 def _masks(problem: Problem, head: Head, rng: torch.Generator) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return coefficients and prototypes, and masks: every object is an ellipse that fills its box."""
+    """Return coefficients and prototypes, and masks, also of classes: every object is an ellipse that fills its box."""
     n_images, side = len(problem.scores), head.imgsz // MASK_STRIDE
     coefficients = torch.randn(n_images, N_PROTOTYPES, problem.scores.shape[2], generator=rng) * 0.3
     prototypes = torch.randn(n_images, N_PROTOTYPES, side, side, generator=rng)
-    masks, pixels = torch.zeros(n_images, side, side), torch.arange(side) + 0.5
+    masks, classes = torch.zeros(n_images, side, side), torch.zeros(n_images, side, side)
+    pixels = torch.arange(side) + 0.5
     image = problem.batch["batch_idx"].long()
     first = torch.searchsorted(image, image)
     for i, (x, y, width, height) in enumerate((problem.batch["bboxes"] * side).tolist()):
         across, along = (pixels - x) / max(width / 2, 0.5), (pixels - y) / max(height / 2, 0.5)
         inside = along[:, None] ** 2 + across**2 <= 1
         masks[image[i]][inside] = float(i - first[i] + 1)
-    return {"mask_coefficient": coefficients, "proto": prototypes}, {"masks": masks}
+        classes[image[i]][inside] = float(problem.batch["cls"][i])
+    return {"mask_coefficient": coefficients, "proto": prototypes}, {"masks": masks, "sem_masks": classes}
 
 
 def _keypoints(problem: Problem, head: Head, rng: torch.Generator) -> tuple[dict[str, Tensor], dict[str, Any]]:
