@@ -154,7 +154,10 @@ def exchanged_anchors(
         return Exchanged(0, total)
     for image in differs.any(1).nonzero().flatten().tolist():
         anchors = differs[image].nonzero().flatten()
-        metrics, overlaps = _in_float64(assigner, inputs, image, anchors)
+        try:
+            metrics, overlaps = _in_float64(assigner, inputs, image, anchors)
+        except TypeError:  # metrics that read masks or keypoints as well
+            return Exchanged(0, total)
         wrong += _wrong(one[image, anchors].tolist(), other[image, anchors].tolist(), metrics, overlaps)
     return Exchanged(total - wrong, wrong)
 
