@@ -265,6 +265,14 @@ def test_what_differs_in_bench_is_not_chosen(step_inputs):
     assert isinstance(with_keys(step_inputs[0], loss="eiou", loss_engine="fast"), FastMixin)
 
 
+def test_masks_are_the_hosts_where_bench_has_found_a_difference_and_on_a_gpu(monkeypatch):
+    monkeypatch.setattr(choice.install, "proven_part", lambda criterion: "masks")
+    monkeypatch.setattr(choice, "why_not_fast", lambda criterion: "it fails")
+    for device, refused, part in (("cpu", {}, "masks"), ("cuda", {}, ""), ("cpu", {"fast": "masks differ"}, "")):
+        monkeypatch.setattr(record, "disqualified_engines", lambda device, refused=refused: refused)
+        assert choice.decide_engine("auto", SimpleNamespace(device=torch.device(device))).part == part
+
+
 def on_a_gpu(engine, monkeypatch):
     """Return what is decided on a GPU, where the fast engine passes its test."""
     monkeypatch.setattr(choice, "why_not_fast", lambda criterion: None)

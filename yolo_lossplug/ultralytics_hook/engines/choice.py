@@ -42,8 +42,9 @@ def decide_engine(engine: str, criterion: Any) -> Decision:
         return Decision(REFERENCE)
     decision = _step_decision(engine, criterion)
     # On a GPU only where the engine was asked for by name: of masks and keypoints nothing is measured there.
-    is_wanted = criterion.device.type in FAST_DEVICE_TYPES or not (decision.is_lazy or decision.measured)
-    return decision._replace(part=install.proven_part(criterion) if is_wanted else "")
+    device = criterion.device
+    is_wanted = device.type in FAST_DEVICE_TYPES and FAST not in record.disqualified_engines(device)
+    return decision._replace(part=install.proven_part(criterion) if is_wanted or engine == FAST else "")
 
 
 def _step_decision(engine: str, criterion: Any) -> Decision:
