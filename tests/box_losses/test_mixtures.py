@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Mixtures of two box losses: what every box loss promises, and what only two of them can get wrong."""
 
+import copy
 import pickle
 from pathlib import Path
 
@@ -254,7 +255,7 @@ def test_the_box_term_is_the_mixture_by_hand(kind, name, engine):
 
     def terms(**chosen):
         criterion = with_keys(made, loss_engine=engine, **chosen)
-        return evaluate(criterion, preds, {k: v.clone() for k, v in given.items()})[0]
+        return evaluate(criterion, preds, copy.deepcopy(given))[0]
 
     first, second = (terms(**OURS.get(part, {"loss": part})) for part in name.split("+"))
     found = terms(loss=name, loss_mix=0.7)

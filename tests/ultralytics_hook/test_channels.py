@@ -6,6 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 import yaml
 from ultralytics.data import converter
 
@@ -68,5 +69,6 @@ def test_batches_of_a_bench_come_from_data_of_another_form(tmp_path, monkeypatch
     monkeypatch.setattr(converter, "convert_ndjson_to_yolo", convert)
     (tmp_path / "x.ndjson").write_text('{"type": "dataset"}')
     work = Work("", STEP, "yolov8n.yaml", 2, 64, 0, str(tmp_path / "x.ndjson"), False)
-    assert bench_cases.model_of(work.model, work.data).nc == 3
-    assert [batch["img"].shape for batch in bench_cases.real_batches(work, 2)] == [(2, 3, 64, 64)] * 2
+    model = bench_cases.model_of(work.model, work.data)
+    problems = bench_cases.problems_of(work, model, torch.device("cpu"), 2)
+    assert model.nc == 3 and [problem.batch["img"].shape for problem in problems] == [(2, 3, 64, 64)] * 2

@@ -76,7 +76,7 @@ def v8():
 
 
 def losses(criterion, preds, given):
-    return evaluate(criterion, preds, {k: v.clone() for k, v in given.items()})[0].detach()
+    return evaluate(criterion, preds, copy.deepcopy(given))[0].detach()
 
 
 def assignment(criterion, preds, given):
