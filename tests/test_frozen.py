@@ -10,6 +10,7 @@ import yolo_lossplug
 from tests.runs import TINY, python, results, run
 
 PROGRAM = f"""
+import pathlib
 import sys
 
 import yolo_lossplug
@@ -20,7 +21,7 @@ if __name__ == "__main__":
         print("LISTED", *yolo_lossplug.list_box_losses(), *yolo_lossplug.list_class_losses())
     elif sys.argv[1:] == ["page"]:
         from yolo_lossplug.tools.report import Report
-        Report("Report").write("report.html")
+        Report("Report").write(pathlib.Path("report.html"))
     else:
         YOLO("yolov8n.yaml").train(**{TINY!r}, **dict(word.split("=", 1) for word in sys.argv[1:]))
 """

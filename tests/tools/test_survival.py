@@ -58,7 +58,7 @@ def stand_in(monkeypatch):
     monkeypatch.setattr(
         Job, "prepare", lambda self, device: [sys.executable, "-c", STAND_IN, *stock(self, device)[-2:]]
     )
-    monkeypatch.setattr(one_run, "prepare", lambda *args: {})
+    monkeypatch.setattr(one_run, "prepare", lambda *args: ("detect", {}))
     monkeypatch.setattr(jobs, "POLL", 0.02)
 
 

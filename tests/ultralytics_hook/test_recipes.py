@@ -2,6 +2,7 @@
 """Recipes and datasets of the package, by name and from any folder; names of Ultralytics and the user go first."""
 
 import sys
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -33,8 +34,9 @@ def test_a_recipe_is_found_from_any_folder():
 def test_a_dataset_is_found_from_any_folder(name):
     found = utils.check_det_dataset(f"{name}.yaml")
     assert Path(found["yaml_file"]).name == f"{name}.yaml"
-    folders = found["train"] if isinstance(found["train"], list) else [found["train"]]
-    assert sum(len(list(Path(folder).iterdir())) for folder in folders) == 96
+    train = found["train"] if isinstance(found["train"], list) else [found["train"]]
+    images = [Path(entry).iterdir() if Path(entry).is_dir() else Path(entry).read_text().split() for entry in train]
+    assert len({*chain(*images)}) == 96
 
 
 def test_a_file_of_the_working_folder_or_of_ultralytics_goes_first(tmp_path, monkeypatch):
